@@ -1,0 +1,30 @@
+"""aiochatstream: a streaming chat with a HuggingFace model inside an aiohttp application."""
+
+from aiochatstream.chat_stream import ChatStream
+from aiochatstream.conversation import Conversation, Turn
+from aiochatstream.engines import Delta, Engine, FunctionEngine, Prompt
+from aiochatstream.errors import ChatStreamError
+from aiochatstream.params import GenerationParams
+from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
+from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbstractChatPrompt",
+    "ChatPrompt",
+    "ChatStream",
+    "ChatStreamError",
+    "Content",
+    "Conversation",
+    "ConversationStore",
+    "Delta",
+    "Engine",
+    "FunctionEngine",
+    "GenerationParams",
+    "MemoryConversationStore",
+    "MemoryStorage",
+    "Prompt",
+    "Turn",
+    "__version__",
+]

@@ -1,0 +1,7 @@
+"""``python -m aiochatstream``."""
+
+import sys
+
+from aiochatstream.cli import main
+
+sys.exit(main())

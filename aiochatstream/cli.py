@@ -1,0 +1,166 @@
+"""The command ``aiochatstream``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp_session
+from aiohttp import web
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from cryptography.fernet import Fernet
+
+from aiochatstream.chat_stream import ChatStream
+from aiochatstream.sessions import MemoryStorage
+from aiochatstream.web.errors import json_errors
+
+logger = logging.getLogger(__name__)
+
+FAILED = 1
+WRONG_USE = 2
+
+NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, 1 (it failed) or 2 (wrong use)."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        return serve(options)
+    except (FileNotFoundError, ValueError) as error:
+        return _complain(error, WRONG_USE)
+    except OSError as error:
+        return _complain(error, FAILED)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """``aiochatstream serve``: a server for one model, until SIGTERM or Ctrl-C."""
+    storage = _session_storage(options.session, options.secret_key_file)
+    listener = _listen(options.host, options.port)
+    print(f"Loading {options.model or 'the embedded small model'} ...", flush=True)
+    from aiochatstream.engines.transformers import loading  # torch takes its time: say something first
+
+    device = loading.choose_device(options.device)
+    dtype = loading.choose_dtype(options.dtype, device)
+    model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
+    chat_stream = ChatStream(
+        num_of_concurrent_executions=options.concurrency,
+        max_queue_size=options.queue,
+        model=model,
+        tokenizer=tokenizer,
+        max_new_tokens=options.max_new_tokens,
+        context_len=options.context_len,
+        temperature=options.temperature,
+        top_p=options.top_p,
+    )
+    failures: list[Exception] = []
+
+    async def announce() -> None:
+        try:
+            await chat_stream.wait_ready()
+        except Exception as error:  # noqa: BLE001 - whatever loading a model raises; it is told below
+            failures.append(error)
+            raise web.GracefulExit from None
+        print(_announcement(chat_stream, options.host, listener.getsockname()[1]), flush=True)
+
+    async def start_announcing(app: web.Application) -> None:
+        tasks.append(asyncio.create_task(announce()))
+
+    tasks: list[asyncio.Task[None]] = []
+    app = web.Application(middlewares=[json_errors])
+    aiohttp_session.setup(app, storage)
+    app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
+    app.on_startup.append(start_announcing)
+    web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
+    if failures:
+        return _complain(failures[0], FAILED)
+    return 0
+
+
+def _complain(error: Exception, exit_code: int) -> int:
+    print(f"aiochatstream: {error}", file=sys.stderr)
+    return exit_code
+
+
+def _announcement(chat_stream: ChatStream, host: str, port: int) -> str:
+    found = chat_stream.engine.describe()
+    limits = chat_stream.limits
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else f'[{host}]' if ':' in host else host}:{port}"  # noqa: S104
+    body = '{"user_input": "What is the capital of France?"}'
+    return (
+        f"\nReady on {url}\n"
+        f"  model        {found['model']}\n"
+        f"  device       {found['device']}, {found['dtype']}\n"
+        f"  concurrency  {limits.num_of_concurrent_executions} answers at a time\n"
+        f"  queue        {limits.max_queue_size} requests wait, the next one gets {limits.overload_status}\n"
+        f"  context      {chat_stream.context_len} tokens, {chat_stream.params.max_new_tokens} of them for the answer\n"
+        f"\nTalk to it:\n"
+        f"  curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+        f"Ctrl-C stops it."
+    )
+
+
+def _session_storage(kind: str, key_file: Path | None) -> aiohttp_session.AbstractStorage:
+    if kind == "memory":
+        return MemoryStorage()
+    if key_file is None:
+        raise ValueError(f"--session cookie needs --secret-key-file FILE. Make one with: {NEW_KEY} > FILE")
+    try:
+        key = Fernet(key_file.read_text().strip())
+    except ValueError:
+        raise ValueError(f"{key_file} holds no key (32 bytes, URL-safe base64). Make one with: {NEW_KEY}") from None
+    return EncryptedCookieStorage(key, samesite="Lax")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before the model is loaded: an address in use shows at once. Raises OSError with a clear sentence."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    return port
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aiochatstream", description="A streaming chat with a HuggingFace model.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", help="serve a model over HTTP", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = serve.add_argument
+    add("model", nargs="?", metavar="MODEL", help="HuggingFace id, folder or .gguf file; none: the small model")
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
+    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where the model runs")
+    add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="what it computes in")
+    add("--concurrency", type=int, default=2, metavar="N", help="answers that are generated at the same time")
+    add("--queue", type=int, default=5, metavar="N", help="requests that wait beyond that; the next one gets 503")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")
+    add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
+    add("--temperature", type=float, default=0.7, metavar="T", help="0 (greedy) to 2")
+    add("--top-p", type=float, default=0.9, metavar="P", help="above 0, up to 1 (off)")
+    add("--session", default="memory", choices=["memory", "cookie"], help="where conversations live")
+    add("--secret-key-file", type=Path, metavar="FILE", help="the key of --session cookie")
+    return parser

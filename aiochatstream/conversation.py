@@ -1,0 +1,68 @@
+"""What was said: the turns of one conversation, as plain data that goes to JSON and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+AnswerState = Literal["complete", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A user message and its answer.
+
+    state: ``complete``, or ``interrupted`` where the client stopped it or left: the text is what there was so far.
+    """
+
+    user: str
+    answer: str
+    message_id: str
+    state: AnswerState = "complete"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One conversation. Never changed in place: each turn gives a new one.
+
+    turns: oldest first.
+    number: counts every turn that was begun, also those that left no answer. It only ever grows.
+    begun: message id of the turn that was begun last.
+    first: index of the oldest turn that the model is still told. It stays where it is for many turns, so that
+        the start of the prompt stays the same.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    number: int = 0
+    begun: str = ""
+    first: int = 0
+
+    def begin(self, message_id: str) -> Conversation:
+        """The conversation with one more turn begun."""
+        return replace(self, number=self.number + 1, begun=message_id)
+
+    def without_last(self) -> Conversation:
+        """The conversation as it was before its last answer (to answer that message again)."""
+        turns = self.turns[:-1]
+        return replace(self, turns=turns, first=min(self.first, len(turns)))
+
+    def with_turn(self, turn: Turn) -> Conversation:
+        """The conversation with ``turn`` as its newest."""
+        return replace(self, turns=(*self.turns, turn))
+
+    def starting_at(self, first: int) -> Conversation:
+        """The conversation of which the model is told from turn ``first`` on."""
+        return replace(self, first=first)
+
+    def drop_oldest(self) -> Conversation:
+        """The conversation without its oldest turn."""
+        return replace(self, turns=self.turns[1:], first=max(0, self.first - 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Conversation:
+        """The conversation that :meth:`to_dict` told. Raises KeyError or TypeError on anything else."""
+        return cls(**{**data, "turns": tuple(Turn(**turn) for turn in data["turns"])})

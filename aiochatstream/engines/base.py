@@ -1,0 +1,61 @@
+"""The contract that every way of making text keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aiochatstream.params import GenerationParams
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an answer is to be made for.
+
+    messages: dicts of role (system, user, assistant) and content, the newest user message last.
+    token_ids: the same as the model reads it; empty for an engine without a tokenizer.
+    """
+
+    messages: list[dict[str, str]]
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One step of an answer: the new text (may be empty: half a character waits for its other half) and tokens."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+class Engine(ABC):
+    """Makes answers. Its methods block and are called in worker threads only, never on the event loop."""
+
+    tokenizer: Any = None
+    """The HuggingFace tokenizer behind :attr:`Prompt.token_ids`, known after :meth:`load`; None where there is none."""
+
+    max_context_len: int | None = None
+    """The most tokens that prompt and answer may have together, where the engine knows."""
+
+    loads_slowly = False
+    """True lets the application start while :meth:`load` still runs; requests then get 503 ``starting``."""
+
+    def load(self) -> None:  # noqa: B027 - not every engine has something to load
+        """Get ready to answer. Called once, in a thread, when the application starts."""
+
+    def describe(self) -> dict[str, str]:
+        """What there is to tell of it: model, device, dtype."""
+        return {}
+
+    @abstractmethod
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
+        """Yield the answer, at least one Delta a step, the last one with a finish reason.
+
+        Called by as many threads at once as there are slots. Closing the generator cancels; as that can happen only
+        at a ``yield``, a long job (a prefill, say) yields an empty Delta between its parts.
+        """

@@ -1,0 +1,48 @@
+"""From token ids to text, as they come: never half a character, never the whole answer again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+Detokenize = Callable[[int], str]
+"""Takes the next token id, returns the text that is now certain (may be empty)."""
+
+REPLACEMENT = "\ufffd"
+
+
+def detokenizer(tokenizer: Any) -> Detokenize:
+    """A fresh detokenizer for one answer. Special tokens are left out."""
+    if getattr(tokenizer, "is_fast", False):
+        stream = DecodeStream(skip_special_tokens=True)
+        backend = tokenizer.backend_tokenizer
+        return lambda token_id: stream.step(backend, token_id) or ""
+    return _Window(tokenizer).step
+
+
+class _Window:
+    """For tokenizers written in Python: decodes a short window of the last tokens, twice a step.
+
+    The window begins where the text was last certain, one piece earlier, so that a tokenizer that treats the first
+    token of a text in its own way (a leading space) does so outside of what is shown.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def step(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        before = self._decode(self._ids[: self._shown])
+        text = self._decode(self._ids)
+        if text.endswith(REPLACEMENT) or len(text) <= len(before):
+            return ""
+        self._ids = self._ids[self._shown :]
+        self._shown = len(self._ids)
+        return text[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))

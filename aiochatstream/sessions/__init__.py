@@ -1,0 +1,17 @@
+"""Where a conversation lives."""
+
+from aiochatstream.sessions.cookie import CookieUserSession
+from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage
+from aiochatstream.sessions.store import ConversationStore
+from aiochatstream.sessions.user import SESSIONS_HINT, UserSession, keeps_data_in_cookie, load_session
+
+__all__ = [
+    "SESSIONS_HINT",
+    "ConversationStore",
+    "CookieUserSession",
+    "MemoryConversationStore",
+    "MemoryStorage",
+    "UserSession",
+    "keeps_data_in_cookie",
+    "load_session",
+]

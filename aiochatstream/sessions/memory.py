@@ -1,0 +1,117 @@
+"""Sessions and conversations in the memory of this process."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+from aiohttp_session import AbstractStorage, Session
+
+from aiochatstream.conversation import Conversation
+from aiochatstream.errors import ConversationChanged
+from aiochatstream.sessions.bounded import BoundedMap
+from aiochatstream.sessions.store import ConversationStore
+
+DAY = 86_400.0
+MIB = 1 << 20
+
+
+def random_id() -> str:
+    """256 random bits, in 43 characters that are safe everywhere."""
+    return secrets.token_urlsafe(32)
+
+
+class MemoryStorage(AbstractStorage):
+    """An aiohttp-session storage in memory: the cookie carries nothing but a random 256-bit id.
+
+    :param max_sessions: how many are kept; the least recently used goes first.
+    :param idle_seconds: how long one is kept after its last use.
+    :param max_bytes: how much all of them may take.
+    :param secure: send the cookie over HTTPS only. Turn it on wherever there is HTTPS.
+
+    The cookie is HttpOnly and SameSite=Lax. An id that was not given out here is never taken over.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_sessions: int = 10_000,
+        idle_seconds: float = DAY,
+        max_bytes: int = 64 * MIB,
+        cookie_name: str = "AIOHTTP_SESSION",
+        domain: str | None = None,
+        max_age: int | None = None,
+        path: str = "/",
+        secure: bool = False,
+        samesite: str = "Lax",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(
+            cookie_name=cookie_name, domain=domain, max_age=max_age, path=path, secure=secure, samesite=samesite
+        )
+        self._sessions = BoundedMap(
+            max_entries=max_sessions, idle_seconds=idle_seconds, max_bytes=max_bytes, clock=clock
+        )
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def load_session(self, request: web.Request) -> Session:
+        identity = self.load_cookie(request)
+        kept = None if identity is None else self._sessions.get(identity)
+        if kept is None:
+            return await self.new_session()
+        return Session(identity, data=self._decoder(kept), new=False, max_age=self.max_age)
+
+    async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
+        if session.empty:
+            if session.identity is not None:
+                self._sessions.pop(session.identity)
+            self.save_cookie(response, "", max_age=session.max_age)
+            return
+        identity: str = session.identity or random_id()
+        if session.identity is None:
+            session.set_new_identity(identity)
+        self._sessions.put(identity, self._encoder(self._get_session_data(session)))
+        self.save_cookie(response, identity, max_age=session.max_age)
+
+
+class MemoryConversationStore(ConversationStore):
+    """Conversations in memory, as JSON text, within bounds; the least recently used goes first.
+
+    :param max_conversations: how many are kept.
+    :param idle_seconds: how long one is kept after its last use.
+    :param max_bytes: how much all of them may take.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_conversations: int = 10_000,
+        idle_seconds: float = DAY,
+        max_bytes: int = 256 * MIB,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._conversations = BoundedMap(
+            max_entries=max_conversations, idle_seconds=idle_seconds, max_bytes=max_bytes, clock=clock
+        )
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    async def load(self, user_id: str, name: str) -> Conversation | None:
+        kept = self._conversations.get(f"{user_id}/{name}")
+        return None if kept is None else Conversation.from_dict(json.loads(kept))
+
+    async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
+        kept = await self.load(user_id, name)
+        if kept is not None and kept.number != expected_number:
+            raise ConversationChanged(f"The conversation is at turn {kept.number}, not {expected_number}.")
+        text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
+        self._conversations.put(f"{user_id}/{name}", text)
+
+    async def forget(self, user_id: str, name: str) -> bool:
+        return self._conversations.pop(f"{user_id}/{name}")

@@ -1,0 +1,92 @@
+"""Who asks, by the request's aiohttp-session, and what was said with that user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+from aiohttp_session import STORAGE_KEY, AbstractStorage, Session, get_session, new_session
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+
+from aiochatstream.conversation import Conversation
+from aiochatstream.errors import SessionsNotSetUp
+from aiochatstream.sessions.memory import random_id
+from aiochatstream.sessions.store import ConversationStore
+
+SESSION_KEY = "aiochatstream"
+"""Our one key in the session, beside the app's own."""
+
+SESSIONS_HINT = "call aiohttp_session.setup(app, MemoryStorage()) or set up another storage of aiohttp-session"
+
+
+class UserSession:
+    """One request's view of its user. The conversations live in ``store``; the session holds the user's id.
+
+    Nothing is written into the session before :meth:`note`: a refused request leaves no trace.
+    """
+
+    def __init__(self, request: web.Request, session: Session, store: ConversationStore) -> None:
+        self._request = request
+        self._session = session
+        self._store = store
+        kept = session.get(SESSION_KEY)
+        self._data: dict[str, Any] = dict(kept) if isinstance(kept, dict) and "id" in kept else {"id": random_id()}
+
+    @property
+    def id(self) -> str:
+        """The user's random id; a fresh one where the session knows none yet."""
+        return str(self._data["id"])
+
+    async def load(self, name: str) -> Conversation:
+        """The conversation ``name`` as it was last kept; an empty one where there is none."""
+        return await self._store.load(self.id, name) or Conversation()
+
+    async def begin(self, name: str, conversation: Conversation) -> None:
+        """A turn was accepted, which made ``conversation`` of what was loaded. The session stays as it is."""
+
+    async def save(self, name: str, conversation: Conversation, *, expected_number: int) -> None:
+        """Keep ``conversation`` (see :meth:`ConversationStore.save`). May come after the response has begun."""
+        await self._store.save(self.id, name, conversation, expected_number=expected_number)
+
+    async def note(self, name: str, conversation: Conversation, *, answered: bool) -> None:
+        """Write into the session what it has to hold, just before a response begins.
+
+        :param answered: whether the newest turn of ``conversation`` has ended.
+        """
+        if SESSION_KEY not in self._session:
+            self._write()
+
+    async def forget(self, name: str) -> bool:
+        """Drop the conversation ``name``; tell whether there was something in it."""
+        return await self._store.forget(self.id, name)
+
+    async def attach(self, response: web.StreamResponse) -> None:
+        """Save the session with a response that is going to be streamed, which aiohttp-session does not do."""
+        if self._session._changed:
+            await self._storage.save_session(self._request, response, self._session)
+
+    @property
+    def _storage(self) -> AbstractStorage:
+        storage: AbstractStorage = self._request[STORAGE_KEY]
+        return storage
+
+    def _write(self) -> None:
+        self._session[SESSION_KEY] = self._data
+
+
+async def load_session(request: web.Request) -> Session:
+    """The request's session. A cookie that cannot even be read gives a fresh one.
+
+    Raises :class:`~aiochatstream.errors.SessionsNotSetUp` without aiohttp-session's middleware.
+    """
+    if STORAGE_KEY not in request:
+        raise SessionsNotSetUp(f"This application has no sessions: {SESSIONS_HINT}.")
+    try:
+        return await get_session(request)
+    except ValueError:  # the stock storages do not expect bytes that are no UTF-8
+        return await new_session(request)
+
+
+def keeps_data_in_cookie(request: web.Request) -> bool:
+    """Whether the session is an encrypted cookie, which can hold the conversations themselves."""
+    return isinstance(request.get(STORAGE_KEY), EncryptedCookieStorage)

@@ -1,0 +1,314 @@
+"""One turn of a conversation, from its place in the queue to the saved answer.
+
+A turn runs in a task of its own, so that it ends in order whatever becomes of the request that began it. Knows nothing
+of HTTP: it tells what happens as events, and is stopped by :meth:`RunningTurn.stop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aiochatstream.admission import Ticket
+from aiochatstream.conversation import AnswerState, Conversation, Turn
+from aiochatstream.engines import DeltaStream, FinishReason
+from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
+
+logger = logging.getLogger(__name__)
+
+StopReason = Literal["stopped", "left", "discarded", "shutdown"]
+"""Asked to stop; the client is gone; the history is being cleared; the server is shutting down."""
+
+ENDING_SECONDS = 2.0
+"""How long a new turn waits for one that is ending."""
+
+NOTICE_SECONDS = 0.2
+"""How long it may take until it shows that the client of a running turn is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens: read, of those not computed again, and written."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds: in the queue, to the first text (None: there was none), and in all, since the request was accepted."""
+
+    queue_s: float
+    ttft_s: float | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The turn waits; ``position`` 1 is next."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The turn has its slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The answer is over, saved, and its slot is free. Nothing follows."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There is no whole answer. Nothing follows."""
+
+    error: ChatStreamError
+
+
+Event = Queued | Started | Text | Ended | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a turn is to do.
+
+    before: the conversation that stays where there is no answer.
+    base: the conversation that the answer joins; other than ``before`` when an answer is made again.
+    prompt_tokens: the prompt's length.
+    generate: starts the generation.
+    save: keeps a conversation.
+    retry_after: whole seconds for the one who waited in vain.
+    """
+
+    before: Conversation
+    base: Conversation
+    user_text: str
+    prompt_tokens: int
+    ticket: Ticket
+    generate: Callable[[], DeltaStream]
+    save: Callable[[Conversation], Awaitable[None]]
+    retry_after: Callable[[], int]
+    max_queue_wait: float
+    max_answer: float
+
+
+@dataclass(eq=False)
+class RunningTurn:
+    """A turn under way. Made by :meth:`Turns.take`, set going by :meth:`Turns.start`."""
+
+    message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    user_text: str = ""
+    text: str = ""
+    conversation: Conversation = field(default_factory=Conversation)
+    """As it was kept last: without the answer until :attr:`ended`."""
+
+    def __post_init__(self) -> None:
+        self.ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._created = self._loop.time()
+        self._granted: float | None = None
+        self._first_text: float | None = None
+        self._completion_tokens = 0
+        self._stop_reason: StopReason | None = None
+        self._finish_reason: FinishReason | None = None
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._job: Job | None = None
+        self._stream: DeltaStream | None = None
+
+    @property
+    def ending(self) -> bool:
+        """True from the moment when it is certain that no more text comes."""
+        return self._stop_reason is not None or self._finish_reason is not None
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop waiting or generating, within one step. The text so far is kept, unless it is discarded."""
+        if self._stop_reason is None or reason == "discarded":
+            self._stop_reason = reason
+        if self._stream is not None:
+            self._stream.cancel()
+        elif self._job is not None:
+            self._job.ticket.release()
+
+    async def wait_ended(self, seconds: float = ENDING_SECONDS) -> bool:
+        """Wait for the end; tell whether it came within ``seconds``."""
+        try:
+            await asyncio.wait_for(self.ended.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def next_event(self) -> Event:
+        """What happens next; nothing comes after Ended or Failed. Safe to cancel: no event is lost."""
+        return await self._events.get()
+
+    async def run(self, job: Job) -> Event:
+        """Wait, generate, save; return the last event. Raises nothing."""
+        self._job = job
+        self.user_text = job.user_text
+        self.conversation = job.before
+        failure: Exception | None = None
+        try:
+            await self._wait_for_slot(job)
+            await self._generate(job)
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises
+            failure = error
+        finally:
+            job.ticket.release()  # the thread has stopped: who is next need not wait for the history
+        try:
+            return await self._conclude(job, failure)
+        except Exception:
+            logger.exception("The answer %s could not be kept", self.message_id)
+            return Failed(EngineFailed(f"The answer could not be kept. (request {self.message_id})"))
+
+    def end(self, last: Event) -> None:
+        """Tell of the end."""
+        self.ended.set()
+        self._events.put_nowait(last)
+
+    async def _conclude(self, job: Job, failure: Exception | None) -> Event:
+        """Save what is to be kept, and say how the turn ended."""
+        if self._stop_reason == "discarded":
+            return self._ended("cancelled", job)
+        if failure is not None and self._stop_reason is None:
+            await self._keep(job, job.before)
+            if isinstance(failure, ChatStreamError):
+                return Failed(failure)
+            logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
+            detail = "The model failed to answer. The history is as it was before; send again."
+            return Failed(EngineFailed(f"{detail} (request {self.message_id})"))
+        if failure is not None:
+            logger.warning("The engine failed while request %s was being stopped", self.message_id, exc_info=failure)
+        if self._finish_reason is not None or self.text:
+            state: AnswerState = "interrupted" if self._finish_reason is None else "complete"
+            await self._keep(job, job.base.with_turn(Turn(job.user_text, self.text, self.message_id, state)))
+        else:
+            await self._keep(job, job.before)
+        if self._stop_reason == "shutdown" and self._finish_reason is None:
+            return Failed(Draining("The server is shutting down; the answer so far was kept.", job.retry_after()))
+        return self._ended(self._finish_reason or "cancelled", job)
+
+    async def _wait_for_slot(self, job: Job) -> None:
+        if self._stop_reason is not None:
+            return
+        try:
+            async with asyncio.timeout(job.max_queue_wait), aclosing(job.ticket.positions()) as positions:
+                async for position in positions:
+                    self._events.put_nowait(Queued(position))
+        except TimeoutError:
+            detail = f"No slot became free within {job.max_queue_wait:g} seconds."
+            raise TooManyRequests(detail, job.retry_after()) from None
+        self._granted = self._loop.time()
+
+    async def _generate(self, job: Job) -> None:
+        if self._stop_reason is not None:
+            return
+        self._events.put_nowait(Started())
+        self._stream = job.generate()
+        limit = self._loop.call_later(job.max_answer, self._time_is_up)
+        try:
+            async for delta in self._stream:
+                self._completion_tokens += len(delta.token_ids)
+                if delta.text:
+                    self._first_text = self._first_text or self._loop.time()
+                    self.text += delta.text
+                    self._events.put_nowait(Text(delta.text))
+                self._finish_reason = delta.finish_reason or self._finish_reason
+        finally:
+            limit.cancel()
+
+    def _time_is_up(self) -> None:
+        self._finish_reason = "length"
+        if self._stream is not None:
+            self._stream.cancel()
+
+    async def _keep(self, job: Job, conversation: Conversation) -> None:
+        await job.save(conversation)
+        self.conversation = conversation
+
+    def _ended(self, finish_reason: FinishReason, job: Job) -> Ended:
+        now = self._loop.time()
+        granted, first = self._granted, self._first_text
+        return Ended(
+            finish_reason,
+            Usage(job.prompt_tokens, 0, self._completion_tokens),
+            Timing(
+                queue_s=round((granted or now) - self._created, 4),
+                ttft_s=None if first is None else round(first - self._created, 4),
+                total_s=round(now - self._created, 4),
+            ),
+        )
+
+
+class Turns:
+    """The turns under way in this process: at most one of each conversation."""
+
+    def __init__(self) -> None:
+        self._turns: dict[tuple[str, str], RunningTurn] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def get(self, user_id: str, name: str) -> RunningTurn | None:
+        """The turn of this conversation that is under way, if there is one."""
+        return self._turns.get((user_id, name))
+
+    async def take(self, user_id: str, name: str) -> RunningTurn:
+        """Begin a turn of this conversation; then :meth:`start` it or :meth:`give_up`.
+
+        Waits for one that is ending. Raises :class:`~aiochatstream.errors.ConversationBusy` where one is running.
+        """
+        running = self.get(user_id, name)
+        if running is not None and not await running.wait_ended(NOTICE_SECONDS) and running.ending:
+            await running.wait_ended()
+        if (user_id, name) in self._turns:
+            raise ConversationBusy("An answer of this conversation is running. Wait for it, or stop it.")
+        self._turns[user_id, name] = turn = RunningTurn()
+        return turn
+
+    def start(self, user_id: str, name: str, job: Job) -> None:
+        """Set the taken turn going."""
+        turn = self._turns[user_id, name]
+        task = asyncio.create_task(self._run(user_id, name, turn, job), name=f"turn {turn.message_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def give_up(self, user_id: str, name: str) -> None:
+        """Give back a taken turn that was not set going."""
+        self._turns.pop((user_id, name)).ended.set()
+
+    def stop_all(self, reason: StopReason) -> None:
+        """Stop every turn under way."""
+        for turn in self._turns.values():
+            turn.stop(reason)
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait until none of the turns that are now under way is left; tell whether that is so after ``seconds``."""
+        if not self._tasks:
+            return True
+        _, running = await asyncio.wait(self._tasks, timeout=seconds)
+        return not running
+
+    async def _run(self, user_id: str, name: str, turn: RunningTurn, job: Job) -> None:
+        last = await turn.run(job)
+        del self._turns[user_id, name]
+        turn.end(last)  # only now: a client that sends again at once finds its conversation free

@@ -1,0 +1,1 @@
+"""How it is spoken: HTTP in, HTTP out."""

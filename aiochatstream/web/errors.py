@@ -1,0 +1,69 @@
+"""Errors as responses: the one place where the exception tree becomes HTTP."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from aiochatstream.errors import ChatStreamError, MethodNotAllowed, NotFound, TooManyRequests, Unavailable
+from aiochatstream.web.json import json_response
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+logger = logging.getLogger(__name__)
+
+ServerHandler = Callable[["ChatStream", web.Request], Awaitable[web.StreamResponse]]
+
+
+def error_body(error: ChatStreamError) -> dict[str, Any]:
+    """The JSON that tells of ``error``."""
+    return {"error": error.code, "detail": error.detail}
+
+
+def error_response(error: ChatStreamError, *, overload_status: int = TooManyRequests.status) -> web.Response:
+    """The response that tells of ``error``."""
+    status = overload_status if isinstance(error, TooManyRequests) else error.status
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
+    return json_response(error_body(error), status=status, headers=headers)
+
+
+def answers_errors(handler: ServerHandler) -> ServerHandler:
+    """Answer what ``handler`` raises as JSON. An unexpected error is logged with an id that the client gets, too."""
+
+    @functools.wraps(handler)
+    async def guarded(server: ChatStream, request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(server, request)
+        except ChatStreamError as error:
+            if error.status == ChatStreamError.status:
+                logger.error("%s %s: %s", request.method, request.path, error.detail)
+            return error_response(error, overload_status=server.limits.overload_status)
+        except (web.HTTPException, ConnectionError):
+            raise
+        except Exception:
+            request_id = uuid.uuid4().hex
+            logger.exception("%s %s failed (request %s)", request.method, request.path, request_id)
+            return error_response(ChatStreamError(f"Something went wrong here. (request {request_id})"))
+
+    return guarded
+
+
+@web.middleware
+async def json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """For an app that is nothing but ChatStream: unknown paths and methods are answered as JSON, too."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return error_response(NotFound(f"There is nothing at {request.path}."))
+    except web.HTTPMethodNotAllowed as refused:
+        allowed = ", ".join(sorted(refused.allowed_methods))
+        response = error_response(MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}."))
+        response.headers["Allow"] = allowed
+        return response

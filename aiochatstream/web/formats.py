@@ -1,0 +1,183 @@
+"""How an answer is written down for the client: plain text, server-sent events or one JSON object.
+
+Each format is a function of an :class:`Exchange` that consumes the turn's events and returns the response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from aiohttp import web
+
+from aiochatstream.params import WireFormat
+from aiochatstream.sessions import UserSession
+from aiochatstream.turns import Ended, Event, Failed, Queued, RunningTurn, Started, Text
+from aiochatstream.web.errors import error_body
+from aiochatstream.web.json import COMMON_HEADERS, dumps, json_response
+from aiochatstream.web.presence import is_gone
+
+HEARTBEAT_SECONDS = 15.0
+"""A silent event stream gets a comment line this often, so that proxies keep it open."""
+
+MEDIA_TYPES: dict[str, WireFormat] = {
+    "text/plain": "text",
+    "text/*": "text",
+    "text/event-stream": "sse",
+    "application/json": "json",
+}
+
+
+def choose_format(accept: Sequence[str], default: WireFormat) -> WireFormat:
+    """The format that the client's ``Accept`` headers prefer; ``default`` where they name none of ours."""
+    best, best_quality = default, 0.0
+    for part in ",".join(accept).split(","):
+        media_type, *options = (piece.strip().lower() for piece in part.split(";"))
+        quality = 1.0
+        for option in options:
+            if option.startswith("q="):
+                with suppress(ValueError):
+                    quality = float(option[2:])
+        chosen = default if media_type == "*/*" else MEDIA_TYPES.get(media_type)
+        if chosen is not None and quality > best_quality:
+            best, best_quality = chosen, quality
+    return best
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request, its user, the turn that answers it, and the response once its headers are out.
+
+    write_timeout: seconds that the client may take nothing.
+    """
+
+    request: web.Request
+    user: UserSession
+    conversation: str
+    turn: RunningTurn
+    write_timeout: float
+    response: web.StreamResponse | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of every format."""
+        return {
+            **COMMON_HEADERS,
+            "X-Accel-Buffering": "no",
+            "X-ChatStream-Last-Generated-Message-Id": self.turn.message_id,
+        }
+
+    async def note(self) -> None:
+        """The session's part, just before a response begins."""
+        await self.user.note(self.conversation, self.turn.conversation, answered=self.turn.ended.is_set())
+
+    async def open(self, content_type: str) -> web.StreamResponse:
+        """Send the headers, the session's cookie among them, if they are not out yet."""
+        if self.response is None:
+            if is_gone(self.request):
+                raise ConnectionResetError("The client left before the headers.")
+            response = web.StreamResponse(headers=self.headers)
+            response.content_type = content_type
+            response.charset = "utf-8"
+            await self.note()
+            await self.user.attach(response)
+            await response.prepare(self.request)
+            self.response = response
+        return self.response
+
+    async def write(self, content_type: str, text: str) -> None:
+        """Send ``text``. Raises TimeoutError when the client takes nothing for too long."""
+        response = await self.open(content_type)
+        async with asyncio.timeout(self.write_timeout):
+            await response.write(text.encode())
+
+    def abort(self) -> None:
+        """End the connection so that the client cannot take what it has for the whole answer.
+
+        A reset, because where the end of the connection is the end of the body (HTTP/1.0) a plain close looks right.
+        """
+        transport = self.request.transport
+        if transport is not None:
+            connection = transport.get_extra_info("socket")
+            if connection is not None:
+                with suppress(OSError):
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+
+
+async def write_text(exchange: Exchange) -> web.StreamResponse:
+    """Each chunk is the new text only. The headers go out with the first one, so a failure before it has a status."""
+    while True:
+        event = await exchange.turn.next_event()
+        if isinstance(event, Text):
+            await exchange.write("text/plain", event.text)
+        elif isinstance(event, Ended):
+            response = await exchange.open("text/plain")
+            await response.write_eof()
+            return response
+        elif isinstance(event, Failed):
+            if exchange.response is None:
+                raise event.error
+            exchange.abort()
+            return exchange.response
+
+
+async def write_sse(exchange: Exchange) -> web.StreamResponse:
+    """An event for everything that happens. The headers go out at once, so that queue positions can be shown."""
+    response = await exchange.open("text/event-stream")
+    while True:
+        try:
+            async with asyncio.timeout(HEARTBEAT_SECONDS):
+                event = await exchange.turn.next_event()
+        except TimeoutError:
+            await exchange.write("text/event-stream", ": still here\n\n")
+            continue
+        name, data = sse_event(exchange.turn, event)
+        await exchange.write("text/event-stream", f"event: {name}\ndata: {dumps(data)}\n\n")
+        if isinstance(event, Ended | Failed):
+            await response.write_eof()
+            return response
+
+
+def sse_event(turn: RunningTurn, event: Event) -> tuple[str, dict[str, Any]]:
+    """The name and data of ``event`` on the wire."""
+    match event:
+        case Queued(position):
+            return "queued", {"position": position}
+        case Started():
+            return "start", {"message_id": turn.message_id}
+        case Text(text):
+            return "delta", {"text": text}
+        case Ended():
+            return "done", {"message_id": turn.message_id, **summary(event)}
+        case Failed(error):
+            return "error", {"error": error_body(error)}
+
+
+async def write_json(exchange: Exchange) -> web.StreamResponse:
+    """One object, when all is over."""
+    while True:
+        event = await exchange.turn.next_event()
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Ended):
+            await exchange.note()
+            body = {"text": exchange.turn.text, "message_id": exchange.turn.message_id, **summary(event)}
+            return json_response(body, headers=exchange.headers)
+
+
+def summary(ended: Ended) -> dict[str, Any]:
+    """What there is to tell of an answer besides its text."""
+    return {"finish_reason": ended.finish_reason, "usage": asdict(ended.usage), "timing": asdict(ended.timing)}
+
+
+WRITERS: dict[WireFormat, Callable[[Exchange], Awaitable[web.StreamResponse]]] = {
+    "text": write_text,
+    "sse": write_sse,
+    "json": write_json,
+}

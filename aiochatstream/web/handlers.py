@@ -1,0 +1,132 @@
+"""The endpoints. Each reads its request, asks ChatStream, and writes the answer."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from aiochatstream.errors import NotRunningHere
+from aiochatstream.web.errors import answers_errors
+from aiochatstream.web.formats import WRITERS, Exchange, choose_format
+from aiochatstream.web.json import json_response
+from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_query
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+logger = logging.getLogger(__name__)
+
+
+def routes(server: ChatStream) -> list[web.RouteDef]:
+    """All endpoints of ``server``."""
+    endpoints = [
+        (web.post, "/chat_stream", chat_stream),
+        (web.post, "/chat_stream/stop", stop),
+        (web.post, "/clear_context", clear_context),
+        (web.get, "/history", history),
+        (web.get, "/get_load", get_load),
+        (web.get, "/healthz", healthz),
+        (web.get, "/readyz", readyz),
+    ]
+    return [method(path, functools.partial(handler, server)) for method, path, handler in endpoints]
+
+
+@answers_errors
+async def chat_stream(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``POST /chat_stream``: answer a message, in the format that the client accepts."""
+    asked = await read_body(request, ChatRequest, max_bytes=server.limits.max_request_bytes)
+    wire_format = choose_format(request.headers.getall("Accept", []), server.limits.wire_format)
+    user = await server.user_session(request)
+    turn = await server.begin_turn(user, asked)
+    exchange = Exchange(request, user, asked.conversation, turn, server.limits.write_timeout)
+    try:
+        with server.presence.watch(request, lambda: turn.stop("left")):
+            return await WRITERS[wire_format](exchange)
+    except Exception as error:
+        if exchange.response is None:
+            raise
+        if not isinstance(error, ConnectionError | TimeoutError):
+            logger.exception("The answer %s broke off", turn.message_id)
+        exchange.abort()
+        return exchange.response
+    finally:
+        turn.stop("left")  # no effect on a turn that has ended
+
+
+@answers_errors
+async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``POST /chat_stream/stop``: stop the running answer of a conversation; its text so far is kept."""
+    asked = await read_body(request, ConversationRef, max_bytes=server.limits.max_request_bytes)
+    user = await server.user_session(request)
+    turn = await server.stop_turn(user, asked.conversation, "stopped")
+    if turn is None:
+        raise NotRunningHere("No answer of this conversation is running in this process.")
+    return json_response({"success": True, "message": "Answer stopped", "message_id": turn.message_id})
+
+
+@answers_errors
+async def clear_context(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``POST /clear_context``: forget a conversation; an answer under way is stopped and discarded."""
+    asked = await read_body(request, ConversationRef, max_bytes=server.limits.max_request_bytes)
+    user = await server.user_session(request)
+    discarded = await server.stop_turn(user, asked.conversation, "discarded")
+    if await user.forget(asked.conversation) or discarded is not None:
+        return json_response({"success": True, "message": "Context successfully cleared"})
+    return json_response({"success": False, "message": "no context."})
+
+
+@answers_errors
+async def history(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
+    asked = read_query(request, ConversationRef)
+    user = await server.user_session(request)
+    conversation = await user.load(asked.conversation)
+    turn = server.running_turn(user, asked.conversation)
+    if turn is None and conversation.number:
+        await user.note(asked.conversation, conversation, answered=True)
+    turns = conversation.turns
+    messages = []
+    for spoken in turns:
+        messages += _messages(spoken.user, spoken.answer, spoken.message_id, spoken.state)
+    if turn is not None:
+        messages += _messages(turn.user_text, turn.text, turn.message_id, "running")
+    return json_response({"conversation": asked.conversation, "turn": conversation.number, "messages": messages})
+
+
+@answers_errors
+async def get_load(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /get_load``: slots and queue, now."""
+    admission = server.admission
+    worker = {
+        "name": server.name,
+        "processing": admission.running,
+        "waiting": admission.waiting,
+        "_num_of_next_queue": admission.running,
+        "_num_of_request_queue": admission.waiting,
+        "max_processing": admission.slots,
+        "max_waiting": admission.queue_size,
+    }
+    return json_response({"success": True, "message": "success", "chatstream_workers": [worker]})
+
+
+@answers_errors
+async def healthz(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /healthz``: the process is alive."""
+    return json_response({"status": "alive"})
+
+
+@answers_errors
+async def readyz(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /readyz``: ready to take work; 503 while loading or draining."""
+    server.check_ready()
+    return json_response({"status": "ready"})
+
+
+def _messages(user: str, answer: str, message_id: str, state: str) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": answer, "message_id": message_id, "state": state},
+    ]

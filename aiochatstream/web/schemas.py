@@ -1,0 +1,87 @@
+"""What requests may say, and reading it from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType
+from aiochatstream.params import STRICT, ParamOverrides, describe
+
+ConversationName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="a name of 1 to 64 of the characters A-Z a-z 0-9 - _")
+]
+
+NOT_YET = ("edit_message_id", "continue", "if_turn")
+"""Fields of the protocol that this version does not know. They change what is asked, so they are never ignored."""
+
+
+class ConversationRef(BaseModel):
+    """Which of the user's conversations is meant."""
+
+    model_config = STRICT
+
+    conversation: ConversationName = "main"
+
+
+class ChatRequest(ConversationRef):
+    """The body of ``POST /chat_stream``."""
+
+    user_input: Annotated[str, Field(description="a string")] | None = None
+    regenerate: Annotated[bool, Field(description="true or false")] = False
+    params: ParamOverrides | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_meaning(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for field in NOT_YET:
+                if data.get(field) is not None:
+                    raise ValueError(f"{field}: is not supported by this version of the server")
+        return data
+
+    @model_validator(mode="after")
+    def _need_something_to_answer(self) -> ChatRequest:
+        if not self.regenerate and not (self.user_input or "").strip():
+            raise ValueError("user_input: must be a string that is not empty, unless regenerate is true")
+        return self
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+async def read_body(request: web.Request, schema: type[Schema], *, max_bytes: int) -> Schema:
+    """The request's JSON body, validated; no body at all is an empty object.
+
+    Raises BadRequest, TooLarge, UnsupportedMediaType or InvalidValue.
+    """
+    too_large = TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
+    if (request.content_length or 0) > max_bytes:
+        raise too_large
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise too_large from error
+    except (HttpProcessingError, web.RequestPayloadError) as error:
+        raise BadRequest("The body does not arrive as its headers say.") from error
+    if len(body) > max_bytes:
+        raise too_large
+    if body and request.content_type != "application/json":
+        raise UnsupportedMediaType(f"The body must be application/json, not {request.content_type}.")
+    try:
+        return schema.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        if error.errors(include_url=False, include_context=False)[0]["type"] == "json_invalid":
+            raise BadRequest(f"The body is not JSON: {describe(error, schema)}") from None
+        raise InvalidValue(describe(error, schema)) from None
+
+
+def read_query(request: web.Request, schema: type[Schema]) -> Schema:
+    """The request's query parameters, validated. Raises InvalidValue."""
+    try:
+        return schema.model_validate(dict(request.query))
+    except ValidationError as error:
+        raise InvalidValue(describe(error, schema)) from None

@@ -1,0 +1,37 @@
+"""Many people talk to one model: python examples/simple_server.py, or under gunicorn (see the README)."""
+
+import aiohttp_session
+import torch
+from aiohttp import web
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aiochatstream import ChatPrompt, ChatStream, MemoryStorage
+from aiochatstream.engines.transformers import small_model
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def model():  # small_model() is a local folder; a HuggingFace id does as well
+    return AutoModelForCausalLM.from_pretrained(small_model(), dtype="auto")
+
+
+def tokenizer():
+    return AutoTokenizer.from_pretrained(small_model())
+
+
+async def create_app():
+    chat_stream = ChatStream(num_of_concurrent_executions=2, max_queue_size=5, model=model, tokenizer=tokenizer,
+                             device=device, chat_prompt_clazz=ChatPrompt)  # fmt: skip
+
+    async def stream(request):
+        return await chat_stream.handle_chat_stream_request(request)
+
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    app.router.add_post("/chat_stream", stream)
+    chat_stream.setup(app)  # loads the model while the server already listens
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(create_app(), host="127.0.0.1", port=8080)

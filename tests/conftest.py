@@ -1,0 +1,90 @@
+"""What the tests share: the real small model, loaded once, and real servers on real sockets, on both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import pytest
+import torch
+import uvloop
+from aiohttp_session import AbstractStorage
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aiochatstream import ChatStream
+from aiochatstream.engines.transformers import small_model
+from tests.helpers import Client, Server, running_server
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if os.environ.get("FORBID_SKIPS") and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line("Skipped tests are forbidden here (FORBID_SKIPS).", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("FORBID_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> str:
+    return small_model()
+
+
+@pytest.fixture(scope="session")
+def model(model_folder: str) -> Any:
+    """The small real model, in float32 so that its answers can be compared token by token."""
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_folder: str) -> Any:
+    return AutoTokenizer.from_pretrained(model_folder)
+
+
+StartServer = Callable[..., Any]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[StartServer]:
+    """``await start(chat_stream, storage=..., handler_cancellation=...)`` gives a running :class:`Server`."""
+    async with AsyncExitStack() as stack:
+
+        async def start_server(
+            chat_stream: ChatStream,
+            storage: AbstractStorage | None = None,
+            *,
+            handler_cancellation: bool = False,
+            client_max_size: int = 1 << 20,
+        ) -> Server:
+            return await stack.enter_async_context(
+                running_server(
+                    chat_stream, storage, handler_cancellation=handler_cancellation, client_max_size=client_max_size
+                )
+            )
+
+        yield start_server
+
+
+@pytest.fixture
+async def client_of() -> AsyncIterator[Callable[[Server], Client]]:
+    """``client_of(server)`` gives one more user, with cookies of its own."""
+    async with AsyncExitStack() as stack:
+        sessions: list[aiohttp.ClientSession] = []
+
+        def make(server: Server) -> Client:
+            session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
+            sessions.append(session)
+            stack.push_async_callback(session.close)
+            return Client(session, server.url)
+
+        yield make
