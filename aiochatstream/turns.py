@@ -160,11 +160,14 @@ class RunningTurn:
         """What happens next; nothing comes after Ended or Failed. Safe to cancel: no event is lost."""
         return await self._events.get()
 
-    async def run(self, job: Job) -> Event:
-        """Wait, generate, save; return the last event. Raises nothing."""
+    def accept(self, job: Job) -> None:
+        """Know what is to be done; :meth:`run` does it."""
         self._job = job
         self.user_text = job.user_text
         self.conversation = job.before
+
+    async def run(self, job: Job) -> Event:
+        """Wait, generate, save; return the last event. Raises nothing."""
         failure: Exception | None = None
         try:
             await self._wait_for_slot(job)
@@ -175,6 +178,8 @@ class RunningTurn:
             job.ticket.release()  # the thread has stopped: who is next need not wait for the history
         try:
             return await self._conclude(job, failure)
+        except ChatStreamError as error:
+            return Failed(error)
         except Exception:
             logger.exception("The answer %s could not be kept", self.message_id)
             return Failed(EngineFailed(f"The answer could not be kept. (request {self.message_id})"))
@@ -288,6 +293,7 @@ class Turns:
     def start(self, user_id: str, name: str, job: Job) -> None:
         """Set the taken turn going."""
         turn = self._turns[user_id, name]
+        turn.accept(job)
         task = asyncio.create_task(self._run(user_id, name, turn, job), name=f"turn {turn.message_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

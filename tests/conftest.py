@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aiochatstream import ChatStream
 from aiochatstream.engines.transformers import small_model
-from tests.helpers import Client, Server, running_server
+from tests.helpers import Client, Server, Stepper, running_server
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
@@ -88,3 +88,17 @@ async def client_of() -> AsyncIterator[Callable[[Server], Client]]:
             return Client(session, server.url)
 
         yield make
+
+
+@pytest.fixture
+async def stepper(start: StartServer) -> AsyncIterator[Callable[..., Stepper]]:
+    """``stepper()`` gives an engine function that steps as the test allows; all may go on when the test is over."""
+    made: list[Stepper] = []
+
+    def make(**options: Any) -> Stepper:
+        made.append(Stepper(**options))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.allow(10_000)

@@ -142,6 +142,13 @@ class Stepper:
         self._permits.release(steps)
 
 
+def post_bytes(body: str, *, path: str = "/chat_stream", version: str = "1.1", headers: str = "") -> bytes:
+    """A POST of JSON as it is on the wire."""
+    length = len(body.encode())
+    head = f"POST {path} HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+    return f"{head}{headers}\r\n{body}".encode()
+
+
 def echo(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
     """An engine that answers at once with the newest message, word by word."""
     for word in messages[-1]["content"].split(" "):

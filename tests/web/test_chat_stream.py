@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import uuid
 from typing import Any
 
 import pytest
 import torch
 
 from aiochatstream import ChatStream
+from tests.helpers import sse_events
 
 QUESTION = "What is the capital of France?"
 
@@ -39,3 +43,154 @@ async def test_the_answer_streams_in_chunks_and_is_what_generate_gives(
     assert "".join(chunks) == tokenizer.decode(ids, skip_special_tokens=True)
     assert "Paris" in "".join(chunks)
     assert len(chunks) > 1
+
+
+async def test_a_second_turn_sees_the_first(server: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
+    client = client_of(server)
+    first = await client.say(QUESTION)
+    second = await client.say("Say that again, shorter.")
+    messages = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": first["text"]},
+        {"role": "user", "content": "Say that again, shorter."},
+    ]
+    ids = reference(model, tokenizer, messages)
+    assert second["text"] == tokenizer.decode(ids, skip_special_tokens=True)
+    assert await client.texts() == [QUESTION, first["text"], "Say that again, shorter.", second["text"]]
+
+
+async def test_two_users_at_once_have_two_conversations(server: Any, client_of: Any) -> None:
+    anna, ben = client_of(server), client_of(server)
+    await asyncio.gather(anna.say("My name is Anna."), ben.say("My name is Ben."))
+    await asyncio.gather(anna.say("Who am I?"), ben.say("Who am I?"))
+    of_anna, of_ben = await anna.texts(), await ben.texts()
+    assert [of_anna[0], of_anna[2]] == ["My name is Anna.", "Who am I?"]
+    assert [of_ben[0], of_ben[2]] == ["My name is Ben.", "Who am I?"]
+    assert not any("Anna" in text for text in of_ben)
+    assert not any("Ben" in text for text in of_anna)
+
+
+async def test_conversations_of_one_user_are_apart_by_name(server: Any, client_of: Any) -> None:
+    client = client_of(server)
+    await client.say("Hello.", conversation="a")
+    await client.say("Good evening.", conversation="b")
+    assert (await client.texts("a"))[0] == "Hello."
+    assert (await client.texts("b"))[0] == "Good evening."
+    assert await client.texts() == []
+
+
+async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer(server: Any, client_of: Any) -> None:
+    client = client_of(server)
+    first = await client.say("Tell me a number.", params={"temperature": 1.0, "seed": 1})
+    again = await client.say(regenerate=True, params={"temperature": 1.0, "seed": 2})
+    same = await client.say(regenerate=True, params={"temperature": 1.0, "seed": 1})
+    assert again["text"] != first["text"] == same["text"]
+    assert again["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]
+    history = await client.history()
+    assert [message["content"] for message in history] == ["Tell me a number.", same["text"]]
+    assert history[1]["message_id"] == same["message_id"] != first["message_id"]
+
+
+@pytest.mark.parametrize("text", ["日本の首都はどこですか？", "Say this back to me: 🍣👨‍👩‍👧‍👦🇯🇵", "नमस्ते"])
+async def test_any_script_goes_in_and_comes_out_whole(
+    server: Any, client_of: Any, model: Any, tokenizer: Any, text: str
+) -> None:
+    client = client_of(server)
+    chunks = []
+    async with client.post(user_input=text) as response:
+        async for chunk, _ in response.content.iter_chunks():
+            chunks.append(chunk.decode())  # fails on half a character
+    ids = reference(model, tokenizer, [{"role": "user", "content": text}])
+    assert "".join(chunks) == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+    assert await client.texts() == [text, "".join(chunks)]
+
+
+async def test_a_stop_string_ends_the_answer_and_does_not_show_even_in_part(server: Any, client_of: Any) -> None:
+    client = client_of(server)
+    whole = (await client.say(QUESTION))["text"]
+    stop = whole[9:21]  # across several tokens
+    chunks = []
+    async with client_of(server).post(user_input=QUESTION, params={"stop": [stop]}) as response:
+        async for chunk, _ in response.content.iter_chunks():
+            chunks.append(chunk.decode())
+    assert "".join(chunks) == whole[: whole.index(stop)]
+    answer = await client_of(server).say(QUESTION, params={"stop": [stop]})
+    assert answer["finish_reason"] == "stop"
+
+
+async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Any, client_of: Any) -> None:
+    answer = await client_of(server).say(QUESTION, params={"max_new_tokens": 17, "ignore_eos": True})
+    assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 17)
+    natural = await client_of(server).say(QUESTION)
+    assert natural["finish_reason"] == "stop"
+    assert natural["usage"]["completion_tokens"] < 24
+
+
+async def test_event_stream_tells_start_deltas_and_done(server: Any, client_of: Any) -> None:
+    async with client_of(server).post(accept="text/event-stream", user_input=QUESTION) as response:
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        message_id = response.headers["X-ChatStream-Last-Generated-Message-Id"]
+        events = [event async for event in sse_events(response)]
+    names = [name for name, _ in events]
+    assert names == ["start", *["delta"] * (len(events) - 2), "done"]
+    assert events[0][1] == {"message_id": message_id}
+    assert "Paris" in "".join(data["text"] for name, data in events if name == "delta")
+    done = events[-1][1]
+    assert (done["message_id"], done["finish_reason"]) == (message_id, "stop")
+    assert done["usage"]["prompt_tokens"] > 20
+    assert done["usage"]["completion_tokens"] >= len(events) - 2
+    assert 0 <= done["timing"]["queue_s"] <= done["timing"]["ttft_s"] <= done["timing"]["total_s"]
+
+
+async def test_every_format_has_the_headers_of_the_protocol(server: Any, client_of: Any) -> None:
+    for accept in ("text/plain", "text/event-stream", "application/json"):
+        async with client_of(server).post(accept=accept, user_input="Hi", params={"max_new_tokens": 1}) as response:
+            await response.read()
+            assert response.status == 200
+            assert uuid.UUID(response.headers["X-ChatStream-Last-Generated-Message-Id"]).version == 4
+            assert response.headers["Cache-Control"] == "no-store"
+            assert response.headers["X-Accel-Buffering"] == "no"
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_a_seeded_server_repeats_its_sequence_of_answers(
+    start: Any, client_of: Any, model: Any, tokenizer: Any
+) -> None:
+    sequences = []
+    for _ in range(2):
+        server = await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=8, seed=7, context_len=512))
+        client = client_of(server)
+        sequences.append([(await client.say("Tell me a story."))["text"], (await client.say(regenerate=True))["text"]])
+    assert sequences[0] == sequences[1]
+    assert sequences[0][0] != sequences[0][1]
+
+
+async def test_old_turns_leave_the_prompt_before_the_context_is_full(
+    start: Any, client_of: Any, model: Any, tokenizer: Any
+) -> None:
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=4, context_len=128)
+    client = client_of(await start(chat_stream))
+    sizes = [
+        (await client.say(f"Message number {turn}, and some more words."))["usage"]["prompt_tokens"]
+        for turn in range(8)
+    ]
+    assert max(sizes) <= 128 - 4
+    assert any(later < earlier for earlier, later in itertools.pairwise(sizes))
+    assert len(await client.history()) == 16  # the user still sees all of it
+
+
+async def test_a_message_that_alone_is_too_long_is_a_413_that_says_by_how_much(
+    start: Any, client_of: Any, model: Any, tokenizer: Any
+) -> None:
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=4, context_len=64)
+    server = await start(chat_stream)
+    client = client_of(server)
+    await client.say("Hello.")
+    async with client.post(user_input="word " * 100) as response:
+        assert response.status == 413
+        error = await response.json()
+    assert error["error"] == "too_large"
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "word " * 100}], add_generation_prompt=True)
+    assert f"{len(prompt['input_ids']) - 60} tokens too long" in error["detail"]
+    assert len(await client.history()) == 2
+    assert server.idle

@@ -1,0 +1,119 @@
+"""From token ids to text, token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from aiochatstream.engines.transformers.detokenizing import detokenizer
+
+TEXTS = [
+    "Hello, how are you?",
+    "日本の首都は東京です。鬱蒼たる森。",
+    "The family 👨‍👩‍👧‍👦, the flag 🏳️‍🌈 and 🇯🇵🍣",
+    "नमस्ते दुनिया, क्षत्रिय ज्ञान",
+    "  two\n\n\tlines: naïve café 東京タワー🗼 is 333 m; हिन्दी 👩🏽‍🚀 ok  ",
+    "\ufeff\u00a0\u200b é e\u0301 𝔘𝔫𝔦 Ω",
+]
+
+
+def byte_fallback_tokenizer() -> Any:
+    """As Llama 2, Mistral and Gemma write text: a byte a token, line ends too, where the vocabulary has no token."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnop日本東"]
+    vocab = {token: at for at, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))  # noqa: S106
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")  # noqa: S106
+
+
+BYTE_FALLBACK = byte_fallback_tokenizer()
+IN_PYTHON = ByT5Tokenizer()
+
+
+@pytest.fixture(scope="module", params=["of the real model", "with byte fallback", "written in Python"])
+def some_tokenizer(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
+    return {"with byte fallback": BYTE_FALLBACK, "written in Python": IN_PYTHON}.get(request.param, tokenizer)
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
+    detokenize = detokenizer(tokenizer)
+    return [detokenize(token_id) for token_id in ids]
+
+
+def test_the_two_ways_of_decoding_are_both_tried(tokenizer: Any) -> None:
+    assert [tokenizer.is_fast, BYTE_FALLBACK.is_fast, IN_PYTHON.is_fast] == [True, True, False]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_pieces_together_are_the_text_and_none_holds_half_a_character(some_tokenizer: Any, text: str) -> None:
+    ids = ids_of(some_tokenizer, text)
+    pieces = pieces_of(some_tokenizer, ids)
+    assert "".join(pieces) == some_tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_wherever_an_answer_is_cut_all_whole_characters_show_and_no_half_one(some_tokenizer: Any, text: str) -> None:
+    detokenize = detokenizer(some_tokenizer)
+    ids = ids_of(some_tokenizer, text)
+    so_far = ""
+    for length, token_id in enumerate(ids, 1):
+        so_far += detokenize(token_id)
+        known = some_tokenizer.decode(ids[:length], skip_special_tokens=True)
+        assert text.startswith(so_far)
+        assert so_far == known or known.endswith("\ufffd")
+
+
+def test_special_tokens_are_left_out(some_tokenizer: Any) -> None:
+    end = some_tokenizer.eos_token_id
+    first, second = ids_of(some_tokenizer, "日本 abc"), ids_of(some_tokenizer, "no🍣")
+    ids = [end, *first, end, *second, end, end]
+    assert "".join(pieces_of(some_tokenizer, ids)) == some_tokenizer.decode([*first, *second])
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_whatever_ids_a_model_writes_nothing_breaks_and_the_next_whole_character_shows(
+    data: st.DataObject, some_tokenizer: Any
+) -> None:
+    ids = data.draw(st.lists(st.integers(0, len(some_tokenizer) - 1), max_size=12))
+    assert "".join(pieces_of(some_tokenizer, ids + ids_of(some_tokenizer, "a"))).endswith("a")
+
+
+def test_half_a_character_after_a_byte_that_was_shown_does_not_end_the_answer() -> None:
+    ids = [BYTE_FALLBACK.convert_tokens_to_ids(token) for token in ("a", "<0x0A>", "<0xF0>", "<0x9F>", "b")]
+    text = "".join(pieces_of(BYTE_FALLBACK, ids))
+    assert text.startswith("a\n")
+    assert text.endswith("b")
+
+
+class CountingTokenizer(ByT5Tokenizer):  # type: ignore[misc]
+    """Written in Python; counts the ids that it is asked to decode."""
+
+    most_ids = 0
+
+    def decode(self, token_ids: list[int], **options: Any) -> Any:
+        self.most_ids = max(self.most_ids, len(token_ids))
+        return super().decode(token_ids, **options)
+
+
+@pytest.mark.parametrize("special", [0, 200])
+def test_a_tokenizer_in_python_never_decodes_more_than_a_short_window(special: int) -> None:
+    counting = CountingTokenizer()
+    text = "日本の首都は東京です。👨‍👩‍👧‍👦" * 10
+    ids = [*ids_of(counting, text), *[counting.eos_token_id] * special, *ids_of(counting, text)]
+    assert "".join(pieces_of(counting, ids)) == text + text
+    assert 0 < counting.most_ids <= 16  # characters of up to four bytes: the last one and a new one

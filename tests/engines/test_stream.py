@@ -1,0 +1,239 @@
+"""From a blocking generator in a thread to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from aiochatstream import Delta, FunctionEngine, GenerationParams, Prompt
+from aiochatstream.engines import DeltaStream
+from tests.helpers import PATIENCE, until
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def counting(steps: int) -> Generator[Delta, None, None]:
+    for number in range(steps):
+        yield Delta(f"{number} ", (number,))
+
+
+async def test_deltas_arrive_in_order_and_all_of_them(threads: ThreadPoolExecutor) -> None:
+    stream = DeltaStream(threads, lambda: counting(2000))
+    assert [delta async for delta in stream] == list(counting(2000))
+    assert [delta async for delta in stream] == []
+
+
+async def test_an_exception_arrives_after_the_deltas_before_it(threads: ThreadPoolExecutor) -> None:
+    def failing() -> Generator[Delta, None, None]:
+        yield from counting(3)
+        raise ZeroDivisionError("the engine broke")
+
+    stream = DeltaStream(threads, failing)
+    assert [await anext(stream) for _ in range(3)] == list(counting(3))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError, match="the engine broke"):
+            await anext(stream)
+
+
+async def test_what_fails_before_the_first_step_arrives_too(threads: ThreadPoolExecutor) -> None:
+    def broken() -> Generator[Delta, None, None]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await anext(DeltaStream(threads, broken))
+
+
+async def test_deltas_that_say_nothing_do_not_cross(threads: ThreadPoolExecutor) -> None:
+    telling = [Delta("a"), Delta("", (5,)), Delta(finish_reason="stop")]
+
+    def mixed() -> Generator[Delta, None, None]:
+        for delta in telling:
+            yield Delta()
+            yield delta
+
+    assert [delta async for delta in DeltaStream(threads, mixed)] == telling
+
+
+async def test_cancel_stops_within_one_step(threads: ThreadPoolExecutor) -> None:
+    permits = threading.Semaphore(0)
+    steps = []
+
+    def stepping() -> Generator[Delta, None, None]:
+        for number in range(50):
+            steps.append(number)
+            yield Delta("x")
+            permits.acquire()
+
+    stream = DeltaStream(threads, stepping)
+    await anext(stream)
+    stream.cancel()
+    for _ in range(50):
+        permits.release()
+    async for _ in stream:
+        pass
+    assert len(steps) <= 2
+
+
+async def test_cancel_may_come_from_any_thread_at_any_time_and_again(threads: ThreadPoolExecutor) -> None:
+    cancelled = threading.Event()
+
+    def waiting() -> Generator[Delta, None, None]:
+        yield Delta("x")
+        assert cancelled.wait(PATIENCE)
+        yield from counting(100)
+
+    stream = DeltaStream(threads, waiting)
+    await anext(stream)
+    await asyncio.to_thread(stream.cancel)
+    cancelled.set()
+    assert len([delta async for delta in stream]) <= 1
+    stream.cancel()
+    assert [delta async for delta in stream] == []
+
+
+async def test_cancelled_before_its_thread_is_free_it_never_begins(threads: ThreadPoolExecutor) -> None:
+    free = threading.Event()
+    busy = threads.submit(free.wait, PATIENCE)
+    steps = []
+
+    def noting() -> Generator[Delta, None, None]:
+        steps.append(1)
+        yield Delta("x")
+
+    stream = DeltaStream(threads, noting)
+    stream.cancel()
+    free.set()
+    assert [delta async for delta in stream] == []
+    assert busy.result()
+    assert steps == []
+
+
+@pytest.mark.parametrize("end", ["exhausted", "failed", "cancelled"])
+async def test_it_ends_only_after_the_thread_has_stopped(threads: ThreadPoolExecutor, end: str) -> None:
+    may_go_on, closing, may_close = threading.Event(), threading.Event(), threading.Event()
+    closed = []
+
+    def steps() -> Generator[Delta, None, None]:
+        try:
+            yield Delta("x")
+            assert may_go_on.wait(PATIENCE)
+            if end == "failed":
+                raise ZeroDivisionError
+            if end == "cancelled":
+                yield from counting(1000)
+        finally:
+            closing.set()
+            assert may_close.wait(PATIENCE)
+            closed.append(True)
+
+    async def read() -> list[Delta]:
+        return [delta async for delta in stream]
+
+    stream = DeltaStream(threads, steps)
+    await anext(stream)
+    if end == "cancelled":
+        stream.cancel()
+    may_go_on.set()
+    reader = asyncio.create_task(read())
+    await until(closing.is_set)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not reader.done()
+    may_close.set()
+    if end == "failed":
+        with pytest.raises(ZeroDivisionError):
+            await reader
+    else:
+        await reader
+    assert closed == [True]
+
+
+async def test_a_slow_reader_does_not_hold_the_generator(threads: ThreadPoolExecutor) -> None:
+    finished = threading.Event()
+
+    def steps() -> Generator[Delta, None, None]:
+        yield from counting(1000)
+        finished.set()
+
+    stream = DeltaStream(threads, steps)
+    await until(finished.is_set)
+    assert [delta async for delta in stream] == list(counting(1000))
+
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def answers(function: Callable[..., Any], max_new_tokens: int = 10) -> Generator[Delta, None, None]:
+    return FunctionEngine(function).generate(Prompt(MESSAGES, []), GenerationParams(max_new_tokens=max_new_tokens))
+
+
+class Endless:
+    """Counts its steps, and whether it was closed."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.closed = False
+
+    def __call__(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        try:
+            while True:
+                self.steps += 1
+                yield f"{self.steps} "
+        finally:
+            self.closed = True
+
+
+def test_a_function_is_told_the_messages_and_the_parameters() -> None:
+    calls = []
+
+    def noting(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        calls.append((messages, params))
+        return iter(())
+
+    list(answers(noting, 7))
+    assert calls == [(MESSAGES, GenerationParams(max_new_tokens=7))]
+
+
+@pytest.mark.parametrize("pieces", [["Hel", "lo"], []])
+def test_a_function_that_ends_by_itself_has_stopped(pieces: list[str]) -> None:
+    deltas = list(answers(lambda messages, params: iter(pieces)))
+    assert [delta.text for delta in deltas if delta.text] == pieces
+    assert [delta.finish_reason for delta in deltas] == [None] * len(pieces) + ["stop"]
+    assert sum(len(delta.token_ids) for delta in deltas) == len(pieces)
+
+
+def test_of_a_function_no_more_than_max_new_tokens_pieces_are_taken() -> None:
+    endless = Endless()
+    deltas = list(answers(endless, 3))
+    assert "".join(delta.text for delta in deltas) == "1 2 3 "
+    assert [delta.finish_reason for delta in deltas if delta.finish_reason] == [deltas[-1].finish_reason] == ["length"]
+    assert (endless.steps, endless.closed) == (3, True)
+
+
+def test_closing_the_answer_closes_the_function() -> None:
+    endless = Endless()
+    answer = answers(endless)
+    next(answer)
+    assert not endless.closed
+    answer.close()
+    assert (endless.steps, endless.closed) == (1, True)
+
+
+def test_what_a_function_raises_comes_out_after_its_text() -> None:
+    def failing(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        yield "so far"
+        raise ZeroDivisionError
+
+    answer = answers(failing)
+    assert next(answer).text == "so far"
+    with pytest.raises(ZeroDivisionError):
+        next(answer)

@@ -1,0 +1,190 @@
+"""What the model is told, and what of it when the context is short."""
+
+from __future__ import annotations
+
+import copy
+import re
+from itertools import groupby, pairwise
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import ByT5Tokenizer
+
+from aiochatstream import AbstractChatPrompt, ChatPrompt, Content, Conversation, Turn
+from aiochatstream.errors import TooLarge
+from aiochatstream.prompts import fit
+
+HISTORY = (Turn("日本の首都は？", "東京です。", "1"), Turn("And of France?", "Paris.", "2", "interrupted"))
+
+
+class HumanAndBot(AbstractChatPrompt):
+    """The example in the docstring of AbstractChatPrompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_requester("<human>")
+        self.set_responder("<bot>")
+
+    def create_prompt(self) -> str:
+        lines = [f"{c.role}:" if c.message is None else f"{c.role}: {c.message}" for c in self.get_contents()]
+        return "\n".join(lines)
+
+    def get_stop_strs(self) -> list[str]:
+        return ["<human>:"]
+
+
+class CountingPrompt(ChatPrompt):
+    """Counts how often it is tokenised."""
+
+    encoded = 0
+
+    def encode(self) -> list[int]:
+        self.encoded += 1
+        return super().encode()
+
+
+def made(
+    tokenizer: Any,
+    message: str,
+    turns: tuple[Turn, ...] = (),
+    *,
+    system: str = "",
+    clazz: type[AbstractChatPrompt] = ChatPrompt,
+) -> Any:
+    prompt = clazz()
+    prompt.set_system(system)
+    prompt.conversation = Conversation(turns, number=len(turns))
+    prompt.message = message
+    prompt.tokenizer = tokenizer
+    return prompt
+
+
+@pytest.mark.parametrize("system", ["", "You answer in one word. 🗼"])
+@pytest.mark.parametrize("turns", [(), HISTORY])
+def test_a_chat_prompt_has_the_ids_of_the_chat_template(tokenizer: Any, system: str, turns: tuple[Turn, ...]) -> None:
+    prompt = made(tokenizer, "नमस्ते", turns, system=system)
+    messages = [{"role": "system", "content": system}] if system else []
+    if turns:
+        messages += [
+            {"role": "user", "content": "日本の首都は？"},
+            {"role": "assistant", "content": "東京です。"},
+            {"role": "user", "content": "And of France?"},
+            {"role": "assistant", "content": "Paris."},
+        ]
+    messages.append({"role": "user", "content": "नमस्ते"})
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)["input_ids"]
+    assert prompt.get_messages() == messages
+    assert prompt.encode() == ids
+    assert tokenizer.decode(ids) == prompt.create_prompt()
+    assert prompt.create_prompt().endswith("<|im_start|>assistant\n")
+
+
+def test_a_tokenizer_that_adds_a_bos_of_its_own_does_not_double_that_of_the_template(tokenizer: Any) -> None:
+    adding = copy.deepcopy(tokenizer)
+    bos = adding.bos_token_id
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{adding.bos_token} $A", special_tokens=[(adding.bos_token, bos)]
+    )
+    prompt = made(adding, "Hello")
+    assert adding(prompt.create_prompt())["input_ids"][:2] == [bos, bos]
+    ids = prompt.encode()
+    assert ids[0] == bos
+    assert ids[1] != bos
+
+
+@pytest.mark.parametrize("tokenizer_without", [ByT5Tokenizer(), None])
+def test_a_tokenizer_without_a_template_is_refused_with_what_to_do(tokenizer_without: Any) -> None:
+    prompt = made(tokenizer_without, "Hello")
+    for method in (prompt.encode, prompt.create_prompt):
+        with pytest.raises(ValueError, match=r"no chat template.*chat_prompt_clazz.*AbstractChatPrompt"):
+            method()
+
+
+def test_a_prompt_class_of_ones_own_writes_exactly_its_text(tokenizer: Any) -> None:
+    prompt = made(tokenizer, "And?", (Turn("Hi", "Hello!", "1"), Turn("Well?", "Well.", "2")), clazz=HumanAndBot)
+    assert prompt.create_prompt() == "<human>: Hi\n<bot>: Hello!\n<human>: Well?\n<bot>: Well.\n<human>: And?\n<bot>:"
+    assert prompt.encode() == tokenizer(prompt.create_prompt())["input_ids"]
+    assert prompt.get_stop_strs() == ["<human>:"]
+    prompt.conversation = prompt.conversation.starting_at(1)
+    assert prompt.create_prompt() == "<human>: Well?\n<bot>: Well.\n<human>: And?\n<bot>:"
+    assert prompt.get_contents()[-2:] == [Content("<human>", "And?"), Content("<bot>", None)]
+    assert [message["role"] for message in prompt.get_messages()] == ["user", "assistant", "user"]
+
+
+TURNS = tuple(Turn(f"This is question number {n} of many.", f"And this is answer {n}.", str(n)) for n in range(12))
+SYSTEM = "You are a lighthouse keeper."
+
+
+def test_nothing_is_cut_from_a_prompt_that_just_fits(tokenizer: Any) -> None:
+    prompt = made(tokenizer, "Hello", TURNS, system=SYSTEM)
+    ids = prompt.encode()
+    assert fit(prompt, context_len=len(ids) + 10, max_new_tokens=10) == ids
+    assert prompt.conversation.first == 0
+
+
+def test_over_the_context_whole_oldest_turns_go_until_three_quarters_of_the_room_are_left(tokenizer: Any) -> None:
+    prompt = made(tokenizer, "Hello", TURNS, system=SYSTEM)
+    room = len(prompt.encode()) - 1
+    ids = fit(prompt, context_len=room + 10, max_new_tokens=10)
+    first = prompt.conversation.first
+    assert prompt.conversation == Conversation(TURNS, number=12, first=first)
+    assert ids == made(tokenizer, "Hello", TURNS[first:], system=SYSTEM).encode()
+    assert len(ids) <= 0.75 * room
+    one_more = made(tokenizer, "Hello", TURNS[first - 1 :], system=SYSTEM).encode()
+    assert len(one_more) > 0.75 * room, "a turn was left out that had room"
+
+
+def test_the_system_message_and_the_templates_head_stay_when_turns_go(tokenizer: Any) -> None:
+    prompt = made(tokenizer, "Hello", TURNS, system=SYSTEM)
+    head = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nThis is question number "
+    text = tokenizer.decode(fit(prompt, context_len=200, max_new_tokens=10))
+    assert prompt.conversation.first > 0
+    assert text.startswith(f"{head}{prompt.conversation.first} of many.")
+
+
+def test_after_a_cut_the_start_of_the_prompt_stays_for_several_turns(tokenizer: Any) -> None:
+    conversation = Conversation()
+    prompts: list[tuple[int, list[int]]] = []
+    for number in range(40):
+        prompt = made(tokenizer, f"Question {number:02}: tell me of it.", system=SYSTEM)
+        prompt.conversation = conversation.begin(str(number))
+        ids = fit(prompt, context_len=400, max_new_tokens=50)
+        prompts.append((prompt.conversation.first, ids))
+        conversation = prompt.conversation.with_turn(Turn(prompt.message, f"Answer {number:02}.", str(number)))
+    stretches = [list(stretch) for _, stretch in groupby(prompts, key=lambda made: made[0])]
+    assert len(stretches) > 2
+    for stretch in stretches[:-1]:
+        assert len(stretch) >= 3
+    for stretch in stretches:
+        for (_, before), (_, after) in pairwise(stretch):
+            assert after[: len(before)] == before
+
+
+@pytest.mark.parametrize("turns", [(), TURNS])
+def test_a_newest_message_that_is_too_long_alone_is_refused_with_how_much_exactly(
+    tokenizer: Any, turns: tuple[Turn, ...]
+) -> None:
+    def fitted(words: int) -> list[int]:
+        return fit(made(tokenizer, "word" + " word" * (words - 1), turns), context_len=100, max_new_tokens=20)
+
+    with pytest.raises(TooLarge, match=r"^user_input: \d+ tokens too long\. .* room for 80 of the 100 tokens") as error:
+        fitted(200)
+    found = re.search(r"(\d+) tokens too long", error.value.detail)
+    assert found is not None
+    fits = 200 - int(found[1])
+    assert len(fitted(fits)) == 80
+    with pytest.raises(TooLarge, match=r"^user_input: 1 tokens too long\."):
+        fitted(fits + 1)
+
+
+def test_a_far_too_long_message_is_refused_without_tokenising_it(tokenizer: Any) -> None:
+    longest = 16 * 100
+    tried = made(tokenizer, "x" * longest, clazz=CountingPrompt)
+    with pytest.raises(TooLarge, match="tokens too long"):
+        fit(tried, context_len=100, max_new_tokens=20)
+    assert tried.encoded > 0
+    refused = made(tokenizer, "x" * (longest + 1), clazz=CountingPrompt)
+    with pytest.raises(TooLarge, match=rf"^user_input: {longest + 1} characters, at most {longest} are read\.$"):
+        fit(refused, context_len=100, max_new_tokens=20)
+    assert refused.encoded == 0

@@ -1,0 +1,136 @@
+"""A mapping that cannot outgrow its bounds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiochatstream.sessions.bounded import BoundedMap
+
+PLENTY: dict[str, Any] = {"max_entries": 100, "idle_seconds": 60.0, "max_bytes": 1000}
+
+
+def bounded(now: list[float] | None = None, **bounds: Any) -> BoundedMap:
+    clock = [0.0] if now is None else now
+    return BoundedMap(**PLENTY | bounds, clock=lambda: clock[0])
+
+
+def kept(entries: BoundedMap, keys: str) -> str:
+    """Those of ``keys`` that are kept; asks for all of them."""
+    return "".join(key for key in keys if entries.get(key) is not None)
+
+
+@pytest.mark.parametrize("bound", sorted(PLENTY))
+@pytest.mark.parametrize("value", [0, -1, math.nan])
+def test_a_bound_that_lets_nothing_in_is_refused(bound: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{bound}: must be above 0, not {value}\\.$"):
+        bounded(**{bound: value})
+
+
+def test_what_is_kept_comes_back_and_what_is_not_is_none() -> None:
+    entries = bounded()
+    entries.put("a", "first")
+    entries.put("a", "日本 🍣")
+    entries.put("b", "")
+    assert (entries.get("a"), entries.get("b"), entries.get("c"), len(entries)) == ("日本 🍣", "", None, 2)
+
+
+@pytest.mark.parametrize("use", ["get", "put"])
+def test_over_the_count_what_was_not_used_for_longest_goes_first(use: str) -> None:
+    entries = bounded(max_entries=3)
+    for key in "abc":
+        entries.put(key, "x")
+    entries.get("a") if use == "get" else entries.put("a", "y")
+    entries.put("d", "x")
+    assert kept(entries, "abcd") == "acd"
+    entries.put("e", "x")
+    assert kept(entries, "abcde") == "cde"
+
+
+def test_over_the_bytes_as_many_of_the_oldest_go_as_must() -> None:
+    entries = bounded(max_bytes=10)
+    for key in "abc":
+        entries.put(key, "日")  # three bytes
+    assert (kept(entries, "abc"), entries.bytes) == ("abc", 9)
+    entries.put("d", "1234567")
+    assert (kept(entries, "abcd"), entries.bytes) == ("cd", 10)
+    entries.put("c", "1")
+    assert (kept(entries, "cd"), entries.bytes) == ("cd", 8)
+    assert entries.pop("d")
+    assert entries.bytes == 1
+
+
+def test_a_text_larger_than_everything_allowed_is_not_kept() -> None:
+    entries = bounded(max_bytes=10)
+    entries.put("a", "12345678901")
+    assert (entries.get("a"), len(entries), entries.bytes) == (None, 0, 0)
+
+
+def test_an_entry_is_kept_for_idle_seconds_after_its_last_use() -> None:
+    now = [1000.0]
+    entries = bounded(now)
+    for key in "abc":
+        entries.put(key, "x")
+    now[0] += 40
+    entries.get("a")
+    entries.put("b", "y")
+    now[0] += 20
+    assert kept(entries, "c") == "c"
+    now[0] += 41
+    assert kept(entries, "abc") == "c"
+    now[0] += 60.1
+    entries.put("d", "x")
+    assert (len(entries), entries.bytes) == (1, 1)
+
+
+def test_pop_tells_whether_there_was_something_to_forget() -> None:
+    now = [0.0]
+    entries = bounded(now)
+    entries.put("a", "x")
+    entries.put("b", "x")
+    assert entries.pop("a")
+    assert not entries.pop("a")
+    now[0] = 61.0
+    assert not entries.pop("b"), "it was idle for too long"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.sampled_from("abcdef"), st.text("x日", max_size=5)),
+            st.tuples(st.sampled_from(["get", "pop"]), st.sampled_from("abcdef"), st.none()),
+            st.tuples(st.just("wait"), st.none(), st.integers(0, 40)),
+        )
+    )
+)
+def test_in_any_order_of_use_the_newest_stay_that_fit(steps: list[tuple[str, Any, Any]]) -> None:
+    now = [0.0]
+    entries = bounded(now, max_entries=3, max_bytes=20)
+    model: list[tuple[str, str, float]] = []  # key, text and time of the last use; the least recently used first
+    for step, key, value in steps:
+        if step == "wait":
+            now[0] += value
+            continue
+        model = [entry for entry in model if now[0] - entry[2] <= 60]
+        found = next((text for other, text, _ in model if other == key), None)
+        if step == "get":
+            assert entries.get(key) == found
+        if step == "pop" or value is not None or found is not None:
+            model = [entry for entry in model if entry[0] != key]
+        if step == "pop":
+            entries.pop(key)
+        elif step == "put":
+            entries.put(key, value)
+            model.append((key, value, now[0]))
+        elif found is not None:
+            model.append((key, found, now[0]))
+        while len(model) > 3 or sum(len(text.encode()) for _, text, _ in model) > 20:
+            del model[0]
+        entries.get("unknown")  # lets go what is idle
+        assert len(entries) == len(model)
+        assert entries.bytes == sum(len(text.encode()) for _, text, _ in model)

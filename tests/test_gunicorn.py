@@ -1,0 +1,257 @@
+"""Under gunicorn, with both of aiohttp's workers: real processes, started from the project's root."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.helpers import Client, sse_events
+from tests.processes import PYTHON, Process, ask, ask_when_listening, free_port, running
+
+WORKERS = ["aiohttp.GunicornWebWorker", "aiohttp.GunicornUVLoopWebWorker"]
+
+QUESTION = {"user_input": "What is the capital of France?", "params": {"temperature": 0, "max_new_tokens": 24}}
+
+StartGunicorn = Callable[..., tuple[Process, str]]
+
+
+@pytest.fixture(params=WORKERS)
+def gunicorn(request: pytest.FixtureRequest, tmp_path: Path, model_folder: str) -> Iterator[StartGunicorn]:
+    """``gunicorn(app, *options)`` gives the process and the address where it will listen."""
+    (tmp_path / "home").mkdir()
+    env = {
+        "HOME": str(tmp_path / "home"),  # gunicorn keeps a control socket there
+        "XDG_RUNTIME_DIR": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": str(Path(model_folder).parents[2]),
+    }
+    with ExitStack() as stack:
+
+        def start(app: str, *options: str) -> tuple[Process, str]:
+            address = f"127.0.0.1:{free_port()}"
+            command = [PYTHON, "-m", "gunicorn", app, "--bind", address, "--worker-class", request.param, *options]
+            return stack.enter_context(running(command, tmp_path / "gunicorn", env=env)), f"http://{address}"
+
+        yield start
+
+
+def exit_code_after_sigterm(process: Process) -> int:
+    exit_code = process.end()
+    assert "Traceback" not in process.err
+    assert "[ERROR]" not in process.err
+    return exit_code
+
+
+def worker_pids(process: Process) -> list[int]:
+    return [int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", process.err)]
+
+
+def user(url: str, talk: Callable[[Client], Any]) -> None:
+    """Let one user with a cookie jar talk to the server. Not an async test: the client's event loop does not matter."""
+
+    async def run() -> None:
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            await talk(Client(session, url))
+
+    asyncio.run(run())
+
+
+def test_the_example_boots_becomes_ready_and_finishes_its_answers_at_sigterm(gunicorn: StartGunicorn) -> None:
+    process, url = gunicorn("examples.simple_server:create_app")
+
+    def answer() -> str | None:
+        reply = ask(f"{url}/chat_stream", QUESTION)
+        if reply.status == 503:
+            assert reply.json["error"] == "starting"
+            assert int(reply.headers["Retry-After"]) >= 1
+            return None
+        assert reply.status == 200, reply
+        return reply.text
+
+    ask_when_listening(process, f"{url}/chat_stream", QUESTION)
+    assert "Paris" in process.wait_for(answer, "answer")
+
+    long: dict[str, Any] = {"user_input": "Count to one hundred.", "params": {"max_new_tokens": 48, "ignore_eos": True}}
+
+    async def talk(client: Client) -> None:
+        async with (
+            client.post(accept="text/event-stream", **long) as events_response,
+            client.post(accept="text/plain", **long, conversation="another") as text_response,
+        ):
+            assert (events_response.status, text_response.status) == (200, 200)
+            text = await text_response.content.readany()
+            events: AsyncIterator[tuple[str, dict[str, Any]]] = sse_events(events_response)
+            seen = [await anext(events)]
+            while seen[-1][0] != "delta":
+                seen.append(await anext(events))
+            process.popen.terminate()
+            before = len(seen)
+            async for event in events:
+                seen.append(event)
+            text += await text_response.read()  # raises where the end of the body is missing
+        name, done = seen[-1]
+        assert name == "done"
+        assert done["finish_reason"] == "length"
+        assert done["usage"]["completion_tokens"] == 48
+        assert len(seen) - before > 10, "the answer was over before the signal came"
+        assert text
+
+    user(url, talk)
+    assert exit_code_after_sigterm(process) == 0
+    assert "Handling signal: term" in process.err
+
+
+SLOW_TO_LOAD = """
+import os
+import time
+
+import aiohttp_session
+from aiohttp import web
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream.engines.transformers import small_model
+
+
+def model():
+    while not os.path.exists({go!r}):
+        time.sleep(0.05)
+    return AutoModelForCausalLM.from_pretrained(small_model())
+
+
+def tokenizer():
+    return AutoTokenizer.from_pretrained(small_model())
+
+
+async def create_app():
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, name=str(os.getpid()))
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
+    return app
+"""
+
+
+def test_a_model_that_loads_longer_than_gunicorns_timeout_does_not_get_its_worker_killed(
+    gunicorn: StartGunicorn, tmp_path: Path
+) -> None:
+    timeout = 3
+    (tmp_path / "slow_to_load.py").write_text(SLOW_TO_LOAD.format(go=str(tmp_path / "go")))
+    # --preload: importing torch, before the worker can give its first sign of life, may take longer than this timeout
+    options = ["--preload", "--timeout", str(timeout), "--pythonpath", str(tmp_path)]
+    process, url = gunicorn("slow_to_load:create_app", *options)
+    assert ask_when_listening(process, f"{url}/readyz").json["error"] == "starting"
+    worker = ask(f"{url}/get_load").json["chatstream_workers"][0]["name"]
+
+    past_the_timeout = time.monotonic() + timeout + 2  # gunicorn looks once a second
+    while time.monotonic() < past_the_timeout:
+        reply = ask(f"{url}/readyz")
+        assert (reply.status, reply.json["error"]) == (503, "starting")
+        time.sleep(0.2)
+    (tmp_path / "go").touch()
+    process.wait_for(lambda: ask(f"{url}/readyz").status == 200, "readiness")
+
+    assert "Paris" in ask(f"{url}/chat_stream", QUESTION).text
+    assert ask(f"{url}/get_load").json["chatstream_workers"][0]["name"] == worker
+    assert worker_pids(process) == [int(worker)]
+    assert "WORKER TIMEOUT" not in process.err
+    assert exit_code_after_sigterm(process) == 0
+
+
+ENDLESS = """
+import time
+
+import aiohttp_session
+from aiohttp import web
+
+from aiochatstream import ChatStream, MemoryStorage
+
+
+def words(messages, params):
+    while True:
+        time.sleep(0.01)
+        yield "word "
+
+
+async def create_app():
+    chat_stream = ChatStream(engine=words, max_new_tokens=1_000_000, context_len=2_000_000, shutdown_timeout=1.0)
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
+    return app
+"""
+
+
+def test_an_answer_that_runs_longer_than_the_shutdown_timeout_is_cut_so_that_the_client_can_tell(
+    gunicorn: StartGunicorn, tmp_path: Path
+) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    process, url = gunicorn("endless:create_app", "--pythonpath", str(tmp_path))
+    ask_when_listening(process, f"{url}/readyz")
+
+    async def talk(client: Client) -> None:
+        async with (
+            client.post(accept="text/plain", user_input="Talk!") as text_response,
+            client.post(accept="text/event-stream", user_input="Talk!", conversation="another") as events_response,
+        ):
+            assert (text_response.status, events_response.status) == (200, 200)
+            assert await text_response.content.readany()
+            assert text_response.headers["Transfer-Encoding"] == "chunked"
+            process.popen.terminate()
+            with pytest.raises(aiohttp.ClientError):
+                await text_response.read()
+            names = [(name, data) async for name, data in sse_events(events_response)]
+        assert "done" not in dict(names)
+        assert names[-1][0] == "error"
+        assert names[-1][1]["error"]["error"] == "draining"
+
+    user(url, talk)
+    assert exit_code_after_sigterm(process) == 0
+
+
+LOADS_FOR_EVER = """
+import threading
+
+import aiohttp_session
+from aiohttp import web
+
+from aiochatstream import ChatStream, Engine, MemoryStorage
+
+
+class Downloading(Engine):
+    loads_slowly = True
+
+    def load(self):
+        threading.Event().wait()
+
+    def generate(self, prompt, params):
+        raise NotImplementedError
+
+
+async def create_app():
+    chat_stream = ChatStream(engine=Downloading())
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
+    return app
+"""
+
+
+def test_sigterm_ends_it_while_the_model_still_loads_without_waiting_for_the_graceful_timeout(
+    gunicorn: StartGunicorn, tmp_path: Path
+) -> None:
+    (tmp_path / "loads_for_ever.py").write_text(LOADS_FOR_EVER)
+    options = ["--graceful-timeout", "300", "--pythonpath", str(tmp_path)]
+    process, url = gunicorn("loads_for_ever:create_app", *options)
+    assert ask_when_listening(process, f"{url}/readyz").json["error"] == "starting"
+    assert exit_code_after_sigterm(process) == 0

@@ -1,0 +1,188 @@
+"""Promises 2 and 3: a client that leaves frees its place within one step, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aiochatstream import ChatStream, GenerationParams
+from tests.helpers import Client, echo, post_bytes, sse_events, until
+
+both = pytest.mark.parametrize("handler_cancellation", [False, True], ids=["cancellation off", "cancellation on"])
+
+
+@pytest.fixture
+async def leave_after(client_of: Any) -> Any:
+    """Ask, and close the connection as soon as ``condition`` holds."""
+
+    async def ask_and_leave(client: Client, condition: Any, accept: str = "text/plain") -> None:
+        async def ask() -> None:
+            async with client.post(accept=accept, user_input="hi") as response:
+                await response.read()
+
+        asking = asyncio.create_task(ask())
+        await until(condition)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    return ask_and_leave
+
+
+@both
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_who_leaves_the_queue_frees_the_place_at_once(
+    start: Any, stepper: Any, client_of: Any, leave_after: Any, handler_cancellation: bool, accept: str
+) -> None:
+    engine = stepper()
+    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1)
+    server = await start(chat_stream, handler_cancellation=handler_cancellation)
+    running = asyncio.create_task(client_of(server).say("first"))
+    await until(lambda: engine.calls)
+    await leave_after(client_of(server), lambda: chat_stream.admission.waiting == 1, accept)
+    await until(lambda: chat_stream.admission.waiting == 0)  # while the first one still runs
+    engine.allow(1)
+    await running
+    assert len(engine.calls) == 1  # nothing was generated for who left
+    assert server.idle
+
+
+@both
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_who_leaves_while_streaming_stops_the_generation_within_one_step(
+    start: Any, stepper: Any, client_of: Any, leave_after: Any, handler_cancellation: bool, accept: str
+) -> None:
+    engine = stepper()
+    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0)
+    server = await start(chat_stream, handler_cancellation=handler_cancellation)
+    client = client_of(server)
+    engine.allow(3)
+    await leave_after(client, lambda: any(turn.text == "1 2 3 " for turn in turns(chat_stream)), accept)
+    await until(lambda: any(turn.ending for turn in turns(chat_stream)))
+    assert chat_stream.admission.running == 1  # the thread is still in its step: the slot is not given away
+    async with client_of(server).post(user_input="too early") as response:
+        assert response.status == 503
+    engine.allow(1)
+    await until(lambda: server.idle)
+    assert engine.closed == 1
+    assert len(engine.calls) == 1
+
+
+@both
+async def test_who_leaves_during_prefill_stops_it_between_two_pieces(
+    start: Any, client_of: Any, leave_after: Any, model: Any, tokenizer: Any, handler_cancellation: bool
+) -> None:
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=1, max_queue_size=0)
+    server = await start(chat_stream, handler_cancellation=handler_cancellation)
+    pieces, go_on = [], threading.Event()
+    forward = chat_stream.engine._forward  # type: ignore[attr-defined]
+
+    def slow_forward(ids: Any, cache: Any) -> Any:
+        pieces.append(ids.shape[1])
+        go_on.wait()
+        return forward(ids, cache)
+
+    chat_stream.engine._forward = slow_forward  # type: ignore[attr-defined]
+
+    async def ask() -> None:
+        async with client_of(server).post(user_input="word " * 1200) as response:
+            await response.read()
+
+    asking = asyncio.create_task(ask())
+    await until(lambda: pieces)
+    asking.cancel()
+    await until(lambda: all(turn.ending for turn in turns(chat_stream)))
+    go_on.set()
+    await until(lambda: server.idle)
+    assert len(pieces) == 1
+    assert (await client_of(server).say("And now?", params={"max_new_tokens": 2}))["usage"]["completion_tokens"] > 0
+
+
+@both
+async def test_what_was_said_before_the_client_left_is_kept_as_interrupted(
+    start: Any, stepper: Any, client_of: Any, handler_cancellation: bool
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=3), handler_cancellation=handler_cancellation)
+    client = client_of(server)
+    engine.allow(3)
+    await client.say("first")  # so that the user has a cookie
+    engine.allow(2)
+    async with client.post(accept="text/event-stream", user_input="second") as response:
+        async for name, data in sse_events(response):
+            if name == "delta" and data["text"] == "2 ":
+                break
+    await until(lambda: any(turn.ending for turn in turns(server.chat_stream)))
+    engine.allow(1)
+    await until(lambda: server.idle)
+    states = [(message["content"], message.get("state")) for message in await client.history()]
+    assert states == [("first", None), ("1 2 3 ", "complete"), ("second", None), ("1 2 3 ", "interrupted")]
+
+
+@both
+async def test_after_a_storm_of_aborts_all_gauges_are_zero_and_the_next_one_is_served(
+    start: Any, client_of: Any, handler_cancellation: bool
+) -> None:
+    def slow(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        for _ in range(50):
+            threading.Event().wait(0.001)  # an engine's step takes time
+            yield "word "
+
+    server = await start(
+        ChatStream(engine=slow, num_of_concurrent_executions=2, max_queue_size=5),
+        handler_cancellation=handler_cancellation,
+    )
+
+    async def abort(number: int) -> None:
+        accept = ["text/plain", "text/event-stream", "application/json"][number % 3]
+        try:
+            async with asyncio.timeout(0.002 * (number % 20)):
+                async with client_of(server).post(accept=accept, user_input="hi") as response:
+                    await response.read()
+        except TimeoutError:
+            pass
+
+    await asyncio.gather(*(abort(number) for number in range(60)))
+    await until(lambda: server.idle)
+    assert (await client_of(server).say("hi"))["text"] == "word " * 50
+
+
+async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off(start: Any, client_of: Any) -> None:
+    calls = []
+
+    def flood(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        calls.append(messages)
+        for _ in range(200):
+            yield "x" * 100_000
+
+    chat_stream = ChatStream(engine=flood, num_of_concurrent_executions=1, max_queue_size=0, write_timeout=0.2)
+    server = await start(chat_stream)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+    try:
+        writer.write(post_bytes('{"user_input":"hi"}'))
+        await until(lambda: calls and server.idle)  # generation is over although next to nothing was read
+        await until(lambda: not chat_stream.presence._watched)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(200 * 100_000)
+    finally:
+        writer.transport.abort()
+    assert (await client_of(server).session.get(f"{server.url}/healthz")).status == 200
+
+
+async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: Any, client_of: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    client = client_of(server)
+    await client.say("hello")
+    for _ in range(5):
+        async with client.post(user_input="one two three") as response:
+            assert response.status == 200  # and leave without reading
+        await client.say("again")
+    assert (await client.texts())[-2:] == ["again", "again "]
+
+
+def turns(chat_stream: ChatStream) -> list[Any]:
+    return list(chat_stream._turns._turns.values())

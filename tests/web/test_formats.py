@@ -1,0 +1,38 @@
+"""Which format a client gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiochatstream.web.formats import choose_format
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ([], "text"),
+        (["*/*"], "text"),
+        (["text/plain"], "text"),
+        (["text/event-stream"], "sse"),
+        (["application/json"], "json"),
+        (["image/png"], "text"),
+        (["application/json;q=0.5, text/event-stream"], "sse"),
+        (["application/json, text/plain, */*"], "json"),
+        (["image/png, */*;q=0.1"], "text"),
+        (["text/event-stream;q=0, application/json;q=0.1"], "json"),
+        (["text/event-stream; charset=utf-8"], "sse"),
+        (["TEXT/EVENT-STREAM"], "sse"),
+        (["application/json;q=rubbish"], "json"),
+        (["application/json;q=nan, text/plain"], "text"),
+        ([";;,,q=="], "text"),
+        (["image/png", "application/json"], "json"),
+    ],
+)
+def test_accept_chooses_the_format(accept: list[str], chosen: str) -> None:
+    assert choose_format(accept, "text") == chosen
+
+
+@pytest.mark.parametrize("accept", [[], ["*/*"], ["image/png"]])
+def test_the_servers_default_is_for_clients_that_ask_for_nothing(accept: list[str]) -> None:
+    assert choose_format(accept, "sse") == "sse"
+    assert choose_format(["text/plain"], "sse") == "text"

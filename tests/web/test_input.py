@@ -1,0 +1,171 @@
+"""Promise 7: no input gives a 500; each wrong one gets an error that names the field and the range."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aiochatstream import ChatStream
+from tests.helpers import echo, post_bytes
+
+
+@pytest.fixture
+async def server(start: Any) -> Any:
+    return await start(ChatStream(engine=echo, max_new_tokens=64), client_max_size=1 << 21)
+
+
+WRONG = [
+    ('{"user_input": "hi"', 400, "bad_request", "not JSON"),
+    ("\xff\xfe", 400, "bad_request", "not JSON"),
+    ('{"user_input": "\\ud800"}', 400, "bad_request", "not JSON"),
+    ("[" * 100_000, 400, "bad_request", "not JSON"),
+    ("[]", 422, "invalid_value", "object"),
+    ("{}", 422, "invalid_value", "user_input"),
+    ("", 422, "invalid_value", "user_input"),
+    ('{"user_input": ""}', 422, "invalid_value", "user_input"),
+    ('{"user_input": " \\n"}', 422, "invalid_value", "user_input"),
+    ('{"user_input": null}', 422, "invalid_value", "user_input"),
+    ('{"user_input": 5}', 422, "invalid_value", "user_input: must be a string"),
+    ('{"user_input": "hi", "regenerate": "yes"}', 422, "invalid_value", "regenerate"),
+    ('{"user_input": "hi", "conversation": ""}', 422, "invalid_value", "conversation: must be a name of 1 to 64"),
+    ('{"user_input": "hi", "conversation": "a/b"}', 422, "invalid_value", "conversation"),
+    ('{"user_input": "hi", "conversation": "a\\n"}', 422, "invalid_value", "conversation"),
+    ('{"user_input": "hi", "params": []}', 422, "invalid_value", "params"),
+    ('{"user_input": "hi", "params": {"temperature": 2.1}}', 422, "invalid_value", "from 0 (greedy) to 2"),
+    ('{"user_input": "hi", "params": {"temperature": NaN}}', 422, "invalid_value", "params.temperature"),
+    ('{"user_input": "hi", "params": {"top_k": 1.5}}', 422, "invalid_value", "params.top_k"),
+    ('{"user_input": "hi", "params": {"top_p": 0}}', 422, "invalid_value", "params.top_p"),
+    ('{"user_input": "hi", "params": {"repetition_penalty": 0}}', 422, "invalid_value", "params.repetition_penalty"),
+    ('{"user_input": "hi", "params": {"max_new_tokens": 0}}', 422, "invalid_value", "params.max_new_tokens"),
+    ('{"user_input": "hi", "params": {"max_new_tokens": 65}}', 422, "invalid_value", "from 1 to 64"),
+    ('{"user_input": "hi", "params": {"seed": 9223372036854775808}}', 422, "invalid_value", "params.seed"),
+    ('{"user_input": "hi", "params": {"stop": "x"}}', 422, "invalid_value", "params.stop"),
+    ('{"user_input": "hi", "params": {"stop": [""]}}', 422, "invalid_value", "params.stop"),
+    ('{"user_input": "hi", "edit_message_id": "x"}', 422, "invalid_value", "edit_message_id: is not supported"),
+    ('{"user_input": "hi", "continue": true}', 422, "invalid_value", "continue: is not supported"),
+    ('{"user_input": "hi", "if_turn": 3}', 422, "invalid_value", "if_turn: is not supported"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "code", "says"), WRONG)
+async def test_a_wrong_body_gets_a_clear_error(
+    server: Any, client_of: Any, body: str, status: int, code: str, says: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    data = body.encode("latin-1")
+    async with client_of(server).session.post(f"{server.url}/chat_stream", data=data, headers=headers) as response:
+        error = await response.json()
+        assert (response.status, error["error"]) == (status, code)
+        assert says in error["detail"]
+        assert set(error) == {"error", "detail"}
+        assert "Set-Cookie" not in response.headers
+        assert response.headers["Cache-Control"] == "no-store"
+    assert server.idle
+
+
+async def test_unknown_fields_are_ignored_and_null_params_are_defaults(server: Any, client_of: Any) -> None:
+    answer = await client_of(server).say("hi", something="else", params={"top_k": None, "unknown": 1})
+    assert answer["text"] == "hi "
+
+
+async def test_other_media_types_are_refused(server: Any, client_of: Any) -> None:
+    session = client_of(server).session
+    async with session.post(
+        f"{server.url}/chat_stream", data=b"user_input=hi", headers={"Content-Type": "text/x"}
+    ) as r:
+        assert r.status == 415
+        assert (await r.json())["error"] == "unsupported_media_type"
+    async with session.post(f"{server.url}/clear_context") as response:
+        assert response.status == 200  # a POST without a body needs no media type
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_a_413(start: Any, client_of: Any, chunked: bool) -> None:
+    server = await start(ChatStream(engine=echo, max_request_bytes=2048), client_max_size=1 << 30)
+    data: Any = json.dumps({"user_input": "x" * 3000}).encode()
+
+    async def pieces() -> Any:
+        yield data
+
+    body = pieces() if chunked else data
+    headers = {"Content-Type": "application/json"}
+    async with client_of(server).session.post(f"{server.url}/chat_stream", data=body, headers=headers) as response:
+        assert response.status == 413
+        assert (await response.json())["error"] == "too_large"
+
+
+async def test_the_apps_own_body_limit_gives_the_same_error(start: Any, client_of: Any) -> None:
+    server = await start(ChatStream(engine=echo), client_max_size=1000)
+    async with client_of(server).post(user_input="x" * 3000) as response:
+        assert response.status == 413
+        assert (await response.json())["error"] == "too_large"
+
+
+@pytest.mark.parametrize("data", [b"rubbish", gzip.compress(b'{"user_input": "hi"}')[:15]], ids=["rubbish", "cut off"])
+async def test_a_body_that_is_not_compressed_as_it_says_is_a_400(server: Any, client_of: Any, data: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = f"POST /chat_stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+    writer.write(head.encode() + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + data)
+    status_line = await reader.readline()
+    writer.transport.abort()
+    assert b" 400 " in status_line
+
+
+async def test_a_compressed_body_is_read(server: Any, client_of: Any) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    data = gzip.compress(b'{"user_input": "hi"}')
+    async with client_of(server).session.post(f"{server.url}/chat_stream", data=data, headers=headers) as response:
+        assert await response.text() == "hi "
+
+
+@pytest.mark.parametrize("cookie", [b"\xff\xfe", b"a" * 4000, b"gAAAAA==", b'"', b"\xe3\x81\x82; =;;"])
+async def test_any_cookie_gives_a_fresh_session(server: Any, cookie: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    request = post_bytes('{"user_input":"hi"}', headers="Connection: close\r\nCookie: AIOHTTP_SESSION=@\r\n")
+    writer.write(request.replace(b"@", cookie))
+    answer = await reader.read()
+    assert b" 200 OK" in answer.splitlines()[0]
+    assert b"Set-Cookie" in answer
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_the_query_of_history_is_validated(server: Any, client_of: Any) -> None:
+    async with client_of(server).session.get(f"{server.url}/history", params={"conversation": "a b"}) as response:
+        assert response.status == 422
+        assert "conversation" in (await response.json())["detail"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["user_input", "regenerate", "conversation", "params", "edit_message_id", "continue", "if_turn"]
+PARAMS = ["max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop", "ignore_eos"]
+BODY = st.dictionaries(st.sampled_from(FIELDS), JSON | st.dictionaries(st.sampled_from(PARAMS), JSON), max_size=5)
+
+
+async def test_no_json_and_no_bytes_give_a_500(server: Any, client_of: Any) -> None:
+    client = client_of(server)
+    bodies: list[bytes] = []
+
+    @settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(BODY.map(lambda body: json.dumps(body, ensure_ascii=True).encode()) | st.binary(max_size=60))
+    def collect(body: bytes) -> None:
+        bodies.append(body)
+
+    collect()
+    for path in ("/chat_stream", "/chat_stream/stop", "/clear_context"):
+        for body in bodies:
+            headers = {"Content-Type": "application/json"}
+            async with client.session.post(server.url + path, data=body, headers=headers) as response:
+                await response.read()
+                assert response.status < 500, body
+    assert server.idle

@@ -1,0 +1,168 @@
+"""Promise 1: N run, Q wait, and one more is refused at once, before any work."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aiochatstream import ChatStream
+from tests.helpers import Client, echo, sse_events, until
+
+
+async def status_and_headers(client: Client, text: str = "hi") -> tuple[int, Any]:
+    async with client.post(user_input=text) as response:
+        await response.read()
+        return response.status, response.headers
+
+
+async def test_a_burst_gets_exactly_the_slots_and_the_queue(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1))
+    clients = [client_of(server) for _ in range(10)]
+    requests = [asyncio.create_task(status_and_headers(client)) for client in clients]
+    await until(lambda: sum(request.done() for request in requests) == 8)
+    assert len(engine.calls) <= 1  # those who were refused have cost the engine nothing
+    engine.allow(2)
+    outcomes = await asyncio.gather(*requests)
+    assert sorted(status for status, _ in outcomes) == [200, 200, *[503] * 8]
+    for status, headers in outcomes:
+        if status == 503:
+            assert int(headers["Retry-After"]) >= 1
+            assert "Set-Cookie" not in headers
+    assert len(engine.calls) == 2
+    assert engine.most_running == 1
+    assert server.idle
+
+
+async def test_a_refused_request_is_not_tokenised(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=1, max_queue_size=0)
+    server = await start(chat_stream)
+    prompts = []
+    make_prompt = chat_stream._make_prompt
+    chat_stream._make_prompt = lambda *args: (prompts.append(args), make_prompt(*args))[1]  # type: ignore[method-assign]
+    async with client_of(server).post(accept="text/event-stream", user_input="Tell me a story.") as response:
+        await anext(sse_events(response))
+        status, _ = await status_and_headers(client_of(server))
+        assert status == 503
+        assert len(prompts) == 1
+    await until(lambda: server.idle)
+
+
+@pytest.mark.parametrize(("slots", "queue"), [(1, 0), (2, 1), (3, 4)])
+async def test_no_more_than_the_slots_ever_run(
+    start: Any, stepper: Any, client_of: Any, slots: int, queue: int
+) -> None:
+    engine = stepper()
+    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=slots, max_queue_size=queue, max_new_tokens=1)
+    server = await start(chat_stream)
+    requests = [asyncio.create_task(status_and_headers(client_of(server))) for _ in range(slots + queue + 2)]
+    await until(lambda: sum(request.done() for request in requests) == 2 and len(engine.calls) == slots)
+    assert (chat_stream.admission.running, chat_stream.admission.waiting) == (slots, queue)
+    engine.allow(slots + queue)
+    statuses = sorted(status for status, _ in await asyncio.gather(*requests))
+    assert statuses == [*[200] * (slots + queue), 503, 503]
+    assert engine.most_running == slots
+
+
+async def test_who_waits_is_served_in_order_and_told_the_position(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
+    told: dict[str, list[Any]] = {}
+
+    async def ask(name: str) -> None:
+        async with client_of(server).post(accept="text/event-stream", user_input=name) as response:
+            async for event, data in sse_events(response):
+                told.setdefault(name, []).append(data["position"] if event == "queued" else event)
+
+    tasks = []
+    for position, name in enumerate(["a", "b", "c", "d"]):
+        tasks.append(asyncio.create_task(ask(name)))
+        await until(lambda name=name: name in told)
+        assert server.chat_stream.admission.waiting == position
+    for served in range(1, 5):
+        engine.allow()
+        await until(lambda served=served: engine.closed == served)
+    await asyncio.gather(*tasks)
+    end = ["start", "delta", "done"]
+    assert told == {"a": end, "b": [1, *end], "c": [2, 1, *end], "d": [3, 2, 1, *end]}
+    assert [messages[-1]["content"] for messages in engine.calls] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_a_client_that_sends_again_the_moment_an_answer_ends_is_never_refused(
+    start: Any, client_of: Any, accept: str
+) -> None:
+    server = await start(ChatStream(engine=echo, num_of_concurrent_executions=1, max_queue_size=0))
+    client = client_of(server)
+    for turn in range(100):
+        async with client.post(accept=accept, user_input=f"message {turn}") as response:
+            body = await response.text()
+            assert response.status == 200, body
+    assert len(await client.history()) == 200
+
+
+async def test_who_waits_too_long_is_refused(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(
+        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=2, max_queue_wait=0.01)
+    )
+    running = asyncio.create_task(status_and_headers(client_of(server)))
+    await until(lambda: engine.calls)
+    status, headers = await status_and_headers(client_of(server))
+    assert status == 503
+    assert int(headers["Retry-After"]) >= 1
+    async with client_of(server).post(accept="text/event-stream", user_input="hi") as response:
+        events = [event async for event in sse_events(response)]
+    assert [name for name, _ in events] == ["queued", "error"]
+    assert events[-1][1]["error"]["error"] == "too_many_requests"
+    assert server.chat_stream.admission.waiting == 0
+    running.cancel()
+    engine.allow(1000)
+    await until(lambda: server.idle)
+
+
+async def test_an_answer_that_takes_too_long_is_ended_as_length(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_answer=0.05))
+    engine.allow(1)
+    client = client_of(server)
+    asking = asyncio.create_task(client.say("hi"))
+    await until(lambda: engine.calls)
+    while not asking.done():
+        engine.allow(1)
+        await asyncio.sleep(0.01)
+    assert (await asking)["finish_reason"] == "length"
+    assert (await client.history())[1]["state"] == "complete"
+
+
+async def test_overload_status_can_be_429(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(
+        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, overload_status=429)
+    )
+    running = asyncio.create_task(status_and_headers(client_of(server)))
+    await until(lambda: engine.calls)
+    status, headers = await status_and_headers(client_of(server))
+    assert status == 429
+    assert "Retry-After" in headers
+    running.cancel()
+    engine.allow(1000)
+    await until(lambda: server.idle)
+
+
+async def test_get_load_tells_slots_and_queue(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=3, max_new_tokens=1))
+    requests = [asyncio.create_task(status_and_headers(client_of(server))) for _ in range(3)]
+    await until(lambda: server.chat_stream.admission.waiting == 1)
+    client = client_of(server)
+    async with client.session.get(f"{server.url}/get_load") as response:
+        load = await response.json()
+    worker = load["chatstream_workers"][0]
+    assert load["success"] is True
+    assert (worker["processing"], worker["waiting"]) == (2, 1)
+    assert (worker["max_processing"], worker["max_waiting"]) == (2, 3)
+    engine.allow(3)
+    await asyncio.gather(*requests)

@@ -1,0 +1,200 @@
+"""Promise 6: a shutdown ends in time, running answers get their grace, and what was said is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from aiohttp import ClientPayloadError
+
+from aiochatstream import ChatStream, Engine, MemoryConversationStore
+from aiochatstream.engines.base import Delta
+from tests.helpers import echo, sse_events, until
+
+
+async def get(client: Any, path: str) -> tuple[int, Any, Any]:
+    async with client.session.get(client.url + path) as response:
+        return response.status, await response.json(), response.headers
+
+
+async def test_draining_refuses_the_new_and_the_waiting_and_lets_the_running_finish(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_new_tokens=2))
+    running = asyncio.create_task(client_of(server).say("first"))
+    await until(lambda: engine.calls)
+    waiting = asyncio.create_task(client_of(server).say("second"))
+    await until(lambda: server.chat_stream.admission.waiting == 1)
+    server.chat_stream.drain()
+    with pytest.raises(AssertionError, match="draining"):
+        await waiting
+    async with client_of(server).post(user_input="third") as response:
+        assert response.status == 503
+        assert (await response.json())["error"] == "draining"
+        assert int(response.headers["Retry-After"]) >= 1
+    status, body, headers = await get(client_of(server), "/readyz")
+    assert (status, body["error"], "Retry-After" in headers) == (503, "draining", True)
+    assert (await get(client_of(server), "/healthz"))[0] == 200
+    engine.allow(2)
+    assert (await running)["text"] == "1 2 "
+
+
+async def test_a_shutdown_waits_for_the_running_answer(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    running = asyncio.create_task(client_of(server).say("first"))
+    await until(lambda: engine.calls)
+    ending = asyncio.create_task(server.runner.cleanup())
+    await until(lambda: server.chat_stream.state == "draining")
+    engine.allow(2)
+    assert (await running)["text"] == "1 2 "
+    await ending
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("aiochatstream-generate")]
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell_and_kept(
+    start: Any, stepper: Any, client_of: Any, accept: str
+) -> None:
+    engine, store = stepper(), MemoryConversationStore()
+    chat_stream = ChatStream(engine=engine, shutdown_timeout=0.05, conversation_store=store)
+    server = await start(chat_stream)
+    kept: list[Any] = []
+    save = store.save
+
+    async def saving(*args: Any, **kwargs: Any) -> None:
+        kept.append(args[2])
+        await save(*args, **kwargs)
+
+    store.save = saving  # type: ignore[method-assign]
+    ending = None
+    async with client_of(server).post(accept="text/event-stream", user_input="cookie") as response:
+        assert response.status == 200
+    await until(lambda: any(turn.ending for turn in chat_stream._turns._turns.values()))
+    engine.allow(1)
+    await until(lambda: server.idle)
+    kept.clear()
+
+    async def ask() -> Any:
+        async with client_of(server).post(accept=accept, user_input="first") as response:
+            if accept == "text/event-stream":
+                return [event async for event in sse_events(response)][-1]
+            if accept == "text/plain":
+                with pytest.raises(ClientPayloadError):
+                    await response.read()
+                return None
+            return response.status, await response.json()
+
+    asking = asyncio.create_task(ask())
+    engine.allow(1)
+    await until(lambda: any(turn.text == "1 " for turn in chat_stream._turns._turns.values()))
+    ending = asyncio.create_task(server.runner.cleanup())
+    await until(lambda: all(turn.ending for turn in chat_stream._turns._turns.values()))
+    engine.allow(1)
+    outcome = await asking
+    await ending
+    if accept == "text/event-stream":
+        assert outcome[0] == "error"
+        assert outcome[1]["error"]["error"] == "draining"
+    elif accept == "application/json":
+        assert outcome[0] == 503
+        assert outcome[1]["error"] == "draining"
+    (conversation,) = kept
+    assert [(turn.user, turn.answer, turn.state) for turn in conversation.turns] == [("first", "1 2 ", "interrupted")]
+
+
+class SlowToLoad(Engine):
+    """An engine whose load() takes until the test lets it go on."""
+
+    loads_slowly = True
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.may_load = threading.Event()
+        self.error = error
+
+    def load(self) -> None:
+        self.may_load.wait()
+        if self.error is not None:
+            raise self.error
+
+    def generate(self, prompt: Any, params: Any) -> Any:
+        yield Delta("hello", (1,), "stop")
+
+
+@pytest.fixture
+async def loading(client_of: Any) -> Any:
+    """A server whose engine is still loading."""
+    import aiohttp_session
+    from aiohttp import web
+
+    from aiochatstream import MemoryStorage
+    from tests.helpers import Server
+
+    runners = []
+
+    async def start(engine: SlowToLoad) -> Server:
+        chat_stream = ChatStream(engine=engine)
+        app = web.Application()
+        aiohttp_session.setup(app, MemoryStorage())
+        app.add_routes(chat_stream.routes())
+        chat_stream.setup(app)
+        runner = web.AppRunner(app)
+        runners.append((engine, runner))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return Server(chat_stream, runner, f"http://127.0.0.1:{runner.addresses[0][1]}")
+
+    yield start
+    for engine, runner in runners:
+        engine.may_load.set()
+        await runner.cleanup()
+
+
+async def test_while_the_model_loads_requests_are_told_to_come_back(loading: Any, client_of: Any) -> None:
+    engine = SlowToLoad()
+    server = await loading(engine)
+    client = client_of(server)
+    for path in ("/healthz", "/get_load"):
+        assert (await get(client, path))[0] == 200
+    status, body, headers = await get(client, "/readyz")
+    assert (status, body["error"], int(headers["Retry-After"]) >= 1) == (503, "starting", True)
+    async with client.post(user_input="hi") as response:
+        assert response.status == 503
+        assert (await response.json())["error"] == "starting"
+    engine.may_load.set()
+    await server.chat_stream.wait_ready()
+    assert (await get(client, "/readyz"))[0] == 200
+    assert (await client.say("hi"))["text"] == "hello"
+
+
+async def test_a_model_that_cannot_be_loaded_is_logged_and_requests_are_refused(
+    loading: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = SlowToLoad(OSError("the file is gone"))
+    server = await loading(engine)
+    engine.may_load.set()
+    with pytest.raises(OSError, match="the file is gone"):
+        await server.chat_stream.wait_ready()
+    async with client_of(server).post(user_input="hi") as response:
+        assert response.status == 503
+        assert "the file is gone" not in await response.text()
+    assert "the file is gone" in caplog.text
+
+
+async def test_an_engine_that_loads_at_once_fails_at_start_up_with_its_own_error(start: Any) -> None:
+    class Broken(SlowToLoad):
+        loads_slowly = False
+
+    engine = Broken(ValueError("not a model"))
+    engine.may_load.set()
+    with pytest.raises(ValueError, match="not a model"):
+        await start(ChatStream(engine=engine))
+
+
+async def test_two_apps_in_one_process_do_not_disturb_each_other(start: Any, client_of: Any) -> None:
+    one, two = await start(ChatStream(engine=echo)), await start(ChatStream(engine=echo))
+    await one.runner.cleanup()
+    assert (await client_of(two).say("still here"))["text"] == "still here "

@@ -1,0 +1,237 @@
+"""Turns of one conversation: never two at once, stopped, cleared, interrupted, failed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import ClientPayloadError
+
+from aiochatstream import ChatStream
+from tests.helpers import echo, post_bytes, sse_events, until
+
+
+async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    engine.allow(2)
+    await client.say("first")
+    running = asyncio.create_task(client.say("second"))
+    await until(lambda: len(engine.calls) == 2)
+    async with client.post(user_input="third") as response:
+        assert response.status == 409
+        assert (await response.json())["error"] == "conversation_busy"
+    other = asyncio.create_task(client.say("elsewhere", conversation="other"))  # turns lock by conversation
+    await until(lambda: len(engine.calls) == 3)
+    engine.allow(4)
+    await asyncio.gather(running, other)
+    assert await client.texts() == ["first", "1 2 ", "second", "1 2 "]
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_stop_ends_the_answer_and_keeps_what_there_is(
+    start: Any, stepper: Any, client_of: Any, accept: str
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=4))
+    client = client_of(server)
+    engine.allow(4)
+    await client.say("first")
+    running = asyncio.create_task(read(client.post(accept=accept, user_input="second")))
+    engine.allow(1)
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
+    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    engine.allow(1)
+    assert '"success":true' in await stopping
+    body = await running
+    assert body == "1 2 " if accept == "text/plain" else '"finish_reason":"cancelled"' in body
+    last = (await client.history())[-1]
+    assert (last["content"], last["state"]) == ("1 2 ", "interrupted")
+    assert server.idle
+
+
+async def test_stop_then_send_again_is_served(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=3))
+    client = client_of(server)
+    engine.allow(3)
+    await client.say("first")
+    running = asyncio.create_task(client.say("second"))
+    await until(lambda: len(engine.calls) == 2)
+    stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
+    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    again = asyncio.create_task(client.say("third"))  # the one before is still in its last step
+    engine.allow(4)
+    await stopping
+    assert (await again)["text"] == "1 2 3 "
+    assert (await running)["finish_reason"] == "cancelled"
+
+
+async def test_stop_without_a_running_answer_says_so(start: Any, client_of: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    async with client_of(server).post("/chat_stream/stop") as response:
+        assert response.status == 404
+        assert (await response.json())["error"] == "not_running_here"
+        assert "Set-Cookie" not in response.headers
+
+
+async def test_a_stopped_answer_without_text_leaves_no_turn(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_new_tokens=1))
+    client, other = client_of(server), client_of(server)
+    engine.allow(1)
+    await client.say("first")
+    blocking = asyncio.create_task(other.say("blocks the slot"))
+    await until(lambda: len(engine.calls) == 2)
+    waiting = asyncio.create_task(client.say("second"))
+    await until(lambda: server.chat_stream.admission.waiting == 1)
+    assert await read(client.post("/chat_stream/stop"))
+    answer = await waiting
+    assert (answer["finish_reason"], answer["text"]) == ("cancelled", "")
+    assert await client.texts() == ["first", "1 "]
+    engine.allow(1)
+    await blocking
+
+
+async def test_clear_context_forgets_and_discards_an_answer_under_way(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    assert await read(client.post("/clear_context")) == '{"success":false,"message":"no context."}'
+    engine.allow(2)
+    await client.say("first")
+    running = asyncio.create_task(client.say("second"))
+    await until(lambda: len(engine.calls) == 2)
+    clearing = asyncio.create_task(read(client.post("/clear_context")))
+    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    engine.allow(1)
+    assert await clearing == '{"success":true,"message":"Context successfully cleared"}'
+    assert (await running)["finish_reason"] == "cancelled"
+    assert await client.history() == []
+    engine.allow(2)
+    await client.say("anew")
+    assert engine.calls[-1] == [{"role": "user", "content": "anew"}]
+
+
+async def test_history_shows_an_answer_under_way_as_running(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    engine.allow(3)
+    await client.say("first")
+    running = asyncio.create_task(client.say("second"))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    history = await client.history()
+    assert [message["content"] for message in history] == ["first", "1 2 ", "second", "1 "]
+    assert [message.get("state") for message in history] == [None, "complete", None, "running"]
+    engine.allow(1)
+    await running
+    assert (await client.history())[-1]["state"] == "complete"
+
+
+async def test_regenerate_with_nothing_to_answer_again(start: Any, client_of: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    async with client_of(server).post(regenerate=True) as response:
+        assert response.status == 409
+        assert (await response.json())["error"] == "nothing_to_regenerate"
+    assert server.idle
+
+
+async def test_a_regenerated_answer_replaces_the_old_one_only_when_there_is_text(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=3))
+    client = client_of(server)
+    engine.allow(3)
+    await client.say("first")
+    engine.fail_at = 0
+    engine.allow(1)
+    async with client.post(regenerate=True) as response:
+        assert response.status == 500
+    assert await client.texts() == ["first", "1 2 3 "]
+    engine.fail_at = None
+    running = asyncio.create_task(client.say(regenerate=True))
+    engine.allow(1)
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
+    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    engine.allow(1)
+    await asyncio.gather(stopping, running)
+    last = (await client.history())[-1]
+    assert (last["content"], last["state"]) == ("1 2 ", "interrupted")
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+@pytest.mark.parametrize("fail_at", [0, 2])
+async def test_an_engine_that_raises_gives_the_right_error_and_leaves_the_history_as_it_was(
+    start: Any, stepper: Any, client_of: Any, caplog: pytest.LogCaptureFixture, accept: str, fail_at: int
+) -> None:
+    engine = stepper(fail_at=5)
+    server = await start(ChatStream(engine=engine, max_new_tokens=4))
+    client = client_of(server)
+    engine.allow(4)
+    await client.say("first")
+    engine.fail_at = fail_at
+    engine.allow(fail_at + 1)
+    async with client.post(accept=accept, user_input="second") as response:
+        message_id = response.headers.get("X-ChatStream-Last-Generated-Message-Id")
+        if accept == "text/event-stream":
+            events = [event async for event in sse_events(response)]
+            assert [name for name, _ in events] == ["start", *["delta"] * fail_at, "error"]
+            error = events[-1][1]["error"]
+        elif accept == "text/plain" and fail_at:
+            assert response.status == 200
+            with pytest.raises(ClientPayloadError):  # cut off: it cannot be taken for the whole answer
+                await response.read()
+            error = None
+        else:
+            assert response.status == 500
+            error = await response.json()
+    assert error is None or error["error"] == "internal_server_error"
+    assert error is None or "the engine broke" not in str(error)
+    assert "ZeroDivisionError" in caplog.text
+    assert message_id is None or message_id in caplog.text
+    assert await client.texts() == ["first", "1 2 3 4 "]
+    assert server.idle
+    engine.fail_at = None
+    engine.allow(4)
+    assert (await client.say("second"))["text"] == "1 2 3 4 "
+
+
+async def test_http_1_0_gets_the_body_unchunked_and_closed(start: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(post_bytes('{"user_input":"one two"}', version="1.0"))
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert b"200 OK" in head
+    assert b"chunked" not in head.lower()
+    assert body == b"one two "
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_broken_off_answer_never_looks_complete_over_http_1_0(start: Any, stepper: Any) -> None:
+    engine = stepper(fail_at=1)
+    server = await start(ChatStream(engine=engine))
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(post_bytes('{"user_input":"one two"}', version="1.0"))
+        engine.allow(1)
+        await reader.readuntil(b"\r\n\r\n1 ")
+        engine.allow(1)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+    finally:
+        writer.transport.abort()
+
+
+async def read(request: Any) -> str:
+    async with request as response:
+        text: str = await response.text()
+        return text
