@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from aiochatstream.errors import Draining, TooManyRequests
 
 ASSUMED_SECONDS = 5.0
-"""What a slot is taken to be held for until the first one was given back."""
+"""What an answer is taken to need until the first one has ended."""
 
 SMOOTHING = 0.2
 """Weight of the newest holding time in the running mean behind Retry-After."""
@@ -68,12 +68,16 @@ class Ticket:
             self._position = position
             self._moved.set()
 
-    def release(self) -> None:
-        """Leave the queue, or free the slot for the next in line. Any number of calls is one."""
+    def release(self, *, answered: bool = False) -> None:
+        """Leave the queue, or free the slot for the next in line. Any number of calls is one.
+
+        :param answered: it was held for a whole answer, so that its time counts for Retry-After.
+        """
         if not self._released:
             self._released = True
+            self._admission._release(self, answered)
+            self._position = 0
             self._moved.set()
-            self._admission._release(self)
 
 
 class Admission:
@@ -130,14 +134,12 @@ class Admission:
     def drain(self) -> None:
         """Refuse all who come and send away all who wait; who runs goes on."""
         self._draining = True
-        for ticket in self._waiting:
+        for ticket in list(self._waiting):
             ticket._refusal = self._draining_error()
-            ticket._released = True
-            ticket._moved.set()
-        self._waiting.clear()
+            ticket.release()
 
     def retry_after(self) -> int:
-        """Whole seconds, 1 to 600, until a place is likely to be free, from how long slots were held lately."""
+        """Whole seconds, 1 to 600, until a place is likely to be free, from how long answers took lately."""
         mean = ASSUMED_SECONDS if self._mean_seconds is None else self._mean_seconds
         return min(600, max(1, math.ceil(mean * (self.waiting + 1) / self.slots)))
 
@@ -149,14 +151,13 @@ class Admission:
         self._running.add(ticket)
         ticket._move(0)
 
-    def _release(self, ticket: Ticket) -> None:
-        if ticket in self._running:
-            self._running.remove(ticket)
-            held = self._clock() - (ticket._granted_at or 0.0)
+    def _release(self, ticket: Ticket, answered: bool) -> None:
+        self._waiting.pop(ticket, None)
+        self._running.discard(ticket)
+        if answered and ticket._granted_at is not None:
+            held = self._clock() - ticket._granted_at
             mean = held if self._mean_seconds is None else self._mean_seconds
             self._mean_seconds = mean + SMOOTHING * (held - mean)
-        else:
-            self._waiting.pop(ticket, None)
         while self._waiting and self.running < self.slots:
             self._grant(self._waiting.popitem(last=False)[0])
         for place, other in enumerate(self._waiting, 1):

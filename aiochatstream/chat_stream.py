@@ -7,8 +7,10 @@ import functools
 import inspect
 import logging
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from aiohttp import web
@@ -70,7 +72,7 @@ class ChatStream:
     :param temperature: 0 (greedy) to 2.
     :param top_k: 1 to 1000; None or 0 is off.
     :param top_p: above 0, up to 1 (off).
-    :param repetition_penalty: above 0, up to 10; 1 is off.
+    :param repetition_penalty: 0.01 to 10; 1 is off.
     :param seed: seeds the sequence of the answers' seeds, 0 to 2**63 - 1; None is random.
     :param max_queue_wait: seconds that a request waits for a slot before it gets 503.
     :param max_answer: seconds that an answer may take; it is then ended with finish reason ``length``.
@@ -230,7 +232,8 @@ class ChatStream:
             if asked.params is None or asked.params.seed is None:
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
             made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
-            await user.begin(name, before)
+            await user.accept_turn(name, before)
+            self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:
             if ticket is not None:
                 ticket.release()
@@ -251,6 +254,15 @@ class ChatStream:
         self._turns.start(user.id, name, job)
         return turn
 
+    async def clear(self, user: UserSession, name: str) -> bool:
+        """Forget a conversation, a running answer too; tell whether there was something to forget."""
+        discarded = await self.stop_turn(user, name, "discarded")
+        await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
+        try:
+            return await user.forget(name) or discarded is not None
+        finally:
+            self._turns.give_up(user.id, name)
+
     async def stop_turn(self, user: UserSession, name: str, reason: StopReason) -> RunningTurn | None:
         """Stop the answer of this conversation, wait for its end (at most 2 s), and return it if there was one."""
         turn = self._turns.get(user.id, name)
@@ -268,7 +280,13 @@ class ChatStream:
         return Prompt(prompt.get_messages(), ids)
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, function, *args)
+        def call() -> Result:
+            try:
+                return function(*args)
+            except StopIteration as error:  # which a future cannot hold
+                raise RuntimeError("StopIteration in a prompt class") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
         # a sub-app is frozen before its start-up; its parent's middlewares cannot be seen from here
@@ -276,6 +294,8 @@ class ChatStream:
             raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
         # made here, after gunicorn's fork: threads do not survive one
         slots = self.limits.num_of_concurrent_executions
+        self.state = "starting"
+        self.admission = Admission(slots, self.limits.max_queue_size)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
         self._loading = asyncio.create_task(self._load())
@@ -291,7 +311,7 @@ class ChatStream:
 
     async def _load(self) -> None:
         try:
-            await self._in_prompt_thread(self._load_engine)
+            await in_daemon_thread(self._load_engine)
         except BaseException:
             self.state = "failed"
             raise
@@ -305,7 +325,7 @@ class ChatStream:
             if self.limits.context_len is not None and self.context_len > limit:
                 raise ValueError(f"context_len: at most {limit} with this model, not {self.context_len}.")
             self.context_len = min(self.context_len, limit)
-        if self.context_len <= self.params.max_new_tokens:
+        if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
             raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
         # a prompt class that does not go with this model shows now, not at the first request
         prompt = self._chat_prompt_clazz()
@@ -336,6 +356,28 @@ def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, de
     from aiochatstream.engines.transformers import TransformersEngine  # here, so that importing the package is light
 
     return TransformersEngine(model, tokenizer, device)
+
+
+async def in_daemon_thread(function: Callable[[], None]) -> None:
+    """Run ``function`` in a thread that does not keep the process from ending: loading a model can take minutes."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            function()
+        except Exception as raised:  # noqa: BLE001 - it is told where it is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(tell, error)
+
+    threading.Thread(target=run, name="aiochatstream-load", daemon=True).start()
+    await done
 
 
 def _is_session_middleware(middleware: Any) -> bool:

@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--queue", type=int, default=5, metavar="N", help="requests that wait beyond that; the next one gets 503")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
-    add("--temperature", type=float, default=0.7, metavar="T", help="0 (greedy) to 2")
+    add("--temperature", type=float, default=0.2, metavar="T", help="0 (greedy) to 2")
     add("--top-p", type=float, default=0.9, metavar="P", help="above 0, up to 1 (off)")
     add("--session", default="memory", choices=["memory", "cookie"], help="where conversations live")
     add("--secret-key-file", type=Path, metavar="FILE", help="the key of --session cookie")

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 AnswerState = Literal["complete", "interrupted"]
 
+MAX_CHARS = 1 << 20
+"""What one conversation may hold, so that nobody's fills a store or holds the event loop while it is written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -47,16 +50,21 @@ class Conversation:
         return replace(self, turns=turns, first=min(self.first, len(turns)))
 
     def with_turn(self, turn: Turn) -> Conversation:
-        """The conversation with ``turn`` as its newest."""
-        return replace(self, turns=(*self.turns, turn))
+        """The conversation with ``turn`` as its newest. Over :data:`MAX_CHARS`, the oldest turns go."""
+        grown = replace(self, turns=(*self.turns, turn))
+        excess = sum(len(old.user) + len(old.answer) for old in grown.turns) - MAX_CHARS
+        while excess > 0 and len(grown.turns) > 1:
+            excess -= len(grown.turns[0].user) + len(grown.turns[0].answer)
+            grown = grown.drop_oldest()
+        return grown
 
     def starting_at(self, first: int) -> Conversation:
         """The conversation of which the model is told from turn ``first`` on."""
         return replace(self, first=first)
 
-    def drop_oldest(self) -> Conversation:
-        """The conversation without its oldest turn."""
-        return replace(self, turns=self.turns[1:], first=max(0, self.first - 1))
+    def drop_oldest(self, count: int = 1) -> Conversation:
+        """The conversation without its ``count`` oldest turns."""
+        return replace(self, turns=self.turns[count:], first=max(0, self.first - count))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

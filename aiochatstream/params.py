@@ -17,7 +17,7 @@ MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole num
 Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]
 TopK = Annotated[int, Field(ge=0, le=1000, description="a whole number from 0 (off) to 1000")]
 TopP = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1 (off)")]
-RepetitionPenalty = Annotated[float, Field(gt=0, le=10, description="a number above 0, up to 10; 1 is off")]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=10, description="a number from 0.01 to 10; 1 is off")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number from 0 to 2**63 - 1")]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=128)]],

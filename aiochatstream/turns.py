@@ -16,7 +16,7 @@ from typing import Literal
 
 from aiochatstream.admission import Ticket
 from aiochatstream.conversation import AnswerState, Conversation, Turn
-from aiochatstream.engines import DeltaStream, FinishReason
+from aiochatstream.engines import Delta, DeltaStream, FinishReason
 from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ StopReason = Literal["stopped", "left", "discarded", "shutdown"]
 
 ENDING_SECONDS = 2.0
 """How long a new turn waits for one that is ending."""
+
+SAVE_SECONDS = 30.0
+"""How long a conversation store may take."""
 
 NOTICE_SECONDS = 0.2
 """How long it may take until it shows that the client of a running turn is gone."""
@@ -120,6 +123,8 @@ class RunningTurn:
     text: str = ""
     conversation: Conversation = field(default_factory=Conversation)
     """As it was kept last: without the answer until :attr:`ended`."""
+    base: Conversation | None = None
+    """What the answer joins; None until the prompt is made."""
 
     def __post_init__(self) -> None:
         self.ended = asyncio.Event()
@@ -129,6 +134,7 @@ class RunningTurn:
         self._first_text: float | None = None
         self._completion_tokens = 0
         self._stop_reason: StopReason | None = None
+        self._time_was_up = False
         self._finish_reason: FinishReason | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._job: Job | None = None
@@ -137,7 +143,12 @@ class RunningTurn:
     @property
     def ending(self) -> bool:
         """True from the moment when it is certain that no more text comes."""
-        return self._stop_reason is not None or self._finish_reason is not None
+        return self._stop_reason is not None or self._finish_reason is not None or self._time_was_up
+
+    @property
+    def discarded(self) -> bool:
+        """True when the history was cleared meanwhile: nothing of this turn is to be kept."""
+        return self._stop_reason == "discarded"
 
     def stop(self, reason: StopReason) -> None:
         """Stop waiting or generating, within one step. The text so far is kept, unless it is discarded."""
@@ -164,6 +175,7 @@ class RunningTurn:
         """Know what is to be done; :meth:`run` does it."""
         self._job = job
         self.user_text = job.user_text
+        self.base = job.base
         self.conversation = job.before
 
     async def run(self, job: Job) -> Event:
@@ -175,7 +187,8 @@ class RunningTurn:
         except Exception as error:  # noqa: BLE001 - whatever an engine raises
             failure = error
         finally:
-            job.ticket.release()  # the thread has stopped: who is next need not wait for the history
+            # the thread has stopped: who is next need not wait for the history
+            job.ticket.release(answered=self._finish_reason is not None)
         try:
             return await self._conclude(job, failure)
         except ChatStreamError as error:
@@ -191,7 +204,9 @@ class RunningTurn:
 
     async def _conclude(self, job: Job, failure: Exception | None) -> Event:
         """Save what is to be kept, and say how the turn ended."""
-        if self._stop_reason == "discarded":
+        if self._time_was_up and self.text and self._finish_reason is None:
+            self._finish_reason = "length"
+        if self.discarded:
             return self._ended("cancelled", job)
         if failure is not None and self._stop_reason is None:
             await self._keep(job, job.before)
@@ -209,7 +224,7 @@ class RunningTurn:
             await self._keep(job, job.before)
         if self._stop_reason == "shutdown" and self._finish_reason is None:
             return Failed(Draining("The server is shutting down; the answer so far was kept.", job.retry_after()))
-        return self._ended(self._finish_reason or "cancelled", job)
+        return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"), job)
 
     async def _wait_for_slot(self, job: Job) -> None:
         if self._stop_reason is not None:
@@ -230,23 +245,28 @@ class RunningTurn:
         self._stream = job.generate()
         limit = self._loop.call_later(job.max_answer, self._time_is_up)
         try:
-            async for delta in self._stream:
-                self._completion_tokens += len(delta.token_ids)
-                if delta.text:
-                    self._first_text = self._first_text or self._loop.time()
-                    self.text += delta.text
-                    self._events.put_nowait(Text(delta.text))
-                self._finish_reason = delta.finish_reason or self._finish_reason
+            async with aclosing(self._stream):
+                async for delta in self._stream:
+                    self._take(delta)
         finally:
             limit.cancel()
 
+    def _take(self, delta: Delta) -> None:
+        self._completion_tokens += len(delta.token_ids)
+        if delta.text:
+            self._first_text = self._first_text or self._loop.time()
+            self.text += delta.text
+            self._events.put_nowait(Text(delta.text))
+        self._finish_reason = delta.finish_reason or self._finish_reason
+
     def _time_is_up(self) -> None:
-        self._finish_reason = "length"
+        self._time_was_up = True
         if self._stream is not None:
             self._stream.cancel()
 
     async def _keep(self, job: Job, conversation: Conversation) -> None:
-        await job.save(conversation)
+        async with asyncio.timeout(SAVE_SECONDS):
+            await job.save(conversation)
         self.conversation = conversation
 
     def _ended(self, finish_reason: FinishReason, job: Job) -> Ended:
@@ -315,6 +335,9 @@ class Turns:
         return not running
 
     async def _run(self, user_id: str, name: str, turn: RunningTurn, job: Job) -> None:
-        last = await turn.run(job)
-        del self._turns[user_id, name]
-        turn.end(last)  # only now: a client that sends again at once finds its conversation free
+        last: Event = Failed(EngineFailed(f"The answer broke off. (request {turn.message_id})"))
+        try:
+            last = await turn.run(job)
+        finally:
+            del self._turns[user_id, name]
+            turn.end(last)  # only now: a client that sends again at once finds its conversation free

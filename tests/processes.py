@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
@@ -82,11 +85,19 @@ def running(
     """
     folder.mkdir(parents=True, exist_ok=True)
     out_file, err_file = folder / "stdout", folder / "stderr"
+    with sigterm_ends_pytest_in_order():
+        yield from _running(command, out_file, err_file, cwd, env)
+
+
+def _running(
+    command: Sequence[str], out_file: Path, err_file: Path, cwd: Path, env: Mapping[str, str] | None
+) -> Iterator[Process]:
     with out_file.open("wb") as out, err_file.open("wb") as err:
         popen = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            # one thread each: where several processes share few cores, torch's threads mostly spin for one another
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -98,6 +109,19 @@ def running(
         with suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
+
+
+@contextmanager
+def sigterm_ends_pytest_in_order() -> Iterator[None]:
+    """Let a pytest that is itself told to end (by ``timeout``, say) end its processes first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM"))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,8 @@ async def test_positions_of_one_who_runs_or_has_left_are_none() -> None:
     positions = waiter.positions()
     assert await anext(positions) == 1
     rest = asyncio.create_task(anext(positions, None))
+    await asyncio.sleep(0)
+    assert not rest.done()
     waiter.release()
     assert await rest is None
     assert not waiter.running
@@ -141,7 +143,7 @@ async def test_drain_refuses_newcomers_sends_waiters_away_and_lets_runners_finis
         (1, [400.0], 1, 600),  # never above ten minutes
     ],
 )
-def test_retry_after_comes_from_how_long_slots_were_held(
+def test_retry_after_comes_from_how_long_answers_held_their_slots(
     slots: int, held: list[float], waiting: int, seconds: int
 ) -> None:
     now = [1000.0]
@@ -149,22 +151,30 @@ def test_retry_after_comes_from_how_long_slots_were_held(
     for duration in held:
         ticket = admission.reserve()
         now[0] += duration
-        ticket.release()
+        ticket.release(answered=True)
     for _ in range(slots + waiting):
         admission.reserve()
     assert admission.retry_after() == seconds
 
 
+def test_who_leaves_without_an_answer_teaches_nothing_about_how_long_one_takes() -> None:
+    now = [0.0]
+    admission = Admission(1, 1, clock=lambda: now[0])
+    gone, waiter = admission.reserve(), admission.reserve()
+    now[0] = 50.0
+    waiter.release()
+    gone.release()
+    gone.release(answered=True)
+    assert admission.retry_after() == 5  # as assumed
+
+
 def test_time_in_the_queue_does_not_count_as_time_in_a_slot() -> None:
     now = [0.0]
-    admission = Admission(1, 2, clock=lambda: now[0])
-    first, second, left = (admission.reserve() for _ in range(3))
-    now[0] = 8.0
-    left.release()
-    assert admission.retry_after() == 10  # two times the assumed five seconds: who leaves the queue teaches nothing
-    first.release()
-    now[0] = 16.0
-    second.release()
+    admission = Admission(1, 1, clock=lambda: now[0])
+    first, second = admission.reserve(), admission.reserve()
+    for ticket in (first, second):
+        now[0] += 8.0
+        ticket.release(answered=True)
     assert admission.retry_after() == 8
 
 

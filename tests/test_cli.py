@@ -20,6 +20,7 @@ import pytest
 import torch
 from cryptography.fernet import Fernet
 from filelock import FileLock
+from platformdirs import user_cache_path
 
 from aiochatstream.engines.transformers import loading
 from tests.helpers import Client
@@ -127,11 +128,10 @@ def cache_in_use(tmp_path: Path, model_folder: str) -> Iterator[tuple[Mapping[st
 
     It is the lock of the cache of converted models, held as if another process were still converting.
     """
-    converted = Path(model_folder)
-    models = tmp_path / "cache" / "aiochatstream" / "models"
-    models.mkdir(parents=True)
-    (models / converted.name).symlink_to(converted)
-    with FileLock(f"{models / converted.name}.lock") as lock:
+    converted = tmp_path / "cache" / Path(model_folder).relative_to(user_cache_path())
+    converted.parent.mkdir(parents=True)
+    converted.symlink_to(model_folder)
+    with FileLock(f"{converted}.lock") as lock:
         yield {"XDG_CACHE_HOME": str(tmp_path / "cache")}, lock
 
 

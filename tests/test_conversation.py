@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiochatstream import Conversation, Turn
+from aiochatstream.conversation import MAX_CHARS
 
 TURNS = tuple(Turn(f"question {number}", f"answer {number}", f"id {number}") for number in range(4))
 
@@ -69,6 +70,21 @@ def test_drop_oldest_keeps_first_at_the_same_turn(
 ) -> None:
     conversation = Conversation(turns, number=9, begun="x", first=first).drop_oldest()
     assert conversation == Conversation(turns_then, number=9, begun="x", first=first_then)
+
+
+def test_drop_oldest_drops_as_many_as_are_said() -> None:
+    assert Conversation(TURNS, number=9, first=3).drop_oldest(2) == Conversation(TURNS[2:], number=9, first=1)
+    assert Conversation(TURNS, number=9, first=1).drop_oldest(4) == Conversation(number=9)
+
+
+def test_a_conversation_that_grows_too_long_loses_as_many_of_its_oldest_turns_as_must_go() -> None:
+    a_quarter = tuple(Turn("x" * (MAX_CHARS // 8), "y" * (MAX_CHARS // 8), str(number)) for number in range(4))
+    full = Conversation(a_quarter[:3], first=2).with_turn(a_quarter[3])
+    assert full == Conversation(a_quarter, first=2)
+    assert full.with_turn(Turn("", "", "empty")).turns[:-1] == a_quarter
+    assert full.with_turn(Turn("x", "", "4")) == Conversation((*a_quarter[1:], Turn("x", "", "4")), first=1)
+    longer = Turn("x" * MAX_CHARS, "y", "5")
+    assert full.with_turn(longer) == Conversation((longer,))
 
 
 def test_starting_at_moves_first_and_keeps_every_turn() -> None:

@@ -79,7 +79,8 @@ async def wait_ready(url: str) -> None:
         while True:
             async with Client(session, url).post(user_input="Hello", params={"max_new_tokens": 1}) as response:
                 await response.read()
-                if response.status != 503:
+                assert response.status in (200, 503)
+                if response.status == 200:
                     return
             await asyncio.sleep(0.05)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from platformdirs import user_cache_path
 
 from tests.helpers import Client, sse_events
 from tests.processes import PYTHON, Process, ask, ask_when_listening, free_port, running
@@ -30,7 +31,7 @@ def gunicorn(request: pytest.FixtureRequest, tmp_path: Path, model_folder: str) 
     env = {
         "HOME": str(tmp_path / "home"),  # gunicorn keeps a control socket there
         "XDG_RUNTIME_DIR": str(tmp_path / "home"),
-        "XDG_CACHE_HOME": str(Path(model_folder).parents[2]),
+        "XDG_CACHE_HOME": str(user_cache_path()),
     }
     with ExitStack() as stack:
 

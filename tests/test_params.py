@@ -23,9 +23,9 @@ GENERATION: dict[str, tuple[list[Any], list[Any], str]] = {
     "top_k": ([0, 1, 1000], [-1, 1001, *NOT_WHOLE], "a whole number from 0 (off) to 1000"),
     "top_p": ([0.001, 1, 1.0], [0, 0.0, MORE_THAN_1, *NOT_A_NUMBER], "a number above 0, up to 1 (off)"),
     "repetition_penalty": (
-        [0.5, 1, 10, 10.0],
-        [0, 0.0, -1.0, MORE_THAN_10, *NOT_A_NUMBER],
-        "a number above 0, up to 10; 1 is off",
+        [0.01, 1, 10, 10.0],
+        [0, math.nextafter(0.01, 0), -1.0, MORE_THAN_10, *NOT_A_NUMBER],
+        "a number from 0.01 to 10; 1 is off",
     ),
     "seed": ([0, 2**63 - 1], [-1, 2**63, *NOT_WHOLE], "a whole number from 0 to 2**63 - 1"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
@@ -43,8 +44,21 @@ class DeltaStream:
         """Stop within one step. Safe at any time and from any thread."""
         self._cancelled.set()
 
+    async def aclose(self) -> None:
+        """Cancel, and return when the thread has really stopped."""
+        self.cancel()
+        await asyncio.wait({self._work})
+
     def _run(self, start: Callable[[], Generator[Delta, None, None]]) -> None:
-        steps = start()
+        try:
+            self._step_through(start())
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # their variables would keep a KV cache alive
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                raise
+            raise RuntimeError(f"The engine raised {error!r}") from error  # a future cannot hold it, or means another
+
+    def _step_through(self, steps: Generator[Delta, None, None]) -> None:
         try:
             while not self._cancelled.is_set():
                 delta = next(steps, None)

@@ -40,17 +40,23 @@ class BoundedMap:
         return value.decode()
 
     def put(self, key: str, text: str) -> None:
-        """Keep ``text`` under ``key``."""
-        self.pop(key)
+        """Keep ``text`` under ``key``. Raises ValueError for one that alone is over ``max_bytes``."""
         value = text.encode()
+        if len(value) > self._max_bytes:
+            raise ValueError(f"{len(value)} bytes are more than the {self._max_bytes} that are kept in all.")
+        self._drop(key)
         self._entries[key] = (self._clock(), value)
         self.bytes += len(value)
         self._expire()
         while len(self._entries) > self._max_entries or self.bytes > self._max_bytes:
-            self.pop(next(iter(self._entries)))
+            self._drop(next(iter(self._entries)))
 
     def pop(self, key: str) -> bool:
         """Forget ``key``; tell whether there was something to forget."""
+        self._expire()
+        return self._drop(key)
+
+    def _drop(self, key: str) -> bool:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.bytes -= len(entry[1])
@@ -63,4 +69,4 @@ class BoundedMap:
             key, (used, _) = next(iter(self._entries.items()))
             if used >= oldest:
                 return
-            self.pop(key)
+            self._drop(key)

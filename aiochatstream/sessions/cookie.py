@@ -14,10 +14,11 @@ import zlib
 from typing import Any
 
 from aiohttp import web
+from aiohttp_session import Session
 
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import AnswerElsewhere
-from aiochatstream.sessions.user import UserSession
+from aiochatstream.sessions.user import SESSION_KEY, UserSession
 
 logger = logging.getLogger(__name__)
 
@@ -34,40 +35,40 @@ class CookieUserSession(UserSession):
         if entry is None:
             return here or Conversation()
         sealed = unpack(entry["sealed"])
-        if here is not None and here.number > sealed.number:
-            return here
+        if here is not None and (here.number > sealed.number or here.begun == sealed.begun):
+            return await self._what_fits(name, here)
         if entry["awaits_answer"]:
-            if here is not None and here.begun == sealed.begun:
-                return here
             raise AnswerElsewhere(
                 "The last answer of this conversation is held by another worker process, or was lost with it. "
                 "Send again to reach that worker, or POST /clear_context to begin anew."
             )
         return sealed
 
-    async def begin(self, name: str, conversation: Conversation) -> None:
+    async def accept_turn(self, name: str, conversation: Conversation) -> None:
         await self._keep_here(name, conversation)
 
     async def save(self, name: str, conversation: Conversation, *, expected_number: int) -> None:
         await self._keep_here(name, conversation)
 
-    async def note(self, name: str, conversation: Conversation, *, answered: bool) -> None:
-        entry = self._entries.get(name)
+    async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         new = {"sealed": pack(conversation), "awaits_answer": not answered}
-        if entry != new and (entry is not None or conversation.number):
-            await self._seal(name, conversation, awaits_answer=not answered)
+        if self._entries.get(name) == new:
+            return
+        self._entries[name] = new
+        self._write()
+        await self._shrink()
 
     async def forget(self, name: str) -> bool:
         here = await self._store.load(self.id, name)
-        await self._store.forget(self.id, name)
         entry = self._entries.get(name)
-        if entry is None:
-            return here is not None
-        # the number goes on, so that what another worker still remembers stays older than the cookie
-        sealed = unpack(entry["sealed"])
-        known = max(sealed.number, here.number if here else 0)
-        await self._seal(name, Conversation(number=known + 1), awaits_answer=False)
-        return bool(sealed.turns or entry["awaits_answer"] or (here and here.turns))
+        sealed = Conversation() if entry is None else unpack(entry["sealed"])
+        # the number goes on, so that what an older cookie or another worker still holds stays older than this
+        cleared = Conversation(number=max(sealed.number, here.number if here else 0) + 1)
+        if entry is None and here is None:
+            return False
+        await self._keep_here(name, cleared)
+        await self.put_in_session(name, cleared, answered=True)
+        return bool(sealed.turns or (here and here.turns) or (entry and entry["awaits_answer"]))
 
     @property
     def _entries(self) -> dict[str, Any]:
@@ -79,24 +80,46 @@ class CookieUserSession(UserSession):
         await self._store.forget(self.id, name)
         await self._store.save(self.id, name, conversation, expected_number=0)
 
-    async def _seal(self, name: str, conversation: Conversation, *, awaits_answer: bool) -> None:
-        """Write into the session, without the oldest turns where the cookie would be larger than browsers keep."""
-        self._entries[name] = {"sealed": pack(conversation), "awaits_answer": awaits_answer}
-        self._write()
-        while await self._cookie_bytes() > MAX_COOKIE_BYTES:
+    async def _what_fits(self, name: str, conversation: Conversation) -> Conversation:
+        """``conversation`` without the oldest turns that the cookie has no room for."""
+        entries = {**self._entries, name: {"sealed": pack(conversation), "awaits_answer": True}}
+        if await self._cookie_bytes(entries) <= MAX_COOKIE_BYTES:
+            return conversation
+        return unpack((await self._without_oldest(entries, name))["sealed"])
+
+    async def _shrink(self) -> None:
+        """Leave out the oldest turns of the largest conversations until browsers keep the cookie."""
+        while await self._cookie_bytes(self._entries) > MAX_COOKIE_BYTES:
             largest = max(self._entries, key=lambda name: len(self._entries[name]["sealed"]))
-            sealed = unpack(self._entries[largest]["sealed"])
-            if sealed.turns:
-                self._entries[largest]["sealed"] = pack(sealed.drop_oldest())
+            if unpack(self._entries[largest]["sealed"]).turns:
+                self._entries[largest] = await self._without_oldest(self._entries, largest)
             elif len(self._entries) > 1:
-                del self._entries[next(other for other in self._entries if other != name)]
+                del self._entries[next(iter(self._entries))]
             else:
                 logger.warning("The session cookie is over %d bytes: browsers will drop it.", MAX_COOKIE_BYTES)
                 return
 
-    async def _cookie_bytes(self) -> int:
+    async def _without_oldest(self, entries: dict[str, Any], name: str) -> dict[str, Any]:
+        """The entry ``name`` with as few of its oldest turns left out as need be (at most all), by bisection."""
+        entry = entries[name]
+        whole = unpack(entry["sealed"])
+        too_few, enough = 0, len(whole.turns)
+        shortest = {**entry, "sealed": pack(whole.drop_oldest(enough))}
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            candidate = {**entry, "sealed": pack(whole.drop_oldest(middle))}
+            if await self._cookie_bytes({**entries, name: candidate}) <= MAX_COOKIE_BYTES:
+                enough, shortest = middle, candidate
+            else:
+                too_few = middle
+        return shortest
+
+    async def _cookie_bytes(self, entries: dict[str, Any]) -> int:
+        """How long the session's cookie is with ``entries`` in it."""
+        session = Session(None, data=None, new=True)
+        session.update({**self._session, SESSION_KEY: {**self._data, "conversations": entries}})
         probe = web.Response()
-        await self._storage.save_session(self._request, probe, self._session)
+        await self._storage.save_session(self._request, probe, session)
         return len(probe.cookies[self._storage.cookie_name].OutputString())
 
 

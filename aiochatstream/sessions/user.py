@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aiohttp import web
+from aiohttp_session import SESSION_KEY as AIOHTTP_SESSION_KEY
 from aiohttp_session import STORAGE_KEY, AbstractStorage, Session, get_session, new_session
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
@@ -22,7 +23,7 @@ SESSIONS_HINT = "call aiohttp_session.setup(app, MemoryStorage()) or set up anot
 class UserSession:
     """One request's view of its user. The conversations live in ``store``; the session holds the user's id.
 
-    Nothing is written into the session before :meth:`note`: a refused request leaves no trace.
+    Nothing is written into the session before :meth:`put_in_session`: a refused request leaves no trace.
     """
 
     def __init__(self, request: web.Request, session: Session, store: ConversationStore) -> None:
@@ -41,26 +42,31 @@ class UserSession:
         """The conversation ``name`` as it was last kept; an empty one where there is none."""
         return await self._store.load(self.id, name) or Conversation()
 
-    async def begin(self, name: str, conversation: Conversation) -> None:
+    async def accept_turn(self, name: str, conversation: Conversation) -> None:
         """A turn was accepted, which made ``conversation`` of what was loaded. The session stays as it is."""
 
     async def save(self, name: str, conversation: Conversation, *, expected_number: int) -> None:
         """Keep ``conversation`` (see :meth:`ConversationStore.save`). May come after the response has begun."""
         await self._store.save(self.id, name, conversation, expected_number=expected_number)
 
-    async def note(self, name: str, conversation: Conversation, *, answered: bool) -> None:
+    async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         """Write into the session what it has to hold, just before a response begins.
 
         :param answered: whether the newest turn of ``conversation`` has ended.
         """
-        if SESSION_KEY not in self._session:
-            self._write()
+        if SESSION_KEY in self._session:
+            return
+        if not self._session._changed:
+            # what the app has done to its session since this request came must not be undone
+            self._session = await self._storage.load_session(self._request)
+            self._request[AIOHTTP_SESSION_KEY] = self._session
+        self._write()
 
     async def forget(self, name: str) -> bool:
         """Drop the conversation ``name``; tell whether there was something in it."""
         return await self._store.forget(self.id, name)
 
-    async def attach(self, response: web.StreamResponse) -> None:
+    async def save_with_stream(self, response: web.StreamResponse) -> None:
         """Save the session with a response that is going to be streamed, which aiohttp-session does not do."""
         if self._session._changed:
             await self._storage.save_session(self._request, response, self._session)

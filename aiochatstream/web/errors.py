@@ -27,30 +27,41 @@ def error_body(error: ChatStreamError) -> dict[str, Any]:
     return {"error": error.code, "detail": error.detail}
 
 
-def error_response(error: ChatStreamError, *, overload_status: int = TooManyRequests.status) -> web.Response:
-    """The response that tells of ``error``."""
+def error_response(
+    error: ChatStreamError, *, overload_status: int = TooManyRequests.status, more: dict[str, Any] | None = None
+) -> web.Response:
+    """The response that tells of ``error``; ``more`` goes into its body."""
     status = overload_status if isinstance(error, TooManyRequests) else error.status
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
-    return json_response(error_body(error), status=status, headers=headers)
+    return json_response({**error_body(error), **(more or {})}, status=status, headers=headers)
 
 
 def answers_errors(handler: ServerHandler) -> ServerHandler:
     """Answer what ``handler`` raises as JSON. An unexpected error is logged with an id that the client gets, too."""
+    return _guarded(handler, lambda error: {})
 
+
+def answers_errors_as_chatstream(handler: ServerHandler) -> ServerHandler:
+    """The same, with the keys that chatstream's clients look for beside ours."""
+    return _guarded(handler, lambda error: {"success": False, "message": error.detail})
+
+
+def _guarded(handler: ServerHandler, more: Callable[[ChatStreamError], dict[str, Any]]) -> ServerHandler:
     @functools.wraps(handler)
     async def guarded(server: ChatStream, request: web.Request) -> web.StreamResponse:
         try:
             return await handler(server, request)
         except ChatStreamError as error:
+            refusal = error
             if error.status == ChatStreamError.status:
                 logger.error("%s %s: %s", request.method, request.path, error.detail)
-            return error_response(error, overload_status=server.limits.overload_status)
         except (web.HTTPException, ConnectionError):
             raise
         except Exception:
             request_id = uuid.uuid4().hex
             logger.exception("%s %s failed (request %s)", request.method, request.path, request_id)
-            return error_response(ChatStreamError(f"Something went wrong here. (request {request_id})"))
+            refusal = ChatStreamError(f"Something went wrong here. (request {request_id})")
+        return error_response(refusal, overload_status=server.limits.overload_status, more=more(refusal))
 
     return guarded
 

@@ -72,9 +72,11 @@ class Exchange:
             "X-ChatStream-Last-Generated-Message-Id": self.turn.message_id,
         }
 
-    async def note(self) -> None:
+    async def put_in_session(self) -> None:
         """The session's part, just before a response begins."""
-        await self.user.note(self.conversation, self.turn.conversation, answered=self.turn.ended.is_set())
+        if not self.turn.discarded:
+            answered = self.turn.ended.is_set()
+            await self.user.put_in_session(self.conversation, self.turn.conversation, answered=answered)
 
     async def open(self, content_type: str) -> web.StreamResponse:
         """Send the headers, the session's cookie among them, if they are not out yet."""
@@ -84,8 +86,8 @@ class Exchange:
             response = web.StreamResponse(headers=self.headers)
             response.content_type = content_type
             response.charset = "utf-8"
-            await self.note()
-            await self.user.attach(response)
+            await self.put_in_session()
+            await self.user.save_with_stream(response)
             await response.prepare(self.request)
             self.response = response
         return self.response
@@ -95,6 +97,13 @@ class Exchange:
         response = await self.open(content_type)
         async with asyncio.timeout(self.write_timeout):
             await response.write(text.encode())
+
+    async def finish(self, content_type: str) -> web.StreamResponse:
+        """Send the end of the body. Raises TimeoutError as :meth:`write`."""
+        response = await self.open(content_type)
+        async with asyncio.timeout(self.write_timeout):
+            await response.write_eof()
+        return response
 
     def abort(self) -> None:
         """End the connection so that the client cannot take what it has for the whole answer.
@@ -117,9 +126,7 @@ async def write_text(exchange: Exchange) -> web.StreamResponse:
         if isinstance(event, Text):
             await exchange.write("text/plain", event.text)
         elif isinstance(event, Ended):
-            response = await exchange.open("text/plain")
-            await response.write_eof()
-            return response
+            return await exchange.finish("text/plain")
         elif isinstance(event, Failed):
             if exchange.response is None:
                 raise event.error
@@ -129,7 +136,7 @@ async def write_text(exchange: Exchange) -> web.StreamResponse:
 
 async def write_sse(exchange: Exchange) -> web.StreamResponse:
     """An event for everything that happens. The headers go out at once, so that queue positions can be shown."""
-    response = await exchange.open("text/event-stream")
+    await exchange.open("text/event-stream")
     while True:
         try:
             async with asyncio.timeout(HEARTBEAT_SECONDS):
@@ -140,8 +147,7 @@ async def write_sse(exchange: Exchange) -> web.StreamResponse:
         name, data = sse_event(exchange.turn, event)
         await exchange.write("text/event-stream", f"event: {name}\ndata: {dumps(data)}\n\n")
         if isinstance(event, Ended | Failed):
-            await response.write_eof()
-            return response
+            return await exchange.finish("text/event-stream")
 
 
 def sse_event(turn: RunningTurn, event: Event) -> tuple[str, dict[str, Any]]:
@@ -166,7 +172,7 @@ async def write_json(exchange: Exchange) -> web.StreamResponse:
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Ended):
-            await exchange.note()
+            await exchange.put_in_session()
             body = {"text": exchange.turn.text, "message_id": exchange.turn.message_id, **summary(event)}
             return json_response(body, headers=exchange.headers)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from aiochatstream.errors import NotRunningHere
-from aiochatstream.web.errors import answers_errors
+from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
 from aiochatstream.web.formats import WRITERS, Exchange, choose_format
 from aiochatstream.web.json import json_response
 from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_query
@@ -47,6 +47,8 @@ async def chat_stream(server: ChatStream, request: web.Request) -> web.StreamRes
             return await WRITERS[wire_format](exchange)
     except Exception as error:
         if exchange.response is None:
+            if isinstance(error, ConnectionError):
+                return web.Response(status=499)  # the client left; nobody reads this
             raise
         if not isinstance(error, ConnectionError | TimeoutError):
             logger.exception("The answer %s broke off", turn.message_id)
@@ -67,13 +69,12 @@ async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
     return json_response({"success": True, "message": "Answer stopped", "message_id": turn.message_id})
 
 
-@answers_errors
+@answers_errors_as_chatstream
 async def clear_context(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /clear_context``: forget a conversation; an answer under way is stopped and discarded."""
     asked = await read_body(request, ConversationRef, max_bytes=server.limits.max_request_bytes)
     user = await server.user_session(request)
-    discarded = await server.stop_turn(user, asked.conversation, "discarded")
-    if await user.forget(asked.conversation) or discarded is not None:
+    if await server.clear(user, asked.conversation):
         return json_response({"success": True, "message": "Context successfully cleared"})
     return json_response({"success": False, "message": "no context."})
 
@@ -83,20 +84,22 @@ async def history(server: ChatStream, request: web.Request) -> web.StreamRespons
     """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
     asked = read_query(request, ConversationRef)
     user = await server.user_session(request)
-    conversation = await user.load(asked.conversation)
     turn = server.running_turn(user, asked.conversation)
-    if turn is None and conversation.number:
-        await user.note(asked.conversation, conversation, answered=True)
-    turns = conversation.turns
+    if turn is not None and turn.base is not None:
+        conversation = turn.base
+        running = _messages(turn.user_text, turn.text, turn.message_id, "running")
+    else:
+        conversation, running = await user.load(asked.conversation), []
+        if turn is None and conversation.number:
+            await user.put_in_session(asked.conversation, conversation, answered=True)
     messages = []
-    for spoken in turns:
+    for spoken in conversation.turns:
         messages += _messages(spoken.user, spoken.answer, spoken.message_id, spoken.state)
-    if turn is not None:
-        messages += _messages(turn.user_text, turn.text, turn.message_id, "running")
+    messages += running
     return json_response({"conversation": asked.conversation, "turn": conversation.number, "messages": messages})
 
 
-@answers_errors
+@answers_errors_as_chatstream
 async def get_load(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /get_load``: slots and queue, now."""
     admission = server.admission

@@ -1,12 +1,13 @@
 """Notices clients that are gone.
 
 aiohttp tells a handler of it only at its next write (or cancels it, where ``handler_cancellation`` is on); one that
-waits in the queue, or for a prefill, writes nothing. So one task looks at all transports.
+waits in the queue, or for a prefill, writes nothing. So one task looks at all connections.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -16,10 +17,21 @@ from aiohttp import web
 
 LOOK_SECONDS = 0.05
 
+HUNG_UP = getattr(select, "POLLRDHUP", 0)
+"""Linux tells that the other side has closed even where aiohttp reads nothing (a client that sent ahead)."""
+
 
 def is_gone(request: web.Request) -> bool:
     """Whether the client of ``request`` has closed its connection."""
-    return request.transport is None or request.transport.is_closing()
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        return True
+    connection = transport.get_extra_info("socket")
+    if not HUNG_UP or connection is None:
+        return False
+    poll = select.poll()
+    poll.register(connection.fileno(), HUNG_UP)
+    return bool(poll.poll(0))
 
 
 class Presence:
@@ -62,4 +74,7 @@ class Presence:
                 if is_gone(request):
                     del self._watched[watch]
                     on_gone()
+                    if request.transport is not None:
+                        request.transport.abort()  # what it may have sent ahead is not to be answered
+                del request, on_gone  # a request must not live on here
             await asyncio.sleep(LOOK_SECONDS)

@@ -100,7 +100,7 @@ def test_half_a_character_after_a_byte_that_was_shown_does_not_end_the_answer() 
     assert text.endswith("b")
 
 
-class CountingTokenizer(ByT5Tokenizer):  # type: ignore[misc]
+class CountingTokenizer(ByT5Tokenizer):
     """Written in Python; counts the ids that it is asked to decode."""
 
     most_ids = 0

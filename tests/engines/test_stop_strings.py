@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiochatstream.engines.transformers.stop_strings import StopStrings
+from aiochatstream.engines.stop_strings import StopStrings
 
 
 def cut(text: str, stops: list[str]) -> str:

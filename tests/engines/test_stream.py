@@ -117,7 +117,26 @@ async def test_cancelled_before_its_thread_is_free_it_never_begins(threads: Thre
     assert steps == []
 
 
-@pytest.mark.parametrize("end", ["exhausted", "failed", "cancelled"])
+@pytest.mark.parametrize("error", [StopIteration("x"), SystemExit("x"), KeyboardInterrupt("x")])
+async def test_what_would_mean_something_else_on_the_event_loop_arrives_as_an_error(
+    threads: ThreadPoolExecutor, error: BaseException
+) -> None:
+    class Raising:
+        def __next__(self) -> Delta:
+            raise error
+
+        def close(self) -> None: ...
+
+    def failing() -> Any:
+        if isinstance(error, StopIteration):
+            raise error  # from a step it is the end
+        return Raising()
+
+    with pytest.raises(RuntimeError, match=rf"The engine raised {type(error).__name__}\('x'\)"):
+        await anext(DeltaStream(threads, failing))
+
+
+@pytest.mark.parametrize("end", ["exhausted", "failed", "cancelled", "closed"])
 async def test_it_ends_only_after_the_thread_has_stopped(threads: ThreadPoolExecutor, end: str) -> None:
     may_go_on, closing, may_close = threading.Event(), threading.Event(), threading.Event()
     closed = []
@@ -128,22 +147,28 @@ async def test_it_ends_only_after_the_thread_has_stopped(threads: ThreadPoolExec
             assert may_go_on.wait(PATIENCE)
             if end == "failed":
                 raise ZeroDivisionError
-            if end == "cancelled":
+            if end != "exhausted":
                 yield from counting(1000)
         finally:
             closing.set()
             assert may_close.wait(PATIENCE)
             closed.append(True)
 
-    async def read() -> list[Delta]:
-        return [delta async for delta in stream]
+    async def read() -> None:
+        if end == "closed":
+            await stream.aclose()
+        else:
+            async for _ in stream:
+                pass
 
-    stream = DeltaStream(threads, steps)
+    generator = steps()  # kept here, so that only closing it can run its end
+    stream = DeltaStream(threads, lambda: generator)
     await anext(stream)
     if end == "cancelled":
         stream.cancel()
-    may_go_on.set()
     reader = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    may_go_on.set()
     await until(closing.is_set)
     for _ in range(10):
         await asyncio.sleep(0)
@@ -177,13 +202,17 @@ def answers(function: Callable[..., Any], max_new_tokens: int = 10) -> Generator
 
 
 class Endless:
-    """Counts its steps, and whether it was closed."""
+    """Counts its steps, and whether it was closed. Keeps its generator, so that only closing it can run its end."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.closed = False
+        self.pieces = self.count()
 
     def __call__(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        return self.pieces
+
+    def count(self) -> Generator[str, None, None]:
         try:
             while True:
                 self.steps += 1
@@ -226,6 +255,12 @@ def test_closing_the_answer_closes_the_function() -> None:
     assert not endless.closed
     answer.close()
     assert (endless.steps, endless.closed) == (1, True)
+
+
+@pytest.mark.parametrize("piece", [None, b"text", 1])
+def test_a_function_that_yields_no_text_is_told_so(piece: Any) -> None:
+    with pytest.raises(TypeError, match="yields str, not "):
+        list(answers(lambda messages, params: iter([piece])))
 
 
 def test_what_a_function_raises_comes_out_after_its_text() -> None:

@@ -64,10 +64,13 @@ def test_over_the_bytes_as_many_of_the_oldest_go_as_must() -> None:
     assert entries.bytes == 1
 
 
-def test_a_text_larger_than_everything_allowed_is_not_kept() -> None:
+def test_a_text_larger_than_everything_allowed_is_refused_and_pushes_nothing_out() -> None:
     entries = bounded(max_bytes=10)
-    entries.put("a", "12345678901")
-    assert (entries.get("a"), len(entries), entries.bytes) == (None, 0, 0)
+    entries.put("a", "1")
+    entries.put("b", "2")
+    with pytest.raises(ValueError, match="12 bytes are more than the 10 that are kept in all"):
+        entries.put("a", "日本東京")
+    assert (entries.get("a"), entries.get("b"), entries.bytes) == ("1", "2", 2)
 
 
 def test_an_entry_is_kept_for_idle_seconds_after_its_last_use() -> None:

@@ -10,7 +10,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, Conversation, Turn
-from aiochatstream.sessions.cookie import MAX_COOKIE_BYTES, pack, unpack
+from aiochatstream.sessions.cookie import MAX_COOKIE_BYTES, CookieUserSession, pack, unpack
 from tests.helpers import Client, Server, Stepper, echo, until
 
 KEY = Fernet.generate_key()
@@ -199,3 +199,68 @@ def test_packing_gives_back_the_same_conversation_in_json_safe_characters() -> N
     assert unpack(packed) == conversation
     assert len(packed) < 400
     assert not set('"\\') & set(packed)
+
+
+async def test_history_tells_the_same_again_when_the_cookie_was_too_small(start_worker: Any, client_of: Any) -> None:
+    client = client_of(await start_worker())
+    for turn in range(30):
+        await ask(client, f"{turn} " + " ".join(str(turn * number) for number in range(120)))
+    first = await client.texts()
+    assert 4 <= len(first) < 60
+    assert await client.texts() == first
+
+
+async def test_sealing_a_long_conversation_takes_few_steps(
+    start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    measure = CookieUserSession._cookie_bytes
+
+    async def counted(self: Any, entries: Any) -> int:
+        sizes.append(await measure(self, entries))
+        return sizes[-1]
+
+    monkeypatch.setattr(CookieUserSession, "_cookie_bytes", counted)
+    client = client_of(await start_worker())
+    for turn in range(40):
+        sizes.clear()
+        await ask(client, f"{turn} " + "".join(chr(97 + (turn * number) % 26) for number in range(700)))
+        assert len(sizes) <= 14
+
+
+async def test_a_discarded_answer_does_not_bring_back_what_was_cleared(
+    start_worker: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    server = await start_worker(engine=engine, max_new_tokens=2)
+    client = client_of(server)
+    await stream(client, engine, "secret")
+    await client.history()
+    running = asyncio.create_task(ask(client, "second", "application/json"))
+    await until(lambda: len(engine.calls) == 2)
+    clearing = asyncio.create_task(ask_clear(client))
+    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    engine.allow(1)
+    await asyncio.gather(running, clearing)
+    assert await client.history() == []
+
+
+async def test_an_answer_elsewhere_does_not_bring_back_a_conversation_that_was_cleared_meanwhile(
+    start_worker: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    await stream(client, engine, "secret")
+    await client.history()
+    running = asyncio.create_task(client.say("hi", conversation="other"))
+    await until(lambda: len(engine.calls) == 2)
+    await ask_clear(client)
+    engine.allow(2)
+    await running  # its cookie still holds what was cleared
+    assert await client.history() == []
+    assert await client.texts("other") == ["hi", "1 2 "]
+
+
+async def ask_clear(client: Client) -> None:
+    async with client.post("/clear_context") as response:
+        assert response.status == 200

@@ -161,7 +161,7 @@ async def test_an_idle_session_is_forgotten_and_its_id_not_taken_over_again(new_
     "bound", [{"max_sessions": 2}, {"max_bytes": 2 * len('{"created": 1234567890, "session": {"note": "x"}}')}]
 )
 async def test_over_its_bounds_the_session_that_was_not_used_for_longest_goes(
-    new_user: NewUser, bound: dict[str, int]
+    new_user: NewUser, bound: dict[str, Any]
 ) -> None:
     storage = MemoryStorage(**bound)
     first, second, third = [await new_user(storage) for _ in range(3)]

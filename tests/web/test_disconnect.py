@@ -186,3 +186,18 @@ async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: Any
 
 def turns(chat_stream: ChatStream) -> list[Any]:
     return list(chat_stream._turns._turns.values())
+
+
+async def test_a_client_that_sent_ahead_and_left_frees_its_place_too(start: Any, stepper: Any) -> None:
+    """aiohttp reads no further while requests are piled up, so it does not see the end of the connection."""
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0))
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(post_bytes('{"user_input":"hi"}'))
+    await until(lambda: engine.calls)
+    writer.write(post_bytes('{"user_input":"again"}') * 2_000)
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: all(turn.ending for turn in turns(server.chat_stream)))
+    engine.allow(1)
+    await until(lambda: server.idle)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError
 
-from aiochatstream import ChatStream, Engine, MemoryConversationStore
+from aiochatstream import ChatPrompt, ChatStream, Engine, MemoryConversationStore
 from aiochatstream.engines.base import Delta
 from tests.helpers import echo, sse_events, until
 
@@ -198,3 +198,33 @@ async def test_two_apps_in_one_process_do_not_disturb_each_other(start: Any, cli
     one, two = await start(ChatStream(engine=echo)), await start(ChatStream(engine=echo))
     await one.runner.cleanup()
     assert (await client_of(two).say("still here"))["text"] == "still here "
+
+
+async def test_a_request_whose_prompt_is_still_being_made_is_refused_by_a_shutdown(
+    start: Any, client_of: Any, model: Any, tokenizer: Any
+) -> None:
+    making, go_on = threading.Event(), threading.Event()
+
+    class Slow(ChatPrompt):
+        def encode(self) -> list[int]:
+            if self.message != "Hello":  # the trial at start-up
+                making.set()
+                go_on.wait()
+            return super().encode()
+
+    server = await start(ChatStream(model=model, tokenizer=tokenizer, chat_prompt_clazz=Slow))
+    asking = asyncio.create_task(client_of(server).say("hi"))
+    await until(making.is_set)
+    server.chat_stream.drain()
+    go_on.set()
+    with pytest.raises(AssertionError, match="draining"):
+        await asking
+    assert server.idle
+
+
+async def test_a_chat_stream_can_be_started_again(start: Any, client_of: Any) -> None:
+    chat_stream = ChatStream(engine=echo)
+    for _ in range(2):
+        server = await start(chat_stream)
+        assert (await client_of(server).say("hello"))["text"] == "hello "
+        await server.runner.cleanup()

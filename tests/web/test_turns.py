@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError
 
-from aiochatstream import ChatStream
+from aiochatstream import (
+    AbstractChatPrompt,
+    ChatStream,
+    Conversation,
+    Delta,
+    Engine,
+    GenerationParams,
+    MemoryConversationStore,
+    Prompt,
+)
 from tests.helpers import echo, post_bytes, sse_events, until
 
 
@@ -235,3 +244,109 @@ async def read(request: Any) -> str:
     async with request as response:
         text: str = await response.text()
         return text
+
+
+@pytest.mark.parametrize("raised", [StopIteration(), asyncio.CancelledError(), SystemExit(3), GeneratorExit()])
+async def test_whatever_an_engine_raises_the_conversation_and_the_slot_are_free_again(
+    start: Any, client_of: Any, raised: BaseException
+) -> None:
+    class Broken(Engine):
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+            raise raised
+
+    server = await start(ChatStream(engine=Broken()))
+    client = client_of(server)
+    for _ in range(3):
+        async with client.post(user_input="hi") as response:
+            assert response.status == 500
+    await until(lambda: server.idle)
+
+
+async def test_an_engine_function_that_yields_no_text_is_an_error(start: Any, client_of: Any) -> None:
+    def broken(messages: list[dict[str, str]], params: GenerationParams) -> Any:
+        yield 5
+
+    server = await start(ChatStream(engine=broken))
+    async with client_of(server).post(user_input="hi") as response:
+        assert response.status == 500
+    assert server.idle
+
+
+async def test_a_prompt_class_that_raises_anything_gives_a_500_and_frees_the_place(
+    start: Any, client_of: Any, model: Any, tokenizer: Any
+) -> None:
+    class Broken(AbstractChatPrompt):
+        def create_prompt(self) -> str:
+            return next(iter([self.message][: self.message == "Hello"]))  # StopIteration after the trial at start-up
+
+    server = await start(ChatStream(model=model, tokenizer=tokenizer, chat_prompt_clazz=Broken))
+    async with client_of(server).post(user_input="hi") as response:
+        assert response.status == 500
+    assert server.idle
+
+
+async def test_an_answer_that_ran_out_of_time_without_text_leaves_no_turn(start: Any, client_of: Any) -> None:
+    class Silent(Engine):
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+            while True:
+                yield Delta()
+
+    client = client_of(await start(ChatStream(engine=Silent(), max_answer=0.01)))
+    answer = await client.say("hi")
+    assert (answer["text"], answer["finish_reason"]) == ("", "length")
+    assert await client.history() == []
+
+
+async def test_history_shows_a_regenerated_answer_in_place_of_the_old_one(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    engine.allow(2)
+    await client.say("first")
+    running = asyncio.create_task(client.say(regenerate=True))
+    engine.allow(1)
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    assert await client.texts() == ["first", "1 "]
+    engine.allow(1)
+    await running
+    assert await client.texts() == ["first", "1 2 "]
+
+
+async def test_errors_of_chatstreams_own_endpoints_carry_both_sets_of_keys(start: Any, client_of: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    async with client_of(server).post("/clear_context", conversation=5) as response:
+        assert response.status == 422
+        body = await response.json()
+    assert (body["error"], body["success"]) == ("invalid_value", False)
+    assert body["message"] == body["detail"]
+
+
+async def test_a_turn_that_begins_while_its_conversation_is_cleared_does_not_bring_it_back(
+    start: Any, client_of: Any
+) -> None:
+    """With a store that takes its time, as a database does."""
+    loading, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryConversationStore):
+        async def load(self, user_id: str, name: str) -> Conversation | None:
+            loaded = await super().load(user_id, name)
+            loading.set()
+            await go_on.wait()
+            return loaded
+
+    server = await start(ChatStream(engine=echo, conversation_store=Slow()))
+    client = client_of(server)
+    go_on.set()
+    await client.say("secret")
+    go_on.clear()
+    loading.clear()
+    asking = asyncio.create_task(client.say("next"))
+    await loading.wait()
+    clearing = asyncio.create_task(read(client.post("/clear_context")))
+    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    go_on.set()
+    assert '"success":true' in await clearing
+    await asking
+    assert await client.history() == []

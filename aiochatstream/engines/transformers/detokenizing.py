@@ -16,10 +16,35 @@ REPLACEMENT = "\ufffd"
 def detokenizer(tokenizer: Any) -> Detokenize:
     """A fresh detokenizer for one answer. Special tokens are left out."""
     if getattr(tokenizer, "is_fast", False):
-        stream = DecodeStream(skip_special_tokens=True)
-        backend = tokenizer.backend_tokenizer
-        return lambda token_id: stream.step(backend, token_id) or ""
+        return _Stream(tokenizer).step
     return _Window(tokenizer).step
+
+
+class _Stream:
+    """For tokenizers with a Rust backend: its DecodeStream.
+
+    That one gives up where text that it has shown changes. With byte fallback (Llama 2 and its like) it does: a line
+    end and the first byte of an emoji, each a token, are decoded together, and make no character yet. It then goes on
+    anew, after the last whole token that was shown.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._anchor: list[int] = []
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def step(self, token_id: int) -> str:
+        if token_id in self._special:
+            return ""
+        try:
+            text = self._stream.step(self._backend, token_id)
+        except Exception:  # noqa: BLE001 - it raises no class of its own
+            self._stream = DecodeStream(ids=self._anchor, skip_special_tokens=True)
+            text = self._stream.step(self._backend, token_id)
+        if text and not (self._backend.id_to_token(token_id) or "").startswith("<0x"):
+            self._anchor = [token_id]
+        return text or ""
 
 
 class _Window:
@@ -31,10 +56,13 @@ class _Window:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
         self._ids: list[int] = []
         self._shown = 0
 
     def step(self, token_id: int) -> str:
+        if token_id in self._special:
+            return ""
         self._ids.append(token_id)
         before = self._decode(self._ids[: self._shown])
         text = self._decode(self._ids)

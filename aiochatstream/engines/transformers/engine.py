@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt
+from aiochatstream.engines.base import Delta, Engine, Prompt
+from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.sampling import Sampler
-from aiochatstream.engines.transformers.stop_strings import StopStrings
 from aiochatstream.params import GenerationParams
 
 PREFILL_TOKENS = 256
@@ -25,6 +25,11 @@ PREFILL_TOKENS = 256
 def is_loader(value: Any) -> bool:
     """Whether ``value`` is a function that loads something. (Models and tokenizers can be called, too.)"""
     return isinstance(value, functools.partial) or inspect.isroutine(value)
+
+
+def is_on(model: Any, device: torch.device) -> bool:
+    """Whether ``model`` is on ``device`` (any of its kind, where that names no index)."""
+    return bool(model.device.type == device.type and device.index in (None, model.device.index))
 
 
 class TransformersEngine(Engine):
@@ -45,9 +50,11 @@ class TransformersEngine(Engine):
     def load(self) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()
-        if self._device is not None and torch.device(self._device) != model.device:
+        if self._device is not None and not is_on(model, torch.device(self._device)):
             model = model.to(self._device)
         self._model = model.eval()
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            raise ValueError(f"{type(model).__name__} has no key-value cache of the usual kind and cannot be served.")
         self._forward_options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             self._forward_options["logits_to_keep"] = 1
@@ -88,12 +95,12 @@ class TransformersEngine(Engine):
             if stopped:
                 yield Delta(text, (token_id,), "stop")
                 return
-            last = position == length + params.max_new_tokens - 1
-            finish: FinishReason | None = "length" if last else None
-            yield Delta(text, (token_id,), finish)
-            if not last:
-                ids[0, position] = token_id
-                logits = self._forward(ids[:, position : position + 1], cache)
+            if position == length + params.max_new_tokens - 1:
+                yield Delta(text + stops.rest(), (token_id,), "length")
+                return
+            yield Delta(text, (token_id,))
+            ids[0, position] = token_id
+            logits = self._forward(ids[:, position : position + 1], cache)
 
     @torch.inference_mode()
     def _forward(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ def locate(source: str | None) -> str:
                 "(or name a model: a HuggingFace id, a local folder or a .gguf file)."
             )
         return str(files[0])
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.suffix == ".gguf" and not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix == ".gguf" or (path / "config.json").is_file():
@@ -78,14 +79,15 @@ def converted(gguf: Path) -> Path:
 
     Safe to call from several processes at once: one converts, the others wait; a half-made folder is never seen.
     """
-    target = user_cache_path("aiochatstream") / "models" / f"{gguf.stem}-{_fingerprint(gguf)}"
+    target = user_cache_path("aiochatstream") / "models" / _fingerprint(gguf) / gguf.stem
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             logger.info("Converting %s (once; kept in %s)", gguf.name, target)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                _convert(gguf, Path(scratch) / "model")
-                (Path(scratch) / "model").rename(target)
+                model = Path(scratch) / "model"
+                _convert(gguf, model)
+                model.rename(target)
     return target
 
 

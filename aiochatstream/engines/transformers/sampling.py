@@ -13,16 +13,19 @@ from transformers import (
 
 from aiochatstream.params import GenerationParams
 
+GREEDY_BELOW = 1e-4
+"""A temperature under which dividing the logits by it could overflow."""
+
 
 class Sampler:
     """Draws the tokens of one answer: repetition penalty, temperature, top_k, top_p, then a seeded draw.
 
-    The steps are transformers' own logits processors, in the order in which ``generate`` applies them. At temperature
-    0 the likeliest token is taken and nothing is drawn.
+    The steps are transformers' own logits processors, in the order in which ``generate`` applies them. At a temperature
+    below 1e-4 the likeliest token is taken and nothing is drawn.
     """
 
     def __init__(self, params: GenerationParams, device: torch.device) -> None:
-        self._greedy = params.temperature == 0
+        self._greedy = params.temperature < GREEDY_BELOW
         self._generator = torch.Generator(device).manual_seed(params.seed)
         self._processors = LogitsProcessorList()
         if params.repetition_penalty != 1:

@@ -13,10 +13,11 @@ class StopStrings:
     def push(self, text: str) -> tuple[str, bool]:
         """Add text; return what may be shown now, and whether a stop string was met (then nothing is held)."""
         text = self._held + text
-        met = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        met = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if met:
             self._held = ""
-            return text[: min(met)], True
+            _, start = min(met)  # the one that was complete first, so that it does not matter how the text comes
+            return text[:start], True
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
