@@ -146,10 +146,10 @@ class ChatStream:
                 "seed": 0 if seed is None else seed,
             },
         )
-        if context_len is not None and context_len <= max_new_tokens:
-            raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {context_len}.")
-        self.name = name
         self.context_len = context_len or DEFAULT_CONTEXT_LEN
+        if self.context_len <= max_new_tokens and (engine is None or context_len is not None):
+            raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {self.context_len}.")
+        self.name = name
         self.state: State = "starting"
         self.admission = Admission(num_of_concurrent_executions, max_queue_size)
         self.presence = Presence()
@@ -181,6 +181,7 @@ class ChatStream:
         """Return when the model is loaded. Raises what loading it raised."""
         if self._loading is None:
             raise RuntimeError("Call chat_stream.setup(app) and start the app first.")
+        self._loading.remove_done_callback(_log_failure)  # who waits is told
         await asyncio.shield(self._loading)
 
     def drain(self) -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,15 @@ logger = logging.getLogger(__name__)
 FAILED = 1
 WRONG_USE = 2
 
+OPTION_OF = {
+    "--concurrency": "num_of_concurrent_executions",
+    "--queue": "max_queue_size",
+    "--max-new-tokens": "max_new_tokens",
+    "--context-len": "context_len",
+    "--top-p": "top_p",
+}
+"""What the parameters of ChatStream are called on the command line."""
+
 NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
 
 
@@ -34,10 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         return serve(options)
-    except (FileNotFoundError, ValueError) as error:
-        return _complain(error, WRONG_USE)
-    except OSError as error:
-        return _complain(error, FAILED)
+    except Exception as error:  # noqa: BLE001 - whatever loading a model raises
+        return _complain(error)
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -67,7 +75,8 @@ def serve(options: argparse.Namespace) -> int:
             await chat_stream.wait_ready()
         except Exception as error:  # noqa: BLE001 - whatever loading a model raises; it is told below
             failures.append(error)
-            raise web.GracefulExit from None
+            signal.raise_signal(signal.SIGTERM)
+            return
         print(_announcement(chat_stream, options.host, listener.getsockname()[1]), flush=True)
 
     async def start_announcing(app: web.Application) -> None:
@@ -80,14 +89,18 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream.setup(app)
     app.on_startup.append(start_announcing)
     web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
-    if failures:
-        return _complain(failures[0], FAILED)
-    return 0
+    return _complain(failures[0]) if failures else 0
 
 
-def _complain(error: Exception, exit_code: int) -> int:
-    print(f"aiochatstream: {error}", file=sys.stderr)
-    return exit_code
+def _complain(error: Exception) -> int:
+    """Tell the user in one sentence, in terms of the options; return the exit code."""
+    sentence = str(error) or repr(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        sentence = f"{error.filename}: {error.strerror}."
+    for option, parameter in OPTION_OF.items():
+        sentence = sentence.replace(parameter, option)
+    print(f"aiochatstream: {sentence}", file=sys.stderr)
+    return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError) else FAILED
 
 
 def _announcement(chat_stream: ChatStream, host: str, port: int) -> str:
@@ -114,7 +127,7 @@ def _session_storage(kind: str, key_file: Path | None) -> aiohttp_session.Abstra
     if key_file is None:
         raise ValueError(f"--session cookie needs --secret-key-file FILE. Make one with: {NEW_KEY} > FILE")
     try:
-        key = Fernet(key_file.read_text().strip())
+        key = Fernet(key_file.read_bytes().strip())
     except ValueError:
         raise ValueError(f"{key_file} holds no key (32 bytes, URL-safe base64). Make one with: {NEW_KEY}") from None
     return EncryptedCookieStorage(key, samesite="Lax")
@@ -123,7 +136,10 @@ def _session_storage(kind: str, key_file: Path | None) -> aiohttp_session.Abstra
 def _listen(host: str, port: int) -> socket.socket:
     """Bind before the model is loaded: an address in use shows at once. Raises OSError with a clear sentence."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if ":" not in host:
+            return socket.create_server((host, port))
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=both)
     except OSError as error:
         raise OSError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
 
@@ -137,7 +153,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _port(text: str) -> int:
-    port = int(text)
+    port = int(text) if text.isdecimal() else -1
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError("must be from 0 to 65535")
     return port

@@ -52,6 +52,8 @@ def locate(source: str | None) -> str:
         return str(path)
     if path.is_dir():
         raise FileNotFoundError(f"The folder {path} holds no model: there is no config.json in it.")
+    if path.exists():
+        raise FileNotFoundError(f"{path} is neither a .gguf file nor a folder with a model.")
     if path.is_absolute() or source.startswith((".", "~")):
         raise FileNotFoundError(f"There is no folder {path}.")
     return source
