@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -108,13 +109,13 @@ async def ask(target: Target, user: User, prompt: str, record: Record, clock: Cl
     except Refused as refused:
         record.outcome, record.reason = "refused", str(refused)
     except WrongProtocol as error:
-        record.reason = f"{error}; does the server speak --protocol {target.plan.protocol}?"
+        record.reason = f"{error} (is it a server for --protocol {target.plan.protocol}?)"
     except BadAnswer as error:
         record.reason = str(error)
     except TimeoutError:
         record.reason = f"no end within {limit:g} s"
     except aiohttp.ClientConnectorError as error:
-        record.reason = f"cannot connect: {error.strerror or error}"
+        record.reason = f"cannot connect: {connect_error(error)}"
     except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
         where = "within the answer" if record.status else "before the answer"
         record.reason = f"the connection broke {where} ({type(error).__name__})"
@@ -153,7 +154,7 @@ async def _read(target: Target, response: aiohttp.ClientResponse, record: Record
     async for data, ends in response.content.iter_chunks():
         now = clock.now()
         chunk_bytes += len(data)
-        if ends:
+        if ends and chunk_bytes:  # the empty last chunk is told only sometimes: it is added below
             record.wire_bytes += chunk_bytes + len(f"{chunk_bytes:x}") + 4
             chunk_bytes = 0
         for text in reader.feed(data, chunk_ends=ends or not chunked):
@@ -184,7 +185,7 @@ async def _check_head(target: Target, response: aiohttp.ClientResponse, record: 
         record.retry_after = _seconds(response.headers.get("Retry-After"))
         raise Refused(body.code or str(response.status))
     error = WrongProtocol if response.status in NOT_HERE else BadAnswer
-    raise error(f"HTTP {response.status} {response.reason}: {body.sentence}".rstrip(": "))
+    raise error(f"HTTP {response.status} {response.reason}: {body.sentence}".rstrip(": ."))
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,12 @@ async def _read_error(response: aiohttp.ClientResponse) -> _ErrorBody:
     if isinstance(error, dict):
         return _ErrorBody(str(error.get("code") or error.get("type") or ""), shorten(str(error.get("message", raw))))
     return _ErrorBody(str(error), shorten(str(told.get("detail", error))))
+
+
+def connect_error(error: aiohttp.ClientConnectorError) -> str:
+    """Why there is no connection, in the system's words."""
+    number = error.os_error.errno
+    return os.strerror(number) if number and number > 0 else str(error.strerror or error)
 
 
 def _seconds(value: str | None) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from aiochatstream.bench import files, html, options, table, tokens
-from aiochatstream.bench.asking import Clock, Record, ask
+from aiochatstream.bench.asking import Clock, Record, ask, connect_error
 from aiochatstream.bench.load import Load
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.plan import Plan
@@ -47,13 +47,15 @@ class Bench:
             await self._probe(target)
             for level in self.plan.levels:
                 if self.plan.warmup:
-                    await self._run(Load(target, self.prompts, self.clock, level, self.plan.warmup))
-                load = Load(target, self.prompts, self.clock, level, self.plan.requests_at(level), self.plan.duration)
+                    await self._run(self._load(target, level, self.plan.warmup))
+                load = self._load(target, level, self.plan.requests_at(level), self.plan.duration)
                 self.loads.append(load)
                 await self._run(load)
 
+    def _load(self, target: Target, level: int | None, requests: int | None, duration: float | None = None) -> Load:
+        return Load(target, self.prompts, self.clock, level, requests, duration, self._next_index)
+
     async def _run(self, load: Load) -> None:
-        load.first_index = self._next_index
         reporter = asyncio.create_task(report_progress(load)) if self.progress else None
         try:
             await load.run()
@@ -89,7 +91,7 @@ async def first_model(target: Target, session: aiohttp.ClientSession) -> str:
         async with session.get(url, headers={"Accept": "application/json"}, allow_redirects=False) as response:
             return str((await response.json())["data"][0]["id"])
     except aiohttp.ClientConnectorError as error:
-        raise ValueError(f"{url}: cannot connect: {error.strerror or error}.") from None
+        raise ValueError(f"{url}: cannot connect: {connect_error(error)}.") from None
     except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{url} names no model: name one with --model, if this is OpenAI's protocol.") from None
 
@@ -100,7 +102,8 @@ async def report_progress(load: Load) -> None:
     try:
         while True:
             await asyncio.sleep(1 if live else 10)
-            print(progress_line(load), end="\r" if live else "\n", file=sys.stderr, flush=True)
+            line = progress_line(load)
+            print(f"{line:100}\r" if live else f"{line}\n", end="", file=sys.stderr, flush=True)
     finally:
         if live:
             print(" " * 100, end="\r", file=sys.stderr, flush=True)
@@ -114,7 +117,7 @@ def progress_line(load: Load) -> str:
         f"{load.clock.now() - load.started:5.0f} s: {len(outcomes)}{of} done, {load.unfinished} under way, "
         f"{outcomes.count('refused')} refused, {outcomes.count('failed')} failed, "
         f"{sum(len(record.stamps) for record in load.records)} pieces of text"
-    ).ljust(100)
+    )
 
 
 def main(arguments: argparse.Namespace, new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> int:
@@ -129,11 +132,8 @@ def main(arguments: argparse.Namespace, new_event_loop: Callable[[], asyncio.Abs
     report(bench, interrupted=interrupted)
     if interrupted:
         return INTERRUPTED
-    return (
-        0
-        if any(record.outcome == "completed" for load in bench.loads for record in load.records)
-        else NOTHING_COMPLETED
-    )
+    completed = any(record.outcome == "completed" for load in bench.loads for record in load.records)
+    return 0 if completed else NOTHING_COMPLETED
 
 
 def report(bench: Bench, *, interrupted: bool) -> None:

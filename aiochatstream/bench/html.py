@@ -23,7 +23,7 @@ table { border-collapse: collapse; margin: .6em 2em .6em 0; font-size: 14px }
 th { text-align: left; font-weight: 600 } th, td { padding: 2px 12px 2px 0; border-bottom: 1px solid #eee;
   vertical-align: top }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; padding-left: 12px }
-.pair { display: flex; flex-wrap: wrap } .note { color: #a33 } .quiet { color: #666 }
+.pair { display: flex; flex-wrap: wrap; align-items: flex-start } .note { color: #a33 } .quiet { color: #666 }
 """
 
 

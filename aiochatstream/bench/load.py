@@ -14,6 +14,8 @@ from aiochatstream.bench.protocols import Target
 
 DEFAULT_RETRY_AFTER = 1.0
 """Seconds that a refused user waits where the server does not say how long."""
+REST_AFTER_FAILURE = 0.1
+"""Seconds that a user waits after a failure, so that a server that is gone does not make a hot loop."""
 UNKNOWN_LENGTH = 64
 """Tokens that an answer is taken to have where the server's own setting decides."""
 
@@ -29,18 +31,23 @@ class Kinds:
     """Which requests hang up or read slowly: spread evenly over all, in exactly the asked proportions."""
 
     def __init__(self, abort_fraction: float, slow_fraction: float) -> None:
-        self._fractions: dict[Kind, float] = {"abort": abort_fraction, "slow": slow_fraction}
-        self._owed: dict[Kind, float] = {"abort": 0.0, "slow": 0.0}
+        self._abort_fraction = abort_fraction
+        self._special_fraction = abort_fraction + slow_fraction
+        self._drawn = self._aborts = self._specials = 0
 
     def next(self) -> Kind:
         """The kind of the next request."""
-        for kind, fraction in self._fractions.items():
-            self._owed[kind] += fraction
-        kind = max(self._owed, key=self._owed.__getitem__)
-        if self._owed[kind] < 1 - 1e-9:
+        self._drawn += 1
+        if self._specials >= self._owed(self._special_fraction):
             return "plain"
-        self._owed[kind] -= 1
-        return kind
+        self._specials += 1
+        if self._aborts >= self._owed(self._abort_fraction):
+            return "slow"
+        self._aborts += 1
+        return "abort"
+
+    def _owed(self, fraction: float) -> int:
+        return int(self._drawn * fraction + 1e-9)
 
 
 class Budget:
@@ -141,7 +148,7 @@ class Load:
         """All turns of one new user. False: there was nothing left to ask.
 
         :param due: when the first request should be sent (open loop); it has been taken from the budget.
-        :param patient: after a refusal, wait as the server says.
+        :param patient: after a refusal, wait as the server says; after a failure, a moment.
         """
         user = self.target.new_user()
         async with user.session:
@@ -154,10 +161,15 @@ class Load:
                 record = self._new_record(user.number, turn, late)
                 await ask(self.target, user, self.prompts[record.index], record, self.clock)
                 self.records.append(record)
-                if patient and record.outcome == "refused":
-                    wait = record.retry_after
-                    await self._budget.rest(DEFAULT_RETRY_AFTER if wait is None else wait)
+                if patient:
+                    await self._rest_after(record)
         return True
+
+    async def _rest_after(self, record: Record) -> None:
+        if record.outcome == "refused":
+            await self._budget.rest(DEFAULT_RETRY_AFTER if record.retry_after is None else record.retry_after)
+        elif record.outcome == "failed":
+            await self._budget.rest(REST_AFTER_FAILURE)
 
     def _new_record(self, user: int, turn: int, late: float) -> Record:
         record = Record(self.first_index + self.begun, user, turn, self._kinds.next(), late=late)

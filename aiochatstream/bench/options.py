@@ -103,7 +103,13 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     add("--duration", type=_number(0.001), metavar="S", help="begin no request after S seconds; those begun are ended")
     add("--warmup", type=_whole(0), default=0, metavar="N", help="requests before each run that do not count")
     add("--turns", type=_whole(1), default=1, metavar="N", help="messages of one user, in one conversation (1)")
-    add("--abort-fraction", type=_fraction, default=0.0, metavar="F", help="of the requests, 0 to 1: hang up midway")
+    add(
+        "--abort-fraction",
+        type=_fraction,
+        default=0.0,
+        metavar="F",
+        help="of the requests, 0 to 1: hang up midway, after a random part of --max-tokens",
+    )
     add("--slow-readers", type=_fraction, default=0.0, metavar="F", help="of the requests: rest 0.1 s after each chunk")
 
 

@@ -9,7 +9,7 @@ from html import escape
 from typing import Literal
 
 WIDTH, HEIGHT = 620, 330
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 52, 46
+LEFT, RIGHT, TOP, BOTTOM = 64, 26, 52, 46
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#B8A800")
 """Okabe and Ito's, which colour-blind readers can tell apart, too."""
@@ -92,8 +92,8 @@ def _draw(series: Series, x: Axis, y: Axis) -> str:
     places = [(_x(x, px), _y(y, py)) for px, py in series.points]
     colour = series.colour
     if series.style == "dots":
-        opacity = 0.8 if len(places) < 500 else 0.35
-        dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2"/>' for px, py in places)
+        opacity, radius = (0.8, 3) if len(places) < 300 else (0.4, 2)
+        dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius}"/>' for px, py in places)
         return f'<g fill="{colour}" fill-opacity="{opacity}">{dots}</g>'
     if not places:
         return ""
