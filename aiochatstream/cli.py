@@ -89,7 +89,7 @@ def serve(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """``aiochatstream bench``: put a running server under load."""
-    from aiochatstream.bench import command  # numpy takes its time, and serving does without it
+    from aiochatstream.bench import command  # serving does without it
 
     return command.main(options, _new_event_loop)
 

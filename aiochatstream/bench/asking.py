@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Literal
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from aiochatstream.bench.parsing import BadAnswer, Refused, Told, WrongProtocol, shorten
 from aiochatstream.bench.protocols import Target, User
@@ -119,7 +120,7 @@ async def ask(target: Target, user: User, prompt: str, record: Record, clock: Cl
     except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
         where = "within the answer" if record.status else "before the answer"
         record.reason = f"the connection broke {where} ({type(error).__name__})"
-    except (aiohttp.ClientError, OSError, ValueError) as error:
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         record.reason = shorten(f"{type(error).__name__}: {error}")
     record.ended = clock.now()
     if record.outcome == "completed":
@@ -179,7 +180,9 @@ async def _check_head(target: Target, response: aiohttp.ClientResponse, record: 
         body = await _read_error(response)
         if body.code == "too_many_requests":  # chatstream's default is to refuse with status 200
             raise Refused(body.code)
-        raise WrongProtocol(f"the answer is {response.content_type}, not {expected} ({body.sentence or 'empty'})")
+        raise WrongProtocol(
+            f"the answer is {response.content_type}, not {expected} ({shorten(body.sentence, 80) or 'empty'})"
+        )
     body = await _read_error(response)
     if response.status in REFUSALS:
         record.retry_after = _seconds(response.headers.get("Retry-After"))
@@ -219,9 +222,10 @@ def connect_error(error: aiohttp.ClientConnectorError) -> str:
 
 def _seconds(value: str | None) -> float | None:
     try:
-        return float(value or "")
+        seconds = float(value or "")
     except ValueError:
         return None
+    return seconds if seconds >= 0 else None
 
 
 def _shrink_receive_buffer(response: aiohttp.ClientResponse) -> None:

@@ -14,6 +14,8 @@ from aiochatstream.bench.protocols import Target
 
 DEFAULT_RETRY_AFTER = 1.0
 """Seconds that a refused user waits where the server does not say how long."""
+LONGEST_REST = 10.0
+"""Seconds that a refused user waits at most, whatever the server says."""
 REST_AFTER_FAILURE = 0.1
 """Seconds that a user waits after a failure, so that a server that is gone does not make a hot loop."""
 UNKNOWN_LENGTH = 64
@@ -167,7 +169,8 @@ class Load:
 
     async def _rest_after(self, record: Record) -> None:
         if record.outcome == "refused":
-            await self._budget.rest(DEFAULT_RETRY_AFTER if record.retry_after is None else record.retry_after)
+            told = DEFAULT_RETRY_AFTER if record.retry_after is None else record.retry_after
+            await self._budget.rest(min(told, LONGEST_REST))
         elif record.outcome == "failed":
             await self._budget.rest(REST_AFTER_FAILURE)
 

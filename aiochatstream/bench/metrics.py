@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import fmean, quantiles
 
 from aiochatstream.bench.asking import Record
 from aiochatstream.bench.load import Load
-
-PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -28,10 +25,11 @@ class Distribution:
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Distribution | None:
         """Of the values that are not None; None where there are none. Linear interpolation between ranks."""
-        known = np.array([value for value in values if value is not None], dtype=float)
-        if not known.size:
+        known = [value for value in values if value is not None]
+        if not known:
             return None
-        return cls(known.size, float(known.mean()), *(float(value) for value in np.percentile(known, PERCENTILES)))
+        cuts = quantiles(known, n=100, method="inclusive") if len(known) > 1 else known * 99
+        return cls(len(known), fmean(known), cuts[49], cuts[89], cuts[94], cuts[98])
 
 
 @dataclass(frozen=True)

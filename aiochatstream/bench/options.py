@@ -18,8 +18,8 @@ DESCRIPTION = """\
 Put a running server under load and say how fast it is. Only the URL that is given is asked.
 
 One request goes ahead, unmeasured: it shows whether URL speaks the protocol. Then, in the closed loop (--concurrency),
-so many users ask, read their answer to its end, and ask again; a refused user first waits as long as Retry-After says.
-In the open loop (--rate), requests are sent when their time comes, however many are under way.
+so many users ask, read their answer to its end, and ask again; a refused user first waits as long as Retry-After says,
+up to 10 s. In the open loop (--rate), requests are sent when their time comes, however many are under way.
 """
 
 METRICS = """\
@@ -38,7 +38,7 @@ what is measured (vLLM's definitions; time runs from just before a request is se
   failed    anything else that is not a whole answer: another status, a broken connection, --timeout
   bytes/token
             of the answers' bodies with their chunk framing, without headers, per token of completed answers
-Percentiles interpolate linearly between the two nearest values (numpy's default). TTFT, TPOT, ITL, E2E and queue are of
+Percentiles interpolate linearly between the two nearest values (as numpy does). TTFT, TPOT, ITL, E2E and queue are of
 completed requests; clients that hang up or read slowly are counted by themselves, as they would measure themselves.
 Tokens are counted by the server (done event, usage chunk); where it tells nothing, by --tokenizer; without that, each
 piece of text counts as one, and the output says so.

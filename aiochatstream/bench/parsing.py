@@ -162,16 +162,15 @@ class SseReader(AnswerReader):
                 texts.append(str(event.get("text", "")))
             elif name == "done":
                 self._done = True
-                usage, timing = event.get("usage") or {}, event.get("timing") or {}
+                usage, timing = _part(event, "usage"), _part(event, "timing")
                 self.told = Told(
-                    usage.get("completion_tokens"),
-                    usage.get("prompt_tokens"),
-                    usage.get("cached_tokens"),
-                    timing.get("queue_s"),
+                    _count(usage, "completion_tokens"),
+                    _count(usage, "prompt_tokens"),
+                    _count(usage, "cached_tokens"),
+                    _seconds(timing, "queue_s"),
                 )
             elif name == "error":
-                error = event.get("error")
-                code = str(error.get("error")) if isinstance(error, dict) else str(error)
+                code = str(_part(event, "error").get("error", "without a code"))
                 raise Refused(code) if code == "too_many_requests" else BadAnswer(f"error event {code}")
             elif name not in ("queued", "start"):
                 raise WrongProtocol(f"its events are not aiochatstream's ({name or 'they have no name'})")
@@ -201,23 +200,25 @@ class OpenAIReader(AnswerReader):
             chunk = parse_object(raw)
             if name == "error" or "error" in chunk:
                 raise BadAnswer(f"error in the stream: {shorten(raw)}")
-            if "choices" not in chunk:
+            choices = chunk.get("choices")
+            if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
                 raise WrongProtocol("its events are not chat completion chunks")
-            for choice in chunk["choices"]:
-                delta = choice.get("delta") or {}
-                texts.append(delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or "")
+            for choice in choices:
+                delta = _part(choice, "delta")
+                text = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
+                texts.append(str(text))
                 self._done = self._done or choice.get("finish_reason") is not None
-            self._note_usage(chunk.get("usage"))
+            self._note_usage(_part(chunk, "usage"))
         return [text for text in texts if text]
 
     def finish(self) -> None:
         if not self._done:
             raise BadAnswer("the stream ends without a finish_reason or [DONE]")
 
-    def _note_usage(self, usage: dict[str, Any] | None) -> None:
+    def _note_usage(self, usage: dict[str, Any]) -> None:
         if usage:
-            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-            self.told = Told(usage.get("completion_tokens"), usage.get("prompt_tokens"), cached)
+            cached = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
+            self.told = Told(_count(usage, "completion_tokens"), _count(usage, "prompt_tokens"), cached)
 
 
 def parse_object(raw: str) -> dict[str, Any]:
@@ -229,6 +230,22 @@ def parse_object(raw: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadAnswer(f"an event is not a JSON object: {shorten(raw)}")
     return value
+
+
+def _part(event: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object ``name`` of an event; an empty one where there is none."""
+    part = event.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _count(usage: dict[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if isinstance(value, int) else None
+
+
+def _seconds(timing: dict[str, Any], name: str) -> float | None:
+    value = timing.get(name)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def shorten(text: str, length: int = 200) -> str:

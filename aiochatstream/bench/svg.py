@@ -82,7 +82,7 @@ def bars(title: str, x: Axis, y_label: str, rows: int, drawn: Sequence[Bar], leg
     height = round(TOP + BOTTOM + rows * row_height)
     marks = "".join(
         f'<rect x="{_x(x, bar.begin):.1f}" y="{TOP + bar.row * row_height:.1f}" fill="{bar.colour}" '
-        f'width="{max(0.6, _x(x, bar.end) - _x(x, bar.begin)):.1f}" height="{row_height * 0.85:.1f}"/>'
+        f'width="{max(1.5, _x(x, bar.end) - _x(x, bar.begin)):.1f}" height="{row_height * 0.85:.1f}"/>'
         for bar in drawn
     )
     return _frame(title, height, _x_axis(x, height) + _y_label(y_label, height), marks, legend)

@@ -62,7 +62,7 @@ def facts(summary: Summary, plan: Plan) -> list[tuple[str, str]]:
         rows.append(("prompt tokens", f"{summary.prompt_tokens}{cached}"))
     if summary.bytes_per_token is not None:
         rows.append(("bytes/token", f"{summary.bytes_per_token:.1f}"))
-    rows.append(("generator", f"{summary.generator_cpu:.0%} of a core"))
+    rows.append(("generator", f"{summary.generator_cpu:.1%} of a core"))
     return rows
 
 

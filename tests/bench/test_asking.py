@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from aiochatstream.bench.command import Bench
 from aiochatstream.bench.metrics import summarize
-from tests.bench.scripted import Exchange, Scripted, answer, delta, done, measure, scripted
+from tests.bench.scripted import Exchange, Scripted, answer, delta, done, measure, plan, scripted
 
 
 async def sse(exchange: Exchange) -> None:
@@ -148,6 +149,15 @@ async def test_merged_and_split_tcp_chunks_do_not_change_counts(protocol: str, c
     assert (record.outcome, record.reason) == ("completed", "")
     assert len(record.stamps) == record.tokens == 4
     assert record.wire_bytes == len(whole)
+
+
+@pytest.mark.parametrize("nonsense", [b"zz\r\nhello\r\n", b"5\r\nhel", b"-1\r\n", b"5\r\nhello world\r\n"])
+async def test_a_body_that_is_no_http_fails(nonsense: bytes) -> None:
+    async with raw_server([nonsense], "text/plain") as server:
+        bench = Bench(plan(server.url, protocol="text"), server.time.clock, progress=False)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"did not answer the first request: .+"):
+                await bench.run()
 
 
 async def test_a_server_that_dies_midway_gives_failures() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -110,3 +111,16 @@ def test_errors_in_the_body_are_told_apart(reader: AnswerReader, body: str, erro
 def test_plain_text_with_chatstreams_end_token_is_the_wrong_protocol() -> None:
     with pytest.raises(WrongProtocol, match="--protocol chatstream"):
         TextReader().feed(b"hi<::EOS::>", chunk_ends=True)
+
+
+@pytest.mark.parametrize("odd", ["null", "5", '"x"', "[]", "{}", "[5]", "true", '{"delta": 5}'])
+def test_values_of_unexpected_types_are_never_more_than_a_bad_answer(odd: str) -> None:
+    ours = f'event: delta\ndata: {{"text": {odd}}}\n\nevent: done\ndata: {{"usage": {odd}, "timing": {odd}}}\n\n'
+    counts = f'event: done\ndata: {{"usage": {{"completion_tokens": {odd}}}, "timing": {{"queue_s": {odd}}}}}\n\n'
+    openai = f'data: {{"choices": {odd}, "usage": {odd}}}\n\ndata: {{"choices": [{{"delta": {odd}}}]}}\n\n'
+    for reader, body in ((SseReader(), ours), (SseReader(), counts), (OpenAIReader(), openai)):
+        with suppress(BadAnswer):
+            assert all(isinstance(text, str) for text in reader.feed(body.encode(), chunk_ends=False))
+        assert isinstance(reader.told.completion_tokens, int | None)
+    with pytest.raises(BadAnswer):
+        SseReader().feed(f'event: error\ndata: {{"error": {odd}}}\n\n'.encode(), chunk_ends=False)
