@@ -134,17 +134,14 @@ async def _exchange(target: Target, user: User, prompt: str, record: Record, clo
         json=target.body(user, prompt),
         allow_redirects=False,  # only the server that was named is put under load
         read_bufsize=SLOW_BUFFER if slow else 2**16,
+        headers={"Connection": "close"} if slow else None,  # no later request gets its small buffer
     )
     async with post as response:
         record.status = response.status
         await _check_head(target, response, record)
         if slow:
             _shrink_receive_buffer(response)
-        try:
-            await _read(target, response, record, clock)
-        finally:
-            if slow or record.kind == "abort":
-                response.close()  # no later request gets this connection
+        await _read(target, response, record, clock)
 
 
 async def _read(target: Target, response: aiohttp.ClientResponse, record: Record, clock: Clock) -> None:

@@ -132,7 +132,7 @@ def http_chunk(text: str) -> bytes:
 @pytest.mark.parametrize("protocol", ["sse", "text", "chatstream"])
 async def test_merged_and_split_tcp_chunks_do_not_change_counts(protocol: str, cut: str) -> None:
     texts, values = (
-        ["あ", "b ", "c", "d"],
+        ["あいう", "some words ", "c", "d"],
         {"max_tokens": None, "temperature": None} if protocol == "chatstream" else {},
     )
     chunks = {

@@ -184,7 +184,10 @@ async def test_clients_that_hang_up_are_gone_for_the_server_and_counted_by_thems
     assert (summary.completed, summary.aborted, summary.failed) == (2, 2, 0)
     assert all(1 <= len(record.stamps) <= 3 for record in load.records if record.outcome == "aborted")
     assert summary.e2e_s is not None
-    assert summary.e2e_s.count == 2
+    assert summary.itl_s is not None
+    assert summary.e2e_s.count == summary.itl_s.count == 2  # two answers of two words
+    whole = [record.wire_bytes for record in load.records if record.outcome == "completed"]
+    assert summary.bytes_per_token == sum(whole) / 4
 
 
 async def test_slow_readers_rest_after_each_chunk_and_do_not_count_in_the_latencies() -> None:
@@ -203,6 +206,8 @@ async def test_slow_readers_rest_after_each_chunk_and_do_not_count_in_the_latenc
     assert summary.e2e_s.count == 2
     slow = [record for record in load.records if record.kind == "slow"]
     assert [record.e2e for record in slow] == pytest.approx([0.5, 0.5])  # five chunks
+    leaves = [exchange.request.headers.get("Connection") == "close" for exchange in server.exchanges[1:]]
+    assert leaves == [False, True, False, True]
 
 
 def test_progress_tells_how_far_a_run_is() -> None:
