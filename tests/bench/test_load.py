@@ -13,7 +13,7 @@ from aiohttp import web
 
 from aiochatstream.bench.asking import Clock, Outcome, Record
 from aiochatstream.bench.command import Bench, progress_line
-from aiochatstream.bench.load import Kinds, Load, gaps
+from aiochatstream.bench.load import Budget, Kinds, Load, gaps
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.prompts import Prompts
 from tests.bench.scripted import Exchange, answer, delta, done, measure, plan, scripted
@@ -159,6 +159,35 @@ async def test_a_full_queue_counts_as_refused_and_the_user_waits_its_turn() -> N
     assert (summary.completed, summary.refused, summary.failed) == (2, 1, 0)
     assert summary.refused_s is not None
     assert summary.refused_s.mean == 0.25
+
+
+async def test_a_refused_user_waits_as_told_and_a_dead_server_makes_no_hot_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [(503, {"Retry-After": "5"}), (503, {"Retry-After": "3600"}), (503, {"Retry-After": "x"}), (500, {})]
+    rests = []
+
+    async def rest(budget: Budget, seconds: float) -> None:
+        rests.append(seconds)
+
+    async def script(exchange: Exchange) -> web.StreamResponse | None:
+        if exchange.number == 0:
+            return await answer(exchange)
+        status, headers = answers[exchange.number - 1]
+        return web.json_response({"error": "x"}, status=status, headers=headers)
+
+    monkeypatch.setattr(Budget, "rest", rest)
+    async with scripted(script) as server:
+        await measure(server, requests=4)
+    assert rests == [5.0, 10.0, 1.0, 0.1]
+
+
+async def test_nobody_waits_when_there_is_nothing_left_to_ask() -> None:
+    budget = Budget(1, float("inf"), Clock())
+    assert budget.take()
+    async with asyncio.timeout(20):
+        await budget.rest(3600)
+    assert not budget.take()
 
 
 async def test_clients_that_hang_up_are_gone_for_the_server_and_counted_by_themselves() -> None:
