@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
+from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.sessions import MemoryStorage
 from aiochatstream.web.errors import json_errors
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        return serve(options)
-    except Exception as error:  # noqa: BLE001 - whatever loading a model raises
+        code: int = options.run(options)
+        return code
+    except (OSError, ValueError) as error:
         return _complain(error)
 
 
@@ -90,6 +92,13 @@ def serve(options: argparse.Namespace) -> int:
     app.on_startup.append(start_announcing)
     web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
     return _complain(failures[0]) if failures else 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """``aiochatstream bench``: put a running server under load."""
+    from aiochatstream.bench import command  # serving does without it
+
+    return command.main(options, _new_event_loop)
 
 
 def _complain(error: Exception) -> int:
@@ -162,10 +171,19 @@ def _port(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aiochatstream", description="A streaming chat with a HuggingFace model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser(
+    serving = commands.add_parser(
         "serve", help="serve a model over HTTP", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add = serve.add_argument
+    serving.set_defaults(run=serve)
+    _add_serve_arguments(serving)
+    benching = commands.add_parser("bench", help="put a running server under load and measure it")
+    benching.set_defaults(run=bench)
+    bench_options.add_arguments(benching)
+    return parser
+
+
+def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="HuggingFace id, folder or .gguf file; none: the small model")
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
@@ -179,4 +197,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, default=0.9, metavar="P", help="above 0, up to 1 (off)")
     add("--session", default="memory", choices=["memory", "cookie"], help="where conversations live")
     add("--secret-key-file", type=Path, metavar="FILE", help="the key of --session cookie")
-    return parser

@@ -1,0 +1,7 @@
+"""``python bench/load.py URL [options]``: what ``aiochatstream bench`` does."""
+
+import sys
+
+from aiochatstream.cli import main
+
+sys.exit(main(["bench", *sys.argv[1:]]))
