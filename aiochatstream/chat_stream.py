@@ -297,6 +297,7 @@ class ChatStream:
         slots = self.limits.num_of_concurrent_executions
         self.state = "starting"
         self.admission = Admission(slots, self.limits.max_queue_size)
+        self.presence = Presence()
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
         self._loading = asyncio.create_task(self._load())

@@ -208,20 +208,20 @@ class RunningTurn:
             self._finish_reason = "length"
         if self.discarded:
             return self._ended("cancelled", job)
-        if failure is not None and self._stop_reason is None:
-            await self._keep(job, job.before)
+        if failure is not None and self._stop_reason is None and self._finish_reason is None:
             if isinstance(failure, ChatStreamError):
                 return Failed(failure)
             logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
             detail = "The model failed to answer. The history is as it was before; send again."
             return Failed(EngineFailed(f"{detail} (request {self.message_id})"))
         if failure is not None:
-            logger.warning("The engine failed while request %s was being stopped", self.message_id, exc_info=failure)
+            logger.warning("The engine failed at the end of request %s", self.message_id, exc_info=failure)
         if self._finish_reason is not None or self.text:
             state: AnswerState = "interrupted" if self._finish_reason is None else "complete"
-            await self._keep(job, job.base.with_turn(Turn(job.user_text, self.text, self.message_id, state)))
-        else:
-            await self._keep(job, job.before)
+            conversation = job.base.with_turn(Turn(job.user_text, self.text, self.message_id, state))
+            async with asyncio.timeout(SAVE_SECONDS):
+                await job.save(conversation)
+            self.conversation = conversation
         if self._stop_reason == "shutdown" and self._finish_reason is None:
             return Failed(Draining("The server is shutting down; the answer so far was kept.", job.retry_after()))
         return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"), job)
@@ -263,11 +263,6 @@ class RunningTurn:
         self._time_was_up = True
         if self._stream is not None:
             self._stream.cancel()
-
-    async def _keep(self, job: Job, conversation: Conversation) -> None:
-        async with asyncio.timeout(SAVE_SECONDS):
-            await job.save(conversation)
-        self.conversation = conversation
 
     def _ended(self, finish_reason: FinishReason, job: Job) -> Ended:
         now = self._loop.time()

@@ -58,8 +58,8 @@ class UserSession:
             return
         if not self._session._changed:
             # what the app has done to its session since this request came must not be undone
-            self._session = await self._storage.load_session(self._request)
-            self._request[AIOHTTP_SESSION_KEY] = self._session
+            self._request[AIOHTTP_SESSION_KEY] = None
+            self._session = await load_session(self._request)
         self._write()
 
     async def forget(self, name: str) -> bool:

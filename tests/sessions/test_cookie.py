@@ -9,9 +9,9 @@ import pytest
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, Turn
+from aiochatstream import ChatStream, Conversation, MemoryConversationStore, Turn
 from aiochatstream.sessions.cookie import MAX_COOKIE_BYTES, CookieUserSession, pack, unpack
-from tests.helpers import Client, Server, Stepper, echo, until
+from tests.helpers import Client, Server, Stepper, echo, post_bytes, until
 
 KEY = Fernet.generate_key()
 
@@ -259,6 +259,19 @@ async def test_an_answer_elsewhere_does_not_bring_back_a_conversation_that_was_c
     await running  # its cookie still holds what was cleared
     assert await client.history() == []
     assert await client.texts("other") == ["hi", "1 2 "]
+
+
+@pytest.mark.parametrize("options", [{}, {"conversation_store": MemoryConversationStore()}], ids=["cookie", "store"])
+async def test_a_cookie_that_is_no_text_is_a_fresh_user(start_worker: Any, options: dict[str, Any]) -> None:
+    server = await start_worker(**options)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    request = post_bytes('{"user_input":"hi"}', headers="Connection: close\r\nCookie: AIOHTTP_SESSION=@\r\n")
+    writer.write(request.replace(b"@", b"\xff\xfe"))
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert b" 200 OK" in answer.splitlines()[0]
+    assert b"Set-Cookie" in answer
 
 
 async def ask_clear(client: Client) -> None:

@@ -176,12 +176,12 @@ async def test_a_model_that_cannot_be_loaded_is_logged_and_requests_are_refused(
     engine = SlowToLoad(OSError("the file is gone"))
     server = await loading(engine)
     engine.may_load.set()
+    await until(lambda: "the file is gone" in caplog.text)
     with pytest.raises(OSError, match="the file is gone"):
         await server.chat_stream.wait_ready()
     async with client_of(server).post(user_input="hi") as response:
         assert response.status == 503
         assert "the file is gone" not in await response.text()
-    assert "the file is gone" in caplog.text
 
 
 async def test_an_engine_that_loads_at_once_fails_at_start_up_with_its_own_error(start: Any) -> None:

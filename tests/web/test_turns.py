@@ -350,3 +350,14 @@ async def test_a_turn_that_begins_while_its_conversation_is_cleared_does_not_bri
     assert '"success":true' in await clearing
     await asking
     assert await client.history() == []
+
+
+async def test_a_whole_answer_is_kept_even_if_the_engine_then_fails_to_clean_up(start: Any, client_of: Any) -> None:
+    class Untidy(Engine):
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+            yield Delta("whole", (1,), "stop")
+            raise ZeroDivisionError("while cleaning up")
+
+    client = client_of(await start(ChatStream(engine=Untidy())))
+    assert (await client.say("hi"))["finish_reason"] == "stop"
+    assert await client.texts() == ["hi", "whole"]
