@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from aiohttp import web
 from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, FunctionEngine, Prompt, TextFunction
 from aiochatstream.errors import Draining, NothingToRegenerate, SessionsNotSetUp, Starting
+from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, WireFormat, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
 from aiochatstream.sessions import (
@@ -29,9 +31,9 @@ from aiochatstream.sessions import (
     keeps_data_in_cookie,
     load_session,
 )
-from aiochatstream.turns import ENDING_SECONDS, Job, RunningTurn, StopReason, Turns
+from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, StopReason, Turns
 from aiochatstream.web import handlers
-from aiochatstream.web.presence import Presence
+from aiochatstream.web.presence import Presence, comes_from_here
 
 if TYPE_CHECKING:
     from aiochatstream.web.schemas import ChatRequest
@@ -83,6 +85,7 @@ class ChatStream:
     :param overload_status: HTTP status of a full queue, 503 or 429.
     :param conversation_store: where conversations are kept. None: in the cookie where the app's sessions are
         encrypted cookies, in the memory of this process otherwise.
+    :param allow_metrics: says who may read /metrics; by default who asks from this machine, and not through a proxy.
     :param name: what /get_load calls this worker.
 
     Raises TypeError for a wrong kind of argument and ValueError for one out of its range.
@@ -113,6 +116,7 @@ class ChatStream:
         wire_format: WireFormat = "text",
         overload_status: int = 503,
         conversation_store: ConversationStore | None = None,
+        allow_metrics: Callable[[web.Request], bool] = comes_from_here,
         name: str = "node:0",
     ) -> None:
         if not (inspect.isclass(chat_prompt_clazz) and issubclass(chat_prompt_clazz, AbstractChatPrompt)):
@@ -158,7 +162,13 @@ class ChatStream:
         self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
         self._store = conversation_store
         self._memory = MemoryConversationStore()
-        self._turns = Turns()
+        self._turns = Turns(self._turn_ended)
+        self.metrics = Metrics(
+            running=lambda: self.admission.running,
+            waiting=lambda: self.admission.waiting,
+            sessions=lambda: len(self._memory),
+        )
+        self.allow_metrics = allow_metrics
         self._loading: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -247,6 +257,7 @@ class ChatStream:
             prompt_tokens=len(made.token_ids),
             ticket=ticket,
             generate=lambda: DeltaStream(self._threads, functools.partial(self.engine.generate, made, params)),
+            on_gap=self.metrics.gap,
             save=functools.partial(user.save, name, expected_number=loaded.number),
             retry_after=self.admission.retry_after,
             max_queue_wait=self.limits.max_queue_wait,
@@ -305,11 +316,20 @@ class ChatStream:
             self._loading.add_done_callback(_log_failure)
         else:
             await self._loading
+        probe = asyncio.create_task(self.metrics.probe_lag())
         async with self.presence:
             yield
+        probe.cancel()
         self._loading.cancel()
         self._prompt_threads.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(wait=not self._turns)
+
+    def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
+        reason = last.finish_reason if isinstance(last, Ended) else last.error.code
+        figures = {**asdict(turn.usage), **asdict(turn.timing)}
+        self.metrics.finished(reason, **figures)
+        told = " ".join(f"{name}={value}" for name, value in figures.items())
+        logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
 
     async def _load(self) -> None:
         try:

@@ -4,6 +4,7 @@
 
     ChatStreamError                  500 internal_server_error
     ├── BadRequest                   400 bad_request
+    ├── Forbidden                    403 forbidden
     ├── NotFound                     404 not_found
     ├── NotRunningHere               404 not_running_here
     ├── MethodNotAllowed             405 method_not_allowed
@@ -45,6 +46,13 @@ class BadRequest(ChatStreamError):
 
     status = 400
     code = "bad_request"
+
+
+class Forbidden(ChatStreamError):
+    """This client may not call this."""
+
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(ChatStreamError):

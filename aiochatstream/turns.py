@@ -99,6 +99,7 @@ class Job:
     prompt_tokens: the prompt's length.
     generate: starts the generation.
     save: keeps a conversation.
+    on_gap: told the seconds between two pieces of text.
     retry_after: whole seconds for the one who waited in vain.
     """
 
@@ -109,6 +110,7 @@ class Job:
     ticket: Ticket
     generate: Callable[[], DeltaStream]
     save: Callable[[Conversation], Awaitable[None]]
+    on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
     max_queue_wait: float
     max_answer: float
@@ -132,6 +134,7 @@ class RunningTurn:
         self._created = self._loop.time()
         self._granted: float | None = None
         self._first_text: float | None = None
+        self._last_text: float | None = None
         self._completion_tokens = 0
         self._stop_reason: StopReason | None = None
         self._time_was_up = False
@@ -178,7 +181,7 @@ class RunningTurn:
         self.base = job.base
         self.conversation = job.before
 
-    async def run(self, job: Job) -> Event:
+    async def run(self, job: Job) -> Ended | Failed:
         """Wait, generate, save; return the last event. Raises nothing."""
         failure: Exception | None = None
         try:
@@ -202,12 +205,12 @@ class RunningTurn:
         self.ended.set()
         self._events.put_nowait(last)
 
-    async def _conclude(self, job: Job, failure: Exception | None) -> Event:
+    async def _conclude(self, job: Job, failure: Exception | None) -> Ended | Failed:
         """Save what is to be kept, and say how the turn ended."""
         if self._time_was_up and self.text and self._finish_reason is None:
             self._finish_reason = "length"
         if self.discarded:
-            return self._ended("cancelled", job)
+            return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
             if isinstance(failure, ChatStreamError):
                 return Failed(failure)
@@ -224,7 +227,7 @@ class RunningTurn:
             self.conversation = conversation
         if self._stop_reason == "shutdown" and self._finish_reason is None:
             return Failed(Draining("The server is shutting down; the answer so far was kept.", job.retry_after()))
-        return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"), job)
+        return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"))
 
     async def _wait_for_slot(self, job: Job) -> None:
         if self._stop_reason is not None:
@@ -247,14 +250,19 @@ class RunningTurn:
         try:
             async with aclosing(self._stream):
                 async for delta in self._stream:
-                    self._take(delta)
+                    self._take(delta, job)
         finally:
             limit.cancel()
 
-    def _take(self, delta: Delta) -> None:
+    def _take(self, delta: Delta, job: Job) -> None:
         self._completion_tokens += len(delta.token_ids)
         if delta.text:
-            self._first_text = self._first_text or self._loop.time()
+            now = self._loop.time()
+            if self._last_text is None:
+                self._first_text = now
+            else:
+                job.on_gap(now - self._last_text)
+            self._last_text = now
             self.text += delta.text
             self._events.put_nowait(Text(delta.text))
         self._finish_reason = delta.finish_reason or self._finish_reason
@@ -264,24 +272,33 @@ class RunningTurn:
         if self._stream is not None:
             self._stream.cancel()
 
-    def _ended(self, finish_reason: FinishReason, job: Job) -> Ended:
-        now = self._loop.time()
-        granted, first = self._granted, self._first_text
-        return Ended(
-            finish_reason,
-            Usage(job.prompt_tokens, 0, self._completion_tokens),
-            Timing(
-                queue_s=round((granted or now) - self._created, 4),
-                ttft_s=None if first is None else round(first - self._created, 4),
-                total_s=round(now - self._created, 4),
-            ),
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far."""
+        return Usage(0 if self._job is None else self._job.prompt_tokens, 0, self._completion_tokens)
+
+    @property
+    def timing(self) -> Timing:
+        """The times so far."""
+        now, first = self._loop.time(), self._first_text
+        return Timing(
+            queue_s=round((self._granted or now) - self._created, 4),
+            ttft_s=None if first is None else round(first - self._created, 4),
+            total_s=round(now - self._created, 4),
         )
+
+    def _ended(self, finish_reason: FinishReason) -> Ended:
+        return Ended(finish_reason, self.usage, self.timing)
 
 
 class Turns:
-    """The turns under way in this process: at most one of each conversation."""
+    """The turns under way in this process: at most one of each conversation.
 
-    def __init__(self) -> None:
+    :param on_end: told of each turn that was set going when it has ended.
+    """
+
+    def __init__(self, on_end: Callable[[RunningTurn, Ended | Failed], None]) -> None:
+        self._on_end = on_end
         self._turns: dict[tuple[str, str], RunningTurn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -330,9 +347,10 @@ class Turns:
         return not running
 
     async def _run(self, user_id: str, name: str, turn: RunningTurn, job: Job) -> None:
-        last: Event = Failed(EngineFailed(f"The answer broke off. (request {turn.message_id})"))
+        last: Ended | Failed = Failed(EngineFailed(f"The answer broke off. (request {turn.message_id})"))
         try:
             last = await turn.run(job)
         finally:
             del self._turns[user_id, name]
+            self._on_end(turn, last)
             turn.end(last)  # only now: a client that sends again at once finds its conversation free

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from aiochatstream.errors import NotRunningHere
+from aiochatstream.errors import ChatStreamError, Forbidden, NotRunningHere
+from aiochatstream.metrics import CONTENT_TYPE
 from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
 from aiochatstream.web.formats import WRITERS, Exchange, choose_format
-from aiochatstream.web.json import json_response
+from aiochatstream.web.json import COMMON_HEADERS, json_response
 from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_query
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def routes(server: ChatStream) -> list[web.RouteDef]:
         (web.get, "/get_load", get_load),
         (web.get, "/healthz", healthz),
         (web.get, "/readyz", readyz),
+        (web.get, "/metrics", metrics),
     ]
     return [method(path, functools.partial(handler, server)) for method, path, handler in endpoints]
 
@@ -40,7 +42,11 @@ async def chat_stream(server: ChatStream, request: web.Request) -> web.StreamRes
     asked = await read_body(request, ChatRequest, max_bytes=server.limits.max_request_bytes)
     wire_format = choose_format(request.headers.getall("Accept", []), server.limits.wire_format)
     user = await server.user_session(request)
-    turn = await server.begin_turn(user, asked)
+    try:
+        turn = await server.begin_turn(user, asked)
+    except ChatStreamError as error:
+        server.metrics.refused(error.code)
+        raise
     exchange = Exchange(request, user, asked.conversation, turn, server.limits.write_timeout)
     try:
         with server.presence.watch(request, lambda: turn.stop("left")):
@@ -126,6 +132,14 @@ async def readyz(server: ChatStream, request: web.Request) -> web.StreamResponse
     """``GET /readyz``: ready to take work; 503 while loading or draining."""
     server.check_ready()
     return json_response({"status": "ready"})
+
+
+@answers_errors
+async def metrics(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /metrics``: Prometheus' text format."""
+    if not server.allow_metrics(request):
+        raise Forbidden("/metrics is not for this client.")
+    return web.Response(body=server.metrics.render(), headers={"Content-Type": CONTENT_TYPE, **COMMON_HEADERS})
 
 
 def _messages(user: str, answer: str, message_id: str, state: str) -> list[dict[str, Any]]:

@@ -1,0 +1,105 @@
+"""What the server tells of itself: Prometheus figures, named and measured after vLLM's.
+
+========================================================== ============ ==============================================
+aiochatstream_num_requests_running, _waiting               gauge        slots and queue places that are taken
+aiochatstream_requests_refused_total {reason}              counter      refused before any work, by error code
+aiochatstream_requests_finished_total {finished_reason}    counter      stop, length, cancelled, or the error's code
+aiochatstream_prompt_tokens_total, _cached_tokens_total    counter      tokens read, and of those not computed again
+aiochatstream_generation_tokens_total                      counter      tokens written
+aiochatstream_request_queue_time_seconds                   histogram    accepted until the slot
+aiochatstream_time_to_first_token_seconds                  histogram    accepted until the first text
+aiochatstream_inter_token_latency_seconds                  histogram    gaps between pieces of text
+aiochatstream_e2e_request_latency_seconds                  histogram    accepted until the end
+aiochatstream_sessions                                     gauge        conversations in the memory of this process
+aiochatstream_event_loop_lag_seconds                       histogram    how late the event loop wakes a sleeper
+========================================================== ============ ==============================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+LAG_PROBE_SECONDS = 0.25
+
+SHORT = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
+LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+
+
+class Metrics:
+    """The figures of one ChatStream, in a registry of their own.
+
+    :param running: slots that are taken, now.
+    :param waiting: places in the queue that are taken, now.
+    :param sessions: conversations held in memory, now.
+    """
+
+    def __init__(self, running: Callable[[], int], waiting: Callable[[], int], sessions: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        self._gauge("num_requests_running", "Requests that hold a slot.", running)
+        self._gauge("num_requests_waiting", "Requests that wait for a slot.", waiting)
+        self._gauge("sessions", "Conversations in the memory of this process.", sessions)
+        self._refused = self._counter("requests_refused", "Requests refused before any work.", "reason")
+        self._finished = self._counter("requests_finished", "Requests that were accepted and ended.", "finished_reason")
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were not computed again.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens of answers.")
+        self._queue_time = self._histogram("request_queue_time_seconds", "Accepted until the slot.", LONG)
+        self._ttft = self._histogram("time_to_first_token_seconds", "Accepted until the first text.", LONG)
+        self._itl = self._histogram("inter_token_latency_seconds", "Gaps between pieces of text.", SHORT)
+        self._e2e = self._histogram("e2e_request_latency_seconds", "Accepted until the end.", LONG)
+        self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", SHORT)
+
+    def refused(self, code: str) -> None:
+        """A request was refused before any work."""
+        self._refused.labels(code).inc()
+
+    def gap(self, seconds: float) -> None:
+        """Two pieces of text came ``seconds`` apart."""
+        self._itl.observe(seconds)
+
+    def finished(
+        self,
+        reason: str,
+        *,
+        prompt_tokens: int,
+        cached_tokens: int,
+        completion_tokens: int,
+        queue_s: float,
+        ttft_s: float | None,
+        total_s: float,
+    ) -> None:
+        """An accepted request has ended. Times in seconds since it was accepted."""
+        self._finished.labels(reason).inc()
+        self._prompt_tokens.inc(prompt_tokens)
+        self._cached_tokens.inc(cached_tokens)
+        self._generation_tokens.inc(completion_tokens)
+        self._queue_time.observe(queue_s)
+        self._e2e.observe(total_s)
+        if ttft_s is not None:
+            self._ttft.observe(ttft_s)
+
+    async def probe_lag(self) -> None:
+        """Measure the event loop's lag until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            asleep = loop.time()
+            await asyncio.sleep(LAG_PROBE_SECONDS)
+            self._lag.observe(max(0.0, loop.time() - asleep - LAG_PROBE_SECONDS))
+
+    def render(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _gauge(self, name: str, says: str, value: Callable[[], int]) -> None:
+        Gauge(f"aiochatstream_{name}", says, registry=self._registry).set_function(value)
+
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        return Counter(f"aiochatstream_{name}", says, labels, registry=self._registry)
+
+    def _histogram(self, name: str, says: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"aiochatstream_{name}", says, buckets=buckets, registry=self._registry)

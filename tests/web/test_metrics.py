@@ -1,0 +1,87 @@
+"""GET /metrics tells what happened, to whom the app lets in."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from aiochatstream import ChatStream
+from tests.helpers import Client, echo, until
+
+
+async def figures(client: Client) -> dict[str, float]:
+    """All samples by name, labels in brackets."""
+    async with client.session.get(f"{client.url}/metrics") as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        families = list(text_string_to_metric_families(await response.text()))
+    found = {}
+    for sample in (sample for family in families for sample in family.samples):
+        labels = "".join(f"[{value}]" for value in sample.labels.values())
+        found[sample.name.removeprefix("aiochatstream_") + labels] = sample.value
+    return found
+
+
+async def test_what_happened_is_counted(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=3))
+    client, other = client_of(server), client_of(server)
+    running = asyncio.create_task(client.say("one"))
+    await until(lambda: engine.calls)
+    waiting = asyncio.create_task(other.say("two"))
+    await until(lambda: server.chat_stream.admission.waiting == 1)
+    async with client_of(server).post(user_input="three") as response:
+        assert response.status == 503
+    now = await figures(client)
+    assert (now["num_requests_running"], now["num_requests_waiting"]) == (1, 1)
+    assert now["requests_refused_total[too_many_requests]"] == 1
+    engine.allow(6)
+    await asyncio.gather(running, waiting)
+    engine.fail_at = 0
+    engine.allow(1)
+    async with client.post(user_input="four") as response:
+        assert response.status == 500
+    now = await figures(client)
+    assert (now["num_requests_running"], now["num_requests_waiting"], now["sessions"]) == (0, 0, 2)
+    assert now["requests_finished_total[length]"] == 2
+    assert now["requests_finished_total[internal_server_error]"] == 1
+    assert now["generation_tokens_total"] == 6
+    assert now["e2e_request_latency_seconds_count"] == 3
+    assert now["time_to_first_token_seconds_count"] == 2
+    assert now["inter_token_latency_seconds_count"] == 4
+
+
+async def test_the_event_loops_lag_is_measured(start: Any, client_of: Any) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    while not (await figures(client))["event_loop_lag_seconds_count"]:
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For"])
+async def test_who_comes_through_a_proxy_is_not_let_in(start: Any, client_of: Any, header: str) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    async with client.session.get(f"{client.url}/metrics", headers={header: "127.0.0.1"}) as response:
+        assert response.status == 403
+        assert (await response.json())["error"] == "forbidden"
+
+
+async def test_the_app_can_say_who_is_let_in(start: Any, client_of: Any) -> None:
+    client = client_of(await start(ChatStream(engine=echo, allow_metrics=lambda request: "key" in request.query)))
+    for query, status in (("", 403), ("?key", 200)):
+        async with client.session.get(f"{client.url}/metrics{query}") as response:
+            assert response.status == status
+
+
+async def test_an_answer_is_one_log_line_without_its_words(
+    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="aiochatstream")
+    client = client_of(await start(ChatStream(engine=echo)))
+    answer = await client.say("secret words")
+    (line,) = [record.getMessage() for record in caplog.records if "answer" in record.getMessage()]
+    assert line.startswith(f"answer {answer['message_id']} finished_reason=stop prompt_tokens=0 cached_tokens=0")
+    assert "completion_tokens=2 " in line
+    assert "secret" not in caplog.text
