@@ -7,10 +7,8 @@ import functools
 import inspect
 import logging
 import random
-import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,6 +29,7 @@ from aiochatstream.sessions import (
     keeps_data_in_cookie,
     load_session,
 )
+from aiochatstream.threads import in_daemon_thread
 from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, StopReason, Turns
 from aiochatstream.web import handlers
 from aiochatstream.web.presence import Presence, comes_from_here
@@ -378,28 +377,6 @@ def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, de
     from aiochatstream.engines.transformers import TransformersEngine  # here, so that importing the package is light
 
     return TransformersEngine(model, tokenizer, device)
-
-
-async def in_daemon_thread(function: Callable[[], None]) -> None:
-    """Run ``function`` in a thread that does not keep the process from ending: loading a model can take minutes."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def tell(error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
-
-    def run() -> None:
-        error: BaseException | None = None
-        try:
-            function()
-        except Exception as raised:  # noqa: BLE001 - it is told where it is awaited
-            error = raised
-        with suppress(RuntimeError):  # the loop may be closed by now
-            loop.call_soon_threadsafe(tell, error)
-
-    threading.Thread(target=run, name="aiochatstream-load", daemon=True).start()
-    await done
 
 
 def _is_session_middleware(middleware: Any) -> bool:

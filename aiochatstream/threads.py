@@ -1,0 +1,30 @@
+"""A thread for what takes minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+
+async def in_daemon_thread(function: Callable[[], None]) -> None:
+    """Run ``function`` in a thread that does not keep the process from ending: loading a model can take minutes."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            function()
+        except Exception as raised:  # noqa: BLE001 - it is told where it is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(tell, error)
+
+    threading.Thread(target=run, name="aiochatstream-load", daemon=True).start()
+    await done
