@@ -16,7 +16,7 @@ from aiohttp import web
 
 from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, FunctionEngine, Prompt, TextFunction
-from aiochatstream.errors import Draining, NothingToRegenerate, SessionsNotSetUp, Starting
+from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, SessionsNotSetUp, Starting
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, WireFormat, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
@@ -190,8 +190,13 @@ class ChatStream:
         """Return when the model is loaded. Raises what loading it raised."""
         if self._loading is None:
             raise RuntimeError("Call chat_stream.setup(app) and start the app first.")
-        self._loading.remove_done_callback(_log_failure)  # who waits is told
-        await asyncio.shield(self._loading)
+        logged = self._loading.remove_done_callback(_log_failure)  # who waits is told
+        try:
+            await asyncio.shield(self._loading)
+        except asyncio.CancelledError:
+            if logged:
+                self._loading.add_done_callback(_log_failure)
+            raise
 
     def drain(self) -> None:
         """Take no new requests (503 ``draining``) and send away those who wait; running answers go on."""
@@ -268,7 +273,12 @@ class ChatStream:
     async def clear(self, user: UserSession, name: str) -> bool:
         """Forget a conversation, a running answer too; tell whether there was something to forget."""
         discarded = await self.stop_turn(user, name, "discarded")
-        await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
+        try:
+            await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
+        except ConversationBusy:
+            raise ConversationBusy(
+                "The running answer is being discarded, but has not stopped yet. Send again."
+            ) from None
         try:
             return await user.forget(name) or discarded is not None
         finally:
@@ -368,8 +378,10 @@ def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, de
             raise TypeError("engine: takes the place of model and tokenizer; give one or the other.")
         if isinstance(engine, Engine):
             return engine
-        if not callable(engine):
-            raise TypeError(f"engine: must be an Engine or a generator function of (messages, params), not {engine!r}.")
+        if not callable(engine) or inspect.iscoroutinefunction(engine) or inspect.isasyncgenfunction(engine):
+            raise TypeError(
+                f"engine: must be an Engine or a plain generator function of (messages, params), not {engine!r}."
+            )
         return FunctionEngine(engine)
     for name, value in (("model", model), ("tokenizer", tokenizer)):
         if value is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import shlex
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from cryptography.fernet import Fernet
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.sessions import MemoryStorage
+from aiochatstream.threads import LOADING_THREAD
 from aiochatstream.web.errors import json_errors
 
 logger = logging.getLogger(__name__)
@@ -54,7 +57,8 @@ def serve(options: argparse.Namespace) -> int:
     """``aiochatstream serve``: a server for one model, until SIGTERM or Ctrl-C."""
     storage = _session_storage(options.session, options.secret_key_file)
     listener = _listen(options.host, options.port)
-    print(f"Loading {options.model or 'the embedded small model'} ...", flush=True)
+    url = _url(options.host, listener.getsockname()[1])
+    print(f"Loading {options.model or 'the small model'} ... ({url} answers 503 meanwhile)", flush=True)
     from aiochatstream.engines.transformers import loading  # torch takes its time: say something first
 
     device = loading.choose_device(options.device)
@@ -79,7 +83,7 @@ def serve(options: argparse.Namespace) -> int:
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
             return
-        print(_announcement(chat_stream, options.host, listener.getsockname()[1]), flush=True)
+        print(_announcement(chat_stream, url), flush=True)
 
     async def start_announcing(app: web.Application) -> None:
         tasks.append(asyncio.create_task(announce()))
@@ -91,7 +95,12 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream.setup(app)
     app.on_startup.append(start_announcing)
     web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
-    return _complain(failures[0]) if failures else 0
+    code = _complain(failures[0]) if failures else 0
+    if any(thread.name == LOADING_THREAD for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # still inside torch, which aborts when the interpreter ends under it
+    return code
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -112,10 +121,15 @@ def _complain(error: Exception) -> int:
     return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError) else FAILED
 
 
-def _announcement(chat_stream: ChatStream, host: str, port: int) -> str:
+def _url(host: str, port: int) -> str:
+    """Where to reach a server that listens on ``host``, from this machine."""
+    everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104
+    return f"http://{'127.0.0.1' if everywhere else f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _announcement(chat_stream: ChatStream, url: str) -> str:
     found = chat_stream.engine.describe()
     limits = chat_stream.limits
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else f'[{host}]' if ':' in host else host}:{port}"  # noqa: S104
     body = '{"user_input": "What is the capital of France?"}'
     return (
         f"\nReady on {url}\n"
@@ -132,6 +146,8 @@ def _announcement(chat_stream: ChatStream, host: str, port: int) -> str:
 
 def _session_storage(kind: str, key_file: Path | None) -> aiohttp_session.AbstractStorage:
     if kind == "memory":
+        if key_file is not None:
+            raise ValueError("--secret-key-file goes with --session cookie.")
         return MemoryStorage()
     if key_file is None:
         raise ValueError(f"--session cookie needs --secret-key-file FILE. Make one with: {NEW_KEY} > FILE")
@@ -194,6 +210,6 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
     add("--temperature", type=float, default=0.2, metavar="T", help="0 (greedy) to 2")
-    add("--top-p", type=float, default=0.9, metavar="P", help="above 0, up to 1 (off)")
+    add("--top-p", type=float, default=0.7, metavar="P", help="above 0, up to 1 (off)")
     add("--session", default="memory", choices=["memory", "cookie"], help="where conversations live")
     add("--secret-key-file", type=Path, metavar="FILE", help="the key of --session cookie")

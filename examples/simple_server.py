@@ -21,7 +21,7 @@ def tokenizer():
 
 async def create_app():
     chat_stream = ChatStream(num_of_concurrent_executions=2, max_queue_size=5, model=model, tokenizer=tokenizer,
-                             device=device, chat_prompt_clazz=ChatPrompt)  # fmt: skip
+                             device=device, chat_prompt_clazz=ChatPrompt, temperature=0.2, top_p=0.7)  # fmt: skip
 
     async def stream(request):
         return await chat_stream.handle_chat_stream_request(request)

@@ -42,13 +42,18 @@ def test_an_option_out_of_its_range_is_a_value_error_that_names_both(options: di
         ChatStream(engine=echo, **options)
 
 
+async def answer_async(messages: Any, params: Any) -> Any:
+    yield "hello"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({}, "model: give a loaded HuggingFace model, or a function"),
         ({"model": object()}, "tokenizer: give"),
         ({"engine": echo, "model": object()}, "engine: takes the place of model"),
-        ({"engine": 5}, "engine: must be an Engine or a generator function"),
+        ({"engine": 5}, "engine: must be an Engine or a plain generator function"),
+        ({"engine": answer_async}, "engine: must be an Engine or a plain generator function"),
         ({"engine": echo, "chat_prompt_clazz": ChatPrompt()}, "the class itself, not an object of it"),
         ({"engine": echo, "chat_prompt_clazz": dict}, "subclass of AbstractChatPrompt"),
         ({"engine": echo, "chat_prompt_clazz": None}, "subclass of AbstractChatPrompt"),

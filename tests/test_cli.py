@@ -147,7 +147,7 @@ def test_while_the_model_loads_requests_get_503_starting_and_then_it_is_ready(
             assert (reply.status, reply.json["error"]) == (503, "starting")
             assert int(reply.headers["Retry-After"]) >= 1
         assert ask(f"{url}/healthz").status == 200
-        assert "Loading the embedded small model" in process.out
+        assert "Loading the small model" in process.out
         assert "Ready" not in process.out
         lock.release()
         assert url_when_ready(process) == url
@@ -162,6 +162,14 @@ def test_ctrl_c_ends_it_with_code_0_while_the_model_still_loads(
     with serve(tmp_path, port=port, env=env) as process:
         assert ask_when_listening(process, f"http://127.0.0.1:{port}/readyz").status == 503
         assert process.end(signal.SIGINT) == 0
+        assert "Traceback" not in process.err
+
+
+def test_sigterm_ends_it_with_code_0_while_torch_itself_is_at_work(tmp_path: Path) -> None:
+    with serve(tmp_path) as process:
+        process.wait_for(lambda: "Loading weights" in process.err, "progress of the weights")
+        assert process.end(signal.SIGTERM) == 0
+        assert "terminate called" not in process.err
         assert "Traceback" not in process.err
 
 
@@ -266,6 +274,7 @@ WRONG_USE = [
     Case("--port x", "--port x", "--port: must be from 0 to 65535"),
     Case("a key file with rubbish", "--session cookie --secret-key-file {folder}/notes.txt", "notes.txt holds no key"),
     Case("a key file with bytes", "--session cookie --secret-key-file {folder}/bytes", "bytes holds no key"),
+    Case("a key file without --session cookie", "--secret-key-file {folder}/bytes", "goes with --session cookie"),
     Case("a missing key file", "--session cookie --secret-key-file {folder}/no-key", "/no-key: No such file"),
     Case("a folder as key file", "--session cookie --secret-key-file {folder}/empty", "/empty"),
     Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),

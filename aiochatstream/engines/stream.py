@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor
 
 from aiochatstream.engines.base import Delta
 
@@ -54,7 +54,7 @@ class DeltaStream:
             self._step_through(start())
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # their variables would keep a KV cache alive
-            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
                 raise
             raise RuntimeError(f"The engine raised {error!r}") from error  # a future cannot hold it, or means another
 

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 MAX_COOKIE_BYTES = 4096
 """What every browser keeps of one cookie: name, value and attributes."""
 
+MAX_PACKED_CHARS = 32_768
+"""More text than this is not even tried."""
+
 
 class CookieUserSession(UserSession):
     """A user whose conversations are in the cookie; ``store`` is this process's memory of last answers."""
@@ -51,12 +54,10 @@ class CookieUserSession(UserSession):
         await self._keep_here(name, conversation)
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
-        new = {"sealed": pack(conversation), "awaits_answer": not answered}
-        if self._entries.get(name) == new:
-            return
-        self._entries[name] = new
-        self._write()
-        await self._shrink()
+        new = {"sealed": pack(recent(conversation)), "awaits_answer": not answered}
+        if self._entries.get(name) != new:
+            self._data["conversations"] = await self._shrunk({**self._entries, name: new}, name)
+            self._write()
 
     async def forget(self, name: str) -> bool:
         here = await self._store.load(self.id, name)
@@ -82,22 +83,22 @@ class CookieUserSession(UserSession):
 
     async def _what_fits(self, name: str, conversation: Conversation) -> Conversation:
         """``conversation`` without the oldest turns that the cookie has no room for."""
-        entries = {**self._entries, name: {"sealed": pack(conversation), "awaits_answer": True}}
-        if await self._cookie_bytes(entries) <= MAX_COOKIE_BYTES:
-            return conversation
-        return unpack((await self._without_oldest(entries, name))["sealed"])
+        entry = {"sealed": pack(recent(conversation)), "awaits_answer": True}
+        return unpack((await self._shrunk({**self._entries, name: entry}, name))[name]["sealed"])
 
-    async def _shrink(self) -> None:
-        """Leave out the oldest turns of the largest conversations until browsers keep the cookie."""
-        while await self._cookie_bytes(self._entries) > MAX_COOKIE_BYTES:
-            largest = max(self._entries, key=lambda name: len(self._entries[name]["sealed"]))
-            if unpack(self._entries[largest]["sealed"]).turns:
-                self._entries[largest] = await self._without_oldest(self._entries, largest)
-            elif len(self._entries) > 1:
-                del self._entries[next(iter(self._entries))]
+    async def _shrunk(self, entries: dict[str, Any], newest: str) -> dict[str, Any]:
+        """``entries`` without the oldest turns of the largest conversations, so that browsers keep the cookie."""
+        entries = dict(entries)
+        while await self._cookie_bytes(entries) > MAX_COOKIE_BYTES:
+            largest = max(entries, key=lambda name: len(entries[name]["sealed"]))
+            if unpack(entries[largest]["sealed"]).turns:
+                entries[largest] = await self._without_oldest(entries, largest)
+            elif len(entries) > 1:
+                del entries[next(name for name in entries if name != newest)]
             else:
                 logger.warning("The session cookie is over %d bytes: browsers will drop it.", MAX_COOKIE_BYTES)
-                return
+                break
+        return entries
 
     async def _without_oldest(self, entries: dict[str, Any], name: str) -> dict[str, Any]:
         """The entry ``name`` with as few of its oldest turns left out as need be (at most all), by bisection."""
@@ -121,6 +122,17 @@ class CookieUserSession(UserSession):
         probe = web.Response()
         await self._storage.save_session(self._request, probe, session)
         return len(probe.cookies[self._storage.cookie_name].OutputString())
+
+
+def recent(conversation: Conversation) -> Conversation:
+    """The newest turns, as many as might fit a cookie at all: packing a megabyte would hold the event loop."""
+    kept, chars = 0, 0
+    for turn in reversed(conversation.turns):
+        chars += len(turn.user) + len(turn.answer)
+        if chars > MAX_PACKED_CHARS:
+            break
+        kept += 1
+    return conversation.drop_oldest(len(conversation.turns) - kept)
 
 
 def pack(conversation: Conversation) -> str:

@@ -58,9 +58,19 @@ class UserSession:
             return
         if not self._session._changed:
             # what the app has done to its session since this request came must not be undone
-            self._request[AIOHTTP_SESSION_KEY] = None
-            self._session = await load_session(self._request)
-        self._write()
+            await self._refresh()
+        if SESSION_KEY in self._session:  # another request was faster: this is one user
+            self._data = dict(self._session[SESSION_KEY])
+        else:
+            self._write()
+
+    async def _refresh(self) -> None:
+        """Bring the session up to date, in place: the app may hold on to the object."""
+        self._request[AIOHTTP_SESSION_KEY] = None
+        fresh = await load_session(self._request)
+        self._session._mapping = dict(fresh)
+        self._session._identity, self._session._new = fresh.identity, fresh.new
+        self._request[AIOHTTP_SESSION_KEY] = self._session
 
     async def forget(self, name: str) -> bool:
         """Drop the conversation ``name``; tell whether there was something in it."""

@@ -274,6 +274,36 @@ async def test_a_cookie_that_is_no_text_is_a_fresh_user(start_worker: Any, optio
     assert b"Set-Cookie" in answer
 
 
+async def test_a_second_conversation_remembers_while_the_first_fills_the_cookie(
+    start_worker: Any, client_of: Any
+) -> None:
+    client = client_of(await start_worker())
+    for turn in range(15):
+        async with client.post(user_input=f"{turn} " + " ".join(str(turn * n) for n in range(120))) as response:
+            await response.read()
+    for turn in range(4):
+        async with client.post(user_input=f"b{turn}", conversation="b") as response:
+            await response.read()
+    assert (await client.texts("b"))[::2] == ["b0", "b1", "b2", "b3"]
+    assert len(await client.texts()) >= 4
+
+
+async def test_a_message_far_too_large_for_a_cookie_is_answered_and_never_packed(
+    start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = []
+
+    def counted(conversation: Conversation) -> str:
+        packed.append(sum(len(turn.user) for turn in conversation.turns))
+        return pack(conversation)
+
+    monkeypatch.setattr("aiochatstream.sessions.cookie.pack", counted)
+    client = client_of(await start_worker())
+    assert len(await ask(client, "x " * 200_000)) > 400_000
+    await client.history()
+    assert max(packed) <= 32_768
+
+
 async def ask_clear(client: Client) -> None:
     async with client.post("/clear_context") as response:
         assert response.status == 200

@@ -228,3 +228,13 @@ async def test_a_chat_stream_can_be_started_again(start: Any, client_of: Any) ->
         server = await start(chat_stream)
         assert (await client_of(server).say("hello"))["text"] == "hello "
         await server.runner.cleanup()
+
+
+@pytest.mark.parametrize("error", [StopIteration(), SystemExit(3), KeyboardInterrupt()])
+async def test_whatever_a_loader_raises_the_load_has_failed(loading: Any, error: Any) -> None:
+    engine = SlowToLoad(error)
+    server = await loading(engine)
+    engine.may_load.set()
+    with pytest.raises(RuntimeError, match="Loading raised"):
+        await server.chat_stream.wait_ready()
+    assert server.chat_stream.state == "failed"
