@@ -52,7 +52,7 @@ the verdict (exit code 0 if all hold, 1 if one does not):
   histories         messages in /history that are not as that very client sent them, answers that are not as they were
                     streamed, whole turns that are missing: must be 0
   gauges            answers running and waiting in /get_load at the end: must be 0
-  memory            growth of resident memory in KiB per 1,000 requests: the slope over the second half of the run; at
+  memory            growth of resident memory in KiB per 1,000 requests: the slope over the second half of them; at
                     most --max-growth. Short runs still fill caches: judge by minutes
   open files        more of them at the end than at the beginning: at most 5
   threads           more of them at the end than after each client's first turn: at most 5

@@ -37,8 +37,8 @@ class Sample:
 
 
 def memory_growth(samples: Sequence[Sample]) -> float | None:
-    """KiB per 1,000 requests, over the second half of the run; None where that is too short."""
-    half = samples[len(samples) // 2 :]
+    """KiB per 1,000 requests, over the second half of the requests; None where there are too few."""
+    half = [sample for sample in samples if sample.requests >= samples[-1].requests / 2]
     requests = [float(sample.requests) for sample in half]
     if len(set(requests)) < 3:
         return None
