@@ -135,6 +135,9 @@ class Talker:
                 await ask(self._targets[wire, regenerate], user, message, record, self._clock)
         except TimeoutError:
             record.outcome = "aborted"
+        except asyncio.CancelledError:  # the run is interrupted
+            memory.answers[message] = None
+            raise
         if record.status is None or record.status < 300:
             memory.note(message, record)
         return record
