@@ -80,7 +80,7 @@ class Results:
         cells = []
         for row in rows:
             step = row.unit == "ms/step" and row.part == "decode"
-            times = sum(row.engine) / len(row.engine) / self.floor_ms if step else 0.0
+            times = Spread.of(row.engine).median / self.floor_ms if step else 0.0
             floor = (f"{self.floor_ms:.1f}", f"{times:.1f}x") if step else ("", "")
             sides = (Spread.of(row.engine).show(), Spread.of(row.plain).show(), row.ratio.show(2))
             cells.append((row.part, row.at, row.unit, *sides, *floor))
