@@ -1,0 +1,124 @@
+"""What the scripts in this folder share: options, medians, tables and JSON files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from aiochatstream.bench.files import environment
+
+OK = 0
+FAILED = 1
+WRONG_USE = 2
+INTERRUPTED = 130
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of several rounds, and the least and most of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(median(values), min(values), max(values))
+
+    def show(self, digits: int = 1) -> str:
+        return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """An option's type: a whole number within bounds."""
+
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
+        return int(text)
+
+    return read
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """An option's type: a number within bounds."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be a number from {least:g} to {most:g}, not {text!r}")
+        return value
+
+    return read
+
+
+def wholes(least: int, most: int) -> Callable[[str], list[int]]:
+    """An option's type: whole numbers with commas between them."""
+    read = whole(least, most)
+    return lambda text: [read(part) for part in text.split(",")]
+
+
+def json_file(text: str) -> Path:
+    """An option's type: a file that can be written."""
+    file = Path(text)
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file} cannot be written: it is a folder or lies in none")
+    return file
+
+
+def parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser that keeps the texts' lines as they are, with the option that every script has."""
+    made = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=json_file, metavar="FILE", help="write everything there, with the environment")
+    return made
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need: the first to the left, the others to the right."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def progress(sentence: str, *, live: bool = False) -> None:
+    """Say on stderr how far it is. ``live``: over the line before, in a terminal."""
+    over = live and sys.stderr.isatty()
+    print(f"{sentence:<100}" if over else sentence, end="\r" if over else "\n", file=sys.stderr, flush=True)
+
+
+def write_json(
+    options: argparse.Namespace, script: str, results: Mapping[str, Any], *, interrupted: bool, **more: str
+) -> None:
+    """Write ``--json``, where it was asked for."""
+    if options.json is None:
+        return
+    parameters = {name: value for name, value in vars(options).items() if name != "json"}
+    report = {
+        "schema": f"aiochatstream-bench-{script}",
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "interrupted": interrupted,
+        "parameters": parameters,
+        "environment": {**environment(), **more},
+        **results,
+    }
+    options.json.write_text(json.dumps(report, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")

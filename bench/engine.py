@@ -1,0 +1,262 @@
+"""``python bench/engine.py``: the engine without HTTP, beside plain ``model.generate`` and the memory's own speed."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from common import FAILED, INTERRUPTED, OK, Spread, parser, progress, table, whole, wholes, write_json
+from sides import Side, at_once, engine_side, plain_side, step_s, ttft
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aiochatstream.engines.transformers.engine import TransformersEngine
+from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, folder, locate
+
+PARTS = ("prefill", "decode", "threads", "turns")
+TURN_TOKENS = 32
+"""The next turn's message."""
+FIRST_ANSWER = 4
+
+HELP = """\
+The engine (the one that ChatStream has behind it) and plain model.generate read the same random tokens and write
+greedily, never ending early, in turn (A B A B), --rounds times. No tokens are ever used twice, so that nothing is known
+from a round before. Shown is the median, with the least and the most in parentheses, and the ratio engine over plain,
+pair by pair.
+  prefill    prompt tokens per second until the first token is there, by the prompt's length
+  decode     milliseconds per step from the first token to the last, and tokens per second, by the tokens before them
+  threads    so many answers at once, a thread each (the engine has no batching): tokens per second of all together, and
+             milliseconds per step of one
+  turns      TTFT: milliseconds to the first token of a second turn (a message of 32 tokens), by the history's length
+  floor      milliseconds that reading all weights once takes: their bytes over the memory bandwidth, which is measured
+             in this run as the best of --rounds reads of --read-mib MiB. No step at batch 1 can be quicker
+
+exit codes: 0 measured; 1 the model failed; 2 wrong use; 130 Ctrl-C (prints what was measured so far)
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of both sides, round by round."""
+
+    part: str
+    at: str
+    unit: str
+    engine: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> Spread:
+        return Spread.of([ours / theirs for ours, theirs in zip(self.engine, self.plain, strict=False)])
+
+
+@dataclass
+class Results:
+    """What is known so far."""
+
+    weight_bytes: int = 0
+    bandwidth: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def floor_ms(self) -> float:
+        return self.weight_bytes / self.bandwidth * 1000 if self.bandwidth else 0.0
+
+    def row(self, part: str, at: str, unit: str) -> Row:
+        self.rows.append(Row(part, at, unit))
+        return self.rows[-1]
+
+    def render(self) -> str:
+        rows = [row for row in self.rows if row.plain]
+        if not rows:
+            return "Nothing was measured."
+        head = ("", "", "", "engine", "model.generate", "engine/plain", "floor", "engine/floor")
+        cells = []
+        for row in rows:
+            step = row.unit == "ms/step" and row.part == "decode"
+            times = Spread.of(row.engine).median / self.floor_ms if step else 0.0
+            floor = (f"{self.floor_ms:.1f}", f"{times:.1f}x") if step else ("", "")
+            sides = (Spread.of(row.engine).show(), Spread.of(row.plain).show(), row.ratio.show(2))
+            cells.append((row.part, row.at, row.unit, *sides, *floor))
+        return (
+            f"{table(head, cells)}\n\nweights {self.weight_bytes / 2**20:.0f} MiB over {self.bandwidth / 1e9:.1f} GB/s "
+            f"measured = {self.floor_ms:.1f} ms: the floor of a step"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "weight_bytes": self.weight_bytes,
+            "bandwidth_bytes_per_s": self.bandwidth,
+            "floor_ms": self.floor_ms,
+            "rows": [
+                {
+                    **asdict(row),
+                    "engine_spread": asdict(Spread.of(row.engine)),
+                    "plain_spread": asdict(Spread.of(row.plain)),
+                    "ratio": asdict(row.ratio),
+                }
+                for row in self.rows
+                if row.plain
+            ],
+        }
+
+
+class Bench:
+    """Both sides over the same model."""
+
+    def __init__(self, options: argparse.Namespace, results: Results) -> None:
+        self.options, self.results = options, results
+        self._random = random.Random(options.seed)  # noqa: S311 - nothing here is secret
+
+    def load(self) -> None:
+        device = choose_device("auto")
+        source = folder(self.options.located)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype("auto", device)).to(device)
+        engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source))
+        engine.load()
+        self.limit = engine.max_context_len or sys.maxsize
+        self._vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self.sides = {"engine": engine_side(engine), "plain": plain_side(model)}
+        for side in self.sides.values():
+            side(self._ids(8), 4)  # the first pass is slow
+        weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in model.parameters()}
+        self.results.weight_bytes = sum(weights.values())
+        self.results.bandwidth = bandwidth(device, self.options.read_mib, self.options.rounds)
+
+    def run(self) -> None:
+        parts = {"prefill": self._prefill, "decode": self._decode, "threads": self._threads, "turns": self._turns}
+        for part in self.options.parts:
+            parts[part]()
+
+    def _prefill(self) -> None:
+        for length in self._fitting(self.options.prompts, 1):
+            row = self.results.row("prefill", f"{length} tokens", "tokens/s")
+            self._rounds(row, lambda side, length=length: [length / ttft(side(self._ids(length), 1))])
+
+    def _decode(self) -> None:
+        steps = self.options.steps
+        for length in self._fitting(self.options.contexts, steps + 1):
+            milliseconds = self.results.row("decode", f"after {length} tokens", "ms/step")
+            rate = self.results.row("decode", f"after {length} tokens", "tokens/s")
+
+            def measure(side: Side, length: int = length) -> list[float]:
+                took = step_s(side(self._ids(length), steps + 1))
+                return [took * 1000, 1 / took]
+
+            self._rounds(milliseconds, measure, rate)
+
+    def _threads(self) -> None:
+        tokens = self.options.steps + 1
+        for threads in self.options.threads:
+            rate = self.results.row("threads", f"{threads} at once", "tokens/s")
+            milliseconds = self.results.row("threads", f"{threads} at once", "ms/step")
+
+            def measure(side: Side, threads: int = threads) -> list[float]:
+                answers = at_once(side, [self._ids(8) for _ in range(threads)], tokens)
+                took = max(stamps[-1] for stamps in answers) - min(stamps[0] for stamps in answers)
+                steps = [step_s(stamps) for stamps in answers]
+                return [threads * tokens / took, sum(steps) / threads * 1000]
+
+            self._rounds(rate, measure, milliseconds)
+
+    def _turns(self) -> None:
+        for length in self._fitting(self.options.histories, TURN_TOKENS + FIRST_ANSWER + 1):
+            row = self.results.row("turns", f"{length} tokens before", "ms to first token")
+
+            def measure(side: Side, length: int = length) -> list[float]:
+                history = self._ids(length)
+                side(history, FIRST_ANSWER)
+                return [ttft(side(history + self._ids(TURN_TOKENS), 1)) * 1000]
+
+            self._rounds(row, measure)
+
+    def _rounds(self, row: Row, measure: Callable[[Side], list[float]], second: Row | None = None) -> None:
+        for turn in range(self.options.rounds):
+            progress(f"{row.part}, {row.at}, round {turn + 1} of {self.options.rounds}")
+            for name, side in self.sides.items():
+                values = measure(side)
+                for into, value in zip((row, second), values, strict=False):
+                    if into is not None:
+                        getattr(into, name).append(value)
+
+    def _ids(self, length: int) -> list[int]:
+        return [self._random.randrange(self._vocabulary) for _ in range(length)]
+
+    def _fitting(self, lengths: list[int], more: int) -> list[int]:
+        """Those that the model has room for."""
+        return [length for length in lengths if length + more <= self.limit]
+
+
+def bandwidth(device: torch.device, mebibytes: int, rounds: int) -> float:
+    """Bytes per second that can be read: the best of some sums over a large tensor."""
+    large = torch.ones(mebibytes * 2**18, dtype=torch.float32, device=device)
+    best = float("inf")
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        large.sum().item()
+        best = min(best, time.perf_counter() - start)
+    return large.numel() * large.element_size() / best
+
+
+def read_options() -> argparse.Namespace:
+    made = parser("The engine without HTTP, beside plain model.generate and the memory's own speed.", HELP)
+    lengths = wholes(1, 1_000_000)
+    made.add_argument("--model", metavar="M", help="HuggingFace id, folder or .gguf file (default: the small model)")
+    made.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
+    made.add_argument(
+        "--prompts", type=lengths, default=[64, 256, 1024], metavar="N,N", help="for prefill (64,256,1024)"
+    )
+    made.add_argument(
+        "--contexts", type=lengths, default=[32, 512, 1024], metavar="N,N", help="for decode (32,512,1024)"
+    )
+    made.add_argument("--threads", type=wholes(1, 256), default=[1, 2, 4], metavar="N,N", help="at once (1,2,4)")
+    made.add_argument(
+        "--histories", type=lengths, default=[128, 512, 1024], metavar="N,N", help="for turns (128,512,1024)"
+    )
+    made.add_argument("--steps", type=whole(1, 100_000), default=16, metavar="N", help="of an answer (16)")
+    made.add_argument("--rounds", type=whole(1, 1000), default=3, metavar="N", help="of each side (3)")
+    made.add_argument("--read-mib", type=whole(1, 65_536), default=512, metavar="N", help="to read for the floor (512)")
+    made.add_argument("--torch-threads", type=whole(1, 1024), metavar="N", help="of torch (default: its own choice)")
+    made.add_argument("--seed", type=whole(0, 2**31), default=0, metavar="N", help="of the tokens (0)")
+    options = made.parse_args()
+    try:
+        options.located = locate(options.model)
+    except FileNotFoundError as error:
+        made.error(str(error))
+    return options
+
+
+def main() -> int:
+    options = read_options()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    if options.torch_threads:
+        torch.set_num_threads(options.torch_threads)
+    results = Results()
+    bench = Bench(options, results)
+    code = OK
+    try:
+        bench.load()
+        bench.run()
+    except KeyboardInterrupt:
+        print("Interrupted: this is what was measured so far.")
+        code = INTERRUPTED
+    except (RuntimeError, OSError, ValueError) as error:
+        print(f"engine.py: {str(error).splitlines()[0] if str(error) else repr(error)}", file=sys.stderr)
+        code = FAILED
+    print(results.render())
+    del options.located
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions["torch_threads"] = str(torch.get_num_threads())
+    write_json(options, "engine", results.as_json(), interrupted=code == INTERRUPTED, **versions)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

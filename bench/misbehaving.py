@@ -1,0 +1,46 @@
+"""Requests that no server should take, and that none should stumble over."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class BadRequest:
+    """One of them; all are to be answered with 4xx."""
+
+    name: str
+    body: bytes = b""
+    method: str = "POST"
+    path: str = "/chat_stream"
+    content_type: str = JSON
+
+
+def _saying(name: str, body: Any) -> BadRequest:
+    return BadRequest(name, json.dumps(body).encode())
+
+
+BAD_REQUESTS = (
+    BadRequest("no body"),
+    BadRequest("half JSON", b'{"user_input": "he'),
+    BadRequest("no UTF-8", b'{"user_input": "\xff\xfe"}'),
+    BadRequest("deep JSON", b"[" * 10_000),
+    BadRequest("another media type", b"user_input=hello", content_type="application/x-www-form-urlencoded"),
+    BadRequest("two megabytes", json.dumps({"user_input": "a" * 2**21}).encode()),
+    BadRequest("another method", method="DELETE"),
+    BadRequest("another path", path="/nothing/here"),
+    BadRequest("a path out of the root", path="/../../etc/passwd"),
+    BadRequest("a bad name in a query", method="GET", path="/history?conversation=a%00b"),
+    _saying("a list", ["user_input", "hello"]),
+    _saying("a number for a message", {"user_input": 5}),
+    _saying("an empty message", {"user_input": "  "}),
+    _saying("a bad conversation name", {"user_input": "hello", "conversation": "../main"}),
+    _saying("a temperature out of range", {"user_input": "hello", "params": {"temperature": -1}}),
+    _saying("endless tokens", {"user_input": "hello", "params": {"max_new_tokens": 10**12}}),
+    _saying("an empty stop string", {"user_input": "hello", "params": {"stop": [""]}}),
+    _saying("nothing to answer again", {"regenerate": True, "conversation": "never-used"}),
+)

@@ -1,0 +1,315 @@
+"""``python bench/soak.py [URL]``: mixed traffic for minutes or hours, and a verdict."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+
+import aiohttp
+import psutil
+from common import FAILED, INTERRUPTED, OK, number, parser, progress, whole, write_json
+from misbehaving import BAD_REQUESTS
+from remembering import Memory, Talker
+from servers import new_event_loop, started
+from verdict import Check, Sample, first, memory_growth, render_traffic, render_verdict
+
+from aiochatstream.bench.asking import Clock, Record
+from aiochatstream.bench.plan import Plan
+
+SAMPLES = 120
+"""How often memory is looked at in a run."""
+FILES_SLACK = 5
+THREADS_SLACK = 5
+ACTIONS = {
+    "turn": 40,
+    "turn, text": 15,
+    "regenerate": 10,
+    "abort streaming": 10,
+    "abort early": 10,
+    "slow reader": 1,
+    "bad input": 10,
+    "look at history": 4,
+}
+"""How often each thing is done, of 100."""
+
+HELP = """\
+--clients users talk at once, each with one conversation of up to --turns messages, which is then cleared and begun
+anew: turns (as events and as text), answers made again, hanging up within an answer and before it (so that some are
+still queued), reading slowly, bad input. There are more of them than places, so that some are refused; those come
+again after a moment. Without URL, the script starts a server whose engine echoes without a model.
+
+the verdict (exit code 0 if all hold, 1 if one does not):
+  server errors     answers with status 500 or above that are no refusal: must be 0
+  broken answers    answers that broke off or made no sense, though the client did not hang up: must be 0
+  bad input         bad requests that were answered with 2xx: must be 0
+  histories         messages in /history that are not as that very client sent them, answers that are not as they were
+                    streamed, whole turns that are missing: must be 0
+  gauges            answers running and waiting in /get_load at the end: must be 0
+  memory            growth of resident memory in KiB per 1,000 requests: the slope over the second half of them; at
+                    most --max-growth. Short runs still fill caches: judge by minutes
+  open files        more of them at the end than at the beginning: at most 5
+  threads           more of them at the end than after each client's first turn: at most 5
+A figure that could not be had (memory, files and threads of a server that was given by URL need --pid) is said to be
+not measured, and does not count. A reply of 409 is counted, and is no fault: the turn before was still ending.
+
+exit codes: 0 all hold; 1 something does not; 2 wrong use, or no server there; 130 Ctrl-C (judges what was so far)
+"""
+
+
+class Soak:
+    """One run: its traffic, and what came of it."""
+
+    def __init__(self, options: argparse.Namespace, url: str, process: psutil.Process | None) -> None:
+        self.options, self.url, self.process = options, url.rstrip("/"), process
+        self.counts: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.server_errors: list[str] = []
+        self.accepted: list[str] = []
+        self.wrong_histories: list[str] = []
+        self.samples: list[Sample] = []
+        self.files = self.threads = 0
+        self.gauges: tuple[int, int] | None = None
+        self.requests = 0
+        self._random = random.Random(options.seed)  # noqa: S311 - nothing here is secret
+        self._deadline = 0.0
+
+    async def run(self) -> None:
+        """All traffic, then the last looks. Raises ValueError where no server is there."""
+        plan = Plan(url=self.url, max_tokens=24, temperature=0.0, timeout=60.0, extra_body={})
+        async with aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0) as connector:
+            clock = Clock()
+            talkers = [
+                Talker(Memory(f"c{number}"), plan, connector, clock, self._random)
+                for number in range(self.options.clients)
+            ]
+            try:
+                await self._look_at_gauges(connector)
+                if self.process is not None:
+                    self.files = self.process.num_fds()
+                await asyncio.gather(*(self._settle_in(talker) for talker in talkers))
+                if self.process is not None:
+                    self.threads = self.process.num_threads()
+                self._deadline = time.monotonic() + self.options.minutes * 60
+                await self._talk(talkers)
+            finally:
+                try:
+                    await self._end(talkers, connector)
+                except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                    self.reasons[f"the last looks: {type(error).__name__}"] += 1
+                for talker in talkers:
+                    await talker.close()
+
+    async def _settle_in(self, talker: Talker) -> None:
+        """One whole turn, so that each client has its cookie."""
+        for _ in range(200):
+            record = await talker.turn("sse")
+            self._note("turn", record)
+            if record.outcome == "completed":
+                return
+            await asyncio.sleep(0.1 * self._random.random())
+        raise ValueError(f"{self.url} does not answer: {record.reason or record.outcome}.")
+
+    async def _talk(self, talkers: list[Talker]) -> None:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch())
+            async with asyncio.TaskGroup() as users:
+                for talker in talkers:
+                    users.create_task(self._be(talker))
+            watching.cancel()
+
+    async def _be(self, talker: Talker) -> None:
+        """One client until the end."""
+        while time.monotonic() < self._deadline:
+            action = self._random.choices(list(ACTIONS), list(ACTIONS.values()))[0]
+            try:
+                await self._do(talker, action)
+                if talker.memory.said >= self.options.turns:
+                    await self._look_at_history(talker)
+                    await talker.clear()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                self.reasons[f"{action}: {type(error).__name__}"] += 1
+                await asyncio.sleep(0.1)
+
+    async def _do(self, talker: Talker, action: str) -> None:
+        if action == "bad input":
+            bad = self._random.choice(BAD_REQUESTS)
+            status = await talker.misbehave(bad)
+            self.requests += 1
+            self.counts[action] += 1
+            if status >= 500 and status != 503:
+                self.server_errors.append(f"{bad.name}: HTTP {status}")
+            elif status < 400:
+                self.accepted.append(f"{bad.name}: HTTP {status}")
+        elif action == "look at history":
+            self.counts[action] += 1
+            await self._look_at_history(talker)
+        else:
+            record = await talker.act(action)
+            self._note(action, record)
+            if record.outcome in ("refused", "failed"):
+                await asyncio.sleep(0.02 + 0.2 * self._random.random())
+
+    def _note(self, action: str, record: Record) -> None:
+        self.requests += 1
+        self.counts[action] += 1
+        if record.status == 409:
+            self.outcomes["busy (409)"] += 1
+            return
+        self.outcomes[record.outcome] += 1
+        if record.status is not None and record.status >= 500 and record.outcome != "refused":
+            self.server_errors.append(f"{action}: {record.reason}")
+        elif record.outcome == "failed":
+            self.reasons[record.reason] += 1
+
+    async def _look_at_history(self, talker: Talker) -> None:
+        self.requests += 1
+        status, wrong = await talker.compare_history()
+        if status >= 500:
+            self.server_errors.append(f"history: HTTP {status}")
+        self.wrong_histories += wrong
+
+    async def _look_at_gauges(self, connector: aiohttp.TCPConnector) -> tuple[int, int]:
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, connector_owner=False) as session,
+                session.get(f"{self.url}/get_load", timeout=aiohttp.ClientTimeout(10)) as response,
+            ):
+                workers = (await response.json())["chatstream_workers"]
+                return sum(one["processing"] for one in workers), sum(one["waiting"] for one in workers)
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{self.url}/get_load tells no load: is this an aiochatstream server? ({error})") from None
+
+    async def _watch(self) -> None:
+        """Sample memory; say how far it is."""
+        seconds = self.options.minutes * 60
+        told = float("-inf")
+        while True:
+            if self.process is not None:
+                self.samples.append(Sample(self.requests, self.process.memory_info().rss))
+            left = self._deadline - time.monotonic()
+            if told - left >= (1 if sys.stderr.isatty() else 10) or told == float("-inf"):
+                told = left
+                progress(self._line(seconds - left, seconds), live=True)
+            await asyncio.sleep(max(0.02, min(1.0, seconds / SAMPLES)))
+
+    def _line(self, gone: float, seconds: float) -> str:
+        rss = f", {self.samples[-1].rss / 2**20:.0f} MiB" if self.samples else ""
+        faults = len(self.server_errors) + len(self.wrong_histories) + len(self.accepted) + self.reasons.total()
+        refused, aborted = self.outcomes["refused"], self.outcomes["aborted"]
+        return (
+            f"{gone:.0f} of {seconds:.0f} s: {self.requests} requests, {refused} refused, "
+            f"{aborted} hung up, {self.counts['bad input']} bad, {faults} faults{rss}"
+        )
+
+    async def _end(self, talkers: list[Talker], connector: aiohttp.TCPConnector) -> None:
+        """The server must come to rest now, with every history as it was said."""
+        deadline = time.monotonic() + self.options.settle
+        self.gauges = await self._look_at_gauges(connector)
+        while self.gauges != (0, 0) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+            self.gauges = await self._look_at_gauges(connector)
+        for talker in talkers:
+            await self._look_at_history(talker)
+
+    async def checks(self) -> list[Check]:
+        """The verdict. To be asked when the clients' connections are closed."""
+        files = threads = growth = None
+        if self.process is not None and self.process.is_running():
+            deadline = time.monotonic() + self.options.settle
+            files = self.process.num_fds() - self.files
+            while files > FILES_SLACK and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+                files = self.process.num_fds() - self.files
+            threads = self.process.num_threads() - self.threads
+            growth = memory_growth(self.samples)
+        return [
+            Check("server errors", len(self.server_errors), 0, first(self.server_errors)),
+            Check("broken answers", self.reasons.total(), 0, first(list(self.reasons))),
+            Check("bad input", len(self.accepted), 0, first(self.accepted)),
+            Check("histories", len(self.wrong_histories), 0, first(self.wrong_histories)),
+            Check("gauges", None if self.gauges is None else sum(self.gauges), 0),
+            Check("memory", growth, self.options.max_growth, "KiB per 1,000 requests"),
+            Check("open files", files, FILES_SLACK),
+            Check("threads", threads, THREADS_SLACK),
+        ]
+
+
+def read_options() -> argparse.Namespace:
+    made = parser("Mixed traffic for minutes or hours, and a verdict.", HELP)
+    made.add_argument("url", nargs="?", metavar="URL", help="a running server (default: start one without a model)")
+    made.add_argument("--pid", type=whole(1, 2**31), metavar="N", help="its process, for memory, files and threads")
+    made.add_argument("--minutes", type=number(0.005, 10_000), default=2.0, metavar="M", help="of traffic (2)")
+    made.add_argument("--clients", type=whole(1, 1000), default=32, metavar="N", help="at once (32)")
+    made.add_argument("--turns", type=whole(1, 1000), default=8, metavar="N", help="messages of a conversation (8)")
+    made.add_argument("--slots", type=whole(1, 1024), default=4, metavar="N", help="of the server started here (4)")
+    made.add_argument("--queue", type=whole(0, 10_000), default=12, metavar="N", help="of the server started here (12)")
+    made.add_argument(
+        "--settle", type=number(0, 3600), default=5.0, metavar="S", help="to come to rest after the traffic (5)"
+    )
+    made.add_argument("--seed", type=whole(0, 2**31), default=0, metavar="N", help="of the traffic (0)")
+    made.add_argument(
+        "--max-growth", type=number(0, 1e9), default=512.0, metavar="KIB", help="KiB per 1,000 requests (512)"
+    )
+    options = made.parse_args()
+    if options.pid is not None and options.url is None:
+        made.error("--pid goes with a URL: the server started here is known")
+    if options.url is not None:
+        try:
+            Plan(url=options.url, extra_body={})
+        except ValueError as error:
+            made.error(str(error))
+    return options
+
+
+@contextmanager
+def served(options: argparse.Namespace) -> Iterator[tuple[str, psutil.Process | None]]:
+    """The server that was named, or one of our own."""
+    with ExitStack() as stack:
+        if options.url is not None:
+            yield options.url, None if options.pid is None else psutil.Process(options.pid)
+            return
+        arguments = ("--slots", str(options.slots), "--queue", str(options.queue), "--pieces", "24")
+        server = stack.enter_context(started("words", *arguments))
+        yield server.url, server.process
+
+
+def main() -> int:
+    options = read_options()
+    code, soak = OK, None
+    try:
+        with served(options) as (url, process):
+            soak = Soak(options, url, process)
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                try:
+                    runner.run(soak.run())
+                except KeyboardInterrupt:
+                    print("Interrupted: this is what was measured so far.")
+                    code = INTERRUPTED
+                checks = runner.run(soak.checks())
+    except (ValueError, psutil.Error, RuntimeError) as error:
+        print(f"soak.py: {error}", file=sys.stderr)
+        return 2
+    print(render_traffic(soak.counts, soak.outcomes), render_verdict(checks), sep="\n\n")
+    holds = all(check.holds for check in checks)
+    results = {
+        "verdict": {"holds": holds, "checks": [{**asdict(check), "word": check.word} for check in checks]},
+        "requests": soak.requests,
+        "actions": soak.counts,
+        "outcomes": soak.outcomes,
+        "faults": [*soak.server_errors, *soak.reasons, *soak.accepted, *soak.wrong_histories][:100],
+        "samples": [asdict(sample) for sample in soak.samples],
+    }
+    write_json(options, "soak", results, interrupted=code == INTERRUPTED)
+    return code or (OK if holds else FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

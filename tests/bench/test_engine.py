@@ -1,0 +1,32 @@
+"""bench/engine.py as a user runs it, with the real small model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.bench.scripts import run
+
+
+def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Path) -> None:
+    lengths = "--prompts 16 --contexts 16 --threads 2 --histories 16"
+    ran = run("engine.py", tmp_path, *lengths.split(), *["--steps", "2", "--rounds", "1", "--read-mib", "64"])
+    assert ran.code == 0, ran.err
+    rows = {(row["part"], row["unit"]): row for row in ran.json["rows"]}
+    assert set(rows) == {
+        ("prefill", "tokens/s"),
+        ("decode", "ms/step"),
+        ("decode", "tokens/s"),
+        ("threads", "tokens/s"),
+        ("threads", "ms/step"),
+        ("turns", "ms to first token"),
+    }
+    assert all(len(row["engine"]) == len(row["plain"]) == 1 for row in rows.values())
+    assert 0 < ran.json["floor_ms"] < rows["decode", "ms/step"]["engine"][0]
+    assert ran.json["floor_ms"] == ran.json["weight_bytes"] / ran.json["bandwidth_bytes_per_s"] * 1000
+    assert "the floor of a step" in ran.out
+
+
+def test_a_model_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:
+    ran = run("engine.py", tmp_path, "--model", str(tmp_path / "nothing"))
+    assert ran.code == 2
+    assert "There is no folder" in ran.err.splitlines()[-1]

@@ -1,0 +1,36 @@
+"""bench/overhead.py as a user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.scripts import run
+
+
+def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> None:
+    options = "--parts answers memory --clients 4 --pieces 20 --seconds 0.1 --rounds 2 --held 20"
+    ran = run("overhead.py", tmp_path, *options.split())
+    assert ran.code == 0, ran.err
+    assert ran.json["schema"] == "aiochatstream-bench-overhead"
+    for wire in ("text", "sse"):
+        measured = ran.json["answers"][wire]
+        assert {side: len(rounds) for side, rounds in measured["rounds"].items()} == {
+            "ours": 2,
+            "bare": 2,
+            "at once": 2,
+        }
+        for one in measured["rounds"]["ours"]:
+            assert one["chunks_per_s"] == pytest.approx(20 * one["answers_per_s"])
+        assert measured["answers_ratio"]["low"] <= measured["answers_ratio"]["median"]
+        assert f"{wire} ratio" in ran.out
+    assert set(ran.json["memory_kib_per_client"]) == {"waiting", "streaming", "bare, streaming"}
+
+
+@pytest.mark.parametrize("options", [["--seconds", "nan"], ["--clients", "2000"]])
+def test_wrong_use_is_told_in_one_sentence(tmp_path: Path, options: list[str]) -> None:
+    ran = run("overhead.py", tmp_path, *options)
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1].startswith("overhead.py: error: ")
+    assert "Traceback" not in ran.err
