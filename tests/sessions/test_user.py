@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import aiohttp
@@ -12,7 +13,7 @@ from aiohttp_session import SimpleCookieStorage
 
 from aiochatstream import ChatStream, Conversation, ConversationStore, MemoryStorage
 from aiochatstream.errors import ConversationChanged, SessionsNotSetUp
-from tests.helpers import Client, echo
+from tests.helpers import Client, echo, until
 
 
 async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
@@ -167,3 +168,62 @@ async def test_a_conversation_that_was_changed_elsewhere_meanwhile_is_not_overwr
         assert response.status == 409
         assert (await response.json())["error"] == "conversation_changed"
     assert [turn["user"] for turn in database.rows.popitem()[1]["turns"]] == ["one", "two"]
+
+
+async def test_what_the_app_writes_into_its_session_after_the_answer_is_kept() -> None:
+    """The session object that the app holds stays the one that is saved."""
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream = ChatStream(engine=echo)
+    chat_stream.setup(app)
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        session = await aiohttp_session.get_session(request)
+        response = await chat_stream.handle_chat_stream_request(request)
+        session["answers"] = session.get("answers", 0) + 1
+        response.headers["X-Answers"] = str(session["answers"])
+        return response
+
+    app.router.add_post("/chat_stream", stream)
+    runner, url = await serve(app)
+    try:
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            for count in ("1", "2", "3"):
+                async with Client(session, url).post(accept="application/json", user_input="hi") as response:
+                    assert response.headers["X-Answers"] == count
+    finally:
+        await runner.cleanup()
+
+
+async def test_two_first_messages_at_once_in_one_session_are_of_one_user(stepper: Any) -> None:
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    engine = stepper()
+    chat_stream = ChatStream(engine=engine, max_new_tokens=1)
+    app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
+
+    async def login(request: web.Request) -> web.Response:
+        (await aiohttp_session.get_session(request))["login"] = "anna"
+        return web.Response()
+
+    app.router.add_post("/login", login)
+    runner, url = await serve(app)
+    try:
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            client = Client(session, url)
+            async with client.post("/login") as response:
+                assert response.status == 200
+
+            async def ask(name: str) -> None:
+                async with client.post(accept="text/event-stream", user_input=name, conversation=name) as response:
+                    await response.read()
+
+            asking = [asyncio.create_task(ask(name)) for name in ("a", "b")]
+            await until(lambda: len(engine.calls) == 2)  # the headers of both are out, no answer is
+            engine.allow(2)
+            await asyncio.gather(*asking)
+            assert await client.texts("a") == ["a", "1 "]
+            assert await client.texts("b") == ["b", "1 "]
+    finally:
+        await runner.cleanup()
