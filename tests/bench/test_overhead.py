@@ -10,7 +10,7 @@ from tests.bench.scripts import run
 
 
 def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> None:
-    options = "--parts answers memory --clients 4 --pieces 20 --seconds 0.1 --rounds 2 --held 20"
+    options = "--parts answers latency memory --clients 4 --pieces 20 --seconds 0.1 --rounds 2 --held 20"
     ran = run("overhead.py", tmp_path, *options.split())
     assert ran.code == 0, ran.err
     assert ran.json["schema"] == "aiochatstream-bench-overhead"
@@ -25,6 +25,8 @@ def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> Non
             assert one["chunks_per_s"] == pytest.approx(20 * one["answers_per_s"])
         assert measured["answers_ratio"]["low"] <= measured["answers_ratio"]["median"]
         assert f"{wire} ratio" in ran.out
+    assert set(ran.json["latency_s"]) == {"text ours", "text bare", "sse ours", "sse bare"}
+    assert all(told["count"] >= 80 and told["count"] % 80 == 0 for told in ran.json["latency_s"].values())
     assert set(ran.json["memory_kib_per_client"]) == {"waiting", "streaming", "bare, streaming"}
 
 
