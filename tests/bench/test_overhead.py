@@ -14,6 +14,7 @@ def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> Non
     ran = run("overhead.py", tmp_path, *options.split())
     assert ran.code == 0, ran.err
     assert ran.json["schema"] == "aiochatstream-bench-overhead"
+    assert ran.json["command"] == f"python bench/overhead.py {options} --json results.json"
     for wire in ("text", "sse"):
         measured = ran.json["answers"][wire]
         assert {side: len(rounds) for side, rounds in measured["rounds"].items()} == {
