@@ -165,6 +165,7 @@ class ChatStream:
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
             sessions=lambda: len(self._memory),
+            engine=lambda: self.engine.figures(),
         )
         self.engine.on_step = self.metrics.step
         self.allow_metrics = allow_metrics
@@ -334,6 +335,8 @@ class ChatStream:
         self._loading.cancel()
         self._prompt_threads.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(wait=not self._turns)
+        if not self._turns:
+            self.engine.close()
 
     def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code
@@ -352,7 +355,7 @@ class ChatStream:
             self.state = "ready"
 
     def _load_engine(self) -> None:
-        self.engine.load()
+        self.engine.load(self.limits.num_of_concurrent_executions, self.context_len)
         limit = self.engine.max_context_len
         if limit is not None:
             if self.limits.context_len is not None and self.context_len > limit:

@@ -12,6 +12,9 @@ aiochatstream_inter_token_latency_seconds                  histogram    gaps bet
 aiochatstream_e2e_request_latency_seconds                  histogram    accepted until the end
 aiochatstream_prefill_step_time_seconds                    histogram    forward passes that read a prompt
 aiochatstream_decode_step_time_seconds                     histogram    forward passes that make a token
+aiochatstream_batch_size                                   gauge        rows that the engine decodes together
+aiochatstream_kv_cache_bytes, _prefix_cache_bytes          gauge        keys and values: of the rows, kept from before
+aiochatstream_prefix_cache_hits_total                      counter      answers whose prompt began as an earlier one
 aiochatstream_sessions                                     gauge        conversations in the memory of this process
 aiochatstream_event_loop_lag_seconds                       histogram    how late the event loop wakes a sleeper
 ========================================================== ============ ==============================================
@@ -25,7 +28,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -45,9 +48,16 @@ class Metrics:
     :param running: slots that are taken, now.
     :param waiting: places in the queue that are taken, now.
     :param sessions: conversations held in memory, now.
+    :param engine: the engine's own figures, now.
     """
 
-    def __init__(self, running: Callable[[], int], waiting: Callable[[], int], sessions: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        running: Callable[[], int],
+        waiting: Callable[[], int],
+        sessions: Callable[[], int],
+        engine: Callable[[], dict[str, float]],
+    ) -> None:
         self._registry = CollectorRegistry()
         self._gauge("num_requests_running", "Requests that hold a slot.", running)
         self._gauge("num_requests_waiting", "Requests that wait for a slot.", waiting)
@@ -59,6 +69,7 @@ class Metrics:
         self._generation_tokens = self._counter("generation_tokens", "Tokens of answers.")
         self._queue_time = self._histogram("request_queue_time_seconds", "Accepted until the slot.", LONG)
         self._ttft = self._histogram("time_to_first_token_seconds", "Accepted until the first text.", LONG)
+        self._registry.register(_Figures(engine))
         self._itl = _Gaps()
         self._registry.register(self._itl)
         self._e2e = self._histogram("e2e_request_latency_seconds", "Accepted until the end.", LONG)
@@ -121,6 +132,18 @@ class Metrics:
 
     def _histogram(self, name: str, says: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"aiochatstream_{name}", says, buckets=buckets, registry=self._registry)
+
+
+class _Figures(Collector):
+    """Those of the engine, whatever they are."""
+
+    def __init__(self, read: Callable[[], dict[str, float]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        for name, value in self._read().items():
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield kind(f"aiochatstream_{name}", "The engine's own.", value=value)
 
 
 class _Gaps(Collector):

@@ -140,7 +140,7 @@ class RunningTurn:
         self._granted: float | None = None
         self._first_text: float | None = None
         self._last_text: float | None = None
-        self._completion_tokens = 0
+        self._completion_tokens = self._cached_tokens = 0
         self._stop_reason: StopReason | None = None
         self._time_was_up = False
         self._finish_reason: FinishReason | None = None
@@ -282,6 +282,7 @@ class RunningTurn:
 
     def _take(self, on_gap: Callable[[float], None], delta: Delta) -> None:
         self._completion_tokens += len(delta.token_ids)
+        self._cached_tokens += delta.cached_tokens
         if delta.text:
             now = self._loop.time()
             if self._last_text is None:
@@ -301,7 +302,7 @@ class RunningTurn:
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        return Usage(0 if self._job is None else self._job.prompt_tokens, 0, self._completion_tokens)
+        return Usage(0 if self._job is None else self._job.prompt_tokens, self._cached_tokens, self._completion_tokens)
 
     @property
     def timing(self) -> Timing:

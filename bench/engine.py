@@ -119,7 +119,7 @@ class Bench:
         source = folder(self.options.located)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype("auto", device)).to(device)
         engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source))
-        engine.load()
+        engine.load(max(self.options.threads), 2048)
         self.limit = engine.max_context_len or sys.maxsize
         self._vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self.sides = {"engine": engine_side(engine), "plain": plain_side(model)}

@@ -28,11 +28,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One step of an answer: the new text (may be empty: half a character waits for its other half) and tokens."""
+    """One step of an answer: the new text (may be empty: half a character waits for its other half) and tokens.
+
+    cached_tokens: how many of the prompt's were not computed again; told once.
+    """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
 
 
 class Engine(ABC):
@@ -50,8 +54,19 @@ class Engine(ABC):
     loads_slowly = False
     """True lets the application start while :meth:`load` still runs; requests then get 503 ``starting``."""
 
-    def load(self) -> None:  # noqa: B027 - not every engine has something to load
-        """Get ready to answer. Called once, in a thread, when the application starts."""
+    def load(self, slots: int, context_len: int) -> None:  # noqa: B027 - not every engine has something to load
+        """Get ready to answer. Called in a thread when the application starts.
+
+        :param slots: answers that are made at the same time.
+        :param context_len: tokens that prompt and answer may have together.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Give back what :meth:`load` took. Called when the application ends, also where it took nothing."""
+
+    def figures(self) -> dict[str, float]:
+        """Figures for /metrics, now: gauges, and counters whose names end in ``_total``."""
+        return {}
 
     def describe(self) -> dict[str, str]:
         """What there is to tell of it: model, device, dtype."""

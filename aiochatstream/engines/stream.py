@@ -11,6 +11,8 @@ from concurrent.futures import CancelledError, Executor
 
 from aiochatstream.engines.base import Delta
 
+NOTHING = Delta()
+
 
 class DeltaStream:
     """Runs ``start()`` (a blocking generator of deltas) in ``executor`` and calls ``take(delta)`` on the event loop.
@@ -59,7 +61,7 @@ class DeltaStream:
                 delta = next(steps, None)
                 if delta is None:
                     return
-                if delta.text or delta.token_ids or delta.finish_reason:
+                if delta != NOTHING:
                     self._buffer.append(delta)
                     if not self._due:  # one call for all that come before the loop gets to it
                         self._due = True

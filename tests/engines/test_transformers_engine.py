@@ -23,7 +23,8 @@ from transformers import (
 
 from aiochatstream import Delta, GenerationParams, Prompt
 from aiochatstream.engines.transformers import TransformersEngine
-from aiochatstream.engines.transformers.engine import PREFILL_TOKENS, is_on
+from aiochatstream.engines.transformers.alone import PREFILL_TOKENS
+from aiochatstream.engines.transformers.engine import is_on
 from tests.helpers import PATIENCE
 
 BYTES = ByT5Tokenizer()
@@ -58,7 +59,7 @@ def tiny(family: str = "Qwen2") -> Any:
 
 def loaded(model: Any, tokenizer: Any = BYTES) -> TransformersEngine:
     engine = TransformersEngine(model, tokenizer)
-    engine.load()
+    engine.load(slots=2, context_len=2048)
     return engine
 
 
@@ -301,7 +302,7 @@ def test_functions_that_load_are_called_in_load_and_not_before() -> None:
     engine = TransformersEngine(load_model, load_tokenizer, "cpu")
     assert engine.loads_slowly
     assert calls == []
-    engine.load()
+    engine.load(slots=2, context_len=2048)
     assert sorted(calls) == ["model", "tokenizer"]
     assert engine.tokenizer is BYTES
     assert engine.max_context_len == 2048

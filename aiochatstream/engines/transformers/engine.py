@@ -1,26 +1,42 @@
-"""Answers from a HuggingFace model: prefill, then one token a step, over a KV cache."""
+"""Answers from a HuggingFace model."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import threading
-import time
+import logging
+import weakref
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from aiochatstream.engines.base import Delta, Engine, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
+from aiochatstream.engines.transformers import attention
+from aiochatstream.engines.transformers.alone import Alone
+from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.detokenizing import detokenizer
-from aiochatstream.engines.transformers.sampling import Sampler
+from aiochatstream.engines.transformers.packing import pack_linears
+from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.params import GenerationParams
 
-PREFILL_TOKENS = 256
-"""A prompt is read in pieces of this many tokens, so that a client that leaves meanwhile is noticed."""
+logger = logging.getLogger(__name__)
+
+CACHE_SHARE, POOL_SHARE = 0.5, 0.25
+"""Of the memory that is free when the model is loaded: the most that rows, and kept prefixes, take by default."""
+
+BATCHED_LAYERS = {"full_attention", "sliding_attention"}
+GROWING_ROPES = {"dynamic", "longrope"}
+"""Kinds of positions that depend on the longest sequence of a batch."""
+
+CHECK_IDS = range(3, 17)
 
 
 def is_loader(value: Any) -> bool:
@@ -33,37 +49,74 @@ def is_on(model: Any, device: torch.device) -> bool:
     return bool(model.device.type == device.type and device.index in (None, model.device.index))
 
 
-class TransformersEngine(Engine):
-    """Decodes each answer on its own, one forward pass of the model at a time.
+class CannotBatch(Exception):
+    """Why the rows of a model cannot be computed in one forward pass."""
 
-    :param model: a loaded causal language model, or a function that loads one.
+
+class TransformersEngine(Engine):
+    """Decodes all answers together, in one forward pass a step; models that cannot do that, each on its own.
+
+    :param model: a loaded causal language model, or a function that loads one. It is taken over: while it serves, its
+        attention is the engine's own, and its linear layers may be replaced.
     :param tokenizer: its tokenizer, or a function that loads it.
     :param device: where the model is to run; None leaves it where it is.
+    :param optimize: lay out the weights of linear layers for the CPU's kernels, in place of the plain ones. Those that
+        the embedding shares are then held twice.
+    :param kv_cache_bytes: for the keys and values of the rows, all taken at the start. None: as much as all rows of
+        the context's length need, at most half of the memory that is then free. With less, the context is shorter.
+    :param prefix_cache_bytes: for what is kept of earlier prompts and answers; 0 keeps nothing. None: at most a
+        quarter of the memory that is free at the start.
+    :param max_step_ms: milliseconds that a step may take which reads a prompt while others wait for their next token.
+        None: 2.5 times a step that reads none.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, device: Any = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        device: Any = None,
+        *,
+        optimize: bool = True,
+        kv_cache_bytes: int | None = None,
+        prefix_cache_bytes: int | None = None,
+        max_step_ms: float | None = None,
+    ) -> None:
+        for name, value in (("kv_cache_bytes", kv_cache_bytes), ("max_step_ms", max_step_ms)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: must be above 0, not {value!r}.")
+        if prefix_cache_bytes is not None and prefix_cache_bytes < 0:
+            raise ValueError(f"prefix_cache_bytes: must be 0 or more, not {prefix_cache_bytes!r}.")
         self._model_source = model if is_loader(model) else lambda: model
         self._tokenizer_source = tokenizer if is_loader(tokenizer) else lambda: tokenizer
         self.loads_slowly = is_loader(model) or is_loader(tokenizer)
-        self._device = device
-        self._forward_pass = threading.Lock()
+        self._device, self._optimize = device, optimize
+        self._kv_cache_bytes, self._prefix_cache_bytes = kv_cache_bytes, prefix_cache_bytes
+        self._answers: Batch | Alone | None = None
+        self._max_step = None if max_step_ms is None else max_step_ms / 1000
 
-    def load(self) -> None:
+    def load(self, slots: int, context_len: int) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()
         if self._device is not None and not is_on(model, torch.device(self._device)):
             model = model.to(self._device)
         self._model = model.eval()
-        if "past_key_values" not in inspect.signature(model.forward).parameters:
-            raise ValueError(f"{type(model).__name__} has no key-value cache of the usual kind and cannot be served.")
-        self._forward_options: dict[str, Any] = {"use_cache": True}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            self._forward_options["logits_to_keep"] = 1
         self._eos_ids = self._find_eos_ids()
         text_config = model.config.get_text_config(decoder=True)
         self.max_context_len = getattr(text_config, "max_position_embeddings", None)
+        try:
+            self._answers = self._batch(slots, min(context_len, self.max_context_len or context_len))
+        except CannotBatch as reason:
+            logger.warning("%s answers one request a step: %s.", type(model).__name__, reason)
+            self._answers = Alone(model, self.on_step)
         for _ in self.generate(Prompt([], [min(self._eos_ids, default=0)] * 8), GenerationParams(max_new_tokens=2)):
             pass  # the first pass of all is slow: let it be over before someone waits for it
+
+    def close(self) -> None:
+        if self._answers is not None:
+            self._answers.close()
+
+    def figures(self) -> dict[str, float]:
+        return {} if self._answers is None else self._answers.figures()
 
     def describe(self) -> dict[str, str]:
         model = self._model
@@ -75,42 +128,112 @@ class TransformersEngine(Engine):
         }
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
-        length = len(prompt.token_ids)
-        ids = torch.empty((1, length + params.max_new_tokens), dtype=torch.long, device=self._model.device)
-        ids[0, :length] = torch.tensor(prompt.token_ids)
-        sample = Sampler(params, ids.device)
+        if self._answers is None:
+            raise RuntimeError("The engine is not loaded.")
         detokenize = detokenizer(self.tokenizer)
         stops = StopStrings(params.stop)
-        cache = DynamicCache(config=self._model.config)
+        answer = self._answers.answer(prompt.token_ids, params)
+        left = params.max_new_tokens
+        reused = 0
+        with closing(answer.steps()) as steps:
+            for token_id in steps:
+                if answer.reused != reused:
+                    reused = answer.reused
+                    yield Delta(cached_tokens=reused)
+                if token_id is None:
+                    yield Delta()
+                    continue
+                left -= 1
+                if token_id in self._eos_ids and not params.ignore_eos:
+                    yield Delta(stops.rest(), (token_id,), "stop")
+                    return
+                text, stopped = stops.push(detokenize(token_id))
+                if stopped:
+                    yield Delta(text, (token_id,), "stop")
+                    return
+                if not left:
+                    yield Delta(text + stops.rest(), (token_id,), "length")
+                    return
+                yield Delta(text, (token_id,))
 
-        for start in range(0, length, PREFILL_TOKENS):
-            logits = self._forward(ids[:, start : min(start + PREFILL_TOKENS, length)], cache)
-            yield Delta()
-
-        for position in range(length, length + params.max_new_tokens):
-            token_id = sample(ids[:, :position], logits)
-            if token_id in self._eos_ids and not params.ignore_eos:
-                yield Delta(stops.rest(), (token_id,), "stop")
-                return
-            text, stopped = stops.push(detokenize(token_id))
-            if stopped:
-                yield Delta(text, (token_id,), "stop")
-                return
-            if position == length + params.max_new_tokens - 1:
-                yield Delta(text + stops.rest(), (token_id,), "length")
-                return
-            yield Delta(text, (token_id,))
-            ids[0, position] = token_id
-            logits = self._forward(ids[:, position : position + 1], cache)
+    def _batch(self, rows: int, context_len: int) -> Batch:
+        """Set the model up for rows that decode together. Raises CannotBatch, and has then changed nothing."""
+        model = self._model
+        device, dtype = model.device, model.dtype
+        implementation = model.config._attn_implementation
+        like, expected = self._look_at()
+        self._no_mask = torch.empty(1, 1, 1, 1, device=device)  # four dimensions: the model makes none of its own
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        try:
+            model.set_attn_implementation(attention.NAME)
+            self._check(SlotCache(like, 2, len(CHECK_IDS)), expected)
+        except Exception as error:
+            model.set_attn_implementation(implementation)
+            if isinstance(error, CannotBatch):
+                raise
+            raise CannotBatch(f"its forward pass does not take packed rows ({error!r})") from error
+        if self._optimize and device.type == "cpu":
+            pack_linears(model)
+        free = free_bytes(device)
+        token_bytes = sum(one[0, :, 0].nbytes for layer in like for one in layer)
+        allowed = int(free * CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
+        length = min(context_len, allowed // (token_bytes * rows))
+        if length < context_len:
+            logger.warning("The context is %d tokens long, not %d: more does not fit into memory.", length, context_len)
+            self.max_context_len = length
+        cache = SlotCache(like, rows, max(length, 1))
+        pool = PrefixPool(int(free * POOL_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes)
+        batch = Batch(self._forward, cache, rows, pool, device, dtype, self.on_step, self._max_step)
+        weakref.finalize(self, batch.close)  # also at the interpreter's end, which torch's threads do not survive
+        return batch
 
     @torch.inference_mode()
-    def _forward(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """Read ``ids`` [1, n] after what is in ``cache``; return the last position's logits [1, vocabulary]."""
-        with self._forward_pass:
-            start = time.perf_counter()
-            output = self._model(input_ids=ids, past_key_values=cache, **self._forward_options)
-            self.on_step("prefill" if ids.shape[1] > 1 else "decode", time.perf_counter() - start)
-        logits: torch.Tensor = output.logits[:, -1]
+    def _look_at(self) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
+        """What the model computes for two short sequences: keys and values of each layer, and the last logits."""
+        model = self._model
+        config = model.config.get_text_config(decoder=True)
+        if (
+            not model._supports_attention_backend
+            or "past_key_values" not in inspect.signature(model.forward).parameters
+        ):
+            raise CannotBatch("its attention cannot be replaced")
+        if not set(getattr(config, "layer_types", None) or BATCHED_LAYERS) <= BATCHED_LAYERS:
+            raise CannotBatch("it has layers that are no attention, or attend in chunks")
+        if (getattr(config, "rope_parameters", None) or {}).get("rope_type") in GROWING_ROPES:
+            raise CannotBatch("its positions depend on the longest sequence")
+        expected = []
+        for ids in (CHECK_IDS, CHECK_IDS[1:8]):
+            cache = DynamicCache(config=model.config)
+            inputs = torch.tensor([[*ids]], device=model.device)
+            expected.append(model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0, -1])
+        if not all(isinstance(layer, DynamicLayer) and layer.keys is not None for layer in cache.layers):
+            raise CannotBatch("it keeps more than keys and values")
+        return [(layer.keys, layer.values) for layer in cache.layers], expected
+
+    @torch.inference_mode()
+    def _check(self, cache: SlotCache, expected: list[torch.Tensor]) -> None:
+        """Compute the same two sequences packed, in several pieces, and compare."""
+        ids = [*CHECK_IDS]
+        where = self._model.device, self._model.dtype
+        self._forward(Step(cache, [Piece(0, 0, ids[:-1]), Piece(1, 0, ids[1:5])], *where))
+        found = self._forward(Step(cache, [Piece(0, len(ids) - 1, ids[-1:]), Piece(1, 4, ids[5:8])], *where))
+        allowed = 1e-3 if where[1] in (torch.float32, torch.float64) else 0.1
+        for wanted, logits in zip(expected, found, strict=True):
+            if not (logits - wanted).abs().max() <= allowed * wanted.abs().max():
+                raise CannotBatch("packed rows change its answers")
+
+    def _forward(self, step: Step) -> torch.Tensor:
+        """The logits [pieces, vocabulary] of the last token of each piece."""
+        options: dict[str, Any] = {"logits_to_keep": step.last} if self._keeps_logits else {}
+        output = self._model(
+            input_ids=step.ids,
+            position_ids=step.positions,
+            attention_mask=self._no_mask,
+            use_cache=False,
+            step=step,
+            **options,
+        )
+        logits: torch.Tensor = output.logits[0] if self._keeps_logits else output.logits[0, step.last]
         return logits
 
     def _find_eos_ids(self) -> frozenset[int]:
@@ -121,3 +244,10 @@ class TransformersEngine(Engine):
             ids = getattr(source, "eos_token_id", None)
             found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
         return frozenset(found)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be taken, now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,52 +1,92 @@
-"""The next token, drawn from the logits."""
+"""The next tokens, drawn from the logits of all rows at once."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 import torch
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from aiochatstream.params import GenerationParams
 
 GREEDY_BELOW = 1e-4
 """A temperature under which dividing the logits by it could overflow."""
 
+CANDIDATES = 1024
+"""Of how many tokens top_p looks at the order at first: sorting a whole vocabulary takes longer than the model does."""
+
 
 class Sampler:
-    """Draws the tokens of one answer: repetition penalty, temperature, top_k, top_p, then a seeded draw.
+    """How one answer's tokens are drawn: repetition penalty, temperature, top_k, top_p, then a seeded draw.
 
-    The steps are transformers' own logits processors, in the order in which ``generate`` applies them. At a temperature
-    below 1e-4 the likeliest token is taken and nothing is drawn.
+    In the order and with the meaning of transformers' ``generate``. A draw takes one number of the answer's own
+    sequence, so that neighbours change nothing. At a temperature below 1e-4 the likeliest token is taken.
     """
 
-    def __init__(self, params: GenerationParams, device: torch.device) -> None:
-        self._greedy = params.temperature < GREEDY_BELOW
-        self._generator = torch.Generator(device).manual_seed(params.seed)
-        self._processors = LogitsProcessorList()
-        if params.repetition_penalty != 1:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
-        if self._greedy:
-            return
-        if params.temperature != 1:
-            self._processors.append(TemperatureLogitsWarper(params.temperature))
-        if params.top_k:
-            self._processors.append(TopKLogitsWarper(params.top_k))
-        if params.top_p < 1:
-            self._processors.append(TopPLogitsWarper(params.top_p))
+    def __init__(self, params: GenerationParams) -> None:
+        self.params = params
+        self.greedy = params.temperature < GREEDY_BELOW
+        self.whole = not params.top_k and params.top_p == 1
+        self._random = random.Random(params.seed)  # noqa: S311 - the draws of a language model need no secrecy
 
-    @torch.inference_mode()
-    def __call__(self, token_ids: torch.Tensor, logits: torch.Tensor) -> int:
-        """The next token id.
+    def draw(self) -> float:
+        """The next number of the sequence, in [0, 1)."""
+        return self._random.random()
 
-        :param token_ids: [1, length], prompt and answer so far.
-        :param logits: [1, vocabulary], of the last position.
-        """
-        scores = self._processors(token_ids, logits.float())
-        if self._greedy:
-            return int(scores.argmax(dim=-1))
-        return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator))
+
+@torch.inference_mode()
+def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Sequence[int]]) -> list[int]:
+    """The next token of each row.
+
+    :param logits: [rows, vocabulary], of the last position.
+    :param samplers: one a row.
+    :param seen: the ids of each row so far, prompt and answer.
+    """
+    logits = logits.float()
+    for row, sampler in enumerate(samplers):
+        penalty = sampler.params.repetition_penalty
+        if penalty != 1:
+            ids = torch.tensor(seen[row], device=logits.device)
+            scores = logits[row, ids]
+            logits[row, ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    drawn = logits.argmax(dim=-1)
+    for whole in (True, False):
+        rows = [row for row, sampler in enumerate(samplers) if not sampler.greedy and sampler.whole is whole]
+        if rows:
+            chosen = [samplers[row] for row in rows]
+            temperatures = _column([sampler.params.temperature for sampler in chosen], logits)
+            scores = logits[rows] / temperatures
+            drawn[rows] = _draw(scores.softmax(dim=-1), chosen) if whole else _draw_of_best(scores, chosen)
+    return drawn.tolist()
+
+
+def _draw_of_best(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """Draw where top_k or top_p leave only the likeliest tokens. ``scores``: [rows, vocabulary]."""
+    vocabulary = scores.shape[-1]
+    top_k = _column([min(sampler.params.top_k or vocabulary, vocabulary) for sampler in samplers], scores)
+    top_p = _column([sampler.params.top_p for sampler in samplers], scores)
+    counts = [sampler.params.top_k or CANDIDATES for sampler in samplers]
+    count = min(max(counts), vocabulary) if scores.device.type == "cpu" else vocabulary
+    best, ids = scores.topk(count)
+    weights = best.where(torch.arange(count, device=scores.device) < top_k, -torch.inf)
+    total = torch.where(top_k < vocabulary, weights.logsumexp(-1, keepdim=True), scores.logsumexp(-1, keepdim=True))
+    weights = (weights - total).exp()
+    sums = weights.cumsum(dim=-1)
+    if count < vocabulary and bool(((sums[:, -1:] < top_p) & (top_k > count)).any()):
+        best, ids = scores.sort(dim=-1, descending=True)  # flat: the likeliest thousand are not enough
+        weights = best.where(torch.arange(vocabulary, device=scores.device) < top_k, -torch.inf).softmax(dim=-1)
+        sums = weights.cumsum(dim=-1)
+    weights = weights.where((sums - weights < top_p) | (top_p == 1), 0)
+    return ids.gather(-1, _draw(weights, samplers)[:, None])[:, 0]
+
+
+def _draw(weights: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """For each row, the place in its weights [rows, places] that its next number falls on."""
+    sums = weights.double().cumsum(dim=-1)
+    drawn = torch.tensor([[sampler.draw()] for sampler in samplers], dtype=torch.float64, device=weights.device)
+    places = torch.searchsorted(sums, drawn * sums[:, -1:], right=True)
+    return places[:, 0].clamp(max=weights.shape[-1] - 1)
+
+
+def _column(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None]

@@ -1,0 +1,85 @@
+"""One answer after the other's step: for models whose rows cannot be computed in one forward pass."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from aiochatstream.engines.base import StepKind
+from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.params import GenerationParams
+
+PREFILL_TOKENS = 256
+"""A prompt is read in pieces of this many tokens, so that a client that leaves meanwhile is noticed."""
+
+
+class Answer:
+    """One answer under way. Nothing of its prompt was known before."""
+
+    reused = 0
+
+    def __init__(
+        self, forward: Callable[[list[int]], torch.Tensor], prompt: list[int], params: GenerationParams, piece: int
+    ) -> None:
+        self._forward, self._ids, self._params, self._piece = forward, list(prompt), params, piece
+
+    def steps(self) -> Generator[int | None, None, None]:
+        """Yield the tokens, max_new_tokens of them; None for a step without one."""
+        sampler, ids = Sampler(self._params), self._ids
+        for start in range(0, len(ids), self._piece):
+            logits = self._forward(ids[start : start + self._piece])
+            yield None
+        for left in reversed(range(self._params.max_new_tokens)):
+            ids += sample(logits, [sampler], [ids])
+            yield ids[-1]
+            if left:
+                logits = self._forward(ids[-1:])
+
+
+class Alone:
+    """Decodes each answer in the thread that asks for it, over transformers' own cache."""
+
+    def __init__(self, model: Any, on_step: Callable[[StepKind, float], None]) -> None:
+        accepted = inspect.signature(model.forward).parameters
+        names = [name for name in ("past_key_values", "cache_params") if name in accepted]
+        if not names:
+            raise ValueError(f"{type(model).__name__} has no cache of a kind that is known and cannot be served.")
+        self._model, self._on_step, self._cache_name = model, on_step, names[0]
+        self._options: dict[str, Any] = {"use_cache": True}
+        if "logits_to_keep" in accepted:
+            self._options["logits_to_keep"] = 1
+        cache = DynamicCache(config=model.config)
+        self._in_pieces = not any(  # a state cannot be continued by several tokens
+            hasattr(layer, "recurrent_states") for layer in cache.layers
+        )
+        self._forward_pass = threading.Lock()
+
+    def answer(self, prompt: list[int], params: GenerationParams) -> Answer:
+        """Begin an answer; it is made by whoever reads its :meth:`Answer.steps`."""
+        size = PREFILL_TOKENS if self._in_pieces else len(prompt)
+        cache = DynamicCache(config=self._model.config)
+        return Answer(lambda ids: self._forward(ids, cache), prompt, params, size)
+
+    def figures(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    @torch.inference_mode()
+    def _forward(self, ids: list[int], cache: DynamicCache) -> torch.Tensor:
+        """Read ``ids`` after what is in ``cache``; return the last position's logits [1, vocabulary]."""
+        with self._forward_pass:
+            start = time.perf_counter()
+            inputs = torch.tensor([ids], device=self._model.device)
+            output = self._model(input_ids=inputs, **{self._cache_name: cache}, **self._options)
+            logits: torch.Tensor = output.logits[:, -1]
+            self._on_step("prefill" if len(ids) > 1 else "decode", time.perf_counter() - start)
+        return logits

@@ -1,0 +1,246 @@
+"""Continuous batching: one thread makes the next token of every row in one forward pass."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from aiochatstream.engines.base import StepKind
+from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+from aiochatstream.engines.transformers.prefixes import PrefixPool
+from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.params import GenerationParams
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Step], torch.Tensor]
+"""Runs the model over a step; returns the logits [pieces, vocabulary] of each piece's last token."""
+
+PIECE_TOKENS = (16, 512)
+"""The least and the most tokens of prompts that one step reads while other rows wait for their next token."""
+
+UNDISTURBED = 2.5
+"""A step that also reads a prompt may take so many times as long as one that does not."""
+
+LEARNED = 0.2
+"""How much the latest step counts in what is known of how long steps take."""
+
+
+class Request:
+    """One answer under way.
+
+    ids: prompt and answer so far. computed: how many of them are in the cache, ``reused`` of these from before.
+    """
+
+    def __init__(self, prompt: list[int], params: GenerationParams) -> None:
+        self.ids = list(prompt)
+        self.end = len(prompt) + params.max_new_tokens
+        self.sampler = Sampler(params)
+        self.row = -1
+        self.computed = self.reused = 0
+        self.cancelled = False
+        self.told: SimpleQueue[int | Exception | None] = SimpleQueue()
+
+    def steps(self) -> Generator[int | None, None, None]:
+        """Yield the tokens as they come, max_new_tokens of them; None for a step without one. Closing it cancels.
+
+        Raises what the request failed with.
+        """
+        try:
+            for _ in range(self.sampler.params.max_new_tokens):
+                while (step := self.told.get()) is None:
+                    yield None
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+        finally:
+            self.cancelled = True
+
+
+class Batch:
+    """Rows that decode together. Requests join and leave at any step.
+
+    :param max_step: seconds that a step may take which also reads a prompt; None is 2.5 times one that does not.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        cache: SlotCache,
+        rows: int,
+        pool: PrefixPool,
+        device: torch.device,
+        dtype: torch.dtype,
+        on_step: Callable[[StepKind, float], None],
+        max_step: float | None = None,
+    ) -> None:
+        self._forward, self._cache, self._pool, self._on_step = forward, cache, pool, on_step
+        self._device, self._dtype, self._max_step = device, dtype, max_step
+        self._free = list(range(rows))
+        self._rows: list[Request] = []  # the oldest first
+        self._arrivals: deque[Request] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._decode_s = self._token_s = 0.0
+        self._hits = 0
+        self._thread = threading.Thread(target=self._run, name="aiochatstream-decode", daemon=True)
+        self._thread.start()
+
+    def figures(self) -> dict[str, float]:
+        """What there is to tell of it, now."""
+        return {
+            "batch_size": len(self._rows),
+            "kv_cache_bytes": self._cache.size,
+            "prefix_cache_bytes": self._pool.size,
+            "prefix_cache_hits_total": self._hits,
+        }
+
+    def answer(self, prompt: list[int], params: GenerationParams) -> Request:
+        """Begin an answer, at the next step. Whoever asked reads its :meth:`Request.steps`."""
+        request = Request(prompt, params)
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("The engine is closed.")
+            self._arrivals.append(request)
+            self._wake.notify()
+        return request
+
+    def close(self) -> None:
+        """End the thread; what is under way fails."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._arrivals or self._rows or self._closed)
+                if self._closed:
+                    break
+            try:
+                self._leave()
+                self._join()
+                if self._rows:
+                    self._step()
+            except Exception as error:
+                logger.exception("A step failed")
+                self._fail(list(self._rows), error)
+        self._fail([*self._rows, *self._arrivals], RuntimeError("The engine was closed."))
+
+    def _leave(self) -> None:
+        """Free the rows of those that are over, and keep what was computed for the next turn."""
+        for request in [request for request in self._rows if request.cancelled or len(request.ids) == request.end]:
+            self._rows.remove(request)
+            self._free.append(request.row)
+            done = request.ids[: request.computed]
+            if done and self._pool.worth(done):
+                self._pool.put(done, self._cache.take(request.row, len(done)))
+
+    def _join(self) -> None:
+        """Give rows to those who wait, with what is known of their prompts."""
+        self._free.sort(reverse=True)
+        while self._arrivals and self._free:
+            request = self._arrivals.popleft()
+            if request.cancelled:
+                continue
+            request.row = self._free.pop()
+            self._rows.append(request)
+            tokens, same = self._pool.match(request.ids[:-1])  # the last one is computed, for its logits
+            if same:
+                self._cache.put(request.row, tokens, same)
+                self._hits += 1
+            request.computed = request.reused = same
+
+    def _step(self) -> None:
+        """Read the next tokens of all rows in one forward pass, and draw where a row has read all it has."""
+        pieces = self._plan()
+        requests = [request for request, _ in pieces]
+        start = time.perf_counter()
+        try:
+            logits = self._forward(Step(self._cache, [piece for _, piece in pieces], self._device, self._dtype))
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            logger.warning("Out of memory in a step of %d rows; the newest request fails", len(self._rows))
+            self._fail(self._rows[-1:], error)
+            return
+        for request, piece in pieces:
+            request.computed = piece.end
+        complete = [at for at, request in enumerate(requests) if request.computed == len(request.ids)]
+        answering = [requests[at] for at in complete]
+        self._draw(answering, logits[complete])
+        for request in self._rows:
+            if request not in answering:
+                request.told.put(None)
+        self._learn(time.perf_counter() - start, pieces)
+
+    def _plan(self) -> list[tuple[Request, Piece]]:
+        """What the next step reads: the newest token of each row that answers, and some of the prompts before it."""
+        answering = [request for request in self._rows if len(request.ids) - request.computed == 1]
+        pieces = [(one, Piece(one.row, one.computed, one.ids[-1:])) for one in answering]
+        pieces.sort(key=lambda planned: planned[1].row)
+        budget = self._piece_tokens(bool(answering))
+        for request in self._rows:
+            left = len(request.ids) - request.computed
+            if left > 1 and budget > 1:
+                piece = request.ids[request.computed : request.computed + min(left, budget)]
+                budget -= len(piece)
+                pieces.append((request, Piece(request.row, request.computed, piece)))
+        return pieces
+
+    def _piece_tokens(self, disturbing: bool) -> int:
+        """How many tokens of prompts the next step may read."""
+        least, most = PIECE_TOKENS
+        if not disturbing or not self._token_s:
+            return most
+        allowed = self._max_step or UNDISTURBED * self._decode_s
+        return int(min(max((allowed - self._decode_s) / self._token_s, least), most))
+
+    def _learn(self, seconds: float, pieces: list[tuple[Request, Piece]]) -> None:
+        prompts = sum(len(piece.ids) for _, piece in pieces if len(piece.ids) > 1)
+        self._on_step("prefill" if prompts else "decode", seconds)
+        if not prompts:
+            self._decode_s += (seconds - self._decode_s) * (LEARNED if self._decode_s else 1)
+        else:
+            decoding = self._decode_s if any(len(piece.ids) == 1 for _, piece in pieces) else 0
+            cost = max(seconds - decoding, 0) / prompts
+            self._token_s += (cost - self._token_s) * (LEARNED if self._token_s else 1)
+
+    def _draw(self, requests: list[Request], logits: torch.Tensor) -> None:
+        """Draw the next token of each, and hand it over. A row that cannot be drawn fails alone."""
+        try:
+            drawn: list[Any] = sample(logits, [one.sampler for one in requests], [one.ids for one in requests])
+        except Exception:  # noqa: BLE001 - whichever row it was
+            drawn = [self._draw_alone(one, logits[at : at + 1]) for at, one in enumerate(requests)]
+        for request, token in zip(requests, drawn, strict=True):
+            if isinstance(token, Exception):
+                self._fail([request], token)
+            else:
+                request.ids.append(token)
+                request.told.put(token)
+
+    @staticmethod
+    def _draw_alone(request: Request, logits: torch.Tensor) -> int | Exception:
+        try:
+            return sample(logits, [request.sampler], [request.ids])[0]
+        except Exception as error:  # noqa: BLE001
+            return error
+
+    def _fail(self, requests: list[Request], error: Exception) -> None:
+        for request in requests:
+            request.cancelled = True
+            request.told.put(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a CPU, torch has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,73 @@
+"""What was computed for earlier sequences, kept for those that begin the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+Tokens = list[tuple[torch.Tensor, ...]]
+"""Keys and values of each layer, [heads, tokens, head size]."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kept:
+    """A sequence and its keys and values."""
+
+    ids: np.ndarray
+    tokens: Tokens
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(one.nbytes for layer in self.tokens for one in layer)
+
+
+class PrefixPool:
+    """Sequences that are over, at most ``max_bytes`` of them; the least recently used goes first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept: list[Kept] = []  # the most recently used last
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def match(self, ids: Sequence[int]) -> tuple[Tokens, int]:
+        """Of what begins as ``ids`` does, the longest: its tokens, and how many of them are the same."""
+        wanted = np.asarray(ids)
+        longest, same = None, 0
+        for kept in self._kept:
+            length = common(kept.ids, wanted)
+            if length > same:
+                longest, same = kept, length
+        if longest is None:
+            return [], 0
+        self._kept.remove(longest)
+        self._kept.append(longest)
+        return longest.tokens, same
+
+    def worth(self, ids: Sequence[int]) -> bool:
+        """Whether ``ids`` is not the beginning of a sequence that is here."""
+        wanted = np.asarray(ids)
+        return all(common(kept.ids, wanted) < len(wanted) for kept in self._kept)
+
+    def put(self, ids: Sequence[int], tokens: Tokens) -> None:
+        """Keep a sequence, in the place of those that it continues."""
+        new = Kept(np.asarray(ids), tokens)
+        if new.size > self._max_bytes:
+            return
+        self._kept = [kept for kept in self._kept if common(kept.ids, new.ids) < len(kept.ids)] + [new]
+        self.size = sum(kept.size for kept in self._kept)
+        while self.size > self._max_bytes:
+            self.size -= self._kept.pop(0).size
+
+
+def common(first: np.ndarray, second: np.ndarray) -> int:
+    """How many numbers from the beginning on are the same."""
+    length = min(len(first), len(second))
+    differing = np.flatnonzero(first[:length] != second[:length])
+    return int(differing[0]) if len(differing) else length
