@@ -141,7 +141,7 @@ class Comparison:
             max_tokens=options.max_tokens if told else None,
             temperature=0.0 if told else None,
             ignore_eos=contestant.ignore_eos,
-            timeout=options.round_seconds,
+            timeout=2 * max(options.round_seconds, options.start_seconds),  # those limits are kept here
             tokenizer=self._model.folder if self._count_tokens else None,
             extra_body=dict(contestant.extra_body),
         )
@@ -190,11 +190,13 @@ class Comparison:
                 await load.run()
         except TimeoutError:
             cut = True
-        if side.program is not None:
-            side.reason = side.program.ended
-            side.program.pause()
         tokens.count(load.records, self._count_tokens)
         summary = summarize(load)
+        if side.program is not None:
+            if summary.failed:
+                side.program.settle()
+            side.reason = side.program.ended
+            side.program.pause()
         side.faults.update(summary.reasons)
         self.rounds.append(Round.of(side.name, summary.concurrency or 0, turn, summary, cut=cut))
 

@@ -134,8 +134,8 @@ PRESETS = {
     ),
     "llama.cpp": Peer(
         "llama.cpp (llama-cpp-python's server)",
-        "{python} -m llama_cpp.server --model {gguf} --n_ctx 2048 --n_threads -1 --logits_all false --host 127.0.0.1 "
-        "--port {port}",
+        "{python} -m llama_cpp.server --model {gguf} --n_ctx 2048 --n_threads -1 --logits_all false "
+        "--interrupt_requests false --host 127.0.0.1 --port {port}",
         ("llama-cpp-python",),
         install=("llama-cpp-python[server]==0.3.36",),
         extra_body={"logit_bias": {"2": -100}},

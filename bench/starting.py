@@ -19,6 +19,8 @@ import psutil
 
 END_SECONDS = 10.0
 """Until a server that was asked to end is killed."""
+CRASH_SECONDS = 1.0
+"""Until one that crashed is gone."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Program:
         how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         said = [line for line in Path(self.log.name).read_text(errors="replace").splitlines() if line.strip()]
         return f"it ended {how}{f' ({said[-1].strip()[:200]})' if said else ''}"
+
+    def settle(self) -> None:
+        """Give it the moment that lies between a crash's broken connections and the end of the process."""
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(CRASH_SECONDS)
 
     def pause(self) -> None:
         """Take the processor from it: some servers spin while they have nothing to do."""
