@@ -3,7 +3,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: run test lint setup
+.PHONY: run test lint bench bench-measure setup
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
@@ -15,6 +15,16 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python bench/report.py $(ARGS)
+
+# takes long, and wants a machine that has nothing else to do
+bench-measure: setup
+	set -e; for script in compare overhead engine soak; do \
+		$(BIN)/python bench/$$script.py --json bench/results/$$script.json; \
+	done
+	$(BIN)/python bench/report.py
 
 setup: $(STAMP)
 

@@ -9,7 +9,6 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from aiohttp import web
@@ -167,6 +166,7 @@ class ChatStream:
             waiting=lambda: self.admission.waiting,
             sessions=lambda: len(self._memory),
         )
+        self.engine.on_step = self.metrics.step
         self.allow_metrics = allow_metrics
         self._loading: asyncio.Task[None] | None = None
 
@@ -260,7 +260,9 @@ class ChatStream:
             user_text=prompt.message,
             prompt_tokens=len(made.token_ids),
             ticket=ticket,
-            generate=lambda: DeltaStream(self._threads, functools.partial(self.engine.generate, made, params)),
+            generate=functools.partial(
+                DeltaStream, self._threads, functools.partial(self.engine.generate, made, params)
+            ),
             on_gap=self.metrics.gap,
             save=functools.partial(user.save, name, expected_number=loaded.number),
             retry_after=self.admission.retry_after,
@@ -335,7 +337,7 @@ class ChatStream:
 
     def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code
-        figures = {**asdict(turn.usage), **asdict(turn.timing)}
+        figures = {**turn.usage._asdict(), **turn.timing._asdict()}
         self.metrics.finished(reason, **figures)
         told = " ".join(f"{name}={value}" for name, value in figures.items())
         logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)

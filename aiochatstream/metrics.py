@@ -10,6 +10,8 @@ aiochatstream_request_queue_time_seconds                   histogram    accepted
 aiochatstream_time_to_first_token_seconds                  histogram    accepted until the first text
 aiochatstream_inter_token_latency_seconds                  histogram    gaps between pieces of text
 aiochatstream_e2e_request_latency_seconds                  histogram    accepted until the end
+aiochatstream_prefill_step_time_seconds                    histogram    forward passes that read a prompt
+aiochatstream_decode_step_time_seconds                     histogram    forward passes that make a token
 aiochatstream_sessions                                     gauge        conversations in the memory of this process
 aiochatstream_event_loop_lag_seconds                       histogram    how late the event loop wakes a sleeper
 ========================================================== ============ ==============================================
@@ -18,9 +20,16 @@ aiochatstream_event_loop_lag_seconds                       histogram    how late
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from aiochatstream.engines import StepKind
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -50,8 +59,13 @@ class Metrics:
         self._generation_tokens = self._counter("generation_tokens", "Tokens of answers.")
         self._queue_time = self._histogram("request_queue_time_seconds", "Accepted until the slot.", LONG)
         self._ttft = self._histogram("time_to_first_token_seconds", "Accepted until the first text.", LONG)
-        self._itl = self._histogram("inter_token_latency_seconds", "Gaps between pieces of text.", SHORT)
+        self._itl = _Gaps()
+        self._registry.register(self._itl)
         self._e2e = self._histogram("e2e_request_latency_seconds", "Accepted until the end.", LONG)
+        self._steps = {
+            "prefill": self._histogram("prefill_step_time_seconds", "Forward passes that read a prompt.", SHORT),
+            "decode": self._histogram("decode_step_time_seconds", "Forward passes that make a token.", SHORT),
+        }
         self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", SHORT)
 
     def refused(self, code: str) -> None:
@@ -61,6 +75,10 @@ class Metrics:
     def gap(self, seconds: float) -> None:
         """Two pieces of text came ``seconds`` apart."""
         self._itl.observe(seconds)
+
+    def step(self, kind: StepKind, seconds: float) -> None:
+        """The engine made a forward pass. Safe in any thread."""
+        self._steps[kind].observe(seconds)
 
     def finished(
         self,
@@ -103,3 +121,21 @@ class Metrics:
 
     def _histogram(self, name: str, says: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"aiochatstream_{name}", says, buckets=buckets, registry=self._registry)
+
+
+class _Gaps(Collector):
+    """A histogram for the event loop's thread alone, at a fifth of Histogram's cost: it is told of every piece."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(SHORT) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(SHORT, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        bounds = [*map(floatToGoString, SHORT), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        name = "aiochatstream_inter_token_latency_seconds"
+        yield HistogramMetricFamily(name, "Gaps between pieces of text.", buckets, self._sum)

@@ -7,12 +7,14 @@ of HTTP: it tells what happens as events, and is stopped by :meth:`RunningTurn.s
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aiochatstream.admission import Ticket
 from aiochatstream.conversation import AnswerState, Conversation, Turn
@@ -34,8 +36,7 @@ NOTICE_SECONDS = 0.2
 """How long it may take until it shows that the client of a running turn is gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens: read, of those not computed again, and written."""
 
     prompt_tokens: int
@@ -43,8 +44,7 @@ class Usage:
     completion_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """Seconds: in the queue, to the first text (None: there was none), and in all, since the request was accepted."""
 
     queue_s: float
@@ -72,6 +72,11 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class TimePassed:
+    """A tick of :meth:`RunningTurn.ticking`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The answer is over, saved, and its slot is free. Nothing follows."""
 
@@ -87,7 +92,7 @@ class Failed:
     error: ChatStreamError
 
 
-Event = Queued | Started | Text | Ended | Failed
+Event = Queued | Started | Text | TimePassed | Ended | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +102,7 @@ class Job:
     before: the conversation that stays where there is no answer.
     base: the conversation that the answer joins; other than ``before`` when an answer is made again.
     prompt_tokens: the prompt's length.
-    generate: starts the generation.
+    generate: starts the generation; hands each delta to the function that it is given.
     save: keeps a conversation.
     on_gap: told the seconds between two pieces of text.
     retry_after: whole seconds for the one who waited in vain.
@@ -108,7 +113,7 @@ class Job:
     user_text: str
     prompt_tokens: int
     ticket: Ticket
-    generate: Callable[[], DeltaStream]
+    generate: Callable[[Callable[[Delta], None]], DeltaStream]
     save: Callable[[Conversation], Awaitable[None]]
     on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
@@ -139,7 +144,8 @@ class RunningTurn:
         self._stop_reason: StopReason | None = None
         self._time_was_up = False
         self._finish_reason: FinishReason | None = None
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: deque[Event] = deque()
+        self._reader: asyncio.Future[None] | None = None
         self._job: Job | None = None
         self._stream: DeltaStream | None = None
 
@@ -172,7 +178,29 @@ class RunningTurn:
 
     async def next_event(self) -> Event:
         """What happens next; nothing comes after Ended or Failed. Safe to cancel: no event is lost."""
-        return await self._events.get()
+        while not self._events:
+            self._reader = self._loop.create_future()
+            await self._reader
+        return self._events.popleft()
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    @contextmanager
+    def ticking(self, seconds: float) -> Iterator[None]:
+        """In this block, a TimePassed comes among the events every so often."""
+
+        def tick() -> None:
+            self._tell(TimePassed())
+            timers.append(self._loop.call_later(seconds, tick))
+
+        timers = deque([self._loop.call_later(seconds, tick)], maxlen=1)
+        try:
+            yield
+        finally:
+            timers[0].cancel()
 
     def accept(self, job: Job) -> None:
         """Know what is to be done; :meth:`run` does it."""
@@ -203,7 +231,7 @@ class RunningTurn:
     def end(self, last: Event) -> None:
         """Tell of the end."""
         self.ended.set()
-        self._events.put_nowait(last)
+        self._tell(last)
 
     async def _conclude(self, job: Job, failure: Exception | None) -> Ended | Failed:
         """Save what is to be kept, and say how the turn ended."""
@@ -235,7 +263,7 @@ class RunningTurn:
         try:
             async with asyncio.timeout(job.max_queue_wait), aclosing(job.ticket.positions()) as positions:
                 async for position in positions:
-                    self._events.put_nowait(Queued(position))
+                    self._tell(Queued(position))
         except TimeoutError:
             detail = f"No slot became free within {job.max_queue_wait:g} seconds."
             raise TooManyRequests(detail, job.retry_after()) from None
@@ -244,27 +272,25 @@ class RunningTurn:
     async def _generate(self, job: Job) -> None:
         if self._stop_reason is not None:
             return
-        self._events.put_nowait(Started())
-        self._stream = job.generate()
+        self._tell(Started())
+        self._stream = job.generate(functools.partial(self._take, job.on_gap))
         limit = self._loop.call_later(job.max_answer, self._time_is_up)
         try:
-            async with aclosing(self._stream):
-                async for delta in self._stream:
-                    self._take(delta, job)
+            await self._stream.wait()
         finally:
             limit.cancel()
 
-    def _take(self, delta: Delta, job: Job) -> None:
+    def _take(self, on_gap: Callable[[float], None], delta: Delta) -> None:
         self._completion_tokens += len(delta.token_ids)
         if delta.text:
             now = self._loop.time()
             if self._last_text is None:
                 self._first_text = now
             else:
-                job.on_gap(now - self._last_text)
+                on_gap(now - self._last_text)
             self._last_text = now
             self.text += delta.text
-            self._events.put_nowait(Text(delta.text))
+            self._tell(Text(delta.text))
         self._finish_reason = delta.finish_reason or self._finish_reason
 
     def _time_is_up(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130
 SCHEMA_VERSION = 1
+ROOT = Path(__file__).parent.parent
+PATH = re.compile(r"""(?<![^\s=:,"'(\[])/[^/\s"',)\]]+(?:/[^/\s"',:)\]]+)+""")
+"""An absolute path within other text; what follows http:/ is none."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,27 @@ def progress(sentence: str, *, live: bool = False) -> None:
     print(f"{sentence:<100}" if over else sentence, end="\r" if over else "\n", file=sys.stderr, flush=True)
 
 
+def command(script: str) -> str:
+    """The command line as it was typed."""
+    return shlex.join(["python", f"bench/{script}.py", *sys.argv[1:]])
+
+
+def without_paths(text: str) -> str:
+    """``text`` without the absolute paths of this machine: as seen from this project, elsewhere the last name only."""
+
+    def shorten(found: re.Match[str]) -> str:
+        path = Path(found[0])
+        if not path.parent.exists():
+            return found[0]  # of a URL, or in a model's name
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+    return PATH.sub(shorten, text)
+
+
 def write_json(
     options: argparse.Namespace, script: str, results: Mapping[str, Any], *, interrupted: bool, **more: str
 ) -> None:
-    """Write ``--json``, where it was asked for."""
+    """Write ``--json``, where it was asked for. It is meant to be shown: no path of this machine is in it."""
     if options.json is None:
         return
     parameters = {name: value for name, value in vars(options).items() if name != "json"}
@@ -117,8 +139,10 @@ def write_json(
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "interrupted": interrupted,
+        "command": command(script),
         "parameters": parameters,
         "environment": {**environment(), **more},
         **results,
     }
-    options.json.write_text(json.dumps(report, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+    text = without_paths(json.dumps(report, ensure_ascii=False, indent=1, default=str))
+    options.json.write_text(text + "\n", encoding="utf-8")

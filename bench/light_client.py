@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from servers import MARK, Server
 
 MEDIA_TYPES = {"text": "text/plain", "sse": "text/event-stream"}
+STAMP = re.compile(rb"(\d{8,})" + MARK.encode())
 END = b"\r\n0\r\n\r\n"
 """The last chunk. No header and no piece of ours looks like it."""
 
@@ -27,6 +29,8 @@ class Tally:
     chunks: int = 0
     reads: int = 0
     wrong: str = ""
+    latencies: list[float] = field(default_factory=list)
+    """Seconds from where a piece was made to here, for pieces that tell."""
 
 
 class Client(asyncio.Protocol):
@@ -55,6 +59,8 @@ class Client(asyncio.Protocol):
             self.begun.set_result(None)
         self._tally.reads += 1
         self._seen += data.count(MARK.encode())
+        for made_ns in STAMP.findall(data):
+            self._tally.latencies.append((time.monotonic_ns() - int(made_ns)) / 1e9)
         self._tail = (self._tail + data[-len(END) :])[-len(END) :]
         if self._tail == END:
             self._ended()

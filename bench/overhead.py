@@ -17,17 +17,18 @@ from typing import Any, cast
 import aiohttp
 from common import FAILED, INTERRUPTED, OK, Spread, number, parser, progress, table, whole, write_json
 from light_client import MEDIA_TYPES, Client, Tally, check, connected, request_bytes
-from servers import Server, new_event_loop, started
+from servers import PACE_SECONDS, Server, new_event_loop, started
 
 from aiochatstream.bench.metrics import Distribution
 
-PARTS = ("answers", "memory", "lag")
+PARTS = ("answers", "latency", "memory", "lag")
+LATENCY_PIECES = 20
 PATIENCE = 60.0
 """Seconds until a measurement that does not come to its end is given up."""
 LAG_TOKENS = 64
 
 HELP = """\
-Three parts, each against servers in processes of their own on 127.0.0.1, all with uvloop where it is installed.
+Four parts, each against servers in processes of their own on 127.0.0.1, all with uvloop where it is installed.
 
 answers: an engine without a model yields --pieces pieces at once. The whole stack (session, admission, turn, stream)
 and a bare aiohttp handler that writes the same chunks one by one take turns (A B A B), with the same --clients clients,
@@ -40,6 +41,9 @@ let the event loop turn between its writes, so that uvloop sends them together: 
   client       share of one core that the client took: near 100 % it is the limit itself, and answers/s say too little
   ratio        ours over bare, pair by pair
 Shown is the median of the rounds, with the least and the most in parentheses.
+
+latency: from where a piece is made (in our server the engine's thread, in the bare one the handler) until the client
+has it, in milliseconds, while --clients clients each get a piece every 50 ms.
 
 memory: resident memory that a fresh server gains with --held clients, per client, in KiB: while they wait in the queue,
 while they hold a slot and have got their first piece (the thread of each included), and that of the bare handler.
@@ -91,6 +95,7 @@ class Results:
     """What is known so far."""
 
     rounds: dict[str, dict[str, list[Round]]] = field(default_factory=dict)
+    latency: dict[str, Distribution | None] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
     lag: dict[str, Distribution | None] = field(default_factory=dict)
 
@@ -108,14 +113,14 @@ class Results:
         if self.memory:
             rows = [(name, f"{kib:.1f}") for name, kib in self.memory.items()]
             parts.append(table(("memory", "KiB/client"), rows))
-        if self.lag:
-            head = ("event-loop lag, ms", "p50", "p99", "mean", "looks")
+        for title, measured in (("latency of a piece, ms", self.latency), ("event-loop lag, ms", self.lag)):
             rows = [
-                (name, f"{lag.p50 * 1e3:.2f}", f"{lag.p99 * 1e3:.2f}", f"{lag.mean * 1e3:.2f}", str(lag.count))
-                for name, lag in self.lag.items()
-                if lag is not None
+                (name, f"{told.p50 * 1e3:.2f}", f"{told.p99 * 1e3:.2f}", f"{told.mean * 1e3:.2f}", str(told.count))
+                for name, told in measured.items()
+                if told is not None
             ]
-            parts.append(table(head, rows))
+            if rows:
+                parts.append(table((title, "p50", "p99", "mean", "count"), rows))
         return "\n\n".join(parts) or "Nothing was measured."
 
     def _rows(self, wire_format: str) -> list[tuple[str, ...]]:
@@ -146,6 +151,7 @@ class Results:
                 }
                 for wire, sides in self.rounds.items()
             },
+            "latency_s": {name: as_dict(latency) for name, latency in self.latency.items()},
             "memory_kib_per_client": self.memory,
             "lag_s": {name: as_dict(lag) for name, lag in self.lag.items()},
         }
@@ -174,6 +180,28 @@ async def measure_answers(options: argparse.Namespace, results: Results) -> None
                     sides[side].append(
                         await measure_round(server, wire, options.pieces, options.clients, options.seconds)
                     )
+
+
+# Latency
+
+
+async def measure_latency(options: argparse.Namespace, results: Results) -> None:
+    pieces = ["--pieces", str(LATENCY_PIECES)]
+    for wire in MEDIA_TYPES:
+        slots = ["--slots", str(options.clients), "--queue", "100000"]
+        with started("paced", *pieces, *slots) as ours, started("bare-paced", *pieces, "--format", wire) as bare:
+            for side, server in {"ours": ours, "bare": bare}.items():
+                progress(f"latency, {wire}, {side}")
+                tally = Tally(LATENCY_PIECES)
+                async with connected(server, options.clients, request_bytes(wire), tally) as made:
+                    tally.deadline = time.perf_counter() + options.seconds
+                    for client in made:
+                        client.ask()
+                        await asyncio.sleep(PACE_SECONDS / options.clients)  # not all at one moment
+                    async with asyncio.timeout(options.seconds + PATIENCE):
+                        await asyncio.gather(*(client.done for client in made))
+                check(tally)
+                results.latency[f"{wire} {side}"] = Distribution.of(tally.latencies)
 
 
 # Memory
@@ -245,7 +273,7 @@ async def measure_lag(options: argparse.Namespace, results: Results) -> None:
 
 
 async def measure(options: argparse.Namespace, results: Results) -> None:
-    measured = {"answers": measure_answers, "memory": measure_memory, "lag": measure_lag}
+    measured = {"answers": measure_answers, "latency": measure_latency, "memory": measure_memory, "lag": measure_lag}
     for part in options.parts:
         await measured[part](options, results)
 
@@ -253,13 +281,17 @@ async def measure(options: argparse.Namespace, results: Results) -> None:
 def read_options() -> argparse.Namespace:
     made = parser("What the server itself costs, beside a bare aiohttp handler.", HELP)
     made.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
-    made.add_argument("--clients", type=whole(1, 4096), default=64, metavar="N", help="at once, for answers (64)")
+    made.add_argument(
+        "--clients", type=whole(1, 4096), default=64, metavar="N", help="at once, for answers and latency (64)"
+    )
     made.add_argument("--pieces", type=whole(1, 100_000), default=200, metavar="N", help="of an answer (200)")
     made.add_argument(
         "--slots", type=whole(1, 1024), metavar="N", help="answers that our server makes at a time (default: --clients)"
     )
     made.add_argument("--rounds", type=whole(1, 1000), default=5, metavar="N", help="of each side (5)")
-    made.add_argument("--seconds", type=number(0.1, 3600), default=2.0, metavar="S", help="of a round, of lag (2)")
+    made.add_argument(
+        "--seconds", type=number(0.1, 3600), default=2.0, metavar="S", help="of a round, of latency and lag (2)"
+    )
     made.add_argument("--held", type=whole(1, 1023), default=1000, metavar="N", help="clients, for memory (1000)")
     options = made.parse_args()
     if options.slots is None and options.clients > 1024:

@@ -35,6 +35,12 @@ LAG_STEP = 0.005
 MARK = "~"
 """Stands once in each piece of an answer, so that a client can count pieces by counting bytes."""
 PIECE = f"word{MARK} "
+PACE_SECONDS = 0.05
+"""Between two pieces of an answer that is not made at once."""
+
+ENGINES = ("pieces", "paced", "hold", "words")
+BARE = ("bare", "bare-at-once", "bare-paced", "bare-hold")
+"""At once: the event loop does not turn between two chunks."""
 
 Messages = list[dict[str, str]]
 
@@ -111,13 +117,23 @@ def engine(kind: str, pieces: int) -> Any:
         threading.Event().wait()  # until the process ends
         yield ""
 
+    def paced(messages: Messages, params: GenerationParams) -> Iterator[str]:
+        for _ in range(pieces):
+            time.sleep(PACE_SECONDS)
+            yield stamped()
+
     def words(messages: Messages, params: GenerationParams) -> Iterator[str]:
         """Echoes, a word each millisecond."""
         for number in range(pieces):
             time.sleep(0.001)
             yield f"{messages[-1]['content']} " if number == 0 else f"{number} "
 
-    return {"pieces": at_once, "hold": hold, "words": words}[kind]
+    return {"pieces": at_once, "hold": hold, "paced": paced, "words": words}[kind]
+
+
+def stamped() -> str:
+    """A piece that tells when it was made: a clock that all processes of a machine share, in ns."""
+    return f"{time.monotonic_ns()}{MARK} "
 
 
 def bare_chunks(wire_format: str, pieces: int) -> list[bytes]:
@@ -139,11 +155,8 @@ def bare_chunks(wire_format: str, pieces: int) -> list[bytes]:
     ]
 
 
-def bare(wire_format: str, pieces: int, *, hold: bool, at_once: bool) -> web.Application:
-    """The least that aiohttp can do: read the request, write each chunk.
-
-    :param at_once: do not let the event loop turn between two chunks; uvloop then sends them all in one system call.
-    """
+def bare(wire_format: str, pieces: int, kind: str) -> web.Application:
+    """The least that aiohttp can do: read the request, write each chunk."""
     chunks = bare_chunks(wire_format, pieces)
     content_type = {"text": "text/plain", "sse": "text/event-stream"}[wire_format]
 
@@ -152,10 +165,13 @@ def bare(wire_format: str, pieces: int, *, hold: bool, at_once: bool) -> web.App
         response = web.StreamResponse(headers={"Content-Type": f"{content_type}; charset=utf-8"})
         await response.prepare(request)
         for chunk in chunks:
+            if kind == "bare-paced":
+                await asyncio.sleep(PACE_SECONDS)
+                chunk = chunk.replace(PIECE.encode(), stamped().encode())
             await response.write(chunk)
-            if hold:
+            if kind == "bare-hold":
                 await asyncio.Event().wait()
-            if not at_once:
+            if kind != "bare-at-once":
                 await asyncio.sleep(0)
         await response.write_eof()
         return response
@@ -217,9 +233,7 @@ class LoopLag:
 async def serve(options: argparse.Namespace) -> None:
     chat_stream: ChatStream | None = None
     if options.kind.startswith("bare"):
-        app = bare(
-            options.format, options.pieces, hold=options.kind == "bare-hold", at_once=options.kind == "bare-at-once"
-        )
+        app = bare(options.format, options.pieces, options.kind)
     else:
         app, chat_stream = chatting(options)
     if options.kind == "model":
@@ -249,7 +263,7 @@ async def stdin_ends() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["pieces", "hold", "words", "model", "bare", "bare-at-once", "bare-hold"])
+    parser.add_argument("kind", choices=[*ENGINES, "model", *BARE])
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--queue", type=int, default=5)
     parser.add_argument("--pieces", type=int, default=200)

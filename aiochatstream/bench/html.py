@@ -18,7 +18,7 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max
 h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.2em; margin-top: 2em; border-top: 1px solid #ccc;
   padding-top: 1em }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 1em; margin-top: 1em }
-svg { width: 100%; border: 1px solid #ddd }
+svg { width: 100%; height: auto; border: 1px solid #ddd }
 table { border-collapse: collapse; margin: .6em 2em .6em 0; font-size: 14px }
 th { text-align: left; font-weight: 600 } th, td { padding: 2px 12px 2px 0; border-bottom: 1px solid #eee;
   vertical-align: top }

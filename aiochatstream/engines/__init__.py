@@ -1,7 +1,7 @@
 """How text is made."""
 
-from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt
+from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt, StepKind
 from aiochatstream.engines.function import FunctionEngine, TextFunction
 from aiochatstream.engines.stream import DeltaStream
 
-__all__ = ["Delta", "DeltaStream", "Engine", "FinishReason", "FunctionEngine", "Prompt", "TextFunction"]
+__all__ = ["Delta", "DeltaStream", "Engine", "FinishReason", "FunctionEngine", "Prompt", "StepKind", "TextFunction"]

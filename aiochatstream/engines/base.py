@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from aiochatstream.params import GenerationParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+StepKind = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,9 @@ class Engine(ABC):
 
     max_context_len: int | None = None
     """The most tokens that prompt and answer may have together, where the engine knows."""
+
+    on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
+    """To be told of each forward pass, in any thread: its kind and the seconds that it took. Set by ChatStream."""
 
     loads_slowly = False
     """True lets the application start while :meth:`load` still runs; requests then get 503 ``starting``."""

@@ -12,6 +12,8 @@ class StopStrings:
 
     def push(self, text: str) -> tuple[str, bool]:
         """Add text; return what may be shown now, and whether a stop string was met (then nothing is held)."""
+        if not self._stops:
+            return text, False
         text = self._held + text
         met = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if met:

@@ -1,4 +1,4 @@
-"""From a blocking generator in a worker thread to an async iterator on the event loop."""
+"""From a blocking generator in a worker thread to the event loop."""
 
 from __future__ import annotations
 
@@ -13,41 +13,36 @@ from aiochatstream.engines.base import Delta
 
 
 class DeltaStream:
-    """Runs ``start()`` (a blocking generator of deltas) in ``executor`` and hands its deltas over.
+    """Runs ``start()`` (a blocking generator of deltas) in ``executor`` and calls ``take(delta)`` on the event loop.
 
-    An async iterator. The thread never waits for its reader: what is not yet read is buffered, at most one answer.
-    :meth:`cancel` stops the generator at its next step. The iterator ends, or raises what the generator raised, only
-    after the thread has really stopped.
+    The thread never waits for the loop: what is not yet taken is buffered, at most one answer. :meth:`cancel` stops the
+    generator at its next step. :meth:`wait` returns, or raises what the generator raised, when all deltas were taken
+    and the thread has really stopped.
     """
 
-    def __init__(self, executor: Executor, start: Callable[[], Generator[Delta, None, None]]) -> None:
+    def __init__(
+        self, executor: Executor, start: Callable[[], Generator[Delta, None, None]], take: Callable[[Delta], None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._take = take
         self._buffer: deque[Delta] = deque()
-        self._readable = asyncio.Event()
+        self._due = False
         self._cancelled = threading.Event()
         self._work = self._loop.run_in_executor(executor, self._run, start)
-        self._work.add_done_callback(lambda _: self._readable.set())
-
-    def __aiter__(self) -> DeltaStream:
-        return self
-
-    async def __anext__(self) -> Delta:
-        while not self._buffer:
-            if self._work.done():
-                self._work.result()
-                raise StopAsyncIteration
-            self._readable.clear()
-            await self._readable.wait()
-        return self._buffer.popleft()
 
     def cancel(self) -> None:
         """Stop within one step. Safe at any time and from any thread."""
         self._cancelled.set()
 
-    async def aclose(self) -> None:
-        """Cancel, and return when the thread has really stopped."""
-        self.cancel()
-        await asyncio.wait({self._work})
+    async def wait(self) -> None:
+        """Return when the thread has really stopped; cancelled, stop it first. Raises what the generator raised."""
+        try:
+            await asyncio.wait({self._work})
+        except asyncio.CancelledError:
+            self.cancel()
+            await asyncio.wait({self._work})
+            raise
+        self._work.result()
 
     def _run(self, start: Callable[[], Generator[Delta, None, None]]) -> None:
         try:
@@ -64,11 +59,15 @@ class DeltaStream:
                 delta = next(steps, None)
                 if delta is None:
                     return
-                if delta != Delta():
-                    self._loop.call_soon_threadsafe(self._hand_over, delta)
+                if delta.text or delta.token_ids or delta.finish_reason:
+                    self._buffer.append(delta)
+                    if not self._due:  # one call for all that come before the loop gets to it
+                        self._due = True
+                        self._loop.call_soon_threadsafe(self._hand_over)
         finally:
             steps.close()
 
-    def _hand_over(self, delta: Delta) -> None:
-        self._buffer.append(delta)
-        self._readable.set()
+    def _hand_over(self) -> None:
+        self._due = False
+        while self._buffer:
+            self._take(self._buffer.popleft())

@@ -10,20 +10,23 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from aiochatstream.params import WireFormat
 from aiochatstream.sessions import UserSession
-from aiochatstream.turns import Ended, Event, Failed, Queued, RunningTurn, Started, Text
+from aiochatstream.turns import Ended, Event, Failed, Queued, RunningTurn, Started, Text, TimePassed
 from aiochatstream.web.errors import error_body
 from aiochatstream.web.json import COMMON_HEADERS, dumps, json_response
 from aiochatstream.web.presence import is_gone
 
 HEARTBEAT_SECONDS = 15.0
 """A silent event stream gets a comment line this often, so that proxies keep it open."""
+
+BUFFER_BYTES = 1 << 14
+"""A write that leaves less than this in the transport's buffer never waits: it is asyncio's low-water mark."""
 
 MEDIA_TYPES: dict[str, WireFormat] = {
     "text/plain": "text",
@@ -95,8 +98,13 @@ class Exchange:
     async def write(self, content_type: str, text: str) -> None:
         """Send ``text``. Raises TimeoutError when the client takes nothing for too long."""
         response = await self.open(content_type)
-        async with asyncio.timeout(self.write_timeout):
-            await response.write(text.encode())
+        data = text.encode()
+        transport = self.request.transport
+        if transport is not None and transport.get_write_buffer_size() + len(data) < BUFFER_BYTES:
+            await response.write(data)  # cannot wait; a timeout for each piece would cost more than the piece
+        else:
+            async with asyncio.timeout(self.write_timeout):
+                await response.write(data)
 
     async def finish(self, content_type: str) -> web.StreamResponse:
         """Send the end of the body. Raises TimeoutError as :meth:`write`."""
@@ -137,32 +145,32 @@ async def write_text(exchange: Exchange) -> web.StreamResponse:
 async def write_sse(exchange: Exchange) -> web.StreamResponse:
     """An event for everything that happens. The headers go out at once, so that queue positions can be shown."""
     await exchange.open("text/event-stream")
-    while True:
-        try:
-            async with asyncio.timeout(HEARTBEAT_SECONDS):
-                event = await exchange.turn.next_event()
-        except TimeoutError:
-            await exchange.write("text/event-stream", ": still here\n\n")
-            continue
-        name, data = sse_event(exchange.turn, event)
-        await exchange.write("text/event-stream", f"event: {name}\ndata: {dumps(data)}\n\n")
-        if isinstance(event, Ended | Failed):
-            return await exchange.finish("text/event-stream")
+    with exchange.turn.ticking(HEARTBEAT_SECONDS):
+        while True:
+            event = await exchange.turn.next_event()
+            await exchange.write("text/event-stream", sse_event(exchange.turn, event))
+            if isinstance(event, Ended | Failed):
+                return await exchange.finish("text/event-stream")
 
 
-def sse_event(turn: RunningTurn, event: Event) -> tuple[str, dict[str, Any]]:
-    """The name and data of ``event`` on the wire."""
+def sse_event(turn: RunningTurn, event: Event) -> str:
+    """``event`` on the wire."""
+    name: str
+    data: dict[str, Any]
     match event:
+        case Text(text):  # most of them by far
+            return f'event: delta\ndata: {{"text":{dumps(text)}}}\n\n'
+        case TimePassed():
+            return ": still here\n\n"
         case Queued(position):
-            return "queued", {"position": position}
+            name, data = "queued", {"position": position}
         case Started():
-            return "start", {"message_id": turn.message_id}
-        case Text(text):
-            return "delta", {"text": text}
+            name, data = "start", {"message_id": turn.message_id}
         case Ended():
-            return "done", {"message_id": turn.message_id, **summary(event)}
+            name, data = "done", {"message_id": turn.message_id, **summary(event)}
         case Failed(error):
-            return "error", {"error": error_body(error)}
+            name, data = "error", {"error": error_body(error)}
+    return f"event: {name}\ndata: {dumps(data)}\n\n"
 
 
 async def write_json(exchange: Exchange) -> web.StreamResponse:
@@ -179,7 +187,7 @@ async def write_json(exchange: Exchange) -> web.StreamResponse:
 
 def summary(ended: Ended) -> dict[str, Any]:
     """What there is to tell of an answer besides its text."""
-    return {"finish_reason": ended.finish_reason, "usage": asdict(ended.usage), "timing": asdict(ended.timing)}
+    return {"finish_reason": ended.finish_reason, "usage": ended.usage._asdict(), "timing": ended.timing._asdict()}
 
 
 WRITERS: dict[WireFormat, Callable[[Exchange], Awaitable[web.StreamResponse]]] = {

@@ -116,3 +116,10 @@ def test_a_request_is_drawn_in_phases() -> None:
 def test_cumulative_shares() -> None:
     assert plots.cumulative([0.002, 0.001]) == [(1.0, 0.0), (1.0, 50.0), (2.0, 100.0), (2.0, 100.0)]
     assert plots.cumulative([]) == []
+
+
+def test_a_logarithmic_axis_lies_between_round_values() -> None:
+    assert Axis.powers("", [60, 700]).ticks == pytest.approx([50, 100, 200, 500, 1000])
+    assert Axis.powers("", [0.02]).ticks == pytest.approx([0.02, 0.05])
+    assert Axis.powers("", [1, 100]).ticks == pytest.approx([1, 2, 5, 10, 20, 50, 100])
+    assert Axis.powers("", [10, 1000]).place(100) == pytest.approx(0.5)

@@ -26,10 +26,18 @@ def counting(steps: int) -> Generator[Delta, None, None]:
         yield Delta(f"{number} ", (number,))
 
 
+class Stream(DeltaStream):
+    """Keeps what it was told in ``taken``."""
+
+    def __init__(self, threads: ThreadPoolExecutor, start: Callable[[], Generator[Delta, None, None]]) -> None:
+        self.taken: list[Delta] = []
+        super().__init__(threads, start, self.taken.append)
+
+
 async def test_deltas_arrive_in_order_and_all_of_them(threads: ThreadPoolExecutor) -> None:
-    stream = DeltaStream(threads, lambda: counting(2000))
-    assert [delta async for delta in stream] == list(counting(2000))
-    assert [delta async for delta in stream] == []
+    stream = Stream(threads, lambda: counting(2000))
+    await stream.wait()
+    assert stream.taken == list(counting(2000))
 
 
 async def test_an_exception_arrives_after_the_deltas_before_it(threads: ThreadPoolExecutor) -> None:
@@ -37,11 +45,10 @@ async def test_an_exception_arrives_after_the_deltas_before_it(threads: ThreadPo
         yield from counting(3)
         raise ZeroDivisionError("the engine broke")
 
-    stream = DeltaStream(threads, failing)
-    assert [await anext(stream) for _ in range(3)] == list(counting(3))
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError, match="the engine broke"):
-            await anext(stream)
+    stream = Stream(threads, failing)
+    with pytest.raises(ZeroDivisionError, match="the engine broke"):
+        await stream.wait()
+    assert stream.taken == list(counting(3))
 
 
 async def test_what_fails_before_the_first_step_arrives_too(threads: ThreadPoolExecutor) -> None:
@@ -49,7 +56,7 @@ async def test_what_fails_before_the_first_step_arrives_too(threads: ThreadPoolE
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await anext(DeltaStream(threads, broken))
+        await Stream(threads, broken).wait()
 
 
 async def test_deltas_that_say_nothing_do_not_cross(threads: ThreadPoolExecutor) -> None:
@@ -60,7 +67,24 @@ async def test_deltas_that_say_nothing_do_not_cross(threads: ThreadPoolExecutor)
             yield Delta()
             yield delta
 
-    assert [delta async for delta in DeltaStream(threads, mixed)] == telling
+    stream = Stream(threads, mixed)
+    await stream.wait()
+    assert stream.taken == telling
+
+
+async def test_each_step_arrives_while_the_next_is_made(threads: ThreadPoolExecutor) -> None:
+    permits = threading.Semaphore(0)
+
+    def stepping() -> Generator[Delta, None, None]:
+        for delta in counting(3):
+            yield delta
+            assert permits.acquire(timeout=PATIENCE)
+
+    stream = Stream(threads, stepping)
+    for number in range(3):
+        await until(lambda expected=number + 1: len(stream.taken) == expected)
+        permits.release()
+    await stream.wait()
 
 
 async def test_cancel_stops_within_one_step(threads: ThreadPoolExecutor) -> None:
@@ -73,13 +97,12 @@ async def test_cancel_stops_within_one_step(threads: ThreadPoolExecutor) -> None
             yield Delta("x")
             permits.acquire()
 
-    stream = DeltaStream(threads, stepping)
-    await anext(stream)
+    stream = Stream(threads, stepping)
+    await until(lambda: bool(stream.taken))
     stream.cancel()
     for _ in range(50):
         permits.release()
-    async for _ in stream:
-        pass
+    await stream.wait()
     assert len(steps) <= 2
 
 
@@ -91,13 +114,14 @@ async def test_cancel_may_come_from_any_thread_at_any_time_and_again(threads: Th
         assert cancelled.wait(PATIENCE)
         yield from counting(100)
 
-    stream = DeltaStream(threads, waiting)
-    await anext(stream)
+    stream = Stream(threads, waiting)
+    await until(lambda: bool(stream.taken))
     await asyncio.to_thread(stream.cancel)
     cancelled.set()
-    assert len([delta async for delta in stream]) <= 1
+    await stream.wait()
+    assert len(stream.taken) <= 2
     stream.cancel()
-    assert [delta async for delta in stream] == []
+    await stream.wait()
 
 
 async def test_cancelled_before_its_thread_is_free_it_never_begins(threads: ThreadPoolExecutor) -> None:
@@ -109,12 +133,12 @@ async def test_cancelled_before_its_thread_is_free_it_never_begins(threads: Thre
         steps.append(1)
         yield Delta("x")
 
-    stream = DeltaStream(threads, noting)
+    stream = Stream(threads, noting)
     stream.cancel()
     free.set()
-    assert [delta async for delta in stream] == []
+    await stream.wait()
     assert busy.result()
-    assert steps == []
+    assert steps == stream.taken == []
 
 
 @pytest.mark.parametrize("error", [StopIteration("x"), SystemExit("x"), KeyboardInterrupt("x")])
@@ -133,10 +157,10 @@ async def test_what_would_mean_something_else_on_the_event_loop_arrives_as_an_er
         return Raising()
 
     with pytest.raises(RuntimeError, match=rf"The engine raised {type(error).__name__}\('x'\)"):
-        await anext(DeltaStream(threads, failing))
+        await Stream(threads, failing).wait()
 
 
-@pytest.mark.parametrize("end", ["exhausted", "failed", "cancelled", "closed"])
+@pytest.mark.parametrize("end", ["exhausted", "failed", "cancelled", "given up"])
 async def test_it_ends_only_after_the_thread_has_stopped(threads: ThreadPoolExecutor, end: str) -> None:
     may_go_on, closing, may_close = threading.Event(), threading.Event(), threading.Event()
     closed = []
@@ -154,44 +178,42 @@ async def test_it_ends_only_after_the_thread_has_stopped(threads: ThreadPoolExec
             assert may_close.wait(PATIENCE)
             closed.append(True)
 
-    async def read() -> None:
-        if end == "closed":
-            await stream.aclose()
-        else:
-            async for _ in stream:
-                pass
-
     generator = steps()  # kept here, so that only closing it can run its end
-    stream = DeltaStream(threads, lambda: generator)
-    await anext(stream)
+    stream = Stream(threads, lambda: generator)
+    await until(lambda: bool(stream.taken))
     if end == "cancelled":
         stream.cancel()
-    reader = asyncio.create_task(read())
+    waiter = asyncio.create_task(stream.wait())
     await asyncio.sleep(0)
+    if end == "given up":
+        waiter.cancel()
+        await asyncio.sleep(0)
     may_go_on.set()
     await until(closing.is_set)
     for _ in range(10):
         await asyncio.sleep(0)
-    assert not reader.done()
+    assert not waiter.done()
     may_close.set()
-    if end == "failed":
-        with pytest.raises(ZeroDivisionError):
-            await reader
+    if end in ("failed", "given up"):
+        with pytest.raises(ZeroDivisionError if end == "failed" else asyncio.CancelledError):
+            await waiter
     else:
-        await reader
+        await waiter
     assert closed == [True]
 
 
-async def test_a_slow_reader_does_not_hold_the_generator(threads: ThreadPoolExecutor) -> None:
+async def test_a_loop_that_is_busy_does_not_hold_the_generator(threads: ThreadPoolExecutor) -> None:
     finished = threading.Event()
 
     def steps() -> Generator[Delta, None, None]:
         yield from counting(1000)
         finished.set()
 
-    stream = DeltaStream(threads, steps)
-    await until(finished.is_set)
-    assert [delta async for delta in stream] == list(counting(1000))
+    stream = Stream(threads, steps)
+    assert finished.wait(PATIENCE)  # the loop stands still
+    assert stream.taken == []
+    await stream.wait()
+    assert stream.taken == list(counting(1000))
 
 
 MESSAGES = [{"role": "user", "content": "Hi"}]

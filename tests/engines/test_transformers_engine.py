@@ -171,6 +171,13 @@ def test_between_the_pieces_of_a_prompt_there_is_a_step_to_cancel_at(
     assert [len(delta.token_ids) for delta in deltas[pieces:]] == [1, 1]
 
 
+def test_each_forward_pass_is_told_of(tiny_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr(tiny_engine, "on_step", lambda kind, seconds: steps.append(kind))
+    deltas_of(tiny_engine, some_ids(PREFILL_TOKENS + 5), max_new_tokens=3, ignore_eos=True)
+    assert steps == ["prefill", "prefill", "decode", "decode"]
+
+
 def test_the_same_seed_gives_the_same_answer_and_others_differ(tiny_engine: TransformersEngine) -> None:
     ids = some_ids(20)
     first, again, other = (answer(tiny_engine, ids, temperature=1.5, seed=seed) for seed in (7, 7, 8))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
 from tests.helpers import Client, echo, until
 
 
@@ -52,6 +53,24 @@ async def test_what_happened_is_counted(start: Any, stepper: Any, client_of: Any
     assert now["e2e_request_latency_seconds_count"] == 3
     assert now["time_to_first_token_seconds_count"] == 2
     assert now["inter_token_latency_seconds_count"] == 4
+
+
+class Stepping(Engine):
+    """Tells of one prefill step and two decode steps an answer."""
+
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
+        self.on_step("prefill", 0.5)
+        self.on_step("decode", 0.02)
+        self.on_step("decode", 0.03)
+        yield Delta("text", (1,), "stop")
+
+
+async def test_the_engines_steps_are_measured(start: Any, client_of: Any) -> None:
+    client = client_of(await start(ChatStream(engine=Stepping())))
+    await client.say("Hello")
+    now = await figures(client)
+    assert (now["prefill_step_time_seconds_count"], now["prefill_step_time_seconds_sum"]) == (1, 0.5)
+    assert (now["decode_step_time_seconds_count"], now["decode_step_time_seconds_sum"]) == (2, 0.05)
 
 
 async def test_the_event_loops_lag_is_measured(start: Any, client_of: Any) -> None:

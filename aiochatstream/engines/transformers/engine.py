@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ class TransformersEngine(Engine):
     def _forward(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Read ``ids`` [1, n] after what is in ``cache``; return the last position's logits [1, vocabulary]."""
         with self._forward_pass:
+            start = time.perf_counter()
             output = self._model(input_ids=ids, past_key_values=cache, **self._forward_options)
+            self.on_step("prefill" if ids.shape[1] > 1 else "decode", time.perf_counter() - start)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 

@@ -1,0 +1,420 @@
+"""bench/report.py as a user runs it, on JSON made by hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.processes import END_PATIENCE, PYTHON, ROOT
+
+RESULTS = ROOT / "bench" / "results"
+NAMES = ("compare", "overhead", "engine", "soak")
+TEXT = "{http://www.w3.org/2000/svg}text"
+
+
+def times(p50: float) -> dict[str, float]:
+    return {"count": 4, "mean": p50, "p50": p50, "p90": p50 * 2, "p95": p50 * 3, "p99": p50 * 4}
+
+
+def compared(server: str, concurrency: int, rate: float, ttft: float | None, **more: int) -> dict[str, Any]:
+    """One round; 64 tokens an answer."""
+    return {
+        "server": server,
+        "concurrency": concurrency,
+        "round": 0,
+        "requests": 8,
+        "ok": 8,
+        "refused": 0,
+        "failed": 0,
+        "took_s": 10.0,
+        "output_tokens_per_s": rate,
+        "requests_per_s": rate / 64,
+        "ttft_s": None if ttft is None else times(ttft),
+        "tpot_s": None if ttft is None else times(0.05),
+        "itl_s": None if ttft is None else times(0.04),
+        "e2e_s": None if ttft is None else times(2.0),
+        "answer_tokens_mean": None if ttft is None else 64.0,
+        "client_cpu": 0.25,
+    } | more
+
+
+COMPARE = {
+    "servers": [
+        {
+            "name": "ours",
+            "title": "aiochatstream",
+            "protocol": "sse",
+            "versions": {"torch": "9.8"},
+            "command": "aiochatstream serve {model}",
+            "note": "two | slots",
+            "measured": True,
+            "reason": None,
+        },
+        {
+            "name": "other",
+            "title": "Other <server>",
+            "protocol": "openai",
+            "versions": {},
+            "command": "other serve",
+            "note": "",
+            "measured": True,
+            "reason": None,
+        },
+        {
+            "name": "gone",
+            "title": "Gone",
+            "protocol": "openai",
+            "versions": None,
+            "command": "gone serve",
+            "note": "",
+            "measured": False,
+            "reason": "It is not installed.",
+        },
+    ],
+    "rounds": [
+        compared("ours", 1, 10.0, 0.1),
+        compared("other", 1, 32.0, 0.2),
+        compared("ours", 1, 40.0, 0.3),
+        compared("other", 1, 32.0, 0.2),
+        compared("ours", 1, 20.0, 0.2),
+        compared("ours", 4, 64.0, 1.0, ok=5, refused=2, failed=1),
+        compared("ours", 4, 64.0, 1.0, ok=7, refused=1),
+        compared("other", 4, 0.0, None, ok=0, failed=8),
+    ],
+    "ratios": [
+        {
+            "server": "other",
+            "baseline": "ours",
+            "concurrency": 1,
+            "metric": "output_tokens_per_s",
+            "median": 2.0,
+            "low": 0.8,
+            "high": 3.2,
+            "pairs": [3.2, 0.8],
+        },
+        {
+            "server": "other",
+            "baseline": "ours",
+            "concurrency": 1,
+            "metric": "some_other_metric",
+            "median": 1.335,
+            "low": 0.667,
+            "high": 2.0,
+            "pairs": [2.0, 0.667],
+        },
+    ],
+}
+
+
+def round_of(answers: float, cpu: float, **more: float) -> dict[str, float]:
+    return {
+        "answers_per_s": answers,
+        "chunks_per_s": answers * 200,
+        "cpu_us_per_chunk": cpu,
+        "reads_per_answer": 50.0,
+        "client_cpu": 0.2,
+    } | more
+
+
+OVERHEAD = {
+    "answers": {
+        "text": {
+            "rounds": {
+                "ours": [round_of(10.0, 20.0, first_ms=1.5), round_of(30.0, 30.0, first_ms=2.5)],
+                "bare": [round_of(40.0, 5.0, first_ms=0.5), round_of(40.0, 5.0, first_ms=0.5)],
+                "chatstream": [round_of(5.0, 40.0, first_ms=9.0), round_of(5.0, 40.0, first_ms=9.0)],
+            },
+        },
+        "sse": {"rounds": {"ours": [], "bare": []}},
+    },
+    "memory_kib_per_client": {"waiting": 12.34, "chatstream": 99.0},
+    "lag_s": {"idle": times(0.001), "generating": None},
+    "added_latency_s": {"ours": times(0.002)},
+}
+
+
+def row(part: str, at: str, unit: str, engine: float, plain: float) -> dict[str, Any]:
+    return {
+        "part": part,
+        "at": at,
+        "unit": unit,
+        "engine": [engine],
+        "plain": [plain],
+        "engine_spread": {"median": engine, "low": engine - 1, "high": engine + 1},
+        "plain_spread": {"median": plain, "low": plain, "high": plain},
+        "ratio": {"median": engine / plain, "low": engine / plain, "high": engine / plain},
+    }
+
+
+ENGINE = {
+    "weight_bytes": 256 * 2**20,
+    "bandwidth_bytes_per_s": 32e9,
+    "floor_ms": 8.0,
+    "rows": [
+        row("prefill", "64 tokens", "tokens/s", 900.0, 300.0),
+        row("decode", "after 32 tokens", "ms/step", 20.0, 40.0),
+        row("decode", "after 512 tokens", "ms/step", 24.0, 48.0),
+        row("threads", "2 at once", "tokens/s", 50.0, 25.0),
+        row("turns", "128 tokens before", "ms to first token", 30.0, 300.0),
+        row("something new", "here", "pints", 2.0, 4.0),
+    ],
+}
+
+SOAK = {
+    "verdict": {
+        "holds": False,
+        "checks": [
+            {"name": "gauges", "measured": 0, "limit": 0, "detail": "", "word": "ok"},
+            {"name": "memory", "measured": 1234.4, "limit": 512.0, "detail": "KiB per 1,000", "word": "FAILED"},
+            {"name": "threads", "measured": None, "limit": 5, "detail": "", "word": "not measured"},
+        ],
+    },
+    "requests": 12345,
+    "actions": {"abort early": 5, "turn": 3000},
+    "outcomes": {"completed": 2990, "refused": 10},
+    "faults": ["turn: HTTP 500"],
+    "samples": [{"requests": 10, "rss": 60 * 2**20}, {"requests": 100, "rss": 70 * 2**20}],
+}
+
+MADE = {"compare": COMPARE, "overhead": OVERHEAD, "engine": ENGINE, "soak": SOAK}
+
+
+def put(folder: Path, name: str, **more: Any) -> None:
+    told = {
+        "schema": f"aiochatstream-bench-{name}",
+        "schema_version": 1,
+        "created": "2026-01-02T03:04:05+00:00",
+        "interrupted": False,
+        "command": f"python bench/{name}.py --rounds 3",
+        "parameters": {"rounds": 3, "parts": ["a", "b"], "model": None},
+        "environment": {"cpu": "Abacus", "cores": 2, "load_average": [0.5, 1, 2.25], "system": "Os", "python": "3.99"},
+    }
+    (folder / f"{name}.json").write_text(json.dumps(told | MADE[name] | more))
+
+
+def report(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PYTHON, str(ROOT / "bench" / "report.py"), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=END_PATIENCE,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".md", ".svg")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With all four files, and the page made from them."""
+    made = tmp_path_factory.mktemp("results")
+    for name in NAMES:
+        put(made, name)
+    ran = report(made)
+    assert ran.returncode == 0, ran.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def lines(folder: Path) -> list[str]:
+    return (folder / "README.md").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        # ours at 1: 10, 40 and 20 tokens/s; 20 / 64 = 0.3125 requests/s; TTFT 0.1, 0.3 and 0.2 s, p99 four times that
+        "| aiochatstream | 1 | 20.0 (10.0-40.0) | 0.31 | 200.0 | 800.0 | 50.0 | 40.0 | 2,000.0 | 64.0 | 3 |  |",
+        "| Other &lt;server> | 1 | 32.0 (32.0-32.0) | 0.50 | 200.0 | 800.0 | 50.0 | 40.0 | 2,000.0 | 64.0 | 2 |  |",
+        "| aiochatstream | 4 | 64.0 (64.0-64.0) | 1.00 | 1,000.0 | 4,000.0 | 50.0 | 40.0 | 2,000.0 | 64.0 | 2 "
+        "| 3 refused, 1 failed of 16 |",
+        "| Other &lt;server> | 4 | - | 0.00 | - | - | - | - | - | - | 1 | 8 failed of 8 |",
+        "| server / baseline | users | output tokens/s | some_other_metric | pairs |",
+        "| Other &lt;server> / aiochatstream | 1 | 2.00 (0.80-3.20) | 1.33 (0.67-2.00) | 2 |",
+        "**aiochatstream** (protocol sse, torch 9.8): two \\| slots",
+        "**Gone** (protocol openai): not measured. It is not installed.",
+        "The load generator took at most 25% of a core.",
+    ],
+)
+def test_compare_shows_the_figures_of_the_json(lines: list[str], line: str) -> None:
+    assert line in lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "| format | server | answers/s | pieces/s | CPU, µs/piece | reads/answer | client, cores | first ms "
+        "| ours / it, answers/s | ours / it, CPU | rounds |",
+        "| text | ours | 20.0 (10.0-30.0) | 4,000 (2,000-6,000) | 25.0 (20.0-30.0) | 50 (50-50) | 0.20 (0.20-0.20) "
+        "| 2.00 (1.50-2.50) | - | - | 2 |",
+        # pairs: 10 / 40 and 30 / 40; 20 / 5 and 30 / 5
+        "| text | bare | 40.0 (40.0-40.0) | 8,000 (8,000-8,000) | 5.0 (5.0-5.0) | 50 (50-50) | 0.20 (0.20-0.20) "
+        "| 0.50 (0.50-0.50) | 0.50 (0.25-0.75) | 5.00 (4.00-6.00) | 2 |",
+        # pairs: 10 / 5 and 30 / 5; 20 / 40 and 30 / 40
+        "| text | chatstream | 5.0 (5.0-5.0) | 1,000 (1,000-1,000) | 40.0 (40.0-40.0) | 50 (50-50) "
+        "| 0.20 (0.20-0.20) | 9.00 (9.00-9.00) | 4.00 (2.00-6.00) | 0.62 (0.50-0.75) | 2 |",
+        "| waiting | 12.3 |",
+        "| idle | 1.00 | 2.00 | 3.00 | 4.00 | 1.00 | 4 |",
+        "Added latency:",
+        "| ours | 2.00 | 4.00 | 6.00 | 8.00 | 2.00 | 4 |",
+    ],
+)
+def test_overhead_shows_whatever_sides_and_figures_the_json_has(lines: list[str], line: str) -> None:
+    assert line in lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "| prefill | 64 tokens | tokens/s | 900.0 (899.0-901.0) | 300.0 (300.0-300.0) | 3.00 (3.00-3.00) |  |",
+        "| decode | after 512 tokens | ms/step | 24.0 (23.0-25.0) | 48.0 (48.0-48.0) | 0.50 (0.50-0.50) | 3.0 |",
+        "| something new | here | pints | 2.0 (1.0-3.0) | 4.0 (4.0-4.0) | 0.50 (0.50-0.50) |  |",
+        "The floor of a step at batch 1 is reading all weights once: 256 MiB over 32.0 GB/s, measured in the same run, "
+        "are 8.0 ms.",
+    ],
+)
+def test_engine_shows_the_figures_of_the_json(lines: list[str], line: str) -> None:
+    assert line in lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Verdict: **FAILED**, after 12,345 requests.",
+        "| gauges | 0 | 0 | ok |",
+        "| memory, KiB per 1,000 | 1,234 | 512 | FAILED |",
+        "| threads | - | 5 | not measured |",
+        "- fault: turn: HTTP 500",
+        "| turn | 3,000 |",
+        "| refused | 10 |",
+    ],
+)
+def test_soak_shows_the_verdict_of_the_json(lines: list[str], line: str) -> None:
+    assert line in lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_section_tells_when_where_and_how_it_was_measured(lines: list[str], name: str) -> None:
+    assert f"python bench/{name}.py --rounds 3" in lines
+    assert lines.count("- measured: 2026-01-02 03:04 UTC") == 4
+    assert lines.count("- machine: Abacus, 2 cores, Os, load average 0.5, 1, 2.25 (1, 5, 15 minutes) at the end") == 4
+    assert lines.count("- software: python 3.99") == 4
+    assert lines.count("- parameters: rounds 3, parts a b") == 4
+
+
+CONCURRENCY = "users at a time (concurrency, log)"
+AXES = {
+    "compare-throughput.svg": {CONCURRENCY, "output tokens per second, all users"},
+    "compare-ttft-p50.svg": {CONCURRENCY, "TTFT p50, milliseconds (log)"},
+    "compare-ttft-p99.svg": {CONCURRENCY, "TTFT p99, milliseconds (log)"},
+    "compare-tpot-p50.svg": {CONCURRENCY, "TPOT p50, milliseconds (log)"},
+    "compare-itl-p50.svg": {CONCURRENCY, "ITL p50, milliseconds"},
+    "overhead-answers.svg": {"answers per second", "text, chatstream"},
+    "overhead-cpu.svg": {"microseconds of CPU time per piece", "text, chatstream"},
+    "overhead-memory.svg": {"KiB per client", "chatstream"},
+    "overhead-lag.svg": {"milliseconds", "idle, p99"},
+    "overhead-added-latency.svg": {"milliseconds", "ours, p50"},
+    "engine-prefill.svg": {"prompt, tokens (log)", "prompt tokens per second"},
+    "engine-decode.svg": {"tokens before (log)", "milliseconds per step", "floor"},
+    "engine-threads.svg": {"answers at once (log)", "tokens per second, all together"},
+    "engine-turns.svg": {"history, tokens (log)", "TTFT, milliseconds"},
+    "soak-memory.svg": {"requests so far", "resident memory, MiB"},
+}
+
+
+def test_all_plots_are_written_and_shown(folder: Path, lines: list[str]) -> None:
+    shown = [line.partition("](")[2].removesuffix(")") for line in lines if line.startswith("![")]
+    assert sorted(shown) == sorted(AXES) == sorted(written(folder).keys() - {"README.md"})
+
+
+@pytest.mark.parametrize("file", AXES)
+def test_a_plot_is_well_formed_and_its_axes_tell_their_units(folder: Path, file: str) -> None:
+    root = ElementTree.fromstring((folder / file).read_text())  # noqa: S314 - our own
+    assert {element.text for element in root.iter(TEXT)} >= AXES[file]
+    assert all(int(element.get("font-size", "12")) >= 11 for element in root.iter())
+    assert "nan" not in (folder / file).read_text()
+
+
+def test_a_plot_draws_the_figures_of_the_json(folder: Path) -> None:
+    # users from 1 at 74 px to 4 at 594 px; tokens/s from 0 at 284 px to 80 at 52 px, so that one is 2.9 px
+    plot = (folder / "compare-throughput.svg").read_text()
+    assert 'd="M74.0 226.0L594.0 98.4"' in plot, "20 at one user, 64 at four"
+    assert "M70.0 255.0h8m-4 0V168.0m-4 0h8" in plot, "from 10 to 40 at one user"
+
+
+def test_files_that_are_absent_are_told_with_the_command_that_measures_them(tmp_path: Path) -> None:
+    put(tmp_path, "soak", interrupted=True)
+    assert report(tmp_path).returncode == 0
+    page = (tmp_path / "README.md").read_text()
+    assert page.count("Not measured yet.") == 3
+    for name in ("compare", "overhead", "engine"):
+        assert f"python bench/{name}.py --json bench/results/{name}.json" in page
+    assert "**Interrupted**" in page
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"schema": "something-else"}, "soak.json is no aiochatstream-bench-soak file."),
+        ({"schema_version": 2}, "soak.json has schema_version 2, and this reads 1."),
+        ({"verdict": {}}, "soak.json is not complete: KeyError: 'holds'."),
+        ({"samples": [5]}, "soak.json is not complete: TypeError"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_told_in_one_sentence(
+    tmp_path: Path, more: dict[str, Any], sentence: str
+) -> None:
+    put(tmp_path, "soak", **more)
+    ran = report(tmp_path)
+    assert ran.returncode == 2
+    assert sentence in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert not written(tmp_path)
+
+
+def test_a_file_that_is_no_json_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "soak.json").write_text("{")
+    ran = report(tmp_path)
+    assert ran.returncode == 2
+    assert "soak.json cannot be read" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_the_same_json_gives_the_same_bytes_and_old_plots_go(folder: Path, tmp_path: Path) -> None:
+    for name in NAMES:
+        shutil.copy(folder / f"{name}.json", tmp_path)
+    (tmp_path / "compare-of-before.svg").write_text("<svg/>")
+    (tmp_path / "mine.svg").write_text("<svg/>")
+    assert report(tmp_path).returncode == 0
+    (tmp_path / "mine.svg").unlink()
+    assert written(tmp_path) == written(folder)
+
+
+def test_the_committed_page_is_what_the_committed_json_gives(tmp_path: Path) -> None:
+    for file in RESULTS.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    assert report(tmp_path).returncode == 0
+    assert written(tmp_path) == written(RESULTS), "stale: run make bench and commit bench/results"
+
+
+def test_what_is_recorded_names_no_path_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    without_paths = importlib.import_module("common").without_paths
+    (tmp_path / "model").mkdir()
+    assert without_paths(f"--model {tmp_path}/model --json={ROOT}/bench/results/x.json") == (
+        "--model model --json=bench/results/x.json"
+    )
+    assert without_paths(f"[\"{tmp_path}/model\", '{tmp_path}/x.json']") == "[\"model\", 'x.json']"
+    kept = "http://127.0.0.1:8080/v1/models meta/llama /v1/models tokens/s 1/2"
+    assert without_paths(kept) == kept
