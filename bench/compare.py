@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shlex
 import signal
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any
 
 import aiohttp
 from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress, whole, wholes, write_json
-from contestants import Contestant, read, without_folders
+from contestants import Contestant, read
 from peers import PEERS, PRESETS
 from ratios import Round, ratios, remarks, render, unique
 from servers import new_event_loop
@@ -208,7 +207,6 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         measured = {one.server for one in self.rounds}
         return {
-            "command": without_folders(f"python bench/compare.py {shlex.join(sys.argv[1:])}"),
             "servers": [
                 {
                     "name": side.name,
@@ -218,7 +216,7 @@ class Comparison:
                     "command": side.contestant.shown,
                     "note": side.contestant.note,
                     "measured": side.name in measured,
-                    "reason": without_folders(side.reason) or None,
+                    "reason": side.reason or None,
                 }
                 for side in self.sides
             ],
@@ -284,7 +282,7 @@ def extra_body(text: str) -> tuple[str, dict[str, Any]]:
 def read_options() -> argparse.Namespace:
     made = parser("The same work for several servers in turn, and what one is to the other.", HELP)
     add = made.add_argument
-    add("servers", nargs="+", metavar="SERVER", help="two or more; see below")
+    add("servers", nargs="*", default=list(PRESETS), metavar="SERVER", help="two or more; see below (all presets)")
     add("--baseline", metavar="NAME", help="what the others are divided by (default: the first)")
     add("--concurrency", type=wholes(1, 4096), default=[1, 4, 8, 16], metavar="1,4,..", help="users (1,4,8,16)")
     add("--requests-per-client", type=whole(1, 10_000), default=2, metavar="N", help="of a round, on average (2)")

@@ -15,8 +15,6 @@ from aiochatstream.bench.plan import Plan, ProtocolName
 from aiochatstream.bench.protocols import PROTOCOLS
 
 NAMED = re.compile(r"(?P<name>[\w.+-]+)(:(?P<protocol>\w+))?=(?P<what>.+)", re.DOTALL)
-FOLDERS = re.compile(r"(?<![\w:/.}])~?/(?:[^\s/=\"']+/)+")
-"""The folders of an absolute path, but neither those of a URL nor of a relative path."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,7 @@ def read(text: str, peers: Path) -> Contestant:
     name, protocol, what = match["name"], match["protocol"] or "sse", match["what"]
     if protocol not in PROTOCOLS:
         raise ValueError(f"{text!r}: there is no protocol {protocol}, only {', '.join(PROTOCOLS)}")
-    named = Contestant(
-        name, name, cast(ProtocolName, protocol), shown=without_folders(what), ignore_eos=protocol in ("sse", "text")
-    )
+    named = Contestant(name, name, cast(ProtocolName, protocol), shown=what, ignore_eos=protocol in ("sse", "text"))
     if re.match(r"\w+://", what):
         try:
             Plan(url=what, extra_body={})
@@ -73,11 +69,6 @@ def read(text: str, peers: Path) -> Contestant:
     if "{port}" not in what:
         raise ValueError(f"{text!r}: a command needs {{port}} where the port belongs that it shall listen on")
     return replace(named, command=what)
-
-
-def without_folders(text: str) -> str:
-    """What was typed, without the folders of this machine."""
-    return FOLDERS.sub("", text)
 
 
 def _preset(name: str, peer: Peer, peers: Path) -> Contestant:
