@@ -91,7 +91,7 @@ PRESETS = {
     ),
     "chatstream": Peer(
         "chatstream 0.3.0",
-        "{python} {bench}/chatstream_server.py --model {model} --port {port} --slots {clients} --queue {clients} "
+        "{python} {bench}/chatstream_server.py --model {model} --port {port} --slots {clients} --queue 1000 "
         "--max-tokens {max_tokens}",
         ("chatstream", "transformers", "torch", "fastapi"),
         protocol="chatstream",
@@ -99,8 +99,8 @@ PRESETS = {
             f"chatstream==0.3.0 fastapi==0.103.0 starlette==0.27.0 uvicorn==0.23.2 transformers<4.40 numpy<2 psutil "
             f"{TORCH}",
         ),
-        note="slots for all clients (its own default is 2); a prompt format of its own; its answers end at the model's "
-        "end token",
+        note="slots for all clients and a queue of 1000 (its own defaults are 2 and 5); a prompt format of its own; "
+        "its answers end at the model's end token",
     ),
     "transformers-serve": Peer(
         "transformers serve",
