@@ -14,6 +14,8 @@ from typing import Any, cast
 from servers import MARK, Server
 
 MEDIA_TYPES = {"text": "text/plain", "sse": "text/event-stream"}
+CHATSTREAM = "chatstream"
+"""The wire format of chatstream 0.3.0: a piece is the whole text so far and ``<::EOS::>``."""
 STAMP = re.compile(rb"(\d{8,})" + MARK.encode())
 END = b"\r\n0\r\n\r\n"
 """The last chunk. No header and no piece of ours looks like it."""
@@ -21,9 +23,10 @@ END = b"\r\n0\r\n\r\n"
 
 @dataclass
 class Tally:
-    """What all clients of a round have got. ``pieces`` is what each answer must have."""
+    """What all clients of a round have got. ``pieces`` is what each answer must have, ``mark`` stands once in each."""
 
     pieces: int
+    mark: str = MARK
     deadline: float = 0.0
     answers: int = 0
     chunks: int = 0
@@ -58,7 +61,7 @@ class Client(asyncio.Protocol):
         if not self.begun.done():
             self.begun.set_result(None)
         self._tally.reads += 1
-        self._seen += data.count(MARK.encode())
+        self._seen += data.count(self._tally.mark.encode())
         for made_ns in STAMP.findall(data):
             self._tally.latencies.append((time.monotonic_ns() - int(made_ns)) / 1e9)
         self._tail = (self._tail + data[-len(END) :])[-len(END) :]
@@ -91,7 +94,7 @@ def request_bytes(wire_format: str, message: str = "Hello", **params: Any) -> by
     """A request of a user whom the server has not seen."""
     body = json.dumps({"user_input": message, "params": params}).encode()
     head = (
-        f"POST /chat_stream HTTP/1.1\r\nHost: localhost\r\nAccept: {MEDIA_TYPES[wire_format]}\r\n"
+        f"POST /chat_stream HTTP/1.1\r\nHost: localhost\r\nAccept: {MEDIA_TYPES.get(wire_format, '*/*')}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

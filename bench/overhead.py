@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
 import aiohttp
 from common import FAILED, INTERRUPTED, OK, Spread, number, parser, progress, table, whole, write_json
-from light_client import MEDIA_TYPES, Client, Tally, check, connected, request_bytes
-from servers import PACE_SECONDS, Server, new_event_loop, started
+from light_client import CHATSTREAM, MEDIA_TYPES, Client, Tally, check, connected, request_bytes
+from peers import PEERS, missing, python_of, versions
+from servers import MARK, PACE_SECONDS, PIECE, START_SECONDS, Server, new_event_loop, started
+from starting import listening, program
 
 from aiochatstream.bench.metrics import Distribution
 
@@ -33,7 +37,8 @@ Four parts, each against servers in processes of their own on 127.0.0.1, all wit
 answers: an engine without a model yields --pieces pieces at once. The whole stack (session, admission, turn, stream)
 and a bare aiohttp handler that writes the same chunks one by one take turns (A B A B), with the same --clients clients,
 each asking again as soon as its answer has ended, as a new user each time. "at once" is the bare handler that does not
-let the event loop turn between its writes, so that uvloop sends them together: the ceiling.
+let the event loop turn between its writes, so that uvloop sends them together: the ceiling. "chatstream" is chatstream
+0.3.0 with its mock, where it is installed (`python bench/peers.py install chatstream`).
   answers/s    answers that ended over the time from the first request to the last end
   chunks/s     pieces that arrived, the same way
   us/chunk     CPU time of the server process, all its threads, per piece, in microseconds
@@ -70,8 +75,10 @@ class Round:
 
 
 async def measure_round(server: Server, wire_format: str, pieces: int, clients: int, seconds: float) -> Round:
-    tally = Tally(pieces)
-    async with connected(server, clients, request_bytes(wire_format), tally) as made:
+    theirs = wire_format == CHATSTREAM
+    tally = Tally(pieces, "<" if theirs else MARK)  # of <::EOS::>
+    message = (PIECE * pieces).strip() if theirs else "Hello"  # its mock says that again
+    async with connected(server, clients, request_bytes(wire_format, message), tally) as made:
         cpu, own_cpu, start = server.cpu_s(), time.process_time(), time.perf_counter()
         tally.deadline = start + seconds
         for client in made:
@@ -161,6 +168,21 @@ def as_dict(figures: Spread | Distribution | None) -> dict[str, Any] | None:
     return None if figures is None else asdict(figures)
 
 
+@contextmanager
+def chatstream(peers: Path, slots: str) -> Iterator[Server]:
+    """chatstream 0.3.0 with its mock. Raises RuntimeError where it does not start."""
+    fill = {"python": str(python_of(CHATSTREAM, peers)), "bench": str(Path(__file__).parent), "slots": slots}
+    command = "{python} {bench}/chatstream_server.py --mock --port {port} --slots {slots} --queue 100000"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with program(command, fill, env) as started_program:
+        deadline = time.monotonic() + START_SECONDS
+        while not listening(started_program.port):
+            if started_program.ended or time.monotonic() > deadline:
+                raise RuntimeError(f"chatstream did not start: {started_program.ended or 'it took too long'}.")
+            time.sleep(0.1)
+        yield Server(started_program.url, started_program.process)
+
+
 async def measure_answers(options: argparse.Namespace, results: Results) -> None:
     slots = str(options.slots or options.clients)
     for wire in MEDIA_TYPES:
@@ -171,14 +193,20 @@ async def measure_answers(options: argparse.Namespace, results: Results) -> None
                 "bare": stack.enter_context(started("bare", *common, "--format", wire)),
                 "at once": stack.enter_context(started("bare-at-once", *common, "--format", wire)),
             }
+            if wire == "text":
+                if versions(CHATSTREAM, options.peers):
+                    servers[CHATSTREAM] = stack.enter_context(chatstream(options.peers, slots))
+                else:
+                    progress(f"answers, text, chatstream: not measured: {missing(CHATSTREAM)}")
             sides = results.rounds[wire] = {side: [] for side in servers}
-            for server in servers.values():
-                await measure_round(server, wire, options.pieces, options.clients, 0.2)  # what is first is slow
+            wires = {side: CHATSTREAM if side == CHATSTREAM else wire for side in servers}
+            for side, server in servers.items():
+                await measure_round(server, wires[side], options.pieces, options.clients, 0.2)  # what is first is slow
             for turn in range(options.rounds):
                 for side, server in servers.items():
                     progress(f"answers, {wire}, {side}, round {turn + 1} of {options.rounds}")
                     sides[side].append(
-                        await measure_round(server, wire, options.pieces, options.clients, options.seconds)
+                        await measure_round(server, wires[side], options.pieces, options.clients, options.seconds)
                     )
 
 
@@ -293,6 +321,7 @@ def read_options() -> argparse.Namespace:
         "--seconds", type=number(0.1, 3600), default=2.0, metavar="S", help="of a round, of latency and lag (2)"
     )
     made.add_argument("--held", type=whole(1, 1023), default=1000, metavar="N", help="clients, for memory (1000)")
+    made.add_argument("--peers", type=Path, default=PEERS, metavar="DIR", help="where peers.py made environments")
     options = made.parse_args()
     if options.slots is None and options.clients > 1024:
         made.error("--clients over 1024 needs --slots, which is at most 1024")

@@ -44,7 +44,8 @@ class Bench:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
         async with connector:
             target = Target(self.plan, PROTOCOLS[self.plan.protocol], connector, self.plan.model)
-            await self._probe(target)
+            await probe(target, self.prompts, self.clock)
+            self._next_index += 1
             for level in self.plan.levels:
                 if self.plan.warmup:
                     await self._run(self._load(target, level, self.plan.warmup))
@@ -69,19 +70,26 @@ class Bench:
             if load in self.loads:
                 print(table.render(summarize(load), self.plan), end="\n\n", flush=True)
 
-    async def _probe(self, target: Target) -> None:
-        """One request, unmeasured: whether the server can be asked at all."""
-        user = target.new_user()
-        async with user.session:
-            if self.plan.protocol == "openai" and target.model is None:
-                target.model = await first_model(target, user.session)
-            record = Record(self._next_index, user.number, 1)
-            await ask(target, user, self.prompts[record.index], record, self.clock)
-        self._next_index += 1
-        if record.outcome == "refused":
-            raise ValueError(f"{target.endpoint} refused the first request ({record.reason}): is it loading, or full?")
-        if record.outcome != "completed":
-            raise ValueError(f"{target.endpoint} did not answer the first request: {record.reason}.")
+
+async def probe(target: Target, prompts: Prompts, clock: Clock) -> None:
+    """One request, unmeasured: whether the server can be asked at all. It learns the name of an OpenAI server's model.
+
+    Raises NotReady where the server refuses, and another ValueError where it cannot be asked.
+    """
+    user = target.new_user()
+    async with user.session:
+        if target.plan.protocol == "openai" and target.model is None:
+            target.model = await first_model(target, user.session)
+        record = Record(0, user.number, 1)
+        await ask(target, user, prompts[record.index], record, clock)
+    if record.outcome == "refused":
+        raise NotReady(f"{target.endpoint} refused the first request ({record.reason}): is it loading, or full?")
+    if record.outcome != "completed":
+        raise ValueError(f"{target.endpoint} did not answer the first request: {record.reason}.")
+
+
+class NotReady(ValueError):
+    """The server speaks the protocol, but refuses: it is loading, or full."""
 
 
 async def first_model(target: Target, session: aiohttp.ClientSession) -> str:

@@ -39,10 +39,12 @@ PLOTS: dict[str, tuple[str, str, Figure]] = {
 METRICS = {
     "output_tokens_per_s": "output tokens/s",
     "requests_per_s": "requests/s",
-    "ttft_s": "TTFT p50",
-    "tpot_s": "TPOT p50",
-    "itl_s": "ITL p50",
-    "e2e_s": "E2E p50",
+    "ttft_p50": "TTFT p50",
+    "ttft_p99": "TTFT p99",
+    "tpot_p50": "TPOT p50",
+    "itl_p50": "ITL p50",
+    "itl_p99": "ITL p99",
+    "e2e_p50": "E2E p50",
 }
 """The names of the ratios' metrics. One that is not here is shown as it is."""
 

@@ -11,10 +11,11 @@ from tests.bench.scripts import run
 
 def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> None:
     options = "--parts answers latency memory --clients 4 --pieces 20 --seconds 0.1 --rounds 2 --held 20"
-    ran = run("overhead.py", tmp_path, *options.split())
+    ran = run("overhead.py", tmp_path, *options.split(), "--peers", "nowhere")
     assert ran.code == 0, ran.err
+    assert "chatstream: not measured: not installed: python bench/peers.py install chatstream" in ran.err
     assert ran.json["schema"] == "aiochatstream-bench-overhead"
-    assert ran.json["command"] == f"python bench/overhead.py {options} --json results.json"
+    assert ran.json["command"] == f"python bench/overhead.py {options} --peers nowhere --json results.json"
     for wire in ("text", "sse"):
         measured = ran.json["answers"][wire]
         assert {side: len(rounds) for side, rounds in measured["rounds"].items()} == {
