@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -41,10 +42,16 @@ def model_folder() -> str:
 
 
 @pytest.fixture(scope="session")
-def model(model_folder: str) -> Any:
-    """The small real model, in float32 so that its answers can be compared token by token."""
+def untouched_model(model_folder: str) -> Any:
+    """The small real model, in float32 so that answers can be compared token by token. No engine is given this one."""
     torch.set_num_threads(1)  # torch's threads wait in busy loops, which costs more than it gains in short answers
     return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def model(untouched_model: Any) -> Any:
+    """Another of the same weights, for engines to take over."""
+    return copy.deepcopy(untouched_model, {id(one): one for one in untouched_model.parameters()})
 
 
 @pytest.fixture(scope="session")

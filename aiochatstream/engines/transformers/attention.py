@@ -44,6 +44,8 @@ class SlotCache:
         self.layers = [
             tuple(one.new_zeros(rows, one.shape[1], length, one.shape[3]) for one in layer) for layer in like
         ]
+        self.length = length
+        self.token_bytes = self.size // (rows * length)
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator
 from queue import SimpleQueue
@@ -103,7 +104,15 @@ class Batch:
         }
 
     def answer(self, prompt: list[int], params: GenerationParams) -> Request:
-        """Begin an answer, at the next step. Whoever asked reads its :meth:`Request.steps`."""
+        """Begin an answer, at the next step. Whoever asked reads its :meth:`Request.steps`.
+
+        Raises ValueError for what does not fit into a row.
+        """
+        if len(prompt) + params.max_new_tokens - 1 > self._cache.length:  # the last token is never read
+            raise ValueError(
+                f"{len(prompt)} tokens and max_new_tokens={params.max_new_tokens} "
+                f"do not fit into the context of {self._cache.length}."
+            )
         request = Request(prompt, params)
         with self._wake:
             if self._closed:
@@ -117,7 +126,8 @@ class Batch:
         with self._wake:
             self._closed = True
             self._wake.notify()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # where the garbage collector came to call this
+            self._thread.join()
 
     @torch.inference_mode()
     def _run(self) -> None:
@@ -126,14 +136,17 @@ class Batch:
                 self._wake.wait_for(lambda: self._arrivals or self._rows or self._closed)
                 if self._closed:
                     break
+                arrived = len(self._arrivals)  # later ones may come after an answer that has yet to leave
             try:
                 self._leave()
-                self._join()
+                self._join(arrived)
                 if self._rows:
                     self._step()
             except Exception as error:
                 logger.exception("A step failed")
-                self._fail(list(self._rows), error)
+                traceback.clear_frames(error.__traceback__)  # their variables take memory
+                for request in self._rows:
+                    self._fail([request], RuntimeError(f"A step failed: {error!r}"))
         self._fail([*self._rows, *self._arrivals], RuntimeError("The engine was closed."))
 
     def _leave(self) -> None:
@@ -142,23 +155,35 @@ class Batch:
             self._rows.remove(request)
             self._free.append(request.row)
             done = request.ids[: request.computed]
-            if done and self._pool.worth(done):
-                self._pool.put(done, self._cache.take(request.row, len(done)))
+            if done and self._pool.worth(done, self._cache.token_bytes * len(done)):
+                try:
+                    self._pool.put(done, self._cache.take(request.row, len(done)))
+                except Exception:  # no memory, most likely
+                    logger.warning("What was computed for an answer could not be kept", exc_info=True)
 
-    def _join(self) -> None:
-        """Give rows to those who wait, with what is known of their prompts."""
+    def _join(self, arrived: int) -> None:
+        """Give rows to the first ``arrived`` of those who wait, with what is known of their prompts."""
         self._free.sort(reverse=True)
-        while self._arrivals and self._free:
+        while arrived and self._free:
+            arrived -= 1
             request = self._arrivals.popleft()
             if request.cancelled:
                 continue
+            try:
+                self._recall(request, self._free[-1])
+            except Exception as error:  # noqa: BLE001 - no memory, most likely
+                self._fail([request], error)
+                continue
             request.row = self._free.pop()
             self._rows.append(request)
-            tokens, same = self._pool.match(request.ids[:-1])  # the last one is computed, for its logits
-            if same:
-                self._cache.put(request.row, tokens, same)
-                self._hits += 1
-            request.computed = request.reused = same
+
+    def _recall(self, request: Request, row: int) -> None:
+        """Copy what is known of a request's prompt into a row."""
+        tokens, same = self._pool.match(request.ids[:-1])  # the last one is computed, for its logits
+        if same:
+            self._cache.put(row, tokens, same)
+            self._hits += 1
+        request.computed = request.reused = same
 
     def _step(self) -> None:
         """Read the next tokens of all rows in one forward pass, and draw where a row has read all it has."""
@@ -171,7 +196,8 @@ class Batch:
             if not _is_out_of_memory(error):
                 raise
             logger.warning("Out of memory in a step of %d rows; the newest request fails", len(self._rows))
-            self._fail(self._rows[-1:], error)
+            traceback.clear_frames(error.__traceback__)
+            self._fail(self._rows[-1:], MemoryError(f"Out of memory in a step of {len(self._rows)} requests: {error}"))
             return
         for request, piece in pieces:
             request.computed = piece.end

@@ -38,6 +38,9 @@ GROWING_ROPES = {"dynamic", "longrope"}
 
 CHECK_IDS = range(3, 17)
 
+LEAST_CONTEXT = 16
+"""Tokens of a row. A cache with less is refused."""
+
 
 def is_loader(value: Any) -> bool:
     """Whether ``value`` is a function that loads something. (Models and tokenizers can be called, too.)"""
@@ -51,6 +54,29 @@ def is_on(model: Any, device: torch.device) -> bool:
 
 class CannotBatch(Exception):
     """Why the rows of a model cannot be computed in one forward pass."""
+
+
+class PackedForward:
+    """Runs a model over a step. Apart from the engine, so that an engine that is dropped can go."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._no_mask = torch.empty(1, 1, 1, 1, device=model.device)  # four dimensions: the model makes none of its own
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """The logits [pieces, vocabulary] of the last token of each piece."""
+        options: dict[str, Any] = {"logits_to_keep": step.last} if self._keeps_logits else {}
+        output = self._model(
+            input_ids=step.ids,
+            position_ids=step.positions,
+            attention_mask=self._no_mask,
+            use_cache=False,
+            step=step,
+            **options,
+        )
+        logits: torch.Tensor = output.logits[0] if self._keeps_logits else output.logits[0, step.last]
+        return logits
 
 
 class TransformersEngine(Engine):
@@ -130,6 +156,8 @@ class TransformersEngine(Engine):
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         if self._answers is None:
             raise RuntimeError("The engine is not loaded.")
+        if not prompt.token_ids:
+            raise ValueError("The prompt is empty.")
         detokenize = detokenizer(self.tokenizer)
         stops = StopStrings(params.stop)
         answer = self._answers.answer(prompt.token_ids, params)
@@ -161,14 +189,14 @@ class TransformersEngine(Engine):
         model = self._model
         device, dtype = model.device, model.dtype
         implementation = model.config._attn_implementation
-        like, expected = self._look_at()
-        self._no_mask = torch.empty(1, 1, 1, 1, device=device)  # four dimensions: the model makes none of its own
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        forward = PackedForward(model)
         try:
+            like, expected = self._look_at()
             model.set_attn_implementation(attention.NAME)
-            self._check(SlotCache(like, 2, len(CHECK_IDS)), expected)
+            self._check(forward, SlotCache(like, 2, len(CHECK_IDS)), expected)
         except Exception as error:
-            model.set_attn_implementation(implementation)
+            if model.config._attn_implementation != implementation:
+                model.set_attn_implementation(implementation)
             if isinstance(error, CannotBatch):
                 raise
             raise CannotBatch(f"its forward pass does not take packed rows ({error!r})") from error
@@ -178,12 +206,17 @@ class TransformersEngine(Engine):
         token_bytes = sum(one[0, :, 0].nbytes for layer in like for one in layer)
         allowed = int(free * CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
         length = min(context_len, allowed // (token_bytes * rows))
+        if length < min(LEAST_CONTEXT, context_len):
+            raise ValueError(
+                f"kv_cache_bytes: {allowed} bytes have room for {length} tokens in each of {rows} rows; "
+                f"{LEAST_CONTEXT} of them take {LEAST_CONTEXT * token_bytes * rows}."
+            )
         if length < context_len:
             logger.warning("The context is %d tokens long, not %d: more does not fit into memory.", length, context_len)
             self.max_context_len = length
-        cache = SlotCache(like, rows, max(length, 1))
+        cache = SlotCache(like, rows, length)
         pool = PrefixPool(int(free * POOL_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes)
-        batch = Batch(self._forward, cache, rows, pool, device, dtype, self.on_step, self._max_step)
+        batch = Batch(forward, cache, rows, pool, device, dtype, self.on_step, self._max_step)
         weakref.finalize(self, batch.close)  # also at the interpreter's end, which torch's threads do not survive
         return batch
 
@@ -199,7 +232,9 @@ class TransformersEngine(Engine):
             raise CannotBatch("its attention cannot be replaced")
         if not set(getattr(config, "layer_types", None) or BATCHED_LAYERS) <= BATCHED_LAYERS:
             raise CannotBatch("it has layers that are no attention, or attend in chunks")
-        if (getattr(config, "rope_parameters", None) or {}).get("rope_type") in GROWING_ROPES:
+        ropes = getattr(config, "rope_parameters", None) or {}
+        kinds = {one.get("rope_type") for one in (ropes, *ropes.values()) if isinstance(one, dict)}
+        if kinds & GROWING_ROPES:
             raise CannotBatch("its positions depend on the longest sequence")
         expected = []
         for ids in (CHECK_IDS, CHECK_IDS[1:8]):
@@ -211,30 +246,16 @@ class TransformersEngine(Engine):
         return [(layer.keys, layer.values) for layer in cache.layers], expected
 
     @torch.inference_mode()
-    def _check(self, cache: SlotCache, expected: list[torch.Tensor]) -> None:
+    def _check(self, forward: PackedForward, cache: SlotCache, expected: list[torch.Tensor]) -> None:
         """Compute the same two sequences packed, in several pieces, and compare."""
         ids = [*CHECK_IDS]
         where = self._model.device, self._model.dtype
-        self._forward(Step(cache, [Piece(0, 0, ids[:-1]), Piece(1, 0, ids[1:5])], *where))
-        found = self._forward(Step(cache, [Piece(0, len(ids) - 1, ids[-1:]), Piece(1, 4, ids[5:8])], *where))
+        forward(Step(cache, [Piece(0, 0, ids[:-1]), Piece(1, 0, ids[1:5])], *where))
+        found = forward(Step(cache, [Piece(0, len(ids) - 1, ids[-1:]), Piece(1, 4, ids[5:8])], *where))
         allowed = 1e-3 if where[1] in (torch.float32, torch.float64) else 0.1
         for wanted, logits in zip(expected, found, strict=True):
             if not (logits - wanted).abs().max() <= allowed * wanted.abs().max():
                 raise CannotBatch("packed rows change its answers")
-
-    def _forward(self, step: Step) -> torch.Tensor:
-        """The logits [pieces, vocabulary] of the last token of each piece."""
-        options: dict[str, Any] = {"logits_to_keep": step.last} if self._keeps_logits else {}
-        output = self._model(
-            input_ids=step.ids,
-            position_ids=step.positions,
-            attention_mask=self._no_mask,
-            use_cache=False,
-            step=step,
-            **options,
-        )
-        logits: torch.Tensor = output.logits[0] if self._keeps_logits else output.logits[0, step.last]
-        return logits
 
     def _find_eos_ids(self) -> frozenset[int]:
         """Every end-of-sequence id that the model or the tokenizer knows."""

@@ -24,14 +24,22 @@ class PackedLinear(nn.Module):
 def pack_linears(model: nn.Module) -> int:
     """Replace the linear layers of ``model``, in place; return how many.
 
-    The plain weight of each is dropped, so that nothing is held twice, but for one that an embedding shares.
+    The plain weight of each is dropped, so that nothing is held twice, but for one that an embedding shares. Those of
+    a precision that this CPU has no kernels for stay.
     """
-    if not torch._C._has_mkldnn:
-        return 0
+    packable = {dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if _packs(dtype)}
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.weight.device.type == "cpu":
+            if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in packable:
                 setattr(parent, name, PackedLinear(child))
                 count += 1
     return count
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    try:
+        PackedLinear(nn.Linear(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
+    except (RuntimeError, AttributeError):  # no kernel for this precision, or torch is built without oneDNN
+        return False
+    return True

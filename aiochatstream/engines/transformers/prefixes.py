@@ -50,8 +50,10 @@ class PrefixPool:
         self._kept.append(longest)
         return longest.tokens, same
 
-    def worth(self, ids: Sequence[int]) -> bool:
-        """Whether ``ids`` is not the beginning of a sequence that is here."""
+    def worth(self, ids: Sequence[int], size: int) -> bool:
+        """Whether ``ids``, of ``size`` bytes, fits and is not the beginning of a sequence that is here."""
+        if size > self._max_bytes:
+            return False
         wanted = np.asarray(ids)
         return all(common(kept.ids, wanted) < len(wanted) for kept in self._kept)
 

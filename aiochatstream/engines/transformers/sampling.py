@@ -28,24 +28,27 @@ class Sampler:
         self.greedy = params.temperature < GREEDY_BELOW
         self.whole = not params.top_k and params.top_p == 1
         self._random = random.Random(params.seed)  # noqa: S311 - the draws of a language model need no secrecy
+        self.number = self._random.random()
+        """What the next draw goes by, in [0, 1)."""
 
-    def draw(self) -> float:
-        """The next number of the sequence, in [0, 1)."""
-        return self._random.random()
+    def advance(self) -> None:
+        """Go on to the next number: a token was drawn by this one."""
+        self.number = self._random.random()
 
 
 @torch.inference_mode()
 def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Sequence[int]]) -> list[int]:
-    """The next token of each row.
+    """The next token of each row. Raises with nothing changed, so that it can be tried again.
 
     :param logits: [rows, vocabulary], of the last position.
     :param samplers: one a row.
     :param seen: the ids of each row so far, prompt and answer.
     """
-    logits = logits.float()
+    given, logits = logits, logits.float()
     for row, sampler in enumerate(samplers):
         penalty = sampler.params.repetition_penalty
         if penalty != 1:
+            logits = logits.clone() if logits is given else logits
             ids = torch.tensor(seen[row], device=logits.device)
             scores = logits[row, ids]
             logits[row, ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
@@ -57,7 +60,11 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
             temperatures = _column([sampler.params.temperature for sampler in chosen], logits)
             scores = logits[rows] / temperatures
             drawn[rows] = _draw(scores.softmax(dim=-1), chosen) if whole else _draw_of_best(scores, chosen)
-    return drawn.tolist()
+    tokens: list[int] = drawn.tolist()
+    for sampler in samplers:
+        if not sampler.greedy:
+            sampler.advance()
+    return tokens
 
 
 def _draw_of_best(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
@@ -68,22 +75,25 @@ def _draw_of_best(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Te
     counts = [sampler.params.top_k or CANDIDATES for sampler in samplers]
     count = min(max(counts), vocabulary) if scores.device.type == "cpu" else vocabulary
     best, ids = scores.topk(count)
-    weights = best.where(torch.arange(count, device=scores.device) < top_k, -torch.inf)
+    places = torch.arange(vocabulary, device=scores.device)
+    weights = best.where(places[:count] < top_k, -torch.inf)
     total = torch.where(top_k < vocabulary, weights.logsumexp(-1, keepdim=True), scores.logsumexp(-1, keepdim=True))
     weights = (weights - total).exp()
     sums = weights.cumsum(dim=-1)
     if count < vocabulary and bool(((sums[:, -1:] < top_p) & (top_k > count)).any()):
         best, ids = scores.sort(dim=-1, descending=True)  # flat: the likeliest thousand are not enough
-        weights = best.where(torch.arange(vocabulary, device=scores.device) < top_k, -torch.inf).softmax(dim=-1)
+        weights = best.where(places < top_k, -torch.inf).softmax(dim=-1)
         sums = weights.cumsum(dim=-1)
-    weights = weights.where((sums - weights < top_p) | (top_p == 1), 0)
+    kept = (sums - weights < top_p) | (top_p == 1)
+    kept[:, 0] = True  # also where top_p is so small that it is 0 in this precision
+    weights = weights.where(kept, 0)
     return ids.gather(-1, _draw(weights, samplers)[:, None])[:, 0]
 
 
 def _draw(weights: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     """For each row, the place in its weights [rows, places] that its next number falls on."""
     sums = weights.double().cumsum(dim=-1)
-    drawn = torch.tensor([[sampler.draw()] for sampler in samplers], dtype=torch.float64, device=weights.device)
+    drawn = torch.tensor([[sampler.number] for sampler in samplers], dtype=torch.float64, device=weights.device)
     places = torch.searchsorted(sums, drawn * sums[:, -1:], right=True)
     return places[:, 0].clamp(max=weights.shape[-1] - 1)
 

@@ -1,0 +1,149 @@
+"""A packed step's attention, compared with plain attention over each row alone; the slot cache is written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from aiochatstream.engines.transformers import attention
+from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+
+ROWS, LENGTH, LAYERS, GROUPS, TIMES, SIZE = 4, 24, 2, 2, 3, 5
+CPU, DOUBLE = torch.device("cpu"), torch.float64
+LIKE = [(torch.zeros(1, GROUPS, 1, SIZE, dtype=DOUBLE),) * 2] * LAYERS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Rows:
+    """All queries, keys and values that the rows will ever have, and what plain attention makes of them."""
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+
+        def numbers(heads: int) -> torch.Tensor:
+            return torch.randn(LAYERS, ROWS, heads, LENGTH, SIZE, generator=draw, dtype=DOUBLE)
+
+        self.queries, self.keys, self.values = numbers(GROUPS * TIMES), numbers(GROUPS), numbers(GROUPS)
+
+    def packed(self, layer: int, pieces: list[Piece]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = (
+            torch.cat([of[layer, one.row, :, one.start : one.end] for one in pieces], dim=1)
+            for of in (self.queries, self.keys, self.values)
+        )
+        return query, key, value
+
+    def expected(
+        self, layer: int, piece: Piece, window: int | None, softcap: float | None, scale: float | None
+    ) -> torch.Tensor:
+        """[tokens, heads, head size], one token and one head after the other."""
+        answer = torch.empty(len(piece.ids), GROUPS * TIMES, SIZE, dtype=DOUBLE)
+        for at in range(piece.start, piece.end):
+            first = 0 if window is None else max(0, at + 1 - window)
+            for head in range(GROUPS * TIMES):
+                keys = self.keys[layer, piece.row, head // TIMES, first : at + 1]
+                values = self.values[layer, piece.row, head // TIMES, first : at + 1]
+                scores = keys @ self.queries[layer, piece.row, head, at] * (SIZE**-0.5 if scale is None else scale)
+                if softcap is not None:
+                    scores = (scores / softcap).tanh() * softcap
+                answer[at - piece.start, head] = scores.softmax(0) @ values
+        return answer
+
+
+EVERYTHING = Rows()
+
+
+def pieces_of(lengths: dict[int, int], reads: dict[int, int]) -> list[Piece]:
+    """Pieces in the order that a step wants them."""
+    pieces = [Piece(row, lengths[row], [1] * count) for row, count in sorted(reads.items())]
+    return sorted(pieces, key=lambda piece: len(piece.ids) > 1)
+
+
+reads = st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 5), min_size=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    schedule=st.lists(reads, min_size=1, max_size=8),
+    window=st.sampled_from([None, 1, 3, LENGTH]),
+    softcap=st.sampled_from([None, 2.0]),
+    scale=st.sampled_from([None, 0.3]),
+    call_cost=st.sampled_from([0, 256]),  # each row in a call of its own, or all in one
+)
+@example([{0: 5, 3: 5}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], None, None, None, 256)
+@example([{0: 5, 3: 1}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], 2, 2.0, None, 0)
+@example([dict.fromkeys(range(ROWS), 2), dict.fromkeys(range(ROWS), 1)], 3, None, None, 256)
+def test_each_row_attends_to_its_own_tokens_and_no_others(
+    schedule: list[dict[int, int]], window: int | None, softcap: float | None, scale: float | None, call_cost: int
+) -> None:
+    cache = SlotCache(LIKE, ROWS, LENGTH)
+    for layer in cache.layers:
+        for one in layer:
+            one.fill_(1e3)  # what an earlier request left
+    lengths = dict.fromkeys(range(ROWS), 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "CALL_COST", call_cost)
+        for wanted in schedule:
+            pieces = pieces_of(lengths, {row: min(n, LENGTH - lengths[row]) for row, n in wanted.items()})
+            pieces = [piece for piece in pieces if piece.ids]
+            if not pieces:
+                continue
+            step = Step(cache, pieces, CPU, DOUBLE)
+            for layer in range(LAYERS):
+                found = step.attend(
+                    layer, *EVERYTHING.packed(layer, pieces), scale=scale, window=window, softcap=softcap
+                )
+                expected = [EVERYTHING.expected(layer, piece, window, softcap, scale) for piece in pieces]
+                assert torch.allclose(found, torch.cat(expected), atol=1e-5 if softcap else 1e-9)
+            for piece in pieces:
+                lengths[piece.row] = piece.end
+
+
+def test_a_step_tells_the_model_ids_places_and_where_each_piece_ends() -> None:
+    cache = SlotCache(LIKE, ROWS, LENGTH)
+    step = Step(cache, [Piece(1, 7, [40]), Piece(3, 0, [41]), Piece(0, 4, [42, 43, 44])], CPU, DOUBLE)
+    assert step.ids.tolist() == [[40, 41, 42, 43, 44]]
+    assert step.positions.tolist() == [[7, 0, 4, 5, 6]]
+    assert step.last.tolist() == [0, 1, 4]
+
+
+def test_the_cache_is_taken_once_and_written_in_place() -> None:
+    cache = SlotCache(LIKE, ROWS, LENGTH)
+    places = [one.data_ptr() for layer in cache.layers for one in layer]
+    assert cache.size == ROWS * LENGTH * cache.token_bytes == LAYERS * 2 * ROWS * GROUPS * LENGTH * SIZE * 8
+    pieces = [Piece(2, LENGTH - 1, [1]), Piece(0, 0, [1] * LENGTH)]
+    Step(cache, pieces, CPU, DOUBLE).attend(1, *EVERYTHING.packed(1, pieces), scale=None, window=None, softcap=None)
+    assert [one.data_ptr() for layer in cache.layers for one in layer] == places
+    keys, values = cache.layers[1]
+    assert torch.equal(keys[0], EVERYTHING.keys[1, 0])
+    assert torch.equal(values[2, :, -1], EVERYTHING.values[1, 2, :, -1])
+    assert not keys[1].any()
+    assert not keys[2, :, :-1].any()
+    assert not cache.layers[0][0].any()
+
+
+def test_what_is_taken_from_a_row_is_a_copy_and_can_be_put_into_another() -> None:
+    cache = SlotCache(LIKE, ROWS, LENGTH)
+    for layer in cache.layers:
+        for one in layer:
+            one.copy_(torch.randn(one.shape))
+    kept = cache.take(1, 6)
+    before = [[one.clone() for one in layer] for layer in kept]
+    first = cache.layers[0][0][3].clone()
+    cache.put(3, kept, 4)
+    cache.layers[0][0][1] = 0
+    for layer, copied, was in zip(cache.layers, kept, before, strict=True):
+        for one, copy, old in zip(layer, copied, was, strict=True):
+            assert torch.equal(copy, old)
+            assert torch.equal(one[3, :, :4], old[:, :4])
+    assert torch.equal(cache.layers[0][0][3, :, 4:], first[:, 4:])

@@ -1,0 +1,56 @@
+"""Linear layers in the CPU's own layout: the same numbers, and no plain weight is left beside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from aiochatstream.engines.transformers.packing import PackedLinear, pack_linears
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_packed_layer_computes_what_the_plain_one_does(tokens: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(48, 20, bias=bias)
+    inputs = torch.randn(1, tokens, 48)
+    with torch.inference_mode():
+        assert torch.allclose(PackedLinear(plain)(inputs), plain(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_any_precision_still_answers_and_as_before(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 8)).to(dtype)
+    inputs = torch.randn(1, 3, 32, dtype=dtype)
+    with torch.inference_mode():
+        before = model(inputs)
+        pack_linears(model)
+        after = model(inputs)
+    assert after.dtype == dtype
+    assert torch.allclose(after, before, atol=1e-5 if dtype in (torch.float32, torch.float64) else 0.02)
+
+
+def test_only_plain_linear_layers_are_replaced_and_their_number_told() -> None:
+    class Own(nn.Linear):
+        pass
+
+    model = nn.ModuleDict(
+        {"deep": nn.Sequential(nn.Linear(8, 8), nn.ReLU()), "own": Own(8, 8), "norm": nn.LayerNorm(8)}
+    )
+    assert pack_linears(model) == 1
+    assert isinstance(model["deep"][0], PackedLinear)
+    assert type(model["own"]) is Own
+    assert [name for name, _ in model.named_parameters()] == ["own.weight", "own.bias", "norm.weight", "norm.bias"]
+
+
+def test_a_weight_that_an_embedding_shares_stays_with_the_embedding() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(16, 8), "head": nn.Linear(8, 16, bias=False)})
+    model["head"].weight = model["embed"].weight
+    inputs = torch.randn(2, 8)
+    with torch.inference_mode():
+        before = model["head"](inputs)
+        assert pack_linears(model) == 1
+        assert torch.allclose(model["head"](inputs), before, atol=1e-5)
+    assert model["embed"].weight.shape == (16, 8)

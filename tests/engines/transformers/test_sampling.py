@@ -1,0 +1,200 @@
+"""Draws compared with transformers' own processors; whatever rows are drawn together, each is drawn as if alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from aiochatstream.engines.transformers import sampling
+from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.params import GenerationParams
+
+GRID = 4000
+BELOW_1 = 1 - 2**-53
+"""The largest number that random() gives."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def logits_of(vocabulary: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
+    return torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def sampler_of(number: float | None = None, **params: Any) -> Sampler:
+    sampler = Sampler(GenerationParams(**params))
+    if number is not None:
+        sampler.number = number
+    return sampler
+
+
+def drawn_at(logits: torch.Tensor, numbers: torch.Tensor, seen: list[int], **params: Any) -> list[int]:
+    """The token that each of the numbers draws."""
+    samplers = [sampler_of(number, **params) for number in numbers.tolist()]
+    return sample(logits.expand(len(samplers), -1).clone(), samplers, [seen] * len(samplers))
+
+
+def expected(logits: torch.Tensor, seen: list[int], params: dict[str, Any]) -> torch.Tensor:
+    """The probabilities [vocabulary] that transformers' ``generate`` would draw with."""
+    processors: list[Any] = []
+    if "repetition_penalty" in params:
+        processors.append(RepetitionPenaltyLogitsProcessor(params["repetition_penalty"]))
+    if "temperature" in params:
+        processors.append(TemperatureLogitsWarper(params["temperature"]))
+    if params.get("top_k"):
+        processors.append(TopKLogitsWarper(params["top_k"]))
+    if params.get("top_p", 1.0) < 1:
+        processors.append(TopPLogitsWarper(params["top_p"]))
+    probabilities: torch.Tensor = LogitsProcessorList(processors)(torch.tensor([seen]), logits.clone()).softmax(-1)[0]
+    return probabilities
+
+
+@pytest.mark.parametrize("vocabulary", [30, 3000])  # fewer, and more, than are looked at first
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"temperature": 0.3},
+        {"temperature": 2.0},
+        {"top_k": 1},
+        {"top_k": 7},
+        {"top_k": 1000},
+        {"top_p": 0.1},
+        {"top_p": 0.9},
+        {"top_p": 0.999},
+        {"top_k": 12, "top_p": 0.6},
+        {"top_k": 12, "top_p": 0.6, "temperature": 1.7},
+        {"repetition_penalty": 1.8},
+        {"repetition_penalty": 0.4, "top_p": 0.8, "temperature": 0.7},
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_as_often_as_transformers_would(params: dict[str, Any], vocabulary: int) -> None:
+    logits, seen = logits_of(vocabulary), [1, 5, 5, 9, 20]
+    wanted = expected(logits, seen, params)
+    numbers = (torch.arange(GRID) + 0.5) / GRID
+    found = torch.bincount(torch.tensor(drawn_at(logits, numbers, seen, **params)), minlength=vocabulary)
+    assert not found[wanted == 0].any(), "a token was drawn that transformers leaves out"
+    assert found[wanted > 1.01 / GRID].all(), "a token was never drawn"
+    assert (found - wanted * GRID).abs().max() <= 1.5
+
+
+def test_a_flat_distribution_has_more_candidates_than_are_looked_at_first() -> None:
+    vocabulary = 3 * sampling.CANDIDATES
+    logits = logits_of(vocabulary, spread=0.01)
+    wanted = expected(logits, [0], {"top_p": 0.9})
+    numbers = (torch.arange(GRID) + 0.5) / GRID
+    found = set(drawn_at(logits, numbers, [0], top_p=0.9))
+    assert (wanted > 0).sum() > sampling.CANDIDATES
+    assert found <= set(wanted.nonzero()[:, 0].tolist())
+    assert len(found) > sampling.CANDIDATES
+
+
+@pytest.mark.parametrize("number", [0.0, 5e-324, 0.5, BELOW_1])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_p": 5e-324},
+        {"top_p": 1e-40, "top_k": 5},
+        {"top_k": 1},
+        {"top_k": 1, "top_p": 5e-324, "temperature": 2.0},
+        {"temperature": 1e-4},
+        {"temperature": 5e-324},
+        {"temperature": 0.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("vocabulary", [3, 50, 3000])
+def test_values_so_extreme_that_one_token_is_left_take_the_likeliest(
+    vocabulary: int, params: dict[str, Any], number: float
+) -> None:
+    logits = logits_of(vocabulary, 1)
+    given = {"temperature": 1.0} | params
+    assert sample(logits, [sampler_of(number, **given)], [[0]]) == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("number", [0.0, 5e-324, BELOW_1])
+@pytest.mark.parametrize("params", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 1000, "top_p": 0.99}], ids=str)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_ends_of_the_numbers_draw_tokens_that_are_allowed(params: dict[str, Any], number: float, seed: int) -> None:
+    logits = logits_of(2000, seed)
+    logits[0, ::3] = -torch.inf
+    token = sample(logits.clone(), [sampler_of(number, **params)], [[0]])[0]
+    assert expected(logits, [0], params)[token] > 0
+
+
+any_params = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 1e-5, 0.5, 1.0, 2.0]),
+        "top_k": st.sampled_from([0, 1, 3, 40, 1000]),
+        "top_p": st.sampled_from([5e-324, 0.2, 0.9, 1.0]),
+        "repetition_penalty": st.sampled_from([0.01, 1.0, 1.3, 10.0]),
+        "seed": st.integers(0, 2**63 - 1),
+    }
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(any_params, min_size=1, max_size=6), st.sampled_from([20, 2500]))
+def test_rows_drawn_together_are_each_drawn_as_if_alone(rows: list[dict[str, Any]], vocabulary: int) -> None:
+    logits = torch.cat([logits_of(vocabulary, seed) for seed in range(len(rows))])
+    before = logits.clone()
+    seen = [list(range(1, 4 + row)) for row in range(len(rows))]
+    together = [sampler_of(**params) for params in rows]
+    answers = [sample(logits, together, seen) for _ in range(3)]
+    assert torch.equal(logits, before), "the logits are someone else's"
+    for row, params in enumerate(rows):
+        alone = sampler_of(**params)
+        assert [answer[row] for answer in answers] == [
+            sample(logits[row : row + 1], [alone], [seen[row]])[0] for _ in answers
+        ]
+
+
+def test_a_seed_repeats_its_numbers_and_each_draw_takes_one() -> None:
+    logits = logits_of(500, spread=0.1)
+
+    def draws(seed: int, count: int) -> list[int]:
+        sampler = sampler_of(seed=seed)
+        return [sample(logits, [sampler], [[0]])[0] for _ in range(count)]
+
+    first = draws(7, 12)
+    assert draws(7, 12) == first
+    assert draws(8, 12) != first
+    assert len(set(first)) > 3
+
+
+def test_a_draw_that_fails_takes_no_number_and_changes_no_logits() -> None:
+    logits = torch.cat([logits_of(50, seed) for seed in range(2)])
+    before = logits.clone()
+    good, bad = (sampler_of(repetition_penalty=2.0, seed=3) for _ in range(2))
+    with pytest.raises(IndexError):
+        sample(logits, [good, bad], [[1, 2], [1, 9999]])
+    assert torch.equal(logits, before)
+    untouched = sampler_of(repetition_penalty=2.0, seed=3)
+    assert [sample(logits[:1], [good], [[1, 2]]) for _ in range(3)] == [
+        sample(logits[:1], [untouched], [[1, 2]]) for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_of_other_precisions_are_drawn_in_float32(dtype: torch.dtype) -> None:
+    logits = logits_of(100).to(dtype)
+    one, other = (sampler_of(top_k=5, temperature=0.7) for _ in range(2))
+    assert sample(logits, [one], [[0]]) == sample(logits.float(), [other], [[0]])
