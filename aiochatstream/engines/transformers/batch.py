@@ -148,6 +148,7 @@ class Batch:
                 for request in self._rows:
                     self._fail([request], RuntimeError(f"A step failed: {error!r}"))
         self._fail([*self._rows, *self._arrivals], RuntimeError("The engine was closed."))
+        self._rows, self._arrivals = [], deque()
 
     def _leave(self) -> None:
         """Free the rows of those that are over, and keep what was computed for the next turn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 import weakref
 from collections.abc import Generator
 from contextlib import closing
@@ -127,6 +128,7 @@ class TransformersEngine(Engine):
             model = model.to(self._device)
         self._model = model.eval()
         self._eos_ids = self._find_eos_ids()
+        self._vocabulary = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
         text_config = model.config.get_text_config(decoder=True)
         self.max_context_len = getattr(text_config, "max_position_embeddings", None)
         try:
@@ -158,6 +160,8 @@ class TransformersEngine(Engine):
             raise RuntimeError("The engine is not loaded.")
         if not prompt.token_ids:
             raise ValueError("The prompt is empty.")
+        if max(prompt.token_ids) >= self._vocabulary:  # would fail the whole step, on a GPU for good
+            raise ValueError(f"Token {max(prompt.token_ids)} is none of the model's {self._vocabulary}.")
         detokenize = detokenizer(self.tokenizer)
         stops = StopStrings(params.stop)
         answer = self._answers.answer(prompt.token_ids, params)
