@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import traceback
@@ -90,6 +91,7 @@ class Batch:
         self._wake = threading.Condition()
         self._closed = False
         self._decode_s = self._token_s = 0.0
+        self._most_threads = self._threads = torch.get_num_threads()
         self._hits = 0
         self._thread = threading.Thread(target=self._run, name="aiochatstream-decode", daemon=True)
         self._thread.start()
@@ -190,6 +192,7 @@ class Batch:
         """Read the next tokens of all rows in one forward pass, and draw where a row has read all it has."""
         pieces = self._plan()
         requests = [request for request, _ in pieces]
+        self._use_threads(len(pieces) < sum(len(piece.ids) for _, piece in pieces))
         start = time.perf_counter()
         try:
             logits = self._forward(Step(self._cache, [piece for _, piece in pieces], self._device, self._dtype))
@@ -209,6 +212,17 @@ class Batch:
             if request not in answering:
                 request.told.put(None)
         self._learn(time.perf_counter() - start, pieces)
+
+    def _use_threads(self, reading: bool) -> None:
+        """All of torch's threads where a prompt is read, which takes arithmetic; else one core stays free.
+
+        A step's many small operations end only when the last thread does, and where every core is taken, one of them
+        waits for the event loop or another process.
+        """
+        wanted = self._most_threads if reading else max(1, min(self._most_threads, (os.cpu_count() or 1) - 1))
+        if wanted != self._threads and self._device.type == "cpu":
+            torch.set_num_threads(wanted)
+            self._threads = wanted
 
     def _plan(self) -> list[tuple[Request, Piece]]:
         """What the next step reads: the newest token of each row that answers, and some of the prompts before it."""

@@ -82,7 +82,8 @@ reads = st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 5), min_size=1)
 )
 @example([{0: 5, 3: 5}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], None, None, None, 256)
 @example([{0: 5, 3: 1}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], 2, 2.0, None, 0)
-@example([dict.fromkeys(range(ROWS), 2), dict.fromkeys(range(ROWS), 1)], 3, None, None, 256)
+@example([dict.fromkeys(range(ROWS), 5), dict.fromkeys(range(ROWS), 1)], 3, None, None, 256)
+@example([dict.fromkeys(range(ROWS), 5), {1: 1, 3: 1}], 1, 2.0, None, 256)
 def test_each_row_attends_to_its_own_tokens_and_no_others(
     schedule: list[dict[int, int]], window: int | None, softcap: float | None, scale: float | None, call_cost: int
 ) -> None:

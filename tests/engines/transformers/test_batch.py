@@ -432,6 +432,7 @@ def test_close_ends_what_is_under_way_and_what_waits_and_later_ones_are_refused(
         Asked(batch, ids(3))
     batch.close()
     assert not batch._thread.is_alive()
+    assert batch.figures()["batch_size"] == 0
 
 
 def test_a_slow_reader_holds_up_nobody(made: Any, model: OneLayer) -> None:

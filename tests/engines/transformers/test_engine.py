@@ -11,16 +11,20 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from aiochatstream import Delta, GenerationParams, Prompt
-from aiochatstream.engines.transformers import TransformersEngine
+from aiochatstream.engines.stop_strings import StopStrings
+from aiochatstream.engines.transformers import TransformersEngine, batch
 from aiochatstream.engines.transformers.batch import PIECE_TOKENS
 from aiochatstream.engines.transformers.engine import is_on
 from aiochatstream.engines.transformers.packing import PackedLinear
@@ -178,6 +182,69 @@ def test_the_real_model_answers_many_together_as_each_alone(
     for ids, one in zip(prompts, found, strict=True):
         expected = reference(untouched_model, ids, 7, eos_token_id=-1)
         assert_same(untouched_model, ids, one, expected)
+
+
+@pytest.fixture(scope="module", params=["Llama", "Gemma 3"])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[TransformersEngine, Any]]:
+    """An engine that reads prompts in short pieces and keeps few of them, and a copy of its model."""
+    model = tiny(request.param)
+    plain = copy.deepcopy(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "PIECE_TOKENS", (16, 16))
+        engine = loaded(model, slots=3, prefix_cache_bytes=1_000_000)
+        yield engine, plain
+        engine.close()
+    assert engine.figures()["batch_size"] == 0
+    assert 0 < engine.figures()["prefix_cache_bytes"] <= 1_000_000
+
+
+visits = st.tuples(st.integers(0, 2), st.integers(1, 150), st.integers(1, 8), st.none() | st.integers(0, 7))
+"""Which beginning, how much of it, tokens to answer with, and after which of them the client leaves."""
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(visits, min_size=2, max_size=7))
+def test_in_any_company_answers_are_those_of_generate(
+    pair: tuple[TransformersEngine, Any], plan: list[tuple[int, int, int, int | None]]
+) -> None:
+    engine, plain = pair
+
+    def visit(seed: int, length: int, count: int, leaves: int | None) -> list[int]:
+        params = GenerationParams(temperature=0, max_new_tokens=count, ignore_eos=True)
+        said: list[int] = []
+        with closing(engine.generate(Prompt([], some_ids(length, seed)), params)) as steps:
+            for delta in steps:
+                said += delta.token_ids
+                if len(said) == leaves:
+                    break
+        return said
+
+    with ThreadPoolExecutor(3) as threads:
+        found = [threads.submit(visit, *one) for one in plan]
+    for (seed, length, count, leaves), one in zip(plan, found, strict=True):
+        said = one.result()
+        assert len(said) == (count if leaves is None else min(count, leaves))
+        ids = some_ids(length, seed)
+        assert_same(plain, ids, said, reference(plain, ids, count)[: len(said)])
+
+
+def test_an_answer_whose_stop_logic_fails_fails_alone(
+    tiny_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answer(tiny_engine, some_ids(9))
+    push = StopStrings.push
+
+    def fail(self: StopStrings, text: str) -> tuple[str, bool]:
+        if self._stops:
+            raise ZeroDivisionError
+        return push(self, text)
+
+    monkeypatch.setattr(StopStrings, "push", fail)
+    neighbour = tiny_engine.generate(Prompt([], some_ids(9)), GenerationParams(temperature=0, max_new_tokens=24))
+    begun = [next(neighbour)]
+    with pytest.raises(ZeroDivisionError):
+        answer(tiny_engine, some_ids(9), stop=("never",))
+    assert [token_id for delta in (*begun, *neighbour) for token_id in delta.token_ids] == expected
 
 
 def test_without_optimize_the_weights_stay_untouched_and_with_it_answers_stay_the_same() -> None:
