@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,14 +186,12 @@ def test_the_real_model_answers_many_together_as_each_alone(
 
 @pytest.fixture(scope="module", params=["Llama", "Gemma 3"])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[TransformersEngine, Any]]:
-    """An engine that reads prompts in short pieces and keeps few of them, and a copy of its model."""
+    """An engine that keeps few prompts, and a copy of its model."""
     model = tiny(request.param)
     plain = copy.deepcopy(model)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "PIECE_TOKENS", (16, 16))
-        engine = loaded(model, slots=3, prefix_cache_bytes=1_000_000)
-        yield engine, plain
-        engine.close()
+    engine = loaded(model, slots=3, prefix_cache_bytes=1_000_000)
+    yield engine, plain
+    engine.close()
     assert engine.figures()["batch_size"] == 0
     assert 0 < engine.figures()["prefix_cache_bytes"] <= 1_000_000
 
@@ -219,8 +217,10 @@ def test_in_any_company_answers_are_those_of_generate(
                     break
         return said
 
-    with ThreadPoolExecutor(3) as threads:
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as threads:
+        patch.setattr(batch, "PIECE_TOKENS", (16, 16))
         found = [threads.submit(visit, *one) for one in plan]
+        wait(found)
     for (seed, length, count, leaves), one in zip(plan, found, strict=True):
         said = one.result()
         assert len(said) == (count if leaves is None else min(count, leaves))
