@@ -231,7 +231,7 @@ from aiochatstream import ChatStream, Engine, MemoryStorage
 class Downloading(Engine):
     loads_slowly = True
 
-    def load(self):
+    def load(self, slots, context_len):
         threading.Event().wait()
 
     def generate(self, prompt, params):

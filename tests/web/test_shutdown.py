@@ -115,7 +115,7 @@ class SlowToLoad(Engine):
         self.may_load = threading.Event()
         self.error = error
 
-    def load(self) -> None:
+    def load(self, slots: int, context_len: int) -> None:
         self.may_load.wait()
         if self.error is not None:
             raise self.error
