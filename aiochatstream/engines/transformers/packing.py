@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that read the same input, one after another, in the models that have them."""
 
 
 class PackedLinear(nn.Module):
     """A linear layer in oneDNN's own layout. Only for inference on a CPU."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weights: PackedWeights, index: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), None)
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._weights, self._index = weights, index
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        packed: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
-        return packed
+        return self._weights.apply(inputs, self._index)
+
+
+class PackedWeights:
+    """The weights of linear layers that read the same input: all are computed when the first one is asked."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self._sizes = [linear.out_features for linear in linears]
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+        self._latest: tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None = None
+
+    def apply(self, inputs: torch.Tensor, index: int) -> torch.Tensor:
+        """What the layer at ``index`` makes of ``inputs``."""
+        latest = self._latest
+        if latest is None or latest[0] is not inputs:
+            together = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+            latest = inputs, together.split(self._sizes, dim=-1)
+        self._latest = latest if index + 1 < len(self._sizes) else None
+        return latest[1][index]
 
 
 @torch.no_grad()
@@ -30,16 +53,29 @@ def pack_linears(model: nn.Module) -> int:
     packable = {dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if _packs(dtype)}
     count = 0
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in packable:
-                setattr(parent, name, PackedLinear(child))
-                count += 1
+        plain = {
+            name: child
+            for name, child in parent.named_children()
+            if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in packable
+        }
+        together = [names for names in SIBLINGS if _alike([plain.get(name) for name in names])]
+        alone = [(name,) for name in plain if not any(name in names for names in together)]
+        for names in (*together, *alone):
+            weights = PackedWeights([plain[name] for name in names])
+            for index, name in enumerate(names):
+                setattr(parent, name, PackedLinear(weights, index))
+        count += len(plain)
     return count
+
+
+def _alike(linears: Sequence[nn.Linear | None]) -> bool:
+    kinds = {linear and (linear.in_features, linear.weight.dtype, linear.bias is None) for linear in linears}
+    return len(kinds) == 1 and None not in kinds
 
 
 def _packs(dtype: torch.dtype) -> bool:
     try:
-        PackedLinear(nn.Linear(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
+        PackedWeights([nn.Linear(16, 16, dtype=dtype)]).apply(torch.zeros(1, 16, dtype=dtype), 0)
     except (RuntimeError, AttributeError):  # no kernel for this precision, or torch is built without oneDNN
         return False
     return True

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from aiochatstream.engines.transformers.packing import PackedLinear, pack_linears
+from aiochatstream.engines.transformers.packing import PackedLinear, PackedWeights, pack_linears
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -16,7 +16,7 @@ def test_a_packed_layer_computes_what_the_plain_one_does(tokens: int, bias: bool
     plain = nn.Linear(48, 20, bias=bias)
     inputs = torch.randn(1, tokens, 48)
     with torch.inference_mode():
-        assert torch.allclose(PackedLinear(plain)(inputs), plain(inputs), atol=1e-5)
+        assert torch.allclose(PackedWeights([plain]).apply(inputs, 0), plain(inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -54,3 +54,30 @@ def test_a_weight_that_an_embedding_shares_stays_with_the_embedding() -> None:
         assert pack_linears(model) == 1
         assert torch.allclose(model["head"](inputs), before, atol=1e-5)
     assert model["embed"].weight.shape == (16, 8)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_that_read_the_same_input_are_computed_at_once(bias: bool) -> None:
+    names = ("q_proj", "k_proj", "v_proj")
+    plain = {name: nn.Linear(24, size, bias=bias) for name, size in zip(names, (24, 8, 8), strict=True)}
+    model = nn.ModuleDict(plain)
+    assert pack_linears(model) == 3
+    first, second = torch.randn(1, 3, 24), torch.randn(1, 3, 24)
+    with torch.inference_mode():
+        for inputs in (first, second, first):
+            for name in names:
+                assert torch.allclose(model[name](inputs), plain[name](inputs), atol=1e-5)
+        for name in (*reversed(names), "k_proj", "q_proj"):  # in whichever order, with whichever input
+            for inputs in (first, second):
+                assert torch.allclose(model[name](inputs), plain[name](inputs), atol=1e-5)
+    weights = model["q_proj"]._weights
+    assert all(model[name]._weights is weights for name in names)
+    with torch.inference_mode():
+        latest = [model[name](first).untyped_storage().data_ptr() for name in names]
+    assert len(set(latest)) == 1
+
+
+def test_layers_of_different_kinds_are_packed_each_for_itself() -> None:
+    model = nn.ModuleDict({"gate_proj": nn.Linear(8, 8, bias=True), "up_proj": nn.Linear(8, 8, bias=False)})
+    assert pack_linears(model) == 2
+    assert model["gate_proj"]._weights is not model["up_proj"]._weights
