@@ -25,8 +25,12 @@ logger = logging.getLogger(__name__)
 Forward = Callable[[Step], torch.Tensor]
 """Runs the model over a step; returns the logits [pieces, vocabulary] of each piece's last token."""
 
-PIECE_TOKENS = (16, 512)
-"""The least and the most tokens of prompts that one step reads while other rows wait for their next token."""
+PIECE_TOKENS = (16, 256)
+"""The least and the most tokens of prompts that one step reads. The most keeps a CPU busy: with more, those who come
+first would only wait longer."""
+
+WIDER = 8
+"""How many times as many another processor takes."""
 
 UNDISTURBED = 2.5
 """A step that also reads a prompt may take so many times as long as one that does not."""
@@ -241,6 +245,7 @@ class Batch:
     def _piece_tokens(self, disturbing: bool) -> int:
         """How many tokens of prompts the next step may read."""
         least, most = PIECE_TOKENS
+        most *= 1 if self._device.type == "cpu" else WIDER
         if not disturbing or not self._token_s:
             return most
         allowed = self._max_step or UNDISTURBED * self._decode_s
