@@ -190,17 +190,20 @@ class RunningTurn:
 
     @contextmanager
     def ticking(self, seconds: float) -> Iterator[None]:
-        """In this block, a TimePassed comes among the events every so often."""
+        """In this block, a TimePassed comes among the events every so often, if the reader then waits for one."""
+        timer: asyncio.TimerHandle | None = None
 
         def tick() -> None:
-            self._tell(TimePassed())
-            timers.append(self._loop.call_later(seconds, tick))
+            nonlocal timer
+            if self._reader is not None and not self._reader.done():
+                self._tell(TimePassed())
+            timer = self._loop.call_later(seconds, tick)
 
-        timers = deque([self._loop.call_later(seconds, tick)], maxlen=1)
+        timer = self._loop.call_later(seconds, tick)
         try:
             yield
         finally:
-            timers[0].cancel()
+            timer.cancel()
 
     def accept(self, job: Job) -> None:
         """Know what is to be done; :meth:`run` does it."""

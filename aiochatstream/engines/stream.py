@@ -29,6 +29,7 @@ class DeltaStream:
         self._take = take
         self._buffer: deque[Delta] = deque()
         self._due = False
+        self._failure: Exception | None = None
         self._cancelled = threading.Event()
         self._work = self._loop.run_in_executor(executor, self._run, start)
 
@@ -37,7 +38,10 @@ class DeltaStream:
         self._cancelled.set()
 
     async def wait(self) -> None:
-        """Return when the thread has really stopped; cancelled, stop it first. Raises what the generator raised."""
+        """Return when the thread has really stopped; cancelled, stop it first.
+
+        Raises what the generator raised, or ``take``.
+        """
         try:
             await asyncio.wait({self._work})
         except asyncio.CancelledError:
@@ -45,6 +49,8 @@ class DeltaStream:
             await asyncio.wait({self._work})
             raise
         self._work.result()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self, start: Callable[[], Generator[Delta, None, None]]) -> None:
         try:
@@ -71,5 +77,11 @@ class DeltaStream:
 
     def _hand_over(self) -> None:
         self._due = False
-        while self._buffer:
-            self._take(self._buffer.popleft())
+        try:
+            for _ in range(len(self._buffer)):  # what comes meanwhile has a call of its own
+                delta = self._buffer.popleft()
+                if self._failure is None:
+                    self._take(delta)
+        except Exception as error:  # noqa: BLE001 - a delta that is none, most likely
+            self._failure = error
+            self.cancel()

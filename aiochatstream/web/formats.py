@@ -23,7 +23,7 @@ from aiochatstream.web.json import COMMON_HEADERS, dumps, json_response
 from aiochatstream.web.presence import is_gone
 
 HEARTBEAT_SECONDS = 15.0
-"""A silent event stream gets a comment line this often, so that proxies keep it open."""
+"""An event stream with nothing to send gets a comment line this often, so that proxies keep it open."""
 
 BUFFER_BYTES = 1 << 14
 """A write that leaves less than this in the transport's buffer never waits: it is asyncio's low-water mark."""

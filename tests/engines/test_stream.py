@@ -202,6 +202,22 @@ async def test_it_ends_only_after_the_thread_has_stopped(threads: ThreadPoolExec
     assert closed == [True]
 
 
+async def test_what_the_taker_raises_stops_the_generator_and_arrives(threads: ThreadPoolExecutor) -> None:
+    steps = []
+
+    def endless() -> Generator[Delta, None, None]:
+        while True:
+            steps.append(1)
+            yield Delta("x")
+
+    def refuse(delta: Delta) -> None:
+        raise ZeroDivisionError("not a delta")
+
+    with pytest.raises(ZeroDivisionError, match="not a delta"):
+        await DeltaStream(threads, endless, refuse).wait()
+    assert steps
+
+
 async def test_a_loop_that_is_busy_does_not_hold_the_generator(threads: ThreadPoolExecutor) -> None:
     finished = threading.Event()
 

@@ -1,9 +1,12 @@
-"""Which format a client gets."""
+"""Which format a client gets, and what keeps a stream awake."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from aiochatstream import ChatStream
 from aiochatstream.web.formats import choose_format
 
 
@@ -36,3 +39,19 @@ def test_accept_chooses_the_format(accept: list[str], chosen: str) -> None:
 def test_the_servers_default_is_for_clients_that_ask_for_nothing(accept: list[str]) -> None:
     assert choose_format(accept, "sse") == "sse"
     assert choose_format(["text/plain"], "sse") == "text"
+
+
+async def test_a_silent_event_stream_is_kept_awake(
+    start: Any, stepper: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiochatstream.web.formats.HEARTBEAT_SECONDS", 0.01)
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=1))
+    async with client_of(server).post(accept="text/event-stream", user_input="hi") as response:
+        told = b""
+        while told.count(b": still here\n\n") < 3:
+            told += await response.content.readany()
+        engine.allow()
+        told += await response.read()
+    assert told.endswith(b"}}\n\n")
+    assert b"event: done" in told
