@@ -129,8 +129,9 @@ def test_who_is_cancelled_leaves_within_a_step_and_its_row_is_free(
 ) -> None:
     monkeypatch.setattr(module, "PIECE_TOKENS", (4, 4))
     batch = made(held, rows=2)
-    stays = Asked(batch, ids(2, 1), max_new_tokens=20)
-    goes = Asked(batch, ids(12 if when == "prefilling" else 3, 2), max_new_tokens=9)
+    with batch._wake:  # both join the first step
+        stays = Asked(batch, ids(2, 1), max_new_tokens=20)
+        goes = Asked(batch, ids(12 if when == "prefilling" else 3, 2), max_new_tokens=9)
     held.wait()
     held.step()
     goes.cancel()
@@ -282,7 +283,8 @@ def test_nothing_is_kept_or_copied_without_room_for_it(
 def test_figures_tell_of_rows_and_bytes(made: Any, held: OneLayer) -> None:
     batch = made(held, rows=3, length=20, pool_bytes=1000 * TOKEN_BYTES)
     assert batch.figures()["batch_size"] == 0
-    asked = [Asked(batch, ids(4, seed), max_new_tokens=2) for seed in range(2)]
+    with batch._wake:
+        asked = [Asked(batch, ids(4, seed), max_new_tokens=2) for seed in range(2)]
     held.wait()
     held.step()
     assert batch.figures()["batch_size"] == 2
@@ -298,7 +300,8 @@ def test_a_step_that_fails_ends_those_in_it_and_the_next_request_is_served(
     made: Any, held: OneLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = made(held, rows=2, pool_bytes=1000 * TOKEN_BYTES)
-    asked = [Asked(batch, ids(4, seed), max_new_tokens=9) for seed in range(3)]
+    with batch._wake:
+        asked = [Asked(batch, ids(4, seed), max_new_tokens=9) for seed in range(3)]
     held.wait()
     held.step()
     held.fail = lambda pieces: ZeroDivisionError("the model broke") if len(pieces) == 2 else None
@@ -324,7 +327,8 @@ NO_MEMORY = [
 @pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
 def test_out_of_memory_fails_the_newest_request_alone(made: Any, held: OneLayer, error: Exception) -> None:
     batch = made(held, rows=3)
-    old = [Asked(batch, ids(4, seed), max_new_tokens=6) for seed in range(2)]
+    with batch._wake:
+        old = [Asked(batch, ids(4, seed), max_new_tokens=6) for seed in range(2)]
     held.wait()
     held.fail = lambda pieces: error if len(pieces) > 2 else None
     held.step()
@@ -361,9 +365,10 @@ def test_a_row_that_cannot_be_drawn_fails_alone_and_its_neighbours_draw_as_befor
     lone = made(OneLayer(), rows=1)
     expected = [Asked(lone, ids(3, seed), max_new_tokens=8, **params).rest() for seed, params in enumerate(options)]
     batch = made(held, rows=4)
-    asked = [Asked(batch, ids(3, seed), max_new_tokens=8, **params) for seed, params in enumerate(options)]
-    fails = Asked(batch, ids(3, 9), max_new_tokens=8, repetition_penalty=2.0)
-    batch._arrivals.rotate(which)  # whichever row it has
+    with batch._wake:
+        asked = [Asked(batch, ids(3, seed), max_new_tokens=8, **params) for seed, params in enumerate(options)]
+        fails = Asked(batch, ids(3, 9), max_new_tokens=8, repetition_penalty=2.0)
+        batch._arrivals.rotate(which)  # whichever row it has
     held.wait()
     held.step(), held.step()
     fails.request.sampler = Breaks(fails.request.sampler)  # type: ignore[assignment]
@@ -392,8 +397,9 @@ def test_what_cannot_be_copied_for_reuse_harms_no_neighbour(
     made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     batch = made(held, rows=2, pool_bytes=1000 * TOKEN_BYTES)
-    stays = Asked(batch, ids(2, 1), max_new_tokens=12)
-    ends = Asked(batch, ids(5, 2), max_new_tokens=2)
+    with batch._wake:
+        stays = Asked(batch, ids(2, 1), max_new_tokens=12)
+        ends = Asked(batch, ids(5, 2), max_new_tokens=2)
     held.wait()
     held.step()
 
