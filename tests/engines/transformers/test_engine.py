@@ -328,7 +328,7 @@ def test_a_smaller_cache_makes_a_shorter_context_and_says_so(caplog: pytest.LogC
     assert figures["kv_cache_bytes"] == 2 * 100 * a_token
     assert len(answer(engine, some_ids(90), max_new_tokens=11, ignore_eos=True)) == 11
     engine.close()
-    assert engine.figures() == figures
+    assert engine.figures()["kv_cache_bytes"] == figures["kv_cache_bytes"]
     with pytest.raises(
         ValueError, match=f"^kv_cache_bytes: .*room for 3 tokens in each of 2 rows; 16 .* {32 * a_token}"
     ):
