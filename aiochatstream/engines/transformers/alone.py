@@ -70,9 +70,6 @@ class Alone:
         """Nothing to tell."""
         return {}
 
-    def close(self) -> None:
-        """Nothing to end."""
-
     @torch.inference_mode()
     def _forward(self, ids: list[int], cache: DynamicCache) -> torch.Tensor:
         """Read ``ids`` after what is in ``cache``; return the last position's logits [1, vocabulary]."""

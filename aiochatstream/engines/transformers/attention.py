@@ -56,6 +56,12 @@ class SlotCache:
         """A copy of a row's first ``length`` tokens."""
         return [tuple(one[row, :, :length].clone() for one in layer) for layer in self.layers]
 
+    def clear(self, row: int) -> None:
+        """Forget all of a row."""
+        for layer in self.layers:
+            for one in layer:
+                one[row].zero_()
+
     def put(self, row: int, tokens: Sequence[tuple[torch.Tensor, ...]], length: int) -> None:
         """Write the first ``length`` of copied tokens into a row."""
         for layer, copied in zip(self.layers, tokens, strict=True):

@@ -51,7 +51,7 @@ class Request:
         self.sampler = Sampler(params)
         self.row = -1
         self.computed = self.reused = 0
-        self.cancelled = False
+        self.cancelled = self.failed = False
         self.told: SimpleQueue[int | Exception | None] = SimpleQueue()
 
     def steps(self) -> Generator[int | None, None, None]:
@@ -162,7 +162,9 @@ class Batch:
             self._rows.remove(request)
             self._free.append(request.row)
             done = request.ids[: request.computed]
-            if done and self._pool.worth(done, self._cache.token_bytes * len(done)):
+            if request.failed:
+                self._cache.clear(request.row)  # a NaN would spread, even where it is masked
+            elif done and self._pool.worth(done, self._cache.token_bytes * len(done)):
                 try:
                     self._pool.put(done, self._cache.take(request.row, len(done)))
                 except Exception:  # no memory, most likely
@@ -203,8 +205,12 @@ class Batch:
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            logger.warning("Out of memory in a step of %d rows; the newest request fails", len(self._rows))
             traceback.clear_frames(error.__traceback__)
+            if len(self._pool):
+                logger.warning("Out of memory in a step of %d rows; what was kept is dropped", len(self._rows))
+                self._pool.clear()
+                return
+            logger.warning("Out of memory in a step of %d rows; the newest request fails", len(self._rows))
             self._fail(self._rows[-1:], MemoryError(f"Out of memory in a step of {len(self._rows)} requests: {error}"))
             return
         for request, piece in pieces:
@@ -283,7 +289,7 @@ class Batch:
 
     def _fail(self, requests: list[Request], error: Exception) -> None:
         for request in requests:
-            request.cancelled = True
+            request.cancelled = request.failed = True
             request.told.put(error)
 
 

@@ -119,6 +119,7 @@ class TransformersEngine(Engine):
         self._device, self._optimize = device, optimize
         self._kv_cache_bytes, self._prefix_cache_bytes = kv_cache_bytes, prefix_cache_bytes
         self._answers: Batch | Alone | None = None
+        self._end: weakref.finalize[..., Any] | None = None
         self._max_step = None if max_step_ms is None else max_step_ms / 1000
 
     def load(self, slots: int, context_len: int) -> None:
@@ -140,8 +141,9 @@ class TransformersEngine(Engine):
             pass  # the first pass of all is slow: let it be over before someone waits for it
 
     def close(self) -> None:
-        if self._answers is not None:
-            self._answers.close()
+        self._answers = None
+        if self._end is not None:
+            self._end()
 
     def figures(self) -> dict[str, float]:
         return {} if self._answers is None else self._answers.figures()
@@ -221,7 +223,8 @@ class TransformersEngine(Engine):
         cache = SlotCache(like, rows, length)
         pool = PrefixPool(int(free * POOL_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes)
         batch = Batch(forward, cache, rows, pool, device, dtype, self.on_step, self._max_step)
-        weakref.finalize(self, batch.close)  # also at the interpreter's end, which torch's threads do not survive
+        # also at the interpreter's end, which torch's threads do not survive
+        self._end = weakref.finalize(self, batch.close)
         return batch
 
     @torch.inference_mode()

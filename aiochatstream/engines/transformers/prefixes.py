@@ -36,6 +36,10 @@ class PrefixPool:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept, self.size = [], 0
+
     def match(self, ids: Sequence[int]) -> tuple[Tokens, int]:
         """Of what begins as ``ids`` does, the longest: its tokens, and how many of them are the same."""
         wanted = np.asarray(ids)

@@ -43,6 +43,8 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
     :param logits: [rows, vocabulary], of the last position.
     :param samplers: one a row.
     :param seen: the ids of each row so far, prompt and answer.
+
+    Raises FloatingPointError where logits are no numbers.
     """
     given, logits = logits, logits.float()
     for row, sampler in enumerate(samplers):
@@ -52,7 +54,9 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
             ids = torch.tensor(seen[row], device=logits.device)
             scores = logits[row, ids]
             logits[row, ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    drawn = logits.argmax(dim=-1)
+    best, drawn = logits.max(dim=-1)
+    if bool(best.isnan().any()):
+        raise FloatingPointError("The model computed what is no number (NaN).")
     for whole in (True, False):
         rows = [row for row, sampler in enumerate(samplers) if not sampler.greedy and sampler.whole is whole]
         if rows:

@@ -341,6 +341,21 @@ def test_out_of_memory_fails_the_newest_request_alone(made: Any, held: OneLayer,
     assert later.rest() == held.answer(later.prompt, 6)
 
 
+def test_out_of_memory_first_costs_what_was_kept(made: Any, model: OneLayer) -> None:
+    batch = made(model, pool_bytes=1 << 20)
+    Asked(batch, ids(6, 1), max_new_tokens=4).rest()
+    again = Asked(batch, ids(6, 1), max_new_tokens=4)
+    again.rest()
+    assert again.request.reused == 5
+    errors = [MemoryError()]
+    model.fail = lambda pieces: errors.pop() if errors else None
+    asked = Asked(batch, ids(6, 2), max_new_tokens=4)
+    assert asked.rest() == model.answer(asked.prompt, 4)
+    later = Asked(batch, ids(6, 1), max_new_tokens=4)
+    assert later.rest() == model.answer(later.prompt, 4)
+    assert later.request.reused == 0
+
+
 def test_out_of_memory_again_and_again_fails_one_after_the_other_and_the_engine_goes_on(
     made: Any, model: OneLayer
 ) -> None:
@@ -351,6 +366,32 @@ def test_out_of_memory_again_and_again_fails_one_after_the_other_and_the_engine_
             Asked(batch, ids(3, seed)).rest()
     model.fail = lambda pieces: None
     assert Asked(batch, ids(3)).rest() == model.answer(ids(3), 4)
+
+
+def test_a_row_whose_logits_are_no_numbers_fails_and_leaves_nothing_behind(made: Any, model: OneLayer) -> None:
+    batch = made(model, rows=2)
+
+    def spoil(pieces: list[Any], logits: torch.Tensor) -> torch.Tensor:
+        for at, (start, read) in enumerate(pieces):
+            if start + len(read) == 7:
+                logits[at] = torch.nan
+                for layer in batch._cache.layers:
+                    for one in layer:
+                        one[1, :, 6] = torch.nan
+        return logits
+
+    model.change = spoil
+    with batch._wake:
+        first = Asked(batch, ids(9, 1), max_new_tokens=20)
+        bad = Asked(batch, ids(5, 2), max_new_tokens=20)
+    with pytest.raises(FloatingPointError, match="no number"):
+        bad.rest()
+    assert first.rest() == model.answer(first.prompt, 20)
+    model.change = lambda pieces, logits: logits
+    with batch._wake:
+        both = [Asked(batch, ids(3, seed), max_new_tokens=9) for seed in (4, 5)]
+    assert [one.rest() for one in both] == [model.answer(one.prompt, 9) for one in both]
+    assert all(one.isfinite().all() for layer in batch._cache.layers for one in layer)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])

@@ -191,9 +191,8 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[TransformersEngine, A
     plain = copy.deepcopy(model)
     engine = loaded(model, slots=3, prefix_cache_bytes=1_000_000)
     yield engine, plain
-    engine.close()
-    assert engine.figures()["batch_size"] == 0
     assert 0 < engine.figures()["prefix_cache_bytes"] <= 1_000_000
+    engine.close()
 
 
 visits = st.tuples(st.integers(0, 2), st.integers(1, 150), st.integers(1, 8), st.none() | st.integers(0, 7))
@@ -327,8 +326,9 @@ def test_a_smaller_cache_makes_a_shorter_context_and_says_so(caplog: pytest.LogC
     figures = engine.figures()
     assert figures["kv_cache_bytes"] == 2 * 100 * a_token
     assert len(answer(engine, some_ids(90), max_new_tokens=11, ignore_eos=True)) == 11
-    engine.close()
     assert engine.figures()["kv_cache_bytes"] == figures["kv_cache_bytes"]
+    engine.close()
+    assert engine.figures() == {}
     with pytest.raises(
         ValueError, match=f"^kv_cache_bytes: .*room for 3 tokens in each of 2 rows; 16 .* {32 * a_token}"
     ):
@@ -357,7 +357,7 @@ def test_close_ends_answers_under_way_and_the_thread_and_is_safe_at_any_time() -
     assert threads_of_engines() == before
     with pytest.raises(RuntimeError, match="closed"):
         list(steps)
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="not loaded"):
         answer(engine, some_ids(5))
     engine.close()
 
