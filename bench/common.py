@@ -6,13 +6,14 @@ import argparse
 import json
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 from aiochatstream.bench.files import environment
 
@@ -108,6 +109,19 @@ def progress(sentence: str, *, live: bool = False) -> None:
     """Say on stderr how far it is. ``live``: over the line before, in a terminal."""
     over = live and sys.stderr.isatty()
     print(f"{sentence:<100}" if over else sentence, end="\r" if over else "\n", file=sys.stderr, flush=True)
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run ``main`` and exit with its code. What else would end the script at once ends it as Ctrl-C does, so that it
+    stops what it started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would not hear it
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def command(script: str) -> str:

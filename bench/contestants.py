@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +69,10 @@ def read(text: str, peers: Path) -> Contestant:
         return replace(named, url=what)
     if "{port}" not in what:
         raise ValueError(f"{text!r}: a command needs {{port}} where the port belongs that it shall listen on")
+    try:
+        shlex.split(what)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {str(error).lower()}") from None
     return replace(named, command=what)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from common import FAILED, INTERRUPTED, OK, Spread, parser, progress, table, whole, wholes, write_json
+from common import FAILED, INTERRUPTED, OK, Spread, parser, progress, run_script, table, whole, wholes, write_json
 from sides import Side, at_once, engine_side, plain_side, step_s, ttft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -259,4 +259,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

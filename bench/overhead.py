@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any, cast
 
 import aiohttp
-from common import FAILED, INTERRUPTED, OK, Spread, number, parser, progress, table, whole, write_json
+from common import FAILED, INTERRUPTED, OK, Spread, number, parser, progress, run_script, table, whole, write_json
 from light_client import CHATSTREAM, MEDIA_TYPES, Client, Tally, check, connected, request_bytes
 from peers import PEERS, missing, python_of, versions
 from servers import MARK, PACE_SECONDS, PIECE, START_SECONDS, Server, new_event_loop, started
@@ -352,4 +352,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import FAILED, OK, table
+from common import FAILED, OK, run_script, table
 from platformdirs import user_cache_path
 
 from aiochatstream.bench.plan import ProtocolName
@@ -226,4 +226,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)
