@@ -327,7 +327,7 @@ def read_options() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help="fields for each request to that server, such as 'mine={\"ignore_eos\": true}'",
+        help="fields for each request to that server, such as 'mine={\"ignore_eos\": true}'; --json tells them",
     )
     options = made.parse_args()
     try:
@@ -368,11 +368,11 @@ def main() -> int:
         print(f"compare.py: {error}", file=sys.stderr)
         return WRONG_USE
     print(comparison.render())
-    hidden = ("contestants", "peers", "model")  # told of each server, or folders of this machine
-    shown = {name: value for name, value in vars(options).items() if name not in hidden}
-    shown |= {"servers": [one.name for one in options.contestants], "model": comparison.model_name}
-    shown["baseline"] = comparison.baseline
-    write_json(argparse.Namespace(**shown), "compare", comparison.as_json(), interrupted=code == INTERRUPTED)
+    results = comparison.as_json()
+    options.servers = [one.name for one in options.contestants]
+    options.model, options.baseline = comparison.model_name, comparison.baseline
+    hidden = ("contestants", "peers")  # told of each server, and a folder of this machine
+    write_json(options, "compare", results, interrupted=code == INTERRUPTED, hidden=hidden)
     return code or (OK if len({one.server for one in comparison.rounds}) > 1 else FAILED)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from peers import PRESETS, Peer, missing, python_of, versions
+from peers import PRESETS, Peer, python_of, usable
 
 from aiochatstream.bench.plan import Plan, ProtocolName
 from aiochatstream.bench.protocols import PROTOCOLS
@@ -81,7 +81,7 @@ def _preset(name: str, peer: Peer, peers: Path) -> Contestant:
     if peer.install or peer.shares:
         for ours in ("PYTHONPATH", "VIRTUAL_ENV"):
             env.pop(ours, None)
-    found = versions(name, peers)
+    found, missing = usable(name, peers)
     return Contestant(
         name,
         peer.title,
@@ -95,6 +95,6 @@ def _preset(name: str, peer: Peer, peers: Path) -> Contestant:
         names_model=peer.names_model,
         extra_body=peer.extra_body,
         note=peer.note,
-        missing="" if found else missing(name),
+        missing=missing,
         own=False,
     )

@@ -421,5 +421,9 @@ def test_what_is_recorded_names_no_path_of_this_machine(monkeypatch: pytest.Monk
         "--model model --json=bench/results/x.json"
     )
     assert without_paths(f"[\"{tmp_path}/model\", '{tmp_path}/x.json']") == "[\"model\", 'x.json']"
+    home = Path.home()
+    assert without_paths(f"file://{home}/a `{home}/b` -I{home}/c @{home}/d >{home}/e {{{home}/none/f}}") == (
+        "file://a `b` -Ic @d >e {f}"
+    )
     kept = "http://127.0.0.1:8080/v1/models meta/llama /v1/models tokens/s 1/2"
     assert without_paths(kept) == kept
