@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 from aiochatstream.bench.files import environment
 
@@ -24,6 +27,13 @@ SCHEMA_VERSION = 1
 ROOT = Path(__file__).parent.parent
 PATH = re.compile(r"""(?<![^\s=:,"'(\[])/[^/\s"',)\]]+(?:/[^/\s"',:)\]]+)+""")
 """An absolute path within other text; what follows http:/ is none."""
+HERE = {Path.home(), ROOT, Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(sys.base_prefix)}
+KNOWN = re.compile(
+    "(?:"
+    + "|".join(re.escape(str(path)) for path in sorted(HERE, reverse=True) if path != Path(path.anchor))
+    + r""")(?![\w.-])(?:/[^/\s"',:;)\]}<>\\]+)*/?"""
+)
+"""A path into a folder that is surely of this machine, whatever stands before it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,19 @@ def progress(sentence: str, *, live: bool = False) -> None:
     print(f"{sentence:<100}" if over else sentence, end="\r" if over else "\n", file=sys.stderr, flush=True)
 
 
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run ``main`` and exit with its code. What else would end the script at once ends it as Ctrl-C does, so that it
+    stops what it started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would not hear it
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
 def command(script: str) -> str:
     """The command line as it was typed."""
     return shlex.join(["python", f"bench/{script}.py", *sys.argv[1:]])
@@ -119,21 +142,34 @@ def without_paths(text: str) -> str:
     """``text`` without the absolute paths of this machine: as seen from this project, elsewhere the last name only."""
 
     def shorten(found: re.Match[str]) -> str:
-        path = Path(found[0])
-        if not path.parent.exists():
-            return found[0]  # of a URL, or in a model's name
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        path = Path(os.path.normpath(found[0]))
+        if path.is_relative_to(ROOT):
+            return str(path.relative_to(ROOT))
+        return "~" if path == Path.home() else path.name
 
-    return PATH.sub(shorten, text)
+    def shorten_if_here(found: re.Match[str]) -> str:
+        return shorten(found) if Path(found[0]).parent.exists() else found[0]  # of a URL, or in a model's name
+
+    return PATH.sub(shorten_if_here, KNOWN.sub(shorten, text))
 
 
 def write_json(
-    options: argparse.Namespace, script: str, results: Mapping[str, Any], *, interrupted: bool, **more: str
+    options: argparse.Namespace,
+    script: str,
+    results: Mapping[str, Any],
+    *,
+    interrupted: bool,
+    hidden: Collection[str] = (),
+    **more: str,
 ) -> None:
-    """Write ``--json``, where it was asked for. It is meant to be shown: no path of this machine is in it."""
+    """Write ``--json``, where it was asked for. It is meant to be shown: no path of this machine is in it.
+
+    :param hidden: options that are not told.
+    :param more: versions.
+    """
     if options.json is None:
         return
-    parameters = {name: value for name, value in vars(options).items() if name != "json"}
+    parameters = {name: value for name, value in vars(options).items() if name not in ("json", *hidden)}
     report = {
         "schema": f"aiochatstream-bench-{script}",
         "schema_version": SCHEMA_VERSION,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress, whole, wholes, write_json
+from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress, run_script, whole, wholes, write_json
 from contestants import Contestant, read
 from peers import PEERS, PRESETS
 from ratios import Round, ratios, remarks, render, unique
@@ -42,12 +41,13 @@ Each SERVER is one of
 PROTOCOL is sse (default), text, openai or chatstream, as in `aiochatstream bench --help`, which defines the metrics.
 
 A server that is started gets a port of its own and is ready when it has answered one request; then {WARM_UP} more warm
-it up. While others have their turn it is paused (SIGSTOP), so that it takes no processor time; in the end it is stopped
-with all that it started. A server at a URL is never paused: it should be idle by itself.
+it up. While others have their turn it is paused (SIGSTOP), so that it takes no processor time, but all stay in memory;
+in the end it is stopped with all that it started. A server at a URL is never paused: it should be idle by itself.
 
 At each concurrency, --rounds times, each server in turn (A B C A B C ...) is asked the same prompts by so many users,
 each of whom asks again as soon as its answer has ended: greedily, --max-tokens tokens an answer, past the model's end
-token where the server can be told so. The prompts of a round are in no other, so that no cache knows them. The tables
+token where the server can be told so. The prompts of a round are in no other, so that no cache knows them (unless
+--prompts FILE has too few lines, and is begun anew). A round that is cut (--round-seconds) is in no ratio. The tables
 show medians of the rounds (times in milliseconds) and, for each server, its figure over the baseline's in the same
 round: the median of these ratios, with the least and the most in parentheses. Tokens are as the server counts them,
 else as the model's tokenizer does (with a preset or --model), else a token for each piece of text.
@@ -55,8 +55,8 @@ else as the model's tokenizer does (with a preset or --model), else a token for 
 Presets run in environments of their own, made by `python bench/peers.py install NAME` (`python bench/peers.py lines`
 prints what that runs). One that is not installed, or does not start, is not measured, and the others go on.
 
-exit codes: 0 measured; 1 nothing was measured; 2 wrong use, or a server that was named cannot be asked; 130 Ctrl-C
-(prints what was measured so far)
+exit codes: 0 two servers or more were measured; 1 fewer; 2 wrong use, or a URL or a COMMAND that cannot be asked;
+130 Ctrl-C (prints what was measured so far)
 """
 
 
@@ -73,6 +73,10 @@ class Side:
     @property
     def name(self) -> str:
         return self.contestant.name
+
+    def starts_late(self) -> tuple[bool, bool]:
+        """An order: what is quick, and what may be wrong use, comes first."""
+        return not self.contestant.own, self.contestant.command != ""
 
 
 class Comparison:
@@ -93,11 +97,17 @@ class Comparison:
             self._count_tokens = tokens.load_tokenizer(self._model.folder)
         with ExitStack() as programs:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
-            async with connector:
-                for side in sorted(self.sides, key=lambda side: side.contestant.command != ""):  # URLs: they are quick
-                    if not side.reason:
-                        await self._prepare(side, connector, programs)
-                await self._take_turns()
+            try:
+                async with connector:
+                    for side in sorted(self.sides, key=Side.starts_late):
+                        if not side.reason:
+                            await self._prepare(side, connector, programs)
+                    await self._take_turns()
+            finally:
+                for side in self.sides:
+                    if side.program is not None and not side.program.ended:
+                        progress(f"stopping {side.name}")
+                        side.program.ask_to_end()
 
     async def _prepare(self, side: Side, connector: aiohttp.TCPConnector, programs: ExitStack) -> None:
         try:
@@ -109,12 +119,10 @@ class Comparison:
                 await self._load(side.target, WARM_UP, WARM_UP, first=1).run()
             if side.program is not None:
                 side.program.pause()
-        except (OSError, RuntimeError) as error:  # TimeoutError is an OSError
+        except (OSError, RuntimeError, ValueError) as error:  # TimeoutError is an OSError
             side.reason = str(error) or f"it was not ready within {self.options.start_seconds:g} s"
-        except ValueError as error:
-            if side.contestant.own:
-                raise
-            side.reason = str(error)
+        if side.reason and side.contestant.own:
+            raise ValueError(f"{side.name}: {side.reason}")
         if side.reason:
             progress(f"{side.name} is not measured: {side.reason}")
             if side.program is not None:
@@ -192,8 +200,8 @@ class Comparison:
         tokens.count(load.records, self._count_tokens)
         summary = summarize(load)
         if side.program is not None:
-            if summary.failed:
-                side.program.settle()
+            if summary.failed or cut:
+                await side.program.settle()
             side.reason = side.program.ended
             side.program.pause()
         side.faults.update(summary.reasons)
@@ -217,19 +225,36 @@ class Comparison:
                     "note": side.contestant.note,
                     "measured": side.name in measured,
                     "reason": side.reason or None,
+                    "faults": side.faults,
                 }
                 for side in self.sides
             ],
             "rounds": [asdict(one) for one in self.rounds],
-            "ratios": ratios(self.rounds, self.options.baseline),
+            "ratios": ratios(self.rounds, self.baseline),
+            "remarks": self._remarks(),
         }
 
+    @property
+    def baseline(self) -> str:
+        """The one that was named, else the first that was measured."""
+        measured = unique(one.server for one in self.rounds)
+        return self.options.baseline or (measured[0] if measured else "")
+
+    def _remarks(self) -> list[str]:
+        lines = remarks(self.rounds, self.options.max_tokens)
+        measured = {one.server for one in self.rounds}
+        if measured and self.baseline not in measured:
+            lines.append(f"{self.baseline}, the baseline, was not measured: there are no ratios")
+        elif measured and not self.options.baseline and self.baseline != self.sides[0].name:
+            lines.append(f"{self.sides[0].name} was not measured: the baseline is {self.baseline}")
+        return lines
+
     def render(self) -> str:
-        parts = [render(self.rounds, self.options.baseline) or "Nothing was measured."]
+        parts = [render(self.rounds, self.baseline) or "Nothing was measured."]
         notes = [
             f"{side.name}: {side.contestant.note}" for side in self.sides if side.contestant.note and not side.reason
         ]
-        notes += remarks(self.rounds, self.options.max_tokens)
+        notes += self._remarks()
         for side in self.sides:
             measured = any(one.server == side.name for one in self.rounds)
             if side.reason:
@@ -283,7 +308,7 @@ def read_options() -> argparse.Namespace:
     made = parser("The same work for several servers in turn, and what one is to the other.", HELP)
     add = made.add_argument
     add("servers", nargs="*", default=list(PRESETS), metavar="SERVER", help="two or more; see below (all presets)")
-    add("--baseline", metavar="NAME", help="what the others are divided by (default: the first)")
+    add("--baseline", metavar="NAME", help="what the others are divided by (default: the first measured)")
     add("--concurrency", type=wholes(1, 4096), default=[1, 4, 8, 16], metavar="1,4,..", help="users (1,4,8,16)")
     add("--requests-per-client", type=whole(1, 10_000), default=2, metavar="N", help="of a round, on average (2)")
     add("--max-tokens", type=whole(1, 100_000), default=64, metavar="N", help="of an answer (64)")
@@ -302,7 +327,7 @@ def read_options() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help="fields for each request to that server, such as 'mine={\"ignore_eos\": true}'",
+        help="fields for each request to that server, such as 'mine={\"ignore_eos\": true}'; --json tells them",
     )
     options = made.parse_args()
     try:
@@ -321,8 +346,8 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
         raise ValueError("a comparison needs two servers or more")
     if len(unique(names)) < len(names):
         raise ValueError(f"two servers have one name ({max(names, key=names.count)}): name one of them NAME=...")
-    options.baseline = options.baseline or names[0]
-    for option, name in [("baseline", options.baseline), *(("extra-body", name) for name, _ in options.extra_body)]:
+    named = [("baseline", options.baseline or names[0]), *(("extra-body", name) for name, _ in options.extra_body)]
+    for option, name in named:
         if name not in names:
             raise ValueError(f"--{option} names {name!r}, which is none of the servers ({', '.join(names)})")
     bodies = dict(options.extra_body)
@@ -332,7 +357,6 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
 def main() -> int:
     options = read_options()
     comparison = Comparison(options)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends what was started, too
     code = OK
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -344,12 +368,13 @@ def main() -> int:
         print(f"compare.py: {error}", file=sys.stderr)
         return WRONG_USE
     print(comparison.render())
-    hidden = ("contestants", "peers", "model")  # told of each server, or folders of this machine
-    shown = {name: value for name, value in vars(options).items() if name not in hidden}
-    shown |= {"servers": [one.name for one in options.contestants], "model": comparison.model_name}
-    write_json(argparse.Namespace(**shown), "compare", comparison.as_json(), interrupted=code == INTERRUPTED)
-    return code or (OK if comparison.rounds else FAILED)
+    results = comparison.as_json()
+    options.servers = [one.name for one in options.contestants]
+    options.model, options.baseline = comparison.model_name, comparison.baseline
+    hidden = ("contestants", "peers")  # told of each server, and a folder of this machine
+    write_json(options, "compare", results, interrupted=code == INTERRUPTED, hidden=hidden)
+    return code or (OK if len({one.server for one in comparison.rounds}) > 1 else FAILED)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

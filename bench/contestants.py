@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from peers import PRESETS, Peer, missing, python_of, versions
+from peers import PRESETS, Peer, python_of, usable
 
 from aiochatstream.bench.plan import Plan, ProtocolName
 from aiochatstream.bench.protocols import PROTOCOLS
@@ -68,6 +69,10 @@ def read(text: str, peers: Path) -> Contestant:
         return replace(named, url=what)
     if "{port}" not in what:
         raise ValueError(f"{text!r}: a command needs {{port}} where the port belongs that it shall listen on")
+    try:
+        shlex.split(what)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {str(error).lower()}") from None
     return replace(named, command=what)
 
 
@@ -76,7 +81,7 @@ def _preset(name: str, peer: Peer, peers: Path) -> Contestant:
     if peer.install or peer.shares:
         for ours in ("PYTHONPATH", "VIRTUAL_ENV"):
             env.pop(ours, None)
-    found = versions(name, peers)
+    found, missing = usable(name, peers)
     return Contestant(
         name,
         peer.title,
@@ -90,6 +95,6 @@ def _preset(name: str, peer: Peer, peers: Path) -> Contestant:
         names_model=peer.names_model,
         extra_body=peer.extra_body,
         note=peer.note,
-        missing="" if found else missing(name),
+        missing=missing,
         own=False,
     )

@@ -12,7 +12,20 @@ from typing import Any
 
 import torch
 import transformers
-from common import FAILED, INTERRUPTED, OK, Spread, parser, progress, table, whole, wholes, write_json
+from common import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    WRONG_USE,
+    Spread,
+    parser,
+    progress,
+    run_script,
+    table,
+    whole,
+    wholes,
+    write_json,
+)
 from sides import Side, at_once, engine_side, plain_side, step_s, ttft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,7 +50,8 @@ pair by pair.
   floor      milliseconds that reading all weights once takes: their bytes over the memory bandwidth, which is measured
              in this run as the best of --rounds reads of --read-mib MiB. No step at batch 1 can be quicker
 
-exit codes: 0 measured; 1 the model failed; 2 wrong use; 130 Ctrl-C (prints what was measured so far)
+exit codes: 0 measured; 1 nothing was, or the model failed; 2 wrong use, or there is no such model; 130 Ctrl-C (prints
+what was measured so far)
 """
 
 
@@ -63,6 +77,7 @@ class Results:
     weight_bytes: int = 0
     bandwidth: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def floor_ms(self) -> float:
@@ -74,8 +89,9 @@ class Results:
 
     def render(self) -> str:
         rows = [row for row in self.rows if row.plain]
+        left_out = "".join(f"\n{sentence}" for sentence in self.left_out)
         if not rows:
-            return "Nothing was measured."
+            return f"Nothing was measured.{left_out}"
         head = ("", "", "", "engine", "model.generate", "engine/plain", "floor", "engine/floor")
         cells = []
         for row in rows:
@@ -86,7 +102,7 @@ class Results:
             cells.append((row.part, row.at, row.unit, *sides, *floor))
         return (
             f"{table(head, cells)}\n\nweights {self.weight_bytes / 2**20:.0f} MiB over {self.bandwidth / 1e9:.1f} GB/s "
-            f"measured = {self.floor_ms:.1f} ms: the floor of a step"
+            f"measured = {self.floor_ms:.1f} ms: the floor of a step{left_out}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -94,6 +110,7 @@ class Results:
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_s": self.bandwidth,
             "floor_ms": self.floor_ms,
+            "left_out": self.left_out,
             "rows": [
                 {
                     **asdict(row),
@@ -135,13 +152,13 @@ class Bench:
             parts[part]()
 
     def _prefill(self) -> None:
-        for length in self._fitting(self.options.prompts, 1):
+        for length in self._fitting("prefill", self.options.prompts, 1):
             row = self.results.row("prefill", f"{length} tokens", "tokens/s")
             self._rounds(row, lambda side, length=length: [length / ttft(side(self._ids(length), 1))])
 
     def _decode(self) -> None:
         steps = self.options.steps
-        for length in self._fitting(self.options.contexts, steps + 1):
+        for length in self._fitting("decode", self.options.contexts, steps + 1):
             milliseconds = self.results.row("decode", f"after {length} tokens", "ms/step")
             rate = self.results.row("decode", f"after {length} tokens", "tokens/s")
 
@@ -166,7 +183,7 @@ class Bench:
             self._rounds(rate, measure, milliseconds)
 
     def _turns(self) -> None:
-        for length in self._fitting(self.options.histories, TURN_TOKENS + FIRST_ANSWER + 1):
+        for length in self._fitting("turns", self.options.histories, TURN_TOKENS + FIRST_ANSWER + 1):
             row = self.results.row("turns", f"{length} tokens before", "ms to first token")
 
             def measure(side: Side, length: int = length) -> list[float]:
@@ -188,8 +205,13 @@ class Bench:
     def _ids(self, length: int) -> list[int]:
         return [self._random.randrange(self._vocabulary) for _ in range(length)]
 
-    def _fitting(self, lengths: list[int], more: int) -> list[int]:
+    def _fitting(self, part: str, lengths: list[int], more: int) -> list[int]:
         """Those that the model has room for."""
+        self.results.left_out += [
+            f"{part} of {length} tokens is left out: the model has room for {self.limit}, and {more} more are needed"
+            for length in lengths
+            if length + more > self.limit
+        ]
         return [length for length in lengths if length + more <= self.limit]
 
 
@@ -242,21 +264,30 @@ def main() -> int:
     bench = Bench(options, results)
     code = OK
     try:
-        bench.load()
+        try:
+            bench.load()
+        except (OSError, ValueError) as error:  # there is no such model
+            print(f"engine.py: {sentence(error)}", file=sys.stderr)
+            return WRONG_USE
         bench.run()
     except KeyboardInterrupt:
         print("Interrupted: this is what was measured so far.")
         code = INTERRUPTED
     except (RuntimeError, OSError, ValueError) as error:
-        print(f"engine.py: {str(error).splitlines()[0] if str(error) else repr(error)}", file=sys.stderr)
+        print(f"engine.py: {sentence(error)}", file=sys.stderr)
         code = FAILED
     print(results.render())
-    del options.located
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     versions["torch_threads"] = str(torch.get_num_threads())
-    write_json(options, "engine", results.as_json(), interrupted=code == INTERRUPTED, **versions)
-    return code
+    hidden = ("located",)
+    write_json(options, "engine", results.as_json(), interrupted=code == INTERRUPTED, hidden=hidden, **versions)
+    return code or (OK if any(row.plain for row in results.rows) else FAILED)
+
+
+def sentence(error: Exception) -> str:
+    """The first line of what it says."""
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
 import aiohttp
-from common import FAILED, INTERRUPTED, OK, Spread, number, parser, progress, table, whole, write_json
+from common import FAILED, INTERRUPTED, OK, Spread, number, parser, progress, run_script, table, whole, write_json
 from light_client import CHATSTREAM, MEDIA_TYPES, Client, Tally, check, connected, request_bytes
-from peers import PEERS, missing, python_of, versions
+from peers import PEERS, python_of, usable
 from servers import MARK, PACE_SECONDS, PIECE, START_SECONDS, Server, new_event_loop, started
 from starting import listening, program
 
@@ -37,24 +38,27 @@ Four parts, each against servers in processes of their own on 127.0.0.1, all wit
 answers: an engine without a model yields --pieces pieces at once. The whole stack (session, admission, turn, stream)
 and a bare aiohttp handler that writes the same chunks one by one take turns (A B A B), with the same --clients clients,
 each asking again as soon as its answer has ended, as a new user each time. "at once" is the bare handler that does not
-let the event loop turn between its writes, so that uvloop sends them together: the ceiling. "chatstream" is chatstream
-0.3.0 with its mock, where it is installed (`python bench/peers.py install chatstream`).
+let the event loop turn between its writes: the ceiling. "chatstream" is chatstream 0.3.0 with its mock, where it is
+installed (`python bench/peers.py install chatstream`).
   answers/s    answers that ended over the time from the first request to the last end
   chunks/s     pieces that arrived, the same way
   us/chunk     CPU time of the server process, all its threads, per piece, in microseconds
-  reads        of the client per answer: near --pieces, each piece really came by itself; near 1, they came together
+  reads        of the client per answer. It is no count of what was sent: each of our servers makes a system call for
+               each chunk (`strace -f -c -e trace=write` counts them). Ours and "at once" make them in bursts, and the
+               client finds several chunks in one read; bare lets the event loop turn after each
   client       share of one core that the client took: near 100 % it is the limit itself, and answers/s say too little
-  ratio        ours over bare, pair by pair
+  ours / bare  and ours / each other server: pair by pair
 Shown is the median of the rounds, with the least and the most in parentheses.
 
 latency: from where a piece is made (in our server the engine's thread, in the bare one the handler) until the client
-has it, in milliseconds, while --clients clients each get a piece every 50 ms.
+has it, in milliseconds, while --clients clients each get a piece every 50 ms: one run each, after one answer each.
 
 memory: resident memory that a fresh server gains with --held clients, per client, in KiB: while they wait in the queue,
-while they hold a slot and have got their first piece (the thread of each included), and that of the bare handler.
+while they hold a slot and have got their first piece (the thread of each included), and that of the bare handler. One
+run each.
 
 lag: how late the event loop of a server runs what is due (looked at each 5 ms), in milliseconds: idle, and while the
-small real model answers two clients.
+small real model answers two clients. One run each.
 
 exit codes: 0 measured; 1 a server did not do its part; 2 wrong use; 130 Ctrl-C (prints what was measured so far)
 """
@@ -105,18 +109,20 @@ class Results:
     latency: dict[str, Distribution | None] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
     lag: dict[str, Distribution | None] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
 
-    def ratios(self, wire_format: str, figure: Callable[[Round], float]) -> Spread | None:
-        """Ours over bare, pair by pair."""
+    def ratios(self, wire_format: str, figure: Callable[[Round], float], side: str = "bare") -> Spread | None:
+        """Ours over another, pair by pair."""
         sides = self.rounds[wire_format]
-        pairs = list(zip(sides["ours"], sides["bare"], strict=False))
-        return Spread.of([figure(ours) / figure(bare) for ours, bare in pairs]) if pairs else None
+        pairs = list(zip(sides["ours"], sides[side], strict=False))
+        return Spread.of([figure(ours) / figure(other) for ours, other in pairs]) if pairs else None
 
     def render(self) -> str:
         parts = []
-        if self.rounds:
+        rows = [row for wire in self.rounds for row in self._rows(wire)]
+        if rows:
             head = ("", "answers/s", "chunks/s", "us/chunk", "reads", "client", "rounds")
-            parts.append(table(head, [row for wire in self.rounds for row in self._rows(wire)]))
+            parts.append(table(head, rows))
         if self.memory:
             rows = [(name, f"{kib:.1f}") for name, kib in self.memory.items()]
             parts.append(table(("memory", "KiB/client"), rows))
@@ -128,7 +134,8 @@ class Results:
             ]
             if rows:
                 parts.append(table((title, "p50", "p99", "mean", "count"), rows))
-        return "\n\n".join(parts) or "Nothing was measured."
+        parts = parts or ["Nothing was measured."]
+        return "\n\n".join([*parts, *(f"{name}: not measured: {why}" for name, why in self.not_measured.items())])
 
     def _rows(self, wire_format: str) -> list[tuple[str, ...]]:
         rows = []
@@ -142,10 +149,11 @@ class Results:
                     f"{max(one.client_cpu for one in rounds):.0%}",
                 ]
                 rows.append((f"{wire_format} {side}", *spreads, str(len(rounds))))
-        answers = self.ratios(wire_format, lambda one: one.answers_per_s)
-        cpu = self.ratios(wire_format, lambda one: one.cpu_us_per_chunk)
-        if answers and cpu:
-            rows.append((f"{wire_format} ratio", answers.show(2), "", cpu.show(2), "", "", ""))
+        for side in self.rounds[wire_format]:
+            answers = self.ratios(wire_format, lambda one: one.answers_per_s, side)
+            cpu = self.ratios(wire_format, lambda one: one.cpu_us_per_chunk, side)
+            if side != "ours" and answers and cpu:
+                rows.append((f"{wire_format} ours / {side}", answers.show(2), "", cpu.show(2), "", "", ""))
         return rows
 
     def as_json(self) -> dict[str, Any]:
@@ -160,6 +168,7 @@ class Results:
             },
             "latency_s": {name: as_dict(latency) for name, latency in self.latency.items()},
             "memory_kib_per_client": self.memory,
+            "not_measured": self.not_measured,
             "lag_s": {name: as_dict(lag) for name, lag in self.lag.items()},
         }
 
@@ -171,6 +180,9 @@ def as_dict(figures: Spread | Distribution | None) -> dict[str, Any] | None:
 @contextmanager
 def chatstream(peers: Path, slots: str) -> Iterator[Server]:
     """chatstream 0.3.0 with its mock. Raises RuntimeError where it does not start."""
+    _, missing = usable(CHATSTREAM, peers)
+    if missing:
+        raise RuntimeError(missing)
     fill = {"python": str(python_of(CHATSTREAM, peers)), "bench": str(Path(__file__).parent), "slots": slots}
     command = "{python} {bench}/chatstream_server.py --mock --port {port} --slots {slots} --queue 100000"
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -178,7 +190,7 @@ def chatstream(peers: Path, slots: str) -> Iterator[Server]:
         deadline = time.monotonic() + START_SECONDS
         while not listening(started_program.port):
             if started_program.ended or time.monotonic() > deadline:
-                raise RuntimeError(f"chatstream did not start: {started_program.ended or 'it took too long'}.")
+                raise RuntimeError(started_program.ended or "it took too long to start")
             time.sleep(0.1)
         yield Server(started_program.url, started_program.process)
 
@@ -194,10 +206,11 @@ async def measure_answers(options: argparse.Namespace, results: Results) -> None
                 "at once": stack.enter_context(started("bare-at-once", *common, "--format", wire)),
             }
             if wire == "text":
-                if versions(CHATSTREAM, options.peers):
+                try:
                     servers[CHATSTREAM] = stack.enter_context(chatstream(options.peers, slots))
-                else:
-                    progress(f"answers, text, chatstream: not measured: {missing(CHATSTREAM)}")
+                except RuntimeError as error:
+                    results.not_measured[CHATSTREAM] = str(error)
+                    progress(f"answers, text, {CHATSTREAM}: not measured: {error}")
             sides = results.rounds[wire] = {side: [] for side in servers}
             wires = {side: CHATSTREAM if side == CHATSTREAM else wire for side in servers}
             for side, server in servers.items():
@@ -220,15 +233,16 @@ async def measure_latency(options: argparse.Namespace, results: Results) -> None
         with started("paced", *pieces, *slots) as ours, started("bare-paced", *pieces, "--format", wire) as bare:
             for side, server in {"ours": ours, "bare": bare}.items():
                 progress(f"latency, {wire}, {side}")
-                tally = Tally(LATENCY_PIECES)
-                async with connected(server, options.clients, request_bytes(wire), tally) as made:
-                    tally.deadline = time.perf_counter() + options.seconds
-                    for client in made:
-                        client.ask()
-                        await asyncio.sleep(PACE_SECONDS / options.clients)  # not all at one moment
-                    async with asyncio.timeout(options.seconds + PATIENCE):
-                        await asyncio.gather(*(client.done for client in made))
-                check(tally)
+                for seconds in (0.0, options.seconds):  # what is first is slow
+                    tally = Tally(LATENCY_PIECES)
+                    async with connected(server, options.clients, request_bytes(wire), tally) as made:
+                        tally.deadline = time.perf_counter() + seconds
+                        for client in made:
+                            client.ask()
+                            await asyncio.sleep(PACE_SECONDS / options.clients)  # not all at one moment
+                        async with asyncio.timeout(seconds + PATIENCE):
+                            await asyncio.gather(*(client.done for client in made))
+                    check(tally)
                 results.latency[f"{wire} {side}"] = Distribution.of(tally.latencies)
 
 
@@ -347,9 +361,14 @@ def main() -> int:
         print(f"overhead.py: {error or 'A server did not come to an end in time.'}", file=sys.stderr)
         code = FAILED
     print(results.render())
-    write_json(options, "overhead", results.as_json(), interrupted=code == INTERRUPTED)
+    found, _ = usable(CHATSTREAM, options.peers)
+    more = {"uvloop": version("uvloop") if importlib.util.find_spec("uvloop") else "not installed"}
+    if CHATSTREAM in found:
+        more[CHATSTREAM] = found[CHATSTREAM]
+    results_json = results.as_json()
+    write_json(options, "overhead", results_json, interrupted=code == INTERRUPTED, hidden=("peers",), **more)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

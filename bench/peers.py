@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import FAILED, OK, table
+from common import FAILED, OK, run_script, table
 from platformdirs import user_cache_path
 
 from aiochatstream.bench.plan import ProtocolName
@@ -161,8 +161,18 @@ def versions(name: str, peers: Path) -> dict[str, str]:
     return found if PRESETS[name].packages[0] in found else {}
 
 
-def missing(name: str) -> str:
-    return f"not installed: python bench/peers.py install {PRESETS[name].shares or name}"
+def usable(name: str, peers: Path) -> tuple[dict[str, str], str]:
+    """The versions of the preset's packages, and why it cannot be used (empty: it can)."""
+    try:
+        found = versions(name, peers)
+    except subprocess.CalledProcessError as error:
+        return {}, f"its environment is broken: its python ended with exit code {error.returncode}"
+    except OSError as error:
+        return {}, f"its environment is broken: {error.strerror}"
+    except ValueError:
+        return {}, "its environment is broken: its python tells no versions"
+    missing = f"not installed: python bench/peers.py install {PRESETS[name].shares or name}"
+    return found, "" if found else missing
 
 
 def install(name: str, peers: Path) -> None:
@@ -200,8 +210,8 @@ def _run(command: list[str], *, capture: bool = False) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["list", "lines", "install"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PRESETS)} (default: all)")
+    parser.add_argument("do", choices=["list", "lines", "install"], metavar="DO", help="list, lines or install")
+    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(PRESETS)} (default: all)")
     parser.add_argument("--peers", type=Path, default=PEERS, metavar="DIR", help="where the environments are")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in PRESETS]
@@ -209,8 +219,8 @@ def main() -> int:
         parser.error(f"there is no {unknown[0]}; there are {', '.join(PRESETS)}")
     names = options.names or list(PRESETS)
     if options.do == "list":
-        told = {name: versions(name, options.peers) for name in names}
-        rows = [(name, ", ".join(map(" ".join, found.items())) or missing(name)) for name, found in told.items()]
+        told = {name: usable(name, options.peers) for name in names}
+        rows = [(name, ", ".join(map(" ".join, found.items())) or why) for name, (found, why) in told.items()]
         print(table(("peer", "versions"), rows))
     elif options.do == "lines":
         for name in names:
@@ -226,4 +236,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

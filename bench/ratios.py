@@ -32,7 +32,7 @@ COUNTING_ERROR = 0.02
 class Round:
     """One server's turn. Times in seconds; None: nothing is known.
 
-    cut: it took too long and was ended; the figures are of the requests that had ended.
+    cut: it took too long and was ended; the latencies are of the requests that had ended, and it is in no ratio.
     client_cpu: share of one core that the load generator took.
     """
 
@@ -94,7 +94,8 @@ def pairs(rounds: Rounds, server: str, baseline: str, concurrency: int, metric: 
     """A server's figure over the baseline's of the same round, for each round in which both have it."""
 
     def figures(name: str) -> Mapping[int, float | None]:
-        return {one.round: one.metric(metric) for one in rounds if (one.server, one.concurrency) == (name, concurrency)}
+        whole = [one for one in rounds if not one.cut]
+        return {one.round: one.metric(metric) for one in whole if (one.server, one.concurrency) == (name, concurrency)}
 
     theirs, base = figures(server), figures(baseline)
     return [
@@ -133,7 +134,8 @@ def _level(rounds: Rounds, baseline: str) -> str:
         if server != baseline:
             cells = [pairs(rounds, server, baseline, rounds[0].concurrency, metric) for metric in METRICS]
             shown = [Spread.of(values).show(2) if values else "-" for values in cells]
-            rows.append([f"{server} / {baseline}", *shown, "", "", "", str(max(map(len, cells)))])
+            if any(cells):
+                rows.append([f"{server} / {baseline}", *shown, "", "", "", str(max(map(len, cells)))])
     return table(head, rows)
 
 
@@ -152,7 +154,10 @@ def remarks(rounds: Rounds, max_tokens: int) -> list[str]:
     for server in unique(one.server for one in rounds):
         own = [one for one in rounds if one.server == server]
         if cut := sum(one.cut for one in own):
-            lines.append(f"{server}: {cut} of {len(own)} rounds took too long and were cut")
+            lines.append(
+                f"{server}: {cut} of {len(own)} rounds took too long and were cut: they are in no ratio, and their "
+                "latencies are of the answers that had ended"
+            )
         lengths = [one.answer_tokens_mean for one in own if one.answer_tokens_mean is not None]
         if lengths and abs(median(lengths) - max_tokens) > COUNTING_ERROR * max_tokens:
             lines.append(

@@ -24,12 +24,12 @@ from typing import Any
 import aiohttp_session
 import psutil
 from aiohttp import web
+from starting import END_SECONDS
 
 from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 
 START_SECONDS = 180.0
 """A first load of the small model converts it."""
-END_SECONDS = 10.0
 LAG_STEP = 0.005
 """Seconds between two looks at the event loop."""
 MARK = "~"
@@ -256,7 +256,7 @@ async def serve(options: argparse.Namespace) -> None:
 async def stdin_ends() -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin.fileno(), ended.set)
+    loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 4096) or ended.set())
     await ended.wait()
     loop.remove_reader(sys.stdin.fileno())
 
@@ -274,10 +274,12 @@ def main() -> None:
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         if profile is not None:
             profile.enable()
-        runner.run(serve(options))
-        if profile is not None:
-            profile.disable()
-            profile.dump_stats(options.profile)
+        try:
+            runner.run(serve(options))
+        finally:
+            if profile is not None:
+                profile.disable()
+                profile.dump_stats(options.profile)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,21 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import aiohttp
 import psutil
-from common import FAILED, INTERRUPTED, OK, number, parser, progress, whole, write_json
+from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress, run_script, whole, write_json
 from misbehaving import BAD_REQUESTS
 from remembering import Memory, Talker
 from servers import new_event_loop, started
 from verdict import Check, Sample, first, memory_growth, render_traffic, render_verdict
 
-from aiochatstream.bench.asking import Clock, Record
+from aiochatstream.bench.asking import Clock, Record, connect_error
 from aiochatstream.bench.plan import Plan
 
+ENOUGH = 1000
+"""Requests of an interrupted run that are worth a verdict."""
 SAMPLES = 120
 """How often memory is looked at in a run."""
 FILES_SLACK = 5
@@ -51,13 +54,15 @@ the verdict (exit code 0 if all hold, 1 if one does not):
   bad input         bad requests that were answered with 2xx: must be 0
   histories         messages in /history that are not as that very client sent them, answers that are not as they were
                     streamed, whole turns that are missing: must be 0
-  gauges            answers running and waiting in /get_load at the end: must be 0
+  server alive      its process ended before the traffic did: must be 0
+  gauges            answers running and waiting in /get_load at the end: must be 0, and told
   memory            growth of resident memory in KiB per 1,000 requests: the slope over the second half of them; at
                     most --max-growth. Short runs still fill caches: judge by minutes
   open files        more of them at the end than at the beginning: at most 5
   threads           more of them at the end than after each client's first turn: at most 5
-A figure that could not be had (memory, files and threads of a server that was given by URL need --pid) is said to be
-not measured, and does not count. A reply of 409 is counted, and is no fault: the turn before was still ending.
+A figure that could not be had (a server that was given by URL needs --pid for its process, memory, files and threads)
+is said to be not measured, and does not count. A reply of 409 is counted, and is no fault: the turn before was still
+ending.
 
 exit codes: 0 all hold; 1 something does not; 2 wrong use, or no server there; 130 Ctrl-C (judges what was so far)
 """
@@ -92,11 +97,9 @@ class Soak:
             ]
             try:
                 await self._look_at_gauges(connector)
-                if self.process is not None:
-                    self.files = self.process.num_fds()
+                self.files = self._look("num_fds") or 0
                 await asyncio.gather(*(self._settle_in(talker) for talker in talkers))
-                if self.process is not None:
-                    self.threads = self.process.num_threads()
+                self.threads = self._look("num_threads") or 0
                 self._deadline = time.monotonic() + self.options.minutes * 60
                 await self._talk(talkers)
             finally:
@@ -184,16 +187,34 @@ class Soak:
             ):
                 workers = (await response.json())["chatstream_workers"]
                 return sum(one["processing"] for one in workers), sum(one["waiting"] for one in workers)
+        except aiohttp.ClientConnectorError as error:
+            raise ValueError(f"{self.url}: cannot connect: {connect_error(error)}.") from None
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{self.url}/get_load tells no load: is this an aiochatstream server? ({error})") from None
+
+    def _look(self, what: str) -> Any:
+        """A figure of the server process; None where it has ended, or is not known."""
+        if self.process is None:
+            return None
+        try:
+            if self.process.status() != psutil.STATUS_ZOMBIE:
+                return getattr(self.process, what)()
+        except psutil.NoSuchProcess:
+            pass
+        return None
 
     async def _watch(self) -> None:
         """Sample memory; say how far it is."""
         seconds = self.options.minutes * 60
         told = float("-inf")
         while True:
-            if self.process is not None:
-                self.samples.append(Sample(self.requests, self.process.memory_info().rss))
+            memory = self._look("memory_info")
+            if memory is not None:
+                self.samples.append(Sample(self.requests, memory.rss))
+            elif self.process is not None:
+                progress("the server process ended")
+                self._deadline = time.monotonic()
+                return
             left = self._deadline - time.monotonic()
             if told - left >= (1 if sys.stderr.isatty() else 10) or told == float("-inf"):
                 told = left
@@ -221,24 +242,24 @@ class Soak:
 
     async def checks(self) -> list[Check]:
         """The verdict. To be asked when the clients' connections are closed."""
-        files = threads = growth = None
-        if self.process is not None and self.process.is_running():
-            deadline = time.monotonic() + self.options.settle
-            files = self.process.num_fds() - self.files
-            while files > FILES_SLACK and time.monotonic() < deadline:
-                await asyncio.sleep(0.1)
-                files = self.process.num_fds() - self.files
-            threads = self.process.num_threads() - self.threads
-            growth = memory_growth(self.samples)
+        deadline = time.monotonic() + self.options.settle
+        files = self._look("num_fds")
+        while files is not None and files > self.files + FILES_SLACK and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+            files = self._look("num_fds")
+        threads = self._look("num_threads")
         return [
+            Check(
+                "server alive", None if self.process is None else int(threads is None), 0, "the server process ended"
+            ),
             Check("server errors", len(self.server_errors), 0, first(self.server_errors)),
             Check("broken answers", self.reasons.total(), 0, first(list(self.reasons))),
             Check("bad input", len(self.accepted), 0, first(self.accepted)),
             Check("histories", len(self.wrong_histories), 0, first(self.wrong_histories)),
-            Check("gauges", None if self.gauges is None else sum(self.gauges), 0),
-            Check("memory", growth, self.options.max_growth, "KiB per 1,000 requests"),
-            Check("open files", files, FILES_SLACK),
-            Check("threads", threads, THREADS_SLACK),
+            Check("gauges", None if self.gauges is None else sum(self.gauges), 0, needed=True),
+            Check("memory", memory_growth(self.samples), self.options.max_growth, "KiB per 1,000 requests"),
+            Check("open files", None if files is None else files - self.files, FILES_SLACK),
+            Check("threads", None if threads is None else threads - self.threads, THREADS_SLACK),
         ]
 
 
@@ -274,7 +295,11 @@ def served(options: argparse.Namespace) -> Iterator[tuple[str, psutil.Process | 
     """The server that was named, or one of our own."""
     with ExitStack() as stack:
         if options.url is not None:
-            yield options.url, None if options.pid is None else psutil.Process(options.pid)
+            try:
+                process = None if options.pid is None else psutil.Process(options.pid)
+            except psutil.NoSuchProcess:
+                raise ValueError(f"--pid {options.pid}: there is no such process.") from None
+            yield options.url, process
             return
         arguments = ("--slots", str(options.slots), "--queue", str(options.queue), "--pieces", "24")
         server = stack.enter_context(started("words", *arguments))
@@ -296,11 +321,17 @@ def main() -> int:
                 checks = runner.run(soak.checks())
     except (ValueError, psutil.Error, RuntimeError) as error:
         print(f"soak.py: {error}", file=sys.stderr)
-        return 2
-    print(render_traffic(soak.counts, soak.outcomes), render_verdict(checks), sep="\n\n")
+        return WRONG_USE
     holds = all(check.holds for check in checks)
+    enough = code != INTERRUPTED or soak.requests >= ENOUGH
+    word = "FAILED" if not holds else "all holds" if enough else "too little was seen"
+    print(render_traffic(soak.counts, soak.outcomes), render_verdict(checks, word), sep="\n\n")
     results = {
-        "verdict": {"holds": holds, "checks": [{**asdict(check), "word": check.word} for check in checks]},
+        "verdict": {
+            "holds": holds,
+            "word": word,
+            "checks": [{**asdict(check), "word": check.word} for check in checks],
+        },
         "requests": soak.requests,
         "actions": soak.counts,
         "outcomes": soak.outcomes,
@@ -312,4 +343,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

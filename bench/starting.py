@@ -3,6 +3,7 @@ started."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -19,8 +20,8 @@ import psutil
 
 END_SECONDS = 10.0
 """Until a server that was asked to end is killed."""
-CRASH_SECONDS = 1.0
-"""Until one that crashed is gone."""
+SETTLE_SECONDS = 1.0
+"""Until one that crashed is gone, or has let go of requests that were hung up on."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Program:
         said = [line for line in Path(self.log.name).read_text(errors="replace").splitlines() if line.strip()]
         return f"it ended {how}{f' ({said[-1].strip()[:200]})' if said else ''}"
 
-    def settle(self) -> None:
-        """Give it the moment that lies between a crash's broken connections and the end of the process."""
+    async def settle(self) -> None:
+        """Give it the moment between broken connections and the end of the process, or of its work for them."""
         with suppress(subprocess.TimeoutExpired):
-            self.popen.wait(CRASH_SECONDS)
+            await asyncio.to_thread(self.popen.wait, SETTLE_SECONDS)
 
     def pause(self) -> None:
         """Take the processor from it: some servers spin while they have nothing to do."""
@@ -61,14 +62,20 @@ class Program:
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def end(self) -> None:
-        """Ask it and all it started to end; kill what has not after a while."""
+    def ask_to_end(self) -> None:
+        """It and all it started."""
         self._signal(signal.SIGTERM)
         self.go_on()  # what is paused hears nothing
-        with suppress(subprocess.TimeoutExpired):
-            self.popen.wait(END_SECONDS)
-        self._signal(signal.SIGKILL)
-        self.popen.wait()
+
+    def end(self) -> None:
+        """Ask it and all it started to end; kill what has not after a while, or at a second Ctrl-C."""
+        self.ask_to_end()
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(END_SECONDS)
+        finally:
+            self._signal(signal.SIGKILL)
+            self.popen.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -77,16 +84,21 @@ class Program:
 
 @contextmanager
 def program(command: str, fill: Mapping[str, str], env: Mapping[str, str]) -> Iterator[Program]:
-    """Start ``command`` and end it with the block. Raises OSError where it cannot be started.
+    """Start ``command`` and end it with the block. Raises RuntimeError where it cannot be started.
 
     :param command: as in a shell, but without one; ``{port}`` and the names in ``fill`` are replaced in each word.
     """
     port = free_port()
     words = [replaced(word, {**fill, "port": str(port)}) for word in shlex.split(command)]
     with tempfile.NamedTemporaryFile(prefix="aiochatstream-bench-") as log:
-        popen = subprocess.Popen(  # noqa: S603 - what the user named
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env), start_new_session=True
-        )
+        try:
+            popen = subprocess.Popen(  # noqa: S603 - what the user named
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env), start_new_session=True
+            )
+        except FileNotFoundError:
+            raise RuntimeError(f"there is no program {words[0]}") from None
+        except OSError as error:
+            raise RuntimeError(f"{words[0]} cannot be started: {error.strerror}") from None
         started = Program(popen, port, log)
         try:
             yield started

@@ -49,22 +49,28 @@ FIELDS = (
 
 def as_json(plan: Plan, loads: Sequence[Load], *, interrupted: bool) -> str:
     """Everything that is known: how it was asked, where, and what came out. Times in seconds."""
-    parameters = asdict(plan)
-    parameters["headers"] = [[name, "..."] for name, _ in plan.headers]  # their values may be secrets
-    for name in ("json", "csv", "html"):
-        del parameters[name]
     report = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "interrupted": interrupted,
-        "parameters": parameters,
+        "parameters": parameters(plan),
         "environment": environment(),
         "runs": [
             {**asdict(summarize(load)), "records": [request(load, record) for record in load.records]} for load in loads
         ],
     }
     return json.dumps(report, ensure_ascii=False, indent=1)
+
+
+def parameters(plan: Plan) -> dict[str, Any]:
+    """What was asked for, without the values of headers (they may be secrets) and the folders of this machine."""
+    told = {name: value for name, value in asdict(plan).items() if name not in ("json", "csv", "html")}
+    told["headers"] = [[name, "..."] for name, _ in plan.headers]
+    for name in ("prompts", "tokenizer"):
+        if told[name] and Path(told[name]).exists():
+            told[name] = Path(told[name]).name
+    return told
 
 
 def as_csv(loads: Sequence[Load]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
 
@@ -84,8 +83,7 @@ def _run(summary: Summary, plan: Plan) -> str:
 
 
 def _circumstances(plan: Plan) -> str:
-    hidden = {"headers", "json", "csv", "html"}
-    parameters = [(name, str(value)) for name, value in asdict(plan).items() if name not in hidden]
+    parameters = [(name, str(value)) for name, value in files.parameters(plan).items() if name != "headers"]
     surroundings = [(name, str(value)) for name, value in files.environment().items()]
     return (
         f'<h2>How it was measured</h2><div class="pair">{_table(parameters)}{_table(surroundings)}</div>'

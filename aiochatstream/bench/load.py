@@ -121,9 +121,12 @@ class Load:
         cpu = self.clock.cpu()
         try:
             await (self._open_loop() if self.concurrency is None else self._closed_loop(self.concurrency))
+            self.ended = max([self.started, *(record.ended for record in self.records)])
+        except asyncio.CancelledError:
+            self.ended = self.clock.now()  # the server was at work until now
+            raise
         finally:
             self.cpu_s = self.clock.cpu() - cpu
-            self.ended = max([self.started, *(record.ended for record in self.records)])
 
     async def _closed_loop(self, concurrency: int) -> None:
         async def one_after_another() -> None:

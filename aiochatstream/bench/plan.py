@@ -94,7 +94,10 @@ def _check_url(text: str) -> None:
     try:
         url = URL(text)
         good = url.scheme in ("http", "https") and bool(url.host)
+        secret = url.raw_user is not None or url.raw_password is not None
     except ValueError:
-        good = False
+        good = secret = False
+    if secret:  # not shown
+        raise ValueError("A URL is printed and written to files: name and password belong into a header (--header).")
     if not good:
         raise ValueError(f"{text!r} is not a URL of a server, such as http://127.0.0.1:8080.")

@@ -58,6 +58,7 @@ def write(section: Section, report: Report) -> None:
     )
     section.circumstances(report)
     _servers(section, report)
+    section.points([cell(remark) for remark in report.get("remarks", [])])
     rounds = report["rounds"]
     if not rounds:
         section.say("No round was completed.")
@@ -79,6 +80,9 @@ def _servers(section: Section, report: Report) -> None:
         section.say(f"{title}{': ' if server['note'] else ''}{cell(server['note'] or '')}")
         if server["command"]:
             section.code(server["command"])
+        faults = [f"{count} x {reason}" for reason, count in server.get("faults", {}).items()]
+        ended = [f"not measured further: {server['reason']}"] if server["reason"] else []
+        section.points([cell(line) for line in [*ended, *faults]])
 
 
 def _plot(title: str, unit: str, figure: Figure, servers: list[dict[str, Any]], rounds: list[Round]) -> str:
@@ -116,7 +120,7 @@ def _figures(section: Section, names: dict[str, str], rounds: list[Round]) -> No
             ]
             rates = (spread([rate(one) for one in here]), middle([one["requests_per_s"] for one in here], 2))
             tokens = middle([one["answer_tokens_mean"] for one in here])
-            rows.append((title, str(level), *rates, *times, tokens, str(len(here)), _lost(here)))
+            rows.append((title, str(level), *rates, *times, tokens, _count(here), _lost(here)))
     section.table(
         (
             "server",
@@ -139,11 +143,17 @@ def _figures(section: Section, names: dict[str, str], rounds: list[Round]) -> No
     section.say(f"The load generator took at most {busiest:.0%} of a core{warning}.")
 
 
+def _count(rounds: list[Round]) -> str:
+    cut = sum(bool(one.get("cut")) for one in rounds)
+    return f"{len(rounds)} ({cut} cut)" if cut else str(len(rounds))
+
+
 def _lost(rounds: list[Round]) -> str:
-    """Requests that were refused or failed, of all rounds together; nothing where there were none."""
-    lost = {kind: sum(one[kind] for one in rounds) for kind in ("refused", "failed")}
+    """Requests without a whole answer, of all rounds together; nothing where there were none."""
+    asked, ok, refused, failed = (sum(one[kind] for one in rounds) for kind in ("requests", "ok", "refused", "failed"))
+    lost = {"refused": refused, "failed": failed, "unfinished": asked - ok - refused - failed}
     told = ", ".join(f"{count} {kind}" for kind, count in lost.items() if count)
-    return f"{told} of {sum(one['requests'] for one in rounds)}" if told else ""
+    return f"{told} of {asked}" if told else ""
 
 
 def _ratios(section: Section, names: dict[str, str], ratios: list[dict[str, Any]]) -> None:

@@ -28,6 +28,7 @@ def write(section: Section, report: Report) -> None:
         "bench/engine.py --help` defines every figure."
     )
     section.circumstances(report)
+    section.points(report.get("left_out", []))
     rows, floor = report["rows"], report["floor_ms"]
     if not rows:
         section.say("No row was completed.")

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from aiochatstream.bench.svg import COLOURS, Amount, Axis, amounts
-from page.section import Report, Section, middle, spread
+from page.section import Report, Section, cell, middle, spread
 
 TITLE = "What the server itself costs"
 
@@ -45,6 +45,7 @@ def write(section: Section, report: Report) -> None:
     }
     if any(answers.values()):
         _answers(section, answers)
+    section.points([cell(f"{name}: not measured: {why}") for name, why in report.get("not_measured", {}).items()])
     if memory := report["memory_kib_per_client"]:
         section.say("Resident memory that a fresh server gains, for each client that it holds:")
         section.table(("clients", HELD), [(name, f"{kib:.1f}") for name, kib in memory.items()])

@@ -15,7 +15,8 @@ def write(section: Section, report: Report) -> None:
     )
     section.circumstances(report)
     verdict = report["verdict"]
-    section.say(f"Verdict: **{'all holds' if verdict['holds'] else 'FAILED'}**, after {report['requests']:,} requests.")
+    word = verdict.get("word") or ("all holds" if verdict["holds"] else "FAILED")
+    section.say(f"Verdict: **{word}**, after {report['requests']:,} requests.")
     section.table(
         ("check", "measured", "at most", "verdict"),
         [

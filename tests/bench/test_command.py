@@ -17,7 +17,9 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, GenerationParams, cli
-from tests.bench.scripted import Exchange, answer, delta, scripted
+from aiochatstream.bench.files import parameters
+from aiochatstream.bench.html import page
+from tests.bench.scripted import Exchange, answer, delta, plan, scripted
 from tests.helpers import echo, until
 
 
@@ -113,6 +115,7 @@ async def test_the_page_of_a_run_without_any_answer_is_well_formed(tmp_path: Pat
 WRONG_USE = {
     "ftp://127.0.0.1": "not a URL",
     "127.0.0.1:8080": "not a URL",
+    "http://me:sesame@127.0.0.1": "name and password belong into a header",
     "http://127.0.0.1:1": "cannot connect: Connection refused",
     "http://127.0.0.1:1 --protocol openai": "cannot connect: Connection refused",
     "URL --rate 1 --concurrency 2": "--rate (open loop",
@@ -139,6 +142,13 @@ WRONG_USE = {
     "URL/elsewhere": "HTTP 404",
     "": "required: URL",
 }
+
+
+def test_files_do_not_tell_where_the_prompts_are(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Hello")
+    asked = plan("http://127.0.0.1", prompts=str(tmp_path / "mine.txt"))
+    assert parameters(asked)["prompts"] == "mine.txt"
+    assert str(tmp_path) not in page(asked, [])
 
 
 @pytest.mark.parametrize("arguments", WRONG_USE)

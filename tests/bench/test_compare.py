@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import shlex
 import signal
 import sys
@@ -86,25 +87,22 @@ def runs(pid: int) -> bool:
 
 def test_a_server_that_dies_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     dying = command(tmp_path, "dying", "--die-at", "5")
-    stillborn = f"stillborn={PYTHON} -c 'raise SystemExit(\"no, thank you\")' {{port}}"
-    ran = run("compare.py", tmp_path, command(tmp_path, "a"), dying, stillborn, *FEW)
+    ran = run("compare.py", tmp_path, command(tmp_path, "a"), dying, *FEW)
     assert ran.code == 0, ran.err
     told = {server["name"]: server for server in ran.json["servers"]}
     assert told["a"]["reason"] is None
     assert told["dying"]["measured"]
     assert told["dying"]["reason"] == "it ended with exit code 3 (this is my end)"
-    assert not told["stillborn"]["measured"]
-    assert told["stillborn"]["reason"] == "it ended with exit code 1 (no, thank you)"
+    assert list(told["dying"]["faults"].values()) == [1]
     rounds = ran.json["rounds"]
     assert [(one["ok"], one["failed"]) for one in rounds if one["server"] == "dying"] == [(1, 0), (0, 1)]
     assert len([one for one in rounds if one["server"] == "a"]) == 4
-    assert "stillborn: not measured: it ended" in ran.out
     assert "dying: not measured further: it ended" in ran.out
 
 
 def test_a_peer_that_is_not_installed_is_not_measured(tmp_path: Path) -> None:
-    options = ["--peers", str(tmp_path), "--baseline", "b", *FEW]
-    ran = run("compare.py", tmp_path, "vllm", command(tmp_path, "a"), command(tmp_path, "b"), *options)
+    options = ["--peers", str(tmp_path), *FEW]
+    ran = run("compare.py", tmp_path, "vllm", command(tmp_path, "b"), command(tmp_path, "a"), *options)
     assert ran.code == 0, ran.err
     sentence = "not installed: python bench/peers.py install vllm"
     assert f"vllm: not measured: {sentence}" in ran.out
@@ -114,6 +112,7 @@ def test_a_peer_that_is_not_installed_is_not_measured(tmp_path: Path) -> None:
         (True, None),
     ]
     assert {(one["server"], one["baseline"]) for one in ran.json["ratios"]} == {("a", "b")}
+    assert ran.json["remarks"] == ["vllm was not measured: the baseline is b"]
 
 
 def test_a_round_that_takes_too_long_is_cut(tmp_path: Path) -> None:
@@ -123,6 +122,9 @@ def test_a_round_that_takes_too_long_is_cut(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     one = ran.json["rounds"][1]
     assert (one["cut"], one["requests"], one["ok"], one["failed"]) == (True, 2, 1, 0)
+    assert one["took_s"] >= 2
+    assert not ran.json["ratios"]
+    assert "1 of 1 rounds took too long and were cut" in ran.json["remarks"][0]
     assert one["answer_tokens_mean"] == 4
 
 
@@ -142,6 +144,39 @@ def test_ctrl_c_prints_what_was_measured_and_stops_what_was_started(tmp_path: Pa
     assert not any(psutil.pid_exists(pid) for _, pid, _ in notes(tmp_path))
 
 
+def test_a_second_ctrl_c_does_not_wait_for_those_that_do_not_hear(tmp_path: Path) -> None:
+    deaf = f"trap '' TERM; {command(tmp_path, 'b', '--hold-at', '5').partition('=')[2]} & while :; do sleep 1; done"
+    servers = [f"b=/bin/sh -c {shlex.quote(deaf)}", command(tmp_path, "a")]
+    line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *FEW]
+    with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}) as compare:
+        noted = tmp_path / "notes"
+        compare.wait_for(
+            lambda: noted.exists() and [name for name, _, _ in notes(tmp_path)].count("b") == 5, "the request held"
+        )
+        compare.popen.send_signal(signal.SIGINT)
+        compare.wait_for(lambda: "stopping a" in compare.err, "the end")
+        assert compare.end(signal.SIGINT) == 130, compare.told
+    assert "Traceback" not in compare.err
+    assert not any(runs(pid) for _, pid, _ in notes(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_whatever_ends_a_script_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
+    script = (
+        "import os, time\nfrom common import run_script\nfrom starting import program\n"
+        "def main():\n"
+        "    with program('sleep 600', {}, os.environ) as started:\n"
+        "        print(started.popen.pid, flush=True)\n"
+        "        time.sleep(600)\n"
+        "run_script(main)"
+    )
+    folders = f"{ROOT}{os.pathsep}{ROOT / 'bench'}"
+    with running([PYTHON, "-c", script], tmp_path / "script", env={"PYTHONPATH": folders}) as started:
+        pid = int(started.wait_for(lambda: started.out.strip(), "number"))
+        assert started.end(number) == 130, started.told
+    assert not runs(pid)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -155,7 +190,10 @@ def test_ctrl_c_prints_what_was_measured_and_stops_what_was_started(tmp_path: Pa
         (["ours", "vllm", "--extra-body", "x={}"], "--extra-body names 'x'"),
         (["ours", "vllm", "--rounds", "0"], "must be a whole number from 1"),
         (["ours", "vllm", "--prompts", "nowhere"], "--prompts nowhere: neither built in"),
-        (["x=http://127.0.0.1:{port}", "y={python} -c 0 {port}"], "cannot connect: Connection refused"),
+        (["x=http://127.0.0.1:{port}", "y={python} -c 0 {port}"], "x: http://127"),
+        (["x=nosuchprogram {port}", "ours"], "x: there is no program nosuchprogram"),
+        ([f"x={PYTHON} -c 'raise SystemExit(\"no\")' {{port}}", "ours"], "x: it ended with exit code 1 (no)"),
+        (["ours", "x=foo 'y {port}"], "no closing quotation"),
     ],
 )
 def test_wrong_use_is_told_in_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
@@ -207,9 +245,11 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_ratios_are_of_the_same_round_and_concurrency(ratios: ModuleType) -> None:
-    def one(server: str, turn: int, rate: float, ttft: float | None, concurrency: int = 4) -> object:
+    def one(
+        server: str, turn: int, rate: float, ttft: float | None, concurrency: int = 4, *, cut: bool = False
+    ) -> object:
         known = None if ttft is None else Distribution(1, ttft, ttft, ttft, ttft, ttft)
-        counts = {"requests": 8, "ok": 8, "refused": 0, "failed": 0, "cut": False, "took_s": 1.0}
+        counts = {"requests": 8, "ok": 8, "refused": 0, "failed": 0, "cut": cut, "took_s": 1.0}
         times = {"ttft_s": known, "tpot_s": None, "itl_s": None, "e2e_s": None, "queue_s": None}
         rates = {"output_tokens_per_s": rate, "requests_per_s": rate, "answer_tokens_mean": 4.0, "client_cpu": 0.1}
         return ratios.Round(server=server, concurrency=concurrency, round=turn, **counts, **times, **rates)
@@ -219,6 +259,7 @@ def test_ratios_are_of_the_same_round_and_concurrency(ratios: ModuleType) -> Non
         *(one("a", 2, 40, 0.1), one("b", 2, 60, None)),
         *(one("a", 3, 10, 0.1), one("b", 3, 10, 0.3)),
         one("a", 4, 50, 0.5),
+        *(one("a", 5, 10, 0.1), one("b", 5, 90, 0.1, cut=True)),
         one("a", 1, 1, 0.1, concurrency=8),
     ]
     found = {one["metric"]: one for one in ratios.ratios(rounds, "a")}

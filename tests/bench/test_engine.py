@@ -8,7 +8,7 @@ from tests.bench.scripts import run
 
 
 def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Path) -> None:
-    lengths = "--prompts 16 --contexts 16 --threads 2 --histories 16"
+    lengths = "--prompts 16,999999 --contexts 16 --threads 2 --histories 16"
     ran = run("engine.py", tmp_path, *lengths.split(), *["--steps", "2", "--rounds", "1", "--read-mib", "64"])
     assert ran.code == 0, ran.err
     rows = {(row["part"], row["unit"]): row for row in ran.json["rows"]}
@@ -24,6 +24,9 @@ def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Pa
     assert 0 < ran.json["floor_ms"] < rows["decode", "ms/step"]["engine"][0]
     assert ran.json["floor_ms"] == ran.json["weight_bytes"] / ran.json["bandwidth_bytes_per_s"] * 1000
     assert "the floor of a step" in ran.out
+    assert ran.json["left_out"] == [
+        "prefill of 999999 tokens is left out: the model has room for 8192, and 1 more are needed"
+    ]
 
 
 def test_a_model_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from itertools import islice, pairwise
 from statistics import fmean, pstdev
 from typing import Any
@@ -56,6 +57,27 @@ async def test_the_closed_loop_keeps_its_users_busy_and_no_more(concurrency: int
     assert most == concurrency
     assert len(load.records) == len(server.exchanges) - 1 == 9
     assert len(set(server.prompts)) == 9
+
+
+async def test_a_run_that_is_cut_lasts_until_the_cut() -> None:
+    held = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            held.set()
+            await asyncio.Event().wait()
+        await answer(exchange, 10)
+
+    async with scripted(script) as server:
+        bench = Bench(plan(server.url, concurrency=1, requests=2), server.time.clock, progress=False)
+        run = asyncio.create_task(bench.run())
+        await held.wait()
+        server.time.seconds += 100
+        run.cancel()
+        with suppress(asyncio.CancelledError):
+            await run
+    summary = summarize(bench.loads[0])
+    assert (summary.seconds, summary.unfinished) == (100, 1)
 
 
 async def test_the_open_loop_sends_when_it_is_time_whoever_waits() -> None:

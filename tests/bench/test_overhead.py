@@ -13,7 +13,9 @@ def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> Non
     options = "--parts answers latency memory --clients 4 --pieces 20 --seconds 0.1 --rounds 2 --held 20"
     ran = run("overhead.py", tmp_path, *options.split(), "--peers", "nowhere")
     assert ran.code == 0, ran.err
-    assert "chatstream: not measured: not installed: python bench/peers.py install chatstream" in ran.err
+    assert "chatstream: not measured: not installed: python bench/peers.py install chatstream" in ran.out
+    assert "uvloop" in ran.json["environment"]
+    assert "peers" not in ran.json["parameters"]
     assert ran.json["schema"] == "aiochatstream-bench-overhead"
     assert ran.json["command"] == f"python bench/overhead.py {options} --peers nowhere --json results.json"
     for wire in ("text", "sse"):
@@ -26,7 +28,8 @@ def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> Non
         for one in measured["rounds"]["ours"]:
             assert one["chunks_per_s"] == pytest.approx(20 * one["answers_per_s"])
         assert measured["answers_ratio"]["low"] <= measured["answers_ratio"]["median"]
-        assert f"{wire} ratio" in ran.out
+        assert f"{wire} ours / bare" in ran.out
+        assert f"{wire} ours / at once" in ran.out
     assert set(ran.json["latency_s"]) == {"text ours", "text bare", "sse ours", "sse bare"}
     assert all(told["count"] >= 80 and told["count"] % 80 == 0 for told in ran.json["latency_s"].values())
     assert set(ran.json["memory_kib_per_client"]) == {"waiting", "streaming", "bare, streaming"}

@@ -66,7 +66,8 @@ COMPARE = {
             "command": "other serve",
             "note": "",
             "measured": True,
-            "reason": None,
+            "reason": "it ended by SIGSEGV",
+            "faults": {"the connection broke": 8},
         },
         {
             "name": "gone",
@@ -87,8 +88,9 @@ COMPARE = {
         compared("ours", 1, 20.0, 0.2),
         compared("ours", 4, 64.0, 1.0, ok=5, refused=2, failed=1),
         compared("ours", 4, 64.0, 1.0, ok=7, refused=1),
-        compared("other", 4, 0.0, None, ok=0, failed=8),
+        compared("other", 4, 0.0, None, ok=0, failed=6, cut=True),
     ],
+    "remarks": ["other: it was <cut>"],
     "ratios": [
         {
             "server": "other",
@@ -239,7 +241,10 @@ def lines(folder: Path) -> list[str]:
         "| Other &lt;server> | 1 | 32.0 (32.0-32.0) | 0.50 | 200.0 | 800.0 | 50.0 | 40.0 | 2,000.0 | 64.0 | 2 |  |",
         "| aiochatstream | 4 | 64.0 (64.0-64.0) | 1.00 | 1,000.0 | 4,000.0 | 50.0 | 40.0 | 2,000.0 | 64.0 | 2 "
         "| 3 refused, 1 failed of 16 |",
-        "| Other &lt;server> | 4 | - | 0.00 | - | - | - | - | - | - | 1 | 8 failed of 8 |",
+        "| Other &lt;server> | 4 | - | 0.00 | - | - | - | - | - | - | 1 (1 cut) | 6 failed, 2 unfinished of 8 |",
+        "- not measured further: it ended by SIGSEGV",
+        "- 8 x the connection broke",
+        "- other: it was &lt;cut>",
         "| server / baseline | users | output tokens/s | some_other_metric | pairs |",
         "| Other &lt;server> / aiochatstream | 1 | 2.00 (0.80-3.20) | 1.33 (0.67-2.00) | 2 |",
         "**aiochatstream** (protocol sse, torch 9.8): two \\| slots",
@@ -416,5 +421,9 @@ def test_what_is_recorded_names_no_path_of_this_machine(monkeypatch: pytest.Monk
         "--model model --json=bench/results/x.json"
     )
     assert without_paths(f"[\"{tmp_path}/model\", '{tmp_path}/x.json']") == "[\"model\", 'x.json']"
+    home = Path.home()
+    assert without_paths(f"file://{home}/a `{home}/b` -I{home}/c @{home}/d >{home}/e {{{home}/none/f}}") == (
+        "file://a `b` -Ic @d >e {f}"
+    )
     kept = "http://127.0.0.1:8080/v1/models meta/llama /v1/models tokens/s 1/2"
     assert without_paths(kept) == kept

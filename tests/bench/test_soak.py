@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.bench.scripts import run
-from tests.processes import PYTHON, running
+from tests.processes import PYTHON, ROOT, running
 
 
 def words(results: dict[str, dict[str, list[dict[str, str]]]]) -> dict[str, str]:
@@ -36,9 +37,29 @@ def test_a_server_that_leaks_fails_in_each_point(tmp_path: Path) -> None:
     assert failed == {"server errors", "histories", "gauges", "memory", "open files", "threads"}
 
 
+def test_a_server_that_dies_fails_the_soak_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    with running([PYTHON, "-m", "tests.bench.leaking"], tmp_path / "server") as server:
+        url, pid = server.wait_for(lambda: server.out.strip(), "URL"), str(server.popen.pid)
+        line = [PYTHON, str(ROOT / "bench" / "soak.py"), url, "--pid", pid, "--minutes", "60", "--json", str(file)]
+        with running(line, tmp_path / "soak", env={"PYTHONPATH": str(ROOT)}) as soak:
+            soak.wait_for(lambda: " requests, " in soak.err, "the traffic")
+            server.popen.kill()  # and it stays a zombie for now
+            assert soak.wait_ended() == 1, soak.told
+    assert "the server process ended" in soak.err
+    assert "Traceback" not in soak.err
+    told = words(json.loads(file.read_text()))
+    assert (told["server alive"], told["gauges"]) == ("FAILED", "FAILED")
+    assert (told["open files"], told["threads"]) == ("not measured", "not measured")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [(["http://127.0.0.1:9"], "tells no load"), (["--pid", "5"], "--pid goes with a URL")],
+    [
+        (["http://127.0.0.1:9"], "cannot connect: Connection refused"),
+        (["http://127.0.0.1:9", "--pid", "2147483647"], "--pid 2147483647: there is no such process."),
+        (["--pid", "5"], "--pid goes with a URL"),
+    ],
 )
 def test_wrong_use_is_told_in_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
     ran = run("soak.py", tmp_path, *options)
