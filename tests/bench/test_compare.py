@@ -112,7 +112,7 @@ def test_a_peer_that_is_not_installed_is_not_measured(tmp_path: Path) -> None:
         (True, None),
     ]
     assert {(one["server"], one["baseline"]) for one in ran.json["ratios"]} == {("a", "b")}
-    assert ran.json["remarks"] == ["vllm was not measured: the baseline is b"]
+    assert "vllm was not measured: the baseline is b" in ran.json["remarks"]
 
 
 def test_a_round_that_takes_too_long_is_cut(tmp_path: Path) -> None:

@@ -32,11 +32,48 @@ first would only wait longer."""
 WIDER = 8
 """How many times as many another processor takes."""
 
-UNDISTURBED = 2.5
-"""A step that also reads a prompt may take so many times as long as one that does not."""
+MANY_TOKENS = 160
+"""Of a step, from which on another thread is worth its while."""
+
+DISTURBED = 1.5
+"""A step that also reads a prompt may take so many times longer, or more where more wait for their first token than
+for their next one."""
 
 LEARNED = 0.2
 """How much the latest step counts in what is known of how long steps take."""
+
+
+class Pace:
+    """How long steps take: so much each, and so much for each token, learned from the latest of both kinds."""
+
+    def __init__(self) -> None:
+        self._known: dict[bool, tuple[float, float]] = {}
+
+    def learn(self, tokens: int, seconds: float, *, reading: bool) -> None:
+        """A step took so long, which read a prompt or did not."""
+        before_tokens, before_seconds = self._known.get(reading, (tokens, seconds))
+        mixed = (
+            before_tokens + (tokens - before_tokens) * LEARNED,
+            before_seconds + (seconds - before_seconds) * LEARNED,
+        )
+        self._known[reading] = mixed
+
+    @property
+    def _per_token(self) -> float:
+        """Never 0, so that it can be divided by."""
+        if len(self._known) < 2:
+            return 1e-9
+        (few, short), (many, long) = self._known[False], self._known[True]
+        return max((long - short) / max(many - few, 1), 1e-9)
+
+    def seconds(self, tokens: int) -> float:
+        """What a step of so many tokens is expected to take."""
+        few, short = self._known.get(False, (tokens, 0.0))
+        return max(short + (tokens - few) * self._per_token, 0.0)
+
+    def tokens(self, seconds: float) -> float:
+        """How many tokens more a step can have that takes so much longer."""
+        return seconds / self._per_token
 
 
 class Request:
@@ -94,7 +131,7 @@ class Batch:
         self._arrivals: deque[Request] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._decode_s = self._token_s = 0.0
+        self._pace = Pace()
         self._most_threads = self._threads = torch.get_num_threads()
         self._hits = 0
         self._thread = threading.Thread(target=self._run, name="aiochatstream-decode", daemon=True)
@@ -198,7 +235,7 @@ class Batch:
         """Read the next tokens of all rows in one forward pass, and draw where a row has read all it has."""
         pieces = self._plan()
         requests = [request for request, _ in pieces]
-        self._use_threads(len(pieces) < sum(len(piece.ids) for _, piece in pieces))
+        self._use_threads(sum(len(piece.ids) for _, piece in pieces))
         start = time.perf_counter()
         try:
             logits = self._forward(Step(self._cache, [piece for _, piece in pieces], self._device, self._dtype))
@@ -223,13 +260,15 @@ class Batch:
                 request.told.put(None)
         self._learn(time.perf_counter() - start, pieces)
 
-    def _use_threads(self, reading: bool) -> None:
-        """All of torch's threads where a prompt is read, which takes arithmetic; else one core stays free.
+    def _use_threads(self, tokens: int) -> None:
+        """All of torch's threads for a step of many tokens, which takes arithmetic; else one core stays free.
 
         A step's many small operations end only when the last thread does, and where every core is taken, one of them
         waits for the event loop or another process.
         """
-        wanted = self._most_threads if reading else max(1, min(self._most_threads, (os.cpu_count() or 1) - 1))
+        wanted = self._most_threads
+        if tokens < MANY_TOKENS:
+            wanted = max(1, min(wanted, (os.cpu_count() or 1) - 1))
         if wanted != self._threads and self._device.type == "cpu":
             torch.set_num_threads(wanted)
             self._threads = wanted
@@ -239,7 +278,7 @@ class Batch:
         answering = [request for request in self._rows if len(request.ids) - request.computed == 1]
         pieces = [(one, Piece(one.row, one.computed, one.ids[-1:])) for one in answering]
         pieces.sort(key=lambda planned: planned[1].row)
-        budget = self._piece_tokens(bool(answering))
+        budget = self._budget(len(answering))
         for request in self._rows:
             left = len(request.ids) - request.computed
             if left > 1 and budget > 1:
@@ -248,24 +287,21 @@ class Batch:
                 pieces.append((request, Piece(request.row, request.computed, piece)))
         return pieces
 
-    def _piece_tokens(self, disturbing: bool) -> int:
+    def _budget(self, answering: int) -> int:
         """How many tokens of prompts the next step may read."""
         least, most = PIECE_TOKENS
         most *= 1 if self._device.type == "cpu" else WIDER
-        if not disturbing or not self._token_s:
+        waiting = len(self._rows) - answering
+        if not answering or not waiting:
             return most
-        allowed = self._max_step or UNDISTURBED * self._decode_s
-        return int(min(max((allowed - self._decode_s) / self._token_s, least), most))
+        undisturbed = self._pace.seconds(answering)
+        longest = self._max_step or undisturbed * (1 + DISTURBED * max(1, waiting / answering))
+        return int(min(max(self._pace.tokens(longest - undisturbed), least), most))
 
     def _learn(self, seconds: float, pieces: list[tuple[Request, Piece]]) -> None:
-        prompts = sum(len(piece.ids) for _, piece in pieces if len(piece.ids) > 1)
-        self._on_step("prefill" if prompts else "decode", seconds)
-        if not prompts:
-            self._decode_s += (seconds - self._decode_s) * (LEARNED if self._decode_s else 1)
-        else:
-            decoding = self._decode_s if any(len(piece.ids) == 1 for _, piece in pieces) else 0
-            cost = max(seconds - decoding, 0) / prompts
-            self._token_s += (cost - self._token_s) * (LEARNED if self._token_s else 1)
+        tokens = sum(len(piece.ids) for _, piece in pieces)
+        self._on_step("prefill" if tokens > len(pieces) else "decode", seconds)
+        self._pace.learn(tokens, seconds, reading=tokens > len(pieces))
 
     def _draw(self, requests: list[Request], logits: torch.Tensor) -> None:
         """Draw the next token of each, and hand it over. A row that cannot be drawn fails alone."""

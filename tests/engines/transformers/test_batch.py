@@ -177,7 +177,6 @@ def test_a_long_prompt_is_read_in_pieces_beside_decoding_and_each_step_is_told_o
     decodes = Asked(batch, ids(2, 1), max_new_tokens=6)
     held.wait()
     reads = Asked(batch, ids(9, 2), max_new_tokens=2)
-    batch._token_s = 1.0  # so much that only the least is read
     held.release()
     assert [decodes.next() is not None for _ in range(6)] == [True] * 6
     assert [reads.next() is not None for _ in range(4)] == [False, False, True, True]
@@ -206,14 +205,13 @@ def test_a_prompt_that_disturbs_nobody_is_read_in_the_largest_pieces(
 def test_a_step_reads_as_much_of_a_prompt_as_the_time_for_it_allows(
     made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch, max_step: float | None, piece: int
 ) -> None:
-    """A step takes 1/64 s, and 1/1024 s for each token of a prompt: 2.5 times that leaves time for 24."""
+    """A step of one token takes 1/64 s, and each token more 1/1024 s: 2.5 times that leaves time for 24."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "PIECE_TOKENS", (3, 40))
 
     def passes(pieces: list[Any]) -> None:
-        prompts = sum(len(read) for _, read in pieces if len(read) > 1)
-        clock.now += (1 / 64 if any(len(read) == 1 for _, read in pieces) else 0) + prompts / 1024
+        clock.now += (15 + sum(len(read) for _, read in pieces)) / 1024
 
     held.fail = passes
     batch = made(held, rows=2, length=200, max_step=max_step)
