@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import sys
 import time
@@ -26,27 +27,32 @@ from common import (
     wholes,
     write_json,
 )
-from sides import Side, at_once, engine_side, plain_side, step_s, ttft
+from sides import Side, engine_side, plain_side, step_s, ttft
+from stepping import Steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aiochatstream.engines.transformers.engine import TransformersEngine
 from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, folder, locate
 
-PARTS = ("prefill", "decode", "threads", "turns")
+CONTEXT = 2048
+"""Tokens of a row."""
+PARTS = ("prefill", "decode", "batch", "turns", "profile")
 TURN_TOKENS = 32
 """The next turn's message."""
 FIRST_ANSWER = 4
 
 HELP = """\
-The engine (the one that ChatStream has behind it) and plain model.generate read the same random tokens and write
-greedily, never ending early, in turn (A B A B), --rounds times. No tokens are ever used twice, so that nothing is known
-from a round before. Shown is the median, with the least and the most in parentheses, and the ratio engine over plain,
-pair by pair.
+The engine (the one that ChatStream has behind it) and plain model.generate, which has a model of its own, read random
+tokens and write greedily, never ending early, in turn (A B A B), --rounds times. No tokens are ever used twice, so that
+nothing is known from a round before. Shown is the median, with the least and the most in parentheses, and the ratio
+engine over plain, pair by pair.
   prefill    prompt tokens per second until the first token is there, by the prompt's length
-  decode     milliseconds per step from the first token to the last, and tokens per second, by the tokens before them
-  threads    so many answers at once, a thread each (the engine has no batching): tokens per second of all together, and
-             milliseconds per step of one
+  decode     milliseconds per step (the median gap between tokens), and tokens per second, by the tokens before them
+  batch      the same for so many answers at once: requests to the engine, one batch of model.generate
   turns      TTFT: milliseconds to the first token of a second turn (a message of 32 tokens), by the history's length
+  profile    where the milliseconds of a decode step go, by rows: in the linear layers, in attention with its keys and
+             values, in the rest of the model, in choosing the tokens, in preparing the step; and what all linear layers
+             take one after another, with nothing between them
   floor      milliseconds that reading all weights once takes: their bytes over the memory bandwidth, which is measured
              in this run as the best of --rounds reads of --read-mib MiB. No step at batch 1 can be quicker
 
@@ -77,6 +83,7 @@ class Results:
     weight_bytes: int = 0
     bandwidth: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    profiles: list[dict[str, float]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -90,8 +97,9 @@ class Results:
     def render(self) -> str:
         rows = [row for row in self.rows if row.plain]
         left_out = "".join(f"\n{sentence}" for sentence in self.left_out)
+        profiles = self._render_profiles()
         if not rows:
-            return f"Nothing was measured.{left_out}"
+            return profiles + left_out if profiles else f"Nothing was measured.{left_out}"
         head = ("", "", "", "engine", "model.generate", "engine/plain", "floor", "engine/floor")
         cells = []
         for row in rows:
@@ -102,7 +110,15 @@ class Results:
             cells.append((row.part, row.at, row.unit, *sides, *floor))
         return (
             f"{table(head, cells)}\n\nweights {self.weight_bytes / 2**20:.0f} MiB over {self.bandwidth / 1e9:.1f} GB/s "
-            f"measured = {self.floor_ms:.1f} ms: the floor of a step{left_out}"
+            f"measured = {self.floor_ms:.1f} ms: the floor of a step{profiles}{left_out}"
+        )
+
+    def _render_profiles(self) -> str:
+        if not self.profiles:
+            return ""
+        head = tuple(self.profiles[0])
+        return "\n\n" + table(
+            head, [(f"{one['rows']:.0f}", *(f"{one[n]:.2f}" for n in head[1:])) for one in self.profiles]
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -110,6 +126,7 @@ class Results:
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_s": self.bandwidth,
             "floor_ms": self.floor_ms,
+            "profiles": self.profiles,
             "left_out": self.left_out,
             "rows": [
                 {
@@ -135,52 +152,44 @@ class Bench:
         device = choose_device("auto")
         source = folder(self.options.located)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype("auto", device)).to(device)
-        engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source))
-        engine.load(max(self.options.threads), 2048)
-        self.limit = engine.max_context_len or sys.maxsize
-        self._vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
-        self.sides = {"engine": engine_side(engine), "plain": plain_side(model)}
-        for side in self.sides.values():
-            side(self._ids(8), 4)  # the first pass is slow
         weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in model.parameters()}
+        plain = copy.deepcopy(model)  # the engine changes its own
+        engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source))
+        engine.load(max(self.options.batches), CONTEXT)
+        self.limit = engine.max_context_len or sys.maxsize
+        self._model, self._vocabulary = model, int(model.config.get_text_config(decoder=True).vocab_size)
+        self.sides = {"engine": engine_side(engine), "plain": plain_side(plain)}
+        for side in self.sides.values():
+            side([self._ids(8)], 4)  # the first pass is slow
         self.results.weight_bytes = sum(weights.values())
         self.results.bandwidth = bandwidth(device, self.options.read_mib, self.options.rounds)
 
     def run(self) -> None:
-        parts = {"prefill": self._prefill, "decode": self._decode, "threads": self._threads, "turns": self._turns}
         for part in self.options.parts:
-            parts[part]()
+            getattr(self, f"_{part}")()
 
     def _prefill(self) -> None:
         for length in self._fitting("prefill", self.options.prompts, 1):
             row = self.results.row("prefill", f"{length} tokens", "tokens/s")
-            self._rounds(row, lambda side, length=length: [length / ttft(side(self._ids(length), 1))])
+            self._rounds(row, lambda side, length=length: [length / ttft(side([self._ids(length)], 1))])
 
     def _decode(self) -> None:
-        steps = self.options.steps
-        for length in self._fitting("decode", self.options.contexts, steps + 1):
-            milliseconds = self.results.row("decode", f"after {length} tokens", "ms/step")
-            rate = self.results.row("decode", f"after {length} tokens", "tokens/s")
+        for length in self._fitting("decode", self.options.contexts, self.options.steps + 1):
+            self._steps("decode", f"after {length} tokens", 1, length)
 
-            def measure(side: Side, length: int = length) -> list[float]:
-                took = step_s(side(self._ids(length), steps + 1))
-                return [took * 1000, 1 / took]
+    def _batch(self) -> None:
+        for rows in self.options.batches:
+            self._steps("batch", f"{rows} at once", rows, 8)
 
-            self._rounds(milliseconds, measure, rate)
+    def _steps(self, part: str, at: str, rows: int, length: int) -> None:
+        milliseconds = self.results.row(part, at, "ms/step")
+        rate = self.results.row(part, at, "tokens/s")
 
-    def _threads(self) -> None:
-        tokens = self.options.steps + 1
-        for threads in self.options.threads:
-            rate = self.results.row("threads", f"{threads} at once", "tokens/s")
-            milliseconds = self.results.row("threads", f"{threads} at once", "ms/step")
+        def measure(side: Side) -> list[float]:
+            took = step_s(side([self._ids(length) for _ in range(rows)], self.options.steps + 1))
+            return [took * 1000, rows / took]
 
-            def measure(side: Side, threads: int = threads) -> list[float]:
-                answers = at_once(side, [self._ids(8) for _ in range(threads)], tokens)
-                took = max(stamps[-1] for stamps in answers) - min(stamps[0] for stamps in answers)
-                steps = [step_s(stamps) for stamps in answers]
-                return [threads * tokens / took, sum(steps) / threads * 1000]
-
-            self._rounds(rate, measure, milliseconds)
+        self._rounds(milliseconds, measure, rate)
 
     def _turns(self) -> None:
         for length in self._fitting("turns", self.options.histories, TURN_TOKENS + FIRST_ANSWER + 1):
@@ -188,10 +197,16 @@ class Bench:
 
             def measure(side: Side, length: int = length) -> list[float]:
                 history = self._ids(length)
-                side(history, FIRST_ANSWER)
-                return [ttft(side(history + self._ids(TURN_TOKENS), 1)) * 1000]
+                side([history], FIRST_ANSWER)
+                return [ttft(side([history + self._ids(TURN_TOKENS)], 1)) * 1000]
 
             self._rounds(row, measure)
+
+    def _profile(self) -> None:
+        for rows in self.options.batches:
+            progress(f"profile, {rows} rows")
+            steps = Steps(self._model, rows, self.options.profile_context)
+            self.results.profiles.append(steps.measure(self.options.steps))
 
     def _rounds(self, row: Row, measure: Callable[[Side], list[float]], second: Row | None = None) -> None:
         for turn in range(self.options.rounds):
@@ -237,9 +252,14 @@ def read_options() -> argparse.Namespace:
     made.add_argument(
         "--contexts", type=lengths, default=[32, 512, 1024], metavar="N,N", help="for decode (32,512,1024)"
     )
-    made.add_argument("--threads", type=wholes(1, 256), default=[1, 2, 4], metavar="N,N", help="at once (1,2,4)")
     made.add_argument(
-        "--histories", type=lengths, default=[128, 512, 1024], metavar="N,N", help="for turns (128,512,1024)"
+        "--batches", type=wholes(1, 256), default=[1, 2, 4, 8, 16, 32], metavar="N,N", help="at once (1,2,4,8,16,32)"
+    )
+    made.add_argument(
+        "--profile-context", type=whole(1, 1_000_000), default=256, metavar="N", help="tokens before, for profile (256)"
+    )
+    made.add_argument(
+        "--histories", type=lengths, default=[200, 800, 1600], metavar="N,N", help="for turns (200,800,1600)"
     )
     made.add_argument("--steps", type=whole(1, 100_000), default=16, metavar="N", help="of an answer (16)")
     made.add_argument("--rounds", type=whole(1, 1000), default=3, metavar="N", help="of each side (3)")

@@ -1,10 +1,12 @@
-"""Two ways to the same answer, with the time of each of its tokens: the engine, and plain ``model.generate``."""
+"""Two ways to the same answers, with the time of each of their tokens: the engine, and plain ``model.generate``."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,23 +16,39 @@ from aiochatstream import Engine, GenerationParams, Prompt
 Stamps = list[float]
 """When an answer began, and when each of its tokens came: clock readings in seconds."""
 
-Side = Callable[[list[int], int], Stamps]
-"""Answers a prompt with so many tokens."""
+Side = Callable[[list[list[int]], int], list[Stamps]]
+"""Answers prompts of one length together, with so many tokens each."""
 
 
 def engine_side(engine: Engine) -> Side:
-    def answer(ids: list[int], tokens: int) -> Stamps:
+    """A thread for each prompt, as in a server."""
+
+    def answer(prompts: list[list[int]], tokens: int) -> list[Stamps]:
+        answers: list[Stamps] = []
+        start = threading.Barrier(len(prompts))
         params = GenerationParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
-        stamps = [time.perf_counter()]
-        for delta in engine.generate(Prompt([], ids), params):
-            stamps += [time.perf_counter()] * len(delta.token_ids)
-        return stamps
+
+        def one(ids: list[int]) -> None:
+            start.wait()
+            stamps = [time.perf_counter()]
+            for delta in engine.generate(Prompt([], ids), params):
+                stamps += [time.perf_counter()] * len(delta.token_ids)
+            answers.append(stamps)
+
+        threads = [threading.Thread(target=one, args=(ids,), daemon=True) for ids in prompts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if len(answers) < len(prompts):
+            raise RuntimeError("An answer failed in its thread.")
+        return answers
 
     return answer
 
 
 class Stamper:
-    """A streamer for model.generate: the prompt comes first, then each token."""
+    """A streamer for model.generate: the prompts come first, then a token of each."""
 
     def __init__(self) -> None:
         self.stamps: Stamps = []
@@ -43,11 +61,13 @@ class Stamper:
 
 
 def plain_side(model: Any) -> Side:
+    """All prompts as one batch."""
+
     @torch.inference_mode()
-    def answer(ids: list[int], tokens: int) -> Stamps:
+    def answer(prompts: list[list[int]], tokens: int) -> list[Stamps]:
         stamper = Stamper()
         began = time.perf_counter()
-        inputs = torch.tensor([ids], device=model.device)
+        inputs = torch.tensor(prompts, device=model.device)
         model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
@@ -57,33 +77,17 @@ def plain_side(model: Any) -> Side:
             streamer=stamper,
             pad_token_id=0,
         )
-        return [began, *stamper.stamps[1:]]
+        return [[began, *stamper.stamps[1:]]] * len(prompts)
 
     return answer
 
 
-def ttft(stamps: Stamps) -> float:
-    return stamps[1] - stamps[0]
+def ttft(answers: list[Stamps]) -> float:
+    """Seconds to the first token, of a single answer."""
+    ((began, first, *_),) = answers
+    return first - began
 
 
-def step_s(stamps: Stamps) -> float:
-    return (stamps[-1] - stamps[1]) / (len(stamps) - 2)
-
-
-def at_once(side: Side, prompts: list[list[int]], tokens: int) -> list[Stamps]:
-    """A thread for each prompt. Raises RuntimeError where one of them failed."""
-    answers: list[Stamps] = []
-    start = threading.Barrier(len(prompts))
-
-    def answer(ids: list[int]) -> None:
-        start.wait()
-        answers.append(side(ids, tokens))
-
-    threads = [threading.Thread(target=answer, args=(ids,), daemon=True) for ids in prompts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if len(answers) < len(prompts):
-        raise RuntimeError("An answer failed in its thread.")
-    return answers
+def step_s(answers: list[Stamps]) -> float:
+    """Seconds of the usual step: the median time from one token to the next, of all."""
+    return median(later - earlier for _, *stamps in answers for earlier, later in pairwise(stamps))

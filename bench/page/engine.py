@@ -15,7 +15,7 @@ TITLE = "The engine without HTTP"
 PLOTS = {
     ("prefill", "tokens/s"): ("Reading the prompt", "prompt, tokens", "prompt tokens per second"),
     ("decode", "ms/step"): ("A step, by the tokens before it", "tokens before", "milliseconds per step"),
-    ("threads", "tokens/s"): ("Several answers at once", "answers at once", "tokens per second, all together"),
+    ("batch", "tokens/s"): ("Several answers at once", "answers at once", "tokens per second, all together"),
     ("turns", "ms to first token"): ("The next turn", "history, tokens", "TTFT, milliseconds"),
 }
 """Title and axes by part and unit. Other rows are in the table only."""
@@ -55,6 +55,13 @@ def write(section: Section, report: Report) -> None:
         f"The floor of a step at batch 1 is reading all weights once: {report['weight_bytes'] / 2**20:,.0f} MiB over "
         f"{report['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, measured in the same run, are {floor:.1f} ms."
     )
+
+    if profiles := report.get("profiles", []):
+        section.say("Where the milliseconds of a decode step go, by rows; each is the median of the steps:")
+        section.table(
+            tuple(profiles[0]),
+            [(f"{one['rows']:.0f}", *(f"{one[name]:.1f}" for name in [*one][1:])) for one in profiles],
+        )
 
 
 def _has_floor(row: dict[str, Any]) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.bench.scripts import run
 
 
 def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Path) -> None:
-    lengths = "--prompts 16,999999 --contexts 16 --threads 2 --histories 16"
+    lengths = "--prompts 16,999999 --contexts 16 --batches 2 --histories 16"
     ran = run("engine.py", tmp_path, *lengths.split(), *["--steps", "2", "--rounds", "1", "--read-mib", "64"])
     assert ran.code == 0, ran.err
     rows = {(row["part"], row["unit"]): row for row in ran.json["rows"]}
@@ -16,13 +18,19 @@ def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Pa
         ("prefill", "tokens/s"),
         ("decode", "ms/step"),
         ("decode", "tokens/s"),
-        ("threads", "tokens/s"),
-        ("threads", "ms/step"),
+        ("batch", "tokens/s"),
+        ("batch", "ms/step"),
         ("turns", "ms to first token"),
     }
     assert all(len(row["engine"]) == len(row["plain"]) == 1 for row in rows.values())
     assert 0 < ran.json["floor_ms"] < rows["decode", "ms/step"]["engine"][0]
     assert ran.json["floor_ms"] == ran.json["weight_bytes"] / ran.json["bandwidth_bytes_per_s"] * 1000
+    (profile,) = ran.json["profiles"]
+    assert profile["rows"] == 2
+    step = profile.pop("step")
+    assert 0 < profile["linear layers alone"] < step
+    parts = ("linear layers", "attention", "rest of the model", "sampling", "preparing")
+    assert sum(profile[part] for part in parts) == pytest.approx(step)
     assert "the floor of a step" in ran.out
     assert ran.json["left_out"] == [
         "prefill of 999999 tokens is left out: the model has room for 8192, and 1 more are needed"

@@ -164,10 +164,11 @@ ENGINE = {
         row("prefill", "64 tokens", "tokens/s", 900.0, 300.0),
         row("decode", "after 32 tokens", "ms/step", 20.0, 40.0),
         row("decode", "after 512 tokens", "ms/step", 24.0, 48.0),
-        row("threads", "2 at once", "tokens/s", 50.0, 25.0),
+        row("batch", "2 at once", "tokens/s", 50.0, 25.0),
         row("turns", "128 tokens before", "ms to first token", 30.0, 300.0),
         row("something new", "here", "pints", 2.0, 4.0),
     ],
+    "profiles": [{"rows": 1, "step": 20.04, "linear layers": 15.5}, {"rows": 16, "step": 40.0, "linear layers": 25.0}],
 }
 
 SOAK = {
@@ -285,6 +286,8 @@ def test_overhead_shows_whatever_sides_and_figures_the_json_has(lines: list[str]
         "| prefill | 64 tokens | tokens/s | 900.0 (899.0-901.0) | 300.0 (300.0-300.0) | 3.00 (3.00-3.00) |  |",
         "| decode | after 512 tokens | ms/step | 24.0 (23.0-25.0) | 48.0 (48.0-48.0) | 0.50 (0.50-0.50) | 3.0 |",
         "| something new | here | pints | 2.0 (1.0-3.0) | 4.0 (4.0-4.0) | 0.50 (0.50-0.50) |  |",
+        "| rows | step | linear layers |",
+        "| 1 | 20.0 | 15.5 |",
         "The floor of a step at batch 1 is reading all weights once: 256 MiB over 32.0 GB/s, measured in the same run, "
         "are 8.0 ms.",
     ],
@@ -332,7 +335,7 @@ AXES = {
     "overhead-added-latency.svg": {"milliseconds", "ours, p50"},
     "engine-prefill.svg": {"prompt, tokens (log)", "prompt tokens per second"},
     "engine-decode.svg": {"tokens before (log)", "milliseconds per step", "floor"},
-    "engine-threads.svg": {"answers at once (log)", "tokens per second, all together"},
+    "engine-batch.svg": {"answers at once (log)", "tokens per second, all together"},
     "engine-turns.svg": {"history, tokens (log)", "TTFT, milliseconds"},
     "soak-memory.svg": {"requests so far", "resident memory, MiB"},
 }

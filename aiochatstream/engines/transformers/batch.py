@@ -261,14 +261,7 @@ class Batch:
         self._learn(time.perf_counter() - start, pieces)
 
     def _use_threads(self, tokens: int) -> None:
-        """All of torch's threads for a step of many tokens, which takes arithmetic; else one core stays free.
-
-        A step's many small operations end only when the last thread does, and where every core is taken, one of them
-        waits for the event loop or another process.
-        """
-        wanted = self._most_threads
-        if tokens < MANY_TOKENS:
-            wanted = max(1, min(wanted, (os.cpu_count() or 1) - 1))
+        wanted = threads_for(tokens, self._most_threads)
         if wanted != self._threads and self._device.type == "cpu":
             torch.set_num_threads(wanted)
             self._threads = wanted
@@ -327,6 +320,15 @@ class Batch:
         for request in requests:
             request.cancelled = request.failed = True
             request.told.put(error)
+
+
+def threads_for(tokens: int, most: int) -> int:
+    """How many of torch's threads a step of so many tokens uses: all for many, which take arithmetic; else one fewer.
+
+    A step's many small operations end only when the last thread does, and where every core is taken, one of them
+    waits for the event loop or another process.
+    """
+    return most if tokens >= MANY_TOKENS else max(1, min(most, (os.cpu_count() or 1) - 1))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

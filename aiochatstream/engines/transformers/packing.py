@@ -17,6 +17,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weights: PackedWeights, index: int) -> None:
         super().__init__()
         self._weights, self._index = weights, index
+        self.in_features, self.out_features = weights.in_features, weights.sizes[index]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self._weights.apply(inputs, self._index)
@@ -26,7 +27,8 @@ class PackedWeights:
     """The weights of linear layers that read the same input: all are computed when the first one is asked."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        self._sizes = [linear.out_features for linear in linears]
+        self.in_features = linears[0].in_features
+        self.sizes = [linear.out_features for linear in linears]
         weight = torch.cat([linear.weight.detach() for linear in linears])
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
@@ -38,8 +40,8 @@ class PackedWeights:
         latest = self._latest
         if latest is None or latest[0] is not inputs:
             together = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
-            latest = inputs, together.split(self._sizes, dim=-1)
-        self._latest = latest if index + 1 < len(self._sizes) else None
+            latest = inputs, together.split(self.sizes, dim=-1)
+        self._latest = latest if index + 1 < len(self.sizes) else None
         return latest[1][index]
 
 

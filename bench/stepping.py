@@ -1,0 +1,116 @@
+"""Where the milliseconds of one decode step go, timed from outside the model: nothing of it is changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from aiochatstream import GenerationParams
+from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+from aiochatstream.engines.transformers.batch import threads_for
+from aiochatstream.engines.transformers.engine import PackedForward
+from aiochatstream.engines.transformers.packing import PackedLinear
+from aiochatstream.engines.transformers.sampling import Sampler, sample
+
+SHARES = ("linear layers", "attention", "rest of the model", "sampling", "preparing")
+ALONE = "linear layers alone"
+WARM_UP = 3
+
+
+class Steps:
+    """Decode steps of a model that an engine has set up, in this thread, over rows of random tokens."""
+
+    def __init__(self, model: Any, rows: int, context: int) -> None:
+        self._model, self._forward = model, PackedForward(model)
+        self._rows, self._context = rows, context
+        self._linears = [layer for layer in model.modules() if isinstance(layer, PackedLinear | torch.nn.Linear)]
+
+    @torch.inference_mode()
+    def measure(self, steps: int) -> dict[str, float]:
+        """Median milliseconds of each share, of all together, and of the linear layers alone."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads_for(self._rows, threads))
+        try:
+            shares = self._profile(steps)
+            return {"rows": self._rows, "step": sum(shares.values()), **shares, ALONE: self._alone(steps)}
+        finally:
+            torch.set_num_threads(threads)
+
+    def _profile(self, steps: int) -> dict[str, float]:
+        cache = SlotCache(self._layers(), self._rows, self._context + WARM_UP + steps)
+        samplers = [Sampler(GenerationParams(max_new_tokens=1, temperature=0.0)) for _ in range(self._rows)]
+        taken: dict[str, list[float]] = {share: [] for share in SHARES}
+        for at in range(self._context, self._context + WARM_UP + steps):
+            began = time.perf_counter()
+            pieces = [Piece(row, at, [at % 100]) for row in range(self._rows)]
+            step = _TimedStep(cache, pieces, self._model.device, self._model.dtype)
+            prepared = time.perf_counter()
+            with self._timed_linears() as linears:
+                logits = self._forward(step)
+            computed = time.perf_counter()
+            sample(logits, samplers, [[] for _ in samplers])
+            sampled = time.perf_counter()
+            rest = computed - prepared - linears[0] - step.attention_s
+            shares = (linears[0], step.attention_s, rest, sampled - computed, prepared - began)
+            for share, seconds in zip(SHARES, shares, strict=True):
+                taken[share].append(seconds * 1000)
+        return {share: median(times[WARM_UP:]) for share, times in taken.items()}
+
+    def _alone(self, rounds: int) -> float:
+        widths = {width: torch.randn(1, self._rows, width, dtype=self._model.dtype) for width in self._widths()}
+        times = []
+        for _ in range(WARM_UP + rounds):
+            began = time.perf_counter()
+            for layer in self._linears:
+                layer(widths[layer.in_features])  # the same object for layers that share their input
+            times.append(time.perf_counter() - began)
+        return median(times[WARM_UP:]) * 1000
+
+    def _layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of one token."""
+        kept = DynamicCache(config=self._model.config)
+        self._model(input_ids=torch.tensor([[1]], device=self._model.device), past_key_values=kept, use_cache=True)
+        return [(layer.keys, layer.values) for layer in kept.layers]
+
+    def _widths(self) -> set[int]:
+        return {layer.in_features for layer in self._linears}
+
+    @contextmanager
+    def _timed_linears(self) -> Iterator[list[float]]:
+        took, began = [0.0], [0.0]
+
+        def before(*_: Any) -> None:
+            began[0] = time.perf_counter()
+
+        def after(*_: Any) -> None:
+            took[0] += time.perf_counter() - began[0]
+
+        with ExitStack() as hooks:
+            for layer in self._linears:
+                hooks.enter_context(_removed(layer.register_forward_pre_hook(before)))
+                hooks.enter_context(_removed(layer.register_forward_hook(after)))
+            yield took
+
+
+class _TimedStep(Step):
+    attention_s = 0.0
+
+    def attend(self, *args: Any, **options: Any) -> torch.Tensor:
+        began = time.perf_counter()
+        answer = super().attend(*args, **options)
+        self.attention_s += time.perf_counter() - began
+        return answer
+
+
+@contextmanager
+def _removed(hook: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        hook.remove()
