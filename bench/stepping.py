@@ -13,7 +13,6 @@ from transformers import DynamicCache
 
 from aiochatstream import GenerationParams
 from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
-from aiochatstream.engines.transformers.batch import threads_for
 from aiochatstream.engines.transformers.engine import PackedForward
 from aiochatstream.engines.transformers.packing import PackedLinear
 from aiochatstream.engines.transformers.sampling import Sampler, sample
@@ -34,13 +33,8 @@ class Steps:
     @torch.inference_mode()
     def measure(self, steps: int) -> dict[str, float]:
         """Median milliseconds of each share, of all together, and of the linear layers alone."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(threads_for(self._rows, threads))
-        try:
-            shares = self._profile(steps)
-            return {"rows": self._rows, "step": sum(shares.values()), **shares, ALONE: self._alone(steps)}
-        finally:
-            torch.set_num_threads(threads)
+        shares = self._profile(steps)
+        return {"rows": self._rows, "step": sum(shares.values()), **shares, ALONE: self._alone(steps)}
 
     def _profile(self, steps: int) -> dict[str, float]:
         cache = SlotCache(self._layers(), self._rows, self._context + WARM_UP + steps)

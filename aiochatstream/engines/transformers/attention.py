@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -19,8 +21,18 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "aiochatstream"
 
-CALL_COST = 256
-"""Cached tokens that can be attended in the time that one more call of the attention kernel takes."""
+CALL_COST = 512
+"""Cached tokens that can be attended in the time that one more call of the kernels takes."""
+
+TILE = 64
+"""New tokens of a piece that attend together: none looks further ahead than the last of them, and what they compute
+stays in the processor's cache."""
+
+FEW_QUERIES = 16
+"""With fewer, oneDNN multiplies keys by queries twice as quickly as queries by keys."""
+
+FEW_SCORES = 6144
+"""Of a head: with fewer, torch's own attention is quicker than matrix products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +57,27 @@ class SlotCache:
             tuple(one.new_zeros(rows, one.shape[1], length, one.shape[3]) for one in layer) for layer in like
         ]
         self.length = length
+        self._spaces: dict[tuple[torch.dtype, int], torch.Tensor] = {}
         self.token_bytes = self.size // (rows * length)
 
     @property
     def size(self) -> int:
         """In bytes."""
         return sum(one.nbytes for layer in self.layers for one in layer)
+
+    def space(self, dtype: torch.dtype, shape: tuple[int, ...], which: int = 0) -> torch.Tensor:
+        """Memory to compute in, the same each time: fresh one would cost more than what is computed in it."""
+        wanted = prod(shape)
+        known = self._spaces.get((dtype, which))
+        if known is None or known.numel() < wanted:
+            known = self._spaces[dtype, which] = self.layers[0][0].new_empty(wanted, dtype=dtype)
+        return known[:wanted].view(shape)
+
+    def move(self, row: int, to: int, length: int) -> None:
+        """Copy a row's first ``length`` tokens into another row."""
+        for layer in self.layers:
+            for one in layer:
+                one[to, :, :length] = one[row, :, :length]
 
     def take(self, row: int, length: int) -> list[tuple[torch.Tensor, ...]]:
         """A copy of a row's first ``length`` tokens."""
@@ -69,6 +96,22 @@ class SlotCache:
                 one[row, :, :length] = source[:, :length]
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What attends in one call: neighbouring rows with a token each, or some tokens of one row.
+
+    ``tokens`` are places in the step, ``ends`` how many tokens each of them sees at most, itself included.
+    """
+
+    rows: slice
+    tokens: slice
+    ends: tuple[int, ...]
+
+    @property
+    def alone(self) -> bool:
+        return bool(self.rows.stop - self.rows.start == 1)
+
+
 class Step:
     """What one forward pass reads, as tensors.
 
@@ -76,9 +119,9 @@ class Step:
     """
 
     def __init__(self, cache: SlotCache, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype) -> None:
-        self._cache, self._device, self._dtype = cache, device, dtype
-        self._single = [piece for piece in pieces if len(piece.ids) == 1]
-        self._long = [piece for piece in pieces if len(piece.ids) > 1]
+        self._cache, self._device = cache, device
+        singles = [piece for piece in pieces if len(piece.ids) == 1]
+        self._single, self._long = len(singles), [piece for piece in pieces if len(piece.ids) > 1]
         self.ids = self._tensor([id_ for piece in pieces for id_ in piece.ids])[None]
         self.positions = self._tensor([at for piece in pieces for at in range(piece.start, piece.end)])[None]
         ends = [0]
@@ -86,14 +129,11 @@ class Step:
             ends.append(ends[-1] + len(piece.ids))
         self.last = self._tensor([end - 1 for end in ends[1:]])
         """Where each piece's last token stands."""
-        rows = [piece.row for piece in self._single]
-        self._rows = self._tensor(rows)
-        self._upto = max(rows, default=-1) + 1
-        self._dense = rows == list(range(self._upto))
-        self._longest = max((piece.end for piece in self._single), default=0)
-        alone = sum(piece.end + CALL_COST for piece in self._single)
-        self._together = alone > self._upto * self._longest + CALL_COST
-        self._masks: dict[Any, torch.Tensor] = {}
+        self._rows = self._tensor([piece.row for piece in singles])
+        self._parts = _neighbours(singles)
+        for piece, begin in zip(self._long, ends[len(singles) :], strict=False):
+            self._parts += _tiles(piece, begin, TILE if device.type == "cpu" else len(piece.ids))
+        self._masks: dict[Any, torch.Tensor | None] = {}
 
     def attend(
         self,
@@ -114,91 +154,120 @@ class Step:
         :returns: [tokens, heads, head size]
         """
         keys, values = self._cache.layers[layer]
-        tokens, groups = query.shape[1], key.shape[0]
-        query = query.view(groups, -1, *query.shape[1:])
-        single = len(self._single)
-        answer = value.new_empty(tokens, groups, query.shape[1], value.shape[-1])
-        if single:
-            at = self.positions[0, :single]
-            keys[self._rows, :, at] = key[:, :single].transpose(0, 1)
-            values[self._rows, :, at] = value[:, :single].transpose(0, 1)
-        if single and self._together:
-            asked = query[:, :, :single].permute(2, 0, 1, 3)
-            if not self._dense:
-                asked = asked.new_zeros(self._upto, *asked.shape[1:]).index_copy_(0, self._rows, asked)
-            part = keys[: self._upto, :, : self._longest], values[: self._upto, :, : self._longest]
-            attended = _attend(asked, *part, self._mask_of_singles(window), scale, softcap)
-            answer[:single] = attended if self._dense else attended[self._rows]
-        else:
-            for at_, piece in enumerate(self._single):
-                first = 0 if window is None else max(0, piece.end - window)
-                asked = query[None, :, :, at_]
-                part = keys[piece.row, None, :, first : piece.end], values[piece.row, None, :, first : piece.end]
-                answer[at_] = _attend(asked, *part, None, scale, softcap)[0]
-        begin = single
-        for piece in self._long:
-            end = begin + len(piece.ids)
-            keys[piece.row, :, piece.start : piece.end] = key[:, begin:end]
-            values[piece.row, :, piece.start : piece.end] = value[:, begin:end]
-            asked = query[None, :, :, begin:end].flatten(2, 3)
-            part = keys[piece.row, None, :, : piece.end], values[piece.row, None, :, : piece.end]
-            mask = self._mask_of_piece(piece, window, query.shape[1])
-            attended = _attend(asked, *part, mask, scale, softcap)[0].view(groups, -1, end - begin, value.shape[-1])
-            answer[begin:end] = attended.permute(2, 0, 1, 3)
-            begin = end
+        self._write(keys, key)
+        self._write(values, value)
+        groups = key.shape[0]
+        query = query.view(groups, -1, *query.shape[1:])  # heads that share keys and values stand together
+        each = query.shape[1]
+        answer = value.new_empty(query.shape[2], groups, each, value.shape[-1])
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        for at, part in enumerate(self._parts):
+            first = 0 if window is None else max(0, min(part.ends) - window)
+            seen = slice(first, max(part.ends))
+            asked = query[:, :, part.tokens]
+            asked = asked.flatten(1, 2)[None] if part.alone else asked.permute(2, 0, 1, 3)
+            mask = self._mask(at, first, window, each)
+            attended = self._attend(asked, keys[part.rows, :, seen], values[part.rows, :, seen], mask, scale, softcap)
+            if part.alone:
+                attended = attended.view(groups, each, -1, attended.shape[-1]).permute(2, 0, 1, 3)
+            answer[part.tokens] = attended
         return answer.flatten(1, 2)
 
-    def _mask_of_singles(self, window: int | None) -> torch.Tensor:
-        """[rows, 1, 1, longest], to be added. Rows without a token see the first one, which nobody reads."""
-        if ("single", window) not in self._masks:
-            last = (
-                self._tensor([0])
-                .expand(self._upto)
-                .clone()
-                .index_copy_(0, self._rows, self.positions[0, : len(self._single)])
-            )
-            places = torch.arange(self._longest, device=self._device)
-            seen = places <= last[:, None]
-            if window is not None:
-                seen &= places > last[:, None] - window
-            self._masks["single", window] = self._additive(seen)[:, None, None]
-        return self._masks["single", window]
+    def _write(self, cached: torch.Tensor, new: torch.Tensor) -> None:
+        """Put the keys, or values, of the new tokens where they belong."""
+        if self._single:
+            at = self.positions[0, : self._single]
+            cached[self._rows, :, at] = new[:, : self._single].transpose(0, 1)
+        begin = self._single
+        for piece in self._long:
+            cached[piece.row, :, piece.start : piece.end] = new[:, begin : begin + len(piece.ids)]
+            begin += len(piece.ids)
 
-    def _mask_of_piece(self, piece: Piece, window: int | None, times: int) -> torch.Tensor:
-        """[times x tokens of the piece, all tokens of its row], to be added."""
-        if (piece.row, window, times) not in self._masks:
-            places = torch.arange(piece.end, device=self._device)
-            own = places[piece.start :, None]
-            seen = places <= own
-            if window is not None:
-                seen &= places > own - window
-            self._masks[piece.row, window, times] = self._additive(seen).repeat(times, 1)
-        return self._masks[piece.row, window, times]
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Attention of queries [rows, heads, queries, head size] to keys and values [rows, heads, seen, head size].
 
-    def _additive(self, seen: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(seen.shape, dtype=self._dtype, device=self._device).masked_fill_(~seen, -torch.inf)
+        On a CPU, torch's own takes twice as long as matrix products do.
+        """
+        rows, heads, queries, _ = query.shape
+        seen = key.shape[2]
+        cpu = query.device.type == "cpu"
+        if softcap is None and (not cpu or rows * queries * seen < FEW_SCORES):
+            mask = None if mask is None else mask.to(query.dtype)
+            return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        shape = rows * heads, queries, seen
+        query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        weights = self._cache.space(query.dtype, shape)
+        scores = self._cache.space(torch.promote_types(query.dtype, torch.float32), shape, 1)
+        if queries < FEW_QUERIES:
+            products = torch.bmm(key, query.transpose(1, 2)).transpose(1, 2)
+        else:
+            products = torch.bmm(query, key.transpose(1, 2), out=weights)
+        torch.mul(products, scale, out=scores)
+        if softcap is not None:
+            scores.div_(softcap).tanh_().mul_(softcap)
+        if mask is not None:
+            scores.view(rows, heads, queries, seen).add_(mask)
+        weights.copy_(torch.softmax(scores, dim=-1, out=scores))
+        return torch.bmm(weights, value).view(rows, heads, queries, -1)
+
+    def _mask(self, at: int, first: int, window: int | None, each: int) -> torch.Tensor | None:
+        """What to add to the scores of a part: [rows, 1, queries, seen], or None where all is seen."""
+        known = at, window, each
+        if known not in self._masks:
+            part = self._parts[at]
+            longest = max(part.ends)
+            self._masks[known] = None
+            if min(part.ends) < longest or (window is not None and longest - first > window):
+                places = torch.arange(first, longest, device=self._device)
+                ends = self._tensor([*part.ends])[:, None]
+                hidden = places >= ends
+                if window is not None:
+                    hidden |= places < ends - window
+                added = torch.zeros(hidden.shape, device=self._device).masked_fill_(hidden, -torch.inf)
+                self._masks[known] = added.repeat(each, 1)[None, None] if part.alone else added[:, None, None]
+        return self._masks[known]
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
         made = torch.tensor(numbers, dtype=torch.long, pin_memory=self._device.type == "cuda")
         return made.to(self._device, non_blocking=True)
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Attention where all heads that share keys and values stand together as queries, so that nothing is repeated."""
-    if softcap is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+def _neighbours(singles: Sequence[Piece]) -> list[_Part]:
+    """Rows that stand together in the cache, cut where lengths differ so much that another call costs less."""
+    cuts = [0]
+    for at, piece in enumerate(singles):
+        run = singles[cuts[-1] : at]
+        longest = max((one.end for one in run), default=piece.end)
+        wasted = (piece.end - longest) * len(run) if piece.end > longest else longest - piece.end
+        if run and (wasted > CALL_COST or piece.row != run[-1].row + 1):
+            cuts.append(at)
+    return [
+        _Part(
+            slice(singles[begin].row, singles[begin].row + end - begin),
+            slice(begin, end),
+            tuple(piece.end for piece in singles[begin:end]),
+        )
+        for begin, end in pairwise([*cuts, len(singles)])
+        if end > begin
+    ]
+
+
+def _tiles(piece: Piece, begin: int, size: int) -> list[_Part]:
+    """The tokens of a piece, which stand at ``begin`` of the step, so many at a time."""
+    ends = range(piece.start + 1, piece.end + 1)
+    row = slice(piece.row, piece.row + 1)
+    return [
+        _Part(row, slice(begin + at, begin + at + len(ends[at : at + size])), tuple(ends[at : at + size]))
+        for at in range(0, len(ends), size)
+    ]
 
 
 def _function(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import traceback
@@ -32,15 +31,16 @@ first would only wait longer."""
 WIDER = 8
 """How many times as many another processor takes."""
 
-MANY_TOKENS = 160
-"""Of a step, from which on another thread is worth its while."""
-
 DISTURBED = 1.5
 """A step that also reads a prompt may take so many times longer, or more where more wait for their first token than
 for their next one."""
 
 LEARNED = 0.2
 """How much the latest step counts in what is known of how long steps take."""
+
+
+SHORT = 256
+"""Tokens. Rows with up to twice as many, four times as many and so on are alike."""
 
 
 class Pace:
@@ -80,11 +80,13 @@ class Request:
     """One answer under way.
 
     ids: prompt and answer so far. computed: how many of them are in the cache, ``reused`` of these from before.
+    size: what it may grow to, roughly.
     """
 
     def __init__(self, prompt: list[int], params: GenerationParams) -> None:
         self.ids = list(prompt)
         self.end = len(prompt) + params.max_new_tokens
+        self.size = (self.end // SHORT).bit_length()
         self.sampler = Sampler(params)
         self.row = -1
         self.computed = self.reused = 0
@@ -132,7 +134,6 @@ class Batch:
         self._wake = threading.Condition()
         self._closed = False
         self._pace = Pace()
-        self._most_threads = self._threads = torch.get_num_threads()
         self._hits = 0
         self._thread = threading.Thread(target=self._run, name="aiochatstream-decode", daemon=True)
         self._thread.start()
@@ -215,13 +216,32 @@ class Batch:
             request = self._arrivals.popleft()
             if request.cancelled:
                 continue
+            row = self._make_room(request, self._free.pop())
             try:
-                self._recall(request, self._free[-1])
+                self._recall(request, row)
             except Exception as error:  # noqa: BLE001 - no memory, most likely
+                self._free.append(row)
                 self._fail([request], error)
                 continue
-            request.row = self._free.pop()
+            request.row = row
             self._rows.append(request)
+
+    def _make_room(self, new: Request, row: int) -> int:
+        """Move rows between a free one and where a request belongs, so that those of like lengths are neighbours.
+
+        They attend together: as far as the longest of them.
+        """
+        while True:
+            shorter = [one for one in self._rows if one.row > row and one.size < new.size]
+            longer = [one for one in self._rows if one.row < row and one.size > new.size]
+            if shorter:
+                other = min(shorter, key=lambda one: (one.size, -one.row))
+            elif longer:
+                other = max(longer, key=lambda one: (one.size, -one.row))
+            else:
+                return row
+            self._cache.move(other.row, row, other.computed)
+            other.row, row = row, other.row
 
     def _recall(self, request: Request, row: int) -> None:
         """Copy what is known of a request's prompt into a row."""
@@ -235,7 +255,6 @@ class Batch:
         """Read the next tokens of all rows in one forward pass, and draw where a row has read all it has."""
         pieces = self._plan()
         requests = [request for request, _ in pieces]
-        self._use_threads(sum(len(piece.ids) for _, piece in pieces))
         start = time.perf_counter()
         try:
             logits = self._forward(Step(self._cache, [piece for _, piece in pieces], self._device, self._dtype))
@@ -259,12 +278,6 @@ class Batch:
             if request not in answering:
                 request.told.put(None)
         self._learn(time.perf_counter() - start, pieces)
-
-    def _use_threads(self, tokens: int) -> None:
-        wanted = threads_for(tokens, self._most_threads)
-        if wanted != self._threads and self._device.type == "cpu":
-            torch.set_num_threads(wanted)
-            self._threads = wanted
 
     def _plan(self) -> list[tuple[Request, Piece]]:
         """What the next step reads: the newest token of each row that answers, and some of the prompts before it."""
@@ -320,15 +333,6 @@ class Batch:
         for request in requests:
             request.cancelled = request.failed = True
             request.told.put(error)
-
-
-def threads_for(tokens: int, most: int) -> int:
-    """How many of torch's threads a step of so many tokens uses: all for many, which take arithmetic; else one fewer.
-
-    A step's many small operations end only when the last thread does, and where every core is taken, one of them
-    waits for the event loop or another process.
-    """
-    return most if tokens >= MANY_TOKENS else max(1, min(most, (os.cpu_count() or 1) - 1))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -24,6 +24,7 @@ from aiochatstream.engines.transformers.alone import Alone
 from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.detokenizing import detokenizer
+from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.packing import pack_linears
 from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.params import GenerationParams
@@ -121,6 +122,7 @@ class TransformersEngine(Engine):
         self._answers: Batch | Alone | None = None
         self._end: weakref.finalize[..., Any] | None = None
         self._max_step = None if max_step_ms is None else max_step_ms / 1000
+        release_helpers()  # of the thread that has made the model, most likely
 
     def load(self, slots: int, context_len: int) -> None:
         self.tokenizer = self._tokenizer_source()
@@ -139,6 +141,7 @@ class TransformersEngine(Engine):
             self._answers = Alone(model, self.on_step)
         for _ in self.generate(Prompt([], [min(self._eos_ids, default=0)] * 8), GenerationParams(max_new_tokens=2)):
             pass  # the first pass of all is slow: let it be over before someone waits for it
+        release_helpers()
 
     def close(self) -> None:
         self._answers = None
