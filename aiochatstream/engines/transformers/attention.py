@@ -28,6 +28,10 @@ TILE = 64
 """New tokens of a piece that attend together: none looks further ahead than the last of them, and what they compute
 stays in the processor's cache."""
 
+ROUND_TOKENS, ROUND_SEEN = 16, 32
+"""Steps of more tokens than the first have a multiple of it, and on a CPU, matrix products of attention see a multiple
+of the second: oneDNN makes code for each new size, which takes longer than what is computed for nothing."""
+
 FEW_QUERIES = 16
 """With fewer, oneDNN multiplies keys by queries twice as quickly as queries by keys."""
 
@@ -100,7 +104,8 @@ class SlotCache:
 class _Part:
     """What attends in one call: neighbouring rows with a token each, or some tokens of one row.
 
-    ``tokens`` are places in the step, ``ends`` how many tokens each of them sees at most, itself included.
+    ``tokens`` are places in the step, ``ends`` how many tokens each of them sees at most, itself included. There may be
+    more ends than tokens: those that only make the size a usual one.
     """
 
     rows: slice
@@ -122,17 +127,19 @@ class Step:
         self._cache, self._device = cache, device
         singles = [piece for piece in pieces if len(piece.ids) == 1]
         self._single, self._long = len(singles), [piece for piece in pieces if len(piece.ids) > 1]
-        self.ids = self._tensor([id_ for piece in pieces for id_ in piece.ids])[None]
-        self.positions = self._tensor([at for piece in pieces for at in range(piece.start, piece.end)])[None]
         ends = [0]
         for piece in pieces:
             ends.append(ends[-1] + len(piece.ids))
+        size = ends[-1] if ends[-1] <= ROUND_TOKENS else rounded(ends[-1], ROUND_TOKENS)
+        nothing = [0] * (size - ends[-1])
+        self.ids = self._tensor([id_ for piece in pieces for id_ in piece.ids] + nothing)[None]
+        self.positions = self._tensor([at for piece in pieces for at in range(piece.start, piece.end)] + nothing)[None]
         self.last = self._tensor([end - 1 for end in ends[1:]])
         """Where each piece's last token stands."""
         self._rows = self._tensor([piece.row for piece in singles])
         self._parts = _neighbours(singles)
         for piece, begin in zip(self._long, ends[len(singles) :], strict=False):
-            self._parts += _tiles(piece, begin, TILE if device.type == "cpu" else len(piece.ids))
+            self._parts += _tiles(piece, begin, TILE if device.type == "cpu" else len(piece.ids), size - begin)
         self._masks: dict[Any, torch.Tensor | None] = {}
 
     def attend(
@@ -159,18 +166,24 @@ class Step:
         groups = key.shape[0]
         query = query.view(groups, -1, *query.shape[1:])  # heads that share keys and values stand together
         each = query.shape[1]
-        answer = value.new_empty(query.shape[2], groups, each, value.shape[-1])
+        answer = value.new_zeros(query.shape[2], groups, each, value.shape[-1])
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         for at, part in enumerate(self._parts):
-            first = 0 if window is None else max(0, min(part.ends) - window)
-            seen = slice(first, max(part.ends))
-            asked = query[:, :, part.tokens]
+            size = len(part.ends) * each * max(part.ends)
+            own = softcap is None and (query.device.type != "cpu" or size < FEW_SCORES)
+            seen = self._seen(part, window, 1 if own else ROUND_SEEN)
+            mask = self._mask(at, seen, window, each)
+            asked = query[:, :, part.tokens.start : part.tokens.start + len(part.ends)]
             asked = asked.flatten(1, 2)[None] if part.alone else asked.permute(2, 0, 1, 3)
-            mask = self._mask(at, first, window, each)
-            attended = self._attend(asked, keys[part.rows, :, seen], values[part.rows, :, seen], mask, scale, softcap)
+            cached = keys[part.rows, :, seen], values[part.rows, :, seen]
+            if own:
+                mask = None if mask is None else mask.to(query.dtype)
+                attended = scaled_dot_product_attention(asked, *cached, attn_mask=mask, scale=scale)
+            else:
+                attended = self._multiply(asked, *cached, mask, scale, softcap)
             if part.alone:
-                attended = attended.view(groups, each, -1, attended.shape[-1]).permute(2, 0, 1, 3)
-            answer[part.tokens] = attended
+                attended = attended.view(groups, each, len(part.ends), -1).permute(2, 0, 1, 3)
+            answer[part.tokens] = attended[: part.tokens.stop - part.tokens.start]
         return answer.flatten(1, 2)
 
     def _write(self, cached: torch.Tensor, new: torch.Tensor) -> None:
@@ -183,7 +196,12 @@ class Step:
             cached[piece.row, :, piece.start : piece.end] = new[:, begin : begin + len(piece.ids)]
             begin += len(piece.ids)
 
-    def _attend(
+    def _seen(self, part: _Part, window: int | None, multiple: int) -> slice:
+        """What the tokens of a part see, and as much more as makes it a multiple."""
+        first = 0 if window is None else max(0, min(part.ends) - window)
+        return slice(first - first % multiple, min(rounded(max(part.ends), multiple), self._cache.length))
+
+    def _multiply(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -194,14 +212,10 @@ class Step:
     ) -> torch.Tensor:
         """Attention of queries [rows, heads, queries, head size] to keys and values [rows, heads, seen, head size].
 
-        On a CPU, torch's own takes twice as long as matrix products do.
+        By matrix products: half the time of torch's own on a CPU.
         """
         rows, heads, queries, _ = query.shape
         seen = key.shape[2]
-        cpu = query.device.type == "cpu"
-        if softcap is None and (not cpu or rows * queries * seen < FEW_SCORES):
-            mask = None if mask is None else mask.to(query.dtype)
-            return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         shape = rows * heads, queries, seen
         query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
         weights = self._cache.space(query.dtype, shape)
@@ -218,15 +232,14 @@ class Step:
         weights.copy_(torch.softmax(scores, dim=-1, out=scores))
         return torch.bmm(weights, value).view(rows, heads, queries, -1)
 
-    def _mask(self, at: int, first: int, window: int | None, each: int) -> torch.Tensor | None:
+    def _mask(self, at: int, seen: slice, window: int | None, each: int) -> torch.Tensor | None:
         """What to add to the scores of a part: [rows, 1, queries, seen], or None where all is seen."""
-        known = at, window, each
+        known = at, seen.start, seen.stop, window, each
         if known not in self._masks:
             part = self._parts[at]
-            longest = max(part.ends)
             self._masks[known] = None
-            if min(part.ends) < longest or (window is not None and longest - first > window):
-                places = torch.arange(first, longest, device=self._device)
+            if min(part.ends) < seen.stop or (window is not None and max(part.ends) - seen.start > window):
+                places = torch.arange(seen.start, seen.stop, device=self._device)
                 ends = self._tensor([*part.ends])[:, None]
                 hidden = places >= ends
                 if window is not None:
@@ -260,14 +273,21 @@ def _neighbours(singles: Sequence[Piece]) -> list[_Part]:
     ]
 
 
-def _tiles(piece: Piece, begin: int, size: int) -> list[_Part]:
-    """The tokens of a piece, which stand at ``begin`` of the step, so many at a time."""
-    ends = range(piece.start + 1, piece.end + 1)
+def _tiles(piece: Piece, begin: int, size: int, room: int) -> list[_Part]:
+    """The tokens of a piece, so many at a time. They stand at ``begin`` of the step, which has room for so many."""
     row = slice(piece.row, piece.row + 1)
-    return [
-        _Part(row, slice(begin + at, begin + at + len(ends[at : at + size])), tuple(ends[at : at + size]))
-        for at in range(0, len(ends), size)
-    ]
+    parts = []
+    for at in range(0, len(piece.ids), size):
+        count = min(size, len(piece.ids) - at)
+        ends = [*range(piece.start + at + 1, piece.start + at + count + 1)]
+        ends += [piece.end] * (min(rounded(count, ROUND_TOKENS), room - at) - count)
+        parts.append(_Part(row, slice(begin + at, begin + at + count), tuple(ends)))
+    return parts
+
+
+def rounded(number: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-number // multiple) * multiple
 
 
 def _function(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aiochatstream.engines.base import StepKind
-from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, SlotCache, Step
 from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.engines.transformers.sampling import Sampler, sample
 from aiochatstream.params import GenerationParams
@@ -302,7 +302,9 @@ class Batch:
             return most
         undisturbed = self._pace.seconds(answering)
         longest = self._max_step or undisturbed * (1 + DISTURBED * max(1, waiting / answering))
-        return int(min(max(self._pace.tokens(longest - undisturbed), least), most))
+        budget = int(min(self._pace.tokens(longest - undisturbed), most))
+        budget -= (answering + budget) % ROUND_TOKENS
+        return budget if budget >= least else least
 
     def _learn(self, seconds: float, pieces: list[tuple[Request, Piece]]) -> None:
         tokens = sum(len(piece.ids) for _, piece in pieces)

@@ -36,10 +36,15 @@ class Rows:
 
         self.queries, self.keys, self.values = numbers(GROUPS * TIMES), numbers(GROUPS), numbers(GROUPS)
 
-    def packed(self, layer: int, pieces: list[Piece]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def packed(self, layer: int, pieces: list[Piece], size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``size`` tokens: what is left after the pieces' own is no number."""
         query, key, value = (
             torch.cat([of[layer, one.row, :, one.start : one.end] for one in pieces], dim=1)
             for of in (self.queries, self.keys, self.values)
+        )
+        left = size - query.shape[1]
+        query, key, value = (
+            torch.nn.functional.pad(one, (0, 0, 0, left), value=torch.nan) for one in (query, key, value)
         )
         return query, key, value
 
@@ -79,13 +84,21 @@ reads = st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 5), min_size=1)
     softcap=st.sampled_from([None, 2.0]),
     scale=st.sampled_from([None, 0.3]),
     call_cost=st.sampled_from([0, 256]),  # each row in a call of its own, or all in one
+    few_scores=st.sampled_from([0, 40, 10_000]),  # matrix products, either, or torch's own attention
+    tile=st.sampled_from([2, 3, 64]),
 )
-@example([{0: 5, 3: 5}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], None, None, None, 256)
-@example([{0: 5, 3: 1}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], 2, 2.0, None, 0)
-@example([dict.fromkeys(range(ROWS), 5), dict.fromkeys(range(ROWS), 1)], 3, None, None, 256)
-@example([dict.fromkeys(range(ROWS), 5), {1: 1, 3: 1}], 1, 2.0, None, 256)
+@example([{0: 5, 3: 5}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], None, None, None, 256, 0, 64)
+@example([{0: 5, 3: 1}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], 2, 2.0, None, 0, 0, 2)
+@example([dict.fromkeys(range(ROWS), 5), dict.fromkeys(range(ROWS), 1)], 3, None, None, 256, 40, 3)
+@example([dict.fromkeys(range(ROWS), 5), {1: 1, 3: 1}], 1, 2.0, None, 256, 10_000, 64)
 def test_each_row_attends_to_its_own_tokens_and_no_others(
-    schedule: list[dict[int, int]], window: int | None, softcap: float | None, scale: float | None, call_cost: int
+    schedule: list[dict[int, int]],
+    window: int | None,
+    softcap: float | None,
+    scale: float | None,
+    call_cost: int,
+    few_scores: int,
+    tile: int,
 ) -> None:
     cache = SlotCache(LIKE, ROWS, LENGTH)
     for layer in cache.layers:
@@ -94,6 +107,10 @@ def test_each_row_attends_to_its_own_tokens_and_no_others(
     lengths = dict.fromkeys(range(ROWS), 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "CALL_COST", call_cost)
+        patch.setattr(attention, "FEW_SCORES", few_scores)
+        patch.setattr(attention, "TILE", tile)
+        patch.setattr(attention, "ROUND_TOKENS", 4)
+        patch.setattr(attention, "ROUND_SEEN", 4)
         for wanted in schedule:
             pieces = pieces_of(lengths, {row: min(n, LENGTH - lengths[row]) for row, n in wanted.items()})
             pieces = [piece for piece in pieces if piece.ids]
@@ -102,8 +119,12 @@ def test_each_row_attends_to_its_own_tokens_and_no_others(
             step = Step(cache, pieces, CPU, DOUBLE)
             for layer in range(LAYERS):
                 found = step.attend(
-                    layer, *EVERYTHING.packed(layer, pieces), scale=scale, window=window, softcap=softcap
-                )
+                    layer,
+                    *EVERYTHING.packed(layer, pieces, step.ids.shape[1]),
+                    scale=scale,
+                    window=window,
+                    softcap=softcap,
+                )[: sum(len(piece.ids) for piece in pieces)]
                 expected = [EVERYTHING.expected(layer, piece, window, softcap, scale) for piece in pieces]
                 assert torch.allclose(found, torch.cat(expected), atol=1e-5 if softcap else 1e-9)
             for piece in pieces:
@@ -118,12 +139,20 @@ def test_a_step_tells_the_model_ids_places_and_where_each_piece_ends() -> None:
     assert step.last.tolist() == [0, 1, 4]
 
 
+def test_a_step_of_many_tokens_is_filled_up_to_a_usual_size() -> None:
+    step = Step(SlotCache(LIKE, ROWS, LENGTH), [Piece(0, 0, [7] * 17)], CPU, DOUBLE)
+    assert step.ids.tolist() == [[7] * 17 + [0] * 15]
+    assert step.positions.tolist() == [[*range(17)] + [0] * 15]
+    assert step.last.tolist() == [16]
+
+
 def test_the_cache_is_taken_once_and_written_in_place() -> None:
     cache = SlotCache(LIKE, ROWS, LENGTH)
     places = [one.data_ptr() for layer in cache.layers for one in layer]
     assert cache.size == ROWS * LENGTH * cache.token_bytes == LAYERS * 2 * ROWS * GROUPS * LENGTH * SIZE * 8
     pieces = [Piece(2, LENGTH - 1, [1]), Piece(0, 0, [1] * LENGTH)]
-    Step(cache, pieces, CPU, DOUBLE).attend(1, *EVERYTHING.packed(1, pieces), scale=None, window=None, softcap=None)
+    step = Step(cache, pieces, CPU, DOUBLE)
+    step.attend(1, *EVERYTHING.packed(1, pieces, step.ids.shape[1]), scale=None, window=None, softcap=None)
     assert [one.data_ptr() for layer in cache.layers for one in layer] == places
     keys, values = cache.layers[1]
     assert torch.equal(keys[0], EVERYTHING.keys[1, 0])

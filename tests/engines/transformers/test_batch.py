@@ -209,6 +209,7 @@ def test_a_step_reads_as_much_of_a_prompt_as_the_time_for_it_allows(
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "PIECE_TOKENS", (3, 40))
+    monkeypatch.setattr(module, "ROUND_TOKENS", 1)
 
     def passes(pieces: list[Any]) -> None:
         clock.now += (15 + sum(len(read) for _, read in pieces)) / 1024
