@@ -61,7 +61,7 @@ class SlotCache:
             tuple(one.new_zeros(rows, one.shape[1], length, one.shape[3]) for one in layer) for layer in like
         ]
         self.length = length
-        self._spaces: dict[tuple[torch.dtype, int], torch.Tensor] = {}
+        self._space = self.layers[0][0].new_empty(0)
         self.token_bytes = self.size // (rows * length)
 
     @property
@@ -69,13 +69,11 @@ class SlotCache:
         """In bytes."""
         return sum(one.nbytes for layer in self.layers for one in layer)
 
-    def space(self, dtype: torch.dtype, shape: tuple[int, ...], which: int = 0) -> torch.Tensor:
+    def space(self, *shape: int) -> torch.Tensor:
         """Memory to compute in, the same each time: fresh one would cost more than what is computed in it."""
-        wanted = prod(shape)
-        known = self._spaces.get((dtype, which))
-        if known is None or known.numel() < wanted:
-            known = self._spaces[dtype, which] = self.layers[0][0].new_empty(wanted, dtype=dtype)
-        return known[:wanted].view(shape)
+        if self._space.numel() < prod(shape):
+            self._space = self._space.new_empty(prod(shape))
+        return self._space[: prod(shape)].view(shape)
 
     def move(self, row: int, to: int, length: int) -> None:
         """Copy a row's first ``length`` tokens into another row."""
@@ -124,9 +122,8 @@ class Step:
     """
 
     def __init__(self, cache: SlotCache, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype) -> None:
-        self._cache, self._device = cache, device
+        self._cache, self._device, self._dtype = cache, device, dtype
         singles = [piece for piece in pieces if len(piece.ids) == 1]
-        self._single, self._long = len(singles), [piece for piece in pieces if len(piece.ids) > 1]
         ends = [0]
         for piece in pieces:
             ends.append(ends[-1] + len(piece.ids))
@@ -136,11 +133,12 @@ class Step:
         self.positions = self._tensor([at for piece in pieces for at in range(piece.start, piece.end)] + nothing)[None]
         self.last = self._tensor([end - 1 for end in ends[1:]])
         """Where each piece's last token stands."""
-        self._rows = self._tensor([piece.row for piece in singles])
+        self._rows = self._tensor([piece.row for piece in pieces for _ in piece.ids])
         self._parts = _neighbours(singles)
-        for piece, begin in zip(self._long, ends[len(singles) :], strict=False):
+        for piece, begin in zip(pieces[len(singles) :], ends[len(singles) :], strict=False):
             self._parts += _tiles(piece, begin, TILE if device.type == "cpu" else len(piece.ids), size - begin)
-        self._masks: dict[Any, torch.Tensor | None] = {}
+        self._masks: dict[Any, torch.Tensor] = {}
+        self._places: dict[int, torch.Tensor] = {}
 
     def attend(
         self,
@@ -166,21 +164,20 @@ class Step:
         groups = key.shape[0]
         query = query.view(groups, -1, *query.shape[1:])  # heads that share keys and values stand together
         each = query.shape[1]
-        answer = value.new_zeros(query.shape[2], groups, each, value.shape[-1])
         scale = query.shape[-1] ** -0.5 if scale is None else scale
+        answer = value.new_zeros(query.shape[2], groups, each, value.shape[-1])
         for at, part in enumerate(self._parts):
-            size = len(part.ends) * each * max(part.ends)
-            own = softcap is None and (query.device.type != "cpu" or size < FEW_SCORES)
-            seen = self._seen(part, window, 1 if own else ROUND_SEEN)
+            few = len(part.ends) * each * max(part.ends) < FEW_SCORES
+            multiply = softcap is not None or (query.device.type == "cpu" and not few)
+            seen = self._seen(part, window, ROUND_SEEN if multiply else 1)
             mask = self._mask(at, seen, window, each)
             asked = query[:, :, part.tokens.start : part.tokens.start + len(part.ends)]
             asked = asked.flatten(1, 2)[None] if part.alone else asked.permute(2, 0, 1, 3)
             cached = keys[part.rows, :, seen], values[part.rows, :, seen]
-            if own:
-                mask = None if mask is None else mask.to(query.dtype)
-                attended = scaled_dot_product_attention(asked, *cached, attn_mask=mask, scale=scale)
-            else:
+            if multiply:
                 attended = self._multiply(asked, *cached, mask, scale, softcap)
+            else:
+                attended = scaled_dot_product_attention(asked, *cached, attn_mask=mask, scale=scale)
             if part.alone:
                 attended = attended.view(groups, each, len(part.ends), -1).permute(2, 0, 1, 3)
             answer[part.tokens] = attended[: part.tokens.stop - part.tokens.start]
@@ -188,13 +185,11 @@ class Step:
 
     def _write(self, cached: torch.Tensor, new: torch.Tensor) -> None:
         """Put the keys, or values, of the new tokens where they belong."""
-        if self._single:
-            at = self.positions[0, : self._single]
-            cached[self._rows, :, at] = new[:, : self._single].transpose(0, 1)
-        begin = self._single
-        for piece in self._long:
-            cached[piece.row, :, piece.start : piece.end] = new[:, begin : begin + len(piece.ids)]
-            begin += len(piece.ids)
+        groups, _, size = new.shape
+        if groups not in self._places:
+            rows = self._rows * groups + torch.arange(groups, device=self._device)[:, None]
+            self._places[groups] = (rows * self._cache.length + self.positions[0, : len(self._rows)]).flatten()
+        cached.view(-1, size).index_copy_(0, self._places[groups], new[:, : len(self._rows)].reshape(-1, size))
 
     def _seen(self, part: _Part, window: int | None, multiple: int) -> slice:
         """What the tokens of a part see, and as much more as makes it a multiple."""
@@ -206,7 +201,7 @@ class Step:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor,
         scale: float,
         softcap: float | None,
     ) -> torch.Tensor:
@@ -215,37 +210,31 @@ class Step:
         By matrix products: half the time of torch's own on a CPU.
         """
         rows, heads, queries, _ = query.shape
-        seen = key.shape[2]
-        shape = rows * heads, queries, seen
         query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-        weights = self._cache.space(query.dtype, shape)
-        scores = self._cache.space(torch.promote_types(query.dtype, torch.float32), shape, 1)
+        weights = self._cache.space(rows * heads, queries, key.shape[1])
         if queries < FEW_QUERIES:
             products = torch.bmm(key, query.transpose(1, 2)).transpose(1, 2)
         else:
             products = torch.bmm(query, key.transpose(1, 2), out=weights)
-        torch.mul(products, scale, out=scores)
         if softcap is not None:
-            scores.div_(softcap).tanh_().mul_(softcap)
-        if mask is not None:
-            scores.view(rows, heads, queries, seen).add_(mask)
-        weights.copy_(torch.softmax(scores, dim=-1, out=scores))
+            products, scale = (products * (scale / softcap)).tanh_(), softcap
+        scores = weights.view(rows, heads, queries, -1)
+        torch.add(mask, products.view(scores.shape), alpha=scale, out=scores)
+        torch.softmax(weights, dim=-1, out=weights)
         return torch.bmm(weights, value).view(rows, heads, queries, -1)
 
-    def _mask(self, at: int, seen: slice, window: int | None, each: int) -> torch.Tensor | None:
-        """What to add to the scores of a part: [rows, 1, queries, seen], or None where all is seen."""
+    def _mask(self, at: int, seen: slice, window: int | None, each: int) -> torch.Tensor:
+        """What to add to the scores of a part: [rows, 1, queries, seen]."""
         known = at, seen.start, seen.stop, window, each
         if known not in self._masks:
             part = self._parts[at]
-            self._masks[known] = None
-            if min(part.ends) < seen.stop or (window is not None and max(part.ends) - seen.start > window):
-                places = torch.arange(seen.start, seen.stop, device=self._device)
-                ends = self._tensor([*part.ends])[:, None]
-                hidden = places >= ends
-                if window is not None:
-                    hidden |= places < ends - window
-                added = torch.zeros(hidden.shape, device=self._device).masked_fill_(hidden, -torch.inf)
-                self._masks[known] = added.repeat(each, 1)[None, None] if part.alone else added[:, None, None]
+            places = torch.arange(seen.start, seen.stop, device=self._device)
+            ends = self._tensor([*part.ends])[:, None]
+            hidden = places >= ends
+            if window is not None:
+                hidden |= places < ends - window
+            added = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)
+            self._masks[known] = added.repeat(each, 1)[None, None] if part.alone else added[:, None, None]
         return self._masks[known]
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:

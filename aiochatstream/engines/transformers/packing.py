@@ -40,7 +40,7 @@ class PackedWeights:
         latest = self._latest
         if latest is None or latest[0] is not inputs:
             together = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
-            latest = inputs, together.split(self.sizes, dim=-1)
+            latest = inputs, torch.split_with_sizes(together, self.sizes, -1)
         self._latest = latest if index + 1 < len(self.sizes) else None
         return latest[1][index]
 
