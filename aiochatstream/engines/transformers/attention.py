@@ -110,9 +110,19 @@ class _Part:
     tokens: slice
     ends: tuple[int, ...]
 
-    @property
-    def alone(self) -> bool:
-        return bool(self.rows.stop - self.rows.start == 1)
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """How a part attends: these tokens, of which so many count, to what is ``seen`` of these rows."""
+
+    rows: slice
+    tokens: slice
+    count: int
+    seen: slice
+    mask: torch.Tensor
+    """To be added to the scores: [rows, 1, queries, seen]."""
+    multiply: bool
+    alone: bool
 
 
 class Step:
@@ -137,7 +147,7 @@ class Step:
         self._parts = _neighbours(singles)
         for piece, begin in zip(pieces[len(singles) :], ends[len(singles) :], strict=False):
             self._parts += _tiles(piece, begin, TILE if device.type == "cpu" else len(piece.ids), size - begin)
-        self._masks: dict[Any, torch.Tensor] = {}
+        self._known_calls: dict[Any, list[_Call]] = {}
         self._places: dict[int, torch.Tensor] = {}
 
     def attend(
@@ -165,23 +175,21 @@ class Step:
         query = query.view(groups, -1, *query.shape[1:])  # heads that share keys and values stand together
         each = query.shape[1]
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        answer = value.new_zeros(query.shape[2], groups, each, value.shape[-1])
-        for at, part in enumerate(self._parts):
-            few = len(part.ends) * each * max(part.ends) < FEW_SCORES
-            multiply = softcap is not None or (query.device.type == "cpu" and not few)
-            seen = self._seen(part, window, ROUND_SEEN if multiply else 1)
-            mask = self._mask(at, seen, window, each)
-            asked = query[:, :, part.tokens.start : part.tokens.start + len(part.ends)]
-            asked = asked.flatten(1, 2)[None] if part.alone else asked.permute(2, 0, 1, 3)
-            cached = keys[part.rows, :, seen], values[part.rows, :, seen]
-            if multiply:
-                attended = self._multiply(asked, *cached, mask, scale, softcap)
+        answers = []
+        for call in self._calls(window, each, capped=softcap is not None):
+            asked = query[:, :, call.tokens]
+            asked = asked.flatten(1, 2)[None] if call.alone else asked.permute(2, 0, 1, 3)
+            cached = keys[call.rows, :, call.seen], values[call.rows, :, call.seen]
+            if call.multiply:
+                attended = self._multiply(asked, *cached, call.mask, scale, softcap)
             else:
-                attended = scaled_dot_product_attention(asked, *cached, attn_mask=mask, scale=scale)
-            if part.alone:
-                attended = attended.view(groups, each, len(part.ends), -1).permute(2, 0, 1, 3)
-            answer[part.tokens] = attended[: part.tokens.stop - part.tokens.start]
-        return answer.flatten(1, 2)
+                attended = scaled_dot_product_attention(asked, *cached, attn_mask=call.mask, scale=scale)
+            if call.alone:
+                attended = attended.view(groups, each, -1, attended.shape[-1]).permute(2, 0, 1, 3)[: call.count]
+            answers.append(attended)
+        if left := query.shape[2] - len(self._rows):
+            answers.append(value.new_zeros(left, groups, each, value.shape[-1]))
+        return (torch.cat(answers) if len(answers) > 1 else answers[0]).flatten(1, 2)
 
     def _write(self, cached: torch.Tensor, new: torch.Tensor) -> None:
         """Put the keys, or values, of the new tokens where they belong."""
@@ -191,10 +199,30 @@ class Step:
             self._places[groups] = (rows * self._cache.length + self.positions[0, : len(self._rows)]).flatten()
         cached.view(-1, size).index_copy_(0, self._places[groups], new[:, : len(self._rows)].reshape(-1, size))
 
-    def _seen(self, part: _Part, window: int | None, multiple: int) -> slice:
-        """What the tokens of a part see, and as much more as makes it a multiple."""
-        first = 0 if window is None else max(0, min(part.ends) - window)
-        return slice(first - first % multiple, min(rounded(max(part.ends), multiple), self._cache.length))
+    def _calls(self, window: int | None, each: int, *, capped: bool) -> list[_Call]:
+        """How the parts attend in a layer. The same for all layers that are alike."""
+        known = window, each, capped
+        if known not in self._known_calls:
+            self._known_calls[known] = [self._call(part, window, each, capped=capped) for part in self._parts]
+        return self._known_calls[known]
+
+    def _call(self, part: _Part, window: int | None, each: int, *, capped: bool) -> _Call:
+        longest, shortest = max(part.ends), min(part.ends)
+        few = len(part.ends) * each * longest < FEW_SCORES
+        multiply = capped or (self._device.type == "cpu" and not few)
+        multiple = ROUND_SEEN if multiply else 1
+        first = 0 if window is None else max(0, shortest - window)
+        seen = slice(first - first % multiple, min(rounded(longest, multiple), self._cache.length))
+        places = torch.arange(seen.start, seen.stop, device=self._device)
+        ends = self._tensor([*part.ends])[:, None]
+        hidden = places >= ends
+        if window is not None:
+            hidden |= places < ends - window
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)
+        alone = part.rows.stop - part.rows.start == 1
+        mask = mask.repeat(each, 1)[None, None] if alone else mask[:, None, None]
+        tokens = slice(part.tokens.start, part.tokens.start + len(part.ends))
+        return _Call(part.rows, tokens, part.tokens.stop - part.tokens.start, seen, mask, multiply, alone)
 
     def _multiply(
         self,
@@ -222,20 +250,6 @@ class Step:
         torch.add(mask, products.view(scores.shape), alpha=scale, out=scores)
         torch.softmax(weights, dim=-1, out=weights)
         return torch.bmm(weights, value).view(rows, heads, queries, -1)
-
-    def _mask(self, at: int, seen: slice, window: int | None, each: int) -> torch.Tensor:
-        """What to add to the scores of a part: [rows, 1, queries, seen]."""
-        known = at, seen.start, seen.stop, window, each
-        if known not in self._masks:
-            part = self._parts[at]
-            places = torch.arange(seen.start, seen.stop, device=self._device)
-            ends = self._tensor([*part.ends])[:, None]
-            hidden = places >= ends
-            if window is not None:
-                hidden |= places < ends - window
-            added = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)
-            self._masks[known] = added.repeat(each, 1)[None, None] if part.alone else added[:, None, None]
-        return self._masks[known]
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
         made = torch.tensor(numbers, dtype=torch.long, pin_memory=self._device.type == "cuda")
