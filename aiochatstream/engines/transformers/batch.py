@@ -32,8 +32,7 @@ WIDER = 8
 """How many times as many another processor takes."""
 
 DISTURBED = 1.5
-"""A step that also reads a prompt may take so many times longer, or more where more wait for their first token than
-for their next one."""
+"""A step that also reads prompts may take so many times longer for each who waits for a first token."""
 
 LEARNED = 0.2
 """How much the latest step counts in what is known of how long steps take."""
@@ -112,7 +111,8 @@ class Request:
 class Batch:
     """Rows that decode together. Requests join and leave at any step.
 
-    :param max_step: seconds that a step may take which also reads a prompt; None is 2.5 times one that does not.
+    :param max_step: seconds that a step may take which also reads prompts; None is 1.5 times one that does not for
+        each prompt, besides.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class Batch:
             request.computed = piece.end
         complete = [at for at, request in enumerate(requests) if request.computed == len(request.ids)]
         answering = [requests[at] for at in complete]
-        self._draw(answering, logits[complete])
+        self._draw(answering, logits if len(complete) == len(pieces) else logits[complete])
         for request in self._rows:
             if request not in answering:
                 request.told.put(None)
@@ -301,7 +301,7 @@ class Batch:
         if not answering or not waiting:
             return most
         undisturbed = self._pace.seconds(answering)
-        longest = self._max_step or undisturbed * (1 + DISTURBED * max(1, waiting / answering))
+        longest = self._max_step or undisturbed * (1 + DISTURBED * waiting)
         budget = int(min(self._pace.tokens(longest - undisturbed), most))
         budget -= (answering + budget) % ROUND_TOKENS
         return budget if budget >= least else least

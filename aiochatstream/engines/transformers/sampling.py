@@ -54,8 +54,8 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
             ids = torch.tensor(seen[row], device=logits.device)
             scores = logits[row, ids]
             logits[row, ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    best, drawn = logits.max(dim=-1)
-    if bool(best.isnan().any()):
+    drawn = _likeliest(logits)
+    if bool(logits.gather(-1, drawn[:, None]).isnan().any()):
         raise FloatingPointError("The model computed what is no number (NaN).")
     for whole in (True, False):
         rows = [row for row, sampler in enumerate(samplers) if not sampler.greedy and sampler.whole is whole]
@@ -69,6 +69,11 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
         if not sampler.greedy:
             sampler.advance()
     return tokens
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The id of each row; of what is no number, where there is one. (On a CPU, numpy's takes a third of the time.)"""
+    return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(dim=-1)
 
 
 def _draw_of_best(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
