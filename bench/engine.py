@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from common import (
     wholes,
     write_json,
 )
-from sides import Side, engine_side, plain_side, step_s, ttft
+from sides import Side, engine_side, plain_side, stall, step_s, ttft
 from stepping import Steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,7 +37,7 @@ from aiochatstream.engines.transformers.loading import choose_device, choose_dty
 
 CONTEXT = 2048
 """Tokens of a row."""
-PARTS = ("prefill", "decode", "batch", "turns", "profile")
+PARTS = ("prefill", "decode", "batch", "turns", "stall", "profile")
 TURN_TOKENS = 32
 """The next turn's message."""
 FIRST_ANSWER = 4
@@ -50,6 +51,8 @@ engine over plain, pair by pair.
   decode     milliseconds per step (the median gap between tokens), and tokens per second, by the tokens before them
   batch      the same for so many answers at once: requests to the engine, one batch of model.generate
   turns      TTFT: milliseconds to the first token of a second turn (a message of 32 tokens), by the history's length
+  stall      what answers under way suffer from a prompt that arrives (the engine alone): the 99th percentile of the
+             gaps between their tokens while it is read, and the median gap before
   profile    where the milliseconds of a decode step go, by rows: in the linear layers, in attention with its keys and
              values, in the rest of the model, in choosing the tokens, in preparing the step; and what all linear layers
              take one after another, with nothing between them
@@ -83,6 +86,7 @@ class Results:
     weight_bytes: int = 0
     bandwidth: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    stalls: list[dict[str, float]] = field(default_factory=list)
     profiles: list[dict[str, float]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
@@ -97,7 +101,7 @@ class Results:
     def render(self) -> str:
         rows = [row for row in self.rows if row.plain]
         left_out = "".join(f"\n{sentence}" for sentence in self.left_out)
-        profiles = self._render_profiles()
+        profiles = "".join(figures(of) for of in (self.stalls, self.profiles) if of)
         if not rows:
             return profiles + left_out if profiles else f"Nothing was measured.{left_out}"
         head = ("", "", "", "engine", "model.generate", "engine/plain", "floor", "engine/floor")
@@ -113,19 +117,12 @@ class Results:
             f"measured = {self.floor_ms:.1f} ms: the floor of a step{profiles}{left_out}"
         )
 
-    def _render_profiles(self) -> str:
-        if not self.profiles:
-            return ""
-        head = tuple(self.profiles[0])
-        return "\n\n" + table(
-            head, [(f"{one['rows']:.0f}", *(f"{one[n]:.2f}" for n in head[1:])) for one in self.profiles]
-        )
-
     def as_json(self) -> dict[str, Any]:
         return {
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_s": self.bandwidth,
             "floor_ms": self.floor_ms,
+            "stalls": self.stalls,
             "profiles": self.profiles,
             "left_out": self.left_out,
             "rows": [
@@ -155,9 +152,13 @@ class Bench:
         weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in model.parameters()}
         plain = copy.deepcopy(model)  # the engine changes its own
         engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source))
-        engine.load(max(self.options.batches), CONTEXT)
+        engine.load(max(*self.options.batches, *self.options.stall_answers) + 1, CONTEXT)
         self.limit = engine.max_context_len or sys.maxsize
-        self._model, self._vocabulary = model, int(model.config.get_text_config(decoder=True).vocab_size)
+        self._engine, self._model, self._vocabulary = (
+            engine,
+            model,
+            int(model.config.get_text_config(decoder=True).vocab_size),
+        )
         self.sides = {"engine": engine_side(engine), "plain": plain_side(plain)}
         for side in self.sides.values():
             side([self._ids(8)], 4)  # the first pass is slow
@@ -202,6 +203,22 @@ class Bench:
 
             self._rounds(row, measure)
 
+    def _stall(self) -> None:
+        (length,) = self._fitting("stall", [self.options.stall_prompt], 1) or (0,)
+        for answers in self.options.stall_answers if length else []:
+            before: list[float] = []
+            meanwhile: list[float] = []
+            for turn in range(self.options.rounds):
+                progress(f"stall, {answers} answers, round {turn + 1} of {self.options.rounds}")
+                gaps = stall(self._engine, [self._ids(8) for _ in range(answers)], self._ids(length))
+                before += gaps.before
+                meanwhile += gaps.meanwhile
+            calm_ms, p99_ms = median(before) * 1000, quantiles(meanwhile, n=100, method="inclusive")[98] * 1000
+            self.results.stalls.append(
+                {"answers": answers, "prompt": length, "p50 before, ms": calm_ms, "p99 meanwhile, ms": p99_ms}
+                | {"ratio": p99_ms / calm_ms}
+            )
+
     def _profile(self) -> None:
         for rows in self.options.batches:
             progress(f"profile, {rows} rows")
@@ -230,6 +247,12 @@ class Bench:
         return [length for length in lengths if length + more <= self.limit]
 
 
+def figures(rows: list[dict[str, float]]) -> str:
+    """A table of its own, below the others."""
+    cells = [tuple(f"{one[name]:.2f}".removesuffix(".00") for name in one) for one in rows]
+    return "\n\n" + table(tuple(rows[0]), cells)
+
+
 def bandwidth(device: torch.device, mebibytes: int, rounds: int) -> float:
     """Bytes per second that can be read: the best of some sums over a large tensor."""
     large = torch.ones(mebibytes * 2**18, dtype=torch.float32, device=device)
@@ -254,6 +277,12 @@ def read_options() -> argparse.Namespace:
     )
     made.add_argument(
         "--batches", type=wholes(1, 256), default=[1, 2, 4, 8, 16, 32], metavar="N,N", help="at once (1,2,4,8,16,32)"
+    )
+    made.add_argument(
+        "--stall-prompt", type=whole(2, 1_000_000), default=2000, metavar="N", help="its tokens, for stall (2000)"
+    )
+    made.add_argument(
+        "--stall-answers", type=wholes(1, 256), default=[1, 4, 16], metavar="N,N", help="under way, for stall (1,4,16)"
     )
     made.add_argument(
         "--profile-context", type=whole(1, 1_000_000), default=256, metavar="N", help="tokens before, for profile (256)"

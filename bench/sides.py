@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -16,6 +18,9 @@ from aiochatstream import Engine, GenerationParams, Prompt
 Stamps = list[float]
 """When an answer began, and when each of its tokens came: clock readings in seconds."""
 
+CALM, ENDLESS = 16, 1500
+"""Tokens of an answer until a prompt disturbs it, and more than it has time for."""
+
 Side = Callable[[list[list[int]], int], list[Stamps]]
 """Answers prompts of one length together, with so many tokens each."""
 
@@ -26,14 +31,10 @@ def engine_side(engine: Engine) -> Side:
     def answer(prompts: list[list[int]], tokens: int) -> list[Stamps]:
         answers: list[Stamps] = []
         start = threading.Barrier(len(prompts))
-        params = GenerationParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
 
         def one(ids: list[int]) -> None:
             start.wait()
-            stamps = [time.perf_counter()]
-            for delta in engine.generate(Prompt([], ids), params):
-                stamps += [time.perf_counter()] * len(delta.token_ids)
-            answers.append(stamps)
+            answers.append([*stamped(engine, ids, tokens)])
 
         threads = [threading.Thread(target=one, args=(ids,), daemon=True) for ids in prompts]
         for thread in threads:
@@ -45,6 +46,55 @@ def engine_side(engine: Engine) -> Side:
         return answers
 
     return answer
+
+
+def stamped(engine: Engine, ids: list[int], tokens: int) -> Iterator[float]:
+    """When an answer begins, and when each of its tokens comes."""
+    params = GenerationParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
+    yield time.perf_counter()
+    for delta in engine.generate(Prompt([], ids), params):
+        for _ in delta.token_ids:
+            yield time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Seconds between tokens of the answers under way: before a prompt arrived, and until its first token."""
+
+    before: list[float]
+    meanwhile: list[float]
+
+
+def stall(engine: Engine, prompts: list[list[int]], disturbing: list[int]) -> Stall:
+    """Some answers; a prompt arrives when each of them has found its pace, and they end when it has been read."""
+    calm = threading.Barrier(len(prompts) + 1)
+    read = threading.Event()
+    answers: list[Stamps] = []
+
+    def one(ids: list[int]) -> None:
+        stamps: Stamps = []
+        with closing(stamped(engine, ids, ENDLESS)) as coming:
+            for stamp in coming:
+                stamps.append(stamp)
+                if len(stamps) == CALM:
+                    calm.wait()
+                if read.is_set():
+                    break
+        answers.append(stamps)
+
+    threads = [threading.Thread(target=one, args=(ids,), daemon=True) for ids in prompts]
+    for thread in threads:
+        thread.start()
+    calm.wait()
+    arrived, first = stamped(engine, disturbing, 1)
+    read.set()
+    for thread in threads:
+        thread.join()
+    gaps = [pair for _, *stamps in answers for pair in pairwise(stamps)]
+    return Stall(
+        [later - earlier for earlier, later in gaps if later < arrived],
+        [later - earlier for earlier, later in gaps if later > arrived and earlier < first],
+    )
 
 
 class Stamper:

@@ -56,12 +56,16 @@ def write(section: Section, report: Report) -> None:
         f"{report['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, measured in the same run, are {floor:.1f} ms."
     )
 
-    if profiles := report.get("profiles", []):
-        section.say("Where the milliseconds of a decode step go, by rows; each is the median of the steps:")
-        section.table(
-            tuple(profiles[0]),
-            [(f"{one['rows']:.0f}", *(f"{one[name]:.1f}" for name in [*one][1:])) for one in profiles],
-        )
+    tables = {
+        "stalls": "What answers under way suffer while a long prompt is read: the gaps between their tokens.",
+        "profiles": "Where the milliseconds of a decode step go, by rows; each is the median of the steps.",
+    }
+    for name, sentence in tables.items():
+        if rows := report.get(name, []):
+            section.say(sentence)
+            section.table(
+                tuple(rows[0]), [tuple(f"{one:.2f}".removesuffix(".00") for one in row.values()) for row in rows]
+            )
 
 
 def _has_floor(row: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from tests.bench.scripts import run
 
 
 def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Path) -> None:
-    lengths = "--prompts 16,999999 --contexts 16 --batches 2 --histories 16"
+    lengths = "--prompts 16,999999 --contexts 16 --batches 2 --histories 16 --stall-prompt 300 --stall-answers 2"
     ran = run("engine.py", tmp_path, *lengths.split(), *["--steps", "2", "--rounds", "1", "--read-mib", "64"])
     assert ran.code == 0, ran.err
     rows = {(row["part"], row["unit"]): row for row in ran.json["rows"]}
@@ -25,6 +25,9 @@ def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Pa
     assert all(len(row["engine"]) == len(row["plain"]) == 1 for row in rows.values())
     assert 0 < ran.json["floor_ms"] < rows["decode", "ms/step"]["engine"][0]
     assert ran.json["floor_ms"] == ran.json["weight_bytes"] / ran.json["bandwidth_bytes_per_s"] * 1000
+    (stall,) = ran.json["stalls"]
+    assert (stall["answers"], stall["prompt"]) == (2, 300)
+    assert stall["ratio"] == pytest.approx(stall["p99 meanwhile, ms"] / stall["p50 before, ms"])
     (profile,) = ran.json["profiles"]
     assert profile["rows"] == 2
     step = profile.pop("step")

@@ -168,6 +168,7 @@ ENGINE = {
         row("turns", "128 tokens before", "ms to first token", 30.0, 300.0),
         row("something new", "here", "pints", 2.0, 4.0),
     ],
+    "stalls": [{"answers": 4, "p50 before, ms": 21.52, "ratio": 2.8}],
     "profiles": [{"rows": 1, "step": 20.04, "linear layers": 15.5}, {"rows": 16, "step": 40.0, "linear layers": 25.0}],
 }
 
@@ -287,7 +288,9 @@ def test_overhead_shows_whatever_sides_and_figures_the_json_has(lines: list[str]
         "| decode | after 512 tokens | ms/step | 24.0 (23.0-25.0) | 48.0 (48.0-48.0) | 0.50 (0.50-0.50) | 3.0 |",
         "| something new | here | pints | 2.0 (1.0-3.0) | 4.0 (4.0-4.0) | 0.50 (0.50-0.50) |  |",
         "| rows | step | linear layers |",
-        "| 1 | 20.0 | 15.5 |",
+        "| 1 | 20.04 | 15.50 |",
+        "| answers | p50 before, ms | ratio |",
+        "| 4 | 21.52 | 2.80 |",
         "The floor of a step at batch 1 is reading all weights once: 256 MiB over 32.0 GB/s, measured in the same run, "
         "are 8.0 ms.",
     ],

@@ -24,7 +24,7 @@ NAME = "aiochatstream"
 CALL_COST = 512
 """Cached tokens that can be attended in the time that one more call of the kernels takes."""
 
-TILE = 64
+TILE = 128
 """New tokens of a piece that attend together: none looks further ahead than the last of them, and what they compute
 stays in the processor's cache."""
 

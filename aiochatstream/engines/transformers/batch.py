@@ -31,10 +31,10 @@ first would only wait longer."""
 WIDER = 8
 """How many times as many another processor takes."""
 
-DISTURBED = 1.5
+DISTURBED = 1.2
 """A step that also reads prompts may take so many times longer for each who waits for a first token."""
 
-LEARNED = 0.2
+LEARNED = 0.3
 """How much the latest step counts in what is known of how long steps take."""
 
 
@@ -111,8 +111,8 @@ class Request:
 class Batch:
     """Rows that decode together. Requests join and leave at any step.
 
-    :param max_step: seconds that a step may take which also reads prompts; None is 1.5 times one that does not for
-        each prompt, besides.
+    :param max_step: seconds that a step may take which also reads prompts; None is as long as one that does not,
+        and 1.2 times as long for each prompt.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ class TransformersEngine(Engine):
     :param prefix_cache_bytes: for what is kept of earlier prompts and answers; 0 keeps nothing. None: at most a
         quarter of the memory that is free at the start.
     :param max_step_ms: milliseconds that a step may take which reads a prompt while others wait for their next token.
-        None: 2.5 times a step that reads none, and more where several wait for their first token.
+        None: 2.2 times a step that reads none, and 1.2 times more for each more who waits for a first token.
     """
 
     def __init__(

@@ -201,11 +201,14 @@ def test_a_prompt_that_disturbs_nobody_is_read_in_the_largest_pieces(
     assert [lengths(step) for step in model.steps] == [[(0, 7)], [(7, 7)], [(14, 2)], [(16, 1)]]
 
 
-@pytest.mark.parametrize(("max_step", "piece"), [(None, 24), (3 / 64, 32), (1 / 64, 3), (9.0, 40)])
-def test_a_step_reads_as_much_of_a_prompt_as_the_time_for_it_allows(
-    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch, max_step: float | None, piece: int
+@pytest.mark.parametrize(
+    ("max_step", "waiting", "budget"),
+    [(None, 1, 19), (None, 2, 38), (3 / 64, 1, 32), (3 / 64, 2, 32), (1 / 64, 1, 3), (9.0, 1, 40)],
+)
+def test_a_step_reads_as_much_of_prompts_as_the_time_for_it_allows(
+    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch, max_step: float | None, waiting: int, budget: int
 ) -> None:
-    """A step of one token takes 1/64 s, and each token more 1/1024 s: 2.5 times that leaves time for 24."""
+    """A step of one token takes 1/64 s, and each token more 1/1024 s: 2.2 times that leaves time for 19."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "PIECE_TOKENS", (3, 40))
@@ -215,15 +218,53 @@ def test_a_step_reads_as_much_of_a_prompt_as_the_time_for_it_allows(
         clock.now += (15 + sum(len(read) for _, read in pieces)) / 1024
 
     held.fail = passes
-    batch = made(held, rows=2, length=200, max_step=max_step)
+    batch = made(held, rows=3, length=200, max_step=max_step)
+    decodes = Asked(batch, ids(5, 1), max_new_tokens=30)
+    held.wait()
+    held.step(), held.step()
+    reads = [Asked(batch, ids(90, 2 + each), max_new_tokens=1) for each in range(waiting)]
+    held.step()
+    assert lengths(held.steps[-1]) == [(7, 1), (0, budget)]
+    held.release()
+    decodes.rest(), [one.rest() for one in reads]
+
+
+def test_a_step_that_disturbs_has_a_usual_size_where_the_prompt_is_long_enough(
+    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_TOKENS", (8, 45))
+    monkeypatch.setattr(module, "ROUND_TOKENS", 10)
+    batch = made(held, rows=2, length=200, max_step=9.0)
     decodes = Asked(batch, ids(5, 1), max_new_tokens=30)
     held.wait()
     held.step(), held.step()
     reads = Asked(batch, ids(90, 2), max_new_tokens=1)
-    held.step()
-    assert lengths(held.steps[-1]) == [(7, 1), (0, piece)]
+    held.step(), held.step(), held.step()
+    assert [lengths(step)[1] for step in held.steps[-3:]] == [(0, 39), (39, 39), (78, 12)]
     held.release()
-    decodes.rest(), reads.rest()
+    assert reads.rest() == held.answer(reads.prompt, 1)
+    assert decodes.rest() == held.answer(decodes.prompt, 30)
+
+
+def test_rows_of_like_lengths_are_neighbours_and_lose_nothing_when_they_move(
+    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHORT", 16)
+    batch = made(held, rows=6, length=80)
+    lengths_ = [60, 5, 20, 7, 50, 3]
+    asked = []
+    for seed, length in enumerate(lengths_):  # one a step: each comes to rows that answer already
+        asked.append(Asked(batch, ids(length, seed), max_new_tokens=9))
+        if not seed:
+            held.wait()
+        held.step()
+    held.step()
+    sizes = [one.size for one in sorted(batch._rows, key=lambda one: one.row)]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == 4
+    held.release()
+    for one in asked:
+        assert one.rest() == held.answer(one.prompt, 9)
 
 
 def test_the_next_turn_reads_only_its_new_tokens_and_a_repeated_one_only_the_last(made: Any, model: OneLayer) -> None:
