@@ -199,6 +199,11 @@ class Step:
             self._places[groups] = (rows * self._cache.length + self.positions[0, : len(self._rows)]).flatten()
         cached.view(-1, size).index_copy_(0, self._places[groups], new[:, : len(self._rows)].reshape(-1, size))
 
+    @property
+    def windows(self) -> set[int | None]:
+        """All that :meth:`attend` was told."""
+        return {window for window, *_ in self._known_calls}
+
     def _calls(self, window: int | None, each: int, *, capped: bool) -> list[_Call]:
         """How the parts attend in a layer. The same for all layers that are alike."""
         known = window, each, capped
@@ -235,19 +240,21 @@ class Step:
     ) -> torch.Tensor:
         """Attention of queries [rows, heads, queries, head size] to keys and values [rows, heads, seen, head size].
 
-        By matrix products: half the time of torch's own on a CPU.
+        By matrix products: half the time of torch's own on a CPU. Scores have the model's precision, as in "eager"
+        attention; queries are scaled first, so that float16 can hold them.
         """
         rows, heads, queries, _ = query.shape
-        query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        query = query.flatten(0, 1) * (scale if softcap is None else scale / softcap)
+        key, value = key.flatten(0, 1), value.flatten(0, 1)
         weights = self._cache.space(rows * heads, queries, key.shape[1])
         if queries < FEW_QUERIES:
             products = torch.bmm(key, query.transpose(1, 2)).transpose(1, 2)
         else:
             products = torch.bmm(query, key.transpose(1, 2), out=weights)
         if softcap is not None:
-            products, scale = (products * (scale / softcap)).tanh_(), softcap
+            products = products.tanh().mul_(softcap)
         scores = weights.view(rows, heads, queries, -1)
-        torch.add(mask, products.view(scores.shape), alpha=scale, out=scores)
+        torch.add(mask, products.view(scores.shape), out=scores)
         torch.softmax(weights, dim=-1, out=weights)
         return torch.bmm(weights, value).view(rows, heads, queries, -1)
 
@@ -259,12 +266,13 @@ class Step:
 def _neighbours(singles: Sequence[Piece]) -> list[_Part]:
     """Rows that stand together in the cache, cut where lengths differ so much that another call costs less."""
     cuts = [0]
+    longest = total = 0
     for at, piece in enumerate(singles):
-        run = singles[cuts[-1] : at]
-        longest = max((one.end for one in run), default=piece.end)
-        wasted = (piece.end - longest) * len(run) if piece.end > longest else longest - piece.end
-        if run and (wasted > CALL_COST or piece.row != run[-1].row + 1):
+        longest, total = max(longest, piece.end), total + piece.end
+        wasted = longest * (at + 1 - cuts[-1]) - total
+        if at and (wasted > CALL_COST or piece.row != singles[at - 1].row + 1):
             cuts.append(at)
+            longest = total = piece.end
     return [
         _Part(
             slice(singles[begin].row, singles[begin].row + end - begin),
@@ -311,6 +319,8 @@ def _function(
         others |= {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
         usual: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **others)
         return usual
+    if sliding_window is None:  # some models only put it into the mask, which is not used here
+        sliding_window = getattr(module, "sliding_window", None)
     if others.get("s_aux") is not None or others.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases")
     layer: Any = module.layer_idx

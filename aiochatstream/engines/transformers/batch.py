@@ -38,6 +38,9 @@ LEARNED = 0.3
 """How much the latest step counts in what is known of how long steps take."""
 
 
+TELLING = 8
+"""By how many tokens steps must differ to tell what a token takes."""
+
 SHORT = 256
 """Tokens. Rows with up to twice as many, four times as many and so on are alike."""
 
@@ -47,23 +50,19 @@ class Pace:
 
     def __init__(self) -> None:
         self._known: dict[bool, tuple[float, float]] = {}
+        self._per_token = 1e-9  # never 0, so that it can be divided by
 
     def learn(self, tokens: int, seconds: float, *, reading: bool) -> None:
         """A step took so long, which read a prompt or did not."""
         before_tokens, before_seconds = self._known.get(reading, (tokens, seconds))
-        mixed = (
+        self._known[reading] = (
             before_tokens + (tokens - before_tokens) * LEARNED,
             before_seconds + (seconds - before_seconds) * LEARNED,
         )
-        self._known[reading] = mixed
-
-    @property
-    def _per_token(self) -> float:
-        """Never 0, so that it can be divided by."""
-        if len(self._known) < 2:
-            return 1e-9
-        (few, short), (many, long) = self._known[False], self._known[True]
-        return max((long - short) / max(many - few, 1), 1e-9)
+        if len(self._known) == 2:
+            (few, short), (many, long) = self._known[False], self._known[True]
+            if many - few >= TELLING and long > short:
+                self._per_token = (long - short) / (many - few)
 
     def seconds(self, tokens: int) -> float:
         """What a step of so many tokens is expected to take."""
@@ -79,7 +78,7 @@ class Request:
     """One answer under way.
 
     ids: prompt and answer so far. computed: how many of them are in the cache, ``reused`` of these from before.
-    size: what it may grow to, roughly.
+    size: a class of what it may grow to.
     """
 
     def __init__(self, prompt: list[int], params: GenerationParams) -> None:
@@ -91,6 +90,11 @@ class Request:
         self.computed = self.reused = 0
         self.cancelled = self.failed = False
         self.told: SimpleQueue[int | Exception | None] = SimpleQueue()
+
+    @property
+    def began(self) -> bool:
+        """Whether a token was drawn, and so all that was computed before it found to be numbers."""
+        return len(self.ids) + self.sampler.params.max_new_tokens > self.end
 
     def steps(self) -> Generator[int | None, None, None]:
         """Yield the tokens as they come, max_new_tokens of them; None for a step without one. Closing it cancels.
@@ -111,8 +115,8 @@ class Request:
 class Batch:
     """Rows that decode together. Requests join and leave at any step.
 
-    :param max_step: seconds that a step may take which also reads prompts; None is as long as one that does not,
-        and 1.2 times as long for each prompt.
+    :param max_step: seconds that a step should take at most which also reads prompts; None is as long as one that
+        does not, and 1.2 times as long besides for each prompt.
     """
 
     def __init__(
@@ -200,8 +204,8 @@ class Batch:
             self._rows.remove(request)
             self._free.append(request.row)
             done = request.ids[: request.computed]
-            if request.failed:
-                self._cache.clear(request.row)  # a NaN would spread, even where it is masked
+            if request.failed or not request.began:  # a NaN would spread, even where it is masked
+                self._cache.clear(request.row)
             elif done and self._pool.worth(done, self._cache.token_bytes * len(done)):
                 try:
                     self._pool.put(done, self._cache.take(request.row, len(done)))
@@ -216,38 +220,39 @@ class Batch:
             request = self._arrivals.popleft()
             if request.cancelled:
                 continue
-            row = self._make_room(request, self._free.pop())
+            request.row = self._free.pop()
             try:
-                self._recall(request, row)
+                self._make_room(request)
+                self._recall(request)
             except Exception as error:  # noqa: BLE001 - no memory, most likely
-                self._free.append(row)
+                self._free.append(request.row)
                 self._fail([request], error)
                 continue
-            request.row = row
             self._rows.append(request)
 
-    def _make_room(self, new: Request, row: int) -> int:
+    def _make_room(self, new: Request) -> None:
         """Move rows between a free one and where a request belongs, so that those of like lengths are neighbours.
 
-        They attend together: as far as the longest of them.
+        They attend together: as far as the longest of them. Rows are in the order of their sizes before and after; that
+        someone leaves changes nothing of it.
         """
         while True:
-            shorter = [one for one in self._rows if one.row > row and one.size < new.size]
-            longer = [one for one in self._rows if one.row < row and one.size > new.size]
+            shorter = [one for one in self._rows if one.row > new.row and one.size < new.size]
+            longer = [one for one in self._rows if one.row < new.row and one.size > new.size]
             if shorter:
                 other = min(shorter, key=lambda one: (one.size, -one.row))
             elif longer:
                 other = max(longer, key=lambda one: (one.size, -one.row))
             else:
-                return row
-            self._cache.move(other.row, row, other.computed)
-            other.row, row = row, other.row
+                return
+            self._cache.move(other.row, new.row, other.computed)
+            other.row, new.row = new.row, other.row
 
-    def _recall(self, request: Request, row: int) -> None:
-        """Copy what is known of a request's prompt into a row."""
+    def _recall(self, request: Request) -> None:
+        """Copy what is known of a request's prompt into its row."""
         tokens, same = self._pool.match(request.ids[:-1])  # the last one is computed, for its logits
         if same:
-            self._cache.put(row, tokens, same)
+            self._cache.put(request.row, tokens, same)
             self._hits += 1
         request.computed = request.reused = same
 
@@ -273,7 +278,8 @@ class Batch:
             request.computed = piece.end
         complete = [at for at, request in enumerate(requests) if request.computed == len(request.ids)]
         answering = [requests[at] for at in complete]
-        self._draw(answering, logits if len(complete) == len(pieces) else logits[complete])
+        if answering:
+            self._draw(answering, logits if len(complete) == len(pieces) else logits[complete])
         for request in self._rows:
             if request not in answering:
                 request.told.put(None)

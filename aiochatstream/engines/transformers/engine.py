@@ -7,6 +7,7 @@ import inspect
 import logging
 import sys
 import weakref
+from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -38,7 +39,9 @@ BATCHED_LAYERS = {"full_attention", "sliding_attention"}
 GROWING_ROPES = {"dynamic", "longrope"}
 """Kinds of positions that depend on the longest sequence of a batch."""
 
-CHECK_IDS = range(3, 17)
+CHECK_IDS = [3 + at % 14 for at in range(100)]
+WARM_UP = 40
+"""Tokens."""
 
 LEAST_CONTEXT = 16
 """Tokens of a row. A cache with less is refused."""
@@ -94,7 +97,8 @@ class TransformersEngine(Engine):
         the context's length need, at most half of the memory that is then free. With less, the context is shorter.
     :param prefix_cache_bytes: for what is kept of earlier prompts and answers; 0 keeps nothing. None: at most a
         quarter of the memory that is free at the start.
-    :param max_step_ms: milliseconds that a step may take which reads a prompt while others wait for their next token.
+    :param max_step_ms: milliseconds that a step should take at most which reads a prompt while others wait for their
+        next token. (It reads 16 tokens or more.)
         None: 2.2 times a step that reads none, and 1.2 times more for each more who waits for a first token.
     """
 
@@ -139,8 +143,10 @@ class TransformersEngine(Engine):
         except CannotBatch as reason:
             logger.warning("%s answers one request a step: %s.", type(model).__name__, reason)
             self._answers = Alone(model, self.on_step)
-        for _ in self.generate(Prompt([], [min(self._eos_ids, default=0)] * 8), GenerationParams(max_new_tokens=2)):
-            pass  # the first pass of all is slow: let it be over before someone waits for it
+        length = min(WARM_UP, min(context_len, self.max_context_len or context_len) - 2)
+        if length > 0:  # the first passes of all are slow: let them be over before someone waits for one
+            params = GenerationParams(max_new_tokens=3, ignore_eos=True, temperature=0.0)
+            deque(self.generate(Prompt([], [0] * length), params), maxlen=0)
         release_helpers()
 
     def close(self) -> None:
@@ -247,7 +253,7 @@ class TransformersEngine(Engine):
         if kinds & GROWING_ROPES:
             raise CannotBatch("its positions depend on the longest sequence")
         expected = []
-        for ids in (CHECK_IDS, CHECK_IDS[1:8]):
+        for ids in (CHECK_IDS, CHECK_IDS[1:60]):
             cache = DynamicCache(config=model.config)
             inputs = torch.tensor([[*ids]], device=model.device)
             expected.append(model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0, -1])
@@ -260,12 +266,22 @@ class TransformersEngine(Engine):
         """Compute the same two sequences packed, in several pieces, and compare."""
         ids = [*CHECK_IDS]
         where = self._model.device, self._model.dtype
-        forward(Step(cache, [Piece(0, 0, ids[:-1]), Piece(1, 0, ids[1:5])], *where))
-        found = forward(Step(cache, [Piece(0, len(ids) - 1, ids[-1:]), Piece(1, 4, ids[5:8])], *where))
+        first = Step(cache, [Piece(0, 0, ids[:-1]), Piece(1, 0, ids[1:41])], *where)
+        forward(first)
+        if self._has_window() and first.windows == {None}:
+            raise CannotBatch("its attention does not tell how far it sees")
+        found = forward(Step(cache, [Piece(0, len(ids) - 1, ids[-1:]), Piece(1, 40, ids[41:60])], *where))
         allowed = 1e-3 if where[1] in (torch.float32, torch.float64) else 0.1
         for wanted, logits in zip(expected, found, strict=True):
             if not (logits - wanted).abs().max() <= allowed * wanted.abs().max():
                 raise CannotBatch("packed rows change its answers")
+
+    def _has_window(self) -> bool:
+        """Whether tokens of some layers see only so many before them."""
+        config = self._model.config.get_text_config(decoder=True)
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        return window is not None and "sliding_attention" in kinds
 
     def _find_eos_ids(self) -> frozenset[int]:
         """Every end-of-sequence id that the model or the tokenizer knows."""

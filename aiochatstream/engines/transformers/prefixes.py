@@ -18,11 +18,8 @@ class Kept:
 
     ids: np.ndarray
     tokens: Tokens
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return sum(one.nbytes for layer in self.tokens for one in layer)
+    size: int
+    """In bytes."""
 
 
 class PrefixPool:
@@ -45,8 +42,8 @@ class PrefixPool:
         wanted = np.asarray(ids)
         longest, same = None, 0
         for kept in self._kept:
-            length = common(kept.ids, wanted)
-            if length > same:
+            more = same < min(len(kept.ids), len(wanted)) and kept.ids[same] == wanted[same]
+            if more and (length := common(kept.ids, wanted)) > same:
                 longest, same = kept, length
         if longest is None:
             return [], 0
@@ -59,17 +56,23 @@ class PrefixPool:
         if size > self._max_bytes:
             return False
         wanted = np.asarray(ids)
-        return all(common(kept.ids, wanted) < len(wanted) for kept in self._kept)
+        return not any(begins(kept.ids, wanted) for kept in self._kept)
 
     def put(self, ids: Sequence[int], tokens: Tokens) -> None:
         """Keep a sequence, in the place of those that it continues."""
-        new = Kept(np.asarray(ids), tokens)
+        new = Kept(np.asarray(ids), tokens, sum(one.nbytes for layer in tokens for one in layer))
         if new.size > self._max_bytes:
             return
-        self._kept = [kept for kept in self._kept if common(kept.ids, new.ids) < len(kept.ids)] + [new]
+        self._kept = [kept for kept in self._kept if not begins(new.ids, kept.ids)] + [new]
         self.size = sum(kept.size for kept in self._kept)
         while self.size > self._max_bytes:
             self.size -= self._kept.pop(0).size
+
+
+def begins(sequence: np.ndarray, beginning: np.ndarray) -> bool:
+    """Whether ``sequence`` begins so. Most do not, which the last number of the beginning tells at once."""
+    end = len(beginning)
+    return len(sequence) >= end > 0 and sequence[end - 1] == beginning[-1] and common(sequence, beginning) == end
 
 
 def common(first: np.ndarray, second: np.ndarray) -> int:

@@ -22,6 +22,7 @@ from transformers import (
     MistralConfig,
     PhiConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 
@@ -37,6 +38,18 @@ BATCHED: dict[str, Callable[..., Any]] = {
     "Gemma 2": functools.partial(Gemma2Config, **GROUPED, sliding_window=WINDOW, attn_logit_softcapping=2.0),
     "Gemma 3": functools.partial(Gemma3TextConfig, **GROUPED, sliding_window=WINDOW),
     "Mistral": functools.partial(MistralConfig, **GROUPED, sliding_window=WINDOW),
+    "Qwen2-MoE, whose window is told by its mask only": functools.partial(
+        Qwen2MoeConfig,
+        intermediate_size=64,
+        num_key_value_heads=1,
+        sliding_window=WINDOW,
+        use_sliding_window=True,
+        max_window_layers=3,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    ),
     "Phi": functools.partial(PhiConfig, intermediate_size=64),
 }
 ALONE: dict[str, Callable[..., Any]] = {

@@ -139,6 +139,21 @@ def test_a_step_tells_the_model_ids_places_and_where_each_piece_ends() -> None:
     assert step.last.tolist() == [0, 1, 4]
 
 
+def test_scores_that_float16_cannot_hold_before_they_are_scaled_are_right() -> None:
+    size, length = 256, 128
+    cache = SlotCache([(torch.zeros(1, 1, 1, size, dtype=torch.float16),) * 2], 1, length)
+    draw = torch.Generator().manual_seed(0)
+    direction = torch.randn(size, generator=draw)
+    query, key = (
+        (direction * 20 + torch.randn(1, length, size, generator=draw)).half() for _ in range(2)
+    )  # products of 100,000
+    value = torch.randn(1, length, size, generator=draw).half()
+    step = Step(cache, [Piece(0, 0, [1] * length)], CPU, torch.float16)
+    found = step.attend(0, query, key, value, scale=None, window=None, softcap=None)[:, 0]
+    assert found.isfinite().all()
+    assert (query[0].float() @ key[0].float().T).max() > torch.finfo(torch.float16).max
+
+
 def test_a_step_of_many_tokens_is_filled_up_to_a_usual_size() -> None:
     step = Step(SlotCache(LIKE, ROWS, LENGTH), [Piece(0, 0, [7] * 17)], CPU, DOUBLE)
     assert step.ids.tolist() == [[7] * 17 + [0] * 15]

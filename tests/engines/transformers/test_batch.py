@@ -219,12 +219,12 @@ def test_a_step_reads_as_much_of_prompts_as_the_time_for_it_allows(
 
     held.fail = passes
     batch = made(held, rows=3, length=200, max_step=max_step)
-    decodes = Asked(batch, ids(5, 1), max_new_tokens=30)
+    decodes = Asked(batch, ids(12, 1), max_new_tokens=30)
     held.wait()
     held.step(), held.step()
     reads = [Asked(batch, ids(90, 2 + each), max_new_tokens=1) for each in range(waiting)]
     held.step()
-    assert lengths(held.steps[-1]) == [(7, 1), (0, budget)]
+    assert lengths(held.steps[-1]) == [(14, 1), (0, budget)]
     held.release()
     decodes.rest(), [one.rest() for one in reads]
 
@@ -431,6 +431,24 @@ def test_a_row_whose_logits_are_no_numbers_fails_and_leaves_nothing_behind(made:
     with batch._wake:
         both = [Asked(batch, ids(3, seed), max_new_tokens=9) for seed in (4, 5)]
     assert [one.rest() for one in both] == [model.answer(one.prompt, 9) for one in both]
+    assert all(one.isfinite().all() for layer in batch._cache.layers for one in layer)
+
+
+def test_a_row_that_left_before_anyone_looked_at_its_logits_leaves_nothing_behind(
+    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_TOKENS", (2, 4))
+    batch = made(held, rows=1, pool_bytes=1000 * TOKEN_BYTES)
+    gone = Asked(batch, ids(12, 1), max_new_tokens=5)
+    held.wait()
+    gone.cancel()
+    for layer in batch._cache.layers:
+        for one in layer:
+            one[0, :, 20] = torch.nan
+    held.release()
+    asked = Asked(batch, gone.prompt, max_new_tokens=5)
+    assert asked.rest() == held.answer(asked.prompt, 5)
+    assert asked.request.reused == 0
     assert all(one.isfinite().all() for layer in batch._cache.layers for one in layer)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import subprocess
@@ -278,8 +277,8 @@ def test_each_forward_pass_is_told_of() -> None:
     engine.load(slots=1, context_len=2048)
     deltas_of(engine, some_ids(MOST + 5), max_new_tokens=3, ignore_eos=True)
     engine.close()
-    assert steps[:2] == ["prefill", "decode"]  # to get warm
-    assert steps[2:] == ["prefill", "prefill", "decode", "decode"]
+    assert steps[:3] == ["prefill", "decode", "decode"]  # to get warm
+    assert steps[3:] == ["prefill", "prefill", "decode", "decode"]
 
 
 def test_cached_tokens_tell_what_was_not_computed_again() -> None:
@@ -316,6 +315,23 @@ def test_a_prompt_that_cannot_be_read_fails_alone(
         answer(tiny_engine, ids)
     found = [token_id for delta in (*begun, *neighbour) for token_id in delta.token_ids]
     assert found == answer(tiny_engine, some_ids(9))
+
+
+@pytest.mark.parametrize("context_len", [1, 2, 8, 41])
+def test_a_short_context_is_loaded_and_filled(context_len: int) -> None:
+    engine = TransformersEngine(tiny(), BYTES)
+    engine.load(slots=2, context_len=context_len)
+    assert len(answer(engine, some_ids(context_len), max_new_tokens=1, ignore_eos=True)) == 1
+    engine.close()
+
+
+def test_a_window_that_is_told_nowhere_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny("Qwen2")  # its layers are made: they see everything
+    model.config.sliding_window, model.config.use_sliding_window = 500, True
+    model.config.layer_types = ["sliding_attention"] * 6
+    engine = loaded(model)
+    assert "does not tell how far it sees" in caplog.text
+    engine.close()
 
 
 def test_a_smaller_cache_makes_a_shorter_context_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
