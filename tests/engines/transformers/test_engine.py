@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import subprocess
@@ -328,7 +329,7 @@ def test_a_short_context_is_loaded_and_filled(context_len: int) -> None:
 def test_a_window_that_is_told_nowhere_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny("Qwen2")  # its layers are made: they see everything
     model.config.sliding_window, model.config.use_sliding_window = 500, True
-    model.config.layer_types = ["sliding_attention"] * 6
+    model.config.layer_types, model.model.has_sliding_layers = ["sliding_attention"] * 6, True
     engine = loaded(model)
     assert "does not tell how far it sees" in caplog.text
     engine.close()
