@@ -103,7 +103,7 @@ class TransformersEngine(Engine):
         quarter of the memory that is free at the start.
     :param max_step_ms: milliseconds that a step should take at most which reads a prompt while others wait for their
         next token. (It reads 16 tokens or more.)
-        None: 2.2 times a step that reads none, and 1.2 times more for each more who waits for a first token.
+        None: twice as long as a step that reads none, and longer where several wait for a first token.
     """
 
     def __init__(

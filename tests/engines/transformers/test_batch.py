@@ -203,12 +203,12 @@ def test_a_prompt_that_disturbs_nobody_is_read_in_the_largest_pieces(
 
 @pytest.mark.parametrize(
     ("max_step", "waiting", "budget"),
-    [(None, 1, 19), (None, 2, 38), (3 / 64, 1, 32), (3 / 64, 2, 32), (1 / 64, 1, 3), (9.0, 1, 40)],
+    [(None, 1, 16), (None, 2, 32), (3 / 64, 1, 32), (3 / 64, 2, 32), (1 / 64, 1, 3), (9.0, 1, 40)],
 )
 def test_a_step_reads_as_much_of_prompts_as_the_time_for_it_allows(
     made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch, max_step: float | None, waiting: int, budget: int
 ) -> None:
-    """A step of one token takes 1/64 s, and each token more 1/1024 s: 2.2 times that leaves time for 19."""
+    """A step of one token takes 1/64 s, and each token more 1/1024 s: twice that leaves time for 16."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "PIECE_TOKENS", (3, 40))
