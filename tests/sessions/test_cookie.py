@@ -57,10 +57,10 @@ async def test_a_conversation_of_several_turns_lives_in_the_cookie(
     start_worker: Any, client_of: Any, accept: str
 ) -> None:
     client = client_of(await start_worker())
-    for text in ("one", "two", "three"):
+    for text in ("unmistakable", "two", "three"):
         await ask(client, text, accept)
-    assert await client.texts() == ["one", "one ", "two", "two ", "three", "three "]
-    assert "one" not in cookie(client)
+    assert await client.texts() == ["unmistakable", "unmistakable ", "two", "two ", "three", "three "]
+    assert "unmistakable" not in cookie(client)
 
 
 async def test_a_json_answer_is_in_the_cookie_at_once(start_worker: Any, client_of: Any) -> None:
