@@ -26,11 +26,13 @@ class Memory:
 
     answers: each message in order, with its answer where that is certain (it came whole, and none was asked for since).
     whole: messages that were once answered to the end, so that they must not get lost.
+    late: the last message, if its client hung up before any reply: the server may come to it after what is asked next.
     """
 
     name: str
     answers: dict[str, str | None] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
+    late: str | None = None
     ever_said: int = 0
 
     @property
@@ -49,6 +51,7 @@ class Memory:
 
     def note(self, message: str, record: Record) -> None:
         """An answer ended, in whatever way."""
+        self.late = message if record.outcome == "aborted" and record.status is None else None
         if record.outcome == "completed":
             self.answers[message] = record.text
             self.whole.add(message)
@@ -56,7 +59,8 @@ class Memory:
             self.answers[message] = None
 
     def forget(self) -> None:
-        self.answers.clear()
+        """All was cleared, but what may yet come."""
+        self.answers = {} if self.late is None else {self.late: None}
         self.whole.clear()
 
     def compare(self, messages: list[dict[str, Any]]) -> list[str]:

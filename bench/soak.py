@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ ENOUGH = 1000
 """Requests of an interrupted run that are worth a verdict."""
 SAMPLES = 120
 """How often memory is looked at in a run."""
+PREFIX_CACHE = re.compile(r"^aiochatstream_prefix_cache_bytes (\S+)$", re.MULTILINE)
 FILES_SLACK = 5
 THREADS_SLACK = 5
 ACTIONS = {
@@ -57,7 +59,8 @@ the verdict (exit code 0 if all hold, 1 if one does not):
   server alive      its process ended before the traffic did: must be 0
   gauges            answers running and waiting in /get_load at the end: must be 0, and told
   memory            growth of resident memory in KiB per 1,000 requests: the slope over the second half of them; at
-                    most --max-growth. Short runs still fill caches: judge by minutes
+                    most --max-growth. What /metrics tells of the prefix cache, which has a limit of its own, is taken
+                    off. Short runs still fill other caches: judge by minutes
   open files        more of them at the end than at the beginning: at most 5
   threads           more of them at the end than after each client's first turn: at most 5
 A figure that could not be had (a server that was given by URL needs --pid for its process, memory, files and threads)
@@ -101,7 +104,7 @@ class Soak:
                 await asyncio.gather(*(self._settle_in(talker) for talker in talkers))
                 self.threads = self._look("num_threads") or 0
                 self._deadline = time.monotonic() + self.options.minutes * 60
-                await self._talk(talkers)
+                await self._talk(talkers, connector)
             finally:
                 try:
                     await self._end(talkers, connector)
@@ -120,9 +123,9 @@ class Soak:
             await asyncio.sleep(0.1 * self._random.random())
         raise ValueError(f"{self.url} does not answer: {record.reason or record.outcome}.")
 
-    async def _talk(self, talkers: list[Talker]) -> None:
+    async def _talk(self, talkers: list[Talker], connector: aiohttp.TCPConnector) -> None:
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._watch())
+            watching = group.create_task(self._watch(connector))
             async with asyncio.TaskGroup() as users:
                 for talker in talkers:
                     users.create_task(self._be(talker))
@@ -203,14 +206,27 @@ class Soak:
             pass
         return None
 
-    async def _watch(self) -> None:
+    async def _prefix_cache_bytes(self, connector: aiohttp.TCPConnector) -> int:
+        """What the engine keeps of earlier prompts; 0 where /metrics does not tell."""
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, connector_owner=False) as session,
+                session.get(f"{self.url}/metrics", timeout=aiohttp.ClientTimeout(10)) as response,
+            ):
+                told = PREFIX_CACHE.search(await response.text())
+                return int(float(told[1])) if told else 0
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return 0
+
+    async def _watch(self, connector: aiohttp.TCPConnector) -> None:
         """Sample memory; say how far it is."""
         seconds = self.options.minutes * 60
         told = float("-inf")
         while True:
+            kept = await self._prefix_cache_bytes(connector)
             memory = self._look("memory_info")
             if memory is not None:
-                self.samples.append(Sample(self.requests, memory.rss))
+                self.samples.append(Sample(self.requests, memory.rss - kept))
             elif self.process is not None:
                 progress("the server process ended")
                 self._deadline = time.monotonic()

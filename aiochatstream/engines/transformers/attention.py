@@ -1,8 +1,8 @@
 """Attention of a packed step: each row's new tokens over that row's own keys and values.
 
 A step's tokens stand one after another in a batch of one, whatever row they belong to, so that the model's linear
-layers see no padding. Registered with transformers as an attention function, which is told the step by a keyword
-argument of ``model(...)`` and finds each row's keys and values in the slot cache.
+layers see no padding but what makes the step's size a usual one. Registered with transformers as an attention function,
+which is told the step by a keyword argument of ``model(...)`` and finds each row's keys and values in the slot cache.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROUND_TOKENS, ROUND_SEEN = 16, 32
 of the second: oneDNN makes code for each new size, which takes longer than what is computed for nothing."""
 
 FEW_QUERIES = 16
-"""With fewer, oneDNN multiplies keys by queries twice as quickly as queries by keys."""
+"""With fewer, oneDNN multiplies keys by queries more quickly than queries by keys."""
 
 FEW_SCORES = 6144
 """Of a head: with fewer, torch's own attention is quicker than matrix products."""
@@ -240,8 +240,8 @@ class Step:
     ) -> torch.Tensor:
         """Attention of queries [rows, heads, queries, head size] to keys and values [rows, heads, seen, head size].
 
-        By matrix products: half the time of torch's own on a CPU. Scores have the model's precision, as in "eager"
-        attention; queries are scaled first, so that float16 can hold them.
+        By matrix products, which on a CPU take less time than torch's own. Scores have the model's precision, as in
+        "eager" attention; queries are scaled first, so that float16 can hold them.
         """
         rows, heads, queries, _ = query.shape
         query = query.flatten(0, 1) * (scale if softcap is None else scale / softcap)

@@ -33,8 +33,8 @@ WIDER = 8
 """How many times as many another processor takes."""
 
 DISTURBED = 1.0
-"""A step that also reads prompts may take so many times longer for each who waits for a first token. With 1.2, the
-longest gaps between tokens came to three usual ones."""
+"""A step that also reads prompts may take so many times longer for each who waits for a first token. The gaps between
+the others' tokens are to stay within three usual ones; bench/engine.py measures them."""
 
 LEARNED = 0.3
 """How much the latest step counts in what is known of how long steps take."""

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import torch
 
 from aiochatstream import GenerationParams
 from aiochatstream.engines.transformers.alone import PREFILL_TOKENS, Alone
 from tests.engines.transformers.models import ALONE, reference, some_ids, tiny
 from tests.helpers import PATIENCE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

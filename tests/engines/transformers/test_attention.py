@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -15,14 +13,6 @@ from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
 ROWS, LENGTH, LAYERS, GROUPS, TIMES, SIZE = 4, 24, 2, 2, 3, 5
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 LIKE = [(torch.zeros(1, GROUPS, 1, SIZE, dtype=DOUBLE),) * 2] * LAYERS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Rows:

@@ -25,14 +25,6 @@ from tests.engines.transformers.scripted import SIZE, TOKEN_BYTES, VOCABULARY, A
 from tests.helpers import PATIENCE
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def model() -> OneLayer:
     """Steps freely."""

@@ -41,15 +41,6 @@ def loaded(model: Any, tokenizer: Any = BYTES, *, slots: int = 2, **options: Any
     return engine
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Torch's threads wait for one another in busy loops: beside any other load they make a step many times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tiny_engine() -> Iterator[TransformersEngine]:
     engine = loaded(tiny(), prefix_cache_bytes=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,14 +23,6 @@ from aiochatstream.params import GenerationParams
 GRID = 4000
 BELOW_1 = 1 - 2**-53
 """The largest number that random() gives."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def logits_of(vocabulary: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
