@@ -24,6 +24,7 @@ bench-measure: setup
 	set -e; for script in compare overhead engine soak; do \
 		$(BIN)/python bench/$$script.py --json bench/results/$$script.json; \
 	done
+	$(BIN)/python bench/engine.py --compile --json bench/results/engine-compile.json
 	$(BIN)/python bench/report.py
 
 setup: $(STAMP)

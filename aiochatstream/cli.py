@@ -59,7 +59,7 @@ def serve(options: argparse.Namespace) -> int:
     listener = _listen(options.host, options.port)
     url = _url(options.host, listener.getsockname()[1])
     print(f"Loading {options.model or 'the small model'} ... ({url} answers 503 meanwhile)", flush=True)
-    from aiochatstream.engines.transformers import loading  # torch takes its time: say something first
+    from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time: say something first
 
     device = loading.choose_device(options.device)
     dtype = loading.choose_dtype(options.dtype, device)
@@ -67,8 +67,7 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream = ChatStream(
         num_of_concurrent_executions=options.concurrency,
         max_queue_size=options.queue,
-        model=model,
-        tokenizer=tokenizer,
+        engine=TransformersEngine(model, tokenizer, compile=options.compile),
         max_new_tokens=options.max_new_tokens,
         context_len=options.context_len,
         temperature=options.temperature,
@@ -205,6 +204,7 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where the model runs")
     add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="what it computes in")
+    add("--compile", action="store_true", help="compile the model: quicker answers, a start of a minute")
     add("--concurrency", type=int, default=2, metavar="N", help="answers that are generated at the same time")
     add("--queue", type=int, default=5, metavar="N", help="requests that wait beyond that; the next one gets 503")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")

@@ -32,7 +32,7 @@ from sides import Side, engine_side, plain_side, stall, step_s, ttft
 from stepping import Steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aiochatstream.engines.transformers.engine import TransformersEngine
+from aiochatstream.engines.transformers.engine import PackedForward, TransformersEngine
 from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, folder, locate
 
 CONTEXT = 2048
@@ -55,7 +55,8 @@ engine over plain, pair by pair.
              gaps between their tokens while it is read, and the median gap before
   profile    where the milliseconds of a decode step go, by rows: in the linear layers, in attention with its keys and
              values, in the rest of the model, in choosing the tokens, in preparing the step; and what all linear layers
-             take one after another, with nothing between them
+             take one after another, with nothing between them. With --compile, shares are those of a step that is not
+             compiled, whose parts cannot be told; how long a compiled one takes stands beside them
   floor      milliseconds that reading all weights once takes: their bytes over the memory bandwidth, which is measured
              in this run as the best of --rounds reads of --read-mib MiB. No step at batch 1 can be quicker
 
@@ -151,7 +152,7 @@ class Bench:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype("auto", device)).to(device)
         weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in model.parameters()}
         plain = copy.deepcopy(model)  # the engine changes its own
-        engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source))
+        engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source), compile=self.options.compile)
         engine.load(max(*self.options.batches, *self.options.stall_answers) + 1, CONTEXT)
         self.limit = engine.max_context_len or sys.maxsize
         self._engine, self._model, self._vocabulary = (
@@ -220,9 +221,10 @@ class Bench:
             )
 
     def _profile(self) -> None:
+        compiled = PackedForward(self._model, compiled=True) if self.options.compile else None
         for rows in self.options.batches:
             progress(f"profile, {rows} rows")
-            steps = Steps(self._model, rows, self.options.profile_context)
+            steps = Steps(self._model, rows, self.options.profile_context, compiled)
             self.results.profiles.append(steps.measure(self.options.steps))
 
     def _rounds(self, row: Row, measure: Callable[[Side], list[float]], second: Row | None = None) -> None:
@@ -268,6 +270,7 @@ def read_options() -> argparse.Namespace:
     made = parser("The engine without HTTP, beside plain model.generate and the memory's own speed.", HELP)
     lengths = wholes(1, 1_000_000)
     made.add_argument("--model", metavar="M", help="HuggingFace id, folder or .gguf file (default: the small model)")
+    made.add_argument("--compile", action="store_true", help="the engine's model is compiled (compile=True)")
     made.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     made.add_argument(
         "--prompts", type=lengths, default=[64, 256, 1024], metavar="N,N", help="for prefill (64,256,1024)"

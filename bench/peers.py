@@ -11,7 +11,7 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,22 @@ TRANSFORMERS_SERVE = (
     "{python} -m transformers.cli.transformers serve {model} --device cpu --dtype bfloat16 --port {port}"
 )
 
+OURS = Peer(
+    "aiochatstream",
+    "{python} -m aiochatstream serve {model} --port {port} --dtype bfloat16 --concurrency {clients} --queue {clients}",
+    ("aiochatstream", "transformers", "torch"),
+    protocol="sse",
+    ignore_eos=True,
+    note="slots for all clients",
+)
+
 PRESETS = {
-    "ours": Peer(
-        "aiochatstream",
-        "{python} -m aiochatstream serve {model} --port {port} --dtype bfloat16 --concurrency {clients} "
-        "--queue {clients}",
-        ("aiochatstream", "transformers", "torch"),
-        protocol="sse",
-        ignore_eos=True,
-        note="slots for all clients",
+    "ours": OURS,
+    "ours-compiled": replace(
+        OURS,
+        title="aiochatstream --compile",
+        command=f"{OURS.command} --compile",
+        note="slots for all clients; its first start compiles for a minute",
     ),
     "chatstream": Peer(
         "chatstream 0.3.0",

@@ -19,16 +19,18 @@ HEAD = """\
 
 Made by `make bench` from the JSON files in this folder; do not edit it. [How to read it](../README.md)."""
 
-SECTIONS: dict[str, tuple[str, Callable[[Section, Report], None]]] = {
-    "compare": (compare.TITLE, compare.write),
-    "overhead": (overhead.TITLE, overhead.write),
-    "engine": (engine.TITLE, engine.write),
-    "soak": (soak.TITLE, soak.write),
+SECTIONS: dict[str, tuple[str, str, Callable[[Section, Report], None]]] = {
+    "compare": ("compare", compare.TITLE, compare.write),
+    "overhead": ("overhead", overhead.TITLE, overhead.write),
+    "engine": ("engine", engine.TITLE, engine.write),
+    "engine-compile": ("engine", f"{engine.TITLE}, compiled", engine.write),
+    "soak": ("soak", soak.TITLE, soak.write),
 }
+"""By file: the script that wrote it, the title, and what writes the section."""
 
 HELP = """\
-Reads compare.json, overhead.json, engine.json and soak.json, as far as they are there, and writes README.md and its
-plots beside them. The same JSON gives the same page, byte by byte.
+Reads the files of the other scripts (compare.json, overhead.json, engine.json, engine-compile.json, soak.json), as far
+as they are there, and writes README.md and its plots beside them. The same JSON gives the same page, byte by byte.
 
 exit codes: 0 written; 2 wrong use, or a file that is not what its name says
 """
@@ -38,11 +40,11 @@ def files(folder: Path) -> dict[str, str]:
     """The page and its plots, by file name. Raises ValueError with one sentence for JSON that is not as it must be."""
     made: dict[str, str] = {}
     blocks = [HEAD]
-    for name, (title, write) in SECTIONS.items():
+    for name, (script, title, write) in SECTIONS.items():
         section = Section(name, title)
         file = folder / f"{name}.json"
         if file.exists():
-            report = read(file, f"aiochatstream-bench-{name}")
+            report = read(file, f"aiochatstream-bench-{script}")
             try:
                 write(section, report)
             except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -19,14 +19,15 @@ from aiochatstream.engines.transformers.sampling import Sampler, sample
 
 SHARES = ("linear layers", "attention", "rest of the model", "sampling", "preparing")
 ALONE = "linear layers alone"
+COMPILED = "step, compiled"
 WARM_UP = 3
 
 
 class Steps:
     """Decode steps of a model that an engine has set up, in this thread, over rows of random tokens."""
 
-    def __init__(self, model: Any, rows: int, context: int) -> None:
-        self._model, self._forward = model, PackedForward(model)
+    def __init__(self, model: Any, rows: int, context: int, compiled: PackedForward | None = None) -> None:
+        self._model, self._forward, self._compiled = model, PackedForward(model), compiled
         self._rows, self._context = rows, context
         self._linears = [layer for layer in model.modules() if isinstance(layer, PackedLinear | torch.nn.Linear)]
 
@@ -34,16 +35,13 @@ class Steps:
     def measure(self, steps: int) -> dict[str, float]:
         """Median milliseconds of each share, of all together, and of the linear layers alone."""
         shares = self._profile(steps)
-        return {"rows": self._rows, "step": sum(shares.values()), **shares, ALONE: self._alone(steps)}
+        told = {"rows": self._rows, "step": sum(shares.values()), **shares, ALONE: self._alone(steps)}
+        return told if self._compiled is None else {**told, COMPILED: self._whole(self._compiled, steps)}
 
     def _profile(self, steps: int) -> dict[str, float]:
-        cache = SlotCache(self._layers(), self._rows, self._context + WARM_UP + steps)
-        samplers = [Sampler(GenerationParams(max_new_tokens=1, temperature=0.0)) for _ in range(self._rows)]
+        samplers = self._samplers()
         taken: dict[str, list[float]] = {share: [] for share in SHARES}
-        for at in range(self._context, self._context + WARM_UP + steps):
-            began = time.perf_counter()
-            pieces = [Piece(row, at, [at % 100]) for row in range(self._rows)]
-            step = _TimedStep(cache, pieces, self._model.device, self._model.dtype)
+        for began, step in self._each(steps):
             prepared = time.perf_counter()
             with self._timed_linears() as linears:
                 logits = self._forward(step)
@@ -55,6 +53,25 @@ class Steps:
             for share, seconds in zip(SHARES, shares, strict=True):
                 taken[share].append(seconds * 1000)
         return {share: median(times[WARM_UP:]) for share, times in taken.items()}
+
+    def _whole(self, forward: PackedForward, steps: int) -> float:
+        samplers = self._samplers()
+        times = []
+        for began, step in self._each(steps, native=True):
+            sample(forward(step), samplers, [[] for _ in samplers])
+            times.append(time.perf_counter() - began)
+        return median(times[WARM_UP:]) * 1000
+
+    def _samplers(self) -> list[Sampler]:
+        return [Sampler(GenerationParams(max_new_tokens=1, temperature=0.0)) for _ in range(self._rows)]
+
+    def _each(self, steps: int, *, native: bool = False) -> Iterator[tuple[float, _TimedStep]]:
+        """When each step began to be prepared, and the step."""
+        cache = SlotCache(self._layers(), self._rows, self._context + WARM_UP + steps, native=native)
+        for at in range(self._context, self._context + WARM_UP + steps):
+            began = time.perf_counter()
+            pieces = [Piece(row, at, [at % 100]) for row in range(self._rows)]
+            yield began, _TimedStep(cache, pieces, self._model.device, self._model.dtype)
 
     def _alone(self, rounds: int) -> float:
         widths = {width: torch.randn(1, self._rows, width, dtype=self._model.dtype) for width in self._widths()}

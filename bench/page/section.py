@@ -71,7 +71,11 @@ class Section:
 
 
 def usual_command(name: str) -> str:
-    return f"python bench/{name}.py --json bench/results/{name}.json"
+    """That which makes ``name``.json: the script, or script-option."""
+    script, *options = name.split("-")
+    return " ".join(
+        ["python", f"bench/{script}.py", *(f"--{one}" for one in options), f"--json bench/results/{name}.json"]
+    )
 
 
 def pairs(values: dict[str, Any]) -> str:

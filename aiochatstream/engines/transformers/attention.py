@@ -2,12 +2,14 @@
 
 A step's tokens stand one after another in a batch of one, whatever row they belong to, so that the model's linear
 layers see no padding but what makes the step's size a usual one. Registered with transformers as an attention function,
-which is told the step by a keyword argument of ``model(...)`` and finds each row's keys and values in the slot cache.
+which ``model(..., packed=True)`` asks for; it finds each row's keys and values in the slot cache of the thread's step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -19,14 +21,18 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from aiochatstream.engines.transformers.native import DTYPES, decode_attention
+from aiochatstream.engines.transformers.operations import register
+from aiochatstream.engines.transformers.transfer import tensor
+
 NAME = "aiochatstream"
 
 CALL_COST = 512
 """Cached tokens that can be attended in the time that one more call of the kernels takes."""
 
-TILE = 128
-"""New tokens of a piece that attend together: none looks further ahead than the last of them, and what they compute
-stays in the processor's cache."""
+TILE, WIDE_TILE = 128, 512
+"""New tokens of a piece that attend together, on a CPU and elsewhere: none looks further ahead than the last of them,
+and what they compute stays in the processor's cache, or takes little memory."""
 
 ROUND_TOKENS, ROUND_SEEN = 16, 32
 """Steps of more tokens than the first have a multiple of it, and on a CPU, matrix products of attention see a multiple
@@ -55,8 +61,16 @@ class Piece:
 class SlotCache:
     """Keys and values of all rows, written in place: for each layer two tensors [rows, heads, length, head size]."""
 
-    def __init__(self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, length: int) -> None:
-        """:param like: keys and values of each layer, [1, heads, any, head size], for their shapes and dtypes."""
+    def __init__(
+        self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, length: int, *, native: bool = False
+    ) -> None:
+        """
+        :param like: keys and values of each layer, [1, heads, any, head size], for their shapes and dtypes.
+        :param native: rows that decode attend by a compiled function where there is one for what is in the cache.
+        """
+        self.native = native and all(
+            keys.device.type == "cpu" and keys.dtype in DTYPES and keys.shape == values.shape for keys, values in like
+        )
         self.layers = [
             tuple(one.new_zeros(rows, one.shape[1], length, one.shape[3]) for one in layer) for layer in like
         ]
@@ -139,14 +153,18 @@ class Step:
             ends.append(ends[-1] + len(piece.ids))
         size = ends[-1] if ends[-1] <= ROUND_TOKENS else rounded(ends[-1], ROUND_TOKENS)
         nothing = [0] * (size - ends[-1])
-        self.ids = self._tensor([id_ for piece in pieces for id_ in piece.ids] + nothing)[None]
-        self.positions = self._tensor([at for piece in pieces for at in range(piece.start, piece.end)] + nothing)[None]
-        self.last = self._tensor([end - 1 for end in ends[1:]])
+        self.ids = tensor([id_ for piece in pieces for id_ in piece.ids] + nothing, device)[None]
+        self.positions = tensor([at for piece in pieces for at in range(piece.start, piece.end)] + nothing, device)[
+            None
+        ]
+        self.last = tensor([end - 1 for end in ends[1:]], device)
         """Where each piece's last token stands."""
-        self._rows = self._tensor([piece.row for piece in pieces for _ in piece.ids])
-        self._parts = _neighbours(singles)
+        self._rows = tensor([piece.row for piece in pieces for _ in piece.ids], device)
+        self._decoding = len(singles)
+        self._parts = [] if cache.native else _neighbours(singles)
+        tile = TILE if device.type == "cpu" else WIDE_TILE
         for piece, begin in zip(pieces[len(singles) :], ends[len(singles) :], strict=False):
-            self._parts += _tiles(piece, begin, TILE if device.type == "cpu" else len(piece.ids), size - begin)
+            self._parts += _tiles(piece, begin, tile, size - begin)
         self._known_calls: dict[Any, list[_Call]] = {}
         self._places: dict[int, torch.Tensor] = {}
 
@@ -169,13 +187,19 @@ class Step:
         :returns: [tokens, heads, head size]
         """
         keys, values = self._cache.layers[layer]
-        self._write(keys, key)
-        self._write(values, value)
         groups = key.shape[0]
-        query = query.view(groups, -1, *query.shape[1:])  # heads that share keys and values stand together
-        each = query.shape[1]
+        each = query.shape[0] // groups
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         answers = []
+        if self._cache.native:
+            function = decode_attention(query.shape[-1], each, query.dtype)
+            where: Any = keys, values, self._rows, self.positions, self._decoding
+            attended = function(query, key, value, *where, scale=scale, window=window, softcap=softcap)
+            answers.append(attended.view(-1, groups, each, attended.shape[-1]))
+        else:
+            self._write(keys, key)
+            self._write(values, value)
+        query = query.view(groups, each, *query.shape[1:])  # heads that share keys and values stand together
         for call in self._calls(window, each, capped=softcap is not None):
             asked = query[:, :, call.tokens]
             asked = asked.flatten(1, 2)[None] if call.alone else asked.permute(2, 0, 1, 3)
@@ -189,7 +213,8 @@ class Step:
             answers.append(attended)
         if left := query.shape[2] - len(self._rows):
             answers.append(value.new_zeros(left, groups, each, value.shape[-1]))
-        return (torch.cat(answers) if len(answers) > 1 else answers[0]).flatten(1, 2)
+        together = torch.cat(answers) if len(answers) > 1 else answers[0]
+        return together.contiguous().flatten(1, 2)
 
     def _write(self, cached: torch.Tensor, new: torch.Tensor) -> None:
         """Put the keys, or values, of the new tokens where they belong."""
@@ -219,7 +244,7 @@ class Step:
         first = 0 if window is None else max(0, shortest - window)
         seen = slice(first - first % multiple, min(rounded(longest, multiple), self._cache.length))
         places = torch.arange(seen.start, seen.stop, device=self._device)
-        ends = self._tensor([*part.ends])[:, None]
+        ends = tensor(part.ends, self._device)[:, None]
         hidden = places >= ends
         if window is not None:
             hidden |= places < ends - window
@@ -257,10 +282,6 @@ class Step:
         torch.add(mask, products.view(scores.shape), out=scores)
         torch.softmax(weights, dim=-1, out=weights)
         return torch.bmm(weights, value).view(rows, heads, queries, -1)
-
-    def _tensor(self, numbers: list[int]) -> torch.Tensor:
-        made = torch.tensor(numbers, dtype=torch.long, pin_memory=self._device.type == "cuda")
-        return made.to(self._device, non_blocking=True)
 
 
 def _neighbours(singles: Sequence[Piece]) -> list[_Part]:
@@ -301,6 +322,50 @@ def rounded(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+class _Thread(threading.local):
+    step: Step | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def attending(step: Step) -> Iterator[None]:
+    """In this thread, ``model(..., packed=True)`` computes ``step``."""
+    _thread.step = step
+    try:
+        yield
+    finally:
+        _thread.step = None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layer: int,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """:meth:`Step.attend` of the thread's step, with a batch of one."""
+    step = _thread.step
+    if step is None:
+        raise RuntimeError("There is no step to compute in this thread.")
+    return step.attend(layer, query[0], key[0], value[0], scale=scale, window=window, softcap=softcap)[None]
+
+
+def _attend_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *options: Any) -> torch.Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+register(
+    "attend(Tensor query, Tensor key, Tensor value, int layer, float? scale, int? window, float? softcap) -> Tensor",
+    _attend,
+    _attend_shape,
+)
+
+
 def _function(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -308,14 +373,14 @@ def _function(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    step: Step | None = None,
+    packed: bool = False,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers' attention modules call. Without a step, someone else uses the model: its usual attention."""
-    if step is None:
+    """What transformers' attention modules call. If not packed, someone else uses the model: its usual attention."""
+    if not packed:
         others |= {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
         usual: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **others)
         return usual
@@ -324,8 +389,8 @@ def _function(
     if others.get("s_aux") is not None or others.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases")
     layer: Any = module.layer_idx
-    options: dict[str, Any] = {"scale": scaling, "window": sliding_window, "softcap": softcap}
-    return step.attend(layer, query[0], key[0], value[0], **options)[None], None
+    operation: Any = torch.ops.aiochatstream.attend
+    return operation(query, key, value, layer, scaling, sliding_window, softcap), None
 
 
 AttentionInterface.register(NAME, _function)

@@ -18,6 +18,7 @@ from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, Sl
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ class Batch:
         complete = [at for at, request in enumerate(requests) if request.computed == len(request.ids)]
         answering = [requests[at] for at in complete]
         if answering:
-            self._draw(answering, logits if len(complete) == len(pieces) else logits[complete])
+            self._draw(answering, logits if len(complete) == len(pieces) else logits[tensor(complete, self._device)])
         for request in self._rows:
             if request not in answering:
                 request.told.put(None)

@@ -8,7 +8,7 @@ import logging
 import sys
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from aiochatstream.engines.base import Delta, Engine, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.transformers import attention
 from aiochatstream.engines.transformers.alone import Alone
-from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step, attending
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.openmp import release_helpers
@@ -66,26 +66,53 @@ class CannotBatch(Exception):
 
 
 class PackedForward:
-    """Runs a model over a step. Apart from the engine, so that an engine that is dropped can go."""
+    """Runs a model over a step. Apart from the engine, so that an engine that is dropped can go.
 
-    def __init__(self, model: Any) -> None:
+    :param compiled: by torch.compile, at the first call; it takes the better part of a minute.
+    """
+
+    def __init__(self, model: Any, *, compiled: bool = False) -> None:
         self._model = model
         self._no_mask = torch.empty(1, 1, 1, 1, device=model.device)  # four dimensions: the model makes none of its own
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._compiled, self._compute = compiled, self._run
+        if compiled:
+            compile_: Any = torch.compile  # its types lag behind
+            self._compute = compile_(
+                self._run,
+                fullgraph=True,
+                dynamic=True,
+                isolate_recompiles=True,  # another engine's model is none of its business
+                options={"guard_filter_fn": _guards, "cpp_wrapper": model.device.type == "cpu"},
+            )
 
     def __call__(self, step: Step) -> torch.Tensor:
         """The logits [pieces, vocabulary] of the last token of each piece."""
-        options: dict[str, Any] = {"logits_to_keep": step.last} if self._keeps_logits else {}
+        inputs = [step.ids, step.positions, step.last]
+        if self._compiled:  # what is made for all sizes is for two or more
+            inputs = [one if one.shape[-1] > 1 else torch.cat((one, one), -1) for one in inputs]
+        with attending(step):
+            return self._compute(*inputs)[: len(step.last)]
+
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         output = self._model(
-            input_ids=step.ids,
-            position_ids=step.positions,
+            input_ids=ids,
+            position_ids=positions,
             attention_mask=self._no_mask,
             use_cache=False,
-            step=step,
-            **options,
+            packed=True,
+            **({"logits_to_keep": last} if self._keeps_logits else {}),
         )
-        logits: torch.Tensor = output.logits[0] if self._keeps_logits else output.logits[0, step.last]
+        logits: torch.Tensor = output.logits[0] if self._keeps_logits else output.logits[0, last]
         return logits
+
+
+def _guards(entries: Sequence[Any]) -> list[bool]:
+    """What a compiled model looks at to see whether it still fits: its inputs. The model itself does not change any
+    more, and to look at all of it takes as long as some of its layers."""
+    compiler: Any = torch.compiler  # it has no types
+    tensors = compiler.keep_tensor_guards_unsafe(entries)
+    return [kept or entry.guard_type == "SHAPE_ENV" for kept, entry in zip(tensors, entries, strict=True)]
 
 
 class TransformersEngine(Engine):
@@ -104,6 +131,9 @@ class TransformersEngine(Engine):
     :param max_step_ms: milliseconds that a step should take at most which reads a prompt while others wait for their
         next token. (It reads 16 tokens or more.)
         None: twice as long as a step that reads none, and longer where several wait for a first token.
+    :param compile: the model, by torch.compile, which joins the small operations between its linear layers, and on a
+        CPU the attention of rows that decode. Takes torch 2.13, a C++ compiler, and a minute at the first start; later
+        ones find what torch has kept.
     """
 
     def __init__(
@@ -116,6 +146,7 @@ class TransformersEngine(Engine):
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
         max_step_ms: float | None = None,
+        compile: bool = False,  # noqa: A002 - transformers' and torch's word for it
     ) -> None:
         for name, value in (("kv_cache_bytes", kv_cache_bytes), ("max_step_ms", max_step_ms)):
             if value is not None and not value > 0:
@@ -125,7 +156,7 @@ class TransformersEngine(Engine):
         self._model_source = model if is_loader(model) else lambda: model
         self._tokenizer_source = tokenizer if is_loader(tokenizer) else lambda: tokenizer
         self.loads_slowly = is_loader(model) or is_loader(tokenizer)
-        self._device, self._optimize = device, optimize
+        self._device, self._optimize, self._compile = device, optimize, compile
         self._kv_cache_bytes, self._prefix_cache_bytes = kv_cache_bytes, prefix_cache_bytes
         self._answers: Batch | Alone | None = None
         self._end: weakref.finalize[..., Any] | None = None
@@ -145,7 +176,8 @@ class TransformersEngine(Engine):
         try:
             self._answers = self._batch(slots, min(context_len, self.max_context_len or context_len))
         except CannotBatch as reason:
-            logger.warning("%s answers one request a step: %s.", type(model).__name__, reason)
+            kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
+            logger.warning("%s answers one request a step: %s.", kind, reason)
             self._answers = Alone(model, self.on_step)
         length = min(WARM_UP, min(context_len, self.max_context_len or context_len) - 2)
         if length > 0:  # the first passes of all are slow: let them be over before someone waits for one
@@ -221,6 +253,17 @@ class TransformersEngine(Engine):
             raise CannotBatch(f"its forward pass does not take packed rows ({error!r})") from error
         if self._optimize and device.type == "cpu":
             pack_linears(model)
+        if self._compile:
+            forward = PackedForward(model, compiled=True)
+            logger.info("Compiling %s", type(model).__name__)
+            try:
+                self._check(forward, SlotCache(like, 2, CHECK_TOKENS, native=True), expected)
+            except Exception as error:
+                reason = (str(error).strip() or repr(error)).splitlines()[0]
+                raise RuntimeError(
+                    f"compile: {type(model).__name__} cannot be compiled here ({reason}). "
+                    "It takes torch 2.13 and a C++ compiler, such as g++."
+                ) from error
         free = free_bytes(device)
         token_bytes = sum(one[0, :, 0].nbytes for layer in like for one in layer)
         allowed = int(free * CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
@@ -233,7 +276,7 @@ class TransformersEngine(Engine):
         if length < context_len:
             logger.warning("The context is %d tokens long, not %d: more does not fit into memory.", length, context_len)
             self.max_context_len = length
-        cache = SlotCache(like, rows, length)
+        cache = SlotCache(like, rows, length, native=self._compile)
         pool = PrefixPool(int(free * POOL_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes)
         batch = Batch(forward, cache, rows, pool, device, dtype, self.on_step, self._max_step)
         # also at the interpreter's end, which torch's threads do not survive

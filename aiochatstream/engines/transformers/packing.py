@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
+
+from aiochatstream.engines.transformers.operations import register
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that read the same input, one after another, in the models that have them."""
@@ -34,15 +38,41 @@ class PackedWeights:
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         self._bias = torch.cat(biases) if biases else None
         self._latest: tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None = None
+        self._number = next(_numbers)
+        _packed[self._number] = self
 
     def apply(self, inputs: torch.Tensor, index: int) -> torch.Tensor:
         """What the layer at ``index`` makes of ``inputs``."""
         latest = self._latest
         if latest is None or latest[0] is not inputs:
-            together = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+            if torch.compiler.is_compiling():  # which knows no weights in oneDNN's layout
+                together = torch.ops.aiochatstream.linear(inputs, self._number, sum(self.sizes))
+            else:
+                together = self.multiply(inputs)
             latest = inputs, torch.split_with_sizes(together, self.sizes, -1)
         self._latest = latest if index + 1 < len(self.sizes) else None
         return latest[1][index]
+
+    def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What all the layers make of ``inputs``, one after another."""
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        return product
+
+
+_numbers = count()
+_packed: WeakValueDictionary[int, PackedWeights] = WeakValueDictionary()
+
+
+def _linear(inputs: torch.Tensor, number: int, size: int) -> torch.Tensor:
+    """The numbered weights' :meth:`PackedWeights.multiply`; ``size`` is that of its last dimension."""
+    return _packed[number].multiply(inputs)
+
+
+register(
+    "linear(Tensor inputs, int number, int size) -> Tensor",
+    _linear,
+    lambda inputs, number, size: inputs.new_empty(*inputs.shape[:-1], size),
+)
 
 
 @torch.no_grad()

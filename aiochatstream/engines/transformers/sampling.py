@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.params import GenerationParams
 
 GREEDY_BELOW = 1e-4
@@ -51,20 +52,23 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
         penalty = sampler.params.repetition_penalty
         if penalty != 1:
             logits = logits.clone() if logits is given else logits
-            ids = torch.tensor(seen[row], device=logits.device)
+            ids = tensor(seen[row], logits.device)
             scores = logits[row, ids]
             logits[row, ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
     drawn = _likeliest(logits)
-    if bool(logits.gather(-1, drawn[:, None]).isnan().any()):
-        raise FloatingPointError("The model computed what is no number (NaN).")
+    broken = logits.gather(-1, drawn[:, None])[:, 0].isnan()
     for whole in (True, False):
         rows = [row for row, sampler in enumerate(samplers) if not sampler.greedy and sampler.whole is whole]
         if rows:
             chosen = [samplers[row] for row in rows]
             temperatures = _column([sampler.params.temperature for sampler in chosen], logits)
-            scores = logits[rows] / temperatures
-            drawn[rows] = _draw(scores.softmax(dim=-1), chosen) if whole else _draw_of_best(scores, chosen)
-    tokens: list[int] = drawn.tolist()
+            places = tensor(rows, logits.device)
+            scores = logits.index_select(0, places) / temperatures
+            drawn[places] = _draw(scores.softmax(dim=-1), chosen) if whole else _draw_of_best(scores, chosen)
+    tokens: list[int]
+    tokens, faults = torch.stack((drawn, broken.long())).tolist()  # all that is ever waited for
+    if any(faults):
+        raise FloatingPointError("The model computed what is no number (NaN).")
     for sampler in samplers:
         if not sampler.greedy:
             sampler.advance()
@@ -102,10 +106,10 @@ def _draw_of_best(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Te
 def _draw(weights: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     """For each row, the place in its weights [rows, places] that its next number falls on."""
     sums = weights.double().cumsum(dim=-1)
-    drawn = torch.tensor([[sampler.number] for sampler in samplers], dtype=torch.float64, device=weights.device)
+    drawn = tensor([sampler.number for sampler in samplers], weights.device, torch.double)[:, None]
     places = torch.searchsorted(sums, drawn * sums[:, -1:], right=True)
     return places[:, 0].clamp(max=weights.shape[-1] - 1)
 
 
 def _column(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None]
+    return tensor(numbers, like.device, like.dtype)[:, None]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -189,3 +190,31 @@ def test_logits_of_other_precisions_are_drawn_in_float32(dtype: torch.dtype) -> 
     logits = logits_of(100).to(dtype)
     one, other = (sampler_of(top_k=5, temperature=0.7) for _ in range(2))
     assert sample(logits, [one], [[0]]) == sample(logits.float(), [other], [[0]])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the processor wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.equal,
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_waited_for_but_the_tokens_themselves() -> None:
+    samplers = [
+        sampler_of(**params, top_p=1)
+        for params in ({"temperature": 0}, {"temperature": 0.9}, {"repetition_penalty": 1.2})
+    ]
+    with Waits() as waits:
+        sample(torch.randn(3, 50), samplers, [[1], [2, 3], [4]])
+    assert waits.count == 0
+    with waits:
+        bool(torch.ones(1).any())
+    assert waits.count > 0, "this test sees nothing"

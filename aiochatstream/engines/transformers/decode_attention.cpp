@@ -1,0 +1,127 @@
+// The slot cache's work in a step: new keys and values are written, and rows that decode attend, one new token each, to
+// all that the cache has of them.
+//
+// Compiled for a model's head size (SIZE), for how many query heads share keys and values (SHARING), and for its
+// numbers (BFLOAT16, or else float). All is computed in float.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef BFLOAT16
+using Number = std::uint16_t;
+#else
+using Number = float;
+#endif
+
+static constexpr int AHEAD = 32;  // tokens that are fetched before their turn: processors do not guess it by themselves
+static constexpr int LINE = 64 / sizeof(Number);  // numbers in a line of the processor's cache
+
+static inline float wide(Number number) {
+#ifdef BFLOAT16
+    const std::uint32_t bits = std::uint32_t(number) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+#else
+    return number;
+#endif
+}
+
+static inline Number narrow(float value) {
+#ifdef BFLOAT16
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return std::isnan(value) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to the nearest, ties to even
+#else
+    return value;
+#endif
+}
+
+// e to a power: a power of two by its bits, times a few terms of the series. Vectorised, unlike std::exp. NaN stays NaN.
+static inline float exponential(float power) {
+    const float within = std::min(88.0f, power > -87.0f ? power : -87.0f);
+    const float whole = std::nearbyint(within * 1.44269504f);
+    const float x = within - whole * 0.69314575f - whole * 1.42860677e-6f;
+    const float series = 1 + x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))));
+    const std::int32_t bits = (std::int32_t(whole) + 127) << 23;
+    float two;
+    std::memcpy(&two, &bits, sizeof two);
+    return std::isnan(power) ? power : two * series;
+}
+
+// Of a step's tokens, the first `decoding` attend. Token t is row rows[t]'s at positions[t].
+//
+// query [groups * SHARING, tokens, SIZE], key and value [groups, tokens, SIZE] have strides that are told, for a head and
+// for a token; so have keys and values [rows, groups, length, SIZE], which are the cache, for a row and for a group.
+// answer [decoding, groups * SHARING, SIZE]. Each token sees `window` others, itself included; 0 is all.
+extern "C" void attend(const Number* query, const Number* key, const Number* value, Number* keys, Number* values,
+                       Number* answer, const std::int64_t* rows, const std::int64_t* positions, std::int64_t tokens,
+                       std::int64_t decoding, std::int64_t groups, std::int64_t query_head, std::int64_t query_token,
+                       std::int64_t key_head, std::int64_t key_token, std::int64_t value_head, std::int64_t value_token,
+                       std::int64_t cache_row, std::int64_t cache_group, std::int64_t window, float scale,
+                       float softcap) {
+    for (std::int64_t token = 0; token < tokens; ++token)
+        for (std::int64_t group = 0; group < groups; ++group) {
+            const std::int64_t place = rows[token] * cache_row + group * cache_group + positions[token] * SIZE;
+            std::memcpy(keys + place, key + group * key_head + token * key_token, SIZE * sizeof(Number));
+            std::memcpy(values + place, value + group * value_head + token * value_token, SIZE * sizeof(Number));
+        }
+
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (std::int64_t token = 0; token < decoding; ++token)
+        for (std::int64_t group = 0; group < groups; ++group) {
+            const std::int64_t end = positions[token] + 1;
+            const std::int64_t begin = window ? std::max<std::int64_t>(0, end - window) : 0;
+            const std::int64_t seen = end - begin;
+            const std::int64_t place = rows[token] * cache_row + group * cache_group + begin * SIZE;
+            static thread_local std::vector<float> scores;
+            scores.resize(SHARING * seen);
+
+            float asked[SHARING][SIZE];
+            for (int head = 0; head < SHARING; ++head)
+                for (int at = 0; at < SIZE; ++at)
+                    asked[head][at] = scale * wide(query[(group * SHARING + head) * query_head + token * query_token + at]);
+
+            for (std::int64_t other = 0; other < seen; ++other) {
+                const Number* known = keys + place + other * SIZE;
+                for (int at = 0; at < SIZE; at += LINE) {
+                    __builtin_prefetch(known + AHEAD * SIZE + at);
+                    __builtin_prefetch(values + place + other * SIZE + at);
+                }
+                for (int head = 0; head < SHARING; ++head) {
+                    float product = 0;
+                    for (int at = 0; at < SIZE; ++at) product += asked[head][at] * wide(known[at]);
+                    scores[head * seen + other] = product;
+                }
+            }
+
+            float totals[SHARING];
+            for (int head = 0; head < SHARING; ++head) {
+                float* score = scores.data() + head * seen;
+                if (softcap > 0)
+                    for (std::int64_t other = 0; other < seen; ++other)  // the hyperbolic tangent
+                        score[other] = softcap * (1 - 2 / (exponential(2 / softcap * score[other]) + 1));
+                float most = score[0], total = 0;
+                for (std::int64_t other = 0; other < seen; ++other) most = std::max(most, score[other]);
+                for (std::int64_t other = 0; other < seen; ++other)
+                    total += score[other] = exponential(score[other] - most);
+                totals[head] = total;
+            }
+
+            float mixed[SHARING][SIZE] = {};
+            for (std::int64_t other = 0; other < seen; ++other) {
+                const Number* known = values + place + other * SIZE;
+                for (int head = 0; head < SHARING; ++head) {
+                    const float weight = scores[head * seen + other];
+                    for (int at = 0; at < SIZE; ++at) mixed[head][at] += weight * wide(known[at]);
+                }
+            }
+            for (int head = 0; head < SHARING; ++head)
+                for (int at = 0; at < SIZE; ++at)
+                    answer[((token * groups + group) * SHARING + head) * SIZE + at] =
+                        narrow(mixed[head][at] / totals[head]);
+        }
+}
