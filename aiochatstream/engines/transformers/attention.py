@@ -153,10 +153,9 @@ class Step:
             ends.append(ends[-1] + len(piece.ids))
         size = ends[-1] if ends[-1] <= ROUND_TOKENS else rounded(ends[-1], ROUND_TOKENS)
         nothing = [0] * (size - ends[-1])
-        self.ids = tensor([id_ for piece in pieces for id_ in piece.ids] + nothing, device)[None]
-        self.positions = tensor([at for piece in pieces for at in range(piece.start, piece.end)] + nothing, device)[
-            None
-        ]
+        ids = [id_ for piece in pieces for id_ in piece.ids]
+        places = [place for piece in pieces for place in range(piece.start, piece.end)]
+        self.ids, self.positions = (tensor(numbers + nothing, device)[None] for numbers in (ids, places))
         self.last = tensor([end - 1 for end in ends[1:]], device)
         """Where each piece's last token stands."""
         self._rows = tensor([piece.row for piece in pieces for _ in piece.ids], device)
@@ -192,7 +191,7 @@ class Step:
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         answers = []
         if self._cache.native:
-            function = decode_attention(query.shape[-1], each, query.dtype)
+            function = decode_attention(query.shape[-1], each, keys.dtype)
             where: Any = keys, values, self._rows, self.positions, self._decoding
             attended = function(query, key, value, *where, scale=scale, window=window, softcap=softcap)
             answers.append(attended.view(-1, groups, each, attended.shape[-1]))

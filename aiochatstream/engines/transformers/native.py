@@ -61,7 +61,12 @@ class DecodeAttention:
         :param decoding: so many tokens attend, the first ones.
         :param window: each sees so many, itself included; None is all.
         :returns: [decoding, heads, head size]
+
+        Raises TypeError where numbers are not all of one kind.
         """
+        if not query.dtype == key.dtype == value.dtype == keys.dtype:
+            raise TypeError(f"{query.dtype} asks for {key.dtype} and {value.dtype}, and the cache has {keys.dtype}")
+        query, key, value = (one if one.stride(2) == 1 else one.contiguous() for one in (query, key, value))
         answer = query.new_empty(decoding, query.shape[0], query.shape[2])
         self._function(
             *(one.data_ptr() for one in (query, key, value, keys, values, answer, rows, positions)),

@@ -112,6 +112,17 @@ def test_what_is_no_number_in_one_row_stays_there_and_is_told() -> None:
     assert found[[0, 2]].isfinite().all()
 
 
+def test_heads_whose_numbers_are_not_neighbours_are_read_right_and_other_numbers_not_at_all() -> None:
+    new = new_tokens(2, torch.float32)
+    found = []
+    for tokens in (new, [one.transpose(1, 2).contiguous().transpose(1, 2) for one in new]):
+        step = Step(cache_of(torch.float32), [Piece(row, 9, [1]) for row in range(2)], CPU, torch.float32)
+        found.append(step.attend(0, *tokens, scale=None, window=None, softcap=None))
+    assert torch.equal(*found)
+    with pytest.raises(TypeError, match=r"float64 .*float32"):
+        step.attend(0, new[0].double(), *new[1:], scale=None, window=None, softcap=None)
+
+
 def test_where_it_cannot_compute_what_is_cached_torch_does() -> None:
     for keys, values in (
         (torch.zeros(1, 1, 1, 8, dtype=torch.float16), torch.zeros(1, 1, 1, 8, dtype=torch.float16)),
