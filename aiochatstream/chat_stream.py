@@ -149,14 +149,13 @@ class ChatStream:
             },
         )
         self.context_len = context_len or DEFAULT_CONTEXT_LEN
-        self.engine = _engine(engine, model, tokenizer, device)
-        limited = context_len is not None or not isinstance(self.engine, FunctionEngine)
-        if limited and self.context_len <= max_new_tokens:
+        if self.context_len <= max_new_tokens and (engine is None or context_len is not None):
             raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {self.context_len}.")
         self.name = name
         self.state: State = "starting"
         self.admission = Admission(num_of_concurrent_executions, max_queue_size)
         self.presence = Presence()
+        self.engine = _engine(engine, model, tokenizer, device)
         self._chat_prompt_clazz = chat_prompt_clazz
         self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
         self._store = conversation_store

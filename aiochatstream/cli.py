@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp_session
 from aiohttp import web
@@ -64,10 +65,13 @@ def serve(options: argparse.Namespace) -> int:
     device = loading.choose_device(options.device)
     dtype = loading.choose_dtype(options.dtype, device)
     model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
+    made: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
+    if options.compile:
+        made = {"engine": TransformersEngine(model, tokenizer, compile=True)}
     chat_stream = ChatStream(
         num_of_concurrent_executions=options.concurrency,
         max_queue_size=options.queue,
-        engine=TransformersEngine(model, tokenizer, compile=options.compile),
+        **made,
         max_new_tokens=options.max_new_tokens,
         context_len=options.context_len,
         temperature=options.temperature,
@@ -204,7 +208,11 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where the model runs")
     add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="what it computes in")
-    add("--compile", action="store_true", help="compile the model: quicker answers, a start of a minute")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the model (Linux, g++): quicker answers, a first start of a minute",
+    )
     add("--concurrency", type=int, default=2, metavar="N", help="answers that are generated at the same time")
     add("--queue", type=int, default=5, metavar="N", help="requests that wait beyond that; the next one gets 503")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")

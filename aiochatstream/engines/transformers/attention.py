@@ -69,7 +69,8 @@ class SlotCache:
         :param native: rows that decode attend by a compiled function where there is one for what is in the cache.
         """
         self.native = native and all(
-            keys.device.type == "cpu" and keys.dtype in DTYPES and keys.shape == values.shape for keys, values in like
+            keys.device.type == "cpu" and keys.dtype == values.dtype in DTYPES and keys.shape == values.shape
+            for keys, values in like
         )
         self.layers = [
             tuple(one.new_zeros(rows, one.shape[1], length, one.shape[3]) for one in layer) for layer in like
@@ -96,8 +97,11 @@ class SlotCache:
                 one[to, :, :length] = one[row, :, :length]
 
     def take(self, row: int, length: int) -> list[tuple[torch.Tensor, ...]]:
-        """A copy of a row's first ``length`` tokens."""
-        return [tuple(one[row, :, :length].clone() for one in layer) for layer in self.layers]
+        """A copy of a row's first ``length`` tokens, all in one piece of memory: many small ones would leave gaps."""
+        parts = [one[row, :, :length] for layer in self.layers for one in layer]
+        copied = torch.split_with_sizes(torch.cat([part.reshape(-1) for part in parts]), [p.numel() for p in parts])
+        whole = iter(one.view(part.shape) for one, part in zip(copied, parts, strict=True))
+        return [tuple(next(whole) for _ in layer) for layer in self.layers]
 
     def clear(self, row: int) -> None:
         """Forget all of a row."""

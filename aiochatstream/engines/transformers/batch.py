@@ -350,4 +350,5 @@ class Batch:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """On a CPU, torch has no class for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "aoti_torch_empty")  # torch, and what it has compiled
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)

@@ -58,7 +58,7 @@ static inline float exponential(float power) {
 // for a token; so have keys and values [rows, groups, length, SIZE], which are the cache, for a row and for a group.
 // answer [decoding, groups * SHARING, SIZE]. Each token sees `window` others, itself included; 0 is all.
 extern "C" void attend(const Number* query, const Number* key, const Number* value, Number* keys, Number* values,
-                       Number* answer, const std::int64_t* rows, const std::int64_t* positions, std::int64_t tokens,
+                       Number* answer, const std::int64_t* rows, const std::int64_t* positions, std::int64_t threads, std::int64_t tokens,
                        std::int64_t decoding, std::int64_t groups, std::int64_t query_head, std::int64_t query_token,
                        std::int64_t key_head, std::int64_t key_token, std::int64_t value_head, std::int64_t value_token,
                        std::int64_t cache_row, std::int64_t cache_group, std::int64_t window, float scale,
@@ -70,7 +70,7 @@ extern "C" void attend(const Number* query, const Number* key, const Number* val
             std::memcpy(values + place, value + group * value_head + token * value_token, SIZE * sizeof(Number));
         }
 
-#pragma omp parallel for collapse(2) schedule(dynamic)
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (std::int64_t token = 0; token < decoding; ++token)
         for (std::int64_t group = 0; group < groups; ++group) {
             const std::int64_t end = positions[token] + 1;

@@ -26,6 +26,7 @@ from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step,
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.openmp import release_helpers
+from aiochatstream.engines.transformers.operations import own_errors
 from aiochatstream.engines.transformers.packing import pack_linears
 from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.params import GenerationParams
@@ -46,6 +47,8 @@ same has errors of its own, about a tenth; what is really different is as far aw
 CHECK_TOLERANCE_HALF = 0.5
 WARM_UP = 40
 """Tokens."""
+
+COMPILING_TAKES = "It takes torch 2.13 and, on a CPU, Linux with g++ and Python's headers."
 
 LEAST_CONTEXT = 16
 """Tokens of a row. A cache with less is refused."""
@@ -91,7 +94,7 @@ class PackedForward:
         inputs = [step.ids, step.positions, step.last]
         if self._compiled:  # what is made for all sizes is for two or more
             inputs = [one if one.shape[-1] > 1 else torch.cat((one, one), -1) for one in inputs]
-        with attending(step):
+        with own_errors(), attending(step):
             return self._compute(*inputs)[: len(step.last)]
 
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -108,8 +111,8 @@ class PackedForward:
 
 
 def _guards(entries: Sequence[Any]) -> list[bool]:
-    """What a compiled model looks at to see whether it still fits: its inputs. The model itself does not change any
-    more, and to look at all of it takes as long as some of its layers."""
+    """What a compiled model looks at to see whether it still fits: its inputs. The model and torch's settings do not
+    change any more, and to look at all of them takes as long as some of the layers."""
     compiler: Any = torch.compiler  # it has no types
     tensors = compiler.keep_tensor_guards_unsafe(entries)
     return [kept or entry.guard_type == "SHAPE_ENV" for kept, entry in zip(tensors, entries, strict=True)]
@@ -132,8 +135,8 @@ class TransformersEngine(Engine):
         next token. (It reads 16 tokens or more.)
         None: twice as long as a step that reads none, and longer where several wait for a first token.
     :param compile: the model, by torch.compile, which joins the small operations between its linear layers, and on a
-        CPU the attention of rows that decode. Takes torch 2.13, a C++ compiler, and a minute at the first start; later
-        ones find what torch has kept.
+        CPU the attention of rows that decode. Takes torch 2.13, on a CPU Linux with g++ and Python's headers, and a
+        minute at the first start; later ones find what torch has kept in its cache folder (TORCHINDUCTOR_CACHE_DIR).
     """
 
     def __init__(
@@ -254,15 +257,15 @@ class TransformersEngine(Engine):
         if self._optimize and device.type == "cpu":
             pack_linears(model)
         if self._compile:
-            forward = PackedForward(model, compiled=True)
             logger.info("Compiling %s", type(model).__name__)
             try:
+                forward = PackedForward(model, compiled=True)
                 self._check(forward, SlotCache(like, 2, CHECK_TOKENS, native=True), expected)
             except Exception as error:
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
+                needs = "" if isinstance(error, CannotBatch) else f" {COMPILING_TAKES}"
                 raise RuntimeError(
-                    f"compile: {type(model).__name__} cannot be compiled here ({reason}). "
-                    "It takes torch 2.13 and a C++ compiler, such as g++."
+                    f"compile: {type(model).__name__} cannot be compiled here ({reason}).{needs}"
                 ) from error
         free = free_bytes(device)
         token_bytes = sum(one[0, :, 0].nbytes for layer in like for one in layer)

@@ -22,14 +22,13 @@ DTYPES = {torch.bfloat16: ["-DBFLOAT16"], torch.float32: []}
 """What it computes, and how the compiler is told."""
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"]
 """Sums may be taken in any order; what is no number stays none."""
-ARGUMENTS = [*[c_void_p] * 8, *[c_int64] * 12, *[c_float] * 2]
+ARGUMENTS = [*[c_void_p] * 8, *[c_int64] * 13, *[c_float] * 2]
 
 
 class DecodeAttention:
     """Writes new keys and values into the cache, and attends for rows that decode; see decode_attention.cpp.
 
-    Its threads are torch's: those of the OpenMP that torch has loaded. Raises OSError or
-    subprocess.CalledProcessError without a compiler that can.
+    Its threads are torch's: those of the OpenMP that torch has loaded. Raises OSError without a compiler that can.
 
     :param size: of a head.
     :param sharing: so many query heads share keys and values.
@@ -70,7 +69,13 @@ class DecodeAttention:
         answer = query.new_empty(decoding, query.shape[0], query.shape[2])
         self._function(
             *(one.data_ptr() for one in (query, key, value, keys, values, answer, rows, positions)),
-            *(len(rows), decoding, len(key), *(stride for one in (query, key, value) for stride in one.stride()[:2])),
+            *(
+                torch.get_num_threads(),
+                len(rows),
+                decoding,
+                len(key),
+                *(stride for one in (query, key, value) for stride in one.stride()[:2]),
+            ),
             *(*keys.stride()[:2], window or 0, scale, softcap or 0.0),
         )
         return answer
@@ -80,7 +85,7 @@ decode_attention = functools.cache(DecodeAttention)
 
 
 def _compiled(macros: list[str]) -> Callable[..., None]:
-    compiler = os.environ.get("CXX", "c++")
+    compiler = os.environ.get("CXX") or "g++"
     with tempfile.TemporaryDirectory() as scratch:
         made, library = str(Path(scratch) / "made.o"), str(Path(scratch) / "made.so")
         # linked apart, and so with no OpenMP of its own beside torch's
@@ -88,7 +93,9 @@ def _compiled(macros: list[str]) -> Callable[..., None]:
             [compiler, *FLAGS, *macros, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", made],
             [compiler, "-shared", made, "-o", library],
         ):
-            subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+            ran = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+            if ran.returncode:
+                raise OSError(ran.stderr.strip().partition("\n")[0] or f"{compiler} failed")
         function: Any = CDLL(library).attend
     function.argtypes, function.restype = ARGUMENTS, None
     typed: Callable[..., None] = function

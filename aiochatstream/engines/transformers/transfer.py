@@ -8,6 +8,6 @@ import torch
 
 
 def tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.long) -> torch.Tensor:
-    """A tensor of ``numbers`` on ``device``. A GPU gets them on its way, so that nobody waits for it."""
-    made = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
-    return made.to(device, non_blocking=True)
+    """A tensor of ``numbers`` on ``device``. CUDA fetches them by itself, so that nobody waits for it."""
+    cuda = device.type == "cuda"
+    return torch.tensor(numbers, dtype=dtype, pin_memory=cuda).to(device, non_blocking=cuda)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
 
-if shutil.which("c++") is None:
+if shutil.which("g++") is None:
     pytest.skip("a C++ compiler is missing: apt-get install g++", allow_module_level=True)
 
 ROWS, LENGTH, GROUPS, TIMES, SIZE = 4, 40, 2, 3, 16
