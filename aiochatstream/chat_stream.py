@@ -15,6 +15,7 @@ from aiohttp import web
 
 from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, FunctionEngine, Prompt, TextFunction
+from aiochatstream.engines.replacements import replaced
 from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, SessionsNotSetUp, Starting
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, WireFormat, validated
@@ -255,15 +256,16 @@ class ChatStream:
                 ticket.release()
             self._turns.give_up(user.id, name)
             raise
+        answer = functools.partial(self.engine.generate, made, params)
+        if pairs := prompt.get_replacement_when_output():
+            answer = functools.partial(replaced, answer, pairs)
         job = Job(
             before=before,
             base=prompt.conversation,
             user_text=prompt.message,
             prompt_tokens=len(made.token_ids),
             ticket=ticket,
-            generate=functools.partial(
-                DeltaStream, self._threads, functools.partial(self.engine.generate, made, params)
-            ),
+            generate=functools.partial(DeltaStream, self._threads, answer),
             on_gap=self.metrics.gap,
             save=functools.partial(user.save, name, expected_number=loaded.number),
             retry_after=self.admission.retry_after,

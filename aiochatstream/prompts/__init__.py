@@ -3,5 +3,34 @@
 from aiochatstream.prompts.base import AbstractChatPrompt, Content
 from aiochatstream.prompts.chat_template import ChatPrompt
 from aiochatstream.prompts.context import fit
+from aiochatstream.prompts.presets import (
+    ChatPromptCyberAgentOpenCalm,
+    ChatPromptDatabricksDolly,
+    ChatPromptLineCorpJpLargeLmInstSft,
+    ChatPromptMatsuoLabJpGptNeoxInstSft,
+    ChatPromptMetaLlamaLlama2Chat,
+    ChatPromptMosaicmlMptChat,
+    ChatPromptOpenlmrOpenLlama,
+    ChatPromptRinnaJpGptNeoxInstSft,
+    ChatPromptStabilityAiJpGptNeoxInstSft,
+    ChatPromptStockmarkGptNeoxJp,
+    ChatPromptTogetherRedPajamaINCITEChat,
+)
 
-__all__ = ["AbstractChatPrompt", "ChatPrompt", "Content", "fit"]
+__all__ = [
+    "AbstractChatPrompt",
+    "ChatPrompt",
+    "ChatPromptCyberAgentOpenCalm",
+    "ChatPromptDatabricksDolly",
+    "ChatPromptLineCorpJpLargeLmInstSft",
+    "ChatPromptMatsuoLabJpGptNeoxInstSft",
+    "ChatPromptMetaLlamaLlama2Chat",
+    "ChatPromptMosaicmlMptChat",
+    "ChatPromptOpenlmrOpenLlama",
+    "ChatPromptRinnaJpGptNeoxInstSft",
+    "ChatPromptStabilityAiJpGptNeoxInstSft",
+    "ChatPromptStockmarkGptNeoxJp",
+    "ChatPromptTogetherRedPajamaINCITEChat",
+    "Content",
+    "fit",
+]

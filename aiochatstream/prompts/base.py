@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -35,50 +36,105 @@ class AbstractChatPrompt(ABC):
     message and the model's tokenizer (None with an engine that has none).
     """
 
+    system: str = ""
+    """What the model is told before the conversation."""
+
+    requester: str = "user"
+    """The name of the one who asks."""
+
+    responder: str = "assistant"
+    """The name of the one who answers."""
+
+    chat_mode_enabled: bool = True
+    """False for models that know single questions only: of the conversation, they are told the newest message."""
+
+    add_special_tokens: bool = True
+    """Whether the tokenizer adds its special tokens (a BOS, mostly) to the text."""
+
     def __init__(self) -> None:
-        self.system = ""
-        self.requester = "user"
-        self.responder = "assistant"
         self.conversation = Conversation()
         self.message = ""
         self.tokenizer: Any = None
+        self._examples: list[tuple[str, str]] = []
+        self.build_initial_prompt()
 
     def set_system(self, text: str) -> None:
-        """What the model is told before the conversation."""
+        """Set :attr:`system`."""
         self.system = text
 
     def set_requester(self, name: str) -> None:
-        """The name of the one who asks."""
+        """Set :attr:`requester`."""
         self.requester = name
 
     def set_responder(self, name: str) -> None:
-        """The name of the one who answers."""
+        """Set :attr:`responder`."""
         self.responder = name
+
+    def set_chat_mode_enabled(self, enabled: bool) -> None:
+        """Set :attr:`chat_mode_enabled`."""
+        self.chat_mode_enabled = enabled
+
+    def build_initial_prompt(self) -> None:  # noqa: B027  a hook that may stay empty
+        """Override it to tell the model something before every conversation: with :meth:`set_system` a text, with
+        :meth:`add_example` turns that show how to answer. Called once for each object, by its constructor.
+        """
+
+    def add_example(self, user: str, answer: str) -> None:
+        """A turn that is told before the conversation. It stays when the conversation is cut to fit the context."""
+        self._examples.append((user, answer))
 
     def get_contents(self) -> list[Content]:
         """The messages that fit the context, oldest first; the last one is the open answer."""
         contents = []
-        for turn in self.conversation.turns[self.conversation.first :]:
-            contents += [Content(self.requester, turn.user), Content(self.responder, turn.answer)]
-        return [*contents, Content(self.requester, self.message), Content(self.responder, None)]
+        for user, answer in self._past():
+            contents += [Content(self.requester, user), Content(self.responder, answer)]
+        return [*contents, Content(self.requester, self.replace_input(self.message)), Content(self.responder, None)]
 
     def get_messages(self) -> list[dict[str, str]]:
         """The same as chat messages: dicts of role (system, user, assistant) and content, the newest last."""
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in self.conversation.turns[self.conversation.first :]:
-            messages.append({"role": "user", "content": turn.user})
-            messages.append({"role": "assistant", "content": turn.answer})
-        return [*messages, {"role": "user", "content": self.message}]
+        messages = [{"role": "system", "content": self.replace_input(self.system)}] if self.system else []
+        for user, answer in self._past():
+            messages.append({"role": "user", "content": user})
+            messages.append({"role": "assistant", "content": answer})
+        return [*messages, {"role": "user", "content": self.replace_input(self.message)}]
 
     def get_stop_strs(self) -> list[str]:
         """Strings that end the answer and are not shown, for models that go on to write the user's part."""
         return []
+
+    def get_replacement_when_input(self) -> list[tuple[str, str]]:
+        """Pairs (from, to): what the model writes otherwise than people do, in all that it is told.
+
+        Of two that begin at the same place, the first of the list holds; what was put in is not replaced again.
+        """
+        return []
+
+    def get_replacement_when_output(self) -> list[tuple[str, str]]:
+        """Pairs (from, to): the way back, for what the model writes."""
+        return []
+
+    def replace_input(self, text: str) -> str:
+        """``text`` with the replacements of :meth:`get_replacement_when_input`."""
+        pairs = self.get_replacement_when_input()
+        if not pairs:
+            return text
+        new = dict(reversed(pairs))  # the first of equals is to hold
+        return re.sub("|".join(re.escape(old) for old, _ in pairs), lambda match: new[match[0]], text)
 
     @abstractmethod
     def create_prompt(self) -> str:
         """The text that the model is to continue."""
 
     def encode(self) -> list[int]:
-        """The token ids of :meth:`create_prompt`, with the special tokens that the tokenizer itself adds."""
-        ids: list[int] = self.tokenizer(self.create_prompt())["input_ids"]
+        """The token ids of :meth:`create_prompt`; see :attr:`add_special_tokens`."""
+        ids: list[int] = self.tokenizer(self.create_prompt(), add_special_tokens=self.add_special_tokens)["input_ids"]
         return ids
+
+    def _past(self) -> list[tuple[str, str]]:
+        """The examples and the turns that the model is told, as (user message, answer).
+
+        Answers get the input replacements, too: the history holds them as people read them.
+        """
+        turns = self.conversation.turns[self.conversation.first :] if self.chat_mode_enabled else ()
+        past = [*self._examples, *((turn.user, turn.answer) for turn in turns)]
+        return [(self.replace_input(user), self.replace_input(answer)) for user, answer in past]

@@ -361,3 +361,22 @@ async def test_a_whole_answer_is_kept_even_if_the_engine_then_fails_to_clean_up(
     client = client_of(await start(ChatStream(engine=Untidy())))
     assert (await client.say("hi"))["finish_reason"] == "stop"
     assert await client.texts() == ["hi", "whole"]
+
+
+async def test_what_the_prompt_class_replaces_is_shown_and_kept_replaced_also_across_chunks_and_at_the_end(
+    start: Any, client_of: Any
+) -> None:
+    class Lines(AbstractChatPrompt):
+        def create_prompt(self) -> str:
+            return self.message
+
+        def get_replacement_when_output(self) -> list[tuple[str, str]]:
+            return [("<NL>", "\n")]
+
+    def pieces(messages: list[dict[str, str]], params: GenerationParams) -> Any:
+        yield from ("one<", "NL>two", "<N", "L>", "<NL")
+
+    client = client_of(await start(ChatStream(engine=pieces, chat_prompt_clazz=Lines)))
+    said = await client.say("hello")
+    assert said["text"] == "one\ntwo\n<NL"
+    assert await client.texts() == ["hello", "one\ntwo\n<NL"]

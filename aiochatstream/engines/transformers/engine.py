@@ -173,6 +173,8 @@ class TransformersEngine(Engine):
             model = model.to(self._device)
         self._model = model.eval()
         self._eos_ids = self._find_eos_ids()
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        self._special_ids = {str(token): id_ for id_, token in added.items() if token.special}
         self._vocabulary = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
         text_config = model.config.get_text_config(decoder=True)
         self.max_context_len = getattr(text_config, "max_position_embeddings", None)
@@ -214,6 +216,7 @@ class TransformersEngine(Engine):
             raise ValueError(f"Token {max(prompt.token_ids)} is none of the model's {self._vocabulary}.")
         detokenize = detokenizer(self.tokenizer)
         stops = StopStrings(params.stop)
+        stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}  # they have no text
         answer = self._answers.answer(prompt.token_ids, params)
         left = params.max_new_tokens
         reused = 0
@@ -226,7 +229,7 @@ class TransformersEngine(Engine):
                     yield Delta()
                     continue
                 left -= 1
-                if token_id in self._eos_ids and not params.ignore_eos:
+                if token_id in stop_ids or (token_id in self._eos_ids and not params.ignore_eos):
                     yield Delta(stops.rest(), (token_id,), "stop")
                     return
                 text, stopped = stops.push(detokenize(token_id))

@@ -484,6 +484,21 @@ def test_an_end_of_sentence_id_ends_the_answer_wherever_it_is_told(place: str) -
     assert [delta.finish_reason for delta in regardless if delta.finish_reason] == ["length"]
 
 
+def test_a_stop_string_that_is_a_special_token_ends_the_answer_too() -> None:
+    model, tokenizer = tiny(), ByT5Tokenizer()
+    ids = some_ids(9)
+    whole = reference(model, ids, 20)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    end = whole[6]
+    tokenizer._added_tokens_decoder[end] = tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    engine = loaded(model, tokenizer)
+    expected = whole[: whole.index(end) + 1]
+    deltas = deltas_of(engine, ids, max_new_tokens=20, stop=("never", "<|im_end|>"), ignore_eos=True)
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == expected
+    assert deltas[-1].finish_reason == "stop"
+    engine.close()
+
+
 @pytest.fixture(scope="module")
 def counted(real_engine: TransformersEngine, tokenizer: Any) -> tuple[list[int], list[Delta]]:
     """A question, and the deltas of its answer, 12 tokens."""

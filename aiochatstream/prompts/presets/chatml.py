@@ -1,0 +1,20 @@
+"""Models that take ChatML."""
+
+from __future__ import annotations
+
+from aiochatstream.prompts.base import AbstractChatPrompt
+
+
+class ChatPromptMosaicmlMptChat(AbstractChatPrompt):
+    """MPT-chat by MosaicML: ChatML, which the model was tuned on, and no ``<human>:`` and ``<bot>:``."""
+
+    def create_prompt(self) -> str:
+        """Each message between ``<|im_start|>`` and ``<|im_end|>``, up to the open answer."""
+        text = f"<|im_start|>system\n{self.replace_input(self.system)}<|im_end|>\n" if self.system else ""
+        for role, message in self.get_contents():
+            text += f"<|im_start|>{role}\n" + ("" if message is None else f"{message}<|im_end|>\n")
+        return text
+
+    def get_stop_strs(self) -> list[str]:
+        """The end of a message, and the text of the EOS."""
+        return ["<|im_end|>", "<|endoftext|>"]
