@@ -21,10 +21,13 @@ bench: setup
 
 # takes long, and wants a machine that has nothing else to do
 bench-measure: setup
-	set -e; for script in compare overhead engine soak; do \
-		$(BIN)/python bench/$$script.py --json bench/results/$$script.json; \
-	done
+	$(BIN)/python bench/compare.py --rounds 2 --json bench/results/compare.json
+	$(BIN)/python bench/compare.py ours ours-compiled vllm --concurrency 1,4,8,16,32 --rounds 2 \
+		--json bench/results/compare-compile.json
+	$(BIN)/python bench/overhead.py --json bench/results/overhead.json
+	$(BIN)/python bench/engine.py --json bench/results/engine.json
 	$(BIN)/python bench/engine.py --compile --json bench/results/engine-compile.json
+	$(BIN)/python bench/soak.py --json bench/results/soak.json
 	$(BIN)/python bench/report.py
 
 setup: $(STAMP)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import OK, SCHEMA_VERSION, WRONG_USE
 from page import compare, engine, overhead, soak
-from page.section import Report, Section, usual_command
+from page.section import Report, Section
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,18 +19,21 @@ HEAD = """\
 
 Made by `make bench` from the JSON files in this folder; do not edit it. [How to read it](../README.md)."""
 
+FAST = "compare.py ours ours-compiled vllm --concurrency 1,4,8,16,32 --rounds 2"
+
 SECTIONS: dict[str, tuple[str, str, Callable[[Section, Report], None]]] = {
-    "compare": ("compare", compare.TITLE, compare.write),
-    "overhead": ("overhead", overhead.TITLE, overhead.write),
-    "engine": ("engine", engine.TITLE, engine.write),
-    "engine-compile": ("engine", f"{engine.TITLE}, compiled", engine.write),
-    "soak": ("soak", soak.TITLE, soak.write),
+    "compare": ("compare.py --rounds 2", compare.TITLE, compare.write),
+    "compare-compile": (FAST, f"{compare.TITLE}, compiled", compare.write),
+    "overhead": ("overhead.py", overhead.TITLE, overhead.write),
+    "engine": ("engine.py", engine.TITLE, engine.write),
+    "engine-compile": ("engine.py --compile", f"{engine.TITLE}, compiled", engine.write),
+    "soak": ("soak.py", soak.TITLE, soak.write),
 }
-"""By file: the script that wrote it, the title, and what writes the section."""
+"""By file: what makes it, the title, and what writes the section."""
 
 HELP = """\
-Reads the files of the other scripts (compare.json, overhead.json, engine.json, engine-compile.json, soak.json), as far
-as they are there, and writes README.md and its plots beside them. The same JSON gives the same page, byte by byte.
+Reads the JSON files of the other scripts in the folder, as far as they are there, and writes README.md and its plots
+beside them. The same JSON gives the same page, byte by byte.
 
 exit codes: 0 written; 2 wrong use, or a file that is not what its name says
 """
@@ -40,18 +43,18 @@ def files(folder: Path) -> dict[str, str]:
     """The page and its plots, by file name. Raises ValueError with one sentence for JSON that is not as it must be."""
     made: dict[str, str] = {}
     blocks = [HEAD]
-    for name, (script, title, write) in SECTIONS.items():
+    for name, (command, title, write) in SECTIONS.items():
         section = Section(name, title)
         file = folder / f"{name}.json"
         if file.exists():
-            report = read(file, f"aiochatstream-bench-{script}")
+            report = read(file, f"aiochatstream-bench-{command.partition('.')[0]}")
             try:
                 write(section, report)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise ValueError(f"{file} is not complete: {type(error).__name__}: {error}.") from error
         else:
             section.say("Not measured yet. This measures it:")
-            section.code(usual_command(name))
+            section.code(f"python bench/{command} --json bench/results/{name}.json")
         blocks.append(section.markdown)
         made |= section.pictures
     return {"README.md": "\n\n".join(blocks) + "\n", **made}

@@ -70,14 +70,6 @@ class Section:
         self.code(report["command"])
 
 
-def usual_command(name: str) -> str:
-    """That which makes ``name``.json: the script, or script-option."""
-    script, *options = name.split("-")
-    return " ".join(
-        ["python", f"bench/{script}.py", *(f"--{one}" for one in options), f"--json bench/results/{name}.json"]
-    )
-
-
 def pairs(values: dict[str, Any]) -> str:
     """Names and values in a line, but those that were not set."""
     told = [

@@ -368,10 +368,9 @@ def test_files_that_are_absent_are_told_with_the_command_that_measures_them(tmp_
     put(tmp_path, "soak", interrupted=True)
     assert report(tmp_path).returncode == 0
     page = (tmp_path / "README.md").read_text()
-    assert page.count("Not measured yet.") == 4
-    for name in ("compare", "overhead", "engine"):
-        assert f"python bench/{name}.py --json bench/results/{name}.json" in page
-    assert "python bench/engine.py --compile --json bench/results/engine-compile.json" in page
+    assert page.count("Not measured yet.") == 5
+    for command in ("compare.py --rounds 2", "overhead.py", "engine.py", "engine.py --compile"):
+        assert f"python bench/{command} --json bench/results/" in page
     assert "**Interrupted**" in page
 
 

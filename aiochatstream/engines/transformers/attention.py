@@ -155,7 +155,7 @@ class Step:
         ends = [0]
         for piece in pieces:
             ends.append(ends[-1] + len(piece.ids))
-        size = ends[-1] if ends[-1] <= ROUND_TOKENS else rounded(ends[-1], ROUND_TOKENS)
+        size = filled_up(ends[-1])
         nothing = [0] * (size - ends[-1])
         ids = [id_ for piece in pieces for id_ in piece.ids]
         places = [place for piece in pieces for place in range(piece.start, piece.end)]
@@ -318,6 +318,11 @@ def _tiles(piece: Piece, begin: int, size: int, room: int) -> list[_Part]:
         ends += [piece.end] * (min(rounded(count, ROUND_TOKENS), room - at) - count)
         parts.append(_Part(row, slice(begin + at, begin + at + count), tuple(ends)))
     return parts
+
+
+def filled_up(tokens: int) -> int:
+    """How many tokens a step computes that has so many."""
+    return tokens if tokens <= ROUND_TOKENS else rounded(tokens, ROUND_TOKENS)
 
 
 def rounded(number: int, multiple: int) -> int:

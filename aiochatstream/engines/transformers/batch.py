@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aiochatstream.engines.base import StepKind
-from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, SlotCache, Step
+from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, SlotCache, Step, filled_up, rounded
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.engines.transformers.sampling import Sampler, sample
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Forward = Callable[[Step], torch.Tensor]
 """Runs the model over a step; returns the logits [pieces, vocabulary] of each piece's last token."""
 
-PIECE_TOKENS = (16, 256)
+PIECE_TOKENS = (8, 256)
 """The least and the most tokens of prompts that one step reads. The most keeps a CPU busy: with more, those who come
 first would only wait longer."""
 
@@ -55,6 +55,11 @@ class Pace:
         self._known: dict[bool, tuple[float, float]] = {}
         self._per_token = 1e-9  # never 0, so that it can be divided by
 
+    @property
+    def known(self) -> bool:
+        """Whether both kinds of steps were seen."""
+        return len(self._known) == 2
+
     def learn(self, tokens: int, seconds: float, *, reading: bool) -> None:
         """A step took so long, which read a prompt or did not."""
         before_tokens, before_seconds = self._known.get(reading, (tokens, seconds))
@@ -62,7 +67,7 @@ class Pace:
             before_tokens + (tokens - before_tokens) * LEARNED,
             before_seconds + (seconds - before_seconds) * LEARNED,
         )
-        if len(self._known) == 2:
+        if self.known:
             (few, short), (many, long) = self._known[False], self._known[True]
             if many - few >= TELLING and long > short:
                 self._per_token = (long - short) / (many - few)
@@ -313,14 +318,17 @@ class Batch:
             return most
         undisturbed = self._pace.seconds(answering)
         longest = self._max_step or undisturbed * (1 + DISTURBED * waiting)
-        budget = int(min(self._pace.tokens(longest - undisturbed), most))
-        budget -= (answering + budget) % ROUND_TOKENS
-        return budget if budget >= least else least
+        tokens = answering + int(min(self._pace.tokens(longest - undisturbed), most))
+        tokens = max(tokens - tokens % ROUND_TOKENS, rounded(answering + least, ROUND_TOKENS))
+        return min(tokens - answering, most)
 
     def _learn(self, seconds: float, pieces: list[tuple[Request, Piece]]) -> None:
         tokens = sum(len(piece.ids) for _, piece in pieces)
+        computed = filled_up(tokens)
         self._on_step("prefill" if tokens > len(pieces) else "decode", seconds)
-        self._pace.learn(tokens, seconds, reading=tokens > len(pieces))
+        alone = all(len(piece.ids) > 1 for _, piece in pieces)
+        if not (alone and self._pace.known):  # nobody waits for such a step, and its tokens take less time each
+            self._pace.learn(computed, seconds, reading=tokens > len(pieces))
 
     def _draw(self, requests: list[Request], logits: torch.Tensor) -> None:
         """Draw the next token of each, and hand it over. A row that cannot be drawn fails alone."""

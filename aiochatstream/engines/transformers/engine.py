@@ -132,7 +132,7 @@ class TransformersEngine(Engine):
     :param prefix_cache_bytes: for what is kept of earlier prompts and answers; 0 keeps nothing. None: at most a
         quarter of the memory that is free at the start.
     :param max_step_ms: milliseconds that a step should take at most which reads a prompt while others wait for their
-        next token. (It reads 16 tokens or more.)
+        next token. (It reads 8 tokens or more.)
         None: twice as long as a step that reads none, and longer where several wait for a first token.
     :param compile: the model, by torch.compile, which joins the small operations between its linear layers, and on a
         CPU the attention of rows that decode. Takes torch 2.13, on a CPU Linux with g++ and Python's headers, and a

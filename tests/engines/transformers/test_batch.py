@@ -164,6 +164,7 @@ def test_a_long_prompt_is_read_in_pieces_beside_decoding_and_each_step_is_told_o
     made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIECE_TOKENS", (4, 7))
+    monkeypatch.setattr(module, "ROUND_TOKENS", 1)
     told: list[str] = []
     batch = made(held, rows=2, on_step=lambda kind, seconds: told.append(kind))
     decodes = Asked(batch, ids(2, 1), max_new_tokens=6)
