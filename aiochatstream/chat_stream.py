@@ -18,7 +18,7 @@ from aiochatstream.engines import DeltaStream, Engine, FunctionEngine, Prompt, T
 from aiochatstream.engines.replacements import replaced
 from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, SessionsNotSetUp, Starting
 from aiochatstream.metrics import Metrics
-from aiochatstream.params import GenerationParams, Limits, WireFormat, validated
+from aiochatstream.params import GenerationParams, Limits, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
 from aiochatstream.sessions import (
     SESSIONS_HINT,
@@ -32,6 +32,7 @@ from aiochatstream.sessions import (
 from aiochatstream.threads import in_daemon_thread
 from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, StopReason, Turns
 from aiochatstream.web import handlers
+from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.presence import Presence, comes_from_here
 
 if TYPE_CHECKING:
@@ -80,8 +81,11 @@ class ChatStream:
     :param write_timeout: seconds that a client may take nothing of a full buffer before it counts as gone.
     :param shutdown_timeout: seconds that running answers may go on at shutdown. Below gunicorn's graceful_timeout.
     :param max_request_bytes: longest request body; the app's ``client_max_size`` holds, too.
-    :param wire_format: ``text``, ``sse`` or ``json``, for clients whose Accept header does not choose.
-    :param overload_status: HTTP status of a full queue, 503 or 429.
+    :param wire_format: ``text``, ``sse``, ``json``, ``chatstream`` or ``chatstream-older``, for clients whose headers
+        do not choose.
+    :param overload_status: HTTP status of a full queue, 503 (the default) or 429.
+    :param too_many_request_as_http_error: chatstream's name, superseded by ``overload_status``: True is 429, False
+        changes nothing (a full queue is never a 200 here).
     :param conversation_store: where conversations are kept. None: in the cookie where the app's sessions are
         encrypted cookies, in the memory of this process otherwise.
     :param allow_metrics: says who may read /metrics; by default who asks from this machine, and not through a proxy.
@@ -113,7 +117,8 @@ class ChatStream:
         shutdown_timeout: float = 20.0,
         max_request_bytes: int = 1 << 20,
         wire_format: WireFormat = "text",
-        overload_status: int = 503,
+        overload_status: int | None = None,
+        too_many_request_as_http_error: bool = False,
         conversation_store: ConversationStore | None = None,
         allow_metrics: Callable[[web.Request], bool] = comes_from_here,
         name: str = "node:0",
@@ -135,7 +140,7 @@ class ChatStream:
                 "shutdown_timeout": shutdown_timeout,
                 "max_request_bytes": max_request_bytes,
                 "wire_format": wire_format,
-                "overload_status": overload_status,
+                "overload_status": choose_overload_status(overload_status, too_many_request_as_http_error),
             },
         )
         self.params = validated(
@@ -156,6 +161,7 @@ class ChatStream:
         self.state: State = "starting"
         self.admission = Admission(num_of_concurrent_executions, max_queue_size)
         self.presence = Presence()
+        self.completions = Completions()
         self.engine = _engine(engine, model, tokenizer, device)
         self._chat_prompt_clazz = chat_prompt_clazz
         self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
@@ -184,9 +190,22 @@ class ChatStream:
         """All endpoints, for ``app.add_routes``."""
         return handlers.routes(self)
 
-    async def handle_chat_stream_request(self, request: web.Request) -> web.StreamResponse:
-        """Answer ``POST /chat_stream``: what the route's handler of an app calls."""
-        return await handlers.chat_stream(self, request)
+    async def handle_chat_stream_request(
+        self,
+        request: web.Request,
+        request_body: dict[str, Any] | None = None,
+        callback: Callback | None = None,
+    ) -> web.StreamResponse:
+        """Answer ``POST /chat_stream``: what the route's handler of an app calls.
+
+        :param request_body: what the body says, from a handler that has read it; validated as the body itself would be.
+        :param callback: called as ``callback(request, message)``, once, when the request is over. The message is
+            ``success`` (also for an answer that was stopped on request), ``client_disconnected_before_streaming`` (no
+            text was sent), ``client_disconnected_while_streaming``, or begins with ``unknown_error_occurred`` and goes
+            on to say why, for refusals too. A plain function runs on the event loop and should be quick; a coroutine
+            function may take its time. What it raises is logged.
+        """
+        return await handlers.chat_stream(self, request, request_body, callback)
 
     async def wait_ready(self) -> None:
         """Return when the model is loaded. Raises what loading it raised."""
@@ -331,7 +350,7 @@ class ChatStream:
         else:
             await self._loading
         probe = asyncio.create_task(self.metrics.probe_lag())
-        async with self.presence:
+        async with self.completions, self.presence:
             yield
         probe.cancel()
         self._loading.cancel()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aiochatstream.errors import InvalidValue
 
-WireFormat = Literal["text", "sse", "json"]
+WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 
 STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -107,8 +107,25 @@ class Limits(BaseModel):
     write_timeout: Seconds
     shutdown_timeout: Seconds
     max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30, description="a number of bytes from 1024 to 2**30")]
-    wire_format: Annotated[WireFormat, Field(description="'text', 'sse' or 'json'")]
+    wire_format: Annotated[WireFormat, Field(description="'text', 'sse', 'json', 'chatstream' or 'chatstream-older'")]
     overload_status: Annotated[Literal[503, 429], Field(description="503 or 429")]
+
+
+def choose_overload_status(overload_status: int | None, too_many_request_as_http_error: bool) -> int:
+    """The status of a full queue, by our option and chatstream's. There, False means 200, which nothing here answers.
+
+    Raises ValueError where the two contradict each other.
+    """
+    if not isinstance(too_many_request_as_http_error, bool):
+        raise ValueError("too_many_request_as_http_error: must be true or false.")
+    if not too_many_request_as_http_error:
+        return 503 if overload_status is None else overload_status
+    if overload_status not in (None, 429):
+        raise ValueError(
+            f"too_many_request_as_http_error: means overload_status=429, but overload_status is {overload_status!r}; "
+            f"give one of the two."
+        )
+    return 429
 
 
 Model = TypeVar("Model", bound=BaseModel)

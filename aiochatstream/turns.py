@@ -141,6 +141,8 @@ class RunningTurn:
         self._first_text: float | None = None
         self._last_text: float | None = None
         self._completion_tokens = self._cached_tokens = 0
+        self.last: Ended | Failed | None = None
+        """How it ended; None until :attr:`ended`."""
         self._stop_reason: StopReason | None = None
         self._time_was_up = False
         self._finish_reason: FinishReason | None = None
@@ -231,8 +233,9 @@ class RunningTurn:
             logger.exception("The answer %s could not be kept", self.message_id)
             return Failed(EngineFailed(f"The answer could not be kept. (request {self.message_id})"))
 
-    def end(self, last: Event) -> None:
+    def end(self, last: Ended | Failed) -> None:
         """Tell of the end."""
+        self.last = last
         self.ended.set()
         self._tell(last)
 

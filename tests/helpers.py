@@ -56,7 +56,7 @@ async def running_server(
     client_max_size: int = 1 << 20,
 ) -> AsyncIterator[Server]:
     app = web.Application(client_max_size=client_max_size)
-    aiohttp_session.setup(app, storage or MemoryStorage())
+    aiohttp_session.setup(app, MemoryStorage() if storage is None else storage)
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
     runner = web.AppRunner(app, handler_cancellation=handler_cancellation, shutdown_timeout=1)

@@ -33,8 +33,14 @@ from tests.helpers import echo
         ({"write_timeout": 0}, "write_timeout"),
         ({"shutdown_timeout": float("nan")}, "shutdown_timeout"),
         ({"max_request_bytes": 10}, "max_request_bytes"),
-        ({"wire_format": "xml"}, "wire_format: must be 'text', 'sse' or 'json'"),
+        ({"wire_format": "xml"}, "wire_format: must be 'text', 'sse', 'json', 'chatstream' or 'chatstream-older'"),
         ({"overload_status": 200}, "overload_status: must be 503 or 429"),
+        ({"overload_status": 200, "too_many_request_as_http_error": False}, "overload_status: must be 503 or 429"),
+        ({"too_many_request_as_http_error": "yes"}, "too_many_request_as_http_error: must be true or false"),
+        (
+            {"too_many_request_as_http_error": True, "overload_status": 503},
+            "too_many_request_as_http_error: means overload_status=429, but overload_status is 503",
+        ),
     ],
 )
 def test_an_option_out_of_its_range_is_a_value_error_that_names_both(options: dict[str, Any], says: str) -> None:

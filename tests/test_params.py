@@ -58,7 +58,11 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "write_timeout": SECONDS,
     "shutdown_timeout": SECONDS,
     "max_request_bytes": ([1024, 1 << 30], [1023, (1 << 30) + 1, *NOT_WHOLE], "a number of bytes from 1024 to 2**30"),
-    "wire_format": (["text", "sse", "json"], ["TEXT", "", None], "'text', 'sse' or 'json'"),
+    "wire_format": (
+        ["text", "sse", "json", "chatstream", "chatstream-older"],
+        ["TEXT", "", None],
+        "'text', 'sse', 'json', 'chatstream' or 'chatstream-older'",
+    ),
     "overload_status": ([503, 429], [500, "503", None, True], "503 or 429"),
 }
 

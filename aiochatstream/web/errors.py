@@ -6,7 +6,7 @@ import functools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ServerHandler = Callable[["ChatStream", web.Request], Awaitable[web.StreamResponse]]
+P = ParamSpec("P")
+
+ServerHandler = Callable[Concatenate["ChatStream", web.Request, P], Awaitable[web.StreamResponse]]
 
 
 def error_body(error: ChatStreamError) -> dict[str, Any]:
@@ -36,21 +38,23 @@ def error_response(
     return json_response({**error_body(error), **(more or {})}, status=status, headers=headers)
 
 
-def answers_errors(handler: ServerHandler) -> ServerHandler:
+def answers_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
     """Answer what ``handler`` raises as JSON. An unexpected error is logged with an id that the client gets, too."""
     return _guarded(handler, lambda error: {})
 
 
-def answers_errors_as_chatstream(handler: ServerHandler) -> ServerHandler:
+def answers_errors_as_chatstream(handler: ServerHandler[P]) -> ServerHandler[P]:
     """The same, with the keys that chatstream's clients look for beside ours."""
     return _guarded(handler, lambda error: {"success": False, "message": error.detail})
 
 
-def _guarded(handler: ServerHandler, more: Callable[[ChatStreamError], dict[str, Any]]) -> ServerHandler:
+def _guarded(handler: ServerHandler[P], more: Callable[[ChatStreamError], dict[str, Any]]) -> ServerHandler[P]:
     @functools.wraps(handler)
-    async def guarded(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    async def guarded(
+        server: ChatStream, request: web.Request, /, *args: P.args, **kwargs: P.kwargs
+    ) -> web.StreamResponse:
         try:
-            return await handler(server, request)
+            return await handler(server, request, *args, **kwargs)
         except ChatStreamError as error:
             refusal = error
             if error.status == ChatStreamError.status:

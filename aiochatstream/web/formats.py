@@ -1,4 +1,4 @@
-"""How an answer is written down for the client: plain text, server-sent events or one JSON object.
+"""How an answer is written down for the client: plain text, server-sent events, one JSON object, or as chatstream did.
 
 Each format is a function of an :class:`Exchange` that consumes the turn's events and returns the response.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
+from aiochatstream.errors import BadRequest
 from aiochatstream.params import WireFormat
 from aiochatstream.sessions import UserSession
 from aiochatstream.turns import Ended, Event, Failed, Queued, RunningTurn, Started, Text, TimePassed
@@ -34,6 +35,28 @@ MEDIA_TYPES: dict[str, WireFormat] = {
     "text/event-stream": "sse",
     "application/json": "json",
 }
+
+WIRE_HEADER = "X-ChatStream-Wire"
+
+WIRES: dict[str, WireFormat] = {"cumulative-eos": "chatstream", "cumulative": "chatstream-older"}
+"""What the header may say. Both formats are text/plain, so ``Accept`` cannot tell them apart."""
+
+END_TOKEN = "<::EOS::>"  # noqa: S105 - no password
+UNLIKE_END_TOKEN = "<::EOS:: >"  # noqa: S105
+
+
+def wire_format_of(request: web.Request, default: WireFormat) -> WireFormat:
+    """The format that the request's headers choose; ``default`` where they do not.
+
+    Raises :class:`~aiochatstream.errors.BadRequest` for a wire header that says something unknown.
+    """
+    asked = request.headers.getall(WIRE_HEADER, None)
+    if asked is None:
+        return choose_format(request.headers.getall("Accept", []), default)
+    try:
+        return WIRES[", ".join(asked)]
+    except KeyError:
+        raise BadRequest(f"{WIRE_HEADER}: must be {' or '.join(map(repr, WIRES))}, or absent.") from None
 
 
 def choose_format(accept: Sequence[str], default: WireFormat) -> WireFormat:
@@ -113,6 +136,26 @@ class Exchange:
             await response.write_eof()
         return response
 
+    @contextmanager
+    def unbuffered(self) -> Iterator[None]:
+        """In this block, :meth:`taken` waits while the transport holds anything back, not only while it holds much."""
+        transport = self.request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("The client left before the headers.")
+        transport.set_write_buffer_limits(high=1, low=0)
+        try:
+            yield
+        finally:
+            if not transport.is_closing():  # the connection may serve more requests
+                transport.set_write_buffer_limits()
+
+    async def taken(self) -> None:
+        """Wait until what was written is on its way. Raises TimeoutError as :meth:`write`."""
+        transport = self.request.transport
+        if transport is not None and transport.get_write_buffer_size():
+            async with asyncio.timeout(self.write_timeout):
+                await self.request.writer.drain()
+
     def abort(self) -> None:
         """End the connection so that the client cannot take what it has for the whole answer.
 
@@ -140,6 +183,47 @@ async def write_text(exchange: Exchange) -> web.StreamResponse:
                 raise event.error
             exchange.abort()
             return exchange.response
+
+
+async def write_cumulative_eos(exchange: Exchange) -> web.StreamResponse:
+    """As chatstream: each chunk is the whole answer so far and the end token.
+
+    Where the answer itself says the token, a space goes before its ``>``: the client would take it for the end of a
+    chunk and lose what comes before it. So each chunk still begins with the one before; the history has the true text.
+    """
+    return await _write_cumulative(exchange, lambda text: text.replace(END_TOKEN, UNLIKE_END_TOKEN) + END_TOKEN)
+
+
+async def write_cumulative(exchange: Exchange) -> web.StreamResponse:
+    """As older versions of chatstream: each chunk is the whole answer so far, for clients that take a read for one."""
+    return await _write_cumulative(exchange, lambda text: text)
+
+
+async def _write_cumulative(exchange: Exchange, chunk: Callable[[str], str]) -> web.StreamResponse:
+    """Begins and ends as :func:`write_text`.
+
+    A chunk holds all that came before it, so one is enough for all text that gathered while the last one was being
+    taken: the bytes grow with the square of the answer's length only for a client that keeps up.
+    """
+    turn, heard, told = exchange.turn, 0, 0
+    with exchange.unbuffered():
+        while True:
+            event = await turn.next_event()
+            if isinstance(event, Text):
+                heard += len(event.text)
+                if heard > told:
+                    await exchange.open("text/plain")  # may wait for the session's storage: more gathers meanwhile
+                    whole = turn.text  # what the events that wait behind this one will tell is in it
+                    await exchange.write("text/plain", chunk(whole))
+                    told = len(whole)
+                    await exchange.taken()
+            elif isinstance(event, Ended):
+                return await exchange.finish("text/plain")
+            elif isinstance(event, Failed):
+                if exchange.response is None:
+                    raise event.error
+                exchange.abort()
+                return exchange.response
 
 
 async def write_sse(exchange: Exchange) -> web.StreamResponse:
@@ -194,4 +278,6 @@ WRITERS: dict[WireFormat, Callable[[Exchange], Awaitable[web.StreamResponse]]] =
     "text": write_text,
     "sse": write_sse,
     "json": write_json,
+    "chatstream": write_cumulative_eos,
+    "chatstream-older": write_cumulative,
 }

@@ -10,10 +10,11 @@ from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError, Forbidden, NotRunningHere
 from aiochatstream.metrics import CONTENT_TYPE
+from aiochatstream.web.completion import Callback, Outcome
 from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
-from aiochatstream.web.formats import WRITERS, Exchange, choose_format
+from aiochatstream.web.formats import WRITERS, Exchange, wire_format_of
 from aiochatstream.web.json import COMMON_HEADERS, json_response
-from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_query
+from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_given_body, read_query
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
@@ -37,10 +38,33 @@ def routes(server: ChatStream) -> list[web.RouteDef]:
 
 
 @answers_errors
-async def chat_stream(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``POST /chat_stream``: answer a message, in the format that the client accepts."""
-    asked = await read_body(request, ChatRequest, max_bytes=server.limits.max_request_bytes)
-    wire_format = choose_format(request.headers.getall("Accept", []), server.limits.wire_format)
+async def chat_stream(
+    server: ChatStream,
+    request: web.Request,
+    request_body: dict[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> web.StreamResponse:
+    """``POST /chat_stream``: answer a message, in the format that the client asks for; then tell the callback."""
+    outcome = Outcome(request)
+    try:
+        return await _answer(server, request, request_body, outcome)
+    except BaseException as error:
+        outcome.failed(error)
+        raise
+    finally:
+        if callback is not None:
+            server.completions.tell(callback, request, outcome.message())
+
+
+async def _answer(
+    server: ChatStream, request: web.Request, request_body: dict[str, Any] | None, outcome: Outcome
+) -> web.StreamResponse:
+    max_bytes = server.limits.max_request_bytes
+    if request_body is None:
+        asked = await read_body(request, ChatRequest, max_bytes=max_bytes)
+    else:
+        asked = read_given_body(request_body, ChatRequest, max_bytes=max_bytes)
+    wire_format = wire_format_of(request, server.limits.wire_format)
     user = await server.user_session(request)
     try:
         turn = await server.begin_turn(user, asked)
@@ -48,15 +72,25 @@ async def chat_stream(server: ChatStream, request: web.Request) -> web.StreamRes
         server.metrics.refused(error.code)
         raise
     exchange = Exchange(request, user, asked.conversation, turn, server.limits.write_timeout)
+    outcome.exchange = exchange
+
+    def client_left() -> None:
+        outcome.left = True
+        turn.stop("left")
+
     try:
-        with server.presence.watch(request, lambda: turn.stop("left")):
+        with server.presence.watch(request, client_left):
             return await WRITERS[wire_format](exchange)
     except Exception as error:
         if exchange.response is None:
             if isinstance(error, ConnectionError):
+                outcome.failed(error)
                 return web.Response(status=499)  # the client left; nobody reads this
             raise
-        if not isinstance(error, ConnectionError | TimeoutError):
+        if isinstance(error, ConnectionError | TimeoutError):
+            outcome.left = True
+        else:
+            outcome.failed(error)
             logger.exception("The answer %s broke off", turn.message_id)
         exchange.abort()
         return exchange.response

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType
 from aiochatstream.params import STRICT, ParamOverrides, describe
+from aiochatstream.web.json import dumps
 
 ConversationName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="a name of 1 to 64 of the characters A-Z a-z 0-9 - _")
@@ -58,7 +59,7 @@ async def read_body(request: web.Request, schema: type[Schema], *, max_bytes: in
 
     Raises BadRequest, TooLarge, UnsupportedMediaType or InvalidValue.
     """
-    too_large = TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
+    too_large = _too_large(max_bytes)
     if (request.content_length or 0) > max_bytes:
         raise too_large
     try:
@@ -71,8 +72,30 @@ async def read_body(request: web.Request, schema: type[Schema], *, max_bytes: in
         raise too_large
     if body and request.content_type != "application/json":
         raise UnsupportedMediaType(f"The body must be application/json, not {request.content_type}.")
+    return _parse(body or b"{}", schema)
+
+
+def read_given_body(given: dict[str, Any], schema: type[Schema], *, max_bytes: int) -> Schema:
+    """What the app has read of the request itself: taken as JSON again, so that the very same holds for it.
+
+    Raises BadRequest, TooLarge or InvalidValue.
+    """
     try:
-        return schema.model_validate_json(body or b"{}")
+        body = dumps(given).encode(errors="surrogatepass")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRequest("request_body: must be a dict of what JSON can hold.") from error
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    return _parse(body, schema)
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
+
+
+def _parse(body: bytes, schema: type[Schema]) -> Schema:
+    try:
+        return schema.model_validate_json(body)
     except ValidationError as error:
         if error.errors(include_url=False, include_context=False)[0]["type"] == "json_invalid":
             raise BadRequest(f"The body is not JSON: {describe(error, schema)}") from None
