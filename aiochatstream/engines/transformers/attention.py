@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from mmap import mmap
 from typing import Any
 
 import torch
@@ -97,10 +98,14 @@ class SlotCache:
                 one[to, :, :length] = one[row, :, :length]
 
     def take(self, row: int, length: int) -> list[tuple[torch.Tensor, ...]]:
-        """A copy of a row's first ``length`` tokens, all in one piece of memory: many small ones would leave gaps."""
+        """A copy of a row's first ``length`` tokens."""
         parts = [one[row, :, :length] for layer in self.layers for one in layer]
-        copied = torch.split_with_sizes(torch.cat([part.reshape(-1) for part in parts]), [p.numel() for p in parts])
-        whole = iter(one.view(part.shape) for one, part in zip(copied, parts, strict=True))
+        sizes = [part.numel() for part in parts]
+        copies = [
+            copy.view(part.shape).copy_(part)
+            for copy, part in zip(torch.split_with_sizes(_memory(parts[0], sum(sizes)), sizes), parts, strict=True)
+        ]
+        whole = iter(copies)
         return [tuple(next(whole) for _ in layer) for layer in self.layers]
 
     def clear(self, row: int) -> None:
@@ -318,6 +323,13 @@ def _tiles(piece: Piece, begin: int, size: int, room: int) -> list[_Part]:
         ends += [piece.end] * (min(rounded(count, ROUND_TOKENS), room - at) - count)
         parts.append(_Part(row, slice(begin + at, begin + at + count), tuple(ends)))
     return parts
+
+
+def _memory(like: torch.Tensor, numbers: int) -> torch.Tensor:
+    """Pages of its own on a CPU, which go back when they are dropped: malloc would keep gaps between what stays."""
+    if like.device.type != "cpu":
+        return like.new_empty(numbers)
+    return torch.frombuffer(mmap(-1, numbers * like.element_size()), dtype=like.dtype)
 
 
 def filled_up(tokens: int) -> int:

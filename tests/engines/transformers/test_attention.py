@@ -174,6 +174,9 @@ def test_what_is_taken_from_a_row_is_a_copy_and_can_be_put_into_another() -> Non
             one.copy_(torch.randn(one.shape))
     kept = cache.take(1, 6)
     before = [[one.clone() for one in layer] for layer in kept]
+    assert len({one.untyped_storage().data_ptr() for layer in kept for one in layer}) == 1, (
+        "many small pieces leave gaps"
+    )
     first = cache.layers[0][0][3].clone()
     cache.put(3, kept, 4)
     cache.layers[0][0][1] = 0
