@@ -12,10 +12,11 @@ import torch
 from transformers import DynamicCache
 
 from aiochatstream import GenerationParams
-from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+from aiochatstream.engines.transformers.attention import Piece, Step
 from aiochatstream.engines.transformers.engine import PackedForward
 from aiochatstream.engines.transformers.packing import PackedLinear
 from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.engines.transformers.slots import SlotCache
 
 SHARES = ("linear layers", "attention", "rest of the model", "sampling", "preparing")
 ALONE = "linear layers alone"

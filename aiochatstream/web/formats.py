@@ -172,10 +172,15 @@ class Exchange:
 
 async def write_text(exchange: Exchange) -> web.StreamResponse:
     """Each chunk is the new text only. The headers go out with the first one, so a failure before it has a status."""
+    return await _write_plain(exchange, lambda text: exchange.write("text/plain", text))
+
+
+async def _write_plain(exchange: Exchange, write: Callable[[str], Awaitable[None]]) -> web.StreamResponse:
+    """From the first text to the end; ``write`` is given each new text."""
     while True:
         event = await exchange.turn.next_event()
         if isinstance(event, Text):
-            await exchange.write("text/plain", event.text)
+            await write(event.text)
         elif isinstance(event, Ended):
             return await exchange.finish("text/plain")
         elif isinstance(event, Failed):
@@ -200,30 +205,24 @@ async def write_cumulative(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _write_cumulative(exchange: Exchange, chunk: Callable[[str], str]) -> web.StreamResponse:
-    """Begins and ends as :func:`write_text`.
-
-    A chunk holds all that came before it, so one is enough for all text that gathered while the last one was being
+    """A chunk holds all that came before it, so one is enough for all text that gathered while the last one was being
     taken: the bytes grow with the square of the answer's length only for a client that keeps up.
     """
-    turn, heard, told = exchange.turn, 0, 0
+    heard = told = 0
+
+    async def write(text: str) -> None:
+        nonlocal heard, told
+        heard += len(text)
+        if heard <= told:
+            return
+        await exchange.open("text/plain")  # may wait for the session's storage: more gathers meanwhile
+        whole = exchange.turn.text  # what the events that wait behind this one will tell is in it
+        await exchange.write("text/plain", chunk(whole))
+        told = len(whole)
+        await exchange.taken()
+
     with exchange.unbuffered():
-        while True:
-            event = await turn.next_event()
-            if isinstance(event, Text):
-                heard += len(event.text)
-                if heard > told:
-                    await exchange.open("text/plain")  # may wait for the session's storage: more gathers meanwhile
-                    whole = turn.text  # what the events that wait behind this one will tell is in it
-                    await exchange.write("text/plain", chunk(whole))
-                    told = len(whole)
-                    await exchange.taken()
-            elif isinstance(event, Ended):
-                return await exchange.finish("text/plain")
-            elif isinstance(event, Failed):
-                if exchange.response is None:
-                    raise event.error
-                exchange.abort()
-                return exchange.response
+        return await _write_plain(exchange, write)
 
 
 async def write_sse(exchange: Exchange) -> web.StreamResponse:

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
-from mmap import mmap
 from typing import Any
 
 import torch
@@ -22,8 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from aiochatstream.engines.transformers.native import DTYPES, decode_attention
+from aiochatstream.engines.transformers.native import decode_attention
 from aiochatstream.engines.transformers.operations import register
+from aiochatstream.engines.transformers.slots import SlotCache
 from aiochatstream.engines.transformers.transfer import tensor
 
 NAME = "aiochatstream"
@@ -57,68 +56,6 @@ class Piece:
     @property
     def end(self) -> int:
         return self.start + len(self.ids)
-
-
-class SlotCache:
-    """Keys and values of all rows, written in place: for each layer two tensors [rows, heads, length, head size]."""
-
-    def __init__(
-        self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, length: int, *, native: bool = False
-    ) -> None:
-        """
-        :param like: keys and values of each layer, [1, heads, any, head size], for their shapes and dtypes.
-        :param native: rows that decode attend by a compiled function where there is one for what is in the cache.
-        """
-        self.native = native and all(
-            keys.device.type == "cpu" and keys.dtype == values.dtype in DTYPES and keys.shape == values.shape
-            for keys, values in like
-        )
-        self.layers = [
-            tuple(one.new_zeros(rows, one.shape[1], length, one.shape[3]) for one in layer) for layer in like
-        ]
-        self.length = length
-        self._space = self.layers[0][0].new_empty(0)
-        self.token_bytes = self.size // (rows * length)
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return sum(one.nbytes for layer in self.layers for one in layer)
-
-    def space(self, *shape: int) -> torch.Tensor:
-        """Memory to compute in, the same each time: fresh one would cost more than what is computed in it."""
-        if self._space.numel() < prod(shape):
-            self._space = self._space.new_empty(prod(shape))
-        return self._space[: prod(shape)].view(shape)
-
-    def move(self, row: int, to: int, length: int) -> None:
-        """Copy a row's first ``length`` tokens into another row."""
-        for layer in self.layers:
-            for one in layer:
-                one[to, :, :length] = one[row, :, :length]
-
-    def take(self, row: int, length: int) -> list[tuple[torch.Tensor, ...]]:
-        """A copy of a row's first ``length`` tokens."""
-        parts = [one[row, :, :length] for layer in self.layers for one in layer]
-        sizes = [part.numel() for part in parts]
-        copies = [
-            copy.view(part.shape).copy_(part)
-            for copy, part in zip(torch.split_with_sizes(_memory(parts[0], sum(sizes)), sizes), parts, strict=True)
-        ]
-        whole = iter(copies)
-        return [tuple(next(whole) for _ in layer) for layer in self.layers]
-
-    def clear(self, row: int) -> None:
-        """Forget all of a row."""
-        for layer in self.layers:
-            for one in layer:
-                one[row].zero_()
-
-    def put(self, row: int, tokens: Sequence[tuple[torch.Tensor, ...]], length: int) -> None:
-        """Write the first ``length`` of copied tokens into a row."""
-        for layer, copied in zip(self.layers, tokens, strict=True):
-            for one, source in zip(layer, copied, strict=True):
-                one[row, :, :length] = source[:, :length]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,13 +260,6 @@ def _tiles(piece: Piece, begin: int, size: int, room: int) -> list[_Part]:
         ends += [piece.end] * (min(rounded(count, ROUND_TOKENS), room - at) - count)
         parts.append(_Part(row, slice(begin + at, begin + at + count), tuple(ends)))
     return parts
-
-
-def _memory(like: torch.Tensor, numbers: int) -> torch.Tensor:
-    """Pages of its own on a CPU, which go back when they are dropped: malloc would keep gaps between what stays."""
-    if like.device.type != "cpu":
-        return like.new_empty(numbers)
-    return torch.frombuffer(mmap(-1, numbers * like.element_size()), dtype=like.dtype)
 
 
 def filled_up(tokens: int) -> int:

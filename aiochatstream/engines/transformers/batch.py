@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from aiochatstream.engines.base import StepKind
-from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, SlotCache, Step, filled_up, rounded
+from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, Step, filled_up, rounded
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.engines.transformers.slots import SlotCache
 from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.params import GenerationParams
 

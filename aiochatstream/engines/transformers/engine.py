@@ -22,13 +22,14 @@ from aiochatstream.engines.base import Delta, Engine, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.transformers import attention
 from aiochatstream.engines.transformers.alone import Alone
-from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step, attending
+from aiochatstream.engines.transformers.attention import Piece, Step, attending
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.operations import own_errors
 from aiochatstream.engines.transformers.packing import pack_linears
 from aiochatstream.engines.transformers.prefixes import PrefixPool
+from aiochatstream.engines.transformers.slots import SlotCache
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)

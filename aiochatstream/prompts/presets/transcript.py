@@ -12,7 +12,7 @@ class TranscriptPrompt(AbstractChatPrompt):
     """Stands between messages."""
 
     opening: str = ":"
-    """Follows the responder's name where the model is to go on."""
+    """Follows the responder's name where the model is to go on, and the requester's where it writes too much."""
 
     def create_prompt(self) -> str:
         """The transcript, up to the open answer."""
@@ -26,7 +26,7 @@ class TranscriptPrompt(AbstractChatPrompt):
 
     def get_stop_strs(self) -> list[str]:
         """The requester's name, where the model begins to write the user's part."""
-        return [f"{self.requester}:"]
+        return [f"{self.requester}{self.opening}"]
 
 
 class ChatPromptTogetherRedPajamaINCITEChat(TranscriptPrompt):
@@ -53,10 +53,6 @@ class ChatPromptRinnaJpGptNeoxInstSft(TranscriptPrompt):
     opening = ": "
     add_special_tokens = False
 
-    def get_stop_strs(self) -> list[str]:
-        """The requester's name, as the format writes it."""
-        return [f"{self.requester}: "]
-
     def get_replacement_when_input(self) -> list[tuple[str, str]]:
         """Newlines as the tokenizer knows them, those of Windows, too."""
         return [("\r\n", "<NL>"), ("\n", "<NL>")]
@@ -73,10 +69,6 @@ class ChatPromptLineCorpJpLargeLmInstSft(TranscriptPrompt):
     responder = "システム"
     opening = ": "
     add_special_tokens = False
-
-    def get_stop_strs(self) -> list[str]:
-        """The requester's name, as the format writes it."""
-        return [f"{self.requester}: "]
 
 
 class ChatPromptOpenlmrOpenLlama(TranscriptPrompt):

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from aiochatstream.engines.transformers.attention import SlotCache, Step
+from aiochatstream.engines.transformers.attention import Step
 from aiochatstream.engines.transformers.batch import Batch, Request
 from aiochatstream.engines.transformers.prefixes import PrefixPool
+from aiochatstream.engines.transformers.slots import SlotCache
 from aiochatstream.params import GenerationParams
 from tests.helpers import PATIENCE
 

@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiochatstream.engines.transformers import attention
-from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+from aiochatstream.engines.transformers.attention import Piece, Step
+from aiochatstream.engines.transformers.slots import SlotCache
 
 ROWS, LENGTH, LAYERS, GROUPS, TIMES, SIZE = 4, 24, 2, 2, 3, 5
 CPU, DOUBLE = torch.device("cpu"), torch.float64

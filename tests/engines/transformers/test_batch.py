@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiochatstream.engines.transformers import batch as module
-from aiochatstream.engines.transformers.attention import SlotCache
 from aiochatstream.engines.transformers.batch import Batch
+from aiochatstream.engines.transformers.slots import SlotCache
 from tests.engines.transformers.scripted import SIZE, TOKEN_BYTES, VOCABULARY, Asked, OneLayer, batch_of
 from tests.helpers import PATIENCE
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiochatstream.engines.transformers.attention import Piece, SlotCache, Step
+from aiochatstream.engines.transformers.attention import Piece, Step
+from aiochatstream.engines.transformers.slots import SlotCache
 
 if shutil.which("g++") is None:
     pytest.skip("a C++ compiler is missing: apt-get install g++", allow_module_level=True)
