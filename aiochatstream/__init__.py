@@ -5,6 +5,7 @@ from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.engines import Delta, Engine, FunctionEngine, Prompt
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import GenerationParams
+from aiochatstream.phrases import hash_phrase
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
 from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
 
@@ -27,4 +28,5 @@ __all__ = [
     "Prompt",
     "Turn",
     "__version__",
+    "hash_phrase",
 ]

@@ -7,21 +7,24 @@ import functools
 import inspect
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import aiohttp_session
 from aiohttp import web
 
 from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, FunctionEngine, Prompt, TextFunction
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, SessionsNotSetUp, Starting
+from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, Starting
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
+from aiochatstream.roles import Roles
 from aiochatstream.sessions import (
-    SESSIONS_HINT,
+    AgentSession,
     ConversationStore,
     CookieUserSession,
     MemoryConversationStore,
@@ -31,9 +34,11 @@ from aiochatstream.sessions import (
 )
 from aiochatstream.threads import in_daemon_thread
 from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, StopReason, Turns
-from aiochatstream.web import handlers
+from aiochatstream.web import cors, handlers, place, routes
+from aiochatstream.web.access import is_agent
 from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.presence import Presence, comes_from_here
+from aiochatstream.web.promotion import phrase_attempts
 
 if TYPE_CHECKING:
     from aiochatstream.web.schemas import ChatRequest
@@ -90,6 +95,12 @@ class ChatStream:
         encrypted cookies, in the memory of this process otherwise.
     :param allow_metrics: says who may read /metrics; by default who asks from this machine, and not through a proxy.
     :param name: what /get_load calls this worker.
+    :param namespace: keeps the conversations and roles of several ChatStreams apart that share an app's sessions; the
+        same in all worker processes. Empty, or 1 to 64 of A-Z a-z 0-9 - _.
+    :param client_roles: who may call what, in chatstream's shape; see :class:`~aiochatstream.roles.Roles`. None: one
+        role for all browsers, which may call all but get_prompt and get_resource_usage.
+    :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
+        :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
 
     Raises TypeError for a wrong kind of argument and ValueError for one out of its range.
     """
@@ -122,6 +133,9 @@ class ChatStream:
         conversation_store: ConversationStore | None = None,
         allow_metrics: Callable[[web.Request], bool] = comes_from_here,
         name: str = "node:0",
+        namespace: str = "",
+        client_roles: Mapping[str, Any] | None = None,
+        allowed_origins: Collection[str] = (),
     ) -> None:
         if not (inspect.isclass(chat_prompt_clazz) and issubclass(chat_prompt_clazz, AbstractChatPrompt)):
             raise TypeError(
@@ -157,7 +171,13 @@ class ChatStream:
         self.context_len = context_len or DEFAULT_CONTEXT_LEN
         if self.context_len <= max_new_tokens and (engine is None or context_len is not None):
             raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {self.context_len}.")
+        if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
+            raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
         self.name = name
+        self.roles = Roles(client_roles, routes.APIS)
+        self.phrase_attempts = phrase_attempts()
+        self.allowed_origins = cors.checked_origins(allowed_origins)
+        self.place = place.Place(namespace, cross_origin=bool(self.allowed_origins))
         self.state: State = "starting"
         self.admission = Admission(num_of_concurrent_executions, max_queue_size)
         self.presence = Presence()
@@ -182,13 +202,61 @@ class ChatStream:
         return f"<ChatStream {self.name} {self.state} {self.admission!r}>"
 
     def setup(self, app: web.Application) -> None:
-        """Let ``app`` own the start-up and clean-up. Sessions must be set up in ``app`` or in its parent."""
-        app.cleanup_ctx.append(self._run_in)
-        app.on_shutdown.append(self._on_shutdown)
+        """Let ``app`` own the start-up and clean-up. Sessions must be set up in ``app`` or in its parent.
 
-    def routes(self) -> list[web.RouteDef]:
-        """All endpoints, for ``app.add_routes``."""
-        return handlers.routes(self)
+        Once or more often for one app. Raises RuntimeError for a second app.
+        """
+        if self.place.enter(app):
+            app.cleanup_ctx.append(self._run_in)
+            app.on_shutdown.append(self._on_shutdown)
+
+    def routes(
+        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None, *, prefix: str = ""
+    ) -> list[web.RouteDef]:
+        """Endpoints for ``app.add_routes``: all, or those of the API names.
+
+        :param prefix: before each path, as ``/support``: for two ChatStreams in one app.
+
+        Raises ValueError for unknown names. CORS for ``allowed_origins`` is then the app's own.
+        """
+        return routes.routes(self, include, exclude, prefix)
+
+    def append_apis(self, app: web.Application, options: Mapping[str, Any]) -> None:
+        """Add endpoints to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
+
+        :param options: exactly one of ``{"include": [API names]}``, ``{"exclude": [API names]}`` and ``{"all": True}``.
+
+        Raises ValueError for other options.
+        """
+        chosen = routes.chosen_routes(self, options)
+        self.setup(app)
+        added = app.add_routes(chosen)
+        if self.allowed_origins:
+            cors.allow_origins(app, added, self.allowed_origins)
+
+    def append_middlewares(self, app: web.Application, opts: Mapping[str, Any] | None = None) -> None:
+        """Give ``app`` sessions, unless it has some.
+
+        :param opts: ``{"session_storage": a storage of aiohttp-session}``; a :class:`MemoryStorage` by default.
+
+        Raises ValueError for other options.
+        """
+        storage = place.storage_option({} if opts is None else opts)
+        if place.session_storage(app) is None:
+            aiohttp_session.setup(app, storage)
+
+    def start_queue_worker(self) -> Awaitable[None]:
+        """chatstream's name, superseded by :meth:`setup`: does nothing, and may be awaited."""
+        return _Nothing()
+
+    # for routes of an app's own: each with the errors and the checks of the mounted one
+    handle_stop_request = handlers.stop
+    handle_clear_context_request = handlers.clear_context
+    handle_history_request = handlers.history
+    handle_get_load_request = handlers.get_load
+    handle_healthz_request = handlers.healthz
+    handle_readyz_request = handlers.readyz
+    handle_metrics_request = handlers.metrics
 
     async def handle_chat_stream_request(
         self,
@@ -233,13 +301,20 @@ class ChatStream:
         if self.state == "draining":
             raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
 
+    async def session(self, request: web.Request) -> aiohttp_session.Session:
+        """The request's session. Raises :class:`~aiochatstream.errors.SessionsNotSetUp`."""
+        self.place.check(request)
+        return await load_session(request)
+
     async def user_session(self, request: web.Request) -> UserSession:
         """The request's user and where the user's conversations are."""
-        session = await load_session(request)
+        if is_agent(request):
+            return AgentSession(request)
+        session = await self.session(request)
         if self._store is not None:
-            return UserSession(request, session, self._store)
+            return UserSession(request, session, self._store, self.place.namespace)
         kind = CookieUserSession if keeps_data_in_cookie(request) else UserSession
-        return kind(request, session, self._memory)
+        return kind(request, session, self._memory, self.place.namespace)
 
     def running_turn(self, user: UserSession, name: str) -> RunningTurn | None:
         """The turn of this conversation that is under way in this process."""
@@ -334,9 +409,7 @@ class ChatStream:
         return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
-        # a sub-app is frozen before its start-up; its parent's middlewares cannot be seen from here
-        if not app.pre_frozen and not any(_is_session_middleware(middleware) for middleware in app.middlewares):
-            raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
+        self.place.check_start(app)
         # made here, after gunicorn's fork: threads do not survive one
         slots = self.limits.num_of_concurrent_executions
         self.state = "starting"
@@ -358,6 +431,7 @@ class ChatStream:
         self._threads.shutdown(wait=not self._turns)
         if not self._turns:
             self.engine.close()
+        self.place.leave()
 
     def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code
@@ -417,8 +491,11 @@ def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, de
     return TransformersEngine(model, tokenizer, device)
 
 
-def _is_session_middleware(middleware: Any) -> bool:
-    return getattr(middleware, "__module__", "") == "aiohttp_session"
+class _Nothing:
+    """Awaitable, and no warning where it is not awaited."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

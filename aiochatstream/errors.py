@@ -4,6 +4,7 @@
 
     ChatStreamError                  500 internal_server_error
     ├── BadRequest                   400 bad_request
+    ├── Unauthorized                 401 unauthorized
     ├── Forbidden                    403 forbidden
     ├── NotFound                     404 not_found
     ├── NotRunningHere               404 not_running_here
@@ -46,6 +47,13 @@ class BadRequest(ChatStreamError):
 
     status = 400
     code = "bad_request"
+
+
+class Unauthorized(ChatStreamError):
+    """This client does not say who it is, or says it wrongly."""
+
+    status = 401
+    code = "unauthorized"
 
 
 class Forbidden(ChatStreamError):

@@ -151,6 +151,16 @@ class RunningTurn:
         self._job: Job | None = None
         self._stream: DeltaStream | None = None
 
+    @classmethod
+    def saying(cls, text: str) -> RunningTurn:
+        """One that has ended already, with words of the server's own: it takes no slot, and nothing of it is kept."""
+        turn = cls(text=text)
+        turn.stop("discarded")
+        turn._tell(Started())
+        turn._tell(Text(text))
+        turn.end(turn._ended("stop"))
+        return turn
+
     @property
     def ending(self) -> bool:
         """True from the moment when it is certain that no more text comes."""

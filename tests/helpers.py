@@ -70,6 +70,25 @@ async def running_server(
         await runner.cleanup()
 
 
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    """The URL of ``app``, which runs in this block."""
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def browser(url: str) -> AsyncIterator[Client]:
+    """One more user of the app at ``url``."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        yield Client(session, url)
+
+
 @dataclass
 class Client:
     """One user with a cookie jar."""
@@ -153,3 +172,13 @@ def echo(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[s
     """An engine that answers at once with the newest message, word by word."""
     for word in messages[-1]["content"].split(" "):
         yield word + " "
+
+
+def role_of(auth_method: Any = None, secret: Any = None, **fields: Any) -> dict[str, Any]:
+    """A role of ``client_roles``, which allows all unless ``fields`` say otherwise."""
+    given = {"allow": "all", **fields}
+    if auth_method is not None:
+        given["auth_method"] = auth_method
+    if secret is not None:
+        given[auth_method] = secret
+    return {"apis": given}

@@ -33,6 +33,7 @@ class CookieUserSession(UserSession):
     """A user whose conversations are in the cookie; ``store`` is this process's memory of last answers."""
 
     async def load(self, name: str) -> Conversation:
+        name = self._full(name)
         here = await self._store.load(self.id, name)
         entry = self._entries.get(name)
         if entry is None:
@@ -48,18 +49,26 @@ class CookieUserSession(UserSession):
         return sealed
 
     async def accept_turn(self, name: str, conversation: Conversation) -> None:
-        await self._keep_here(name, conversation)
+        await self._keep_here(self._full(name), conversation)
 
     async def save(self, name: str, conversation: Conversation, *, expected_number: int) -> None:
-        await self._keep_here(name, conversation)
+        await self._keep_here(self._full(name), conversation)
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
+        await self._put(self._full(name), conversation, answered=answered)
+
+    async def grant(self, role: str) -> None:
+        await super().grant(role)
+        self._data["conversations"] = await self._shrunk(self._entries, None)
+
+    async def _put(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         new = {"sealed": pack(recent(conversation)), "awaits_answer": not answered}
         if self._entries.get(name) != new:
             self._data["conversations"] = await self._shrunk({**self._entries, name: new}, name)
             self._write()
 
     async def forget(self, name: str) -> bool:
+        name = self._full(name)
         here = await self._store.load(self.id, name)
         entry = self._entries.get(name)
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
@@ -68,7 +77,7 @@ class CookieUserSession(UserSession):
         if entry is None and here is None:
             return False
         await self._keep_here(name, cleared)
-        await self.put_in_session(name, cleared, answered=True)
+        await self._put(name, cleared, answered=True)
         return bool(sealed.turns or (here and here.turns) or (entry and entry["awaits_answer"]))
 
     @property
@@ -86,15 +95,15 @@ class CookieUserSession(UserSession):
         entry = {"sealed": pack(recent(conversation)), "awaits_answer": True}
         return unpack((await self._shrunk({**self._entries, name: entry}, name))[name]["sealed"])
 
-    async def _shrunk(self, entries: dict[str, Any], newest: str) -> dict[str, Any]:
+    async def _shrunk(self, entries: dict[str, Any], newest: str | None) -> dict[str, Any]:
         """``entries`` without the oldest turns of the largest conversations, so that browsers keep the cookie."""
         entries = dict(entries)
         while await self._cookie_bytes(entries) > MAX_COOKIE_BYTES:
-            largest = max(entries, key=lambda name: len(entries[name]["sealed"]))
-            if unpack(entries[largest]["sealed"]).turns:
+            largest = max(entries, key=lambda name: len(entries[name]["sealed"]), default=None)
+            if largest is not None and unpack(entries[largest]["sealed"]).turns:
                 entries[largest] = await self._without_oldest(entries, largest)
-            elif len(entries) > 1:
-                del entries[next(name for name in entries if name != newest)]
+            elif others := [name for name in entries if name != newest]:
+                del entries[others[0]]
             else:
                 logger.warning("The session cookie is over %d bytes: browsers will drop it.", MAX_COOKIE_BYTES)
                 break

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from aiochatstream.errors import ChatStreamError, MethodNotAllowed, NotFound, TooManyRequests, Unavailable
+from aiochatstream.errors import (
+    ChatStreamError,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+from aiochatstream.web.access import check_access
 from aiochatstream.web.json import json_response
 
 if TYPE_CHECKING:
@@ -25,8 +34,11 @@ ServerHandler = Callable[Concatenate["ChatStream", web.Request, P], Awaitable[we
 
 
 def error_body(error: ChatStreamError) -> dict[str, Any]:
-    """The JSON that tells of ``error``."""
-    return {"error": error.code, "detail": error.detail}
+    """The JSON that tells of ``error``; a refusal has chatstream's keys wherever it happens."""
+    body = {"error": error.code, "detail": error.detail}
+    if isinstance(error, Unauthorized | Forbidden):
+        return {**body, "success": False, "message": type(error).__name__}
+    return body
 
 
 def error_response(
@@ -35,17 +47,37 @@ def error_response(
     """The response that tells of ``error``; ``more`` goes into its body."""
     status = overload_status if isinstance(error, TooManyRequests) else error.status
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
-    return json_response({**error_body(error), **(more or {})}, status=status, headers=headers)
+    return json_response({**(more or {}), **error_body(error)}, status=status, headers=headers)
 
 
 def answers_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
-    """Answer what ``handler`` raises as JSON. An unexpected error is logged with an id that the client gets, too."""
-    return _guarded(handler, lambda error: {})
+    """Let only those call ``handler`` who may call the API of its name, and answer what it raises as JSON.
+
+    An unexpected error is logged with an id that the client gets, too.
+    """
+    return answers_all_errors(_checks_access(handler))
 
 
 def answers_errors_as_chatstream(handler: ServerHandler[P]) -> ServerHandler[P]:
     """The same, with the keys that chatstream's clients look for beside ours."""
-    return _guarded(handler, lambda error: {"success": False, "message": error.detail})
+    return _guarded(_checks_access(handler), lambda error: {"success": False, "message": error.detail})
+
+
+def answers_all_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
+    """The same as :func:`answers_errors` for one that checks itself who may call it."""
+    return _guarded(handler, lambda error: {})
+
+
+def _checks_access(handler: ServerHandler[P]) -> ServerHandler[P]:
+    @functools.wraps(handler)
+    async def checked(
+        server: ChatStream, request: web.Request, /, *args: P.args, **kwargs: P.kwargs
+    ) -> web.StreamResponse:
+        await check_access(server, request, api)
+        return await handler(server, request, *args, **kwargs)
+
+    api: str = checked.__name__
+    return checked
 
 
 def _guarded(handler: ServerHandler[P], more: Callable[[ChatStreamError], dict[str, Any]]) -> ServerHandler[P]:

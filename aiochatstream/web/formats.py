@@ -36,6 +36,9 @@ MEDIA_TYPES: dict[str, WireFormat] = {
     "application/json": "json",
 }
 
+MESSAGE_ID_HEADER = "X-ChatStream-Last-Generated-Message-Id"
+DEV_TOOL_HEADER = "X-ChatStream-API-DevTool-Enabled"
+
 WIRE_HEADER = "X-ChatStream-Wire"
 
 WIRES: dict[str, WireFormat] = {"cumulative-eos": "chatstream", "cumulative": "chatstream-older"}
@@ -80,6 +83,7 @@ class Exchange:
     """One request, its user, the turn that answers it, and the response once its headers are out.
 
     write_timeout: seconds that the client may take nothing.
+    dev_tool: the client's role has the developer's tool.
     """
 
     request: web.Request
@@ -87,6 +91,7 @@ class Exchange:
     conversation: str
     turn: RunningTurn
     write_timeout: float
+    dev_tool: bool = False
     response: web.StreamResponse | None = None
 
     @property
@@ -95,7 +100,8 @@ class Exchange:
         return {
             **COMMON_HEADERS,
             "X-Accel-Buffering": "no",
-            "X-ChatStream-Last-Generated-Message-Id": self.turn.message_id,
+            MESSAGE_ID_HEADER: self.turn.message_id,
+            **({DEV_TOOL_HEADER: "enabled"} if self.dev_tool else {}),
         }
 
     async def put_in_session(self) -> None:

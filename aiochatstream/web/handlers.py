@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,13 @@ from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError, Forbidden, NotRunningHere
 from aiochatstream.metrics import CONTENT_TYPE
+from aiochatstream.turns import RunningTurn
+from aiochatstream.web.access import check_access
 from aiochatstream.web.completion import Callback, Outcome
-from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
+from aiochatstream.web.errors import answers_all_errors, answers_errors, answers_errors_as_chatstream
 from aiochatstream.web.formats import WRITERS, Exchange, wire_format_of
 from aiochatstream.web.json import COMMON_HEADERS, json_response
+from aiochatstream.web.promotion import typed_role
 from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_given_body, read_query
 
 if TYPE_CHECKING:
@@ -22,22 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def routes(server: ChatStream) -> list[web.RouteDef]:
-    """All endpoints of ``server``."""
-    endpoints = [
-        (web.post, "/chat_stream", chat_stream),
-        (web.post, "/chat_stream/stop", stop),
-        (web.post, "/clear_context", clear_context),
-        (web.get, "/history", history),
-        (web.get, "/get_load", get_load),
-        (web.get, "/healthz", healthz),
-        (web.get, "/readyz", readyz),
-        (web.get, "/metrics", metrics),
-    ]
-    return [method(path, functools.partial(handler, server)) for method, path, handler in endpoints]
-
-
-@answers_errors
+@answers_all_errors
 async def chat_stream(
     server: ChatStream,
     request: web.Request,
@@ -59,6 +46,7 @@ async def chat_stream(
 async def _answer(
     server: ChatStream, request: web.Request, request_body: dict[str, Any] | None, outcome: Outcome
 ) -> web.StreamResponse:
+    role = await check_access(server, request, "chat_stream")
     max_bytes = server.limits.max_request_bytes
     if request_body is None:
         asked = await read_body(request, ChatRequest, max_bytes=max_bytes)
@@ -66,12 +54,18 @@ async def _answer(
         asked = read_given_body(request_body, ChatRequest, max_bytes=max_bytes)
     wire_format = wire_format_of(request, server.limits.wire_format)
     user = await server.user_session(request)
-    try:
-        turn = await server.begin_turn(user, asked)
-    except ChatStreamError as error:
-        server.metrics.refused(error.code)
-        raise
-    exchange = Exchange(request, user, asked.conversation, turn, server.limits.write_timeout)
+    new_role = await typed_role(server, request, asked)
+    if new_role is not None:
+        role = new_role
+        await user.grant(role.name)
+        turn = RunningTurn.saying(f"New role: '{role.name}' has been granted")
+    else:
+        try:
+            turn = await server.begin_turn(user, asked)
+        except ChatStreamError as error:
+            server.metrics.refused(error.code)
+            raise
+    exchange = Exchange(request, user, asked.conversation, turn, server.limits.write_timeout, role.enable_dev_tool)
     outcome.exchange = exchange
 
     def client_left() -> None:

@@ -1,0 +1,36 @@
+"""An agent: a client without a session, of whose conversation nothing lasts."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp_session import Session
+
+from aiochatstream.conversation import Conversation
+from aiochatstream.sessions.store import ConversationStore
+from aiochatstream.sessions.user import UserSession
+
+
+class AgentSession(UserSession):
+    """A user that is new with each request. The app's sessions are neither read nor written."""
+
+    def __init__(self, request: web.Request) -> None:
+        super().__init__(request, Session(None, data=None, new=True), _Nowhere())
+
+    async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
+        """There is none."""
+
+    async def save_with_stream(self, response: web.StreamResponse) -> None:
+        """There is none."""
+
+
+class _Nowhere(ConversationStore):
+    """Keeps nothing."""
+
+    async def load(self, user_id: str, name: str) -> Conversation | None:
+        return None
+
+    async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
+        pass
+
+    async def forget(self, user_id: str, name: str) -> bool:
+        return False

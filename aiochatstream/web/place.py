@@ -1,0 +1,112 @@
+"""Where in an application a ChatStream is, and whose sessions it uses there.
+
+Several can share the sessions of one application, each under a namespace of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from types import FunctionType
+from typing import cast
+
+from aiohttp import web
+from aiohttp_session import STORAGE_KEY, AbstractStorage
+
+from aiochatstream.errors import SessionsNotSetUp
+from aiochatstream.sessions import SESSIONS_HINT, MemoryStorage
+
+logger = logging.getLogger(__name__)
+
+
+class Place:
+    """The place of one ChatStream.
+
+    :param namespace: what its conversations and roles go by in the sessions; no other's there.
+    :param cross_origin: pages of other origins are to reach it with their session's cookie.
+    """
+
+    def __init__(self, namespace: str, *, cross_origin: bool) -> None:
+        self.namespace = namespace
+        self._cross_origin = cross_origin
+        self._app: web.Application | None = None
+        self._storage: AbstractStorage | None = None
+
+    def enter(self, app: web.Application) -> bool:
+        """Be in ``app``; False where that is so already. Raises RuntimeError for a second app."""
+        if self._app is app:
+            return False
+        if self._app is not None:
+            raise RuntimeError("This ChatStream is set up in another application; make one ChatStream for each.")
+        self._app = app
+        app.setdefault(PLACES, []).append(self)
+        return True
+
+    def leave(self) -> None:
+        """The app has ended; another may begin."""
+        self._app = self._storage = None
+
+    def check_start(self, app: web.Application) -> None:
+        """When ``app`` starts: raises SessionsNotSetUp where it is certain that there are none, or as :meth:`check`."""
+        storage = session_storage(app)
+        if storage is not None:
+            self._use(storage, app)
+        elif not app.pre_frozen:  # a sub-app is frozen before its start; its parent's sessions cannot be seen from it
+            raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
+
+    def check(self, request: web.Request) -> None:
+        """Raises SessionsNotSetUp where another ChatStream has the same namespace in the sessions of ``request``."""
+        storage = request.get(STORAGE_KEY)
+        if storage is not None and storage is not self._storage:
+            self._use(storage, request.match_info.apps[0])
+
+    def _use(self, storage: AbstractStorage, root: web.Application) -> None:
+        for other in _places_in(root):
+            if other is not self and other._storage is storage and other.namespace == self.namespace:
+                raise SessionsNotSetUp(
+                    f"Two ChatStreams use the same sessions with the same namespace {self.namespace!r}: make them with "
+                    f"different ones, ChatStream(namespace='...')."
+                )
+        self._storage = storage
+        cookie = storage.cookie_params
+        if self._cross_origin and not (str(cookie["samesite"]).lower() == "none" and cookie["secure"]):
+            logger.warning(
+                "allowed_origins is set, but the cookie %s is not SameSite=None and Secure: browsers will not send it "
+                "from pages of other sites, and each of their messages begins a new conversation. Give the session "
+                "storage samesite='None' and secure=True (which takes HTTPS).",
+                storage.cookie_name,
+            )
+
+
+PLACES: web.AppKey[list[Place]] = web.AppKey("aiochatstream_places", list[Place])
+
+
+def session_storage(app: web.Application) -> AbstractStorage | None:
+    """What the sessions of ``app`` itself are kept in, not those of a parent."""
+    for middleware in app.middlewares:
+        if getattr(middleware, "__module__", "") == "aiohttp_session":
+            found = inspect.getclosurevars(cast(FunctionType, middleware)).nonlocals.get("storage")
+            if isinstance(found, AbstractStorage):
+                return found
+    return None
+
+
+def storage_option(opts: object) -> AbstractStorage:
+    """The storage that chatstream's ``opts`` of ``append_middlewares`` ask for. Raises ValueError for wrong ones."""
+    if not isinstance(opts, Mapping) or not opts.keys() <= {"session_storage"}:
+        raise ValueError("opts: must be a dict with no other key than 'session_storage'.")
+    storage = opts.get("session_storage")
+    if storage is None:
+        return MemoryStorage()
+    if not isinstance(storage, AbstractStorage):
+        raise ValueError(f"session_storage: must be a storage of aiohttp-session, not {storage!r}.")
+    return storage
+
+
+def _places_in(app: web.Application) -> Iterator[Place]:
+    yield from app.get(PLACES, ())
+    for resource in app.router.resources():
+        inner = resource.get_info().get("app")
+        if isinstance(inner, web.Application):
+            yield from _places_in(inner)

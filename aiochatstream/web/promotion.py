@@ -1,0 +1,64 @@
+"""A pass phrase, typed into the chat like any message, grants a role to the session."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from aiochatstream.buckets import TokenBuckets
+from aiochatstream.phrases import is_comparable
+from aiochatstream.roles import Role
+from aiochatstream.web.access import is_agent
+from aiochatstream.web.schemas import ChatRequest
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS, ATTEMPT_SECONDS = 30, 60.0
+"""Messages of one address that are compared with the phrases in that time. Above it, they are just messages."""
+
+
+def phrase_attempts(clock: Callable[[], float] = time.monotonic) -> TokenBuckets:
+    """How often each client address may try."""
+
+    def warn(address: str) -> None:
+        logger.warning(
+            "Messages from %s are not compared with the roles' phrases for now: more than %d in %g seconds.",
+            address,
+            ATTEMPTS,
+            ATTEMPT_SECONDS,
+        )
+
+    return TokenBuckets(capacity=ATTEMPTS, seconds=ATTEMPT_SECONDS, on_empty=warn, clock=clock)
+
+
+async def typed_role(server: ChatStream, request: web.Request, asked: ChatRequest) -> Role | None:
+    """The role whose phrase the message is, if it is one."""
+    text = "" if asked.regenerate else asked.user_input or ""
+    if is_agent(request) or not server.roles.can_be_granted or not is_comparable(text):
+        return None
+    address = _address(request)
+    if not server.phrase_attempts.take(address):
+        return None
+    role = await asyncio.to_thread(server.roles.by_typed_phrase, text)
+    if role is not None:
+        logger.info("role %r granted to a session from %s", role.name, address)
+    return role
+
+
+def _address(request: web.Request) -> str:
+    """Who counts as one client: an IPv4 address, or the /64 network that an IPv6 host can choose its address from."""
+    remote = request.remote or "unknown"
+    try:
+        address = ipaddress.ip_address(remote)
+    except ValueError:
+        return remote
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else remote
