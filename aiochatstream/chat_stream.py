@@ -242,7 +242,7 @@ class ChatStream:
         Raises ValueError for other options.
         """
         storage = place.storage_option({} if opts is None else opts)
-        if place.session_storage(app) is None:
+        if not place.has_sessions(app):
             aiohttp_session.setup(app, storage)
 
     def start_queue_worker(self) -> Awaitable[None]:
@@ -431,7 +431,6 @@ class ChatStream:
         self._threads.shutdown(wait=not self._turns)
         if not self._turns:
             self.engine.close()
-        self.place.leave()
 
     def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code

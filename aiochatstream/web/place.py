@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from types import FunctionType
-from typing import cast
 
 from aiohttp import web
 from aiohttp_session import STORAGE_KEY, AbstractStorage
@@ -41,19 +40,22 @@ class Place:
             raise RuntimeError("This ChatStream is set up in another application; make one ChatStream for each.")
         self._app = app
         app.setdefault(PLACES, []).append(self)
+        app.cleanup_ctx.append(self._stay_in)
         return True
 
-    def leave(self) -> None:
-        """The app has ended; another may begin."""
-        self._app = self._storage = None
+    async def _stay_in(self, app: web.Application) -> AsyncIterator[None]:
+        yield
+        self._app = self._storage = None  # the app has ended; another may begin
 
     def check_start(self, app: web.Application) -> None:
         """When ``app`` starts: raises SessionsNotSetUp where it is certain that there are none, or as :meth:`check`."""
-        storage = session_storage(app)
-        if storage is not None:
-            self._use(storage, app)
-        elif not app.pre_frozen:  # a sub-app is frozen before its start; its parent's sessions cannot be seen from it
+        # a sub-app is frozen before its start; its parent's sessions cannot be seen from it
+        if not app.pre_frozen and not has_sessions(app):
             raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
+        for middleware in _session_middlewares(app):
+            storage = inspect.getclosurevars(middleware).nonlocals.get("storage")
+            if isinstance(storage, AbstractStorage):  # if not, the first request shows it
+                self._use(storage, app)
 
     def check(self, request: web.Request) -> None:
         """Raises SessionsNotSetUp where another ChatStream has the same namespace in the sessions of ``request``."""
@@ -82,14 +84,15 @@ class Place:
 PLACES: web.AppKey[list[Place]] = web.AppKey("aiochatstream_places", list[Place])
 
 
-def session_storage(app: web.Application) -> AbstractStorage | None:
-    """What the sessions of ``app`` itself are kept in, not those of a parent."""
+def has_sessions(app: web.Application) -> bool:
+    """Whether ``app`` itself has aiohttp-session, not a parent of it."""
+    return any(_session_middlewares(app))
+
+
+def _session_middlewares(app: web.Application) -> Iterator[FunctionType]:
     for middleware in app.middlewares:
-        if getattr(middleware, "__module__", "") == "aiohttp_session":
-            found = inspect.getclosurevars(cast(FunctionType, middleware)).nonlocals.get("storage")
-            if isinstance(found, AbstractStorage):
-                return found
-    return None
+        if isinstance(middleware, FunctionType) and middleware.__module__ == "aiohttp_session":
+            yield middleware
 
 
 def storage_option(opts: object) -> AbstractStorage:

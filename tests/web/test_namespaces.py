@@ -156,3 +156,19 @@ async def test_sub_apps_with_sessions_of_their_own_need_no_namespace(caplog: pyt
 def test_a_namespace_has_the_characters_of_a_conversations_name(namespace: Any) -> None:
     with pytest.raises(ValueError, match="namespace: must be empty or 1 to 64 of"):
         ChatStream(engine=echo, namespace=namespace)
+
+
+async def test_after_an_app_that_did_not_start_another_may_have_the_chat_stream() -> None:
+    chat_stream = ChatStream(engine=echo)
+    for with_sessions in (False, True):
+        app = web.Application()
+        if with_sessions:
+            chat_stream.append_middlewares(app)
+        chat_stream.append_apis(app, {"all": True})
+        runner = web.AppRunner(app)
+        if with_sessions:
+            await runner.setup()
+        else:
+            with pytest.raises(SessionsNotSetUp):
+                await runner.setup()
+        await runner.cleanup()

@@ -104,9 +104,10 @@ async def test_setup_is_once_for_one_app_and_refused_for_a_second() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     chat_stream.append_middlewares(app)
     chat_stream.append_apis(app, {"include": ["chat_stream"]})
+    once = (list(app.cleanup_ctx), list(app.on_shutdown))
     chat_stream.setup(app)
     chat_stream.append_apis(app, {"include": ["history"]})
-    assert (len(app.cleanup_ctx), len(app.on_shutdown)) == (1, 1)
+    assert (list(app.cleanup_ctx), list(app.on_shutdown)) == once
     other = web.Application()
     for refused in (lambda: chat_stream.setup(other), lambda: chat_stream.append_apis(other, {"all": True})):
         with pytest.raises(RuntimeError, match="set up in another application; make one ChatStream for each"):
