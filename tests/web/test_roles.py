@@ -210,14 +210,32 @@ async def test_what_an_app_keeps_in_the_session_survives_the_grant() -> None:
 
 
 async def test_a_full_cookie_makes_room_for_the_role(start: Any, client_of: Any) -> None:
-    client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES), storage("cookie")))
+    roles = {"user": ROLES["user"], "x" * 1500: role_of("ui_pass_phrase", "sesame")}
+    client = client_of(await start(ChatStream(engine=echo, client_roles=roles), storage("cookie")))
     for number in range(12):
-        await client.say(f"{number} " + "".join(chr(0x4E00 + number * 500 + place) for place in range(400)))
+        await client.say(f"{number} " + "".join(chr(0x4E00 + number * 500 + place) for place in range(100)))
+    (kept,) = client.session.cookie_jar
+    assert len(kept.OutputString()) > MAX_COOKIE_BYTES - 1500
     await client.say("sesame")
     (kept,) = client.session.cookie_jar
     assert len(kept.OutputString()) <= MAX_COOKIE_BYTES
     assert await may_see_load(client)
     assert (await client.texts())[-1].startswith("11 ")
+
+
+async def test_the_grant_leaves_a_conversation_in_the_cookie_that_another_worker_began(
+    start: Any, client_of: Any
+) -> None:
+    key = Fernet.generate_key()
+    one, other = [
+        await start(ChatStream(engine=echo, client_roles=ROLES), EncryptedCookieStorage(Fernet(key))) for _ in range(2)
+    ]
+    client = client_of(one)
+    await client.say("hi")
+    client = Client(client.session, other.url)
+    await client.say("sesame")
+    assert await client.texts() == ["hi", "hi "]
+    assert await may_see_load(client)
 
 
 @pytest.mark.parametrize(
