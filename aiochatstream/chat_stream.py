@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import inspect
-import logging
-import random
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any
 
 from aiohttp import web
 
-from aiochatstream.admission import Admission, Ticket
-from aiochatstream.engines import DeltaStream, Engine, FunctionEngine, Prompt, TextFunction
-from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, SessionsNotSetUp, Starting
-from aiochatstream.metrics import Metrics
+from aiochatstream.chat import Chat
+from aiochatstream.engines import Engine, FunctionEngine, TextFunction
+from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.params import GenerationParams, Limits, WireFormat, choose_overload_status, validated
-from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
+from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.sessions import (
     SESSIONS_HINT,
     ConversationStore,
     CookieUserSession,
-    MemoryConversationStore,
     UserSession,
     keeps_data_in_cookie,
     load_session,
 )
-from aiochatstream.threads import in_daemon_thread
-from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, StopReason, Turns
 from aiochatstream.web import handlers
 from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.presence import Presence, comes_from_here
 
-if TYPE_CHECKING:
-    from aiochatstream.web.schemas import ChatRequest
 
-logger = logging.getLogger(__name__)
-
-State = Literal["starting", "ready", "draining", "failed"]
-
-Result = TypeVar("Result")
-
-DEFAULT_CONTEXT_LEN = 2048
-
-PROMPT_THREADS = 2
-"""Threads for the short jobs of rendering and tokenising prompts."""
-
-
-class ChatStream:
+class ChatStream(Chat):
     """A streaming chat with one model, for many users at once.
 
     Hand it a model, :meth:`setup` it in an aiohttp application that has aiohttp-session, and call
@@ -58,6 +34,8 @@ class ChatStream:
 
         chat_stream = ChatStream(model=model, tokenizer=tokenizer, device="cpu", chat_prompt_clazz=ChatPrompt)
         chat_stream.setup(app)
+
+    A program without an application uses it in an ``async with`` (see :class:`~aiochatstream.chat.Chat`).
 
     :param num_of_concurrent_executions: answers that are generated at the same time, 1 to 1024.
     :param max_queue_size: requests that wait beyond that, 0 to 100000; the next one gets 503.
@@ -128,7 +106,7 @@ class ChatStream:
                 f"chat_prompt_clazz: must be a subclass of AbstractChatPrompt (the class itself, not an object of it), "
                 f"not {chat_prompt_clazz!r}."
             )
-        self.limits = validated(
+        limits = validated(
             Limits,
             {
                 "num_of_concurrent_executions": num_of_concurrent_executions,
@@ -143,7 +121,7 @@ class ChatStream:
                 "overload_status": choose_overload_status(overload_status, too_many_request_as_http_error),
             },
         )
-        self.params = validated(
+        params = validated(
             GenerationParams,
             {
                 "max_new_tokens": max_new_tokens,
@@ -154,29 +132,14 @@ class ChatStream:
                 "seed": 0 if seed is None else seed,
             },
         )
-        self.context_len = context_len or DEFAULT_CONTEXT_LEN
+        super().__init__(_engine(engine, model, tokenizer, device), chat_prompt_clazz, params, limits, seed)
         if self.context_len <= max_new_tokens and (engine is None or context_len is not None):
             raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {self.context_len}.")
         self.name = name
-        self.state: State = "starting"
-        self.admission = Admission(num_of_concurrent_executions, max_queue_size)
         self.presence = Presence()
         self.completions = Completions()
-        self.engine = _engine(engine, model, tokenizer, device)
-        self._chat_prompt_clazz = chat_prompt_clazz
-        self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
-        self._store = conversation_store
-        self._memory = MemoryConversationStore()
-        self._turns = Turns(self._turn_ended)
-        self.metrics = Metrics(
-            running=lambda: self.admission.running,
-            waiting=lambda: self.admission.waiting,
-            sessions=lambda: len(self._memory),
-            engine=lambda: self.engine.figures(),
-        )
-        self.engine.on_step = self.metrics.step
         self.allow_metrics = allow_metrics
-        self._loading: asyncio.Task[None] | None = None
+        self._store = conversation_store
 
     def __repr__(self) -> str:
         return f"<ChatStream {self.name} {self.state} {self.admission!r}>"
@@ -207,32 +170,6 @@ class ChatStream:
         """
         return await handlers.chat_stream(self, request, request_body, callback)
 
-    async def wait_ready(self) -> None:
-        """Return when the model is loaded. Raises what loading it raised."""
-        if self._loading is None:
-            raise RuntimeError("Call chat_stream.setup(app) and start the app first.")
-        logged = self._loading.remove_done_callback(_log_failure)  # who waits is told
-        try:
-            await asyncio.shield(self._loading)
-        except asyncio.CancelledError:
-            if logged:
-                self._loading.add_done_callback(_log_failure)
-            raise
-
-    def drain(self) -> None:
-        """Take no new requests (503 ``draining``) and send away those who wait; running answers go on."""
-        self.state = "draining"
-        self.admission.drain()
-
-    def check_ready(self) -> None:
-        """Raises :class:`~aiochatstream.errors.Starting` or :class:`~aiochatstream.errors.Draining` unless ready."""
-        if self.state == "starting":
-            raise Starting("The model is being loaded.", retry_after=5)
-        if self.state == "failed":
-            raise Starting("The model could not be loaded; the server's log says why.", retry_after=60)
-        if self.state == "draining":
-            raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
-
     async def user_session(self, request: web.Request) -> UserSession:
         """The request's user and where the user's conversations are."""
         session = await load_session(request)
@@ -241,161 +178,18 @@ class ChatStream:
         kind = CookieUserSession if keeps_data_in_cookie(request) else UserSession
         return kind(request, session, self._memory)
 
-    def running_turn(self, user: UserSession, name: str) -> RunningTurn | None:
-        """The turn of this conversation that is under way in this process."""
-        return self._turns.get(user.id, name)
-
-    async def begin_turn(self, user: UserSession, asked: ChatRequest) -> RunningTurn:
-        """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
-
-        Raises what the request is to be refused with; then nothing has changed.
-        """
-        self.check_ready()
-        prompt = self._chat_prompt_clazz()
-        params = self.params.override(asked.params, stop=tuple(prompt.get_stop_strs()))
-        name = asked.conversation
-        turn = await self._turns.take(user.id, name)
-        ticket: Ticket | None = None
-        try:
-            loaded = await user.load(name)
-            if asked.regenerate and not loaded.turns:
-                raise NothingToRegenerate("There is no message in this conversation to answer again.")
-            ticket = self.admission.reserve()
-            before = loaded.begin(turn.message_id)
-            prompt.conversation, prompt.message = before, asked.user_input or ""
-            if asked.regenerate:
-                prompt.conversation, prompt.message = before.without_last(), loaded.turns[-1].user
-            if asked.params is None or asked.params.seed is None:
-                params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
-            made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
-            await user.accept_turn(name, before)
-            self.check_ready()  # a shutdown may have begun meanwhile
-        except BaseException:
-            if ticket is not None:
-                ticket.release()
-            self._turns.give_up(user.id, name)
-            raise
-        answer = functools.partial(self.engine.generate, made, params)
-        if pairs := prompt.get_replacement_when_output():
-            answer = functools.partial(replaced, answer, pairs)
-        job = Job(
-            before=before,
-            base=prompt.conversation,
-            user_text=prompt.message,
-            prompt_tokens=len(made.token_ids),
-            ticket=ticket,
-            generate=functools.partial(DeltaStream, self._threads, answer),
-            on_gap=self.metrics.gap,
-            save=functools.partial(user.save, name, expected_number=loaded.number),
-            retry_after=self.admission.retry_after,
-            max_queue_wait=self.limits.max_queue_wait,
-            max_answer=self.limits.max_answer,
-        )
-        self._turns.start(user.id, name, job)
-        return turn
-
-    async def clear(self, user: UserSession, name: str) -> bool:
-        """Forget a conversation, a running answer too; tell whether there was something to forget."""
-        discarded = await self.stop_turn(user, name, "discarded")
-        try:
-            await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
-        except ConversationBusy:
-            raise ConversationBusy(
-                "The running answer is being discarded, but has not stopped yet. Send again."
-            ) from None
-        try:
-            return await user.forget(name) or discarded is not None
-        finally:
-            self._turns.give_up(user.id, name)
-
-    async def stop_turn(self, user: UserSession, name: str, reason: StopReason) -> RunningTurn | None:
-        """Stop the answer of this conversation, wait for its end (at most 2 s), and return it if there was one."""
-        turn = self._turns.get(user.id, name)
-        if turn is not None:
-            turn.stop(reason)
-            await turn.wait_ended()
-        return turn
-
-    def _make_prompt(self, prompt: AbstractChatPrompt, max_new_tokens: int) -> Prompt:
-        """In a thread: templates and tokenizers block."""
-        ids: list[int] = []
-        prompt.tokenizer = self.engine.tokenizer
-        if prompt.tokenizer is not None:
-            ids = fit(prompt, context_len=self.context_len, max_new_tokens=max_new_tokens)
-        return Prompt(prompt.get_messages(), ids)
-
-    async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
-        def call() -> Result:
-            try:
-                return function(*args)
-            except StopIteration as error:  # which a future cannot hold
-                raise RuntimeError("StopIteration in a prompt class") from error
-
-        return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
-
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
         # a sub-app is frozen before its start-up; its parent's middlewares cannot be seen from here
         if not app.pre_frozen and not any(_is_session_middleware(middleware) for middleware in app.middlewares):
             raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
-        # made here, after gunicorn's fork: threads do not survive one
-        slots = self.limits.num_of_concurrent_executions
-        self.state = "starting"
-        self.admission = Admission(slots, self.limits.max_queue_size)
+        await self._start()
         self.presence = Presence()
-        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
-        self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
-        self._loading = asyncio.create_task(self._load())
-        if self.engine.loads_slowly:
-            self._loading.add_done_callback(_log_failure)
-        else:
-            await self._loading
-        probe = asyncio.create_task(self.metrics.probe_lag())
         async with self.completions, self.presence:
             yield
-        probe.cancel()
-        self._loading.cancel()
-        self._prompt_threads.shutdown(wait=False, cancel_futures=True)
-        self._threads.shutdown(wait=not self._turns)
-        if not self._turns:
-            self.engine.close()
-
-    def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
-        reason = last.finish_reason if isinstance(last, Ended) else last.error.code
-        figures = {**turn.usage._asdict(), **turn.timing._asdict()}
-        self.metrics.finished(reason, **figures)
-        told = " ".join(f"{name}={value}" for name, value in figures.items())
-        logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
-
-    async def _load(self) -> None:
-        try:
-            await in_daemon_thread(self._load_engine)
-        except BaseException:
-            self.state = "failed"
-            raise
-        if self.state == "starting":
-            self.state = "ready"
-
-    def _load_engine(self) -> None:
-        self.engine.load(self.limits.num_of_concurrent_executions, self.context_len)
-        limit = self.engine.max_context_len
-        if limit is not None:
-            if self.limits.context_len is not None and self.context_len > limit:
-                raise ValueError(f"context_len: at most {limit} with this model, not {self.context_len}.")
-            self.context_len = min(self.context_len, limit)
-        if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
-            raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
-        # a prompt class that does not go with this model shows now, not at the first request
-        prompt = self._chat_prompt_clazz()
-        prompt.message = "Hello"
-        self._make_prompt(prompt, self.params.max_new_tokens)
+        self._end()
 
     async def _on_shutdown(self, app: web.Application) -> None:
-        self.drain()
-        if not await self._turns.wait(self.limits.shutdown_timeout):
-            logger.warning("Stopping %d answers that still run after shutdown_timeout.", len(self._turns))
-            self._turns.stop_all("shutdown")
-            if not await self._turns.wait(ENDING_SECONDS):
-                logger.error("%d answers do not stop: their engine is stuck in a step.", len(self._turns))
+        await self._shut_down()
 
 
 def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, device: Any) -> Engine:
@@ -419,8 +213,3 @@ def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, de
 
 def _is_session_middleware(middleware: Any) -> bool:
     return getattr(middleware, "__module__", "") == "aiohttp_session"
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("The model could not be loaded", exc_info=error)

@@ -3,7 +3,7 @@
 from aiochatstream.sessions.cookie import CookieUserSession
 from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage
 from aiochatstream.sessions.store import ConversationStore
-from aiochatstream.sessions.user import SESSIONS_HINT, UserSession, keeps_data_in_cookie, load_session
+from aiochatstream.sessions.user import SESSIONS_HINT, User, UserSession, keeps_data_in_cookie, load_session
 
 __all__ = [
     "SESSIONS_HINT",
@@ -11,6 +11,7 @@ __all__ = [
     "CookieUserSession",
     "MemoryConversationStore",
     "MemoryStorage",
+    "User",
     "UserSession",
     "keeps_data_in_cookie",
     "load_session",

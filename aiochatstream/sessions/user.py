@@ -20,34 +20,50 @@ SESSION_KEY = "aiochatstream"
 SESSIONS_HINT = "call aiohttp_session.setup(app, MemoryStorage()) or set up another storage of aiohttp-session"
 
 
-class UserSession:
-    """One request's view of its user. The conversations live in ``store``; the session holds the user's id.
+class User:
+    """A user by name, whose conversations live in ``store``."""
 
-    Nothing is written into the session before :meth:`put_in_session`: a refused request leaves no trace.
-    """
-
-    def __init__(self, request: web.Request, session: Session, store: ConversationStore) -> None:
-        self._request = request
-        self._session = session
-        self._store = store
-        kept = session.get(SESSION_KEY)
-        self._data: dict[str, Any] = dict(kept) if isinstance(kept, dict) and "id" in kept else {"id": random_id()}
+    def __init__(self, user_id: str, store: ConversationStore) -> None:
+        self._id, self._store = user_id, store
 
     @property
     def id(self) -> str:
-        """The user's random id; a fresh one where the session knows none yet."""
-        return str(self._data["id"])
+        """What the store knows the user by."""
+        return self._id
 
     async def load(self, name: str) -> Conversation:
         """The conversation ``name`` as it was last kept; an empty one where there is none."""
         return await self._store.load(self.id, name) or Conversation()
 
     async def accept_turn(self, name: str, conversation: Conversation) -> None:
-        """A turn was accepted, which made ``conversation`` of what was loaded. The session stays as it is."""
+        """A turn was accepted, which made ``conversation`` of what was loaded."""
 
     async def save(self, name: str, conversation: Conversation, *, expected_number: int) -> None:
         """Keep ``conversation`` (see :meth:`ConversationStore.save`). May come after the response has begun."""
         await self._store.save(self.id, name, conversation, expected_number=expected_number)
+
+    async def forget(self, name: str) -> bool:
+        """Drop the conversation ``name``; tell whether there was something in it."""
+        return await self._store.forget(self.id, name)
+
+
+class UserSession(User):
+    """One request's view of its user. The conversations live in ``store``; the session holds the user's id.
+
+    Nothing is written into the session before :meth:`put_in_session`: a refused request leaves no trace.
+    """
+
+    def __init__(self, request: web.Request, session: Session, store: ConversationStore) -> None:
+        kept = session.get(SESSION_KEY)
+        self._data: dict[str, Any] = dict(kept) if isinstance(kept, dict) and "id" in kept else {"id": random_id()}
+        super().__init__(self._data["id"], store)
+        self._request = request
+        self._session = session
+
+    @property
+    def id(self) -> str:
+        """The user's random id; a fresh one where the session knows none yet."""
+        return str(self._data["id"])
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         """Write into the session what it has to hold, just before a response begins.
@@ -71,10 +87,6 @@ class UserSession:
         self._session._mapping = dict(fresh)
         self._session._identity, self._session._new = fresh.identity, fresh.new
         self._request[AIOHTTP_SESSION_KEY] = self._session
-
-    async def forget(self, name: str) -> bool:
-        """Drop the conversation ``name``; tell whether there was something in it."""
-        return await self._store.forget(self.id, name)
 
     async def save_with_stream(self, response: web.StreamResponse) -> None:
         """Save the session with a response that is going to be streamed, which aiohttp-session does not do."""

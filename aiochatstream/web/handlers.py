@@ -67,7 +67,7 @@ async def _answer(
     wire_format = wire_format_of(request, server.limits.wire_format)
     user = await server.user_session(request)
     try:
-        turn = await server.begin_turn(user, asked)
+        turn = await server.begin_turn(user, asked.conversation, asked.message, asked.params)
     except ChatStreamError as error:
         server.metrics.refused(error.code)
         raise

@@ -35,6 +35,11 @@ class ChatRequest(ConversationRef):
     regenerate: Annotated[bool, Field(description="true or false")] = False
     params: ParamOverrides | None = None
 
+    @property
+    def message(self) -> str | None:
+        """What is to be answered; None for the last message again."""
+        return None if self.regenerate else self.user_input
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_meaning(cls, data: Any) -> Any:
