@@ -7,6 +7,7 @@ from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import GenerationParams
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
 from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
+from aiochatstream.web.feedback import Feedback, FeedbackFile
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,8 @@ __all__ = [
     "ConversationStore",
     "Delta",
     "Engine",
+    "Feedback",
+    "FeedbackFile",
     "FunctionEngine",
     "GenerationParams",
     "MemoryConversationStore",

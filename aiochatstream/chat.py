@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import random
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from aiochatstream.admission import Admission, Ticket
+from aiochatstream.conversation import Conversation
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
 from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, Starting
@@ -143,6 +145,24 @@ class Chat:
     def running_turn(self, user: User, name: str) -> RunningTurn | None:
         """The turn of this conversation that is under way in this process."""
         return self._turns.get(user.id, name)
+
+    def queue_positions(self, user: User) -> dict[str, int]:
+        """Where the turns of ``user`` that wait stand in the queue, by conversation; 1 is next."""
+        turns = self._turns.of_user(user.id)
+        return {name: turn.position for name, turn in turns.items() if turn.position}
+
+    async def prompt_text(self, told: Conversation, message: str) -> str:
+        """What the model is told when ``message`` follows ``told``; for an engine without a tokenizer, as JSON."""
+        prompt = self._chat_prompt_clazz()
+        prompt.conversation, prompt.message = told, message
+
+        def text() -> str:
+            made = self._make_prompt(prompt, self.params.max_new_tokens)
+            if prompt.tokenizer is None:
+                return json.dumps(made.messages, ensure_ascii=False)
+            return prompt.create_prompt()
+
+        return await self._in_prompt_thread(text)
 
     async def begin_turn(
         self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None

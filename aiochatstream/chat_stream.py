@@ -23,6 +23,7 @@ from aiochatstream.sessions import (
 )
 from aiochatstream.web import handlers
 from aiochatstream.web.completion import Callback, Completions
+from aiochatstream.web.feedback import FeedbackCallback
 from aiochatstream.web.presence import Presence, comes_from_here
 
 
@@ -67,6 +68,9 @@ class ChatStream(Chat):
     :param conversation_store: where conversations are kept. None: in the cookie where the app's sessions are
         encrypted cookies, in the memory of this process otherwise.
     :param allow_metrics: says who may read /metrics; by default who asks from this machine, and not through a proxy.
+    :param on_feedback_received: called as ``on_feedback_received(request, feedback)`` with each
+        :class:`~aiochatstream.web.feedback.Feedback` of /set_feedback; a :class:`FeedbackFile` writes it down.
+    :param num_gpus: of how many GPUs /get_resource_usage tells, 0 or more; None is all that torch sees.
     :param name: what /get_load calls this worker.
 
     Raises TypeError for a wrong kind of argument and ValueError for one out of its range.
@@ -99,6 +103,8 @@ class ChatStream(Chat):
         too_many_request_as_http_error: bool = False,
         conversation_store: ConversationStore | None = None,
         allow_metrics: Callable[[web.Request], bool] = comes_from_here,
+        on_feedback_received: FeedbackCallback | None = None,
+        num_gpus: int | None = None,
         name: str = "node:0",
     ) -> None:
         if not (inspect.isclass(chat_prompt_clazz) and issubclass(chat_prompt_clazz, AbstractChatPrompt)):
@@ -135,7 +141,11 @@ class ChatStream(Chat):
         super().__init__(_engine(engine, model, tokenizer, device), chat_prompt_clazz, params, limits, seed)
         if self.context_len <= max_new_tokens and (engine is None or context_len is not None):
             raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {self.context_len}.")
+        if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
+            raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         self.name = name
+        self.num_gpus = num_gpus
+        self.on_feedback_received = on_feedback_received
         self.presence = Presence()
         self.completions = Completions()
         self.allow_metrics = allow_metrics

@@ -152,6 +152,11 @@ class RunningTurn:
         self._stream: DeltaStream | None = None
 
     @property
+    def position(self) -> int:
+        """Its place in the queue, 1 is next; 0: it does not wait."""
+        return 0 if self._job is None else self._job.ticket.position
+
+    @property
     def ending(self) -> bool:
         """True from the moment when it is certain that no more text comes."""
         return self._stop_reason is not None or self._finish_reason is not None or self._time_was_up
@@ -341,6 +346,10 @@ class Turns:
     def get(self, user_id: str, name: str) -> RunningTurn | None:
         """The turn of this conversation that is under way, if there is one."""
         return self._turns.get((user_id, name))
+
+    def of_user(self, user_id: str) -> dict[str, RunningTurn]:
+        """The turns of this user that are under way, by conversation."""
+        return {name: turn for (owner, name), turn in self._turns.items() if owner == user_id}
 
     async def take(self, user_id: str, name: str) -> RunningTurn:
         """Begin a turn of this conversation; then :meth:`start` it or :meth:`give_up`.

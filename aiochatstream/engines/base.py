@@ -68,6 +68,10 @@ class Engine(ABC):
         """Figures for /metrics, now: gauges, and counters whose names end in ``_total``."""
         return {}
 
+    def gpu_memory(self) -> list[tuple[int, int, int]]:
+        """The GPUs that this process sees: index, bytes in all, bytes in use."""
+        return []
+
     def describe(self) -> dict[str, str]:
         """What there is to tell of it: model, device, dtype."""
         return {}

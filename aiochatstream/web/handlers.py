@@ -12,7 +12,9 @@ from aiochatstream.errors import ChatStreamError, Forbidden, NotRunningHere
 from aiochatstream.metrics import CONTENT_TYPE
 from aiochatstream.web.completion import Callback, Outcome
 from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
+from aiochatstream.web.feedback import set_feedback
 from aiochatstream.web.formats import WRITERS, Exchange, wire_format_of
+from aiochatstream.web.inspection import get_load, get_prompt, get_resource_usage
 from aiochatstream.web.json import COMMON_HEADERS, json_response
 from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_given_body, read_query
 
@@ -29,7 +31,10 @@ def routes(server: ChatStream) -> list[web.RouteDef]:
         (web.post, "/chat_stream/stop", stop),
         (web.post, "/clear_context", clear_context),
         (web.get, "/history", history),
+        (web.get, "/get_prompt", get_prompt),
+        (web.post, "/set_feedback", set_feedback),
         (web.get, "/get_load", get_load),
+        (web.get, "/get_resource_usage", get_resource_usage),
         (web.get, "/healthz", healthz),
         (web.get, "/readyz", readyz),
         (web.get, "/metrics", metrics),
@@ -137,22 +142,6 @@ async def history(server: ChatStream, request: web.Request) -> web.StreamRespons
         messages += _messages(spoken.user, spoken.answer, spoken.message_id, spoken.state)
     messages += running
     return json_response({"conversation": asked.conversation, "turn": conversation.number, "messages": messages})
-
-
-@answers_errors_as_chatstream
-async def get_load(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``GET /get_load``: slots and queue, now."""
-    admission = server.admission
-    worker = {
-        "name": server.name,
-        "processing": admission.running,
-        "waiting": admission.waiting,
-        "_num_of_next_queue": admission.running,
-        "_num_of_request_queue": admission.waiting,
-        "max_processing": admission.slots,
-        "max_waiting": admission.queue_size,
-    }
-    return json_response({"success": True, "message": "success", "chatstream_workers": [worker]})
 
 
 @answers_errors

@@ -28,6 +28,14 @@ class ConversationRef(BaseModel):
     conversation: ConversationName = "main"
 
 
+class FeedbackRequest(ConversationRef):
+    """The body of ``POST /set_feedback``."""
+
+    message_id: Annotated[str, Field(description="the message id of an answer, a string")]
+    is_like: Annotated[bool, Field(description="true, false or null")] | None = None
+    form_data: Any = None
+
+
 class ChatRequest(ConversationRef):
     """The body of ``POST /chat_stream``."""
 

@@ -199,6 +199,10 @@ class TransformersEngine(Engine):
     def figures(self) -> dict[str, float]:
         return {} if self._answers is None else self._answers.figures()
 
+    def gpu_memory(self) -> list[tuple[int, int, int]]:
+        memory = [(index, *torch.cuda.mem_get_info(index)) for index in range(torch.cuda.device_count())]
+        return [(index, total, total - free) for index, free, total in memory]
+
     def describe(self) -> dict[str, str]:
         model = self._model
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
