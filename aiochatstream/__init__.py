@@ -2,7 +2,7 @@
 
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.conversation import Conversation, Turn
-from aiochatstream.engines import Delta, Engine, FunctionEngine, Prompt
+from aiochatstream.engines import Delta, Engine, FunctionEngine, Prompt, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import GenerationParams
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
@@ -28,6 +28,9 @@ __all__ = [
     "MemoryConversationStore",
     "MemoryStorage",
     "Prompt",
+    "RecordingEngine",
+    "ReplayEngine",
+    "ScriptedEngine",
     "Turn",
     "__version__",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aiohttp import web
 
-from aiochatstream.chat import Chat
-from aiochatstream.engines import Engine, FunctionEngine, TextFunction
+from aiochatstream.chat import DEFAULT_CONTEXT_LEN, Chat
+from aiochatstream.engines import Engine, FunctionEngine, RecordingEngine, ScriptedEngine, TextFunction
 from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.params import GenerationParams, Limits, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
@@ -25,6 +26,8 @@ from aiochatstream.web import handlers
 from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.feedback import FeedbackCallback
 from aiochatstream.web.presence import Presence, comes_from_here
+
+PROBE_FOLDER = "probe"
 
 
 class ChatStream(Chat):
@@ -45,6 +48,12 @@ class ChatStream(Chat):
     :param tokenizer: its tokenizer, or a function that loads it.
     :param engine: instead of model and tokenizer: an :class:`Engine`, or a blocking generator function
         ``f(messages, params)`` that yields text.
+    :param use_mock_response: answer without a model, see :class:`ScriptedEngine`. A model and a tokenizer are then
+        neither needed nor loaded.
+    :param mock_params: the arguments of :class:`ScriptedEngine`, as a dict; they have no effect without mock answers.
+    :param record: a folder, in which each answer is kept as a file for a :class:`ReplayEngine`. They hold what people
+        said.
+    :param probe_mode_enabled: chatstream's name: True records in the folder ``probe``, unless ``record`` names another.
     :param device: where the model is to run (a torch device or its name); None leaves it where it is.
     :param chat_prompt_clazz: the class that writes the prompt, a subclass of :class:`AbstractChatPrompt`.
     :param max_new_tokens: tokens an answer may have, 1 to 1000000; also the most that a request may ask for.
@@ -73,7 +82,8 @@ class ChatStream(Chat):
     :param num_gpus: of how many GPUs /get_resource_usage tells, 0 or more; None is all that torch sees.
     :param name: what /get_load calls this worker.
 
-    Raises TypeError for a wrong kind of argument and ValueError for one out of its range.
+    Raises TypeError for a wrong kind of argument, ValueError for one out of its range, and OSError where ``record``
+    cannot be written to.
     """
 
     def __init__(
@@ -84,6 +94,10 @@ class ChatStream(Chat):
         model: Any = None,
         tokenizer: Any = None,
         engine: Engine | TextFunction | None = None,
+        use_mock_response: bool = False,
+        mock_params: dict[str, Any] | None = None,
+        record: str | os.PathLike[str] | None = None,
+        probe_mode_enabled: bool = False,
         device: Any = None,
         chat_prompt_clazz: type[AbstractChatPrompt] = ChatPrompt,
         max_new_tokens: int = 256,
@@ -112,6 +126,10 @@ class ChatStream(Chat):
                 f"chat_prompt_clazz: must be a subclass of AbstractChatPrompt (the class itself, not an object of it), "
                 f"not {chat_prompt_clazz!r}."
             )
+        if use_mock_response:
+            if engine is not None:
+                raise TypeError("use_mock_response: takes the place of engine; give one or the other.")
+            engine, model, tokenizer = ScriptedEngine.from_mock_params(mock_params), None, None
         limits = validated(
             Limits,
             {
@@ -138,9 +156,13 @@ class ChatStream(Chat):
                 "seed": 0 if seed is None else seed,
             },
         )
-        super().__init__(_engine(engine, model, tokenizer, device), chat_prompt_clazz, params, limits, seed)
-        if self.context_len <= max_new_tokens and (engine is None or context_len is not None):
-            raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {self.context_len}.")
+        longest = context_len or DEFAULT_CONTEXT_LEN
+        if longest <= max_new_tokens and (engine is None or context_len is not None):
+            raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {longest}.")
+        answering = _engine(engine, model, tokenizer, device)
+        if record is not None or probe_mode_enabled:
+            answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
+        super().__init__(answering, chat_prompt_clazz, params, limits, seed)
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         self.name = name

@@ -140,7 +140,7 @@ class RunningTurn:
         self._granted: float | None = None
         self._first_text: float | None = None
         self._last_text: float | None = None
-        self._completion_tokens = self._cached_tokens = 0
+        self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
         self.last: Ended | Failed | None = None
         """How it ended; None until :attr:`ended`."""
         self._stop_reason: StopReason | None = None
@@ -216,6 +216,7 @@ class RunningTurn:
         """Know what is to be done; :meth:`run` does it."""
         self._job = job
         self.user_text = job.user_text
+        self._prompt_tokens = job.prompt_tokens
         self.base = job.base
         self.conversation = job.before
 
@@ -258,8 +259,9 @@ class RunningTurn:
             return Failed(EngineFailed(f"{detail} (request {self.message_id})"))
         if failure is not None:
             logger.warning("The engine failed at the end of request %s", self.message_id, exc_info=failure)
-        if self._finish_reason is not None or self.text:
-            state: AnswerState = "interrupted" if self._finish_reason is None else "complete"
+        whole = self._finish_reason not in (None, "cancelled")
+        if whole or self.text:
+            state: AnswerState = "complete" if whole else "interrupted"
             conversation = job.base.with_turn(Turn(job.user_text, self.text, self.message_id, state))
             async with asyncio.timeout(SAVE_SECONDS):
                 await job.save(conversation)
@@ -294,6 +296,7 @@ class RunningTurn:
     def _take(self, on_gap: Callable[[float], None], delta: Delta) -> None:
         self._completion_tokens += len(delta.token_ids)
         self._cached_tokens += delta.cached_tokens
+        self._prompt_tokens += delta.prompt_tokens
         if delta.text:
             now = self._loop.time()
             if self._last_text is None:
@@ -313,7 +316,7 @@ class RunningTurn:
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        return Usage(0 if self._job is None else self._job.prompt_tokens, self._cached_tokens, self._completion_tokens)
+        return Usage(self._prompt_tokens, self._cached_tokens, self._completion_tokens)
 
     @property
     def timing(self) -> Timing:

@@ -2,6 +2,20 @@
 
 from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt, StepKind
 from aiochatstream.engines.function import FunctionEngine, TextFunction
+from aiochatstream.engines.recording import RecordingEngine, ReplayEngine
+from aiochatstream.engines.scripted import ScriptedEngine
 from aiochatstream.engines.stream import DeltaStream
 
-__all__ = ["Delta", "DeltaStream", "Engine", "FinishReason", "FunctionEngine", "Prompt", "StepKind", "TextFunction"]
+__all__ = [
+    "Delta",
+    "DeltaStream",
+    "Engine",
+    "FinishReason",
+    "FunctionEngine",
+    "Prompt",
+    "RecordingEngine",
+    "ReplayEngine",
+    "ScriptedEngine",
+    "StepKind",
+    "TextFunction",
+]

@@ -31,12 +31,14 @@ class Delta:
     """One step of an answer: the new text (may be empty: half a character waits for its other half) and tokens.
 
     cached_tokens: how many of the prompt's were not computed again; told once.
+    prompt_tokens: how many the prompt has, from an engine that knows it but has no tokenizer; told once.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    prompt_tokens: int = 0
 
 
 class Engine(ABC):
