@@ -2,7 +2,16 @@
 
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.conversation import Conversation, Turn
-from aiochatstream.engines import Delta, Engine, FunctionEngine, Prompt, RecordingEngine, ReplayEngine, ScriptedEngine
+from aiochatstream.engines import (
+    Delta,
+    Engine,
+    FunctionEngine,
+    Prompt,
+    RecordingEngine,
+    ReplayEngine,
+    ScriptedEngine,
+    TokenSampler,
+)
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import GenerationParams
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
@@ -31,6 +40,7 @@ __all__ = [
     "RecordingEngine",
     "ReplayEngine",
     "ScriptedEngine",
+    "TokenSampler",
     "Turn",
     "__version__",
 ]

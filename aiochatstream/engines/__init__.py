@@ -5,6 +5,7 @@ from aiochatstream.engines.function import FunctionEngine, TextFunction
 from aiochatstream.engines.recording import RecordingEngine, ReplayEngine
 from aiochatstream.engines.scripted import ScriptedEngine
 from aiochatstream.engines.stream import DeltaStream
+from aiochatstream.engines.token_sampler import TokenSampler
 
 __all__ = [
     "Delta",
@@ -18,4 +19,5 @@ __all__ = [
     "ScriptedEngine",
     "StepKind",
     "TextFunction",
+    "TokenSampler",
 ]

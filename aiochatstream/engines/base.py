@@ -50,6 +50,9 @@ class Engine(ABC):
     max_context_len: int | None = None
     """The most tokens that prompt and answer may have together, where the engine knows."""
 
+    vocabulary: int | None = None
+    """How many token ids the model has, known after :meth:`load`, where there is a model."""
+
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
     """To be told of each forward pass, in any thread: its kind and the seconds that it took. Set by ChatStream."""
 

@@ -475,6 +475,7 @@ class Breaks:
 
     def __init__(self, like: Any) -> None:
         self.params, self.greedy, self.whole = like.params, False, False
+        self.penalised, self.limited = like.penalised, False
 
     @property
     def number(self) -> float:
