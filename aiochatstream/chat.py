@@ -16,7 +16,7 @@ from aiochatstream.admission import Admission, Ticket
 from aiochatstream.conversation import Conversation
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, Starting
+from aiochatstream.errors import ConversationBusy, Draining, InvalidValue, NothingToRegenerate, Starting
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, fit
@@ -44,6 +44,7 @@ class Chat:
     :param engine: what answers.
     :param chat_prompt_clazz: what writes the prompt.
     :param params: those of every answer, where a request says nothing else.
+    :param param_limits: the least and the most that a request may set, by name.
     :param seed: seeds the sequence of the answers' seeds; None is random.
     """
 
@@ -53,9 +54,10 @@ class Chat:
         chat_prompt_clazz: type[AbstractChatPrompt],
         params: GenerationParams,
         limits: Limits,
+        param_limits: dict[str, tuple[float, float]],
         seed: int | None,
     ) -> None:
-        self.engine, self.params, self.limits = engine, params, limits
+        self.engine, self.params, self.limits, self.param_limits = engine, params, limits, param_limits
         self.context_len = limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
         self.admission = Admission(limits.num_of_concurrent_executions, limits.max_queue_size)
@@ -146,6 +148,13 @@ class Chat:
         """The turn of this conversation that is under way in this process."""
         return self._turns.get(user.id, name)
 
+    def override(
+        self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), where: str = "params."
+    ) -> GenerationParams:
+        """:meth:`GenerationParams.override` of this server's own parameters, within its limits."""
+        vocabulary = self.engine.vocabulary
+        return self.params.override(*overrides, stop=stop, limits=self.param_limits, vocabulary=vocabulary, where=where)
+
     def queue_positions(self, user: User) -> dict[str, int]:
         """Where the turns of ``user`` that wait stand in the queue, by conversation; 1 is next."""
         turns = self._turns.of_user(user.id)
@@ -165,17 +174,18 @@ class Chat:
         return await self._in_prompt_thread(text)
 
     async def begin_turn(
-        self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None
+        self, user: User, name: str, message: str | None, *overrides: ParamOverrides | None
     ) -> RunningTurn:
         """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
 
         :param message: None answers the last one again.
+        :param overrides: what the user and the request have set; the last one counts.
 
         Raises what the request is to be refused with; then nothing has changed.
         """
         self.check_ready()
         prompt = self._chat_prompt_clazz()
-        params = self.params.override(overrides, stop=tuple(prompt.get_stop_strs()))
+        params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
         turn = await self._turns.take(user.id, name)
         ticket: Ticket | None = None
         try:
@@ -188,7 +198,7 @@ class Chat:
                 prompt.conversation, prompt.message = before.without_last(), loaded.turns[-1].user
             else:
                 prompt.conversation, prompt.message = before, message
-            if overrides is None or overrides.seed is None:
+            if all(one is None or one.seed is None for one in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
             made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
             await user.accept_turn(name, before)
@@ -263,6 +273,13 @@ class Chat:
         told = " ".join(f"{name}={value}" for name, value in figures.items())
         logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
 
+    def _check_logit_bias(self) -> None:
+        """How many token ids there are is known only from the model."""
+        try:
+            self.override(ParamOverrides(logit_bias=self.params.logit_bias), where="")
+        except InvalidValue as error:
+            raise ValueError(error.detail) from None
+
     async def _load(self) -> None:
         try:
             await in_daemon_thread(self._load_engine)
@@ -281,6 +298,7 @@ class Chat:
             self.context_len = min(self.context_len, limit)
         if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
             raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
+        self._check_logit_bias()
         # a prompt class that does not go with this model shows now, not at the first request
         prompt = self._chat_prompt_clazz()
         prompt.message = "Hello"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from aiohttp import web
+from pydantic import ValidationError
 
 from aiochatstream.chat import DEFAULT_CONTEXT_LEN, Chat
-from aiochatstream.engines import Engine, FunctionEngine, RecordingEngine, ScriptedEngine, TextFunction
-from aiochatstream.errors import SessionsNotSetUp
-from aiochatstream.params import GenerationParams, Limits, WireFormat, choose_overload_status, validated
+from aiochatstream.engines import Engine, FunctionEngine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
+from aiochatstream.errors import InvalidValue, SessionsNotSetUp
+from aiochatstream.param_limits import checked_limits
+from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.sessions import (
     SESSIONS_HINT,
@@ -21,6 +24,7 @@ from aiochatstream.sessions import (
     UserSession,
     keeps_data_in_cookie,
     load_session,
+    recent_params,
 )
 from aiochatstream.web import handlers
 from aiochatstream.web.completion import Callback, Completions
@@ -62,7 +66,18 @@ class ChatStream(Chat):
     :param temperature: 0 (greedy) to 2.
     :param top_k: 1 to 1000; None or 0 is off.
     :param top_p: above 0, up to 1 (off).
-    :param repetition_penalty: 0.01 to 10; 1 is off.
+    :param min_p: 0 (off) to 1. It and the next ones: what answers are made with unless a request's ``params`` or its
+        user say otherwise, see :class:`~aiochatstream.params.ParamOverrides`.
+    :param typical_p: above 0, up to 1 (off).
+    :param repetition_penalty: 0.01 to 10; 1 is off. With ``subtractive`` 0 to 10; 0 is off.
+    :param repetition_penalty_method: ``multiplicative`` or ``subtractive``.
+    :param presence_penalty: -2 to 2; 0 is off.
+    :param frequency_penalty: -2 to 2; 0 is off.
+    :param no_repeat_ngram_size: 0 (off) to 100 tokens.
+    :param logit_bias: up to 300 token ids with numbers from -100 to 100; None is off.
+    :param param_limits: the least and the most that requests and users may set, by name, where that is to be less than
+        anyone may: ``{"temperature": (0, 1), "top_k": (1, 500)}``. The server's own value must be among them.
+    :param token_sampler: chooses the tokens of the model's answers, in place of the built-in sampler.
     :param seed: seeds the sequence of the answers' seeds, 0 to 2**63 - 1; None is random.
     :param max_queue_wait: seconds that a request waits for a slot before it gets 503.
     :param max_answer: seconds that an answer may take; it is then ended with finish reason ``length``.
@@ -105,7 +120,16 @@ class ChatStream(Chat):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
         repetition_penalty: float = 1.0,
+        repetition_penalty_method: Literal["multiplicative", "subtractive"] = "multiplicative",
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        logit_bias: Mapping[int, float] | None = None,
+        param_limits: Mapping[str, Sequence[float]] | None = None,
+        token_sampler: TokenSampler | None = None,
         seed: int | None = None,
         max_queue_wait: float = 60.0,
         max_answer: float = 300.0,
@@ -152,17 +176,25 @@ class ChatStream(Chat):
                 "temperature": temperature,
                 "top_k": 0 if top_k is None else top_k,
                 "top_p": top_p,
+                "min_p": min_p,
+                "typical_p": typical_p,
                 "repetition_penalty": repetition_penalty,
+                "repetition_penalty_method": repetition_penalty_method,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "no_repeat_ngram_size": no_repeat_ngram_size,
+                "logit_bias": {} if logit_bias is None else logit_bias,
                 "seed": 0 if seed is None else seed,
             },
         )
+        limits_of_params = checked_limits(param_limits, params)
         longest = context_len or DEFAULT_CONTEXT_LEN
         if longest <= max_new_tokens and (engine is None or context_len is not None):
             raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {longest}.")
-        answering = _engine(engine, model, tokenizer, device)
+        answering = _engine(engine, model, tokenizer, device, token_sampler)
         if record is not None or probe_mode_enabled:
             answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
-        super().__init__(answering, chat_prompt_clazz, params, limits, seed)
+        super().__init__(answering, chat_prompt_clazz, params, limits, limits_of_params, seed)
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         self.name = name
@@ -172,6 +204,7 @@ class ChatStream(Chat):
         self.completions = Completions()
         self.allow_metrics = allow_metrics
         self._store = conversation_store
+        self._recent_params = recent_params()
 
     def __repr__(self) -> str:
         return f"<ChatStream {self.name} {self.state} {self.admission!r}>"
@@ -206,9 +239,20 @@ class ChatStream(Chat):
         """The request's user and where the user's conversations are."""
         session = await load_session(request)
         if self._store is not None:
-            return UserSession(request, session, self._store)
+            return UserSession(request, session, self._store, self._recent_params)
         kind = CookieUserSession if keeps_data_in_cookie(request) else UserSession
-        return kind(request, session, self._memory)
+        return kind(request, session, self._memory, self._recent_params)
+
+    def user_params(self, user: UserSession) -> ParamOverrides:
+        """What the user has set; nothing where it is not (or no longer) allowed on this server."""
+        if not user.params:
+            return ParamOverrides()
+        try:
+            kept = ParamOverrides.model_validate_json(json.dumps(user.params))
+            self.override(kept)
+        except (InvalidValue, ValidationError):
+            return ParamOverrides()
+        return kept
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
         # a sub-app is frozen before its start-up; its parent's middlewares cannot be seen from here
@@ -220,12 +264,27 @@ class ChatStream(Chat):
             yield
         self._end()
 
+    def _check_logit_bias(self) -> None:
+        """How many token ids there are is known only from the model."""
+        try:
+            self.override(ParamOverrides(logit_bias=self.params.logit_bias), where="")
+        except InvalidValue as error:
+            raise ValueError(error.detail) from None
+
     async def _on_shutdown(self, app: web.Application) -> None:
         await self._shut_down()
 
 
-def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, device: Any) -> Engine:
+def _engine(
+    engine: Engine | TextFunction | None,
+    model: Any,
+    tokenizer: Any,
+    device: Any,
+    token_sampler: TokenSampler | None,
+) -> Engine:
     if engine is not None:
+        if token_sampler is not None:
+            raise TypeError("token_sampler: goes with model and tokenizer; give it to the engine itself.")
         if model is not None or tokenizer is not None:
             raise TypeError("engine: takes the place of model and tokenizer; give one or the other.")
         if isinstance(engine, Engine):
@@ -240,7 +299,7 @@ def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, de
             raise TypeError(f"{name}: give a loaded HuggingFace {name}, or a function that loads it.")
     from aiochatstream.engines.transformers import TransformersEngine  # here, so that importing the package is light
 
-    return TransformersEngine(model, tokenizer, device)
+    return TransformersEngine(model, tokenizer, device, token_sampler=token_sampler)
 
 
 def _is_session_middleware(middleware: Any) -> bool:

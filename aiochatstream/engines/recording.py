@@ -61,12 +61,16 @@ class RecordingEngine(Engine):
     def load(self, slots: int, context_len: int) -> None:
         self._engine.load(slots, context_len)
         self.tokenizer, self.max_context_len = self._engine.tokenizer, self._engine.max_context_len
+        self.vocabulary = self._engine.vocabulary
 
     def close(self) -> None:
         self._engine.close()
 
     def figures(self) -> dict[str, float]:
         return self._engine.figures()
+
+    def gpu_memory(self) -> list[tuple[int, int, int]]:
+        return self._engine.gpu_memory()
 
     def describe(self) -> dict[str, str]:
         return self._engine.describe()

@@ -54,6 +54,7 @@ class CookieUserSession(UserSession):
         await self._keep_here(name, conversation)
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
+        self._catch_up()
         new = {"sealed": pack(recent(conversation)), "awaits_answer": not answered}
         if self._entries.get(name) != new:
             self._data["conversations"] = await self._shrunk({**self._entries, name: new}, name)
@@ -71,6 +72,10 @@ class CookieUserSession(UserSession):
         await self.put_in_session(name, cleared, answered=True)
         return bool(sealed.turns or (here and here.turns) or (entry and entry["awaits_answer"]))
 
+    async def _make_room(self) -> None:
+        if self._entries:
+            self._data["conversations"] = await self._shrunk(self._entries)
+
     @property
     def _entries(self) -> dict[str, Any]:
         entries: dict[str, Any] = self._data.setdefault("conversations", {})
@@ -86,7 +91,7 @@ class CookieUserSession(UserSession):
         entry = {"sealed": pack(recent(conversation)), "awaits_answer": True}
         return unpack((await self._shrunk({**self._entries, name: entry}, name))[name]["sealed"])
 
-    async def _shrunk(self, entries: dict[str, Any], newest: str) -> dict[str, Any]:
+    async def _shrunk(self, entries: dict[str, Any], newest: str | None = None) -> dict[str, Any]:
         """``entries`` without the oldest turns of the largest conversations, so that browsers keep the cookie."""
         entries = dict(entries)
         while await self._cookie_bytes(entries) > MAX_COOKIE_BYTES:

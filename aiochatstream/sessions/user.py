@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, TypeGuard
 
 from aiohttp import web
 from aiohttp_session import SESSION_KEY as AIOHTTP_SESSION_KEY
@@ -10,7 +11,8 @@ from aiohttp_session import STORAGE_KEY, AbstractStorage, Session, get_session, 
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
 from aiochatstream.conversation import Conversation
-from aiochatstream.errors import SessionsNotSetUp
+from aiochatstream.errors import InvalidValue, SessionsNotSetUp
+from aiochatstream.sessions.bounded import BoundedMap
 from aiochatstream.sessions.memory import random_id
 from aiochatstream.sessions.store import ConversationStore
 
@@ -18,6 +20,11 @@ SESSION_KEY = "aiochatstream"
 """Our one key in the session, beside the app's own."""
 
 SESSIONS_HINT = "call aiohttp_session.setup(app, MemoryStorage()) or set up another storage of aiohttp-session"
+
+NO_PARAMS: dict[str, Any] = {"number": 0, "values": {}}
+
+MAX_PARAMS_BYTES = 1024
+"""What the parameters of a user may take as JSON: a cookie has to hold them beside the conversation."""
 
 
 class User:
@@ -48,17 +55,25 @@ class User:
 
 
 class UserSession(User):
-    """One request's view of its user. The conversations live in ``store``; the session holds the user's id.
+    """One request's view of its user. The conversations live in ``store``; the session holds the user's id, and the
+    parameters that the user has set.
 
-    Nothing is written into the session before :meth:`put_in_session`: a refused request leaves no trace.
+    ``recent_params`` is this process's memory of such parameters, by the user's id. They carry a number that grows with
+    each change, so that an answer that began before a change does not take it back with its older view of the session.
+
+    Nothing is written into the session before :meth:`put_in_session` or :meth:`keep_params`: a refused request leaves
+    no trace.
     """
 
-    def __init__(self, request: web.Request, session: Session, store: ConversationStore) -> None:
-        kept = session.get(SESSION_KEY)
-        self._data: dict[str, Any] = dict(kept) if isinstance(kept, dict) and "id" in kept else {"id": random_id()}
+    def __init__(
+        self, request: web.Request, session: Session, store: ConversationStore, recent_params: BoundedMap
+    ) -> None:
+        self._data: dict[str, Any] = {"id": random_id()}
         super().__init__(self._data["id"], store)
         self._request = request
         self._session = session
+        self._recent_params = recent_params
+        self._take_from_session()
 
     @property
     def id(self) -> str:
@@ -71,14 +86,63 @@ class UserSession(User):
         :param answered: whether the newest turn of ``conversation`` has ended.
         """
         if SESSION_KEY in self._session:
+            self._catch_up()
             return
-        if not self._session._changed:
-            # what the app has done to its session since this request came must not be undone
-            await self._refresh()
-        if SESSION_KEY in self._session:  # another request was faster: this is one user
-            self._data = dict(self._session[SESSION_KEY])
-        else:
+        await self.refresh()  # where another request was faster, this is one user
+        if SESSION_KEY not in self._session:
             self._write()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What the user has set of the parameters, as JSON has it: whatever some server once took."""
+        values: dict[str, Any] = self._newest_params()["values"]
+        return values
+
+    async def keep_params(self, values: dict[str, Any]) -> None:
+        """Keep ``values`` as the user's parameters, in the session. The response must not have begun.
+
+        Raises InvalidValue where they are too large.
+        """
+        size = len(json.dumps(values))
+        if size > MAX_PARAMS_BYTES:
+            raise InvalidValue(
+                f"generation_params: what you have set takes {size} bytes as JSON, of at most {MAX_PARAMS_BYTES}; "
+                f"shorten logit_bias or stop."
+            )
+        kept = self._newest_params()
+        if values != kept["values"]:
+            kept = {"number": kept["number"] + 1, "values": values}
+            self._recent_params.put(self.id, json.dumps(kept))
+        if kept != self._data.get("params", NO_PARAMS):
+            self._data["params"] = kept
+            await self._make_room()
+            self._write()
+
+    async def refresh(self) -> None:
+        """Look again at what other requests have put into the session since this one came."""
+        if not self._session._changed:  # what the app has done to it must not be undone
+            await self._refresh()
+        self._take_from_session()
+
+    async def _make_room(self) -> None:
+        """See to it that the session can be kept with all that is in ``_data``."""
+
+    def _take_from_session(self) -> None:
+        kept = self._session.get(SESSION_KEY)
+        if isinstance(kept, dict) and "id" in kept:
+            self._data = dict(kept)
+
+    def _newest_params(self) -> dict[str, Any]:
+        here = json.loads(self._recent_params.get(self.id) or "null")
+        known: list[dict[str, Any]] = [one for one in (self._data.get("params"), here) if _are_params(one)]
+        return max(known, key=lambda one: one["number"], default=NO_PARAMS)
+
+    def _catch_up(self) -> None:
+        """Take over the newest parameters, to be saved with the session if that is saved at all."""
+        newest = self._newest_params()
+        if newest != self._data.get("params", NO_PARAMS):
+            self._data["params"] = newest
+            self._session._mapping[SESSION_KEY] = self._data
 
     async def _refresh(self) -> None:
         """Bring the session up to date, in place: the app may hold on to the object."""
@@ -100,6 +164,11 @@ class UserSession(User):
 
     def _write(self) -> None:
         self._session[SESSION_KEY] = self._data
+
+
+def _are_params(kept: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether this is what :meth:`UserSession.keep_params` keeps: in an open cookie there may be anything."""
+    return isinstance(kept, dict) and isinstance(kept.get("number"), int) and isinstance(kept.get("values"), dict)
 
 
 async def load_session(request: web.Request) -> Session:

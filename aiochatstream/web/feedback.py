@@ -90,7 +90,7 @@ async def set_feedback(server: ChatStream, request: web.Request) -> web.StreamRe
             prompt=await server.prompt_text(told, turn.user),
             target_message_id=turn.message_id,
             target_message=turn.answer,
-            generation_params=server.params.model_dump(),
+            generation_params=server.override(server.user_params(user)).model_dump(mode="json"),
         )
         result = callback(request, feedback)
         if inspect.isawaitable(result):

@@ -14,6 +14,7 @@ from aiochatstream.web.completion import Callback, Outcome
 from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
 from aiochatstream.web.feedback import set_feedback
 from aiochatstream.web.formats import WRITERS, Exchange, wire_format_of
+from aiochatstream.web.generation_params import get_generation_params, set_generation_params
 from aiochatstream.web.inspection import get_load, get_prompt, get_resource_usage
 from aiochatstream.web.json import COMMON_HEADERS, json_response
 from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_given_body, read_query
@@ -33,6 +34,8 @@ def routes(server: ChatStream) -> list[web.RouteDef]:
         (web.get, "/history", history),
         (web.get, "/get_prompt", get_prompt),
         (web.post, "/set_feedback", set_feedback),
+        (web.post, "/set_generation_params", set_generation_params),
+        (web.get, "/get_generation_params", get_generation_params),
         (web.get, "/get_load", get_load),
         (web.get, "/get_resource_usage", get_resource_usage),
         (web.get, "/healthz", healthz),
@@ -72,7 +75,7 @@ async def _answer(
     wire_format = wire_format_of(request, server.limits.wire_format)
     user = await server.user_session(request)
     try:
-        turn = await server.begin_turn(user, asked.conversation, asked.message, asked.params)
+        turn = await server.begin_turn(user, asked.conversation, asked.message, server.user_params(user), asked.params)
     except ChatStreamError as error:
         server.metrics.refused(error.code)
         raise
