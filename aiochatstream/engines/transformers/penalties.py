@@ -18,7 +18,7 @@ Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From scores and an amount for each of them to new scores."""
 
 Amounts = tuple[int, Sequence[int], Sequence[float]]
-"""A row, token ids, and an amount for each of these."""
+"""A row, token ids, and an amount for each of these, or one for all."""
 
 
 def has_penalties(params: GenerationParams) -> bool:
@@ -44,7 +44,7 @@ def penalised(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[
     changes: dict[str, Change] = {"multiplicative": _divide, "subtractive": torch.sub}
     for method, change in changes.items():
         repeating = [row for row in rows if params[row].repetition_penalty_method == method and _repeats(params[row])]
-        amounts = ((row, seen[row], [params[row].repetition_penalty] * len(seen[row])) for row in repeating)
+        amounts = ((row, seen[row], [params[row].repetition_penalty]) for row in repeating)
         _change(logits, amounts, change)
     for row in rows:  # one after the other: the processor takes rows of one length
         if params[row].no_repeat_ngram_size:
@@ -59,13 +59,24 @@ def _change(logits: torch.Tensor, amounts: Iterable[Amounts], change: Change) ->
     rows: list[int] = []
     ids: list[int] = []
     values: list[float] = []
+    lengths: list[int] = []
+    value_lengths: list[int] = []
     for row, some_ids, some_values in amounts:
-        rows += [row] * len(some_ids)
-        ids += some_ids
-        values += some_values
+        if some_ids:
+            rows.append(row)
+            lengths.append(len(some_ids))
+            ids += some_ids
+            values += some_values
+            value_lengths += [len(some_ids)] if len(some_values) == 1 else [1] * len(some_values)
     if ids:
-        places = tensor(rows, logits.device), tensor(ids, logits.device)
-        logits[places] = change(logits[places], tensor(values, logits.device, logits.dtype))
+        device = logits.device
+        places = _repeated(tensor(rows, device), lengths, len(ids)), tensor(ids, device)
+        spread = _repeated(tensor(values, device, logits.dtype), value_lengths, len(ids))
+        logits[places] = change(logits[places], spread)
+
+
+def _repeated(numbers: torch.Tensor, times: Sequence[int], size: int) -> torch.Tensor:
+    return numbers.repeat_interleave(tensor(times, numbers.device), output_size=size)  # told the size, no GPU is asked
 
 
 def _divide(scores: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor:
