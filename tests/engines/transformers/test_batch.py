@@ -324,6 +324,7 @@ def test_figures_tell_of_rows_and_bytes(made: Any, held: OneLayer) -> None:
     held.release()
     for one in asked:
         one.rest()
+    wait_until_idle(batch)
     batch.close()
     assert batch.figures()["kv_cache_bytes"] == 3 * 20 * TOKEN_BYTES
     assert batch.figures()["prefix_cache_bytes"] == 2 * 5 * TOKEN_BYTES
