@@ -2,12 +2,22 @@
 
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.conversation import Conversation, Turn
-from aiochatstream.engines import Delta, Engine, FunctionEngine, Prompt
+from aiochatstream.engines import (
+    Delta,
+    Engine,
+    FunctionEngine,
+    Prompt,
+    RecordingEngine,
+    ReplayEngine,
+    ScriptedEngine,
+    TokenSampler,
+)
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import GenerationParams
 from aiochatstream.phrases import hash_phrase
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
 from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
+from aiochatstream.web.feedback import Feedback, FeedbackFile
 
 __version__ = "0.1.0"
 
@@ -21,11 +31,17 @@ __all__ = [
     "ConversationStore",
     "Delta",
     "Engine",
+    "Feedback",
+    "FeedbackFile",
     "FunctionEngine",
     "GenerationParams",
     "MemoryConversationStore",
     "MemoryStorage",
     "Prompt",
+    "RecordingEngine",
+    "ReplayEngine",
+    "ScriptedEngine",
+    "TokenSampler",
     "Turn",
     "__version__",
     "hash_phrase",

@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import inspect
-import logging
-import random
+import json
+import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from typing import Any, Literal
 
 import aiohttp_session
 from aiohttp import web
+from pydantic import ValidationError
 
-from aiochatstream.admission import Admission, Ticket
-from aiochatstream.engines import DeltaStream, Engine, FunctionEngine, Prompt, TextFunction
-from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import ConversationBusy, Draining, NothingToRegenerate, Starting
-from aiochatstream.metrics import Metrics
-from aiochatstream.params import GenerationParams, Limits, WireFormat, choose_overload_status, validated
-from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
+from aiochatstream.chat import DEFAULT_CONTEXT_LEN, Chat
+from aiochatstream.engines import Engine, FunctionEngine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
+from aiochatstream.errors import InvalidValue
+from aiochatstream.param_limits import checked_limits
+from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
+from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.roles import Roles
 from aiochatstream.sessions import (
     AgentSession,
     ConversationStore,
     CookieUserSession,
-    MemoryConversationStore,
     UserSession,
     keeps_data_in_cookie,
     load_session,
+    recent_params,
 )
-from aiochatstream.threads import in_daemon_thread
-from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, StopReason, Turns
-from aiochatstream.web import cors, handlers, place, routes
+from aiochatstream.web import cors, feedback, generation_params, handlers, inspection, place, routes
 from aiochatstream.web.access import is_agent
 from aiochatstream.web.completion import Callback, Completions
+from aiochatstream.web.feedback import FeedbackCallback
 from aiochatstream.web.presence import Presence, comes_from_here
 from aiochatstream.web.promotion import phrase_attempts
 
-if TYPE_CHECKING:
-    from aiochatstream.web.schemas import ChatRequest
-
-logger = logging.getLogger(__name__)
-
-State = Literal["starting", "ready", "draining", "failed"]
-
-Result = TypeVar("Result")
-
-DEFAULT_CONTEXT_LEN = 2048
-
-PROMPT_THREADS = 2
-"""Threads for the short jobs of rendering and tokenising prompts."""
+PROBE_FOLDER = "probe"
 
 
-class ChatStream:
+class ChatStream(Chat):
     """A streaming chat with one model, for many users at once.
 
     Hand it a model, :meth:`setup` it in an aiohttp application that has aiohttp-session, and call
@@ -64,6 +48,8 @@ class ChatStream:
         chat_stream = ChatStream(model=model, tokenizer=tokenizer, device="cpu", chat_prompt_clazz=ChatPrompt)
         chat_stream.setup(app)
 
+    A program without an application uses it in an ``async with`` (see :class:`~aiochatstream.chat.Chat`).
+
     :param num_of_concurrent_executions: answers that are generated at the same time, 1 to 1024.
     :param max_queue_size: requests that wait beyond that, 0 to 100000; the next one gets 503.
     :param model: a loaded HuggingFace causal language model, or a function (also a functools.partial) that loads one.
@@ -71,6 +57,12 @@ class ChatStream:
     :param tokenizer: its tokenizer, or a function that loads it.
     :param engine: instead of model and tokenizer: an :class:`Engine`, or a blocking generator function
         ``f(messages, params)`` that yields text.
+    :param use_mock_response: answer without a model, see :class:`ScriptedEngine`. A model and a tokenizer are then
+        neither needed nor loaded.
+    :param mock_params: the arguments of :class:`ScriptedEngine`, as a dict; they have no effect without mock answers.
+    :param record: a folder, in which each answer is kept as a file for a :class:`ReplayEngine`. They hold what people
+        said.
+    :param probe_mode_enabled: chatstream's name: True records in the folder ``probe``, unless ``record`` names another.
     :param device: where the model is to run (a torch device or its name); None leaves it where it is.
     :param chat_prompt_clazz: the class that writes the prompt, a subclass of :class:`AbstractChatPrompt`.
     :param max_new_tokens: tokens an answer may have, 1 to 1000000; also the most that a request may ask for.
@@ -79,7 +71,18 @@ class ChatStream:
     :param temperature: 0 (greedy) to 2.
     :param top_k: 1 to 1000; None or 0 is off.
     :param top_p: above 0, up to 1 (off).
-    :param repetition_penalty: 0.01 to 10; 1 is off.
+    :param min_p: 0 (off) to 1. It and the next ones: what answers are made with unless a request's ``params`` or its
+        user say otherwise, see :class:`~aiochatstream.params.ParamOverrides`.
+    :param typical_p: above 0, up to 1 (off).
+    :param repetition_penalty: 0.01 to 10; 1 is off. With ``subtractive`` 0 to 10; 0 is off.
+    :param repetition_penalty_method: ``multiplicative`` or ``subtractive``.
+    :param presence_penalty: -2 to 2; 0 is off.
+    :param frequency_penalty: -2 to 2; 0 is off.
+    :param no_repeat_ngram_size: 0 (off) to 100 tokens.
+    :param logit_bias: up to 300 token ids with numbers from -100 to 100; None is off.
+    :param param_limits: the least and the most that requests and users may set, by name, where that is to be less than
+        anyone may: ``{"temperature": (0, 1), "top_k": (1, 500)}``. The server's own value must be among them.
+    :param token_sampler: chooses the tokens of the model's answers, in place of the built-in sampler.
     :param seed: seeds the sequence of the answers' seeds, 0 to 2**63 - 1; None is random.
     :param max_queue_wait: seconds that a request waits for a slot before it gets 503.
     :param max_answer: seconds that an answer may take; it is then ended with finish reason ``length``.
@@ -94,6 +97,9 @@ class ChatStream:
     :param conversation_store: where conversations are kept. None: in the cookie where the app's sessions are
         encrypted cookies, in the memory of this process otherwise.
     :param allow_metrics: says who may read /metrics; by default who asks from this machine, and not through a proxy.
+    :param on_feedback_received: called as ``on_feedback_received(request, feedback)`` with each
+        :class:`~aiochatstream.web.feedback.Feedback` of /set_feedback; a :class:`FeedbackFile` writes it down.
+    :param num_gpus: of how many GPUs /get_resource_usage tells, 0 or more; None is all that torch sees.
     :param name: what /get_load calls this worker.
     :param namespace: keeps the conversations and roles of several ChatStreams apart that share an app's sessions; the
         same in all worker processes. Empty, or 1 to 64 of A-Z a-z 0-9 - _.
@@ -102,7 +108,8 @@ class ChatStream:
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
 
-    Raises TypeError for a wrong kind of argument and ValueError for one out of its range.
+    Raises TypeError for a wrong kind of argument, ValueError for one out of its range, and OSError where ``record``
+    cannot be written to.
     """
 
     def __init__(
@@ -113,6 +120,10 @@ class ChatStream:
         model: Any = None,
         tokenizer: Any = None,
         engine: Engine | TextFunction | None = None,
+        use_mock_response: bool = False,
+        mock_params: dict[str, Any] | None = None,
+        record: str | os.PathLike[str] | None = None,
+        probe_mode_enabled: bool = False,
         device: Any = None,
         chat_prompt_clazz: type[AbstractChatPrompt] = ChatPrompt,
         max_new_tokens: int = 256,
@@ -120,7 +131,16 @@ class ChatStream:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
         repetition_penalty: float = 1.0,
+        repetition_penalty_method: Literal["multiplicative", "subtractive"] = "multiplicative",
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        logit_bias: Mapping[int, float] | None = None,
+        param_limits: Mapping[str, Sequence[float]] | None = None,
+        token_sampler: TokenSampler | None = None,
         seed: int | None = None,
         max_queue_wait: float = 60.0,
         max_answer: float = 300.0,
@@ -132,6 +152,8 @@ class ChatStream:
         too_many_request_as_http_error: bool = False,
         conversation_store: ConversationStore | None = None,
         allow_metrics: Callable[[web.Request], bool] = comes_from_here,
+        on_feedback_received: FeedbackCallback | None = None,
+        num_gpus: int | None = None,
         name: str = "node:0",
         namespace: str = "",
         client_roles: Mapping[str, Any] | None = None,
@@ -142,7 +164,11 @@ class ChatStream:
                 f"chat_prompt_clazz: must be a subclass of AbstractChatPrompt (the class itself, not an object of it), "
                 f"not {chat_prompt_clazz!r}."
             )
-        self.limits = validated(
+        if use_mock_response:
+            if engine is not None:
+                raise TypeError("use_mock_response: takes the place of engine; give one or the other.")
+            engine, model, tokenizer = ScriptedEngine.from_mock_params(mock_params), None, None
+        limits = validated(
             Limits,
             {
                 "num_of_concurrent_executions": num_of_concurrent_executions,
@@ -157,20 +183,34 @@ class ChatStream:
                 "overload_status": choose_overload_status(overload_status, too_many_request_as_http_error),
             },
         )
-        self.params = validated(
+        params = validated(
             GenerationParams,
             {
                 "max_new_tokens": max_new_tokens,
                 "temperature": temperature,
                 "top_k": 0 if top_k is None else top_k,
                 "top_p": top_p,
+                "min_p": min_p,
+                "typical_p": typical_p,
                 "repetition_penalty": repetition_penalty,
+                "repetition_penalty_method": repetition_penalty_method,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "no_repeat_ngram_size": no_repeat_ngram_size,
+                "logit_bias": {} if logit_bias is None else logit_bias,
                 "seed": 0 if seed is None else seed,
             },
         )
-        self.context_len = context_len or DEFAULT_CONTEXT_LEN
-        if self.context_len <= max_new_tokens and (engine is None or context_len is not None):
-            raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {self.context_len}.")
+        limits_of_params = checked_limits(param_limits, params)
+        longest = context_len or DEFAULT_CONTEXT_LEN
+        if longest <= max_new_tokens and (engine is None or context_len is not None):
+            raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {longest}.")
+        answering = _engine(engine, model, tokenizer, device, token_sampler)
+        if record is not None or probe_mode_enabled:
+            answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
+        super().__init__(answering, chat_prompt_clazz, params, limits, limits_of_params, seed)
+        if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
+            raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
             raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
         self.name = name
@@ -178,25 +218,13 @@ class ChatStream:
         self.phrase_attempts = phrase_attempts()
         self.allowed_origins = cors.checked_origins(allowed_origins)
         self.place = place.Place(namespace, cross_origin=bool(self.allowed_origins))
-        self.state: State = "starting"
-        self.admission = Admission(num_of_concurrent_executions, max_queue_size)
+        self.num_gpus = num_gpus
+        self.on_feedback_received = on_feedback_received
         self.presence = Presence()
         self.completions = Completions()
-        self.engine = _engine(engine, model, tokenizer, device)
-        self._chat_prompt_clazz = chat_prompt_clazz
-        self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
-        self._store = conversation_store
-        self._memory = MemoryConversationStore()
-        self._turns = Turns(self._turn_ended)
-        self.metrics = Metrics(
-            running=lambda: self.admission.running,
-            waiting=lambda: self.admission.waiting,
-            sessions=lambda: len(self._memory),
-            engine=lambda: self.engine.figures(),
-        )
-        self.engine.on_step = self.metrics.step
         self.allow_metrics = allow_metrics
-        self._loading: asyncio.Task[None] | None = None
+        self._store = conversation_store
+        self._recent_params = recent_params()
 
     def __repr__(self) -> str:
         return f"<ChatStream {self.name} {self.state} {self.admission!r}>"
@@ -253,7 +281,12 @@ class ChatStream:
     handle_stop_request = handlers.stop
     handle_clear_context_request = handlers.clear_context
     handle_history_request = handlers.history
-    handle_get_load_request = handlers.get_load
+    handle_get_prompt_request = inspection.get_prompt
+    handle_set_feedback_request = feedback.set_feedback
+    handle_set_generation_params_request = generation_params.set_generation_params
+    handle_get_generation_params_request = generation_params.get_generation_params
+    handle_get_load_request = inspection.get_load
+    handle_get_resource_usage_request = inspection.get_resource_usage
     handle_healthz_request = handlers.healthz
     handle_readyz_request = handlers.readyz
     handle_metrics_request = handlers.metrics
@@ -275,32 +308,6 @@ class ChatStream:
         """
         return await handlers.chat_stream(self, request, request_body, callback)
 
-    async def wait_ready(self) -> None:
-        """Return when the model is loaded. Raises what loading it raised."""
-        if self._loading is None:
-            raise RuntimeError("Call chat_stream.setup(app) and start the app first.")
-        logged = self._loading.remove_done_callback(_log_failure)  # who waits is told
-        try:
-            await asyncio.shield(self._loading)
-        except asyncio.CancelledError:
-            if logged:
-                self._loading.add_done_callback(_log_failure)
-            raise
-
-    def drain(self) -> None:
-        """Take no new requests (503 ``draining``) and send away those who wait; running answers go on."""
-        self.state = "draining"
-        self.admission.drain()
-
-    def check_ready(self) -> None:
-        """Raises :class:`~aiochatstream.errors.Starting` or :class:`~aiochatstream.errors.Draining` unless ready."""
-        if self.state == "starting":
-            raise Starting("The model is being loaded.", retry_after=5)
-        if self.state == "failed":
-            raise Starting("The model could not be loaded; the server's log says why.", retry_after=60)
-        if self.state == "draining":
-            raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
-
     async def session(self, request: web.Request) -> aiohttp_session.Session:
         """The request's session. Raises :class:`~aiochatstream.errors.SessionsNotSetUp`."""
         self.place.check(request)
@@ -312,167 +319,50 @@ class ChatStream:
             return AgentSession(request)
         session = await self.session(request)
         if self._store is not None:
-            return UserSession(request, session, self._store, self.place.namespace)
+            return UserSession(request, session, self._store, self._recent_params, self.place.namespace)
         kind = CookieUserSession if keeps_data_in_cookie(request) else UserSession
-        return kind(request, session, self._memory, self.place.namespace)
+        return kind(request, session, self._memory, self._recent_params, self.place.namespace)
 
-    def running_turn(self, user: UserSession, name: str) -> RunningTurn | None:
-        """The turn of this conversation that is under way in this process."""
-        return self._turns.get(user.id, name)
-
-    async def begin_turn(self, user: UserSession, asked: ChatRequest) -> RunningTurn:
-        """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
-
-        Raises what the request is to be refused with; then nothing has changed.
-        """
-        self.check_ready()
-        prompt = self._chat_prompt_clazz()
-        params = self.params.override(asked.params, stop=tuple(prompt.get_stop_strs()))
-        name = asked.conversation
-        turn = await self._turns.take(user.id, name)
-        ticket: Ticket | None = None
+    def user_params(self, user: UserSession) -> ParamOverrides:
+        """What the user has set; nothing where it is not (or no longer) allowed on this server."""
+        if not user.params:
+            return ParamOverrides()
         try:
-            loaded = await user.load(name)
-            if asked.regenerate and not loaded.turns:
-                raise NothingToRegenerate("There is no message in this conversation to answer again.")
-            ticket = self.admission.reserve()
-            before = loaded.begin(turn.message_id)
-            prompt.conversation, prompt.message = before, asked.user_input or ""
-            if asked.regenerate:
-                prompt.conversation, prompt.message = before.without_last(), loaded.turns[-1].user
-            if asked.params is None or asked.params.seed is None:
-                params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
-            made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
-            await user.accept_turn(name, before)
-            self.check_ready()  # a shutdown may have begun meanwhile
-        except BaseException:
-            if ticket is not None:
-                ticket.release()
-            self._turns.give_up(user.id, name)
-            raise
-        answer = functools.partial(self.engine.generate, made, params)
-        if pairs := prompt.get_replacement_when_output():
-            answer = functools.partial(replaced, answer, pairs)
-        job = Job(
-            before=before,
-            base=prompt.conversation,
-            user_text=prompt.message,
-            prompt_tokens=len(made.token_ids),
-            ticket=ticket,
-            generate=functools.partial(DeltaStream, self._threads, answer),
-            on_gap=self.metrics.gap,
-            save=functools.partial(user.save, name, expected_number=loaded.number),
-            retry_after=self.admission.retry_after,
-            max_queue_wait=self.limits.max_queue_wait,
-            max_answer=self.limits.max_answer,
-        )
-        self._turns.start(user.id, name, job)
-        return turn
-
-    async def clear(self, user: UserSession, name: str) -> bool:
-        """Forget a conversation, a running answer too; tell whether there was something to forget."""
-        discarded = await self.stop_turn(user, name, "discarded")
-        try:
-            await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
-        except ConversationBusy:
-            raise ConversationBusy(
-                "The running answer is being discarded, but has not stopped yet. Send again."
-            ) from None
-        try:
-            return await user.forget(name) or discarded is not None
-        finally:
-            self._turns.give_up(user.id, name)
-
-    async def stop_turn(self, user: UserSession, name: str, reason: StopReason) -> RunningTurn | None:
-        """Stop the answer of this conversation, wait for its end (at most 2 s), and return it if there was one."""
-        turn = self._turns.get(user.id, name)
-        if turn is not None:
-            turn.stop(reason)
-            await turn.wait_ended()
-        return turn
-
-    def _make_prompt(self, prompt: AbstractChatPrompt, max_new_tokens: int) -> Prompt:
-        """In a thread: templates and tokenizers block."""
-        ids: list[int] = []
-        prompt.tokenizer = self.engine.tokenizer
-        if prompt.tokenizer is not None:
-            ids = fit(prompt, context_len=self.context_len, max_new_tokens=max_new_tokens)
-        return Prompt(prompt.get_messages(), ids)
-
-    async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
-        def call() -> Result:
-            try:
-                return function(*args)
-            except StopIteration as error:  # which a future cannot hold
-                raise RuntimeError("StopIteration in a prompt class") from error
-
-        return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
+            kept = ParamOverrides.model_validate_json(json.dumps(user.params))
+            self.override(kept)
+        except (InvalidValue, ValidationError):
+            return ParamOverrides()
+        return kept
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
         self.place.check_start(app)
-        # made here, after gunicorn's fork: threads do not survive one
-        slots = self.limits.num_of_concurrent_executions
-        self.state = "starting"
-        self.admission = Admission(slots, self.limits.max_queue_size)
+        await self._start()
         self.presence = Presence()
-        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
-        self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
-        self._loading = asyncio.create_task(self._load())
-        if self.engine.loads_slowly:
-            self._loading.add_done_callback(_log_failure)
-        else:
-            await self._loading
-        probe = asyncio.create_task(self.metrics.probe_lag())
         async with self.completions, self.presence:
             yield
-        probe.cancel()
-        self._loading.cancel()
-        self._prompt_threads.shutdown(wait=False, cancel_futures=True)
-        self._threads.shutdown(wait=not self._turns)
-        if not self._turns:
-            self.engine.close()
+        self._end()
 
-    def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
-        reason = last.finish_reason if isinstance(last, Ended) else last.error.code
-        figures = {**turn.usage._asdict(), **turn.timing._asdict()}
-        self.metrics.finished(reason, **figures)
-        told = " ".join(f"{name}={value}" for name, value in figures.items())
-        logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
-
-    async def _load(self) -> None:
+    def _check_logit_bias(self) -> None:
+        """How many token ids there are is known only from the model."""
         try:
-            await in_daemon_thread(self._load_engine)
-        except BaseException:
-            self.state = "failed"
-            raise
-        if self.state == "starting":
-            self.state = "ready"
-
-    def _load_engine(self) -> None:
-        self.engine.load(self.limits.num_of_concurrent_executions, self.context_len)
-        limit = self.engine.max_context_len
-        if limit is not None:
-            if self.limits.context_len is not None and self.context_len > limit:
-                raise ValueError(f"context_len: at most {limit} with this model, not {self.context_len}.")
-            self.context_len = min(self.context_len, limit)
-        if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
-            raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
-        # a prompt class that does not go with this model shows now, not at the first request
-        prompt = self._chat_prompt_clazz()
-        prompt.message = "Hello"
-        self._make_prompt(prompt, self.params.max_new_tokens)
+            self.override(ParamOverrides(logit_bias=self.params.logit_bias), where="")
+        except InvalidValue as error:
+            raise ValueError(error.detail) from None
 
     async def _on_shutdown(self, app: web.Application) -> None:
-        self.drain()
-        if not await self._turns.wait(self.limits.shutdown_timeout):
-            logger.warning("Stopping %d answers that still run after shutdown_timeout.", len(self._turns))
-            self._turns.stop_all("shutdown")
-            if not await self._turns.wait(ENDING_SECONDS):
-                logger.error("%d answers do not stop: their engine is stuck in a step.", len(self._turns))
+        await self._shut_down()
 
 
-def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, device: Any) -> Engine:
+def _engine(
+    engine: Engine | TextFunction | None,
+    model: Any,
+    tokenizer: Any,
+    device: Any,
+    token_sampler: TokenSampler | None,
+) -> Engine:
     if engine is not None:
+        if token_sampler is not None:
+            raise TypeError("token_sampler: goes with model and tokenizer; give it to the engine itself.")
         if model is not None or tokenizer is not None:
             raise TypeError("engine: takes the place of model and tokenizer; give one or the other.")
         if isinstance(engine, Engine):
@@ -487,7 +377,7 @@ def _engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, de
             raise TypeError(f"{name}: give a loaded HuggingFace {name}, or a function that loads it.")
     from aiochatstream.engines.transformers import TransformersEngine  # here, so that importing the package is light
 
-    return TransformersEngine(model, tokenizer, device)
+    return TransformersEngine(model, tokenizer, device, token_sampler=token_sampler)
 
 
 class _Nothing:
@@ -495,8 +385,3 @@ class _Nothing:
 
     def __await__(self) -> Generator[None, None, None]:
         yield from ()
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("The model could not be loaded", exc_info=error)

@@ -22,6 +22,7 @@ from cryptography.fernet import Fernet
 
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
+from aiochatstream.engines import RecordingEngine, ReplayEngine
 from aiochatstream.sessions import MemoryStorage
 from aiochatstream.threads import LOADING_THREAD
 from aiochatstream.web.errors import json_errors
@@ -56,22 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """``aiochatstream serve``: a server for one model, until SIGTERM or Ctrl-C."""
+    _check_what_answers(options)
     storage = _session_storage(options.session, options.secret_key_file)
     listener = _listen(options.host, options.port)
     url = _url(options.host, listener.getsockname()[1])
-    print(f"Loading {options.model or 'the small model'} ... ({url} answers 503 meanwhile)", flush=True)
-    from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time: say something first
-
-    device = loading.choose_device(options.device)
-    dtype = loading.choose_dtype(options.dtype, device)
-    model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
-    made: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
-    if options.compile:
-        made = {"engine": TransformersEngine(model, tokenizer, compile=True)}
     chat_stream = ChatStream(
         num_of_concurrent_executions=options.concurrency,
         max_queue_size=options.queue,
-        **made,
+        **_what_answers(options, url),
+        record=options.record,
         max_new_tokens=options.max_new_tokens,
         context_len=options.context_len,
         temperature=options.temperature,
@@ -106,6 +100,38 @@ def serve(options: argparse.Namespace) -> int:
     return code
 
 
+def _check_what_answers(options: argparse.Namespace) -> None:
+    """Raises ValueError where two options contradict each other."""
+    instead = "--mock" if options.mock is not None else "--replay" if options.replay is not None else None
+    for option, given in (
+        ("--replay", instead == "--mock" and options.replay is not None),
+        ("--record", instead == "--replay" and options.record is not None),
+        ("MODEL", options.model is not None),
+        ("--device", options.device != "auto"),
+        ("--dtype", options.dtype != "auto"),
+        ("--compile", options.compile),
+    ):
+        if instead is not None and given:
+            raise ValueError(f"{option} does not go with {instead}, which answers without a model.")
+
+
+def _what_answers(options: argparse.Namespace, url: str) -> dict[str, Any]:
+    """The model, or what takes its place, as arguments of ChatStream."""
+    if options.mock is not None:
+        return {"use_mock_response": True, "mock_params": {"type": options.mock}}
+    if options.replay is not None:
+        return {"engine": ReplayEngine(options.replay)}
+    print(f"Loading {options.model or 'the small model'} ... ({url} answers 503 meanwhile)", flush=True)
+    from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time: say something first
+
+    device = loading.choose_device(options.device)
+    dtype = loading.choose_dtype(options.dtype, device)
+    model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
+    if options.compile:
+        return {"engine": TransformersEngine(model, tokenizer, compile=True)}
+    return {"model": model, "tokenizer": tokenizer}
+
+
 def bench(options: argparse.Namespace) -> int:
     """``aiochatstream bench``: put a running server under load."""
     from aiochatstream.bench import command  # serving does without it
@@ -131,16 +157,21 @@ def _url(host: str, port: int) -> str:
 
 
 def _announcement(chat_stream: ChatStream, url: str) -> str:
-    found = chat_stream.engine.describe()
-    limits = chat_stream.limits
+    engine, limits = chat_stream.engine, chat_stream.limits
+    found = engine.describe()
+    tokens = f"{chat_stream.context_len} tokens, {chat_stream.params.max_new_tokens} of them for the answer"
+    told = {
+        "model": found["model"],
+        "device": f"{found['device']}, {found['dtype']}" if "device" in found else None,
+        "concurrency": f"{limits.num_of_concurrent_executions} answers at a time",
+        "queue": f"{limits.max_queue_size} requests wait, the next one gets {limits.overload_status}",
+        "context": tokens if engine.tokenizer is not None else None,
+        "recording": f"every answer, in {engine.folder}" if isinstance(engine, RecordingEngine) else None,
+    }
+    lines = "".join(f"  {name:<11}  {value}\n" for name, value in told.items() if value is not None)
     body = '{"user_input": "What is the capital of France?"}'
     return (
-        f"\nReady on {url}\n"
-        f"  model        {found['model']}\n"
-        f"  device       {found['device']}, {found['dtype']}\n"
-        f"  concurrency  {limits.num_of_concurrent_executions} answers at a time\n"
-        f"  queue        {limits.max_queue_size} requests wait, the next one gets {limits.overload_status}\n"
-        f"  context      {chat_stream.context_len} tokens, {chat_stream.params.max_new_tokens} of them for the answer\n"
+        f"\nReady on {url}\n{lines}"
         f"\nTalk to it:\n"
         f"  curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
         f"Ctrl-C stops it."
@@ -213,6 +244,13 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile the model (Linux, g++): quicker answers, a first start of a minute",
     )
+    add(
+        "--mock",
+        choices=["round", "echo", "long"],
+        help="answer without a model: sentences in turn, echoes, long texts",
+    )
+    add("--record", type=Path, metavar="FOLDER", help="keep every answer as a file in this folder")
+    add("--replay", type=Path, metavar="FOLDER", help="answer without a model, with what --record has kept")
     add("--concurrency", type=int, default=2, metavar="N", help="answers that are generated at the same time")
     add("--queue", type=int, default=5, metavar="N", help="requests that wait beyond that; the next one gets 503")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")

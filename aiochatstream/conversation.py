@@ -46,8 +46,7 @@ class Conversation:
 
     def without_last(self) -> Conversation:
         """The conversation as it was before its last answer (to answer that message again)."""
-        turns = self.turns[:-1]
-        return replace(self, turns=turns, first=min(self.first, len(turns)))
+        return self.drop_newest(1)
 
     def with_turn(self, turn: Turn) -> Conversation:
         """The conversation with ``turn`` as its newest. Over :data:`MAX_CHARS`, the oldest turns go."""
@@ -65,6 +64,11 @@ class Conversation:
     def drop_oldest(self, count: int = 1) -> Conversation:
         """The conversation without its ``count`` oldest turns."""
         return replace(self, turns=self.turns[count:], first=max(0, self.first - count))
+
+    def drop_newest(self, count: int) -> Conversation:
+        """The conversation without its ``count`` newest turns."""
+        turns = self.turns[: len(self.turns) - count]
+        return replace(self, turns=turns, first=min(self.first, len(turns)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -8,6 +8,7 @@
     ├── Forbidden                    403 forbidden
     ├── NotFound                     404 not_found
     ├── NotRunningHere               404 not_running_here
+    ├── NoRecording                  404 no_recording
     ├── MethodNotAllowed             405 method_not_allowed
     ├── ConversationBusy             409 conversation_busy
     ├── ConversationChanged          409 conversation_changed
@@ -75,6 +76,13 @@ class NotRunningHere(ChatStreamError):
 
     status = 404
     code = "not_running_here"
+
+
+class NoRecording(ChatStreamError):
+    """Recorded answers are played back, and there is none to this prompt."""
+
+    status = 404
+    code = "no_recording"
 
 
 class MethodNotAllowed(ChatStreamError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from aiochatstream.errors import InvalidValue
 
@@ -12,18 +14,45 @@ WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 
 STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
+
+def _number_of_key(key: Any) -> Any:
+    """The keys of JSON objects are strings."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
+
+
 # One place for each range. The description is the sentence that a wrong value is answered with.
 MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole number of tokens from 1 to 1000000")]
 Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]
 TopK = Annotated[int, Field(ge=0, le=1000, description="a whole number from 0 (off) to 1000")]
 TopP = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1 (off)")]
-RepetitionPenalty = Annotated[float, Field(ge=0.01, le=10, description="a number from 0.01 to 10; 1 is off")]
+MinP = Annotated[float, Field(ge=0, le=1, description="a number from 0 (off) to 1")]
+TypicalP = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1 (off)")]
+RepetitionPenalty = Annotated[
+    float,
+    Field(ge=0, le=10, description="a number from 0.01 to 10, 1 is off; with subtractive from 0 to 10, 0 is off"),
+]
+RepetitionPenaltyMethod = Annotated[
+    Literal["multiplicative", "subtractive"], Field(description="'multiplicative' or 'subtractive'")
+]
+CountPenalty = Annotated[float, Field(ge=-2, le=2, description="a number from -2 to 2; 0 is off")]
+NoRepeatNgramSize = Annotated[int, Field(ge=0, le=100, description="a whole number of tokens from 0 (off) to 100")]
+LogitBias = Annotated[
+    dict[
+        Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_number_of_key)],
+        Annotated[float, Field(ge=-100, le=100)],
+    ],
+    Field(max_length=300, description="an object of up to 300 token ids with numbers from -100 to 100"),
+]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number from 0 to 2**63 - 1")]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=128)]],
     Field(max_length=16, description="a list of up to 16 strings of 1 to 128 characters"),
 ]
+Flag = Annotated[bool, Field(description="true or false")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, description="a number of seconds above 0, up to 86400")]
+
+
+NO_LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
 
 class ParamOverrides(BaseModel):
@@ -33,7 +62,17 @@ class ParamOverrides(BaseModel):
     temperature: 0 takes the likeliest token always.
     top_k: draw from the k likeliest tokens.
     top_p: draw from the likeliest tokens that together reach this probability.
-    repetition_penalty: Keskar et al. 2019, https://arxiv.org/abs/1909.05858.
+    min_p: leave out what is less likely than this part of the likeliest, https://arxiv.org/abs/2407.01082.
+    typical_p: draw from the tokens nearest to the expected surprise, that together reach this probability: locally
+        typical sampling, https://arxiv.org/abs/2202.00666.
+    repetition_penalty: makes tokens of prompt and answer so far less likely.
+    repetition_penalty_method: ``multiplicative`` divides a logit above 0 by the penalty and multiplies one below by it
+        (Keskar et al. 2019, https://arxiv.org/abs/1909.05858), so 1 is off. ``subtractive``, chatstream's other one,
+        takes the penalty itself from the logit, so 0 is off and 1 is not.
+    presence_penalty: is taken from the logits of tokens that the answer has (OpenAI).
+    frequency_penalty: is taken from them as many times as the answer has the token (OpenAI).
+    no_repeat_ngram_size: no sequence of so many tokens comes twice in prompt and answer.
+    logit_bias: is added to the logits of these token ids; -100 bans one, 100 all others.
     seed: the same seed and prompt give the same answer again.
     stop: strings that end the answer and are not shown.
     ignore_eos: do not stop at the end-of-sequence token (for load tests: exactly max_new_tokens tokens).
@@ -45,10 +84,17 @@ class ParamOverrides(BaseModel):
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None
+    min_p: MinP | None = None
+    typical_p: TypicalP | None = None
     repetition_penalty: RepetitionPenalty | None = None
+    repetition_penalty_method: RepetitionPenaltyMethod | None = None
+    presence_penalty: CountPenalty | None = None
+    frequency_penalty: CountPenalty | None = None
+    no_repeat_ngram_size: NoRepeatNgramSize | None = None
+    logit_bias: LogitBias | None = None
     seed: Seed | None = None
     stop: StopStrings | None = None
-    ignore_eos: Annotated[bool, Field(description="true or false")] | None = None
+    ignore_eos: Flag | None = None
 
 
 class GenerationParams(BaseModel):
@@ -60,24 +106,55 @@ class GenerationParams(BaseModel):
     temperature: Temperature = 1.0
     top_k: TopK = 0
     top_p: TopP = 1.0
+    min_p: MinP = 0.0
+    typical_p: TypicalP = 1.0
     repetition_penalty: RepetitionPenalty = 1.0
+    repetition_penalty_method: RepetitionPenaltyMethod = "multiplicative"
+    presence_penalty: CountPenalty = 0.0
+    frequency_penalty: CountPenalty = 0.0
+    no_repeat_ngram_size: NoRepeatNgramSize = 0
+    logit_bias: LogitBias = Field(default_factory=dict)
     seed: Seed = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 
-    def override(self, overrides: ParamOverrides | None, *, stop: tuple[str, ...]) -> GenerationParams:
-        """These defaults with one request's overrides, within the limits.
+    @model_validator(mode="after")
+    def _must_not_divide_by_nothing(self) -> GenerationParams:
+        if self.repetition_penalty_method == "multiplicative" and self.repetition_penalty < 0.01:
+            raise ValueError("repetition_penalty: must be from 0.01 to 10 with the method 'multiplicative'")
+        return self
+
+    def override(
+        self,
+        *overrides: ParamOverrides | None,
+        stop: tuple[str, ...] = (),
+        limits: Mapping[str, tuple[float, float]] = NO_LIMITS,
+        vocabulary: int | None = None,
+        where: str = "params.",
+    ) -> GenerationParams:
+        """These defaults with what a user and one request say (the last one counts most), within the limits.
 
         :param stop: the prompt's own stop strings, which hold whatever the request says.
+        :param limits: the least and the most of parameters, by name, where the server allows less than anyone may.
+        :param vocabulary: how many token ids the model has, where that is known.
+        :param where: what goes before a parameter's name in an error.
 
         Raises :class:`~aiochatstream.errors.InvalidValue` where a limit of the server is passed.
         """
-        changes: dict[str, Any] = {} if overrides is None else overrides.model_dump(exclude_none=True)
-        asked = changes.get("max_new_tokens", 1)
-        if asked > self.max_new_tokens:
-            raise InvalidValue(f"params.max_new_tokens: must be from 1 to {self.max_new_tokens} on this server.")
+        changes: dict[str, Any] = {}
+        for one in overrides:
+            changes |= {} if one is None else one.model_dump(exclude_none=True)
+        for name, (least, most) in {**limits, "max_new_tokens": (1, self.max_new_tokens)}.items():
+            if not least <= changes.get(name, least) <= most:
+                raise InvalidValue(f"{where}{name}: must be from {least} to {most} on this server.")
+        highest = max(changes.get("logit_bias") or [0])
+        if vocabulary is not None and highest >= vocabulary:
+            raise InvalidValue(f"{where}logit_bias: {highest} is none of the model's {vocabulary} token ids.")
         changes["stop"] = (*stop, *changes.get("stop", ()))
-        return self.model_copy(update=changes)
+        try:
+            return GenerationParams(**{**self.model_dump(), **changes})
+        except ValidationError as error:  # values that do not go together
+            raise InvalidValue(where + describe(error, GenerationParams)) from None
 
 
 class Limits(BaseModel):

@@ -140,7 +140,7 @@ class RunningTurn:
         self._granted: float | None = None
         self._first_text: float | None = None
         self._last_text: float | None = None
-        self._completion_tokens = self._cached_tokens = 0
+        self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
         self.last: Ended | Failed | None = None
         """How it ended; None until :attr:`ended`."""
         self._stop_reason: StopReason | None = None
@@ -160,6 +160,11 @@ class RunningTurn:
         turn._tell(Text(text))
         turn.end(turn._ended("stop"))
         return turn
+
+    @property
+    def position(self) -> int:
+        """Its place in the queue, 1 is next; 0: it does not wait."""
+        return 0 if self._job is None else self._job.ticket.position
 
     @property
     def ending(self) -> bool:
@@ -221,6 +226,7 @@ class RunningTurn:
         """Know what is to be done; :meth:`run` does it."""
         self._job = job
         self.user_text = job.user_text
+        self._prompt_tokens = job.prompt_tokens
         self.base = job.base
         self.conversation = job.before
 
@@ -263,8 +269,9 @@ class RunningTurn:
             return Failed(EngineFailed(f"{detail} (request {self.message_id})"))
         if failure is not None:
             logger.warning("The engine failed at the end of request %s", self.message_id, exc_info=failure)
-        if self._finish_reason is not None or self.text:
-            state: AnswerState = "interrupted" if self._finish_reason is None else "complete"
+        whole = self._finish_reason not in (None, "cancelled")
+        if whole or self.text:
+            state: AnswerState = "complete" if whole else "interrupted"
             conversation = job.base.with_turn(Turn(job.user_text, self.text, self.message_id, state))
             async with asyncio.timeout(SAVE_SECONDS):
                 await job.save(conversation)
@@ -299,6 +306,7 @@ class RunningTurn:
     def _take(self, on_gap: Callable[[float], None], delta: Delta) -> None:
         self._completion_tokens += len(delta.token_ids)
         self._cached_tokens += delta.cached_tokens
+        self._prompt_tokens += delta.prompt_tokens
         if delta.text:
             now = self._loop.time()
             if self._last_text is None:
@@ -318,7 +326,7 @@ class RunningTurn:
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        return Usage(0 if self._job is None else self._job.prompt_tokens, self._cached_tokens, self._completion_tokens)
+        return Usage(self._prompt_tokens, self._cached_tokens, self._completion_tokens)
 
     @property
     def timing(self) -> Timing:
@@ -351,6 +359,10 @@ class Turns:
     def get(self, user_id: str, name: str) -> RunningTurn | None:
         """The turn of this conversation that is under way, if there is one."""
         return self._turns.get((user_id, name))
+
+    def of_user(self, user_id: str) -> dict[str, RunningTurn]:
+        """The turns of this user that are under way, by conversation."""
+        return {name: turn for (owner, name), turn in self._turns.items() if owner == user_id}
 
     async def take(self, user_id: str, name: str) -> RunningTurn:
         """Begin a turn of this conversation; then :meth:`start` it or :meth:`give_up`.

@@ -277,6 +277,9 @@ WRONG_USE = [
     Case("a key file without --session cookie", "--secret-key-file {folder}/bytes", "goes with --session cookie"),
     Case("a missing key file", "--session cookie --secret-key-file {folder}/no-key", "/no-key: No such file"),
     Case("a folder as key file", "--session cookie --secret-key-file {folder}/empty", "/empty"),
+    Case("recordings that are none", "--replay {folder}", " is no recording: it is not a file"),
+    Case("a folder without recordings", "--replay {folder}/empty", "There are no recordings in .*/empty"),
+    Case("a missing folder of recordings", "--replay {folder}/missing", "There is no folder .*/missing"),
     Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),
     Case("more new tokens than any context by default", "--max-new-tokens 3000", r"\b2048\b"),
     Case(
@@ -285,6 +288,11 @@ WRONG_USE = [
 ]
 
 CANNOT_BE = [
+    Case(
+        "a file as the folder of recordings",
+        "--mock echo --record {folder}/notes.txt",
+        "Answers cannot be recorded in .*/notes.txt: File exists",
+    ),
     Case("a port in use", "--port {port}", "Cannot listen on 127.0.0.1:{port}: Address already in use"),
     Case(
         "an id that cannot be loaded",

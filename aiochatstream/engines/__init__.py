@@ -2,6 +2,22 @@
 
 from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt, StepKind
 from aiochatstream.engines.function import FunctionEngine, TextFunction
+from aiochatstream.engines.recording import RecordingEngine, ReplayEngine
+from aiochatstream.engines.scripted import ScriptedEngine
 from aiochatstream.engines.stream import DeltaStream
+from aiochatstream.engines.token_sampler import TokenSampler
 
-__all__ = ["Delta", "DeltaStream", "Engine", "FinishReason", "FunctionEngine", "Prompt", "StepKind", "TextFunction"]
+__all__ = [
+    "Delta",
+    "DeltaStream",
+    "Engine",
+    "FinishReason",
+    "FunctionEngine",
+    "Prompt",
+    "RecordingEngine",
+    "ReplayEngine",
+    "ScriptedEngine",
+    "StepKind",
+    "TextFunction",
+    "TokenSampler",
+]

@@ -31,12 +31,14 @@ class Delta:
     """One step of an answer: the new text (may be empty: half a character waits for its other half) and tokens.
 
     cached_tokens: how many of the prompt's were not computed again; told once.
+    prompt_tokens: how many the prompt has, from an engine that knows it but has no tokenizer; told once.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    prompt_tokens: int = 0
 
 
 class Engine(ABC):
@@ -47,6 +49,9 @@ class Engine(ABC):
 
     max_context_len: int | None = None
     """The most tokens that prompt and answer may have together, where the engine knows."""
+
+    vocabulary: int | None = None
+    """How many token ids the model has, known after :meth:`load`, where there is a model."""
 
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
     """To be told of each forward pass, in any thread: its kind and the seconds that it took. Set by ChatStream."""
@@ -67,6 +72,10 @@ class Engine(ABC):
     def figures(self) -> dict[str, float]:
         """Figures for /metrics, now: gauges, and counters whose names end in ``_total``."""
         return {}
+
+    def gpu_memory(self) -> list[tuple[int, int, int]]:
+        """The GPUs that this process sees: index, bytes in all, bytes in use."""
+        return []
 
     def describe(self) -> dict[str, str]:
         """What there is to tell of it: model, device, dtype."""

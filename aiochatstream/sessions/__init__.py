@@ -2,9 +2,16 @@
 
 from aiochatstream.sessions.agent import AgentSession
 from aiochatstream.sessions.cookie import CookieUserSession
-from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage
+from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, recent_params
 from aiochatstream.sessions.store import ConversationStore
-from aiochatstream.sessions.user import SESSIONS_HINT, UserSession, granted_role, keeps_data_in_cookie, load_session
+from aiochatstream.sessions.user import (
+    SESSIONS_HINT,
+    User,
+    UserSession,
+    granted_role,
+    keeps_data_in_cookie,
+    load_session,
+)
 
 __all__ = [
     "SESSIONS_HINT",
@@ -13,8 +20,10 @@ __all__ = [
     "CookieUserSession",
     "MemoryConversationStore",
     "MemoryStorage",
+    "User",
     "UserSession",
     "granted_role",
     "keeps_data_in_cookie",
     "load_session",
+    "recent_params",
 ]

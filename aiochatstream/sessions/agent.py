@@ -6,6 +6,7 @@ from aiohttp import web
 from aiohttp_session import Session
 
 from aiochatstream.conversation import Conversation
+from aiochatstream.sessions.memory import recent_params
 from aiochatstream.sessions.store import ConversationStore
 from aiochatstream.sessions.user import UserSession
 
@@ -14,10 +15,10 @@ class AgentSession(UserSession):
     """A user that is new with each request. The app's sessions are neither read nor written."""
 
     def __init__(self, request: web.Request) -> None:
-        super().__init__(request, Session(None, data=None, new=True), _Nowhere())
+        super().__init__(request, Session(None, data=None, new=True), _Nowhere(), recent_params())
 
-    async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
-        """There is none."""
+    async def _refresh(self) -> None:
+        """What the request's own session holds is another user's."""
 
     async def save_with_stream(self, response: web.StreamResponse) -> None:
         """There is none."""

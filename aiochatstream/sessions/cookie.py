@@ -57,11 +57,8 @@ class CookieUserSession(UserSession):
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         await self._put(self._full(name), conversation, answered=answered)
 
-    async def grant(self, role: str) -> None:
-        await super().grant(role)
-        self._data["conversations"] = await self._shrunk(self._entries, None)
-
     async def _put(self, name: str, conversation: Conversation, *, answered: bool) -> None:
+        self._catch_up()
         new = {"sealed": pack(recent(conversation)), "awaits_answer": not answered}
         if self._entries.get(name) != new:
             self._data["conversations"] = await self._shrunk({**self._entries, name: new}, name)
@@ -80,6 +77,10 @@ class CookieUserSession(UserSession):
         await self._put(name, cleared, answered=True)
         return bool(sealed.turns or (here and here.turns) or (entry and entry["awaits_answer"]))
 
+    async def _make_room(self) -> None:
+        if self._entries:
+            self._data["conversations"] = await self._shrunk(self._entries)
+
     @property
     def _entries(self) -> dict[str, Any]:
         entries: dict[str, Any] = self._data.setdefault("conversations", {})
@@ -95,15 +96,15 @@ class CookieUserSession(UserSession):
         entry = {"sealed": pack(recent(conversation)), "awaits_answer": True}
         return unpack((await self._shrunk({**self._entries, name: entry}, name))[name]["sealed"])
 
-    async def _shrunk(self, entries: dict[str, Any], newest: str | None) -> dict[str, Any]:
+    async def _shrunk(self, entries: dict[str, Any], newest: str | None = None) -> dict[str, Any]:
         """``entries`` without the oldest turns of the largest conversations, so that browsers keep the cookie."""
         entries = dict(entries)
         while await self._cookie_bytes(entries) > MAX_COOKIE_BYTES:
-            largest = max(entries, key=lambda name: len(entries[name]["sealed"]), default=None)
-            if largest is not None and unpack(entries[largest]["sealed"]).turns:
+            largest = max(entries, key=lambda name: len(entries[name]["sealed"]))
+            if unpack(entries[largest]["sealed"]).turns:
                 entries[largest] = await self._without_oldest(entries, largest)
-            elif others := [name for name in entries if name != newest]:
-                del entries[others[0]]
+            elif len(entries) > 1:
+                del entries[next(name for name in entries if name != newest)]
             else:
                 logger.warning("The session cookie is over %d bytes: browsers will drop it.", MAX_COOKIE_BYTES)
                 break

@@ -19,6 +19,11 @@ DAY = 86_400.0
 MIB = 1 << 20
 
 
+def recent_params() -> BoundedMap:
+    """What a process remembers of the parameters that users have set, see :class:`UserSession`."""
+    return BoundedMap(max_entries=10_000, idle_seconds=DAY, max_bytes=16 * MIB)
+
+
 def random_id() -> str:
     """256 random bits, in 43 characters that are safe everywhere."""
     return secrets.token_urlsafe(32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, TypeGuard
 
 from aiohttp import web
 from aiohttp_session import SESSION_KEY as AIOHTTP_SESSION_KEY
@@ -10,7 +11,8 @@ from aiohttp_session import STORAGE_KEY, AbstractStorage, Session, get_session, 
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
 from aiochatstream.conversation import Conversation
-from aiochatstream.errors import SessionsNotSetUp
+from aiochatstream.errors import InvalidValue, SessionsNotSetUp
+from aiochatstream.sessions.bounded import BoundedMap
 from aiochatstream.sessions.memory import random_id
 from aiochatstream.sessions.store import ConversationStore
 
@@ -19,37 +21,77 @@ SESSION_KEY = "aiochatstream"
 
 SESSIONS_HINT = "call aiohttp_session.setup(app, MemoryStorage()) or set up another storage of aiohttp-session"
 
+NO_PARAMS: dict[str, Any] = {"number": 0, "values": {}}
 
-class UserSession:
-    """One request's view of its user. The conversations live in ``store``; the session holds the user's id.
+MAX_PARAMS_BYTES = 1024
+"""What the parameters of a user may take as JSON: a cookie has to hold them beside the conversation."""
 
-    Nothing is written into the session before :meth:`put_in_session`: a refused request leaves no trace.
 
-    :param namespace: keeps apart what several ChatStreams have in the same session and in the same store.
+class User:
+    """A user by name, whose conversations live in ``store``.
+
+    :param namespace: keeps apart what several ChatStreams have in the same store and in the same session.
     """
 
-    def __init__(self, request: web.Request, session: Session, store: ConversationStore, namespace: str = "") -> None:
-        self._request = request
-        self._session = session
-        self._store = store
+    def __init__(self, user_id: str, store: ConversationStore, namespace: str = "") -> None:
+        self._id, self._store = user_id, store
         self._namespace = namespace
-        self._data = _kept_in(session) or {"id": random_id()}
 
     @property
     def id(self) -> str:
-        """The user's random id; a fresh one where the session knows none yet."""
-        return str(self._data["id"])
+        """What the store knows the user by."""
+        return self._id
 
     async def load(self, name: str) -> Conversation:
         """The conversation ``name`` as it was last kept; an empty one where there is none."""
         return await self._store.load(self.id, self._full(name)) or Conversation()
 
     async def accept_turn(self, name: str, conversation: Conversation) -> None:
-        """A turn was accepted, which made ``conversation`` of what was loaded. The session stays as it is."""
+        """A turn was accepted, which made ``conversation`` of what was loaded."""
 
     async def save(self, name: str, conversation: Conversation, *, expected_number: int) -> None:
         """Keep ``conversation`` (see :meth:`ConversationStore.save`). May come after the response has begun."""
         await self._store.save(self.id, self._full(name), conversation, expected_number=expected_number)
+
+    async def forget(self, name: str) -> bool:
+        """Drop the conversation ``name``; tell whether there was something in it."""
+        return await self._store.forget(self.id, self._full(name))
+
+    def _full(self, name: str) -> str:
+        """What goes by ``name`` here, in the store and in the session."""
+        return f"{self._namespace}/{name}" if self._namespace else name
+
+
+class UserSession(User):
+    """One request's view of its user. The conversations live in ``store``; the session holds the user's id, and the
+    parameters that the user has set.
+
+    ``recent_params`` is this process's memory of such parameters, by the user's id. They carry a number that grows with
+    each change, so that an answer that began before a change does not take it back with its older view of the session.
+
+    Nothing is written into the session before :meth:`put_in_session` or :meth:`keep_params`: a refused request leaves
+    no trace.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        session: Session,
+        store: ConversationStore,
+        recent_params: BoundedMap,
+        namespace: str = "",
+    ) -> None:
+        self._data: dict[str, Any] = {"id": random_id()}
+        super().__init__(self._data["id"], store, namespace)
+        self._request = request
+        self._session = session
+        self._recent_params = recent_params
+        self._take_from_session()
+
+    @property
+    def id(self) -> str:
+        """The user's random id; a fresh one where the session knows none yet."""
+        return str(self._data["id"])
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         """Write into the session what it has to hold, just before a response begins.
@@ -57,38 +99,80 @@ class UserSession:
         :param answered: whether the newest turn of ``conversation`` has ended.
         """
         if SESSION_KEY in self._session:
+            self._catch_up()
             return
-        await self._refresh()
+        await self.refresh()  # where another request was faster, this is one user
         if SESSION_KEY not in self._session:
+            self._write()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What the user has set of the parameters, as JSON has it: whatever some server once took."""
+        values: dict[str, Any] = self._newest_params()["values"]
+        return values
+
+    async def keep_params(self, values: dict[str, Any]) -> None:
+        """Keep ``values`` as the user's parameters, in the session. The response must not have begun.
+
+        Raises InvalidValue where they are too large.
+        """
+        size = len(json.dumps(values))
+        if size > MAX_PARAMS_BYTES:
+            raise InvalidValue(
+                f"generation_params: what you have set takes {size} bytes as JSON, of at most {MAX_PARAMS_BYTES}; "
+                f"shorten logit_bias or stop."
+            )
+        kept = self._newest_params()
+        if values != kept["values"]:
+            kept = {"number": kept["number"] + 1, "values": values}
+            self._recent_params.put(self.id, json.dumps(kept))
+        if kept != self._data.get(self._full("params"), NO_PARAMS):
+            self._data[self._full("params")] = kept
+            await self._make_room()
             self._write()
 
     async def grant(self, role: str) -> None:
         """Give the session ``role``, and another identity: who has come to know the old one is not to have the role."""
-        await self._refresh()
+        await self.refresh()
         self._data["roles"] = {**self._data.get("roles", {}), self._namespace: role}
+        await self._make_room()
         self._write()
         if self._session.identity is not None:  # storages that keep nothing in the server know none
             old = Session(self._session.identity, data=None, new=False)
             await self._storage.save_session(self._request, web.Response(), old)  # an empty one is forgotten
             self._session._identity, self._session._new = None, True  # in place: the app may hold on to the object
 
-    async def _refresh(self) -> None:
-        """Bring the session up to date, in place: the app may hold on to the object.
+    async def refresh(self) -> None:
+        """Look again at what other requests have put into the session since this one came."""
+        if not self._session._changed:  # what the app has done to it must not be undone
+            await self._refresh()
+        self._take_from_session()
 
-        What the app has done to its session since this request came must not be undone; then it stays as it is.
-        """
-        if self._session._changed:
-            return
+    async def _make_room(self) -> None:
+        """See to it that the session can be kept with all that is in ``_data``."""
+
+    def _take_from_session(self) -> None:
+        self._data = _kept_in(self._session) or self._data
+
+    def _newest_params(self) -> dict[str, Any]:
+        here = json.loads(self._recent_params.get(self.id) or "null")
+        known: list[dict[str, Any]] = [one for one in (self._data.get(self._full("params")), here) if _are_params(one)]
+        return max(known, key=lambda one: one["number"], default=NO_PARAMS)
+
+    def _catch_up(self) -> None:
+        """Take over the newest parameters, to be saved with the session if that is saved at all."""
+        newest = self._newest_params()
+        if newest != self._data.get(self._full("params"), NO_PARAMS):
+            self._data[self._full("params")] = newest
+            self._session._mapping[SESSION_KEY] = self._data
+
+    async def _refresh(self) -> None:
+        """Bring the session up to date, in place: the app may hold on to the object."""
         self._request[AIOHTTP_SESSION_KEY] = None
         fresh = await load_session(self._request)
         self._session._mapping = dict(fresh)
         self._session._identity, self._session._new = fresh.identity, fresh.new
         self._request[AIOHTTP_SESSION_KEY] = self._session
-        self._data = _kept_in(self._session) or self._data  # another request was faster: this is one user
-
-    async def forget(self, name: str) -> bool:
-        """Drop the conversation ``name``; tell whether there was something in it."""
-        return await self._store.forget(self.id, self._full(name))
 
     async def save_with_stream(self, response: web.StreamResponse) -> None:
         """Save the session with a response that is going to be streamed, which aiohttp-session does not do."""
@@ -103,20 +187,22 @@ class UserSession:
     def _write(self) -> None:
         self._session[SESSION_KEY] = self._data
 
-    def _full(self, name: str) -> str:
-        """The conversation's name in the store and in the session."""
-        return f"{self._namespace}/{name}" if self._namespace else name
-
 
 def granted_role(session: Session, namespace: str) -> object:
     """What :meth:`UserSession.grant` gave the session, None if nothing."""
-    return (_kept_in(session) or {}).get("roles", {}).get(namespace)
+    roles = (_kept_in(session) or {}).get("roles")
+    return roles.get(namespace) if isinstance(roles, dict) else None
 
 
 def _kept_in(session: Session) -> dict[str, Any] | None:
     """Ours of what the session holds."""
     kept = session.get(SESSION_KEY)
     return dict(kept) if isinstance(kept, dict) and "id" in kept else None
+
+
+def _are_params(kept: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether this is what :meth:`UserSession.keep_params` keeps: in an open cookie there may be anything."""
+    return isinstance(kept, dict) and isinstance(kept.get("number"), int) and isinstance(kept.get("values"), dict)
 
 
 async def load_session(request: web.Request) -> Session:

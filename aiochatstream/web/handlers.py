@@ -60,8 +60,9 @@ async def _answer(
         await user.grant(role.name)
         turn = RunningTurn.saying(f"New role: '{role.name}' has been granted")
     else:
+        params = server.user_params(user)
         try:
-            turn = await server.begin_turn(user, asked)
+            turn = await server.begin_turn(user, asked.conversation, asked.message, params, asked.params)
         except ChatStreamError as error:
             server.metrics.refused(error.code)
             raise
@@ -131,22 +132,6 @@ async def history(server: ChatStream, request: web.Request) -> web.StreamRespons
         messages += _messages(spoken.user, spoken.answer, spoken.message_id, spoken.state)
     messages += running
     return json_response({"conversation": asked.conversation, "turn": conversation.number, "messages": messages})
-
-
-@answers_errors_as_chatstream
-async def get_load(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``GET /get_load``: slots and queue, now."""
-    admission = server.admission
-    worker = {
-        "name": server.name,
-        "processing": admission.running,
-        "waiting": admission.waiting,
-        "_num_of_next_queue": admission.running,
-        "_num_of_request_queue": admission.waiting,
-        "max_processing": admission.slots,
-        "max_waiting": admission.queue_size,
-    }
-    return json_response({"success": True, "message": "success", "chatstream_workers": [worker]})
 
 
 @answers_errors

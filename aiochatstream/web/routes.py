@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
-from aiochatstream.web import handlers
+from aiochatstream.web import feedback, generation_params, handlers, inspection
 from aiochatstream.web.errors import ServerHandler
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ APIS = {
         Api("stop", web.post, "/chat_stream/stop", handlers.stop),
         Api("clear_context", web.post, "/clear_context", handlers.clear_context),
         Api("history", web.get, "/history", handlers.history),
-        Api("get_load", web.get, "/get_load", handlers.get_load),
+        Api("get_prompt", web.get, "/get_prompt", inspection.get_prompt),
+        Api("set_feedback", web.post, "/set_feedback", feedback.set_feedback),
+        Api("set_generation_params", web.post, "/set_generation_params", generation_params.set_generation_params),
+        Api("get_generation_params", web.get, "/get_generation_params", generation_params.get_generation_params),
+        Api("get_load", web.get, "/get_load", inspection.get_load),
+        Api("get_resource_usage", web.get, "/get_resource_usage", inspection.get_resource_usage),
         Api("healthz", web.get, "/healthz", handlers.healthz),
         Api("readyz", web.get, "/readyz", handlers.readyz),
         Api("metrics", web.get, "/metrics", handlers.metrics),

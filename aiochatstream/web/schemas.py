@@ -9,7 +9,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType
-from aiochatstream.params import STRICT, ParamOverrides, describe
+from aiochatstream.params import STRICT, ParamOverrides, TopK, TopP, describe
 from aiochatstream.web.json import dumps
 
 ConversationName = Annotated[
@@ -28,12 +28,25 @@ class ConversationRef(BaseModel):
     conversation: ConversationName = "main"
 
 
+class FeedbackRequest(ConversationRef):
+    """The body of ``POST /set_feedback``."""
+
+    message_id: Annotated[str, Field(description="the message id of an answer, a string")]
+    is_like: Annotated[bool, Field(description="true, false or null")] | None = None
+    form_data: Any = None
+
+
 class ChatRequest(ConversationRef):
     """The body of ``POST /chat_stream``."""
 
     user_input: Annotated[str, Field(description="a string")] | None = None
     regenerate: Annotated[bool, Field(description="true or false")] = False
     params: ParamOverrides | None = None
+
+    @property
+    def message(self) -> str | None:
+        """What is to be answered; None for the last message again."""
+        return None if self.regenerate else self.user_input
 
     @model_validator(mode="before")
     @classmethod
@@ -49,6 +62,27 @@ class ChatRequest(ConversationRef):
         if not self.regenerate and not (self.user_input or "").strip():
             raise ValueError("user_input: must be a string that is not empty, unless regenerate is true")
         return self
+
+
+class GenerationParamsChange(ParamOverrides):
+    """The body of ``POST /set_generation_params``: what is absent stays, null goes back to the server's own value.
+
+    top_k_value, top_p_value: chatstream's names of top_k and top_p.
+    """
+
+    top_k_value: TopK | None = None
+    top_p_value: TopP | None = None
+
+    @model_validator(mode="after")
+    def _one_name_for_one_thing(self) -> GenerationParamsChange:
+        for name in ("top_k", "top_p"):
+            if {name, f"{name}_value"} <= self.model_fields_set:
+                raise ValueError(f"{name}_value: is another name of {name}; give one of the two")
+        return self
+
+    def changes(self) -> dict[str, Any]:
+        """What is said, None too, under the names of :class:`ParamOverrides`."""
+        return {name.removesuffix("_value"): getattr(self, name) for name in self.model_fields_set}
 
 
 Schema = TypeVar("Schema", bound=BaseModel)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiochatstream import ChatStream
+from aiochatstream.params import ParamOverrides
 from tests.helpers import echo, post_bytes
 
 
@@ -47,6 +48,9 @@ WRONG = [
     ('{"user_input": "hi", "params": {"seed": 9223372036854775808}}', 422, "invalid_value", "params.seed"),
     ('{"user_input": "hi", "params": {"stop": "x"}}', 422, "invalid_value", "params.stop"),
     ('{"user_input": "hi", "params": {"stop": [""]}}', 422, "invalid_value", "params.stop"),
+    ('{"user_input": "hi", "params": {"min_p": -1}}', 422, "invalid_value", "params.min_p: must be a number from 0"),
+    ('{"user_input": "hi", "params": {"logit_bias": {"x": 1}}}', 422, "invalid_value", "params.logit_bias: must be"),
+    ('{"user_input": "hi", "params": {"logit_bias": {"5": 101}}}', 422, "invalid_value", "params.logit_bias: must be"),
     ('{"user_input": "hi", "edit_message_id": "x"}', 422, "invalid_value", "edit_message_id: is not supported"),
     ('{"user_input": "hi", "continue": true}', 422, "invalid_value", "continue: is not supported"),
     ('{"user_input": "hi", "if_turn": 3}', 422, "invalid_value", "if_turn: is not supported"),
@@ -148,8 +152,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = ["user_input", "regenerate", "conversation", "params", "edit_message_id", "continue", "if_turn"]
-PARAMS = ["max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop", "ignore_eos"]
-BODY = st.dictionaries(st.sampled_from(FIELDS), JSON | st.dictionaries(st.sampled_from(PARAMS), JSON), max_size=5)
+PARAMS = sorted(ParamOverrides.model_fields)
+SET = st.dictionaries(st.sampled_from(PARAMS), JSON)
+BODY = st.dictionaries(st.sampled_from(FIELDS), JSON | SET, max_size=5) | SET
 
 
 async def test_no_json_and_no_bytes_give_a_500(server: Any, client_of: Any) -> None:
@@ -162,7 +167,7 @@ async def test_no_json_and_no_bytes_give_a_500(server: Any, client_of: Any) -> N
         bodies.append(body)
 
     collect()
-    for path in ("/chat_stream", "/chat_stream/stop", "/clear_context"):
+    for path in ("/chat_stream", "/chat_stream/stop", "/clear_context", "/set_generation_params"):
         for body in bodies:
             headers = {"Content-Type": "application/json"}
             async with client.session.post(server.url + path, data=body, headers=headers) as response:

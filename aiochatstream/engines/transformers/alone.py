@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from aiochatstream.engines.base import StepKind
+from aiochatstream.engines.transformers.own_sampler import Draw
 from aiochatstream.engines.transformers.sampling import Sampler, sample
 from aiochatstream.params import GenerationParams
 
@@ -25,9 +26,14 @@ class Answer:
     reused = 0
 
     def __init__(
-        self, forward: Callable[[list[int]], torch.Tensor], prompt: list[int], params: GenerationParams, piece: int
+        self,
+        forward: Callable[[list[int]], torch.Tensor],
+        draw: Draw,
+        prompt: list[int],
+        params: GenerationParams,
+        piece: int,
     ) -> None:
-        self._forward, self._ids, self._params, self._piece = forward, list(prompt), params, piece
+        self._forward, self._draw, self._ids, self._params, self._piece = forward, draw, list(prompt), params, piece
 
     def steps(self) -> Generator[int | None, None, None]:
         """Yield the tokens, max_new_tokens of them; None for a step without one."""
@@ -36,7 +42,7 @@ class Answer:
             logits = self._forward(ids[start : start + self._piece])
             yield None
         for left in reversed(range(self._params.max_new_tokens)):
-            ids += sample(logits, [sampler], [ids])
+            ids += self._draw(logits, [sampler], [ids])
             yield ids[-1]
             if left:
                 logits = self._forward(ids[-1:])
@@ -45,12 +51,12 @@ class Answer:
 class Alone:
     """Decodes each answer in the thread that asks for it, over transformers' own cache."""
 
-    def __init__(self, model: Any, on_step: Callable[[StepKind, float], None]) -> None:
+    def __init__(self, model: Any, on_step: Callable[[StepKind, float], None], draw: Draw = sample) -> None:
         accepted = inspect.signature(model.forward).parameters
         names = [name for name in ("past_key_values", "cache_params") if name in accepted]
         if not names:
             raise ValueError(f"{type(model).__name__} has no cache of a kind that is known and cannot be served.")
-        self._model, self._on_step, self._cache_name = model, on_step, names[0]
+        self._model, self._on_step, self._draw, self._cache_name = model, on_step, draw, names[0]
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
             self._options["logits_to_keep"] = 1
@@ -64,7 +70,7 @@ class Alone:
         """Begin an answer; it is made by whoever reads its :meth:`Answer.steps`."""
         size = PREFILL_TOKENS if self._in_pieces else len(prompt)
         cache = DynamicCache(config=self._model.config)
-        return Answer(lambda ids: self._forward(ids, cache), prompt, params, size)
+        return Answer(lambda ids: self._forward(ids, cache), self._draw, prompt, params, size)
 
     def figures(self) -> dict[str, float]:
         """Nothing to tell."""

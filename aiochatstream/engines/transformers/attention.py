@@ -34,9 +34,10 @@ TILE, WIDE_TILE = 128, 512
 """New tokens of a piece that attend together, on a CPU and elsewhere: none looks further ahead than the last of them,
 and what they compute stays in the processor's cache, or takes little memory."""
 
-ROUND_TOKENS, ROUND_SEEN = 16, 32
+ROUND_TOKENS, ROUND_SEEN = 16, 128
 """Steps of more tokens than the first have a multiple of it, and on a CPU, matrix products of attention see a multiple
-of the second: oneDNN makes code for each new size, which takes longer than what is computed for nothing."""
+of the second: oneDNN makes code for each new size, which takes longer than what is computed for nothing, and keeps that
+of the last thousand."""
 
 FEW_QUERIES = 16
 """With fewer, oneDNN multiplies keys by queries more quickly than queries by keys."""
@@ -62,22 +63,23 @@ class Piece:
 class _Part:
     """What attends in one call: neighbouring rows with a token each, or some tokens of one row.
 
-    ``tokens`` are places in the step, ``ends`` how many tokens each of them sees at most, itself included. There may be
-    more ends than tokens: those that only make the size a usual one.
+    ``tokens`` are places in the step, ``ends`` how many tokens each of them sees at most, itself included. Those
+    ``kept`` count, the others only make the size a usual one.
     """
 
     rows: slice
     tokens: slice
+    kept: slice
     ends: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """How a part attends: these tokens, of which so many count, to what is ``seen`` of these rows."""
+    """How a part attends: its tokens, to what is ``seen`` of its rows."""
 
     rows: slice
     tokens: slice
-    count: int
+    kept: slice
     seen: slice
     mask: torch.Tensor
     """To be added to the scores: [rows, 1, queries, seen]."""
@@ -109,7 +111,7 @@ class Step:
         self._parts = [] if cache.native else _neighbours(singles)
         tile = TILE if device.type == "cpu" else WIDE_TILE
         for piece, begin in zip(pieces[len(singles) :], ends[len(singles) :], strict=False):
-            self._parts += _tiles(piece, begin, tile, size - begin)
+            self._parts += _tiles(piece, begin, tile, size)
         self._known_calls: dict[Any, list[_Call]] = {}
         self._places: dict[int, torch.Tensor] = {}
 
@@ -154,7 +156,7 @@ class Step:
             else:
                 attended = scaled_dot_product_attention(asked, *cached, attn_mask=call.mask, scale=scale)
             if call.alone:
-                attended = attended.view(groups, each, -1, attended.shape[-1]).permute(2, 0, 1, 3)[: call.count]
+                attended = attended.view(groups, each, -1, attended.shape[-1]).permute(2, 0, 1, 3)[call.kept]
             answers.append(attended)
         if left := query.shape[2] - len(self._rows):
             answers.append(value.new_zeros(left, groups, each, value.shape[-1]))
@@ -196,8 +198,7 @@ class Step:
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)
         alone = part.rows.stop - part.rows.start == 1
         mask = mask.repeat(each, 1)[None, None] if alone else mask[:, None, None]
-        tokens = slice(part.tokens.start, part.tokens.start + len(part.ends))
-        return _Call(part.rows, tokens, part.tokens.stop - part.tokens.start, seen, mask, multiply, alone)
+        return _Call(part.rows, part.tokens, part.kept, seen, mask, multiply, alone)
 
     def _multiply(
         self,
@@ -243,6 +244,7 @@ def _neighbours(singles: Sequence[Piece]) -> list[_Part]:
         _Part(
             slice(singles[begin].row, singles[begin].row + end - begin),
             slice(begin, end),
+            slice(end - begin),
             tuple(piece.end for piece in singles[begin:end]),
         )
         for begin, end in pairwise([*cuts, len(singles)])
@@ -250,15 +252,18 @@ def _neighbours(singles: Sequence[Piece]) -> list[_Part]:
     ]
 
 
-def _tiles(piece: Piece, begin: int, size: int, room: int) -> list[_Part]:
-    """The tokens of a piece, so many at a time. They stand at ``begin`` of the step, which has room for so many."""
+def _tiles(piece: Piece, begin: int, size: int, step_size: int) -> list[_Part]:
+    """The tokens of a piece, so many at a time. They stand at ``begin`` of the step, which has so many in all."""
     row = slice(piece.row, piece.row + 1)
     parts = []
     for at in range(0, len(piece.ids), size):
         count = min(size, len(piece.ids) - at)
-        ends = [*range(piece.start + at + 1, piece.start + at + count + 1)]
-        ends += [piece.end] * (min(rounded(count, ROUND_TOKENS), room - at) - count)
-        parts.append(_Part(row, slice(begin + at, begin + at + count), tuple(ends)))
+        usual = min(rounded(count, ROUND_TOKENS), step_size)
+        first = min(begin + at, step_size - usual)
+        before = begin + at - first
+        ends = [piece.end] * usual
+        ends[before : before + count] = range(piece.start + at + 1, piece.start + at + count + 1)
+        parts.append(_Part(row, slice(first, first + usual), slice(before, before + count), tuple(ends)))
     return parts
 
 

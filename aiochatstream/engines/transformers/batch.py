@@ -16,6 +16,7 @@ import torch
 from aiochatstream.engines.base import StepKind
 from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, Step, filled_up, rounded
 from aiochatstream.engines.transformers.openmp import release_helpers
+from aiochatstream.engines.transformers.own_sampler import Draw
 from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.engines.transformers.sampling import Sampler, sample
 from aiochatstream.engines.transformers.slots import SlotCache
@@ -126,6 +127,7 @@ class Batch:
 
     :param max_step: seconds that a step should take at most which also reads prompts; None is as long as one that
         does not, and as long again for each prompt.
+    :param draw: how the next tokens are drawn.
     """
 
     def __init__(
@@ -138,9 +140,10 @@ class Batch:
         dtype: torch.dtype,
         on_step: Callable[[StepKind, float], None],
         max_step: float | None = None,
+        draw: Draw = sample,
     ) -> None:
         self._forward, self._cache, self._pool, self._on_step = forward, cache, pool, on_step
-        self._device, self._dtype, self._max_step = device, dtype, max_step
+        self._device, self._dtype, self._max_step, self._draw_tokens = device, dtype, max_step, draw
         self._free = list(range(rows))
         self._rows: list[Request] = []  # the oldest first
         self._arrivals: deque[Request] = deque()
@@ -334,7 +337,8 @@ class Batch:
     def _draw(self, requests: list[Request], logits: torch.Tensor) -> None:
         """Draw the next token of each, and hand it over. A row that cannot be drawn fails alone."""
         try:
-            drawn: list[Any] = sample(logits, [one.sampler for one in requests], [one.ids for one in requests])
+            samplers, seen = [one.sampler for one in requests], [one.ids for one in requests]
+            drawn: list[Any] = self._draw_tokens(logits, samplers, seen)
         except Exception:  # noqa: BLE001 - whichever row it was
             drawn = [self._draw_alone(one, logits[at : at + 1]) for at, one in enumerate(requests)]
         for request, token in zip(requests, drawn, strict=True):
@@ -344,10 +348,9 @@ class Batch:
                 request.ids.append(token)
                 request.told.put(token)
 
-    @staticmethod
-    def _draw_alone(request: Request, logits: torch.Tensor) -> int | Exception:
+    def _draw_alone(self, request: Request, logits: torch.Tensor) -> int | Exception:
         try:
-            return sample(logits, [request.sampler], [request.ids])[0]
+            return self._draw_tokens(logits, [request.sampler], [request.ids])[0]
         except Exception as error:  # noqa: BLE001
             return error
 

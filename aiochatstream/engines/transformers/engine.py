@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from aiochatstream.engines.base import Delta, Engine, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
+from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import attention
 from aiochatstream.engines.transformers.alone import Alone
 from aiochatstream.engines.transformers.attention import Piece, Step, attending
@@ -27,6 +28,7 @@ from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.operations import own_errors
+from aiochatstream.engines.transformers.own_sampler import drawing
 from aiochatstream.engines.transformers.packing import pack_linears
 from aiochatstream.engines.transformers.prefixes import PrefixPool
 from aiochatstream.engines.transformers.slots import SlotCache
@@ -138,6 +140,7 @@ class TransformersEngine(Engine):
     :param compile: the model, by torch.compile, which joins the small operations between its linear layers, and on a
         CPU the attention of rows that decode. Takes torch 2.13, on a CPU Linux with g++ and Python's headers, and a
         minute at the first start; later ones find what torch has kept in its cache folder (TORCHINDUCTOR_CACHE_DIR).
+    :param token_sampler: chooses the tokens, in place of the built-in sampler.
     """
 
     def __init__(
@@ -151,6 +154,7 @@ class TransformersEngine(Engine):
         prefix_cache_bytes: int | None = None,
         max_step_ms: float | None = None,
         compile: bool = False,  # noqa: A002 - transformers' and torch's word for it
+        token_sampler: TokenSampler | None = None,
     ) -> None:
         for name, value in (("kv_cache_bytes", kv_cache_bytes), ("max_step_ms", max_step_ms)):
             if value is not None and not value > 0:
@@ -165,6 +169,7 @@ class TransformersEngine(Engine):
         self._answers: Batch | Alone | None = None
         self._end: weakref.finalize[..., Any] | None = None
         self._max_step = None if max_step_ms is None else max_step_ms / 1000
+        self._draw = drawing(token_sampler)
         release_helpers()  # of the thread that has made the model, most likely
 
     def load(self, slots: int, context_len: int) -> None:
@@ -177,6 +182,9 @@ class TransformersEngine(Engine):
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         self._special_ids = {str(token): id_ for id_, token in added.items() if token.special}
         self._vocabulary = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
+        outputs = getattr(model.get_output_embeddings(), "out_features", sys.maxsize)
+        known = min(self._vocabulary, outputs)
+        self.vocabulary = None if known == sys.maxsize else known
         text_config = model.config.get_text_config(decoder=True)
         self.max_context_len = getattr(text_config, "max_position_embeddings", None)
         try:
@@ -184,7 +192,7 @@ class TransformersEngine(Engine):
         except CannotBatch as reason:
             kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
             logger.warning("%s answers one request a step: %s.", kind, reason)
-            self._answers = Alone(model, self.on_step)
+            self._answers = Alone(model, self.on_step, self._draw)
         length = min(WARM_UP, min(context_len, self.max_context_len or context_len) - 2)
         if length > 0:  # the first passes of all are slow: let them be over before someone waits for one
             params = GenerationParams(max_new_tokens=3, ignore_eos=True, temperature=0.0)
@@ -198,6 +206,10 @@ class TransformersEngine(Engine):
 
     def figures(self) -> dict[str, float]:
         return {} if self._answers is None else self._answers.figures()
+
+    def gpu_memory(self) -> list[tuple[int, int, int]]:
+        memory = [(index, *torch.cuda.mem_get_info(index)) for index in range(torch.cuda.device_count())]
+        return [(index, total, total - free) for index, free, total in memory]
 
     def describe(self) -> dict[str, str]:
         model = self._model
@@ -215,6 +227,10 @@ class TransformersEngine(Engine):
             raise ValueError("The prompt is empty.")
         if max(prompt.token_ids) >= self._vocabulary:  # would fail the whole step, on a GPU for good
             raise ValueError(f"Token {max(prompt.token_ids)} is none of the model's {self._vocabulary}.")
+        if params.logit_bias and max(params.logit_bias) >= (self.vocabulary or sys.maxsize):
+            raise ValueError(
+                f"logit_bias: {max(params.logit_bias)} is none of the model's {self.vocabulary} token ids."
+            )
         detokenize = detokenizer(self.tokenizer)
         stops = StopStrings(params.stop)
         stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}  # they have no text
@@ -285,7 +301,7 @@ class TransformersEngine(Engine):
             self.max_context_len = length
         cache = SlotCache(like, rows, length, native=self._compile)
         pool = PrefixPool(int(free * POOL_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes)
-        batch = Batch(forward, cache, rows, pool, device, dtype, self.on_step, self._max_step)
+        batch = Batch(forward, cache, rows, pool, device, dtype, self.on_step, self._max_step, self._draw)
         # also at the interpreter's end, which torch's threads do not survive
         self._end = weakref.finalize(self, batch.close)
         return batch

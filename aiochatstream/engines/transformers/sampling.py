@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from transformers import TypicalLogitsWarper
 
+from aiochatstream.engines.transformers.penalties import has_penalties, penalised
 from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.params import GenerationParams
 
@@ -16,9 +20,11 @@ GREEDY_BELOW = 1e-4
 CANDIDATES = 1024
 """Of how many tokens top_p looks at the order at first: sorting a whole vocabulary takes longer than the model does."""
 
+NOT_A_NUMBER = "The model computed what is no number (NaN)."
+
 
 class Sampler:
-    """How one answer's tokens are drawn: repetition penalty, temperature, top_k, top_p, then a seeded draw.
+    """How one answer's tokens are drawn: :func:`penalised`, temperature, top_k, top_p, min_p, typical_p, a seeded draw.
 
     In the order and with the meaning of transformers' ``generate``. A draw takes one number of the answer's own
     sequence, so that neighbours change nothing. At a temperature below 1e-4 the likeliest token is taken.
@@ -27,14 +33,21 @@ class Sampler:
     def __init__(self, params: GenerationParams) -> None:
         self.params = params
         self.greedy = params.temperature < GREEDY_BELOW
+        self.penalised = has_penalties(params)
         self.whole = not params.top_k and params.top_p == 1
+        self.limited = params.min_p > 0 or params.typical_p < 1
+        self.counts: Counter[int] = Counter()
+        """How often the answer has each token; empty where nobody asks."""
         self._random = random.Random(params.seed)  # noqa: S311 - the draws of a language model need no secrecy
         self.number = self._random.random()
         """What the next draw goes by, in [0, 1)."""
 
-    def advance(self) -> None:
-        """Go on to the next number: a token was drawn by this one."""
-        self.number = self._random.random()
+    def advance(self, token: int) -> None:
+        """``token`` was drawn: go on to the next number."""
+        if self.penalised:
+            self.counts[token] += 1
+        if not self.greedy:
+            self.number = self._random.random()
 
 
 @torch.inference_mode()
@@ -47,14 +60,7 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
 
     Raises FloatingPointError where logits are no numbers.
     """
-    given, logits = logits, logits.float()
-    for row, sampler in enumerate(samplers):
-        penalty = sampler.params.repetition_penalty
-        if penalty != 1:
-            logits = logits.clone() if logits is given else logits
-            ids = tensor(seen[row], logits.device)
-            scores = logits[row, ids]
-            logits[row, ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    logits = penalised(logits, samplers, seen)
     drawn = _likeliest(logits)
     broken = logits.gather(-1, drawn[:, None])[:, 0].isnan()
     for whole in (True, False):
@@ -64,20 +70,24 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
             temperatures = _column([sampler.params.temperature for sampler in chosen], logits)
             places = tensor(rows, logits.device)
             scores = logits.index_select(0, places) / temperatures
-            drawn[places] = _draw(scores.softmax(dim=-1), chosen) if whole else _draw_of_best(scores, chosen)
+            drawn[places] = _draw_of_all(scores, chosen) if whole else _draw_of_best(scores, chosen)
     tokens: list[int]
     tokens, faults = torch.stack((drawn, broken.long())).tolist()  # all that is ever waited for
     if any(faults):
-        raise FloatingPointError("The model computed what is no number (NaN).")
-    for sampler in samplers:
-        if not sampler.greedy:
-            sampler.advance()
+        raise FloatingPointError(NOT_A_NUMBER)
+    for sampler, token in zip(samplers, tokens, strict=True):
+        sampler.advance(token)
     return tokens
 
 
 def _likeliest(logits: torch.Tensor) -> torch.Tensor:
     """The id of each row; of what is no number, where there is one. (On a CPU, numpy's is quicker.)"""
     return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(dim=-1)
+
+
+def _draw_of_all(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """Draw where top_k and top_p leave all tokens. ``scores``: [rows, vocabulary]."""
+    return _draw(_limited(scores, samplers).softmax(dim=-1), samplers)
 
 
 def _draw_of_best(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
@@ -100,7 +110,22 @@ def _draw_of_best(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Te
     kept = (sums - weights < top_p) | (top_p == 1)
     kept[:, 0] = True  # also where top_p is so small that it is 0 in this precision
     weights = weights.where(kept, 0)
+    if any(sampler.limited for sampler in samplers):
+        weights = weights.where(_limited(best.where(weights > 0, -torch.inf), samplers) > -torch.inf, 0)
     return ids.gather(-1, _draw(weights, samplers)[:, None])[:, 0]
+
+
+def _limited(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """``scores`` [rows, places] without what min_p, and then typical_p, leave out. What was left out before is -inf."""
+    if any(sampler.params.min_p for sampler in samplers):
+        parts = [math.log(one.params.min_p) if one.params.min_p else -math.inf for one in samplers]
+        least = scores.amax(dim=-1, keepdim=True) + _column(parts, scores)
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    for mass in {sampler.params.typical_p for sampler in samplers} - {1}:
+        rows = [row for row, sampler in enumerate(samplers) if sampler.params.typical_p == mass]
+        places = tensor(rows, scores.device)
+        scores = scores.index_copy(0, places, TypicalLogitsWarper(mass)(None, scores.index_select(0, places)))
+    return scores
 
 
 def _draw(weights: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:

@@ -324,6 +324,7 @@ def test_figures_tell_of_rows_and_bytes(made: Any, held: OneLayer) -> None:
     held.release()
     for one in asked:
         one.rest()
+    wait_until_idle(batch)
     batch.close()
     assert batch.figures()["kv_cache_bytes"] == 3 * 20 * TOKEN_BYTES
     assert batch.figures()["prefix_cache_bytes"] == 2 * 5 * TOKEN_BYTES
@@ -475,6 +476,7 @@ class Breaks:
 
     def __init__(self, like: Any) -> None:
         self.params, self.greedy, self.whole = like.params, False, False
+        self.penalised, self.limited = like.penalised, False
 
     @property
     def number(self) -> float:

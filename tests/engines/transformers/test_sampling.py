@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from aiochatstream.engines.transformers import sampling
@@ -54,6 +56,10 @@ def expected(logits: torch.Tensor, seen: list[int], params: dict[str, Any]) -> t
         processors.append(TopKLogitsWarper(params["top_k"]))
     if params.get("top_p", 1.0) < 1:
         processors.append(TopPLogitsWarper(params["top_p"]))
+    if params.get("min_p"):
+        processors.append(MinPLogitsWarper(params["min_p"]))
+    if params.get("typical_p", 1.0) < 1:
+        processors.append(TypicalLogitsWarper(params["typical_p"]))
     probabilities: torch.Tensor = LogitsProcessorList(processors)(torch.tensor([seen]), logits.clone()).softmax(-1)[0]
     return probabilities
 
@@ -73,6 +79,15 @@ def expected(logits: torch.Tensor, seen: list[int], params: dict[str, Any]) -> t
         {"top_p": 0.999},
         {"top_k": 12, "top_p": 0.6},
         {"top_k": 12, "top_p": 0.6, "temperature": 1.7},
+        {"min_p": 0.02},
+        {"min_p": 0.3, "temperature": 0.6},
+        {"min_p": 1.0},
+        {"min_p": 0.1, "top_k": 30, "top_p": 0.9},
+        {"typical_p": 0.2},
+        {"typical_p": 0.9, "temperature": 1.5},
+        {"typical_p": 0.5, "top_k": 20},
+        {"typical_p": 0.5, "top_p": 0.8},
+        {"typical_p": 0.7, "top_k": 25, "top_p": 0.9, "min_p": 0.05, "temperature": 1.3},
         {"repetition_penalty": 1.8},
         {"repetition_penalty": 0.4, "top_p": 0.8, "temperature": 0.7},
     ],
@@ -108,6 +123,9 @@ def test_a_flat_distribution_has_more_candidates_than_are_looked_at_first() -> N
         {"top_k": 1},
         {"top_k": 1, "top_p": 5e-324, "temperature": 2.0},
         {"temperature": 1e-4},
+        {"min_p": 1.0},
+        {"min_p": 1.0, "top_p": 0.9, "typical_p": 5e-324},
+        {"top_k": 1, "typical_p": 0.5},
         {"temperature": 5e-324},
         {"temperature": 0.0},
     ],
@@ -137,13 +155,20 @@ any_params = st.fixed_dictionaries(
         "temperature": st.sampled_from([0.0, 1e-5, 0.5, 1.0, 2.0]),
         "top_k": st.sampled_from([0, 1, 3, 40, 1000]),
         "top_p": st.sampled_from([5e-324, 0.2, 0.9, 1.0]),
+        "min_p": st.sampled_from([0.0, 5e-324, 0.1, 1.0]),
+        "typical_p": st.sampled_from([5e-324, 0.3, 0.95, 1.0, 1.0]),
         "repetition_penalty": st.sampled_from([0.01, 1.0, 1.3, 10.0]),
+        "repetition_penalty_method": st.sampled_from(["multiplicative", "subtractive"]),
+        "presence_penalty": st.sampled_from([0.0, -2.0, 0.7]),
+        "frequency_penalty": st.sampled_from([0.0, 0.5]),
+        "no_repeat_ngram_size": st.sampled_from([0, 0, 1, 2]),
+        "logit_bias": st.sampled_from([{}, {3: 2.5}, {1: -100, 19: 4}]),
         "seed": st.integers(0, 2**63 - 1),
     }
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(any_params, min_size=1, max_size=6), st.sampled_from([20, 2500]))
 def test_rows_drawn_together_are_each_drawn_as_if_alone(rows: list[dict[str, Any]], vocabulary: int) -> None:
     logits = torch.cat([logits_of(vocabulary, seed) for seed in range(len(rows))])
@@ -210,10 +235,16 @@ class Waits(TorchDispatchMode):
 def test_nothing_is_waited_for_but_the_tokens_themselves() -> None:
     samplers = [
         sampler_of(**params, top_p=1)
-        for params in ({"temperature": 0}, {"temperature": 0.9}, {"repetition_penalty": 1.2})
+        for params in (
+            {"temperature": 0},
+            {"temperature": 0.9},
+            {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2},
+            {"min_p": 0.1, "typical_p": 0.9},
+            {"logit_bias": {3: 1}, "presence_penalty": 1},
+        )
     ]
     with Waits() as waits:  # (to save sorting, a CPU looks once more where top_k or top_p leave only some tokens)
-        sample(torch.randn(3, 50), samplers, [[1], [2, 3], [4]])
+        sample(torch.randn(5, 50), samplers, [[1], [2, 3], [4, 4, 4], [5], [6]])
     assert waits.count == 0
     with waits:
         bool(torch.ones(1).any())

@@ -1,0 +1,310 @@
+"""A chat with one engine: admission, prompts, engine and turns together, from start to end. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from aiochatstream.admission import Admission, Ticket
+from aiochatstream.conversation import Conversation
+from aiochatstream.engines import DeltaStream, Engine, Prompt
+from aiochatstream.engines.replacements import replaced
+from aiochatstream.errors import ConversationBusy, Draining, InvalidValue, NothingToRegenerate, Starting
+from aiochatstream.metrics import Metrics
+from aiochatstream.params import GenerationParams, Limits, ParamOverrides
+from aiochatstream.prompts import AbstractChatPrompt, fit
+from aiochatstream.sessions import MemoryConversationStore, User
+from aiochatstream.threads import in_daemon_thread
+from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, StopReason, Turns
+
+logger = logging.getLogger(__name__)
+
+State = Literal["starting", "ready", "draining", "failed"]
+
+Result = TypeVar("Result")
+
+DEFAULT_CONTEXT_LEN = 2048
+
+PROMPT_THREADS = 2
+"""Threads for the short jobs of rendering and tokenising prompts."""
+
+
+class Chat:
+    """Takes turns of conversations, and owns what they need: the engine, its threads, slots and queue.
+
+    Lives inside an ``async with``, which loads the engine; it can be entered again after it was left.
+
+    :param engine: what answers.
+    :param chat_prompt_clazz: what writes the prompt.
+    :param params: those of every answer, where a request says nothing else.
+    :param param_limits: the least and the most that a request may set, by name.
+    :param seed: seeds the sequence of the answers' seeds; None is random.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat_prompt_clazz: type[AbstractChatPrompt],
+        params: GenerationParams,
+        limits: Limits,
+        param_limits: dict[str, tuple[float, float]],
+        seed: int | None,
+    ) -> None:
+        self.engine, self.params, self.limits, self.param_limits = engine, params, limits, param_limits
+        self.context_len = limits.context_len or DEFAULT_CONTEXT_LEN
+        self.state: State = "starting"
+        self.admission = Admission(limits.num_of_concurrent_executions, limits.max_queue_size)
+        self._chat_prompt_clazz = chat_prompt_clazz
+        self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
+        self._memory = MemoryConversationStore()
+        self._turns = Turns(self._turn_ended)
+        self._loading: asyncio.Task[None] | None = None
+        self.metrics = Metrics(
+            running=lambda: self.admission.running,
+            waiting=lambda: self.admission.waiting,
+            sessions=lambda: len(self._memory),
+            engine=lambda: self.engine.figures(),
+        )
+        self.engine.on_step = self.metrics.step
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._shut_down()
+        self._end()
+
+    async def _start(self) -> None:
+        """Begin to load the engine; return when it is loaded, at once where it loads slowly."""
+        # made here, after gunicorn's fork: threads do not survive one
+        slots = self.limits.num_of_concurrent_executions
+        self.state = "starting"
+        self.admission = Admission(slots, self.limits.max_queue_size)
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
+        self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
+        self._loading = asyncio.create_task(self._load())
+        if self.engine.loads_slowly:
+            self._loading.add_done_callback(_log_failure)
+        else:
+            await self._loading
+        self._probe = asyncio.create_task(self.metrics.probe_lag())
+
+    async def _shut_down(self) -> None:
+        """Take no more turns; wait for those under way, as long as the limits say, then stop them."""
+        self.drain()
+        if not await self._turns.wait(self.limits.shutdown_timeout):
+            logger.warning("Stopping %d answers that still run after shutdown_timeout.", len(self._turns))
+            self._turns.stop_all("shutdown")
+            if not await self._turns.wait(ENDING_SECONDS):
+                logger.error("%d answers do not stop: their engine is stuck in a step.", len(self._turns))
+
+    def _end(self) -> None:
+        """Give back what :meth:`_start` took; where a turn is stuck, its thread keeps the engine."""
+        self._probe.cancel()
+        if self._loading is not None:
+            self._loading.cancel()
+        self._prompt_threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=not self._turns)
+        if not self._turns:
+            self.engine.close()
+
+    async def wait_ready(self) -> None:
+        """Return when the model is loaded. Raises what loading it raised."""
+        if self._loading is None:
+            raise RuntimeError("Call chat_stream.setup(app) and start the app first, or use `async with chat_stream`.")
+        logged = self._loading.remove_done_callback(_log_failure)  # who waits is told
+        try:
+            await asyncio.shield(self._loading)
+        except asyncio.CancelledError:
+            if logged:
+                self._loading.add_done_callback(_log_failure)
+            raise
+
+    def check_ready(self) -> None:
+        """Raises :class:`~aiochatstream.errors.Starting` or :class:`~aiochatstream.errors.Draining` unless ready."""
+        if self.state == "starting":
+            raise Starting("The model is being loaded.", retry_after=5)
+        if self.state == "failed":
+            raise Starting("The model could not be loaded; the server's log says why.", retry_after=60)
+        if self.state == "draining":
+            raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
+
+    def drain(self) -> None:
+        """Take no new requests (503 ``draining``) and send away those who wait; running answers go on."""
+        self.state = "draining"
+        self.admission.drain()
+
+    def running_turn(self, user: User, name: str) -> RunningTurn | None:
+        """The turn of this conversation that is under way in this process."""
+        return self._turns.get(user.id, name)
+
+    def override(
+        self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), where: str = "params."
+    ) -> GenerationParams:
+        """:meth:`GenerationParams.override` of this server's own parameters, within its limits."""
+        vocabulary = self.engine.vocabulary
+        return self.params.override(*overrides, stop=stop, limits=self.param_limits, vocabulary=vocabulary, where=where)
+
+    def queue_positions(self, user: User) -> dict[str, int]:
+        """Where the turns of ``user`` that wait stand in the queue, by conversation; 1 is next."""
+        turns = self._turns.of_user(user.id)
+        return {name: turn.position for name, turn in turns.items() if turn.position}
+
+    async def prompt_text(self, told: Conversation, message: str) -> str:
+        """What the model is told when ``message`` follows ``told``; for an engine without a tokenizer, as JSON."""
+        prompt = self._chat_prompt_clazz()
+        prompt.conversation, prompt.message = told, message
+
+        def text() -> str:
+            made = self._make_prompt(prompt, self.params.max_new_tokens)
+            if prompt.tokenizer is None:
+                return json.dumps(made.messages, ensure_ascii=False)
+            return prompt.create_prompt()
+
+        return await self._in_prompt_thread(text)
+
+    async def begin_turn(
+        self, user: User, name: str, message: str | None, *overrides: ParamOverrides | None
+    ) -> RunningTurn:
+        """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
+
+        :param message: None answers the last one again.
+        :param overrides: what the user and the request have set; the last one counts.
+
+        Raises what the request is to be refused with; then nothing has changed.
+        """
+        self.check_ready()
+        prompt = self._chat_prompt_clazz()
+        params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
+        turn = await self._turns.take(user.id, name)
+        ticket: Ticket | None = None
+        try:
+            loaded = await user.load(name)
+            if message is None and not loaded.turns:
+                raise NothingToRegenerate("There is no message in this conversation to answer again.")
+            ticket = self.admission.reserve()
+            before = loaded.begin(turn.message_id)
+            if message is None:
+                prompt.conversation, prompt.message = before.without_last(), loaded.turns[-1].user
+            else:
+                prompt.conversation, prompt.message = before, message
+            if all(one is None or one.seed is None for one in overrides):
+                params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
+            made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
+            await user.accept_turn(name, before)
+            self.check_ready()  # a shutdown may have begun meanwhile
+        except BaseException:
+            if ticket is not None:
+                ticket.release()
+            self._turns.give_up(user.id, name)
+            raise
+        answer = functools.partial(self.engine.generate, made, params)
+        if pairs := prompt.get_replacement_when_output():
+            answer = functools.partial(replaced, answer, pairs)
+        job = Job(
+            before=before,
+            base=prompt.conversation,
+            user_text=prompt.message,
+            prompt_tokens=len(made.token_ids),
+            ticket=ticket,
+            generate=functools.partial(DeltaStream, self._threads, answer),
+            on_gap=self.metrics.gap,
+            save=functools.partial(user.save, name, expected_number=loaded.number),
+            retry_after=self.admission.retry_after,
+            max_queue_wait=self.limits.max_queue_wait,
+            max_answer=self.limits.max_answer,
+        )
+        self._turns.start(user.id, name, job)
+        return turn
+
+    async def clear(self, user: User, name: str) -> bool:
+        """Forget a conversation, a running answer too; tell whether there was something to forget."""
+        discarded = await self.stop_turn(user, name, "discarded")
+        try:
+            await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
+        except ConversationBusy:
+            raise ConversationBusy(
+                "The running answer is being discarded, but has not stopped yet. Send again."
+            ) from None
+        try:
+            return await user.forget(name) or discarded is not None
+        finally:
+            self._turns.give_up(user.id, name)
+
+    async def stop_turn(self, user: User, name: str, reason: StopReason) -> RunningTurn | None:
+        """Stop the answer of this conversation, wait for its end (at most 2 s), and return it if there was one."""
+        turn = self._turns.get(user.id, name)
+        if turn is not None:
+            turn.stop(reason)
+            await turn.wait_ended()
+        return turn
+
+    def _make_prompt(self, prompt: AbstractChatPrompt, max_new_tokens: int) -> Prompt:
+        """In a thread: templates and tokenizers block."""
+        ids: list[int] = []
+        prompt.tokenizer = self.engine.tokenizer
+        if prompt.tokenizer is not None:
+            ids = fit(prompt, context_len=self.context_len, max_new_tokens=max_new_tokens)
+        return Prompt(prompt.get_messages(), ids)
+
+    async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
+        def call() -> Result:
+            try:
+                return function(*args)
+            except StopIteration as error:  # which a future cannot hold
+                raise RuntimeError("StopIteration in a prompt class") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
+
+    def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
+        reason = last.finish_reason if isinstance(last, Ended) else last.error.code
+        figures = {**turn.usage._asdict(), **turn.timing._asdict()}
+        self.metrics.finished(reason, **figures)
+        told = " ".join(f"{name}={value}" for name, value in figures.items())
+        logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
+
+    def _check_logit_bias(self) -> None:
+        """How many token ids there are is known only from the model."""
+        try:
+            self.override(ParamOverrides(logit_bias=self.params.logit_bias), where="")
+        except InvalidValue as error:
+            raise ValueError(error.detail) from None
+
+    async def _load(self) -> None:
+        try:
+            await in_daemon_thread(self._load_engine)
+        except BaseException:
+            self.state = "failed"
+            raise
+        if self.state == "starting":
+            self.state = "ready"
+
+    def _load_engine(self) -> None:
+        self.engine.load(self.limits.num_of_concurrent_executions, self.context_len)
+        limit = self.engine.max_context_len
+        if limit is not None:
+            if self.limits.context_len is not None and self.context_len > limit:
+                raise ValueError(f"context_len: at most {limit} with this model, not {self.context_len}.")
+            self.context_len = min(self.context_len, limit)
+        if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
+            raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
+        self._check_logit_bias()
+        # a prompt class that does not go with this model shows now, not at the first request
+        prompt = self._chat_prompt_clazz()
+        prompt.message = "Hello"
+        self._make_prompt(prompt, self.params.max_new_tokens)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("The model could not be loaded", exc_info=error)

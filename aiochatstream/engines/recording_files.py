@@ -1,0 +1,135 @@
+"""Recorded answers as files: JSON lines, the first one tells what was asked, each other one is a delta."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aiochatstream.engines.base import Delta, FinishReason
+from aiochatstream.params import GenerationParams
+
+SUFFIX = ".jsonl"
+
+EXACT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One answer. ``steps`` are its deltas, each with the seconds since the answer was begun."""
+
+    messages: list[dict[str, str]]
+    token_ids: list[int]
+    params: GenerationParams
+    steps: list[tuple[float, Delta]]
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """``cancelled`` where the answer was broken off."""
+        return next((delta.finish_reason for _, delta in self.steps if delta.finish_reason is not None), "cancelled")
+
+
+class Head(BaseModel):
+    """The first line."""
+
+    model_config = EXACT
+
+    format: Literal["aiochatstream recording 1"] = "aiochatstream recording 1"
+    finish_reason: FinishReason
+    deltas: Annotated[int, Field(ge=0)]
+    params: GenerationParams
+    messages: list[dict[str, str]]
+    token_ids: list[int]
+
+
+class Step(BaseModel):
+    """Each other line: what is not said is empty."""
+
+    model_config = EXACT
+
+    seconds: Annotated[float, Field(ge=0)]
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    prompt_tokens: int = 0
+
+    def delta(self) -> Delta:
+        """The delta alone."""
+        return Delta(self.text, self.token_ids, self.finish_reason, self.cached_tokens, self.prompt_tokens)
+
+
+def new_name() -> str:
+    """A name for what begins now: names sort by time, and no two processes have the same."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}{SUFFIX}"
+
+
+def write(recording: Recording, path: Path) -> None:
+    """Write the whole file or none, for its owner's eyes only. Raises OSError."""
+    head = Head(
+        finish_reason=recording.finish_reason,
+        deltas=len(recording.steps),
+        params=recording.params,
+        messages=recording.messages,
+        token_ids=recording.token_ids,
+    )
+    lines = [head.model_dump_json()]
+    for seconds, delta in recording.steps:
+        step = Step(
+            seconds=round(seconds, 6),
+            text=delta.text,
+            token_ids=delta.token_ids,
+            finish_reason=delta.finish_reason,
+            cached_tokens=delta.cached_tokens,
+            prompt_tokens=delta.prompt_tokens,
+        )
+        lines.append(step.model_dump_json(exclude_defaults=True))
+    data = "".join(f"{line}\n" for line in lines).encode()
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Recording:
+    """Raises ValueError that names the file and the line where it is not what :func:`write` has written."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no recording: it is not a file.")
+    first, *rest = path.read_bytes().split(b"\n")
+    steps: list[tuple[float, Delta]] = []
+    number = 1
+    try:
+        head = Head.model_validate_json(first)
+        for line in rest[:-1]:
+            number += 1
+            step = Step.model_validate_json(line)
+            steps.append((step.seconds, step.delta()))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join([f"line {number}", *map(str, wrong["loc"])])
+        raise ValueError(f"{path} is no recording, or damaged: {where}: {wrong['msg']}.") from None
+    recording = Recording(head.messages, head.token_ids, head.params, steps)
+    if rest[-1:] != [b""] or (len(steps), recording.finish_reason) != (head.deltas, head.finish_reason):
+        raise ValueError(f"{path} is damaged: it does not hold the {head.deltas} deltas that its first line tells of.")
+    return recording
+
+
+def read_all(folder: Path) -> list[Recording]:
+    """The recordings of a folder, oldest first. Hidden files are passed over; any other must be a recording.
+
+    Raises ValueError that names what is wrong.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}.")
+    recordings = [read(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    if not recordings:
+        raise ValueError(f"There are no recordings in {folder}.")
+    return recordings

@@ -1,0 +1,76 @@
+"""The command's ``--mock``, ``--record`` and ``--replay``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from aiochatstream.cli import main
+from tests.processes import ask
+from tests.test_cli import serve, url_when_ready
+
+
+def told(out: str) -> dict[str, str]:
+    return dict(re.findall(r"^  (\w+) {2,}(.+)$", out, re.MULTILINE))
+
+
+def test_mock_answers_are_recorded_and_played_back_by_another_process(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    asked = {"user_input": "Say 東京 to me."}
+    with serve(tmp_path / "mock", "--mock", "echo", "--record", str(folder)) as process:
+        url = url_when_ready(process)
+        said = ask(f"{url}/chat_stream", asked)
+        assert (said.status, said.text) == (200, "Say 東京 to me.")
+        assert "echo" in told(process.out)["model"]
+        assert str(folder) in told(process.out)["recording"]
+        assert "device" not in told(process.out)
+        assert "Loading" not in process.out
+        assert process.end() == 0
+    with serve(tmp_path / "replay", "--replay", str(folder)) as process:
+        url = url_when_ready(process)
+        assert ask(f"{url}/chat_stream", asked).text == said.text
+        unknown = ask(f"{url}/chat_stream", {"user_input": "Say something else."})
+        assert (unknown.status, unknown.json["error"]) == (404, "no_recording")
+        assert told(process.out)["model"] == f"none; 1 recorded answers of {folder}"
+        assert process.end() == 0
+        assert "Traceback" not in process.err
+
+
+def test_the_small_models_answers_are_recorded(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    with serve(tmp_path, "--record", str(folder), "--max-new-tokens", "4") as process:
+        url = url_when_ready(process)
+        assert "device" in told(process.out)
+        assert str(folder) in told(process.out)["recording"]
+        assert ask(f"{url}/chat_stream", {"user_input": "Hello"}).status == 200
+        assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--mock echo some/model", "MODEL does not go with --mock"),
+        ("--replay {folder} some/model", "MODEL does not go with --replay"),
+        ("--mock echo --replay {folder}", "--replay does not go with --mock"),
+        ("--record {folder}/new --replay {folder}", "--record does not go with --replay"),
+        ("--mock long --device cpu", "--device does not go with --mock"),
+        ("--mock long --dtype float32", "--dtype does not go with --mock"),
+        ("--replay {folder} --compile", "--compile does not go with --replay"),
+    ],
+)
+def test_options_that_contradict_each_other_give_exit_code_2_and_one_clear_sentence(
+    options: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "0", *options.format(folder=tmp_path).split()]) == 2
+    printed = capsys.readouterr()
+    assert re.fullmatch(f"aiochatstream: {sentence}.*\n", printed.err)
+    assert "Ready" not in printed.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_type_of_mock_answers_that_there_is_not_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "--mock", "square"])
+    assert "argument --mock: invalid choice: 'square'" in capsys.readouterr().err

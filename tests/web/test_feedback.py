@@ -1,0 +1,109 @@
+"""Like or dislike, on its way to the application."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile
+from tests.helpers import Client, echo
+
+
+class Plain(AbstractChatPrompt):
+    def create_prompt(self) -> str:
+        return "\n".join(f"{role}:" if text is None else f"{role}: {text}" for role, text in self.get_contents())
+
+
+async def give(client: Client, **body: Any) -> tuple[int, dict[str, Any]]:
+    async with client.post("/set_feedback", **body) as response:
+        return response.status, await response.json()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+async def test_the_application_gets_all_there_is_to_know_of_the_answer(
+    start: Any, client_of: Any, model: Any, tokenizer: Any, asynchronous: bool
+) -> None:
+    received: list[Feedback] = []
+
+    def sync(request: web.Request, feedback: Feedback) -> None:
+        assert request.path == "/set_feedback"
+        received.append(feedback)
+
+    async def coroutine(request: web.Request, feedback: Feedback) -> None:
+        sync(request, feedback)
+
+    callback = coroutine if asynchronous else sync
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, chat_prompt_clazz=Plain, max_new_tokens=4, on_feedback_received=callback
+    )
+    client = client_of(await start(chat_stream))
+    first, second = await client.say("one"), await client.say("two")
+    form = {"comment": "とても良い", "stars": 5}
+    for answer, is_like in ((first, True), (second, False)):
+        status, body = await give(client, message_id=answer["message_id"], is_like=is_like, form_data=form)
+        assert (status, body) == (
+            200,
+            {"success": True, "message": "success", "target_message_id": answer["message_id"]},
+        )
+    assert [feedback.is_like for feedback in received] == [True, False]
+    assert received[0].form_data == form
+    assert received[0].target_message == first["text"]
+    assert received[0].prompt == "user: one\nassistant:"
+    assert received[1].prompt == f"user: one\nassistant: {first['text']}\nuser: two\nassistant:"
+    assert received[1].target_message_id == second["message_id"]
+    assert received[1].generation_params["max_new_tokens"] == 4
+
+
+async def test_only_an_answer_of_ones_own_conversation_can_be_meant(start: Any, client_of: Any) -> None:
+    received: list[Any] = []
+    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    answer = await client_of(server).say("mine")
+    status, body = await give(client_of(server), message_id=answer["message_id"], is_like=True)
+    assert (status, body["error"], body["success"]) == (404, "not_found", False)
+    assert not received
+
+
+@pytest.mark.parametrize(
+    ("body", "field"), [({"is_like": True}, "message_id"), ({"message_id": "x", "is_like": "yes"}, "is_like")]
+)
+async def test_a_body_that_is_no_feedback_is_refused_by_field(
+    start: Any, client_of: Any, body: dict[str, Any], field: str
+) -> None:
+    status, answer = await give(client_of(await start(ChatStream(engine=echo))), **body)
+    assert (status, answer["error"]) == (422, "invalid_value")
+    assert answer["detail"].startswith(field)
+
+
+async def test_a_callback_that_raises_is_not_told_as_a_success(
+    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(request: web.Request, feedback: Feedback) -> None:
+        raise OSError("the disk is full")
+
+    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail)))
+    answer = await client.say("hi")
+    status, body = await give(client, message_id=answer["message_id"], is_like=True)
+    assert (status, body["success"]) == (500, False)
+    assert "the disk is full" not in json.dumps(body)
+    assert "the disk is full" in caplog.text
+    assert await client.texts() == ["hi", "hi "]
+
+
+async def test_a_feedback_file_gets_a_line_each_that_only_its_owner_may_read(
+    start: Any, client_of: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "feedback.jsonl"
+    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
+    for text in ("one", "二"):
+        answer = await client.say(text)
+        await give(client, message_id=answer["message_id"], is_like=True, form_data={"line": "a\nb"})
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [line["target_message"] for line in lines] == ["one ", "二 "]
+    assert lines[0]["form_data"] == {"line": "a\nb"}
+    assert lines[0]["time"] <= lines[1]["time"]
+    assert "二" in path.read_text("utf-8")
+    assert path.stat().st_mode & 0o077 == 0

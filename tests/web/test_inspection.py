@@ -1,0 +1,130 @@
+"""What the server tells of itself: load and places in the queue, memory, the prompt."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import quote, unquote
+
+import psutil
+import pytest
+
+from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
+from tests.helpers import Client, echo, role_of, until
+
+ALL = {"user": role_of("nothing")}
+"""Not every browser may see prompts and the machine's memory."""
+
+GIB = 1 << 30
+
+
+async def get(client: Client, path: str, **query: str) -> dict[str, Any]:
+    async with client.session.get(client.url + path, params=query) as response:
+        assert response.status == 200, await response.text()
+        data: dict[str, Any] = await response.json()
+        return data
+
+
+async def test_the_load_tells_each_user_where_their_own_requests_stand(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    server = await start(
+        ChatStream(client_roles=ALL, engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1)
+    )
+    first, second, stranger = client_of(server), client_of(server), client_of(server)
+    for client in (first, second):
+        engine.allow(1)
+        await client.say("so that there is a session")
+    asked = []
+    for client, conversation in ((first, "a"), (second, "b"), (first, "c")):
+        asked.append(asyncio.create_task(client.say("hi", conversation=conversation)))
+        await until(lambda: server.chat_stream.admission.running + server.chat_stream.admission.waiting == len(asked))
+    assert (await get(first, "/get_load"))["queue_positions"] == {"c": 2}
+    assert (await get(second, "/get_load"))["queue_positions"] == {"b": 1}
+    load = await get(stranger, "/get_load")
+    assert load["queue_positions"] == {}
+    assert load["chatstream_workers"] == [
+        {
+            "name": "node:0",
+            "processing": 1,
+            "waiting": 2,
+            "_num_of_next_queue": 1,
+            "_num_of_request_queue": 2,
+            "max_processing": 1,
+            "max_waiting": 3,
+        }
+    ]
+    engine.allow(3)
+    await asyncio.gather(*asked)
+
+
+async def test_the_memory_of_the_machine_is_told_in_gib(start: Any, client_of: Any) -> None:
+    usage = await get(
+        client_of(await start(ChatStream(client_roles=ALL, engine=echo, name="node:7"))), "/get_resource_usage"
+    )
+    (worker,) = usage["memory_usage"]
+    assert (worker["name"], worker["num_gpus"], worker["gpus"]) == ("node:7", 0, [])
+    total = psutil.virtual_memory().total / GIB
+    assert worker["cpu"]["total_memory"] == round(total, 2)
+    assert 0 < worker["cpu"]["used_memory"] < total
+
+
+class TwoGpus(Engine):
+    def gpu_memory(self) -> list[tuple[int, int, int]]:
+        return [(0, 8 * GIB, 3 * GIB), (1, 8 * GIB, GIB // 8)]
+
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+        yield Delta("hi", (1,), "stop")
+
+
+@pytest.mark.parametrize(("num_gpus", "told"), [(None, 2), (1, 1), (0, 0)])
+async def test_gpus_are_told_as_far_as_the_application_says(
+    start: Any, client_of: Any, num_gpus: int | None, told: int
+) -> None:
+    usage = await get(
+        client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus(), num_gpus=num_gpus))), "/get_resource_usage"
+    )
+    (worker,) = usage["memory_usage"]
+    all_gpus = [
+        {"index": 0, "total_memory": 8.0, "used_memory": 3.0},
+        {"index": 1, "total_memory": 8.0, "used_memory": 0.12},
+    ]
+    assert (worker["num_gpus"], worker["gpus"]) == (told, all_gpus[:told])
+
+
+def test_a_wrong_number_of_gpus_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^num_gpus: must be a whole number"):
+        ChatStream(client_roles=ALL, engine=echo, num_gpus=-1)
+
+
+async def test_the_prompt_is_what_the_model_was_told(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
+    client = client_of(await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, max_new_tokens=4)))
+    assert await get(client, "/get_prompt") == {"success": False, "message": "no prompt", "prompt": None}
+    await client.say("one & two, 三")
+    told = await get(client, "/get_prompt")
+    messages = [{"role": "user", "content": "one & two, 三"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert (told["success"], told["message"]) == (True, "success")
+    assert told["prompt"] == quote(prompt)
+    assert unquote(told["prompt"]) == prompt
+
+
+async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages_and_is_there_while_it_answers(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(client_roles=ALL, engine=engine, max_new_tokens=1))
+    client = client_of(server)
+    engine.allow(1)
+    await client.say("first")
+    running = asyncio.create_task(client.say("second"))
+    await until(lambda: len(engine.calls) == 2)
+    prompt = unquote((await get(client, "/get_prompt"))["prompt"])
+    assert prompt == (
+        '[{"role": "user", "content": "first"}, {"role": "assistant", "content": "1 "}, '
+        '{"role": "user", "content": "second"}]'
+    )
+    engine.allow(1)
+    await running
+    assert unquote((await get(client, "/get_prompt"))["prompt"]) == prompt

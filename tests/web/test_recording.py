@@ -1,0 +1,143 @@
+"""Recorded answers over a real socket: the real model's, and played back without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiochatstream import ChatStream, ReplayEngine
+from tests.helpers import Client, echo, sse_events, until
+
+QUESTIONS = ["What is the capital of France?", "日本の首都はどこですか？"]
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def streamed(client: Client, text: str | None = None, **body: Any) -> tuple[list[str], dict[str, Any]]:
+    """The texts of one streamed answer as they came, and its end without what differs from time to time."""
+    texts, end = [], {}
+    async with client.post(accept="text/event-stream", user_input=text, **body) as response:
+        async for name, data in sse_events(response):
+            if name == "delta":
+                texts.append(data["text"])
+            else:
+                end = data
+    return texts, {name: end.get(name) for name in ("finish_reason", "usage", "error")}
+
+
+async def converse(client: Client) -> list[Any]:
+    """Two turns, the second one answered once more and a third time, with other parameters."""
+    sampled = {"temperature": 1.0, "seed": 5}
+    return [
+        await streamed(client, QUESTIONS[0]),
+        await streamed(client, QUESTIONS[1], params={"max_new_tokens": 5}),
+        await streamed(client, regenerate=True, params=sampled),
+        await streamed(client, regenerate=True),
+        await client.texts(),
+    ]
+
+
+@pytest.fixture
+async def recorded(start: Any, client_of: Any, model: Any, tokenizer: Any, tmp_path: Path) -> list[Any]:
+    """What the real model said, with the recordings of it in tmp_path."""
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=16, record=tmp_path)
+    server = await start(chat_stream)
+    said = await converse(client_of(server))
+    async with client_of(server).session.get(f"{server.url}/metrics") as response:
+        assert "aiochatstream_decode_step_time_seconds_count 0.0" not in await response.text()
+    return said
+
+
+async def test_a_recorded_conversation_with_the_real_model_is_played_back_as_it_was(
+    start: Any, client_of: Any, recorded: list[Any], tmp_path: Path
+) -> None:
+    assert len(files(tmp_path)) == 4
+    assert [end["finish_reason"] for _, end in recorded[:4]] != ["stop"] * 4
+    assert all(end["usage"]["prompt_tokens"] > 20 for _, end in recorded[:4])
+    assert len({"".join(texts) for texts, _ in recorded[:4]}) == 4
+    server = await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None), temperature=0, max_new_tokens=16))
+    for _ in range(2):
+        assert await converse(client_of(server)) == recorded
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/json"])
+async def test_a_prompt_without_a_recording_is_404_and_leaves_no_turn(
+    start: Any, client_of: Any, recorded: list[Any], tmp_path: Path, accept: str
+) -> None:
+    client = client_of(await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None), temperature=0)))
+    async with client.post(accept=accept, user_input="Who are you?") as response:
+        assert response.status == 404
+        assert (await response.json())["error"] == "no_recording"
+    _, end = await streamed(client, "Who are you?")
+    assert end["error"]["error"] == "no_recording"
+    assert await client.history() == []
+
+
+async def test_answers_that_are_made_at_once_are_recorded_each_for_itself(
+    start: Any, stepper: Any, client_of: Any, tmp_path: Path
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=3, record=tmp_path))
+    running = [asyncio.create_task(client_of(server).say(text)) for text in ("one", "two")]
+    await until(lambda: engine.running == 2)
+    engine.allow(6)
+    said = await asyncio.gather(*running)
+    replaying = await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None)))
+    again = [await client_of(replaying).say(text) for text in ("one", "two")]
+    assert [one["text"] for one in again] == [one["text"] for one in said] == ["1 2 3 "] * 2
+    assert len(files(tmp_path)) == 2
+
+
+async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_it_is_played(
+    start: Any, stepper: Any, client_of: Any, tmp_path: Path
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, record=tmp_path))
+    client = client_of(server)
+    engine.allow(1)
+    async with client.post(accept="text/event-stream", user_input="Count.") as response:
+        events = sse_events(response)
+        while (await anext(events))[0] != "delta":
+            pass
+        stopping = asyncio.create_task(client.session.post(f"{client.url}/chat_stream/stop", json={}))
+        await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+        engine.allow(1)
+        (await stopping).release()
+    stopped = (await client.history())[1]
+    assert stopped["state"] == "interrupted"
+    (file,) = files(tmp_path)
+    assert json.loads(file.read_text("utf-8").split("\n")[0])["finish_reason"] == "cancelled"
+    client = client_of(await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None))))
+    played = await client.say("Count.")
+    assert (played["finish_reason"], played["text"]) == ("cancelled", stopped["content"])
+    assert (await client.history())[1]["state"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"), [({}, "probe"), ({"record": "kept"}, "kept")], ids=["by default", "with record"]
+)
+async def test_chatstreams_probe_mode_records_too(
+    start: Any,
+    client_of: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    folder: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    client = client_of(await start(ChatStream(engine=echo, probe_mode_enabled=True, **options)))
+    await client.say("Hello")
+    assert [path.name for path in files(tmp_path)] == [folder]
+    assert len(files(tmp_path / folder)) == 1
+
+
+async def test_recordings_that_are_damaged_are_told_when_the_app_starts(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("rubbish")
+    with pytest.raises(ValueError, match=r"notes\.txt is no recording"):
+        await start(ChatStream(engine=ReplayEngine(tmp_path)))
