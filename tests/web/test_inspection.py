@@ -29,9 +29,7 @@ async def test_the_load_tells_each_user_where_their_own_requests_stand(
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(
-        ChatStream(client_roles=ALL, engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1)
-    )
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
     first, second, stranger = client_of(server), client_of(server), client_of(server)
     for client in (first, second):
         engine.allow(1)
@@ -95,7 +93,7 @@ async def test_gpus_are_told_as_far_as_the_application_says(
 
 def test_a_wrong_number_of_gpus_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^num_gpus: must be a whole number"):
-        ChatStream(client_roles=ALL, engine=echo, num_gpus=-1)
+        ChatStream(engine=echo, num_gpus=-1)
 
 
 async def test_the_prompt_is_what_the_model_was_told(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
