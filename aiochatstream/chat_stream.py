@@ -342,13 +342,6 @@ class ChatStream(Chat):
             yield
         self._end()
 
-    def _check_logit_bias(self) -> None:
-        """How many token ids there are is known only from the model."""
-        try:
-            self.override(ParamOverrides(logit_bias=self.params.logit_bias), where="")
-        except InvalidValue as error:
-            raise ValueError(error.detail) from None
-
     async def _on_shutdown(self, app: web.Application) -> None:
         await self._shut_down()
 
