@@ -7,8 +7,9 @@ import functools
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -17,16 +18,20 @@ from aiochatstream.conversation import Conversation
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
 from aiochatstream.errors import ConversationBusy, Draining, InvalidValue, NothingToRegenerate, Starting
+from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, fit
 from aiochatstream.sessions import MemoryConversationStore, User
 from aiochatstream.threads import in_daemon_thread
-from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, StopReason, Turns
+from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, StopReason, Text, Turns
 
 logger = logging.getLogger(__name__)
 
 State = Literal["starting", "ready", "draining", "failed"]
+
+Position = Literal["begin", "mid", "end"]
+"""Where in an answer a piece of :meth:`Chat.handle_console_input` stands."""
 
 Result = TypeVar("Result")
 
@@ -46,6 +51,7 @@ class Chat:
     :param params: those of every answer, where a request says nothing else.
     :param param_limits: the least and the most that a request may set, by name.
     :param seed: seeds the sequence of the answers' seeds; None is random.
+    :param locale: what the log's lines for people are written in.
     """
 
     def __init__(
@@ -56,7 +62,9 @@ class Chat:
         limits: Limits,
         param_limits: dict[str, tuple[float, float]],
         seed: int | None,
+        locale: Locale = "en",
     ) -> None:
+        self._messages = messages_of(locale)
         self.engine, self.params, self.limits, self.param_limits = engine, params, limits, param_limits
         self.context_len = limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
@@ -64,6 +72,7 @@ class Chat:
         self._chat_prompt_clazz = chat_prompt_clazz
         self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
         self._memory = MemoryConversationStore()
+        self._console_user = User("console", self._memory)
         self._turns = Turns(self._turn_ended)
         self._loading: asyncio.Task[None] | None = None
         self.metrics = Metrics(
@@ -94,7 +103,7 @@ class Chat:
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
         self._loading = asyncio.create_task(self._load())
         if self.engine.loads_slowly:
-            self._loading.add_done_callback(_log_failure)
+            self._loading.add_done_callback(self._log_failure)
         else:
             await self._loading
         self._probe = asyncio.create_task(self.metrics.probe_lag())
@@ -103,10 +112,10 @@ class Chat:
         """Take no more turns; wait for those under way, as long as the limits say, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):
-            logger.warning("Stopping %d answers that still run after shutdown_timeout.", len(self._turns))
+            logger.warning(self._messages.stopping.format(count=len(self._turns)))
             self._turns.stop_all("shutdown")
             if not await self._turns.wait(ENDING_SECONDS):
-                logger.error("%d answers do not stop: their engine is stuck in a step.", len(self._turns))
+                logger.error(self._messages.stuck.format(count=len(self._turns)))
 
     def _end(self) -> None:
         """Give back what :meth:`_start` took; where a turn is stuck, its thread keeps the engine."""
@@ -122,12 +131,12 @@ class Chat:
         """Return when the model is loaded. Raises what loading it raised."""
         if self._loading is None:
             raise RuntimeError("Call chat_stream.setup(app) and start the app first, or use `async with chat_stream`.")
-        logged = self._loading.remove_done_callback(_log_failure)  # who waits is told
+        logged = self._loading.remove_done_callback(self._log_failure)  # who waits is told
         try:
             await asyncio.shield(self._loading)
         except asyncio.CancelledError:
             if logged:
-                self._loading.add_done_callback(_log_failure)
+                self._loading.add_done_callback(self._log_failure)
             raise
 
     def check_ready(self) -> None:
@@ -173,18 +182,67 @@ class Chat:
 
         return await self._in_prompt_thread(text)
 
+    async def handle_console_input(self, text: str) -> AsyncGenerator[tuple[str, str, Position], None]:
+        """Answer ``text`` in the one conversation that a program without users has with this object.
+
+        Yields ``(response_text, updated_text, position)``: the whole answer so far, what of it is new, and ``begin``
+        with the first text, ``mid``, and at last ``end``, with no new text. Each answer has one ``begin`` and one
+        ``end``, also where it is empty. Waits for the model where it is still being loaded::
+
+            async with chat_stream:
+                async for response_text, updated_text, position in chat_stream.handle_console_input("Hello"):
+                    print(updated_text, end="", flush=True)
+
+        Closing the generator stops the answer; what there is of it joins the conversation as interrupted.
+
+        Raises :class:`~aiochatstream.errors.ChatStreamError` where there is no whole answer, what loading the model
+        raised, and RuntimeError outside of the ``async with``.
+        """
+        await self.wait_ready()
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidValue("text: must be a string that is not empty.")
+        whole = ""
+        async with aclosing(self.answer(self._console_user, "main", text)) as events:
+            async for event in events:
+                if isinstance(event, Text):
+                    position: Position = "mid" if whole else "begin"
+                    whole += event.text
+                    yield whole, event.text, position
+                elif isinstance(event, Failed):
+                    raise event.error
+        if not whole:
+            yield "", "", "begin"
+        yield whole, "", "end"
+
+    async def answer(
+        self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None, system: str = ""
+    ) -> AsyncGenerator[Event, None]:
+        """:meth:`begin_turn`, and what then happens, to the end. Closing the generator stops the answer."""
+        turn = await self.begin_turn(user, name, message, overrides, system=system)
+        try:
+            event = None
+            while not isinstance(event, Ended | Failed):
+                event = await turn.next_event()
+                yield event
+        finally:
+            turn.stop("stopped")  # no effect on a turn that has ended
+            await turn.wait_ended()
+
     async def begin_turn(
-        self, user: User, name: str, message: str | None, *overrides: ParamOverrides | None
+        self, user: User, name: str, message: str | None, *overrides: ParamOverrides | None, system: str = ""
     ) -> RunningTurn:
         """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
 
         :param message: None answers the last one again.
         :param overrides: what the user and the request have set; the last one counts.
+        :param system: what the model is told first, in place of what the prompt class says; empty leaves that.
 
         Raises what the request is to be refused with; then nothing has changed.
         """
         self.check_ready()
         prompt = self._chat_prompt_clazz()
+        if system:
+            prompt.set_system(system)
         params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
         turn = await self._turns.take(user.id, name)
         ticket: Ticket | None = None
@@ -304,7 +362,6 @@ class Chat:
         prompt.message = "Hello"
         self._make_prompt(prompt, self.params.max_new_tokens)
 
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("The model could not be loaded", exc_info=error)
+    def _log_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error(self._messages.load_failed, exc_info=error)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from aiochatstream.chat import DEFAULT_CONTEXT_LEN, Chat
 from aiochatstream.engines import Engine, FunctionEngine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
 from aiochatstream.errors import InvalidValue
+from aiochatstream.messages import Locale
 from aiochatstream.param_limits import checked_limits
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
@@ -107,6 +108,8 @@ class ChatStream(Chat):
         role for all browsers, which may call all but get_prompt and get_resource_usage.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
+    :param locale: ``en`` or ``ja``: what the log's lines for people are written in (a model that cannot be loaded,
+        answers that are stopped at shutdown). Errors for clients and programs are English.
 
     Raises TypeError for a wrong kind of argument, ValueError for one out of its range, and OSError where ``record``
     cannot be written to.
@@ -158,6 +161,7 @@ class ChatStream(Chat):
         namespace: str = "",
         client_roles: Mapping[str, Any] | None = None,
         allowed_origins: Collection[str] = (),
+        locale: Locale = "en",
     ) -> None:
         if not (inspect.isclass(chat_prompt_clazz) and issubclass(chat_prompt_clazz, AbstractChatPrompt)):
             raise TypeError(
@@ -208,7 +212,7 @@ class ChatStream(Chat):
         answering = _engine(engine, model, tokenizer, device, token_sampler)
         if record is not None or probe_mode_enabled:
             answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
-        super().__init__(answering, chat_prompt_clazz, params, limits, limits_of_params, seed)
+        super().__init__(answering, chat_prompt_clazz, params, limits, limits_of_params, seed, locale)
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):

@@ -1,0 +1,133 @@
+"""A chat without an application: ``handle_console_input``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from aiochatstream import ChatStream, ChatStreamError, Conversation, GenerationParams
+from aiochatstream.errors import Draining, InvalidValue
+from tests.helpers import Stepper, echo, until
+
+Pieces = list[tuple[str, str, str]]
+
+
+async def pieces(chat_stream: ChatStream, text: str) -> Pieces:
+    return [piece async for piece in chat_stream.handle_console_input(text)]
+
+
+async def kept(chat_stream: ChatStream) -> Conversation:
+    return await chat_stream._console_user.load("main")
+
+
+def saying(*texts: str) -> Callable[..., Iterator[str]]:
+    def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        yield from texts
+
+    return engine
+
+
+async def test_the_pieces_are_the_answer_so_far_the_new_text_and_where_it_stands() -> None:
+    async with ChatStream(engine=saying("東京", "です", "。")) as chat_stream:
+        assert await pieces(chat_stream, "日本の首都は？") == [
+            ("東京", "東京", "begin"),
+            ("東京です", "です", "mid"),
+            ("東京です。", "。", "mid"),
+            ("東京です。", "", "end"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [(["yes"], [("yes", "yes", "begin"), ("yes", "", "end")]), ([], [("", "", "begin"), ("", "", "end")])],
+    ids=["one piece", "none"],
+)
+async def test_short_answers_have_one_begin_and_one_end_too(texts: list[str], expected: Pieces) -> None:
+    async with ChatStream(engine=saying(*texts)) as chat_stream:
+        assert await pieces(chat_stream, "Hello") == expected
+
+
+async def test_the_conversation_goes_on_from_call_to_call_and_each_object_has_its_own(stepper: Any) -> None:
+    heard: list[list[str]] = []
+
+    def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        heard.append([message["content"] for message in messages])
+        yield "ok"
+
+    async with ChatStream(engine=engine) as first, ChatStream(engine=engine) as second:
+        await pieces(first, "one")
+        await pieces(first, "two")
+        await pieces(second, "three")
+    assert heard == [["one"], ["one", "ok", "two"], ["three"]]
+
+
+async def test_closing_the_generator_stops_the_engine_and_keeps_the_text_so_far(
+    stepper: Callable[..., Stepper],
+) -> None:
+    engine = stepper()
+    async with ChatStream(engine=engine) as chat_stream:
+        async with aclosing(chat_stream.handle_console_input("Count")) as answer:
+            engine.allow(1)
+            assert await anext(answer) == ("1 ", "1 ", "begin")
+            engine.allow(1)  # the step that it is in
+        await until(lambda: engine.closed == 1)
+        turn = (await kept(chat_stream)).turns[-1]
+        assert (turn.user, turn.state) == ("Count", "interrupted")
+        assert turn.answer in ("1 ", "1 2 ")
+
+
+async def test_what_goes_wrong_is_a_chat_stream_error_and_leaves_the_conversation_as_it_was(
+    stepper: Callable[..., Stepper],
+) -> None:
+    engine = stepper(fail_at=1)
+    async with ChatStream(engine=engine) as chat_stream:
+        engine.allow(2)
+        with pytest.raises(ChatStreamError, match="The model failed to answer"):
+            await pieces(chat_stream, "Count")
+        assert (await kept(chat_stream)).turns == ()
+        for nothing in ("", "  \n"):
+            with pytest.raises(InvalidValue, match="text: must be a string that is not empty"):
+                await pieces(chat_stream, nothing)
+
+
+async def test_outside_of_the_async_with_it_says_so() -> None:
+    chat_stream = ChatStream(engine=echo)
+    with pytest.raises(RuntimeError, match="async with chat_stream"):
+        await pieces(chat_stream, "Hello")
+    async with chat_stream:
+        assert (await pieces(chat_stream, "Hello"))[-1] == ("Hello ", "", "end")
+    with pytest.raises(Draining):
+        await pieces(chat_stream, "Hello")
+
+
+async def test_it_waits_for_a_model_that_is_still_being_loaded(model: Any, tokenizer: Any) -> None:
+    def load_model() -> Any:
+        return model
+
+    chat_stream = ChatStream(model=load_model, tokenizer=tokenizer, temperature=0, max_new_tokens=4, context_len=128)
+    async with chat_stream:
+        assert chat_stream.state == "starting"
+        answer = await pieces(chat_stream, "What is the capital of France?")
+    assert [piece[2] for piece in answer].count("begin") == [piece[2] for piece in answer].count("end") == 1
+    assert answer[-1][0] == "".join(piece[1] for piece in answer) != ""
+
+
+async def test_the_locale_is_that_of_the_logs_lines_for_people(
+    stepper: Callable[..., Stepper], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = stepper()
+    async with ChatStream(engine=engine, shutdown_timeout=0.01, locale="ja") as chat_stream:
+        answer = chat_stream.handle_console_input("Count")
+        engine.allow(1)
+        await anext(answer)
+        engine.allow(100)
+    assert "1 件の回答を停止します" in caplog.text
+    await answer.aclose()
+
+
+def test_a_locale_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="locale: must be 'en' or 'ja', not 'fr'"):
+        ChatStream(engine=echo, locale="fr")  # type: ignore[arg-type]
