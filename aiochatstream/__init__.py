@@ -13,6 +13,7 @@ from aiochatstream.engines import (
     TokenSampler,
 )
 from aiochatstream.errors import ChatStreamError
+from aiochatstream.load_time import LoadTime
 from aiochatstream.params import GenerationParams
 from aiochatstream.phrases import hash_phrase
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
@@ -35,6 +36,7 @@ __all__ = [
     "FeedbackFile",
     "FunctionEngine",
     "GenerationParams",
+    "LoadTime",
     "MemoryConversationStore",
     "MemoryStorage",
     "Prompt",
