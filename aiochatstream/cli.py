@@ -10,7 +10,6 @@ import shlex
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,13 @@ from cryptography.fernet import Fernet
 
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
+from aiochatstream.console import options as console_options
 from aiochatstream.engines import RecordingEngine, ReplayEngine
+from aiochatstream.errors import ChatStreamError
+from aiochatstream.load_time import LoadTime
+from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
 from aiochatstream.sessions import MemoryStorage
-from aiochatstream.threads import LOADING_THREAD
+from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import json_errors
 
 logger = logging.getLogger(__name__)
@@ -47,29 +50,31 @@ NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.gener
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 1 (it failed) or 2 (wrong use)."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         code: int = options.run(options)
         return code
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ChatStreamError) as error:
         return _complain(error)
 
 
 def serve(options: argparse.Namespace) -> int:
     """``aiochatstream serve``: a server for one model, until SIGTERM or Ctrl-C."""
     _check_what_answers(options)
-    storage = _session_storage(options.session, options.secret_key_file)
-    listener = _listen(options.host, options.port)
+    messages = messages_of(options.locale)
+    storage = _session_storage(options.session, options.secret_key_file, messages)
+    listener = _listen(options.host, options.port, messages)
     url = _url(options.host, listener.getsockname()[1])
     chat_stream = ChatStream(
         num_of_concurrent_executions=options.concurrency,
         max_queue_size=options.queue,
-        **_what_answers(options, url),
+        **_what_answers(options, url, messages),
         record=options.record,
         max_new_tokens=options.max_new_tokens,
         context_len=options.context_len,
         temperature=options.temperature,
         top_p=options.top_p,
+        locale=options.locale,
     )
     failures: list[Exception] = []
 
@@ -80,7 +85,7 @@ def serve(options: argparse.Namespace) -> int:
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
             return
-        print(_announcement(chat_stream, url), flush=True)
+        print(_announcement(chat_stream, url, messages), flush=True)
 
     async def start_announcing(app: web.Application) -> None:
         tasks.append(asyncio.create_task(announce()))
@@ -92,12 +97,14 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream.setup(app)
     app.on_startup.append(start_announcing)
     web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
-    code = _complain(failures[0]) if failures else 0
-    if any(thread.name == LOADING_THREAD for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # still inside torch, which aborts when the interpreter ends under it
-    return code
+    return _end(_complain(failures[0]) if failures else 0)
+
+
+def chat(options: argparse.Namespace) -> int:
+    """``aiochatstream chat``: talk to a model or a running server."""
+    from aiochatstream.console import command  # serving does without it
+
+    return _end(command.main(options, messages_of(options.locale)))
 
 
 def _check_what_answers(options: argparse.Namespace) -> None:
@@ -115,18 +122,20 @@ def _check_what_answers(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} does not go with {instead}, which answers without a model.")
 
 
-def _what_answers(options: argparse.Namespace, url: str) -> dict[str, Any]:
+def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> dict[str, Any]:
     """The model, or what takes its place, as arguments of ChatStream."""
     if options.mock is not None:
         return {"use_mock_response": True, "mock_params": {"type": options.mock}}
     if options.replay is not None:
         return {"engine": ReplayEngine(options.replay)}
-    print(f"Loading {options.model or 'the small model'} ... ({url} answers 503 meanwhile)", flush=True)
+    name = options.model or messages.small_model
+    print(messages.loading.format(model=name, url=url), flush=True)
     from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time: say something first
 
     device = loading.choose_device(options.device)
     dtype = loading.choose_dtype(options.dtype, device)
     model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
+    model = LoadTime(name=name, fn=model).__call__
     if options.compile:
         return {"engine": TransformersEngine(model, tokenizer, compile=True)}
     return {"model": model, "tokenizer": tokenizer}
@@ -137,6 +146,15 @@ def bench(options: argparse.Namespace) -> int:
     from aiochatstream.bench import command  # serving does without it
 
     return command.main(options, _new_event_loop)
+
+
+def _end(code: int) -> int:
+    """Return ``code``; end at once where a thread is inside torch or waits for a line, and would abort the end."""
+    if any_daemon_thread():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _complain(error: Exception) -> int:
@@ -156,43 +174,42 @@ def _url(host: str, port: int) -> str:
     return f"http://{'127.0.0.1' if everywhere else f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _announcement(chat_stream: ChatStream, url: str) -> str:
+def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
     engine, limits = chat_stream.engine, chat_stream.limits
     found = engine.describe()
-    tokens = f"{chat_stream.context_len} tokens, {chat_stream.params.max_new_tokens} of them for the answer"
-    told = {
-        "model": found["model"],
-        "device": f"{found['device']}, {found['dtype']}" if "device" in found else None,
-        "concurrency": f"{limits.num_of_concurrent_executions} answers at a time",
-        "queue": f"{limits.max_queue_size} requests wait, the next one gets {limits.overload_status}",
-        "context": tokens if engine.tokenizer is not None else None,
-        "recording": f"every answer, in {engine.folder}" if isinstance(engine, RecordingEngine) else None,
-    }
-    lines = "".join(f"  {name:<11}  {value}\n" for name, value in told.items() if value is not None)
     body = '{"user_input": "What is the capital of France?"}'
-    return (
-        f"\nReady on {url}\n{lines}"
-        f"\nTalk to it:\n"
-        f"  curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
-        f"Ctrl-C stops it."
-    )
+    lines = [
+        messages.ready.format(url=url),
+        messages.row_model.format(model=found["model"]),
+        messages.row_concurrency.format(slots=limits.num_of_concurrent_executions),
+        messages.row_queue.format(places=limits.max_queue_size, status=limits.overload_status),
+    ]
+    if "device" in found:
+        lines.insert(2, messages.row_device.format(device=found["device"], dtype=found["dtype"]))
+    if engine.tokenizer is not None:
+        context, answer = chat_stream.context_len, chat_stream.params.max_new_tokens
+        lines.append(messages.row_context.format(context=context, answer=answer))
+    if isinstance(engine, RecordingEngine):
+        lines.append(messages.row_recording.format(folder=engine.folder))
+    command = f"curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    return "\n".join([*lines, messages.talk.format(command=command)])
 
 
-def _session_storage(kind: str, key_file: Path | None) -> aiohttp_session.AbstractStorage:
+def _session_storage(kind: str, key_file: Path | None, messages: Messages) -> aiohttp_session.AbstractStorage:
     if kind == "memory":
         if key_file is not None:
-            raise ValueError("--secret-key-file goes with --session cookie.")
+            raise ValueError(messages.key_file_alone)
         return MemoryStorage()
     if key_file is None:
-        raise ValueError(f"--session cookie needs --secret-key-file FILE. Make one with: {NEW_KEY} > FILE")
+        raise ValueError(messages.no_key_file.format(command=NEW_KEY))
     try:
         key = Fernet(key_file.read_bytes().strip())
     except ValueError:
-        raise ValueError(f"{key_file} holds no key (32 bytes, URL-safe base64). Make one with: {NEW_KEY}") from None
+        raise ValueError(messages.no_key.format(file=key_file, command=NEW_KEY)) from None
     return EncryptedCookieStorage(key, samesite="Lax")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, messages: Messages) -> socket.socket:
     """Bind before the model is loaded: an address in use shows at once. Raises OSError with a clear sentence."""
     try:
         if ":" not in host:
@@ -200,7 +217,7 @@ def _listen(host: str, port: int) -> socket.socket:
         both = host == "::" and socket.has_dualstack_ipv6()
         return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=both)
     except OSError as error:
-        raise OSError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+        raise OSError(messages.cannot_listen.format(host=host, port=port, reason=error.strerror)) from None
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
@@ -224,12 +241,22 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser(
         "serve", help="serve a model over HTTP", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    serving.set_defaults(run=serve)
+    serving.set_defaults(run=serve, log_level=logging.INFO)
     _add_serve_arguments(serving)
+    _add_locale(serving)
+    chatting = commands.add_parser("chat", help="talk to a model or a running server, here")
+    chatting.set_defaults(run=chat, log_level=logging.WARNING)
+    console_options.add_arguments(chatting)
+    _add_locale(chatting)
     benching = commands.add_parser("bench", help="put a running server under load and measure it")
-    benching.set_defaults(run=bench)
+    benching.set_defaults(run=bench, log_level=logging.INFO)
     bench_options.add_arguments(benching)
     return parser
+
+
+def _add_locale(parser: argparse.ArgumentParser) -> None:
+    default = locale_of(os.environ)
+    parser.add_argument("--locale", default=default, choices=LOCALES, help=f"language of messages (here: {default})")
 
 
 def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:

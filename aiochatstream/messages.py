@@ -26,7 +26,14 @@ class Messages:
     # serve
     small_model: str
     loading: str
-    announcement: str
+    ready: str
+    row_model: str
+    row_device: str
+    row_concurrency: str
+    row_queue: str
+    row_context: str
+    row_recording: str
+    talk: str
     cannot_listen: str
     key_file_alone: str
     no_key_file: str
@@ -89,17 +96,14 @@ EN = Messages(
     stuck="{count} answers do not stop: their engine is stuck in a step.",
     small_model="the small model",
     loading="Loading {model} ... ({url} answers 503 meanwhile)",
-    announcement="""
-Ready on {url}
-  model        {model}
-  device       {device}, {dtype}
-  concurrency  {slots} answers at a time
-  queue        {places} requests wait, the next one gets {status}
-  context      {context} tokens, {answer} of them for the answer
-
-Talk to it:
-  {command}
-Ctrl-C stops it.""",
+    ready="\nReady on {url}",
+    row_model="  model        {model}",
+    row_device="  device       {device}, {dtype}",
+    row_concurrency="  concurrency  {slots} answers at a time",
+    row_queue="  queue        {places} requests wait, the next one gets {status}",
+    row_context="  context      {context} tokens, {answer} of them for the answer",
+    row_recording="  recording    every answer, in {folder}",
+    talk="\nTalk to it:\n  {command}\nCtrl-C stops it.",
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
     key_file_alone="--secret-key-file goes with --session cookie.",
     no_key_file="--session cookie needs --secret-key-file FILE. Make one with: {command} > FILE",
@@ -154,17 +158,14 @@ JA = Messages(
     stuck="{count} 件の回答が停止しません。エンジンが処理の途中で止まっています。",
     small_model="小さいモデル",
     loading="{model} を読み込んでいます … (その間 {url} は 503 を返します)",
-    announcement="""
-準備ができました: {url}
-  モデル        {model}
-  デバイス      {device}, {dtype}
-  同時生成数    {slots} 件
-  待ち行列      {places} 件まで待ち、その次は {status} を返します
-  コンテキスト  {context} トークン (うち回答 {answer})
-
-話しかけるには:
-  {command}
-Ctrl-C で終了します。""",
+    ready="\n準備ができました: {url}",
+    row_model="  モデル        {model}",
+    row_device="  デバイス      {device}, {dtype}",
+    row_concurrency="  同時生成数    {slots} 件",
+    row_queue="  待ち行列      {places} 件まで待ち、その次は {status} を返します",
+    row_context="  コンテキスト  {context} トークン (うち回答 {answer})",
+    row_recording="  記録          すべての回答を {folder} に残します",
+    talk="\n話しかけるには:\n  {command}\nCtrl-C で終了します。",
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
     key_file_alone="--secret-key-file は --session cookie と一緒に指定します。",
     no_key_file="--session cookie には --secret-key-file FILE が必要です。作り方: {command} > FILE",

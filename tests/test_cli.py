@@ -275,6 +275,12 @@ WRONG_USE = [
     Case("a key file with rubbish", "--session cookie --secret-key-file {folder}/notes.txt", "notes.txt holds no key"),
     Case("a key file with bytes", "--session cookie --secret-key-file {folder}/bytes", "bytes holds no key"),
     Case("a key file without --session cookie", "--secret-key-file {folder}/bytes", "goes with --session cookie"),
+    Case(
+        "in Japanese",
+        "--secret-key-file {folder}/bytes",
+        "--session cookie と一緒に指定します",
+        {"LC_ALL": "ja_JP.UTF-8", "PYTHONUTF8": "1"},
+    ),
     Case("a missing key file", "--session cookie --secret-key-file {folder}/no-key", "/no-key: No such file"),
     Case("a folder as key file", "--session cookie --secret-key-file {folder}/empty", "/empty"),
     Case("recordings that are none", "--replay {folder}", " is no recording: it is not a file"),

@@ -1,0 +1,68 @@
+"""Where the lines come from: a person at a terminal, or a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+from aiochatstream.console.console import Console
+from aiochatstream.threads import in_daemon_thread
+
+
+async def read_terminal(console: Console) -> None:
+    """Ask a person for lines until Ctrl-D, two times Ctrl-C or /exit."""
+    session: PromptSession[str] = PromptSession(
+        multiline=True, key_bindings=_keys(), prompt_continuation=lambda width, line, wrapped: "." * (width - 1) + " "
+    )
+    interrupted = False
+    while not console.leaving:
+        try:
+            line = await session.prompt_async("> ", default=console.draft)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if interrupted and not session.default_buffer.text:
+                return
+            interrupted, console.draft = True, ""
+            console.screen.remark(console.messages.leaving)
+            continue
+        interrupted = False
+        with on_sigint(console.interrupt):
+            await console.take(line)
+
+
+async def read_pipe(console: Console) -> None:
+    """A message a line, to the end of stdin or /exit."""
+    while not console.leaving and (line := await in_daemon_thread(sys.stdin.readline)):
+        await console.take(line)
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def begin_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline()
+
+    return keys
+
+
+@contextmanager
+def on_sigint(call: Callable[[], None]) -> Iterator[None]:
+    """In this block, Ctrl-C calls ``call`` on the event loop, and does nothing else."""
+    loop = asyncio.get_running_loop()
+    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,54 @@
+"""A model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from aiochatstream.chat import Chat
+from aiochatstream.console.backend import Backend
+from aiochatstream.console.saved import Saved
+from aiochatstream.params import ParamOverrides
+from aiochatstream.sessions import MemoryConversationStore, User
+from aiochatstream.turns import Event
+
+CONVERSATION = "main"
+
+
+class LocalBackend(Backend):
+    """Talks with ``chat``, which is to be entered and ready.
+
+    :param system: the system prompt; empty leaves the model's own.
+    """
+
+    def __init__(self, chat: Chat, name: str, system: str = "") -> None:
+        self.name = name
+        self._chat, self._system = chat, system
+        self._store = MemoryConversationStore()
+        self._user = User("console", self._store)
+
+    def answer(self, message: str | None, params: ParamOverrides) -> AsyncGenerator[Event, None]:
+        return self._chat.answer(self._user, CONVERSATION, message, params, self._system)
+
+    async def stop(self) -> bool:
+        return await self._chat.stop_turn(self._user, CONVERSATION, "stopped") is not None
+
+    async def clear(self) -> bool:
+        return await self._chat.clear(self._user, CONVERSATION)
+
+    def check(self, params: ParamOverrides) -> None:
+        self._chat.params.override(params, stop=())
+
+    async def get_system(self) -> str:
+        return self._system
+
+    async def set_system(self, text: str) -> None:
+        self._system = text
+
+    async def save(self) -> Saved:
+        return Saved.of(await self._user.load(CONVERSATION), self._system)
+
+    async def load(self, saved: Saved) -> None:
+        conversation = saved.conversation()
+        await self._store.forget(self._user.id, CONVERSATION)
+        await self._store.save(self._user.id, CONVERSATION, conversation, expected_number=conversation.number)
+        self._system = saved.system

@@ -1,0 +1,78 @@
+"""A conversation in a file: JSON, with the messages as ``GET /history`` tells them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from aiochatstream.conversation import AnswerState, Conversation, Turn
+from aiochatstream.params import STRICT, describe
+
+
+class Message(BaseModel):
+    """One message. message_id and state are the answers'."""
+
+    model_config = STRICT
+
+    role: Literal["user", "assistant"] = Field(description="'user' or 'assistant'")
+    content: str = Field(description="a string")
+    message_id: str = Field(default="", description="a string")
+    state: Literal["complete", "interrupted", "running"] = Field(
+        default="complete", description="'complete' or 'interrupted'"
+    )
+
+
+class Saved(BaseModel):
+    """A conversation: user messages and answers in turn. ``system`` is the system prompt, where one was set."""
+
+    model_config = STRICT
+
+    system: str = Field(default="", description="a string")
+    messages: list[Message] = Field(description="a list of messages")
+
+    @model_validator(mode="after")
+    def _turns_are_whole(self) -> Saved:
+        roles = [message.role for message in self.messages]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
+            raise ValueError("messages: must be of user and assistant in turn")
+        return self
+
+    @property
+    def turns(self) -> int:
+        """How many messages were answered."""
+        return len(self.messages) // 2
+
+    @classmethod
+    def of(cls, conversation: Conversation, system: str) -> Saved:
+        """``conversation``, for a file."""
+        messages = []
+        for turn in conversation.turns:
+            messages.append(Message(role="user", content=turn.user))
+            messages.append(
+                Message(role="assistant", content=turn.answer, message_id=turn.message_id, state=turn.state)
+            )
+        return cls(messages=messages, **({"system": system} if system else {}))
+
+    def conversation(self) -> Conversation:
+        """The conversation; an answer that was under way is an interrupted one."""
+        conversation = Conversation()
+        for user, answer in zip(self.messages[::2], self.messages[1::2], strict=True):
+            state: AnswerState = "complete" if answer.state == "complete" else "interrupted"
+            turn = Turn(user.content, answer.content, answer.message_id, state)
+            conversation = conversation.begin(answer.message_id).with_turn(turn)
+        return conversation
+
+    def write(self, file: Path) -> None:
+        """Put it into ``file``. Raises OSError."""
+        file.write_text(self.model_dump_json(indent=2, exclude_unset=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> Saved:
+        """What is in ``file``. Raises OSError, and ValueError with a sentence."""
+        data = file.read_bytes()
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise ValueError(describe(error, cls)) from None

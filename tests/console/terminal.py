@@ -1,0 +1,103 @@
+"""A program in a pseudo-terminal, as a person has it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from tests.processes import END_PATIENCE, PYTHON, ROOT
+
+CTRL_C, CTRL_D, ALT_ENTER = "\x03", "\x04", "\x1b\r"
+
+START_PATIENCE = 20.0
+
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][A-Z0-9]|[=>78])")
+
+
+@dataclass
+class Terminal:
+    """What the program wrote is in :attr:`text`, without the terminal's escape sequences."""
+
+    popen: subprocess.Popen[bytes]
+    master: int
+    raw: bytes = field(default=b"")
+    _seen: int = 0
+
+    @property
+    def text(self) -> str:
+        return ESCAPES.sub("", self.raw.decode(errors="replace")).replace("\r", "").replace("\b", "")
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def wait_for(self, pattern: str, patience: float = START_PATIENCE) -> re.Match[str]:
+        """Read until ``pattern`` is in what was written since the last match."""
+        deadline = time.monotonic() + patience
+        while not (found := re.compile(pattern, re.MULTILINE).search(self.text, self._seen)):
+            left = deadline - time.monotonic()
+            assert left > 0, f"No {pattern!r} in {patience:g} seconds:\n{self.text}"
+            assert self._read(left), f"It ended without {pattern!r}:\n{self.text}"
+        self._seen = found.end()
+        return found
+
+    def wait_ended(self) -> int:
+        """The exit code, once all that it wrote is read."""
+        while self._read(END_PATIENCE):
+            pass
+        return self.popen.wait(END_PATIENCE)
+
+    def _read(self, seconds: float) -> bool:
+        """Read some; False at the end."""
+        if not select.select([self.master], [], [], seconds)[0]:
+            return self.popen.poll() is None
+        try:
+            data = os.read(self.master, 1 << 16)
+        except OSError:  # Linux: nobody has the terminal open any more
+            return False
+        self.raw += data
+        return bool(data)
+
+
+@contextmanager
+def terminal(
+    *arguments: str, command: Sequence[str] = (PYTHON, "-m", "aiochatstream"), columns: int = 100, **env: str
+) -> Iterator[Terminal]:
+    """Run the command in a terminal of its own; kill it in the end, whatever happened."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    popen = subprocess.Popen(
+        [*command, *arguments],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "LC_ALL": "C.UTF-8",
+            "TERM": "xterm-256color",
+            "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
+            "OMP_NUM_THREADS": "1",
+            **env,
+        },
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    try:
+        yield Terminal(popen, master)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(popen.pid, signal.SIGKILL)
+        popen.wait()
+        os.close(master)

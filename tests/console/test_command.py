@@ -1,0 +1,106 @@
+"""``aiochatstream chat`` in a pipe: a filter."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from asyncio.subprocess import PIPE, Process
+from typing import Any
+
+import pytest
+
+from aiochatstream import ChatStream
+from tests.helpers import echo, until
+from tests.processes import PYTHON, ROOT, free_port
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
+async def chat(*arguments: str) -> Process:
+    env = {**os.environ, "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    return await asyncio.create_subprocess_exec(
+        PYTHON, "-m", "aiochatstream", "chat", *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=ROOT, env=env
+    )
+
+
+async def filtered(text: str, *arguments: str) -> tuple[int | None, str, str]:
+    """The exit code, stdout and stderr."""
+    process = await chat(*arguments)
+    out, err = await process.communicate(text.encode())
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_each_line_is_a_message_and_stdout_has_the_answers_only(start: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    assert await filtered("こんにちは 世界\n\n//two words", server.url) == (0, "こんにちは 世界 \n/two words \n", "")
+    conversation = next(iter(server.chat_stream._memory._conversations._entries.values()))[1]
+    assert "こんにちは".encode() in conversation
+    assert b"/two words" in conversation
+
+
+async def test_a_line_that_fails_is_told_on_stderr_and_in_the_exit_code_and_the_next_is_answered(start: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    code, out, err = await filtered("/params temperature 9\nhello\n/exit\nnot read\n", server.url)
+    assert (code, out) == (1, "hello \n")
+    assert err == "aiochatstream: temperature: must be a number from 0 (greedy) to 2.\n"
+
+
+async def test_the_options_are_the_params_of_every_answer(start: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    assert (await filtered("one two three\n", server.url, "--max-new-tokens", "2"))[1] == "one two \n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ("{url} --device cpu", 2, "--device goes with a model in this process; a server has its own."),
+        ("{url} --system cat", 2, "--system goes with a model in this process; a server has its own."),
+        ("{url} --temperature 3", 2, "temperature: must be a number from 0 (greedy) to 2."),
+        ("{url}/nothing/here", 1, "{url}/nothing/here does not answer as an aiochatstream server does (HTTP 404"),
+        ("http://127.0.0.1:{free_port}", 1, "Cannot connect to http://127.0.0.1:{free_port}: Connection refused."),
+        ("https://", 2, "https:// is not a URL such as http://127.0.0.1:8080."),
+        ("http://127.0.0.1:{free_port} --locale ja", 1, "http://127.0.0.1:{free_port} に接続できません"),
+        ("/no/such/folder", 2, "There is no folder /no/such/folder."),
+    ],
+)
+async def test_what_cannot_be_is_one_sentence(start: Any, arguments: str, code: int, sentence: str) -> None:
+    names = {"url": (await start(ChatStream(engine=echo))).url, "free_port": free_port()}
+    ended, out, err = await filtered("hello\n", *arguments.format(**names).split())
+    assert (ended, out) == (code, "")
+    assert err.startswith("aiochatstream: " + sentence.format(**names))
+    assert err.count("\n") == 1
+
+
+async def test_ctrl_c_ends_it_while_it_waits_for_a_line(start: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    process = await chat(server.url)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"hello\n")
+    assert await process.stdout.readline() == b"hello \n"
+    process.send_signal(signal.SIGINT)
+    assert await process.wait() == 130
+    assert process.stderr is not None
+    assert await process.stderr.read() == b""
+
+
+async def test_it_ends_quietly_when_nobody_reads_the_answers(start: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        PYTHON, "-m", "aiochatstream", "chat", server.url, stdin=PIPE, stdout=writing, stderr=PIPE, cwd=ROOT
+    )
+    os.close(writing)
+    assert await process.communicate(b"hello\n") == (None, b"")
+    assert process.returncode == 1
+    await until(lambda: server.idle)
+
+
+async def test_a_model_answers_here_too(model_folder: str) -> None:
+    question = "What is the capital of France?\n"
+    code, out, err = await filtered(question, model_folder, "--max-new-tokens", "8", "--temperature", "0")
+    assert code == 0, err
+    assert "Paris" in out
+    assert out.count("\n") == 1

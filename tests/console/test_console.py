@@ -1,0 +1,322 @@
+"""Lines and what comes of them, with a model in this process and with a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiochatstream import ChatStream, GenerationParams
+from aiochatstream.console.backend import Backend
+from aiochatstream.console.console import Console
+from aiochatstream.console.local import LocalBackend
+from aiochatstream.console.remote import ServerBackend
+from aiochatstream.console.saved import Saved
+from aiochatstream.console.screen import Screen
+from aiochatstream.messages import EN
+from tests.helpers import Stepper, running_server, until
+
+
+class Heard(Screen):
+    """A screen that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.answers: list[str] = []
+        self.remarks: list[str] = []
+        self.said: list[str] = []
+        self.complaints: list[str] = []
+        self.waits: list[str] = []
+        self._answer = ""
+
+    def wait(self, why: str) -> None:
+        self.waits.append(why)
+
+    def write(self, text: str) -> None:
+        self._answer += text
+
+    def end(self) -> None:
+        self.answers += [self._answer] if self._answer else []
+        self._answer = ""
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def complain(self, sentence: str) -> None:
+        self.complaints.append(sentence)
+
+
+class Engine:
+    """Answers "<number of the answer>: <newest message>", and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.messages: list[list[dict[str, str]]] = []
+        self.params: list[GenerationParams] = []
+
+    def __call__(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        self.messages.append(messages)
+        self.params.append(params)
+        yield f"{len(self.messages)}: "
+        yield messages[-1]["content"]
+
+
+Open = Callable[..., Awaitable[Console]]
+
+
+def heard(console: Console) -> Heard:
+    assert isinstance(console.screen, Heard)
+    return console.screen
+
+
+async def take(console: Console, *lines: str) -> Heard:
+    for line in lines:
+        await console.take(line)
+    return heard(console)
+
+
+@pytest.fixture
+async def local() -> AsyncIterator[Open]:
+    async with AsyncExitStack() as stack:
+
+        async def open_(engine: Any, **options: Any) -> Console:
+            chat_stream = await stack.enter_async_context(ChatStream(engine=engine, **options))
+            return Console(LocalBackend(chat_stream, "here"), Heard(), EN)
+
+        yield open_
+
+
+@pytest.fixture
+async def remote() -> AsyncIterator[Open]:
+    async with AsyncExitStack() as stack:
+
+        async def open_(engine: Any, **options: Any) -> Console:
+            server = await stack.enter_async_context(running_server(ChatStream(engine=engine, **options)))
+            backend: Backend = await stack.enter_async_context(ServerBackend(server.url + "/", EN))
+            return Console(backend, Heard(), EN)
+
+        yield open_
+
+
+@pytest.fixture(params=["local", "remote"])
+def open_(request: pytest.FixtureRequest, local: Open, remote: Open) -> Open:
+    return {"local": local, "remote": remote}[request.param]
+
+
+async def test_a_conversation_goes_on_is_answered_again_and_forgotten(open_: Open) -> None:
+    engine = Engine()
+    console = await open_(engine)
+    screen = await take(console, "日本語で", "  \n", "two", "/regenerate", "/clear", "/clear", "new")
+    assert screen.answers == ["1: 日本語で", "2: two", "3: two", "4: new"]
+    assert [len(messages) for messages in engine.messages] == [1, 3, 3, 1]
+    assert screen.said == [EN.cleared, EN.nothing_to_clear]
+    assert (screen.complaints, console.draft) == ([], "")
+
+
+async def test_after_each_answer_there_are_its_figures_and_stats_adds_them_up(open_: Open) -> None:
+    console = await open_(Engine())
+    screen = await take(console, "/stats", "one", "two", "/stats")
+    assert screen.said[0] == EN.no_stats
+    assert all(remark.startswith("2 tokens") and "first after" in remark for remark in screen.remarks)
+    last, every = screen.said[1].splitlines()
+    assert last.startswith("last answer: 2 tokens")
+    assert every.startswith("all 2: 4 tokens")
+    assert every.endswith("prompts of 0 tokens, 0 of them not computed again")
+
+
+async def test_params_hold_for_the_answers_that_follow(open_: Open) -> None:
+    engine = Engine()
+    console = await open_(engine, temperature=1.5, top_k=7)
+    screen = await take(console, "/params", "/params temperature 0.25 stop '[\"二\"]'", "one 二 three")
+    assert screen.said[1].splitlines() == ["temperature 0.25", 'stop ["二"]']
+    assert screen.said[0].startswith("No parameter is set")
+    assert (engine.params[0].temperature, engine.params[0].top_k, engine.params[0].stop) == (0.25, 7, ("二",))
+    assert screen.answers == ["1: one "]
+    screen = await take(console, "/params temperature default stop default", "two")
+    assert engine.params[1].temperature == 1.5
+    assert screen.said[2] == screen.said[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("/params temperature 3", "temperature: must be a number from 0 (greedy) to 2."),
+        ("/params temperature hot", "temperature: must be a number from 0 (greedy) to 2."),
+        ("/params heat 3", "There is no parameter heat. There are max_new_tokens, "),
+        ("/params temperature", "/params takes names and values in turn"),
+        ("/params stop '[", "No closing quotation"),
+        ("/params stop " + "[" * 100_000, "stop: must be a list of up to 16 strings"),
+        ("/regenrate", "There is no command /regenrate. Is it /regenerate?"),
+        ("/xyzzy", "There is no command /xyzzy. /help shows all"),
+        ("/save", "/save takes the name of a file"),
+        ("/load {folder}", "{folder}: Is a directory."),
+        ("/save {folder}/missing/file", "{folder}/missing/file: No such file or directory."),
+        ("/load {folder}/missing", "{folder}/missing: No such file or directory."),
+        ("/load {folder}/notes", "{folder}/notes holds no conversation that /save wrote: "),
+        ("/load {folder}/odd", "{folder}/odd holds no conversation that /save wrote: messages: must be of user and"),
+        ("/regenerate", "There is no message in this conversation to answer again."),
+    ],
+)
+async def test_what_is_wrong_is_told_in_a_sentence_and_nothing_changes(
+    line: str, sentence: str, open_: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "notes").write_bytes(b"\xff rubbish")
+    (tmp_path / "odd").write_text('{"messages": [{"role": "user", "content": "x"}]}')
+    console = await open_(Engine())
+    screen = await take(console, line.format(folder=tmp_path) if "{folder}" in line else line, "//still here")
+    assert len(screen.complaints) == console.failures == 1
+    assert screen.complaints[0].startswith(sentence.replace("{folder}", str(tmp_path)))
+    assert screen.answers == ["1: /still here"]
+    assert screen.said == []
+
+
+async def test_a_limit_of_the_model_is_told_when_it_is_passed_not_with_the_next_answer(local: Open) -> None:
+    console = await local(Engine(), max_new_tokens=8)
+    screen = await take(console, "/params max_new_tokens 9", "one")
+    assert screen.complaints == ["params.max_new_tokens: must be from 1 to 8 on this server."]
+    assert screen.answers == ["1: one"]
+
+
+async def test_help_names_every_command_and_exit_leaves(open_: Open) -> None:
+    console = await open_(Engine())
+    screen = await take(console, "/help")
+    named = [line.split()[0] for line in screen.said[0].splitlines() if line.startswith("/") and "//" not in line]
+    assert named == [
+        "/regenerate",
+        "/clear",
+        "/system",
+        "/params",
+        "/save",
+        "/load",
+        "/stats",
+        "/help",
+        "/exit",
+    ]
+    assert not console.leaving
+    await take(console, "/exit")
+    assert console.leaving
+
+
+async def test_the_system_prompt_of_a_model_here_can_be_shown_set_and_taken_back(local: Open) -> None:
+    engine = Engine()
+    console = await local(engine)
+    screen = await take(console, "/system", "/system 猫として話す。", "one", "/system default", "two")
+    assert screen.said == [EN.models_own_system, "System prompt: 猫として話す。", EN.models_own_system]
+    assert engine.messages[0][0] == {"role": "system", "content": "猫として話す。"}
+    assert [message["role"] for message in engine.messages[1]] == ["user", "assistant", "user"]
+
+
+async def test_a_servers_system_prompt_is_its_own_and_it_takes_no_conversation(remote: Open, tmp_path: Path) -> None:
+    console = await remote(Engine())
+    file = tmp_path / "talk.json"
+    screen = await take(console, "/system be a cat", "/system", "one", f"/save {file}", f"/load {file}", "two")
+    assert screen.complaints == [EN.server_sets_system, EN.server_sets_system, EN.server_cannot_load]
+    assert screen.answers == ["1: one", "2: two"]
+
+
+async def test_a_saved_conversation_of_either_goes_on_in_a_model_here(open_: Open, local: Open, tmp_path: Path) -> None:
+    file = tmp_path / "会話 1.json"
+    await take(await open_(Engine()), "こんにちは", "two", f"/save {file}")
+    assert "こんにちは" in file.read_text(encoding="utf-8")
+
+    engine = Engine()
+    console = await local(engine)
+    screen = await take(console, "forgotten", f"/load {file}", "three")
+    assert screen.said == [f"2 turns are loaded from {file}."]
+    assert [message["content"] for message in engine.messages[1]] == [
+        "こんにちは",
+        "1: こんにちは",
+        "two",
+        "2: two",
+        "three",
+    ]
+
+
+async def test_a_saved_conversation_keeps_its_system_prompt_and_what_was_interrupted(
+    local: Open, stepper: Callable[..., Stepper], tmp_path: Path
+) -> None:
+    engine, file = stepper(), tmp_path / "talk.json"
+    console = await local(engine)
+    await take(console, "/system be a cat")
+    await interrupted(console, engine, "Count")
+    await take(console, f"/save {file}")
+    saved = json.loads(file.read_text())
+    assert saved["system"] == "be a cat"
+    assert [message.get("state") for message in saved["messages"]] == [None, "interrupted"]
+    another = await local(Engine())
+    await take(another, f"/load {file}")
+    assert await another.backend.get_system() == "be a cat"
+    assert await another.backend.save() == Saved.read(file)
+
+
+async def interrupted(console: Console, engine: Stepper, line: str) -> None:
+    """Have ``line`` answered with one step and then interrupt."""
+    taking = asyncio.create_task(console.take(line))
+    engine.allow(1)
+    await until(lambda: heard(console)._answer)
+    console.interrupt()
+    while not taking.done():
+        engine.allow(1)
+        await asyncio.wait({taking}, timeout=0.05)
+    await taking
+
+
+async def test_an_interrupted_answer_is_marked_kept_and_the_next_message_is_answered(
+    open_: Open, stepper: Callable[..., Stepper]
+) -> None:
+    engine = stepper()
+    console = await open_(engine)
+    for line in ("one", "two"):
+        await interrupted(console, engine, line)
+    screen = heard(console)
+    assert [answer.split()[0] for answer in screen.answers] == ["1", "1"]
+    assert screen.remarks.count(EN.stopped) == 2
+    assert (screen.complaints, console.draft) == ([], "")
+    saved = await console.backend.save()
+    assert [message.content for message in saved.messages[::2]] == ["one", "two"]
+    assert {message.state for message in saved.messages[1::2]} == {"interrupted"}
+
+
+async def test_an_answer_that_does_not_stop_is_left_with_the_second_interrupt(
+    open_: Open, stepper: Callable[..., Stepper]
+) -> None:
+    engine = stepper()
+    console = await open_(engine)
+    taking = asyncio.create_task(console.take("one"))
+    engine.allow(1)
+    await until(lambda: heard(console)._answer)
+    console.interrupt()
+    console.interrupt()
+    await asyncio.wait_for(taking, 10)
+    assert heard(console).answers == ["1 "]
+    assert heard(console).remarks == [EN.stopped]
+
+
+async def test_a_refused_message_is_offered_again_with_when_to_try(
+    open_: Open, stepper: Callable[..., Stepper]
+) -> None:
+    engine = stepper(fail_at=0)
+    console = await open_(engine)
+    engine.allow(1)
+    await take(console, "//please")
+    assert heard(console).complaints[0].startswith("The model failed to answer.")
+    assert console.draft == "//please"
+    backend = console.backend
+    chat_stream = backend._chat if isinstance(backend, LocalBackend) else None
+    if chat_stream is not None:
+        chat_stream.drain()
+        await take(console, "again")
+        assert heard(console).complaints[1].endswith("takes no new requests. Try again in 5 s.")
+        assert console.draft == "again"
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[", "http://127.0.0.1:99999"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is not a URL such as http://127"):
+        ServerBackend(url, EN)

@@ -1,0 +1,79 @@
+"""``LoadTime``: what it shows, and that it changes nothing else."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from aiochatstream import LoadTime
+from tests.console.terminal import terminal
+from tests.processes import PYTHON
+
+
+def test_it_returns_what_the_function_returns_and_the_log_has_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert LoadTime(name="Loading the model", fn=lambda: 42)() == 42
+    before, after = caplog.messages
+    assert before == "Loading the model ..."
+    assert after.startswith("Loading the model: 0.")
+
+
+def test_what_the_function_raises_is_passed_on() -> None:
+    with pytest.raises(ZeroDivisionError):
+        LoadTime(name="Loading", fn=lambda: 1 // 0)()
+
+
+def shown(fn: str) -> str:
+    """What a program that loads with ``fn`` writes into a terminal; its own text goes past the display."""
+    code = f"""
+import logging, sys
+from aiochatstream import LoadTime
+logging.basicConfig(format="%(message)s")
+out, err = sys.stdout, sys.stderr
+
+def fn():
+    sys.__stdin__.readline()
+    {fn}
+    return "loaded"
+
+print(LoadTime(name="Loading [the] 模型", fn=fn)())
+assert (sys.stdout, sys.stderr, logging.root.handlers[0].stream) == (out, err, err)
+"""
+    with terminal("-c", code, command=(PYTHON,)) as opened:
+        opened.wait_for(r"Loading \[the\] 模型 0:00:0\d")
+        opened.type("\n")
+        opened.wait_for("^loaded")
+        assert opened.wait_ended() == 0
+        assert b"\x1b[?25l" not in opened.raw  # a cursor that is hidden stays so where the process is ended
+        return opened.raw.decode()
+
+
+def test_in_a_terminal_a_line_with_the_name_and_the_time_stands_until_it_is_loaded() -> None:
+    assert "\x1b[2K" in shown("pass").split("loaded")[0]
+
+
+@pytest.mark.parametrize(
+    "fn",
+    ["print('mine')", "print('mine', file=sys.stderr)", "logging.warning('mine')"],
+    ids=["stdout", "stderr", "log"],
+)
+def test_it_goes_when_the_function_shows_something_itself(fn: str) -> None:
+    before, after = shown(fn).split("mine")
+    assert before.endswith("\x1b[2K")
+    assert "Loading" not in after
+
+
+def test_an_error_in_a_terminal_leaves_everything_as_it_was() -> None:
+    code = """
+import sys
+from aiochatstream import LoadTime
+streams = sys.stdout, sys.stderr
+try:
+    LoadTime(name="Loading", fn=lambda: 1 // 0)()
+except ZeroDivisionError:
+    print("raised", (sys.stdout, sys.stderr) == streams)
+"""
+    with terminal("-c", code, command=(PYTHON,)) as opened:
+        opened.wait_for("^raised True")
+        assert opened.wait_ended() == 0
