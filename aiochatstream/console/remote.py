@@ -32,7 +32,7 @@ class ServerBackend(Backend):
 
     def __init__(self, url: str, messages: Messages) -> None:
         self._url, self._messages = _base(url), messages
-        self.name = str(self._url)
+        self.name = str(self._url.with_user(None))  # what is shown has no password
         self._answering = False
 
     async def __aenter__(self) -> Self:
@@ -162,8 +162,9 @@ def _event(name: str, data: dict[str, Any]) -> Event:
         case "start":
             return Started()
         case "done":
-            usage, timing = data["usage"], data["timing"]
-            return Ended(data["finish_reason"], Usage(**usage), Timing(**timing))
+            usage = Usage(*(data["usage"][name] for name in Usage._fields))
+            timing = Timing(*(data["timing"][name] for name in Timing._fields))
+            return Ended(data["finish_reason"], usage, timing)
         case "error":
             return Failed(ChatStreamError(str(data["error"]["detail"])))
     raise ValueError(f"event {name!r}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.console.backend import Backend
@@ -298,25 +299,64 @@ async def test_an_answer_that_does_not_stop_is_left_with_the_second_interrupt(
     assert heard(console).remarks == [EN.stopped]
 
 
-async def test_a_refused_message_is_offered_again_with_when_to_try(
-    open_: Open, stepper: Callable[..., Stepper]
-) -> None:
+async def test_a_message_without_an_answer_is_offered_again(open_: Open, stepper: Callable[..., Stepper]) -> None:
     engine = stepper(fail_at=0)
     console = await open_(engine)
     engine.allow(1)
     await take(console, "//please")
     assert heard(console).complaints[0].startswith("The model failed to answer.")
     assert console.draft == "//please"
-    backend = console.backend
-    chat_stream = backend._chat if isinstance(backend, LocalBackend) else None
-    if chat_stream is not None:
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+async def test_one_who_is_to_come_back_is_told_when(kind: str) -> None:
+    chat_stream = ChatStream(engine=Engine())
+    async with AsyncExitStack() as stack:
+        if kind == "local":
+            backend: Backend = LocalBackend(await stack.enter_async_context(chat_stream), "here")
+        else:
+            server = await stack.enter_async_context(running_server(chat_stream))
+            backend = await stack.enter_async_context(ServerBackend(server.url, EN))
         chat_stream.drain()
-        await take(console, "again")
-        assert heard(console).complaints[1].endswith("takes no new requests. Try again in 5 s.")
-        assert console.draft == "again"
+        console = Console(backend, Heard(), EN)
+        await take(console, "please")
+    assert heard(console).complaints == ["The server is shutting down and takes no new requests. Try again in 5 s."]
+    assert console.draft == "please"
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "http://127.0.0.1:99999"])
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not a URL such as http://127"):
         ServerBackend(url, EN)
+
+
+def test_a_password_in_the_url_is_not_shown() -> None:
+    assert ServerBackend("http://me:sesame@127.0.0.1:8080/chat_stream", EN).name == "http://127.0.0.1:8080"
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("event: done\ndata: {}\n\n", "does not answer as an aiochatstream server does"),
+        ("event: delta\ndata: rubbish\n\n", "does not answer as an aiochatstream server does"),
+        ("event: other\ndata: {}\n\n", "does not answer as an aiochatstream server does (event 'other')."),
+        ("", "broke before the answer was complete."),
+    ],
+)
+async def test_a_server_that_answers_something_else_is_told_in_a_sentence(
+    body: str, sentence: str, aiohttp_server: Any
+) -> None:
+    async def history(request: web.Request) -> web.Response:
+        return web.json_response({"messages": []})
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=body, content_type="text/event-stream")
+
+    app = web.Application()
+    app.add_routes([web.get("/history", history), web.post("/chat_stream", answer)])
+    server = await aiohttp_server(app)
+    async with ServerBackend(str(server.make_url("/")), EN) as backend:
+        console = Console(backend, Heard(), EN)
+        screen = await take(console, "hello")
+    assert sentence in screen.complaints[0]
+    assert console.draft == "hello"
