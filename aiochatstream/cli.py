@@ -135,7 +135,7 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
     device = loading.choose_device(options.device)
     dtype = loading.choose_dtype(options.dtype, device)
     model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
-    model = LoadTime(name=name, fn=model).__call__
+    model = LoadTime(name=messages.loading_name.format(name=name), fn=model).__call__
     if options.compile:
         return {"engine": TransformersEngine(model, tokenizer, compile=True)}
     return {"model": model, "tokenizer": tokenizer}

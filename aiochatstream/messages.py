@@ -23,9 +23,10 @@ class Messages:
     stopping: str
     stuck: str
 
-    # serve
+    # loading, and serve
     small_model: str
     loading: str
+    loading_name: str
     ready: str
     row_model: str
     row_device: str
@@ -96,6 +97,7 @@ EN = Messages(
     stuck="{count} answers do not stop: their engine is stuck in a step.",
     small_model="the small model",
     loading="Loading {model} ... ({url} answers 503 meanwhile)",
+    loading_name="Loading {name}",
     ready="\nReady on {url}",
     row_model="  model        {model}",
     row_device="  device       {device}, {dtype}",
@@ -158,6 +160,7 @@ JA = Messages(
     stuck="{count} 件の回答が停止しません。エンジンが処理の途中で止まっています。",
     small_model="小さいモデル",
     loading="{model} を読み込んでいます … (その間 {url} は 503 を返します)",
+    loading_name="{name} の読み込み",
     ready="\n準備ができました: {url}",
     row_model="  モデル        {model}",
     row_device="  デバイス      {device}, {dtype}",

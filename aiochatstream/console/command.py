@@ -85,24 +85,24 @@ async def _model(options: dict[str, Any], messages: Messages) -> AsyncIterator[B
     dtype = loading.choose_dtype(options["dtype"], device)
     load_model, load_tokenizer = loading.loaders(loading.locate(source), device, dtype)
     async with AsyncExitStack() as stack:
-        with showing_progress(name):
-            tokenizer = await in_daemon_thread(load_tokenizer)
-            chat_stream = ChatStream(
-                num_of_concurrent_executions=1,
-                max_queue_size=0,
-                engine=TransformersEngine(load_model, tokenizer, compile="compile" in options),
-                chat_prompt_clazz=ChatPrompt.for_model(tokenizer),
-                max_new_tokens=options["max_new_tokens"],
-                context_len=options.get("context_len"),
-                temperature=options["temperature"],
-                top_p=options["top_p"],
-                locale=options["locale"],
-            )
-            await stack.enter_async_context(chat_stream)
-            try:
+        try:
+            with showing_progress(messages.loading_name.format(name=name)):
+                tokenizer = await in_daemon_thread(load_tokenizer)
+                chat_stream = ChatStream(
+                    num_of_concurrent_executions=1,
+                    max_queue_size=0,
+                    engine=TransformersEngine(load_model, tokenizer, compile="compile" in options),
+                    chat_prompt_clazz=ChatPrompt.for_model(tokenizer),
+                    max_new_tokens=options["max_new_tokens"],
+                    context_len=options.get("context_len"),
+                    temperature=options["temperature"],
+                    top_p=options["top_p"],
+                    locale=options["locale"],
+                )
+                await stack.enter_async_context(chat_stream)
                 await chat_stream.wait_ready()
-            except (OSError, ValueError):
-                raise
-            except Exception as error:
-                raise ChatStreamError(str(error) or repr(error)) from error
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # whatever loading a model raises
+            raise ChatStreamError(str(error) or repr(error)) from error
         yield LocalBackend(chat_stream, name, options["system"])
