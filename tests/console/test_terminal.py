@@ -210,7 +210,7 @@ async def test_ctrl_c_ends_it_while_the_model_loads(tmp_path: Path, model_folder
         await person.reads("There is no file small.gguf")
         assert await person.ends() == 2
     async with chatting(model_folder) as person:
-        await person.reads(Path(model_folder).name)
+        await person.reads("Loading")
         person.terminal.popen.send_signal(signal.SIGINT)
         assert await person.ends() == 130
         assert "Traceback" not in person.terminal.text
