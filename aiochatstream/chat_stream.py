@@ -97,6 +97,9 @@ class ChatStream(Chat):
         changes nothing (a full queue is never a 200 here).
     :param conversation_store: where conversations are kept. None: in the cookie where the app's sessions are
         encrypted cookies, in the memory of this process otherwise.
+    :param identify_user: a coroutine function of the request that gives the name by which the app knows the user, who
+        then finds the same conversations in every session of theirs; None for one who is known by the session only. It
+        may raise what the request is to be answered with (``web.HTTPUnauthorized``).
     :param allow_metrics: says who may read /metrics; by default who asks from this machine, and not through a proxy.
     :param on_feedback_received: called as ``on_feedback_received(request, feedback)`` with each
         :class:`~aiochatstream.web.feedback.Feedback` of /set_feedback; a :class:`FeedbackFile` writes it down.
@@ -154,6 +157,7 @@ class ChatStream(Chat):
         overload_status: int | None = None,
         too_many_request_as_http_error: bool = False,
         conversation_store: ConversationStore | None = None,
+        identify_user: Callable[[web.Request], Awaitable[str | None]] | None = None,
         allow_metrics: Callable[[web.Request], bool] = comes_from_here,
         on_feedback_received: FeedbackCallback | None = None,
         num_gpus: int | None = None,
@@ -228,6 +232,7 @@ class ChatStream(Chat):
         self.completions = Completions()
         self.allow_metrics = allow_metrics
         self._store = conversation_store
+        self._identify_user = identify_user
         self._recent_params = recent_params()
 
     def __repr__(self) -> str:
@@ -322,10 +327,11 @@ class ChatStream(Chat):
         if is_agent(request):
             return AgentSession(request)
         session = await self.session(request)
-        if self._store is not None:
-            return UserSession(request, session, self._store, self._recent_params, self.place.namespace)
-        kind = CookieUserSession if keeps_data_in_cookie(request) else UserSession
-        return kind(request, session, self._memory, self._recent_params, self.place.namespace)
+        account = None if self._identify_user is None else await self._identify_user(request)
+        in_cookie = self._store is None and account is None and keeps_data_in_cookie(request)
+        kind = CookieUserSession if in_cookie else UserSession
+        store = self._memory if self._store is None else self._store
+        return kind(request, session, store, self._recent_params, self.place.namespace, account)
 
     def user_params(self, user: UserSession) -> ParamOverrides:
         """What the user has set; nothing where it is not (or no longer) allowed on this server."""

@@ -1,11 +1,15 @@
-"""The example, as it is printed in the README: many users, each with a conversation of their own."""
+"""Each example, started as a program; the first one is printed in the README."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,13 @@ from aiohttp import web
 
 from examples import simple_server
 from tests.helpers import Client
-from tests.processes import PYTHON, ROOT, START_PATIENCE, ask_when_listening, running
+from tests.processes import PYTHON, ROOT, START_PATIENCE, Process, ask_when_listening, running
+
+URL = "http://127.0.0.1:8080"
 
 EXAMPLE = ROOT / "examples" / "simple_server.py"
+
+FEW = {"temperature": 0, "max_new_tokens": 4}
 
 GREEDY = {"temperature": 0, "max_new_tokens": 24}
 
@@ -85,22 +93,158 @@ async def wait_ready(url: str) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_started_as_a_program_it_serves_two_users_on_port_8080_and_ends_at_ctrl_c(
-    tokenizer: Any, tmp_path: Path
-) -> None:
+@contextmanager
+def example(name: str, folder: Path, **env: str) -> Iterator[Process]:
+    """The example, started as a program, in an empty folder, and ready."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", 8080))
         except OSError:
-            pytest.skip("port 8080, which the example uses, is taken on this machine")
-    url = "http://127.0.0.1:8080"
-    with running([PYTHON, "examples/simple_server.py"], tmp_path) as process:
-        ask_when_listening(process, url)
-        asyncio.run(wait_ready(url))
-        asyncio.run(check_two_users_with_a_conversation_each(url, tokenizer))
+            pytest.skip("port 8080, which the examples use, is taken on this machine")
+    with running([PYTHON, str(ROOT / "examples" / name)], folder, cwd=folder, env=env) as process:
+        ask_when_listening(process, URL)
+        yield process
         assert process.end(signal.SIGINT) == 0
         assert "Traceback" not in process.err
+
+
+@asynccontextmanager
+async def user() -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        yield Client(session, URL)
+
+
+async def status(client: Client, path: str, **body: Any) -> int:
+    async with client.post(path, **body) as response:
+        await response.read()
+        return int(response.status)
+
+
+def test_started_as_a_program_it_serves_two_users_on_port_8080_and_ends_at_ctrl_c(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    with example("simple_server.py", tmp_path):
+        asyncio.run(wait_ready(URL))
+        asyncio.run(check_two_users_with_a_conversation_each(URL, tokenizer))
+
+
+def test_mock_answers_in_turn(tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with user() as client:
+            said = [(await client.say("hi", params=FEW))["text"] for _ in range(2)]
+            assert said[0] != said[1]
+            assert all(said)
+
+    with example("mock_server.py", tmp_path):
+        asyncio.run(talk())
+
+
+def test_typing_the_phrase_makes_a_developer_and_the_key_a_monitor(tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with user() as client:
+            await client.say("Hello", params=FEW)
+            async with client.session.get(f"{URL}/get_prompt") as response:
+                assert response.status == 403
+            granted = await client.say("open sesame")
+            assert granted["text"] == "New role: 'developer' has been granted"
+            async with client.session.get(f"{URL}/get_prompt") as response:
+                assert response.status == 200
+            assert await client.texts() == ["Hello", (await client.texts())[1]]
+            keys = [("swordfish", 200), ("wrong", 401)]
+            for key, expected in keys:
+                headers = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": key}
+                async with client.session.get(f"{URL}/get_resource_usage", headers=headers) as response:
+                    assert response.status == expected
+
+    with example("roles_server.py", tmp_path, DEVELOPER_PHRASE="open sesame", MONITOR_KEY="swordfish") as process:
+        asyncio.run(wait_ready(URL))
+        asyncio.run(talk())
+        assert "sesame" not in process.told
+
+
+def test_feedback_is_written_down(tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with user() as client:
+            answer = await client.say("Hello", params=FEW)
+            told = {"message_id": answer["message_id"], "is_like": True, "form_data": {"comment": "とても良い"}}
+            assert await status(client, "/set_feedback", **told) == 200
+
+    with example("feedback_server.py", tmp_path) as process:
+        asyncio.run(wait_ready(URL))
+        asyncio.run(talk())
+        process.wait_for(lambda: "liked" in process.out, "the print of the callback")
+    assert json.loads((tmp_path / "feedback.jsonl").read_text("utf-8"))["form_data"] == {"comment": "とても良い"}
+
+
+def test_an_application_can_read_the_request_first(tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with user() as client:
+            assert await status(client, "/chat_stream", user_input="my password is tulip") == 422
+            assert (await client.say("  Hello  ", params=FEW))["text"]
+
+    with example("intercept_server.py", tmp_path):
+        asyncio.run(wait_ready(URL))
+        asyncio.run(talk())
+
+
+def test_an_application_is_told_how_each_request_came_out(tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with user() as client:
+            assert await status(client, "/chat_stream", user_input="Hello", params=FEW) == 200
+            assert await status(client, "/chat_stream", user_input="") == 422
+
+    with example("callback_server.py", tmp_path) as process:
+        asyncio.run(wait_ready(URL))
+        asyncio.run(talk())
+        process.wait_for(lambda: "finished: success" in process.out, "the print of the callback")
+        process.wait_for(lambda: "finished: unknown_error_occurred: invalid_value" in process.out, "the other one")
+
+
+def test_the_console_answers_what_is_typed() -> None:
+    typed = "What is the capital of France?\nAnd of Japan?\n\n"
+    command = [PYTHON, str(ROOT / "examples" / "console.py")]
+    ended = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=START_PATIENCE, check=True)
+    _, first, second, _ = ended.stdout.split("you: ")
+    assert "Paris" in first
+    assert second.strip()
+
+
+def test_who_logs_in_finds_the_conversation_again_in_any_browser_and_after_a_restart(tmp_path: Path) -> None:
+    async def log_in(client: Client, name: str) -> None:
+        assert await status(client, "/log_in", user=name) == 200
+
+    async def begin() -> None:
+        async with user() as stranger, user() as alice, user() as bob:
+            assert await status(stranger, "/chat_stream", user_input="Hello") == 401
+            await log_in(alice, "alice")
+            await alice.say("one", params=FEW)
+            await log_in(bob, "bob")
+            assert await bob.texts() == []
+
+    async def go_on() -> None:
+        async with user() as alice:
+            await log_in(alice, "alice")
+            assert (await alice.texts())[0] == "one"
+            await alice.say("two", params=FEW)
+            assert (await alice.texts())[2] == "two"
+            assert await status(alice, "/clear_context") == 200
+            assert await alice.texts() == []
+
+    for talk in (begin, go_on):
+        with example("sqlite_conversations.py", tmp_path):
+            asyncio.run(wait_alive())
+            asyncio.run(talk())
+
+
+async def wait_alive() -> None:
+    """Until the model is loaded, where only those who are logged in may ask."""
+    async with aiohttp.ClientSession() as session, asyncio.timeout(START_PATIENCE):
+        while True:
+            async with session.get(f"{URL}/readyz") as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(0.05)
 
 
 def test_the_example_is_short() -> None:

@@ -69,6 +69,8 @@ class UserSession(User):
     ``recent_params`` is this process's memory of such parameters, by the user's id. They carry a number that grows with
     each change, so that an answer that began before a change does not take it back with its older view of the session.
 
+    Where the app knows the user, ``account`` is what it calls the user, and the session need not hold an id.
+
     Nothing is written into the session before :meth:`put_in_session` or :meth:`keep_params`: a refused request leaves
     no trace.
     """
@@ -80,7 +82,9 @@ class UserSession(User):
         store: ConversationStore,
         recent_params: BoundedMap,
         namespace: str = "",
+        account: str | None = None,
     ) -> None:
+        self._account = account
         self._data: dict[str, Any] = {"id": random_id()}
         super().__init__(self._data["id"], store, namespace)
         self._request = request
@@ -90,15 +94,15 @@ class UserSession(User):
 
     @property
     def id(self) -> str:
-        """The user's random id; a fresh one where the session knows none yet."""
-        return str(self._data["id"])
+        """The user's account, or the random id of the session; a fresh one where that knows none yet."""
+        return str(self._data["id"]) if self._account is None else self._account
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         """Write into the session what it has to hold, just before a response begins.
 
         :param answered: whether the newest turn of ``conversation`` has ended.
         """
-        if SESSION_KEY in self._session:
+        if self._account is not None or SESSION_KEY in self._session:
             self._catch_up()
             return
         await self.refresh()  # where another request was faster, this is one user

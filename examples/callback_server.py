@@ -1,0 +1,27 @@
+"""An application that is told how each request came out: python examples/callback_server.py."""
+
+import aiohttp_session
+from aiohttp import web
+from simple_server import model, tokenizer
+
+from aiochatstream import ChatStream, MemoryStorage
+
+
+async def create_app():
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=64)
+
+    async def finished(request, message):  # success, client_disconnected_..., or unknown_error_occurred: why
+        print("finished:", message, flush=True)
+
+    async def stream(request):
+        return await chat_stream.handle_chat_stream_request(request, callback=finished)
+
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    app.router.add_post("/chat_stream", stream)
+    chat_stream.setup(app)
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(create_app(), host="127.0.0.1", port=8080)

@@ -1,0 +1,19 @@
+"""A chat in the terminal, without a server: python examples/console.py. (`aiochatstream chat` is the grown-up one.)"""
+
+import asyncio
+
+from simple_server import model, tokenizer
+
+from aiochatstream import ChatStream, LoadTime
+
+
+async def main():
+    loaded = LoadTime(name="the small model", fn=model)()
+    async with ChatStream(model=loaded, tokenizer=tokenizer, temperature=0.2, top_p=0.7) as chat_stream:
+        while text := (await asyncio.to_thread(input, "you: ")).strip():
+            async for _, new_text, pos in chat_stream.handle_console_input(text):
+                print(new_text, end="\n" if pos == "end" else "", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

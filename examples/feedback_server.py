@@ -1,0 +1,26 @@
+"""Likes and dislikes: python examples/feedback_server.py appends them to feedback.jsonl."""
+
+import aiohttp_session
+from aiohttp import web
+from simple_server import model, tokenizer
+
+from aiochatstream import ChatStream, FeedbackFile, MemoryStorage
+
+write_down = FeedbackFile("feedback.jsonl")
+
+
+async def received(request, feedback):
+    await write_down(request, feedback)
+    print("liked" if feedback.is_like else "not liked", feedback.target_message_id, flush=True)
+
+
+async def create_app():
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, on_feedback_received=received)
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.append_apis(app, {"include": ["chat_stream", "set_feedback"]})
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(create_app(), host="127.0.0.1", port=8080)

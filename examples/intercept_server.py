@@ -1,0 +1,28 @@
+"""An application that reads the request before ChatStream does: python examples/intercept_server.py."""
+
+import aiohttp_session
+from aiohttp import web
+from simple_server import model, tokenizer
+
+from aiochatstream import ChatStream, MemoryStorage
+
+
+async def create_app():
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=64)
+
+    async def stream(request):
+        body = await request.json()
+        if "password" in body.get("user_input", ""):
+            return web.json_response({"error": "refused", "detail": "Do not tell passwords."}, status=422)
+        body["user_input"] = body.get("user_input", "").strip()
+        return await chat_stream.handle_chat_stream_request(request, request_body=body)
+
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    app.router.add_post("/chat_stream", stream)
+    chat_stream.setup(app)
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(create_app(), host="127.0.0.1", port=8080)
