@@ -17,7 +17,7 @@ from aiochatstream.load_time import LoadTime
 from aiochatstream.params import GenerationParams
 from aiochatstream.phrases import hash_phrase
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
-from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
+from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
 from aiochatstream.web.feedback import Feedback, FeedbackFile
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "Content",
     "Conversation",
     "ConversationStore",
+    "CookieStorage",
     "Delta",
     "Engine",
     "Feedback",
