@@ -34,6 +34,27 @@ class HumanAndBot(AbstractChatPrompt):
         return ["<human>:"]
 
 
+class ForChatStream(AbstractChatPrompt):
+    """As people wrote them for chatstream: what it hands over is taken, and its methods are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_system("Be brief.\n")
+        self.set_requester("Guest")
+        self.set_responder("Host")
+
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
+        chat_prompt.add_requester_msg("1+1?")
+        chat_prompt.add_responder_msg("2")
+
+    def create_prompt(self, opts: Any = {}) -> str:  # noqa: B006
+        text = self.system
+        for content in self.get_contents(opts):
+            said = content.get_message()
+            text += f"{content.get_role()}: {said}\n" if said else f"{content.get_role()}:"
+        return text
+
+
 class CountingPrompt(ChatPrompt):
     """Counts how often it is tokenised."""
 
@@ -188,3 +209,39 @@ def test_a_far_too_long_message_is_refused_without_tokenising_it(tokenizer: Any)
     with pytest.raises(TooLarge, match=rf"^user_input: {longest + 1} characters, at most {longest} are read\.$"):
         fit(refused, context_len=100, max_new_tokens=20)
     assert refused.encoded == 0
+
+
+def test_a_prompt_class_that_was_written_for_chatstream_needs_no_change(tokenizer: Any) -> None:
+    prompt = ForChatStream()
+    prompt.conversation, prompt.message, prompt.tokenizer = (
+        Conversation((Turn("Hi", "Hello!", "1"),)),
+        "And?",
+        tokenizer,
+    )
+    text = "Be brief.\nGuest: 1+1?\nHost: 2\nGuest: Hi\nHost: Hello!\nGuest: And?\nHost:"
+    assert prompt.create_prompt() == text
+    assert prompt.encode() == tokenizer(text)["input_ids"]
+
+
+def test_a_prompt_can_be_talked_to_by_hand() -> None:
+    prompt = HumanAndBot()
+    prompt.add_requester_msg("Hi")
+    prompt.add_responder_msg("Hello!")
+    prompt.add_requester_msg("And?")
+    prompt.add_responder_msg(None)
+    assert prompt.create_prompt() == "<human>: Hi\n<bot>: Hello!\n<human>: And?\n<bot>:"
+
+
+def test_examples_are_of_a_message_and_its_answer_in_turn() -> None:
+    class Unanswered(HumanAndBot):
+        def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
+            chat_prompt.add_requester_msg("Hi")
+
+    with pytest.raises(ValueError, match=r"^build_initial_prompt: the message 'Hi' has no answer"):
+        Unanswered()
+    prompt = HumanAndBot()
+    with pytest.raises(ValueError, match=r"^add_responder_msg: add_requester_msg comes first"):
+        prompt.add_responder_msg("Hello!")
+    prompt.add_requester_msg("Hi")
+    with pytest.raises(ValueError, match=r"^add_requester_msg: the message 'Hi' has no answer"):
+        prompt.add_requester_msg("And?")
