@@ -47,6 +47,7 @@ class Chat:
     :param engine: what answers.
     :param chat_prompt_clazz: what writes the prompt.
     :param params: those of every answer, where a request says nothing else.
+    :param limits: how many at once, and how long.
     :param param_limits: the least and the most that a request may set, by name.
     :param seed: seeds the sequence of the answers' seeds; None is random.
     :param locale: what the log's lines for people are written in.
