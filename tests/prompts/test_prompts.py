@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer
 
 from aiochatstream import AbstractChatPrompt, ChatPrompt, Content, Conversation, Turn
-from aiochatstream.errors import TooLarge
+from aiochatstream.errors import InvalidValue, TooLarge
 from aiochatstream.prompts import fit
 
 HISTORY = (Turn("日本の首都は？", "東京です。", "1"), Turn("And of France?", "Paris.", "2", "interrupted"))
@@ -120,6 +120,19 @@ def test_a_tokenizer_without_a_template_is_refused_with_what_to_do(tokenizer_wit
     for method in (prompt.encode, prompt.create_prompt):
         with pytest.raises(ValueError, match=r"no chat template.*chat_prompt_clazz.*AbstractChatPrompt"):
             method()
+
+
+def test_a_system_text_that_the_template_refuses_is_told_in_a_sentence(tokenizer: Any) -> None:
+    refusing = copy.copy(tokenizer)
+    refusing.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}Hello"
+    )
+    prompt = made(refusing, "Hello")
+    prompt.set_system("Be brief.")
+    with pytest.raises(InvalidValue, match="chat template refuses this conversation: System role not supported"):
+        prompt.encode()
+    prompt.set_system("")
+    assert prompt.create_prompt() == "Hello"
 
 
 def test_a_prompt_class_of_ones_own_writes_exactly_its_text(tokenizer: Any) -> None:
