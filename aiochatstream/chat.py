@@ -314,7 +314,7 @@ class Chat:
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None:
             ids = fit(prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
-        return Prompt(prompt.get_messages(), ids)
+        return Prompt(prompt.get_messages(), ids, continued=bool(prompt.open_answer))
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:
