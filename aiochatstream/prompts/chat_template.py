@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts.base import AbstractChatPrompt, encode_text
 from aiochatstream.prompts.presets import find_preset
@@ -68,16 +70,14 @@ def render_messages(
             "This model's tokenizer has no chat template. Hand ChatStream a chat_prompt_clazz of your own: "
             "a subclass of AbstractChatPrompt that writes the prompt as the model expects it."
         )
-    from jinja2 import TemplateError
-
     tools = list(tools) if tools else None
     knows_developer = "developer" in tokenizer.get_chat_template(tools=tools)
     told = [_for_template(message, knows_developer=knows_developer) for message in messages]
     try:
         text = tokenizer.apply_chat_template(told, tools=tools, add_generation_prompt=True, tokenize=False)
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = str(error).removesuffix(".")
-        raise InvalidValue(f"messages: this model's chat template does not take them: {reason}.") from None
+        reason = str(error).removesuffix(".")  # of some models, a system text, or two messages of one role
+        raise InvalidValue(f"The model's chat template refuses this conversation: {reason}.") from error
     return str(text)
 
 

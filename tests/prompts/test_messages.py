@@ -104,18 +104,18 @@ def test_an_answer_is_continued_after_what_the_template_begins_it_with(tokenizer
 def test_what_a_template_does_not_take_is_told_in_its_own_words(
     tokenizer: Any, messages: list[dict[str, Any]], message: str
 ) -> None:
-    with pytest.raises(InvalidValue, match=r"^messages: this model's chat template does not take them: ") as error:
+    with pytest.raises(InvalidValue, match=r"^The model's chat template refuses this conversation: ") as error:
         render_messages(with_template(tokenizer, ALTERNATING), messages)
     assert message.rstrip(".") in error.value.detail
 
 
 def test_a_message_without_what_the_template_needs_is_no_crash(tokenizer: Any) -> None:
-    with pytest.raises(InvalidValue, match=r"^messages: .* has no attribute 'content'\.$"):
+    with pytest.raises(InvalidValue, match=r"conversation: .* has no attribute 'content'\.$"):
         render_messages(tokenizer, [{"role": "user"}])
 
 
 def test_content_that_a_template_cannot_join_is_no_crash(tokenizer: Any) -> None:
-    with pytest.raises(InvalidValue, match=r"^messages: .* can only concatenate str"):
+    with pytest.raises(InvalidValue, match=r"conversation: can only concatenate str"):
         render_messages(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}])
 
 
