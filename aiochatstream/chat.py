@@ -181,9 +181,8 @@ class Chat:
         prompt.conversation, prompt.message = told, message
 
         def text() -> str:
-            least = self.params.model_copy(
-                update={"max_new_tokens": 1}
-            )  # the request may have asked for fewer than usual
+            # the request may have asked for fewer tokens than usual
+            least = self.params.model_copy(update={"max_new_tokens": 1})
             made = self._make_prompt(prompt, least)
             if prompt.tokenizer is None:
                 return json.dumps(made.messages, ensure_ascii=False)

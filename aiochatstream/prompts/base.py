@@ -129,8 +129,9 @@ class AbstractChatPrompt(ABC):
             messages.append({"role": "user", "content": user})
             messages.append({"role": "assistant", "content": answer})
         messages.append({"role": "user", "content": self.replace_input(self.message)})
-        begun = self.replace_input(self.open_answer)
-        return [*messages, {"role": "assistant", "content": begun}] if begun else messages
+        if self.open_answer:
+            messages.append({"role": "assistant", "content": self.replace_input(self.open_answer)})
+        return messages
 
     def get_stop_strs(self) -> list[str]:
         """Strings that end the answer and are not shown, for models that go on to write the user's part."""
