@@ -1,6 +1,7 @@
 """aiochatstream: a streaming chat with a HuggingFace model inside an aiohttp application."""
 
 from aiochatstream.chat_stream import ChatStream
+from aiochatstream.constraint import Constraint
 from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.engines import (
     Delta,
@@ -10,6 +11,7 @@ from aiochatstream.engines import (
     RecordingEngine,
     ReplayEngine,
     ScriptedEngine,
+    TokenLogprob,
     TokenSampler,
 )
 from aiochatstream.errors import ChatStreamError
@@ -53,6 +55,7 @@ __all__ = [
     "ChatPromptTogetherRedPajamaINCITEChat",
     "ChatStream",
     "ChatStreamError",
+    "Constraint",
     "Content",
     "Conversation",
     "ConversationStore",
@@ -70,6 +73,7 @@ __all__ = [
     "RecordingEngine",
     "ReplayEngine",
     "ScriptedEngine",
+    "TokenLogprob",
     "TokenSampler",
     "Turn",
     "__version__",

@@ -187,7 +187,9 @@ class Chat:
         prompt.conversation, prompt.message = told, message
 
         def text() -> str:
-            made = self._make_prompt(prompt, max_new_tokens=1)  # the request may have asked for fewer than usual
+            # the request may have asked for fewer tokens than usual
+            least = self.params.model_copy(update={"max_new_tokens": 1})
+            made = self._make_prompt(prompt, least)
             if prompt.tokenizer is None:
                 return json.dumps(made.messages, ensure_ascii=False)
             return prompt.create_prompt()
@@ -267,7 +269,7 @@ class Chat:
             prompt.begun = task.begun
             if all(one is None or one.seed is None for one in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
-            made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
+            made = await self._in_prompt_thread(self._make_prompt, prompt, params)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:
@@ -337,13 +339,14 @@ class Chat:
             await turn.wait_ended()
         return turn
 
-    def _make_prompt(self, prompt: AbstractChatPrompt, max_new_tokens: int) -> Prompt:
+    def _make_prompt(self, prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
         """In a thread: templates and tokenizers block."""
+        self.engine.check(params)
         ids: list[int] = []
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None:
-            ids = fit(prompt, context_len=self.context_len, max_new_tokens=max_new_tokens)
-        return Prompt(prompt.get_messages(), ids)
+            ids = fit(prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
+        return Prompt(prompt.get_messages(), ids, continued=bool(prompt.open_answer))
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:
@@ -396,7 +399,7 @@ class Chat:
         # a prompt class that does not go with this model shows now, not at the first request
         prompt = self._chat_prompt_clazz()
         prompt.message = "Hello"
-        self._make_prompt(prompt, self.params.max_new_tokens)
+        self._make_prompt(prompt, self.params)
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
