@@ -266,7 +266,7 @@ class Chat:
             ticket = self.admission.reserve()
             before = loaded.begin(turn.message_id)
             prompt.conversation, prompt.message = task.base.begin(turn.message_id), task.message
-            prompt.begun = task.begun
+            prompt.open_answer = task.begun
             if all(one is None or one.seed is None for one in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
             made = await self._in_prompt_thread(self._make_prompt, prompt, params)
