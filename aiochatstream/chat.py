@@ -22,9 +22,9 @@ from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, fit
-from aiochatstream.sessions import MemoryConversationStore, User
+from aiochatstream.sessions import MemoryConversationStore, StopRequest, User
 from aiochatstream.threads import in_daemon_thread
-from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, StopReason, Text, Turns
+from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, Text, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class Chat:
         if system:
             prompt.set_system(system)
         params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
-        turn = await self._turns.take(user.id, name)
+        turn = await self._turns.take(user.id, name, functools.partial(user.hold, name))
         ticket: Ticket | None = None
         try:
             loaded = await user.load(name)
@@ -264,7 +264,7 @@ class Chat:
         except BaseException:
             if ticket is not None:
                 ticket.release()
-            self._turns.give_up(user.id, name)
+            await self._turns.give_up(user.id, name)
             raise
         answer = functools.partial(self.engine.generate, made, params)
         if pairs := prompt.get_replacement_when_output():
@@ -289,7 +289,8 @@ class Chat:
         """Forget a conversation, a running answer too; tell whether there was something to forget."""
         discarded = await self.stop_turn(user, name, "discarded")
         try:
-            await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
+            # no new turn begins from what is being forgotten
+            await self._turns.take(user.id, name, functools.partial(user.hold, name))
         except ConversationBusy:
             raise ConversationBusy(
                 "The running answer is being discarded, but has not stopped yet. Send again."
@@ -297,15 +298,19 @@ class Chat:
         try:
             return await user.forget(name) or discarded is not None
         finally:
-            self._turns.give_up(user.id, name)
+            await self._turns.give_up(user.id, name)
 
-    async def stop_turn(self, user: User, name: str, reason: StopReason) -> RunningTurn | None:
-        """Stop the answer of this conversation, wait for its end (at most 2 s), and return it if there was one."""
+    async def stop_turn(self, user: User, name: str, reason: StopRequest) -> str | None:
+        """Stop the answer of this conversation and wait for its end, at most 2 s.
+
+        Returns its message id; None where no answer is running, here or where the conversation's store can tell of it.
+        """
         turn = self._turns.get(user.id, name)
-        if turn is not None:
-            turn.stop(reason)
-            await turn.wait_ended()
-        return turn
+        if turn is None:
+            return await user.stop_elsewhere(name, reason)
+        turn.stop(reason)
+        await turn.wait_ended()
+        return turn.message_id
 
     def _make_prompt(self, prompt: AbstractChatPrompt, max_new_tokens: int) -> Prompt:
         """In a thread: templates and tokenizers block."""

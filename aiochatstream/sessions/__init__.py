@@ -3,7 +3,7 @@
 from aiochatstream.sessions.agent import AgentSession
 from aiochatstream.sessions.cookie import CookieUserSession
 from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, recent_params
-from aiochatstream.sessions.store import ConversationStore
+from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 from aiochatstream.sessions.user import (
     SESSIONS_HINT,
     User,
@@ -18,8 +18,10 @@ __all__ = [
     "AgentSession",
     "ConversationStore",
     "CookieUserSession",
+    "Holder",
     "MemoryConversationStore",
     "MemoryStorage",
+    "StopRequest",
     "User",
     "UserSession",
     "granted_role",
