@@ -44,7 +44,7 @@ class ConversationStore(ABC):
 
     @abstractmethod
     async def forget(self, user_id: str, name: str) -> bool:
-        """Keep it no longer; tell whether there was one."""
+        """Keep no turn of it any longer; tell whether there was one. Its number may stay, and go on."""
 
     @asynccontextmanager
     async def hold(self, user_id: str, name: str, holder: Holder) -> AsyncIterator[None]:
