@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from aiochatstream.errors import ConversationBusy, ConversationChanged
 from aiochatstream.sessions.redis import RedisConversationStore, RedisStorage
-from tests.helpers import browser, serving, until
+from tests.helpers import PATIENCE, browser, serving, until
 from tests.sessions.conftest import NewUser
 from tests.sessions.test_storages import ONE, TWO
 from tests.sessions.users import cookie_of
@@ -172,7 +172,7 @@ async def test_the_hold_of_a_process_that_was_killed_ends_by_itself(
 ) -> None:
     store = RedisConversationStore(redis)
     monkeypatch.setattr("aiochatstream.sessions.redis.conversations.LOOK_SECONDS", 60.0)  # it does not renew it
-    monkeypatch.setattr("aiochatstream.sessions.redis.conversations.HOLD_MS", 300)
+    monkeypatch.setattr("aiochatstream.sessions.redis.conversations.FIRST_HOLD_MS", 300)
     async with store.hold("Ann", "main", Answer("killed")), store.hold("Ann", "main", Answer("next")):
         pass
 
@@ -183,9 +183,21 @@ async def test_a_hold_is_renewed_while_it_lasts(redis: Redis, monkeypatch: pytes
         key = await the_key(redis, "hold")
         for _ in range(2):
             await redis.pexpire(key, 5000)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while await redis.pttl(key) <= 5000:
                     await asyncio.sleep(0.01)
+
+
+async def test_a_hold_ends_at_once_in_the_middle_of_a_renewal_too(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiochatstream.sessions.redis.conversations.LOOK_SECONDS", 0.0001)
+    store = RedisConversationStore(redis)
+    async with asyncio.timeout(PATIENCE):
+        for number in range(50):
+            async with store.hold("Ann", "main", Answer(str(number))):
+                await asyncio.sleep(0.0003 * (number % 7))  # at all points of a renewal
+    assert await redis.dbsize() == 0
 
 
 async def test_who_lost_its_hold_neither_renews_nor_ends_that_of_another(

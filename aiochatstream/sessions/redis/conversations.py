@@ -21,13 +21,19 @@ from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 10.0
-"""How long it may take to keep an answer: nobody has it but this process."""
+"""How long it is tried to keep an answer: nobody has it but this process."""
+
+AGAIN_SECONDS = 0.25
+"""How long after a try that failed the next one begins."""
 
 RELEASE_SECONDS = 1.0
 """How long it may take to give a conversation free, which Redis does by itself if need be."""
 
 HOLD_MS = 10_000
 """How long the conversations of a process that was killed stay held, in milliseconds."""
+
+FIRST_HOLD_MS = 1_000
+"""The same until the first renewal: a Redis that stood still goes on with requests that were given up meanwhile."""
 
 LOOK_SECONDS = 0.2
 """How often a holder renews its hold, and sees that it is to stop."""
@@ -103,9 +109,20 @@ class RedisConversationStore(ConversationStore):
         return None if kept is None else Conversation.from_dict(json.loads(kept))
 
     async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
-        key = self._key("conversation", user_id, name)
+        now = asyncio.get_running_loop().time
+        deadline = now() + SAVE_SECONDS
+        while True:
+            try:
+                return await self._put(user_id, name, conversation, expected_number)
+            except StoreUnavailable:
+                if now() >= deadline:
+                    raise
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _put(self, user_id: str, name: str, conversation: Conversation, expected_number: int) -> None:
         text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
-        kept = await self._save(key, expected_number, conversation.number, text, self._ttl, seconds=SAVE_SECONDS)
+        key = self._key("conversation", user_id, name)
+        kept = await self._save(key, expected_number, conversation.number, text, self._ttl)
         if kept is not None:
             raise ConversationChanged(f"The conversation is at turn {int(kept)}, not {expected_number}.")
 
@@ -114,31 +131,31 @@ class RedisConversationStore(ConversationStore):
         if kept is None:
             return False
         # the number stays, and goes on: an answer whose hold was lost must not bring back what was said
-        await self.save(user_id, name, Conversation(number=kept.number + 1), expected_number=kept.number)
+        await self._put(user_id, name, Conversation(number=kept.number + 1), kept.number)
         return bool(kept.turns)
 
     @asynccontextmanager
     async def hold(self, user_id: str, name: str, holder: Holder) -> AsyncIterator[None]:
         key = self._key("hold", user_id, name)
         try:
-            if not await _in_time(lambda: self._take(key, holder.message_id, HOLD_MS)):
+            if not await _in_time(lambda: self._take(key, holder.message_id, FIRST_HOLD_MS)):
                 raise ConversationBusy(
                     "An answer of this conversation is running in another process. Wait for it, or stop it."
                 )
-            keeping = asyncio.create_task(self._keep(key, holder), name=f"hold {holder.message_id}")
+            over = asyncio.Event()
+            keeping = asyncio.create_task(self._keep(key, holder, over), name=f"hold {holder.message_id}")
             try:
                 yield
             finally:
-                keeping.cancel()
-                await asyncio.wait([keeping])
+                over.set()  # no cancel(): a command of redis-py may lose that
+                await keeping
         finally:
             with suppress(StoreUnavailable):
                 await self._release(key, holder.message_id, seconds=RELEASE_SECONDS)
 
-    async def _keep(self, key: str, holder: Holder) -> None:
+    async def _keep(self, key: str, holder: Holder, over: asyncio.Event) -> None:
         """Renew the hold, and look whether its holder is to stop."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
+        while not await _set_within(LOOK_SECONDS, over):
             try:
                 asked = await self._renew(key, holder.message_id, HOLD_MS)
             except StoreUnavailable:
@@ -177,3 +194,11 @@ async def _in_time(condition: Callable[[], Awaitable[bool]]) -> bool:
             return False
         await asyncio.sleep(POLL_SECONDS)
     return True
+
+
+async def _set_within(seconds: float, event: asyncio.Event) -> bool:
+    """Wait for ``event``, at most so long; tell whether it is set."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

@@ -17,12 +17,15 @@ logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
+FAILURES = (RedisError, OSError, RuntimeError)
+"""TimeoutError is an OSError. A RuntimeError is what uvloop raises where a connection has just been closed."""
+
 PREFIX = "aiochatstream:"
 
 TTL = 30 * DAY
 
 ANSWER_SECONDS = 3.0
-"""How long Redis may take to answer; the client's own retries are in it."""
+"""How long Redis may take to answer, the client's own retries included."""
 
 RETRY_SECONDS = 3
 """What a client is told to wait before it asks again."""
@@ -56,7 +59,7 @@ class Link:
         try:
             async with asyncio.timeout(seconds), self._places:
                 answer = await command()
-        except (RedisError, OSError) as error:  # a TimeoutError is one
+        except FAILURES as error:
             if not self._lost:
                 logger.error("Redis cannot be used for %s: %s", self._kept, str(error) or type(error).__name__)
             self._lost = True
