@@ -1,6 +1,7 @@
 """aiochatstream: a streaming chat with a HuggingFace model inside an aiohttp application."""
 
 from aiochatstream.chat_stream import ChatStream
+from aiochatstream.constraint import Constraint
 from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.engines import (
     Delta,
@@ -10,14 +11,30 @@ from aiochatstream.engines import (
     RecordingEngine,
     ReplayEngine,
     ScriptedEngine,
+    TokenLogprob,
     TokenSampler,
 )
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.load_time import LoadTime
 from aiochatstream.params import GenerationParams
 from aiochatstream.phrases import hash_phrase
-from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
-from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
+from aiochatstream.prompts import (
+    AbstractChatPrompt,
+    ChatPrompt,
+    ChatPromptCyberAgentOpenCalm,
+    ChatPromptDatabricksDolly,
+    ChatPromptLineCorpJpLargeLmInstSft,
+    ChatPromptMatsuoLabJpGptNeoxInstSft,
+    ChatPromptMetaLlamaLlama2Chat,
+    ChatPromptMosaicmlMptChat,
+    ChatPromptOpenlmrOpenLlama,
+    ChatPromptRinnaJpGptNeoxInstSft,
+    ChatPromptStabilityAiJpGptNeoxInstSft,
+    ChatPromptStockmarkGptNeoxJp,
+    ChatPromptTogetherRedPajamaINCITEChat,
+    Content,
+)
+from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
 from aiochatstream.web.feedback import Feedback, FeedbackFile
 
 __version__ = "0.1.0"
@@ -25,11 +42,24 @@ __version__ = "0.1.0"
 __all__ = [
     "AbstractChatPrompt",
     "ChatPrompt",
+    "ChatPromptCyberAgentOpenCalm",
+    "ChatPromptDatabricksDolly",
+    "ChatPromptLineCorpJpLargeLmInstSft",
+    "ChatPromptMatsuoLabJpGptNeoxInstSft",
+    "ChatPromptMetaLlamaLlama2Chat",
+    "ChatPromptMosaicmlMptChat",
+    "ChatPromptOpenlmrOpenLlama",
+    "ChatPromptRinnaJpGptNeoxInstSft",
+    "ChatPromptStabilityAiJpGptNeoxInstSft",
+    "ChatPromptStockmarkGptNeoxJp",
+    "ChatPromptTogetherRedPajamaINCITEChat",
     "ChatStream",
     "ChatStreamError",
+    "Constraint",
     "Content",
     "Conversation",
     "ConversationStore",
+    "CookieStorage",
     "Delta",
     "Engine",
     "Feedback",
@@ -43,6 +73,7 @@ __all__ = [
     "RecordingEngine",
     "ReplayEngine",
     "ScriptedEngine",
+    "TokenLogprob",
     "TokenSampler",
     "Turn",
     "__version__",

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import random
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -14,19 +15,18 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from aiochatstream.admission import Admission, Ticket
+from aiochatstream.ask import Ask, check_turn
 from aiochatstream.conversation import Conversation
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import ConversationBusy, Draining, InvalidValue, NothingToRegenerate, Starting
+from aiochatstream.errors import ConversationBusy, Draining, InvalidValue, Starting
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, fit
-from aiochatstream.sessions import MemoryConversationStore, StopRequest, User
+from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User
 from aiochatstream.threads import in_daemon_thread
 from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, Text, Turns
-
-logger = logging.getLogger(__name__)
 
 State = Literal["starting", "ready", "draining", "failed"]
 
@@ -36,6 +36,8 @@ Position = Literal["begin", "mid", "end"]
 Result = TypeVar("Result")
 
 DEFAULT_CONTEXT_LEN = 2048
+
+SWEEP_SECONDS = 60.0
 
 PROMPT_THREADS = 2
 """Threads for the short jobs of rendering and tokenising prompts."""
@@ -49,9 +51,11 @@ class Chat:
     :param engine: what answers.
     :param chat_prompt_clazz: what writes the prompt.
     :param params: those of every answer, where a request says nothing else.
+    :param limits: how many at once, and how long.
     :param param_limits: the least and the most that a request may set, by name.
     :param seed: seeds the sequence of the answers' seeds; None is random.
     :param locale: what the log's lines for people are written in.
+    :param logger: for the lines on loading, answers and shutdown; by default that of this module.
     """
 
     def __init__(
@@ -63,8 +67,10 @@ class Chat:
         param_limits: dict[str, tuple[float, float]],
         seed: int | None,
         locale: Locale = "en",
+        logger: logging.Logger | None = None,
     ) -> None:
         self._messages = messages_of(locale)
+        self.logger = logging.getLogger(__name__) if logger is None else logger
         self.engine, self.params, self.limits, self.param_limits = engine, params, limits, param_limits
         self.context_len = limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
@@ -79,6 +85,7 @@ class Chat:
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
             sessions=lambda: len(self._memory),
+            sessions_bytes=lambda: self._memory.bytes,
             engine=lambda: self.engine.figures(),
         )
         self.engine.on_step = self.metrics.step
@@ -101,25 +108,30 @@ class Chat:
         self.admission = Admission(slots, self.limits.max_queue_size)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
+        self._housekeeping = [asyncio.create_task(self.metrics.probe_lag()), asyncio.create_task(self._sweep())]
         self._loading = asyncio.create_task(self._load())
         if self.engine.loads_slowly:
             self._loading.add_done_callback(self._log_failure)
-        else:
+            return
+        try:
             await self._loading
-        self._probe = asyncio.create_task(self.metrics.probe_lag())
+        except BaseException:
+            self._end()  # nobody leaves what could not be entered
+            raise
 
     async def _shut_down(self) -> None:
         """Take no more turns; wait for those under way, as long as the limits say, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):
-            logger.warning(self._messages.stopping.format(count=len(self._turns)))
+            self.logger.warning(self._messages.stopping.format(count=len(self._turns)))
             self._turns.stop_all("shutdown")
             if not await self._turns.wait(ENDING_SECONDS):
-                logger.error(self._messages.stuck.format(count=len(self._turns)))
+                self.logger.error(self._messages.stuck.format(count=len(self._turns)))
 
     def _end(self) -> None:
         """Give back what :meth:`_start` took; where a turn is stuck, its thread keeps the engine."""
-        self._probe.cancel()
+        for task in self._housekeeping:
+            task.cancel()
         if self._loading is not None:
             self._loading.cancel()
         self._prompt_threads.shutdown(wait=False, cancel_futures=True)
@@ -175,7 +187,9 @@ class Chat:
         prompt.conversation, prompt.message = told, message
 
         def text() -> str:
-            made = self._make_prompt(prompt, self.params.max_new_tokens)
+            # the request may have asked for fewer tokens than usual
+            least = self.params.model_copy(update={"max_new_tokens": 1})
+            made = self._make_prompt(prompt, least)
             if prompt.tokenizer is None:
                 return json.dumps(made.messages, ensure_ascii=False)
             return prompt.create_prompt()
@@ -196,7 +210,7 @@ class Chat:
         Closing the generator stops the answer; what there is of it joins the conversation as interrupted.
 
         Raises :class:`~aiochatstream.errors.ChatStreamError` where there is no whole answer, what loading the model
-        raised, and RuntimeError outside of the ``async with``.
+        raised, and RuntimeError where the ``async with`` was never entered.
         """
         await self.wait_ready()
         if not isinstance(text, str) or not text.strip():
@@ -218,7 +232,7 @@ class Chat:
         self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None, system: str = ""
     ) -> AsyncGenerator[Event, None]:
         """:meth:`begin_turn`, and what then happens, to the end. Closing the generator stops the answer."""
-        turn = await self.begin_turn(user, name, message, overrides, system=system)
+        turn = await self.begin_turn(user, name, Ask(message), overrides, system=system)
         try:
             event = None
             while not isinstance(event, Ended | Failed):
@@ -229,11 +243,11 @@ class Chat:
             await turn.wait_ended()
 
     async def begin_turn(
-        self, user: User, name: str, message: str | None, *overrides: ParamOverrides | None, system: str = ""
+        self, user: User, name: str, ask: Ask, *overrides: ParamOverrides | None, system: str = ""
     ) -> RunningTurn:
         """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
 
-        :param message: None answers the last one again.
+        :param ask: what is to be answered.
         :param overrides: what the user and the request have set; the last one counts.
         :param system: what the model is told first, in place of what the prompt class says; empty leaves that.
 
@@ -244,21 +258,18 @@ class Chat:
         if system:
             prompt.set_system(system)
         params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
-        turn = await self._turns.take(user.id, name, functools.partial(user.hold, name))
+        turn = await self._take(user, name)
         ticket: Ticket | None = None
         try:
             loaded = await user.load(name)
-            if message is None and not loaded.turns:
-                raise NothingToRegenerate("There is no message in this conversation to answer again.")
+            task = ask.of(loaded)
             ticket = self.admission.reserve()
             before = loaded.begin(turn.message_id)
-            if message is None:
-                prompt.conversation, prompt.message = before.without_last(), loaded.turns[-1].user
-            else:
-                prompt.conversation, prompt.message = before, message
+            prompt.conversation, prompt.message = task.base.begin(turn.message_id), task.message
+            prompt.open_answer = task.begun
             if all(one is None or one.seed is None for one in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
-            made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
+            made = await self._in_prompt_thread(self._make_prompt, prompt, params)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:
@@ -272,12 +283,14 @@ class Chat:
         job = Job(
             before=before,
             base=prompt.conversation,
-            user_text=prompt.message,
+            user_text=task.message,
+            begun=task.begun,
             prompt_tokens=len(made.token_ids),
             ticket=ticket,
             generate=functools.partial(DeltaStream, self._threads, answer),
             on_gap=self.metrics.gap,
-            save=functools.partial(user.save, name, expected_number=loaded.number),
+            save=functools.partial(user.save, name, loaded=loaded),
+            leave=functools.partial(user.leave, name, before, loaded=loaded),
             retry_after=self.admission.retry_after,
             max_queue_wait=self.limits.max_queue_wait,
             max_answer=self.limits.max_answer,
@@ -289,14 +302,32 @@ class Chat:
         """Forget a conversation, a running answer too; tell whether there was something to forget."""
         discarded = await self.stop_turn(user, name, "discarded")
         try:
-            # no new turn begins from what is being forgotten
-            await self._turns.take(user.id, name, functools.partial(user.hold, name))
+            await self._take(user, name)  # no new turn begins from what is being forgotten
         except ConversationBusy:
             raise ConversationBusy(
                 "The running answer is being discarded, but has not stopped yet. Send again."
             ) from None
         try:
             return await user.forget(name) or discarded is not None
+        finally:
+            await self._turns.give_up(user.id, name)
+
+    async def rewrite(
+        self, user: User, name: str, change: Callable[[Conversation], Conversation], *, if_turn: int | None = None
+    ) -> Kept:
+        """Change a conversation without an answer. The response must not have begun.
+
+        :param change: makes of the conversation what it is to be; what it raises is raised, and nothing changes.
+        :param if_turn: the turn number that the client has seen; None is any.
+
+        Raises ConversationBusy while an answer is running, and ConversationChanged.
+        """
+        await self._take(user, name)
+        try:
+            loaded = await user.load(name)
+            check_turn(loaded, if_turn)
+            changed = change(loaded).begin(str(uuid.uuid4()))
+            return await user.rewrite(name, changed, loaded=loaded)
         finally:
             await self._turns.give_up(user.id, name)
 
@@ -312,13 +343,17 @@ class Chat:
         await turn.wait_ended()
         return turn.message_id
 
-    def _make_prompt(self, prompt: AbstractChatPrompt, max_new_tokens: int) -> Prompt:
+    async def _take(self, user: User, name: str) -> RunningTurn:
+        return await self._turns.take(user.id, name, functools.partial(user.hold, name))
+
+    def _make_prompt(self, prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
         """In a thread: templates and tokenizers block."""
+        self.engine.check(params)
         ids: list[int] = []
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None:
-            ids = fit(prompt, context_len=self.context_len, max_new_tokens=max_new_tokens)
-        return Prompt(prompt.get_messages(), ids)
+            ids = fit(prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
+        return Prompt(prompt.get_messages(), ids, continued=bool(prompt.open_answer))
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:
@@ -329,12 +364,18 @@ class Chat:
 
         return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
 
+    async def _sweep(self) -> None:
+        """Let go of conversations that nobody came back to, also where nobody comes at all."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await self._memory.sweep()
+
     def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code
         figures = {**turn.usage._asdict(), **turn.timing._asdict()}
         self.metrics.finished(reason, **figures)
         told = " ".join(f"{name}={value}" for name, value in figures.items())
-        logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
+        self.logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
 
     def _check_logit_bias(self) -> None:
         """How many token ids there are is known only from the model."""
@@ -365,8 +406,8 @@ class Chat:
         # a prompt class that does not go with this model shows now, not at the first request
         prompt = self._chat_prompt_clazz()
         prompt.message = "Hello"
-        self._make_prompt(prompt, self.params.max_new_tokens)
+        self._make_prompt(prompt, self.params)
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error(self._messages.load_failed, exc_info=error)
+            self.logger.error(self._messages.load_failed, exc_info=error)

@@ -62,6 +62,7 @@ async def test_the_store_keeps_within_its_bounds() -> None:
     now[0] = 30.0
     await store.save("Cid", "main", ONE, expected_number=0)
     assert await store.load("Bob", "main") is None
+    assert len(store) == 2
     now[0] = 61.0
     assert await store.load("Ann", "main") is None
     assert await store.load("Cid", "main") == ONE

@@ -7,25 +7,25 @@ import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from aiohttp_session import AbstractStorage, Session
+from aiohttp_session import Session
 from redis.asyncio import Redis
 
 from aiochatstream.errors import StoreUnavailable
 from aiochatstream.sessions.memory import random_id
 from aiochatstream.sessions.redis.link import PREFIX, TTL, Answer, Link, as_text, ttl_milliseconds
+from aiochatstream.sessions.storage import SessionStorage
 
 
-class RedisStorage(AbstractStorage):
+class RedisStorage(SessionStorage):
     """An aiohttp-session storage in Redis: the cookie carries nothing but a random 256-bit id.
 
     :param redis: a client of redis-py.
     :param prefix: what all keys begin with. Apps that share a Redis have different ones.
     :param ttl: seconds that a session is kept after its last use, above 0.
-    :param secure: send the cookie over HTTPS only. Turn it on wherever there is HTTPS.
 
-    The cookie is HttpOnly and SameSite=Lax. An id that was not given out here is never taken over, and one that was
-    given up is not revived by a request that began before. Where Redis cannot be reached, loading and saving raise
-    ``web.HTTPServiceUnavailable``, also for the app's own routes.
+    The other parameters are those of :class:`SessionStorage`. An id that was not given out here is never taken over,
+    and one that was given up is not revived by a request that began before. Where Redis cannot be reached, loading and
+    saving raise ``web.HTTPServiceUnavailable``, also in the app's own routes.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class RedisStorage(AbstractStorage):
         *,
         prefix: str = PREFIX,
         ttl: float = TTL,
-        cookie_name: str = "AIOHTTP_SESSION",
+        cookie_name: str | None = None,
         domain: str | None = None,
         max_age: int | None = None,
         path: str = "/",
