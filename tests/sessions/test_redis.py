@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from aiochatstream.errors import ConversationBusy, ConversationChanged
 from aiochatstream.sessions.redis import RedisConversationStore, RedisStorage
 from tests.helpers import PATIENCE, browser, serving, until
+from tests.redis_server import RedisServer
 from tests.sessions.conftest import NewUser
 from tests.sessions.test_storages import ONE, TWO
 from tests.sessions.users import cookie_of
@@ -104,6 +105,22 @@ async def test_a_session_that_was_given_up_is_not_revived_by_a_request_that_bega
         go_on.set()
         assert "Set-Cookie" not in (await late).headers
     assert await redis.dbsize() == 0
+
+
+async def test_without_redis_an_apps_own_routes_say_503_too(
+    redis: Redis, redis_server: RedisServer, new_user: NewUser
+) -> None:
+    storage = RedisStorage(redis)
+    known, new = await new_user(storage), await new_user(storage)
+    await known.remember("blue")
+    redis_server.kill()
+    for response in (await known.recall(), await new.remember("red")):
+        assert (response.status, (await response.json())["error"]) == (503, "store_unavailable")
+        assert int(response.headers["Retry-After"]) >= 1
+        assert not response.cookies
+    redis_server.start()
+    await known.remember("green")
+    assert await known.recalls() == "green"
 
 
 async def test_apps_with_other_prefixes_do_not_meet(redis: Redis, new_user: NewUser) -> None:
@@ -231,8 +248,8 @@ async def test_a_stop_reaches_the_holder_in_another_process(redis: Redis) -> Non
     assert await there.stop("Ann", "main", "stopped") is None
 
 
-async def test_clients_that_decode_what_redis_says_do_as_well(redis_server: object, new_user: NewUser) -> None:
-    async with Redis.from_url(redis_server.url, decode_responses=True) as redis:  # type: ignore[attr-defined]
+async def test_clients_that_decode_what_redis_says_do_as_well(redis_server: RedisServer, new_user: NewUser) -> None:
+    async with Redis.from_url(redis_server.url, decode_responses=True) as redis:
         store = RedisConversationStore(redis)
         await store.save("Ann", "main", ONE, expected_number=0)
         assert await store.load("Ann", "main") == ONE

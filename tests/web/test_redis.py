@@ -199,7 +199,9 @@ NEED_REDIS = [
     ("POST", "/set_generation_params", {"temperature": 0.5}),
     ("GET", "/get_generation_params", None),
     ("GET", "/history", None),
-    ("GET", "/get_prompt", None),
+    ("DELETE", "/history/some-id", None),
+    ("GET", "/export", None),
+    ("POST", "/import", {"messages": []}),
 ]
 
 
@@ -235,12 +237,12 @@ async def test_without_redis_what_needs_it_gets_503_and_it_recovers_by_itself(
     how: str,
     sessions_in_redis: bool,
 ) -> None:
-    server = await new_server(sessions_in_redis=sessions_in_redis, client_roles=None)
+    server = await new_server(sessions_in_redis=sessions_in_redis)
     client = client_of(server)
     await client.say("one")
     needed = [one for one in NEED_REDIS if sessions_in_redis or "params" not in one[1]]
     async with lost(redis_server, how):
-        await asyncio.gather(*(check_unavailable(client, *one) for one in needed if one[1] != "/get_prompt"))
+        await asyncio.gather(*(check_unavailable(client, *one) for one in needed))
         async with client.session.get(f"{server.url}/readyz") as response:
             assert response.status == 200
         assert server.idle
