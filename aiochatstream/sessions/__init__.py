@@ -2,7 +2,7 @@
 
 from aiochatstream.sessions.agent import AgentSession
 from aiochatstream.sessions.cookie import CookieUserSession
-from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, recent_params
+from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, random_id, recent_params
 from aiochatstream.sessions.sealed import CookieStorage
 from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 from aiochatstream.sessions.user import (
@@ -31,5 +31,6 @@ __all__ = [
     "granted_role",
     "keeps_data_in_cookie",
     "load_session",
+    "random_id",
     "recent_params",
 ]
