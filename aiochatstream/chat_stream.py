@@ -350,12 +350,13 @@ class ChatStream(Chat):
 
         Who has come to know the old identity does not have the new one. Call it before the response begins.
         """
-        await (await self.user_session(request)).renew()
+        await (await self._browser_session(request)).renew()  # whatever the client says of itself
 
     async def user_session(self, request: web.Request) -> UserSession:
         """The request's user and where the user's conversations are."""
-        if is_agent(request):
-            return AgentSession(request)
+        return AgentSession(request) if is_agent(request) else await self._browser_session(request)
+
+    async def _browser_session(self, request: web.Request) -> UserSession:
         session = await self.session(request)
         account = None if self._identify_user is None else await self._identify_user(request)
         if account is not None and not (isinstance(account, str) and account):  # one for many would be a leak
