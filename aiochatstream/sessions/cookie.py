@@ -77,7 +77,8 @@ class CookieUserSession(UserSession):
         the conversation; nothing has changed then.
         """
         commit = Commit.open(token, self._fernet)
-        if commit.user_id not in (self.id, *self._earlier_ids):
+        ours = commit.name == self._full(commit.name.rpartition("/")[2])
+        if not ours or commit.user_id not in (self.id, *self._earlier_ids):
             raise ConversationChanged("commit: the token was made for another session.")
         entry = self._entries.get(commit.name)
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
