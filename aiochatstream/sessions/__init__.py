@@ -13,6 +13,7 @@ from aiochatstream.sessions.user import (
     granted_role,
     keeps_data_in_cookie,
     load_session,
+    reload_session,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "load_session",
     "random_id",
     "recent_params",
+    "reload_session",
 ]

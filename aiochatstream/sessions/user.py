@@ -260,12 +260,7 @@ class UserSession(User):
             self._session._mapping[SESSION_KEY] = self._data
 
     async def _refresh(self) -> None:
-        """Bring the session up to date, in place: the app may hold on to the object."""
-        self._request[AIOHTTP_SESSION_KEY] = None
-        fresh = await load_session(self._request)
-        self._session._mapping = dict(fresh)
-        self._session._identity, self._session._new = fresh.identity, fresh.new
-        self._request[AIOHTTP_SESSION_KEY] = self._session
+        await reload_session(self._request, self._session)
 
     async def save_with_stream(self, response: web.StreamResponse) -> None:
         """Save the session with a response that is going to be streamed, which aiohttp-session does not do."""
@@ -309,6 +304,15 @@ async def load_session(request: web.Request) -> Session:
         return await get_session(request)
     except ValueError:  # the stock storages do not expect bytes that are no UTF-8
         return await new_session(request)
+
+
+async def reload_session(request: web.Request, session: Session) -> None:
+    """Bring ``session``, that of ``request``, up to date, in place: the app may hold on to the object."""
+    request[AIOHTTP_SESSION_KEY] = None
+    fresh = await load_session(request)
+    session._mapping = dict(fresh)
+    session._identity, session._new = fresh.identity, fresh.new
+    request[AIOHTTP_SESSION_KEY] = session
 
 
 def keeps_data_in_cookie(request: web.Request) -> bool:
