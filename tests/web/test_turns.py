@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from aiochatstream import (
     Engine,
     GenerationParams,
     MemoryConversationStore,
+    MemoryStorage,
     Prompt,
 )
 from tests.helpers import echo, post_bytes, sse_events, until
@@ -39,6 +42,29 @@ async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
     engine.allow(4)
     await asyncio.gather(running, other)
     assert await client.texts() == ["first", "1 2 ", "second", "1 2 "]
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_a_conversation_under_way_is_never_pushed_out_of_memory(start: Any, client_of: Any, accept: str) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        yield "so "
+        if messages[-1]["content"] == "two":
+            begun.set()
+            may_end.wait()
+        yield "it is"
+
+    store, sessions = MemoryConversationStore(max_conversations=1), MemoryStorage(max_sessions=1)
+    server = await start(ChatStream(engine=engine, conversation_store=store), sessions)
+    talking, other = client_of(server), client_of(server)
+    await talking.say("one")
+    running = asyncio.create_task(read(talking.post(accept=accept, user_input="two")))
+    await until(begun.is_set)
+    await other.say("elsewhere")
+    may_end.set()
+    await running
+    assert await talking.texts() == ["one", "so it is", "two", "so it is"]
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
