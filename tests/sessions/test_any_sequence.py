@@ -258,7 +258,7 @@ class Conversations(RuleBasedStateMachine):
         self.runner.run(self.send_again(self.tokens[place % len(self.tokens)]))
 
     async def send_again(self, token: str) -> None:
-        """Of the newest turn it is a no-op or the commit that was missing; of any other, or of old keys, it is refused."""
+        """Of the newest turn it is a no-op or the commit that was missing; of any other, or old keys, it is refused."""
         newest = token == self.tokens[-1]
         async with self.client.post("/commit", commit=token) as response:
             assert response.status in ((200, 409, 400) if newest else (409, 400)), await response.text()
