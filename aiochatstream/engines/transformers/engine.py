@@ -195,7 +195,7 @@ class TransformersEngine(Engine):
             kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
             logger.warning("%s answers one request a step: %s.", kind, reason)
             self._answers = Alone(model, self.on_step, self._draw)
-        self._grammars = Grammars(self.tokenizer, self.vocabulary or len(self.tokenizer), self._eos_ids)
+        self._grammars = Grammars(self.tokenizer, self.vocabulary, self._eos_ids)
         length = min(WARM_UP, min(context_len, self.max_context_len or context_len) - 2)
         if length > 0:  # the first passes of all are slow: let them be over before someone waits for one
             params = GenerationParams(max_new_tokens=3, ignore_eos=True, temperature=0.0)
