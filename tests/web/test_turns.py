@@ -406,3 +406,20 @@ async def test_what_the_prompt_class_replaces_is_shown_and_kept_replaced_also_ac
     said = await client.say("hello")
     assert said["text"] == "one\ntwo\n<NL"
     assert await client.texts() == ["hello", "one\ntwo\n<NL"]
+
+
+async def test_an_engine_is_told_whose_a_prompt_is(start: Any, client_of: Any) -> None:
+    owners = []
+
+    class Owners(Engine):
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Iterator[Delta]:  # type: ignore[override]
+            owners.append(prompt.owner)
+            yield Delta("hi", finish_reason="stop")
+
+    server = await start(ChatStream(engine=Owners()))
+    one, other = client_of(server), client_of(server)
+    for client in (one, other, one):
+        await client.say("hello")
+    await one.say("hello", conversation="another")
+    assert owners[0] == owners[2] == owners[3] != owners[1]
+    assert all(owners)

@@ -135,6 +135,9 @@ class TransformersEngine(Engine):
         the context's length need, at most half of the memory that is then free. With less, the context is shorter.
     :param prefix_cache_bytes: for what is kept of earlier prompts and answers; 0 keeps nothing. None: at most a
         quarter of the memory that is free at the start.
+    :param share_prefixes: one user's prompts may begin with what was computed for another's, a system prompt say. It
+        shows in the time to the first token, by which a user might find out what others have said; False keeps what
+        is kept apart by user.
     :param max_step_ms: milliseconds that a step should take at most which reads a prompt while others wait for their
         next token. (It reads 8 tokens or more.)
         None: twice as long as a step that reads none, and longer where several wait for a first token.
@@ -153,6 +156,7 @@ class TransformersEngine(Engine):
         optimize: bool = True,
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
+        share_prefixes: bool = True,
         max_step_ms: float | None = None,
         compile: bool = False,  # noqa: A002 - transformers' and torch's word for it
         token_sampler: TokenSampler | None = None,
@@ -167,6 +171,7 @@ class TransformersEngine(Engine):
         self.loads_slowly = is_loader(model) or is_loader(tokenizer)
         self._device, self._optimize, self._compile = device, optimize, compile
         self._kv_cache_bytes, self._prefix_cache_bytes = kv_cache_bytes, prefix_cache_bytes
+        self._share_prefixes = share_prefixes
         self._answers: Batch | Alone | None = None
         self._grammars: Grammars | None = None
         self._end: weakref.finalize[..., Any] | None = None
@@ -245,7 +250,8 @@ class TransformersEngine(Engine):
         stops = StopStrings(params.stop)
         stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}  # they have no text
         matcher = None if params.constraint is None else self._grammars.matcher(params.constraint)
-        answer = self._answers.answer(prompt.token_ids, params, matcher)
+        owner = "" if self._share_prefixes else prompt.owner
+        answer = self._answers.answer(prompt.token_ids, params, matcher, owner)
         left = params.max_new_tokens
         reused = 0
         with closing(answer.steps()) as steps:
