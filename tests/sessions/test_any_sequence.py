@@ -19,8 +19,10 @@ from cryptography.fernet import Fernet
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from redis.asyncio import Redis
 
 from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
+from aiochatstream.sessions.redis import RedisConversationStore, RedisStorage
 from tests.helpers import Client, Server, running_server, sse_events, until
 
 Said = tuple[str, str, str]
@@ -264,9 +266,31 @@ class Conversations(RuleBasedStateMachine):
                 self.held_by = None
 
 
-class InCookie(Conversations):
+class AtTwoWorkers(Conversations):
     workers = 2
 
+    @rule()
+    def ask_another_worker(self) -> None:
+        self.at = 1 - self.at
+
+
+class InRedis(AtTwoWorkers):
+    url = ""
+    """Where Redis is."""
+
+    async def start(self) -> Server:
+        redis = await self.stack.enter_async_context(Redis.from_url(self.url))
+        chat_stream = ChatStream(
+            engine=engine, num_of_concurrent_executions=4, conversation_store=RedisConversationStore(redis)
+        )
+        return await self.stack.enter_async_context(running_server(chat_stream, RedisStorage(redis)))
+
+    @rule()
+    def deploy(self) -> None:
+        self.servers = [self.runner.run(self.start()) for _ in range(self.workers)]
+
+
+class InCookie(AtTwoWorkers):
     def __init__(self) -> None:
         self.keys = [Fernet.generate_key()]
         super().__init__()
@@ -276,10 +300,6 @@ class InCookie(Conversations):
 
     def streamed(self) -> None:
         self.held_by = self.at
-
-    @rule()
-    def ask_another_worker(self) -> None:
-        self.at = 1 - self.at
 
     @rule()
     def deploy_with_a_new_key(self) -> None:
@@ -296,11 +316,13 @@ class InCookie(Conversations):
         self.said = [*self.said, (text, ANSWER, "complete")]
 
 
-MACHINES = {"memory": Conversations, "cookie": InCookie}
+MACHINES = {"memory": Conversations, "cookie": InCookie, "redis": InRedis}
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_in_any_sequence_the_history_is_what_was_said(machine: Any) -> None:
+def test_in_any_sequence_the_history_is_what_was_said(machine: Any, request: pytest.FixtureRequest) -> None:
+    if machine is InRedis:
+        machine = type("InThisRedis", (InRedis,), {"url": request.getfixturevalue("redis_server").url})
     run_state_machine_as_test(
         machine,
         settings=settings(
