@@ -103,18 +103,18 @@ class Job:
     base: the conversation that the answer joins; other than ``before`` when an answer is made again.
     prompt_tokens: the prompt's length.
     generate: starts the generation; hands each delta to the function that it is given.
-    save: keeps a conversation.
+    save: keeps a conversation; None for an answer that belongs to none.
     on_gap: told the seconds between two pieces of text.
     retry_after: whole seconds for the one who waited in vain.
     """
 
-    before: Conversation
-    base: Conversation
-    user_text: str
+    before: Conversation = field(default_factory=Conversation)
+    base: Conversation = field(default_factory=Conversation)
+    user_text: str = ""
     prompt_tokens: int
     ticket: Ticket
     generate: Callable[[Callable[[Delta], None]], DeltaStream]
-    save: Callable[[Conversation], Awaitable[None]]
+    save: Callable[[Conversation], Awaitable[None]] | None = None
     on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
     max_queue_wait: float
@@ -265,19 +265,20 @@ class RunningTurn:
             if isinstance(failure, ChatStreamError):
                 return Failed(failure)
             logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
-            detail = "The model failed to answer. The history is as it was before; send again."
-            return Failed(EngineFailed(f"{detail} (request {self.message_id})"))
+            history = "" if job.save is None else " The history is as it was before; send again."
+            return Failed(EngineFailed(f"The model failed to answer.{history} (request {self.message_id})"))
         if failure is not None:
             logger.warning("The engine failed at the end of request %s", self.message_id, exc_info=failure)
         whole = self._finish_reason not in (None, "cancelled")
-        if whole or self.text:
+        if job.save is not None and (whole or self.text):
             state: AnswerState = "complete" if whole else "interrupted"
             conversation = job.base.with_turn(Turn(job.user_text, self.text, self.message_id, state))
             async with asyncio.timeout(SAVE_SECONDS):
                 await job.save(conversation)
             self.conversation = conversation
         if self._stop_reason == "shutdown" and self._finish_reason is None:
-            return Failed(Draining("The server is shutting down; the answer so far was kept.", job.retry_after()))
+            kept = "" if job.save is None else "; the answer so far was kept"
+            return Failed(Draining(f"The server is shutting down{kept}.", job.retry_after()))
         return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"))
 
     async def _wait_for_slot(self, job: Job) -> None:
