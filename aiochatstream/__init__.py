@@ -10,6 +10,7 @@ from aiochatstream.engines import (
     RecordingEngine,
     ReplayEngine,
     ScriptedEngine,
+    TokenLogprob,
     TokenSampler,
 )
 from aiochatstream.errors import ChatStreamError
@@ -43,6 +44,7 @@ __all__ = [
     "RecordingEngine",
     "ReplayEngine",
     "ScriptedEngine",
+    "TokenLogprob",
     "TokenSampler",
     "Turn",
     "__version__",

@@ -175,7 +175,7 @@ class Chat:
         prompt.conversation, prompt.message = told, message
 
         def text() -> str:
-            made = self._make_prompt(prompt, self.params.max_new_tokens)
+            made = self._make_prompt(prompt, self.params)
             if prompt.tokenizer is None:
                 return json.dumps(made.messages, ensure_ascii=False)
             return prompt.create_prompt()
@@ -258,7 +258,7 @@ class Chat:
                 prompt.conversation, prompt.message = before, message
             if all(one is None or one.seed is None for one in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
-            made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
+            made = await self._in_prompt_thread(self._make_prompt, prompt, params)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:
@@ -307,12 +307,13 @@ class Chat:
             await turn.wait_ended()
         return turn
 
-    def _make_prompt(self, prompt: AbstractChatPrompt, max_new_tokens: int) -> Prompt:
+    def _make_prompt(self, prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
         """In a thread: templates and tokenizers block."""
+        self.engine.check(params)
         ids: list[int] = []
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None:
-            ids = fit(prompt, context_len=self.context_len, max_new_tokens=max_new_tokens)
+            ids = fit(prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
         return Prompt(prompt.get_messages(), ids)
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
@@ -360,7 +361,7 @@ class Chat:
         # a prompt class that does not go with this model shows now, not at the first request
         prompt = self._chat_prompt_clazz()
         prompt.message = "Hello"
-        self._make_prompt(prompt, self.params.max_new_tokens)
+        self._make_prompt(prompt, self.params)
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -43,6 +43,7 @@ LogitBias = Annotated[
     ],
     Field(max_length=300, description="an object of up to 300 token ids with numbers from -100 to 100"),
 ]
+Logprobs = Annotated[int, Field(ge=0, le=20, description="a whole number of tokens from 0 to 20")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number from 0 to 2**63 - 1")]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=128)]],
@@ -98,7 +99,10 @@ class ParamOverrides(BaseModel):
 
 
 class GenerationParams(BaseModel):
-    """The parameters of one answer, complete. Ranges and meanings as in :class:`ParamOverrides`."""
+    """The parameters of one answer, complete. Ranges and meanings as in :class:`ParamOverrides`.
+
+    logprobs: tell how likely each token was, and so many of the likeliest at its place; None tells nothing.
+    """
 
     model_config = STRICT
 
@@ -117,6 +121,7 @@ class GenerationParams(BaseModel):
     seed: Seed = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logprobs: Logprobs | None = None
 
     @model_validator(mode="after")
     def _must_not_divide_by_nothing(self) -> GenerationParams:

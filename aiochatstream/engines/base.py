@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aiochatstream.errors import InvalidValue
 from aiochatstream.params import GenerationParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -27,11 +28,25 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model itself found a token: of its own distribution, before biases, penalties and temperature.
+
+    logprob: the natural logarithm of its probability.
+    top: the likeliest tokens at this place and their logprobs, as many as :attr:`GenerationParams.logprobs` says.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """One step of an answer: the new text (may be empty: half a character waits for its other half) and tokens.
 
     cached_tokens: how many of the prompt's were not computed again; told once.
     prompt_tokens: how many the prompt has, from an engine that knows it but has no tokenizer; told once.
+    logprobs: one for each of ``token_ids`` where the parameters ask for them, else none.
     """
 
     text: str = ""
@@ -39,6 +54,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     prompt_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Engine(ABC):
@@ -80,6 +96,14 @@ class Engine(ABC):
     def describe(self) -> dict[str, str]:
         """What there is to tell of it: model, device, dtype."""
         return {}
+
+    def check(self, params: GenerationParams) -> None:
+        """Refuse what no answer can be made with. Called for each answer before it is begun, in a thread.
+
+        Raises :class:`~aiochatstream.errors.InvalidValue`; here, for all that an engine need not be able to do.
+        """
+        if params.logprobs is not None:
+            raise InvalidValue("logprobs: this engine cannot tell them.")
 
     @abstractmethod
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:

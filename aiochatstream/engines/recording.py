@@ -17,7 +17,7 @@ from aiochatstream.engines import recording_files
 from aiochatstream.engines.base import Delta, Engine, Prompt, StepKind
 from aiochatstream.engines.recording_files import Recording
 from aiochatstream.engines.timer import Timer
-from aiochatstream.errors import NoRecording
+from aiochatstream.errors import InvalidValue, NoRecording
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,12 @@ class RecordingEngine(Engine):
 
     def describe(self) -> dict[str, str]:
         return self._engine.describe()
+
+    def check(self, params: GenerationParams) -> None:
+        """What the engine refuses, and logprobs, which the files do not hold."""
+        if params.logprobs is not None:
+            raise InvalidValue("logprobs: are not told where answers are recorded.")
+        self._engine.check(params)
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         path = self.folder / recording_files.new_name()

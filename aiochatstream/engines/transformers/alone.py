@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from aiochatstream.engines.base import StepKind
+from aiochatstream.engines.base import StepKind, TokenLogprob
+from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.engines.transformers.own_sampler import Draw
 from aiochatstream.engines.transformers.sampling import Sampler, sample
 from aiochatstream.params import GenerationParams
@@ -34,6 +36,7 @@ class Answer:
         piece: int,
     ) -> None:
         self._forward, self._draw, self._ids, self._params, self._piece = forward, draw, list(prompt), params, piece
+        self.logprobs: deque[TokenLogprob] = deque()
 
     def steps(self) -> Generator[int | None, None, None]:
         """Yield the tokens, max_new_tokens of them; None for a step without one."""
@@ -42,7 +45,10 @@ class Answer:
             logits = self._forward(ids[start : start + self._piece])
             yield None
         for left in reversed(range(self._params.max_new_tokens)):
-            ids += self._draw(logits, [sampler], [ids])
+            drawn = self._draw(logits, [sampler], [ids])
+            if self._params.logprobs is not None:
+                self.logprobs += logprobs_of(logits, drawn, [self._params.logprobs])
+            ids += drawn
             yield ids[-1]
             if left:
                 logits = self._forward(ids[-1:])

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from aiochatstream.engines.base import StepKind
+from aiochatstream.engines.base import StepKind, TokenLogprob
 from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, Step, filled_up, rounded
+from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.own_sampler import Draw
 from aiochatstream.engines.transformers.prefixes import PrefixPool
@@ -88,7 +89,8 @@ class Request:
     """One answer under way.
 
     ids: prompt and answer so far. computed: how many of them are in the cache, ``reused`` of these from before.
-    size: a class of what it may grow to.
+    size: a class of what it may grow to. logprobs: those of the tokens that were told, where they are asked for; who
+    reads the tokens takes them.
     """
 
     def __init__(self, prompt: list[int], params: GenerationParams) -> None:
@@ -100,6 +102,7 @@ class Request:
         self.computed = self.reused = 0
         self.cancelled = self.failed = False
         self.told: SimpleQueue[int | Exception | None] = SimpleQueue()
+        self.logprobs: deque[TokenLogprob] = deque()
 
     @property
     def began(self) -> bool:
@@ -341,6 +344,7 @@ class Batch:
             drawn: list[Any] = self._draw_tokens(logits, samplers, seen)
         except Exception:  # noqa: BLE001 - whichever row it was
             drawn = [self._draw_alone(one, logits[at : at + 1]) for at, one in enumerate(requests)]
+        self._find_logprobs(requests, logits, drawn)
         for request, token in zip(requests, drawn, strict=True):
             if isinstance(token, Exception):
                 self._fail([request], token)
@@ -353,6 +357,25 @@ class Batch:
             return self._draw_tokens(logits, [request.sampler], [request.ids])[0]
         except Exception as error:  # noqa: BLE001
             return error
+
+    def _find_logprobs(self, requests: list[Request], logits: torch.Tensor, drawn: list[Any]) -> None:
+        """Add them to the requests that ask for them. Where that fails, their tokens become the exception."""
+        asking = [
+            at
+            for at, (one, token) in enumerate(zip(requests, drawn, strict=True))
+            if one.sampler.params.logprobs is not None and not isinstance(token, Exception)
+        ]
+        if not asking:
+            return
+        counts = [requests[at].sampler.params.logprobs or 0 for at in asking]
+        try:
+            found = logprobs_of(logits[tensor(asking, self._device)], [drawn[at] for at in asking], counts)
+        except Exception as error:  # noqa: BLE001 - no memory, most likely
+            for at in asking:
+                drawn[at] = error
+        else:
+            for at, logprob in zip(asking, found, strict=True):
+                requests[at].logprobs.append(logprob)
 
     def _fail(self, requests: list[Request], error: Exception) -> None:
         for request in requests:

@@ -220,6 +220,9 @@ class TransformersEngine(Engine):
             "dtype": str(model.dtype).removeprefix("torch."),
         }
 
+    def check(self, params: GenerationParams) -> None:
+        """Nothing is refused."""
+
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         if self._answers is None:
             raise RuntimeError("The engine is not loaded.")
@@ -246,17 +249,18 @@ class TransformersEngine(Engine):
                     yield Delta()
                     continue
                 left -= 1
+                logprobs = () if params.logprobs is None else (answer.logprobs.popleft(),)
                 if token_id in stop_ids or (token_id in self._eos_ids and not params.ignore_eos):
-                    yield Delta(stops.rest(), (token_id,), "stop")
+                    yield Delta(stops.rest(), (token_id,), "stop", logprobs=logprobs)
                     return
                 text, stopped = stops.push(detokenize(token_id))
                 if stopped:
-                    yield Delta(text, (token_id,), "stop")
+                    yield Delta(text, (token_id,), "stop", logprobs=logprobs)
                     return
                 if not left:
-                    yield Delta(text + stops.rest(), (token_id,), "length")
+                    yield Delta(text + stops.rest(), (token_id,), "length", logprobs=logprobs)
                     return
-                yield Delta(text, (token_id,))
+                yield Delta(text, (token_id,), logprobs=logprobs)
 
     def _batch(self, rows: int, context_len: int) -> Batch:
         """Set the model up for rows that decode together. Raises CannotBatch, and has then changed nothing."""
