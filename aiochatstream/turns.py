@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from aiochatstream.admission import Ticket
 from aiochatstream.conversation import AnswerState, Conversation, Turn
-from aiochatstream.engines import Delta, DeltaStream, FinishReason
+from aiochatstream.engines import Delta, DeltaStream, FinishReason, TokenLogprob
 from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
 
 logger = logging.getLogger(__name__)
@@ -66,9 +66,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the answer."""
+    """A piece of the answer; the text may be empty where logprobs were asked for."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +317,8 @@ class RunningTurn:
                 on_gap(now - self._last_text)
             self._last_text = now
             self.text += delta.text
-            self._tell(Text(delta.text))
+        if delta.text or delta.logprobs:
+            self._tell(Text(delta.text, delta.logprobs))
         self._finish_reason = delta.finish_reason or self._finish_reason
 
     def _time_is_up(self) -> None:
@@ -364,6 +366,12 @@ class Turns:
     def of_user(self, user_id: str) -> dict[str, RunningTurn]:
         """The turns of this user that are under way, by conversation."""
         return {name: turn for (owner, name), turn in self._turns.items() if owner == user_id}
+
+    def take_new(self) -> RunningTurn:
+        """Begin a turn of no conversation, as :meth:`take` does; its message id is its name, of the user ``""``."""
+        turn = RunningTurn()
+        self._turns["", turn.message_id] = turn
+        return turn
 
     async def take(self, user_id: str, name: str) -> RunningTurn:
         """Begin a turn of this conversation; then :meth:`start` it or :meth:`give_up`.

@@ -51,3 +51,13 @@ class ChatPrompt(AbstractChatPrompt):
         return self.tokenizer.apply_chat_template(
             self.get_messages(), add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
         )
+
+
+def encode_messages(
+    tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+) -> list[int]:
+    """Stands in until the engine's branch lands."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"]
+    return ids

@@ -11,11 +11,14 @@ from typing import Any
 from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts.base import AbstractChatPrompt
-from aiochatstream.prompts.chat_template import ChatPrompt
+from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages
 from aiochatstream.prompts.tools import in_words, knows_tools
 
 Message = dict[str, Any]
 """A chat message as templates know it: role, content, and where it is about tools, tool_calls, tool_call_id, name."""
+
+Encoded = tuple[list[dict[str, str]], list[int]]
+"""Messages of role and content, for engines without a tokenizer and for recordings; and the token ids, if there are."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class GivenMessages:
         """How long it is."""
         return sum(len(message.get("content") or "") for message in self.messages) + len(str(self.tools))
 
-    def encode(self, prompt: AbstractChatPrompt) -> Iterator[tuple[list[dict[str, str]], list[int]]]:
-        """The messages as an engine without a tokenizer is told them, and the token ids, none without a tokenizer.
+    def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
+        """The one prompt.
 
         :param prompt: an object of the server's prompt class, with its tokenizer. Blocking.
 
@@ -49,12 +52,14 @@ class GivenMessages:
         if not knows_tools(prompt.tokenizer):
             messages, tools = in_words(messages, tools), []
         if not tools and _put_in(prompt, messages):
-            ids = [] if prompt.tokenizer is None else prompt.encode()
-            yield prompt.get_messages(), ids
-        elif prompt.tokenizer is None:
-            yield [{"role": one["role"], "content": one.get("content") or ""} for one in messages], []
+            yield prompt.get_messages(), [] if prompt.tokenizer is None else prompt.encode()
+            return
+        told = _head(prompt, messages) + messages
+        simple = [{"role": one["role"], "content": one.get("content") or ""} for one in told]
+        if prompt.tokenizer is None:
+            yield simple, []
         elif isinstance(prompt, ChatPrompt):
-            yield [], prompt.encode_messages(_head(prompt, messages) + messages, tools)
+            yield simple, encode_messages(prompt.tokenizer, told, tools or None)
         else:
             raise InvalidValue(
                 "messages: must be a system message or none, then user and assistant in turn, the user's last; "
@@ -77,8 +82,8 @@ class GivenTexts:
         """How long the longest text is."""
         return max(len(text) if isinstance(text, str) else 0 for text in self.texts)
 
-    def encode(self, prompt: AbstractChatPrompt) -> Iterator[tuple[list[dict[str, str]], list[int]]]:
-        """For each text, what :meth:`GivenMessages.encode` gives; the tokenizer adds its special tokens (a BOS, mostly).
+    def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
+        """A prompt for each text; the tokenizer adds its special tokens to it (a BOS, mostly).
 
         Raises :class:`~aiochatstream.errors.InvalidValue` for an empty one, and for token ids without a tokenizer.
         """

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from aiochatstream.web import feedback, generation_params, handlers, inspection
-from aiochatstream.web.errors import ServerHandler
+from aiochatstream.web.api import Api
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
-
-
-class Api(NamedTuple):
-    """One endpoint. Its name is also that of its handler, and what the roles' ``allow`` lists say."""
-
-    name: str
-    route: Callable[..., web.RouteDef]
-    path: str
-    handler: ServerHandler[...]
 
 
 APIS = {
