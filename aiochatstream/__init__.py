@@ -1,6 +1,7 @@
 """aiochatstream: a streaming chat with a HuggingFace model inside an aiohttp application."""
 
 from aiochatstream.chat_stream import ChatStream
+from aiochatstream.constraint import Constraint
 from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.engines import (
     Delta,
@@ -28,6 +29,7 @@ __all__ = [
     "ChatPrompt",
     "ChatStream",
     "ChatStreamError",
+    "Constraint",
     "Content",
     "Conversation",
     "ConversationStore",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
 
 WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
@@ -102,6 +103,7 @@ class GenerationParams(BaseModel):
     """The parameters of one answer, complete. Ranges and meanings as in :class:`ParamOverrides`.
 
     logprobs: tell how likely each token was, and so many of the likeliest at its place; None tells nothing.
+    constraint: the form that the answer is to have.
     """
 
     model_config = STRICT
@@ -122,6 +124,7 @@ class GenerationParams(BaseModel):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: Logprobs | None = None
+    constraint: Constraint | None = None
 
     @model_validator(mode="after")
     def _must_not_divide_by_nothing(self) -> GenerationParams:
@@ -157,7 +160,7 @@ class GenerationParams(BaseModel):
             raise InvalidValue(f"{where}logit_bias: {highest} is none of the model's {vocabulary} token ids.")
         changes["stop"] = (*stop, *changes.get("stop", ()))
         try:
-            return GenerationParams(**{**self.model_dump(), **changes})
+            return GenerationParams(**{**dict(self), **changes})
         except ValidationError as error:  # values that do not go together
             raise InvalidValue(where + describe(error, GenerationParams)) from None
 

@@ -15,6 +15,7 @@ import torch
 
 from aiochatstream.engines.base import StepKind, TokenLogprob
 from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, Step, filled_up, rounded
+from aiochatstream.engines.transformers.constraining import Matcher
 from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.own_sampler import Draw
@@ -93,11 +94,11 @@ class Request:
     reads the tokens takes them.
     """
 
-    def __init__(self, prompt: list[int], params: GenerationParams) -> None:
+    def __init__(self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None) -> None:
         self.ids = list(prompt)
         self.end = len(prompt) + params.max_new_tokens
         self.size = (self.end // SHORT).bit_length()
-        self.sampler = Sampler(params)
+        self.sampler = Sampler(params, matcher)
         self.row = -1
         self.computed = self.reused = 0
         self.cancelled = self.failed = False
@@ -166,7 +167,7 @@ class Batch:
             "prefix_cache_hits_total": self._hits,
         }
 
-    def answer(self, prompt: list[int], params: GenerationParams) -> Request:
+    def answer(self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None) -> Request:
         """Begin an answer, at the next step. Whoever asked reads its :meth:`Request.steps`.
 
         Raises ValueError for what does not fit into a row.
@@ -176,7 +177,7 @@ class Batch:
                 f"{len(prompt)} tokens and max_new_tokens={params.max_new_tokens} "
                 f"do not fit into the context of {self._cache.length}."
             )
-        request = Request(prompt, params)
+        request = Request(prompt, params, matcher)
         with self._wake:
             if self._closed:
                 raise RuntimeError("The engine is closed.")
