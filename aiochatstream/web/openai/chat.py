@@ -28,9 +28,9 @@ from aiochatstream.web.openai.answers import (
     ToolCallDelta,
     usage_of,
 )
+from aiochatstream.web.openai.chat_request import ChatRequest, Message, NamedTool
 from aiochatstream.web.openai.errors import answers_openai_errors
 from aiochatstream.web.openai.logprobs import LogprobWriter
-from aiochatstream.web.openai.schemas import ChatRequest, Message, NamedTool, ResponseFormat
 from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openai.tool_calls import (
     CallPart,
@@ -91,14 +91,7 @@ def constraint_of(asked: ChatRequest) -> Constraint | None:
         return one_call(next(function for function in functions if function.name == name))
     if asked.tool_choice == "required":
         return some_calls(functions, parallel=asked.parallel_tool_calls is not False)
-    return None if asked.response_format is None else form_of(asked.response_format)
-
-
-def form_of(wanted: ResponseFormat) -> Constraint | None:
-    """The same for a response format."""
-    if wanted.json_schema is not None:
-        return Constraint.json_schema(wanted.json_schema.json_schema)
-    return Constraint("json_object") if wanted.type == "json_object" else None
+    return None if asked.response_format is None else asked.response_format.constraint
 
 
 def reader_of(asked: ChatRequest) -> Reader:

@@ -21,9 +21,9 @@ from aiochatstream.web.openai.answers import (
     TextLogprobs,
     usage_of,
 )
+from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.errors import answers_openai_errors
 from aiochatstream.web.openai.logprobs import LogprobWriter
-from aiochatstream.web.openai.schemas import CompletionRequest
 from aiochatstream.web.openai.service import Service
 
 if TYPE_CHECKING:

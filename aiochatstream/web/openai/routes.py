@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from aiochatstream.web.api import Api
-from aiochatstream.web.openai import answers, chat, completions, models, schemas
+from aiochatstream.web.openai import answers, chat, completions, models, response_answers, responses
+from aiochatstream.web.openai.chat_request import ChatRequest
+from aiochatstream.web.openai.completion_request import CompletionRequest
+from aiochatstream.web.openai.response_request import ResponseRequest
 from aiochatstream.web.openai.service import Service
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ APIS = (
         web.post,
         "/chat/completions",
         chat.chat_completions,
-        schemas.ChatRequest,
+        ChatRequest,
         answers={"application/json": answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
     ),
     Api(
@@ -38,8 +41,16 @@ APIS = (
         web.post,
         "/completions",
         completions.completions,
-        schemas.CompletionRequest,
+        CompletionRequest,
         answers={"application/json": answers.Completion, EVENTS: answers.CompletionChunk},
+    ),
+    Api(
+        "responses",
+        web.post,
+        "/responses",
+        responses.responses,
+        ResponseRequest,
+        answers={"application/json": response_answers.Response, EVENTS: response_answers.ResponseEvent},
     ),
 )
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
+from aiochatstream.constraint import Constraint
 from aiochatstream.params import (
     STRICT,
     CountPenalty,
     Flag,
     LogitBias,
-    Logprobs,
     MaxNewTokens,
     MinP,
     ParamOverrides,
@@ -154,81 +154,14 @@ def text_of(content: Any) -> Any:
 Content = Annotated[str, BeforeValidator(text_of, json_schema_input_type=str | list[TextPart])]
 
 
-class Called(BaseModel):
-    """A function and what it is called with, as JSON."""
-
-    model_config = STRICT
-
-    name: Name
-    arguments: Text
-
-
-class ToolCall(BaseModel):
-    """What the model asked for in an earlier answer."""
-
-    model_config = STRICT
-
-    id: Text
-    type: Literal["function"] = "function"
-    function: Called
-
-
-class Message(BaseModel):
-    """One message of a chat."""
-
-    model_config = STRICT
-
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant", "tool"],
-        Field(description="'system', 'developer', 'user', 'assistant' or 'tool'"),
-    ]
-    content: Content | None = None
-    name: Text | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: Text | None = None
-
-    @model_validator(mode="after")
-    def _say_something(self) -> Message:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("content: must be a string or a list of parts {'type': 'text', 'text': ...}")
-        return self
-
-
-class Function(BaseModel):
-    """A function that the model may ask to be called. parameters: their JSON schema."""
-
-    model_config = STRICT
-
-    name: Name
-    description: Text | None = None
-    parameters: Annotated[dict[str, Any], Field(description="a JSON schema, an object")] | None = None
-    strict: Flag | None = None
-
-
-class Tool(BaseModel):
-    """A tool: functions only."""
-
-    model_config = STRICT
-
-    type: Annotated[Literal["function"], Field(description="'function'; other tools are not supported")]
-    function: Function
-
-
-class NamedFunction(BaseModel):
-    """The name of a function."""
-
-    model_config = STRICT
-
-    name: Name
-
-
-class NamedTool(BaseModel):
-    """This function is to be called."""
-
-    model_config = STRICT
-
-    type: Literal["function"]
-    function: NamedFunction
+MessageRole = Annotated[
+    Literal["system", "developer", "user", "assistant"],
+    Field(description="'system', 'developer', 'user' or 'assistant'"),
+]
+FormatType = Annotated[
+    Literal["text", "json_object", "json_schema"], Field(description="'text', 'json_object' or 'json_schema'")
+]
+Schema = Annotated[dict[str, Any], Field(alias="schema", description="a JSON schema, an object")]
 
 
 class JsonSchema(BaseModel):
@@ -238,7 +171,7 @@ class JsonSchema(BaseModel):
 
     name: Text | None = None
     description: Text | None = None
-    json_schema: Annotated[dict[str, Any], Field(alias="schema", description="a JSON schema, an object")]
+    json_schema: Schema
     strict: Flag | None = None
 
 
@@ -247,10 +180,13 @@ class ResponseFormat(BaseModel):
 
     model_config = STRICT
 
-    type: Annotated[
-        Literal["text", "json_object", "json_schema"], Field(description="'text', 'json_object' or 'json_schema'")
-    ]
+    type: FormatType
     json_schema: JsonSchema | None = None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The same for the engine."""
+        return constraint_of(self.type, None if self.json_schema is None else self.json_schema.json_schema)
 
     @model_validator(mode="after")
     def _have_a_schema(self) -> ResponseFormat:
@@ -259,81 +195,8 @@ class ResponseFormat(BaseModel):
         return self
 
 
-class ChatRequest(ChoicesRequest):
-    """The body of ``POST /v1/chat/completions``."""
-
-    UNSUPPORTED = {
-        "audio": (),
-        "modalities": (["text"],),
-        "functions": ([],),
-        "function_call": ("none", "auto"),
-        "web_search_options": (),
-        "moderation": (),
-    }
-
-    messages: Annotated[list[Message], Field(min_length=1, description="a list of one message or more")]
-    max_completion_tokens: MaxNewTokens | None = None
-    logprobs: Flag | None = None
-    top_logprobs: Logprobs | None = None
-    response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=128, description="a list of up to 128 tools")] | None = None
-    tool_choice: (
-        Annotated[Literal["none", "auto", "required"], Field(description="'none', 'auto', 'required' or a function")]
-        | NamedTool
-        | None
-    ) = None
-    parallel_tool_calls: Flag | None = None
-
-    @property
-    def most_tokens(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @model_validator(mode="after")
-    def _must_make_sense(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: go with logprobs=true only")
-        names = [tool.function.name for tool in self.tools or ()]
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError("tool_choice: must be one of the functions in tools")
-        if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice: 'required' takes tools")
-        if len(set(names)) < len(names):
-            raise ValueError("tools: must have different names")
-        wants_form = self.response_format is not None and self.response_format.type != "text"
-        if wants_form and names and self.tool_choice != "none":
-            raise ValueError("response_format: does not go with tools, unless tool_choice is 'none'")
-        return self
-
-
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
-
-
-class CompletionRequest(ChoicesRequest):
-    """The body of ``POST /v1/completions``."""
-
-    UNSUPPORTED = {"suffix": ("",)}
-
-    prompt: Annotated[
-        str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)],
-        Field(description="a string, a list of token ids, or a list of one or more of either"),
-    ]
-    echo: Flag | None = None
-    logprobs: Logprobs | None = None
-    best_of: Count | None = None
-
-    @property
-    def texts(self) -> list[str | list[int]]:
-        """The prompts."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[one for one in self.prompt if isinstance(one, int)]]
-        return [one for one in self.prompt if not isinstance(one, int)]
-
-    @model_validator(mode="after")
-    def _must_be_possible(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of: must be n, or absent; answers are not ranked here")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo: does not go with logprobs; those of a prompt are not computed")
-        return self
+def constraint_of(kind: str, schema: dict[str, Any] | None) -> Constraint | None:
+    """The form that an answer of this format has."""
+    if schema is not None:
+        return Constraint.json_schema(schema)
+    return Constraint("json_object") if kind == "json_object" else None

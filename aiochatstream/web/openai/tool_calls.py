@@ -11,7 +11,7 @@ from typing import Any
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.prompts.tools import BEGIN_CALL
-from aiochatstream.web.openai.schemas import Function
+from aiochatstream.web.openai.chat_request import Function
 
 CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
