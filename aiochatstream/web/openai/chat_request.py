@@ -19,7 +19,7 @@ class Called(BaseModel):
     arguments: Text
 
 
-class ToolCall(BaseModel):
+class PastCall(BaseModel):
     """What the model asked for in an earlier answer."""
 
     model_config = STRICT
@@ -40,7 +40,7 @@ class Message(BaseModel):
     ]
     content: Content | None = None
     name: Text | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[PastCall] | None = None
     tool_call_id: Text | None = None
 
     @model_validator(mode="after")

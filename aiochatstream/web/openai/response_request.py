@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.params import STRICT, Flag, Logprobs, MaxNewTokens
 from aiochatstream.web.openai.schemas import (
@@ -12,7 +12,6 @@ from aiochatstream.web.openai.schemas import (
     FormatType,
     GenerationRequest,
     MessageRole,
-    Schema,
     Text,
 )
 
@@ -36,6 +35,17 @@ class InputMessage(BaseModel):
         return data
 
 
+def _as_messages(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+Input = Annotated[
+    list[InputMessage],
+    Field(min_length=1, description="a string or a list of one message or more"),
+    BeforeValidator(_as_messages, json_schema_input_type=str | list[InputMessage]),
+]
+
+
 class TextFormat(BaseModel):
     """What form the text is to have; a schema does so whatever ``strict`` says."""
 
@@ -44,7 +54,7 @@ class TextFormat(BaseModel):
     type: FormatType
     name: Text | None = None
     description: Text | None = None
-    json_schema: Schema | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="a JSON schema, an object")
     strict: Flag | None = None
 
     @model_validator(mode="after")
@@ -77,10 +87,7 @@ class ResponseRequest(GenerationRequest):
         "image": (),
     }
 
-    input: Annotated[
-        str | Annotated[list[InputMessage], Field(min_length=1)],
-        Field(description="a string or a list of one message or more"),
-    ]
+    input: Input
     instructions: Text | None = None
     max_output_tokens: MaxNewTokens | None = None
     text: TextOptions | None = None
@@ -95,9 +102,8 @@ class ResponseRequest(GenerationRequest):
     @property
     def messages(self) -> list[dict[str, Any]]:
         """All that the model is told, as chat templates know it."""
-        spoken = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         first = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        return [*first, *(message.model_dump() for message in spoken)]
+        return [*first, *(message.model_dump() for message in self.input)]
 
     @property
     def logprobs(self) -> int | None:

@@ -161,7 +161,6 @@ MessageRole = Annotated[
 FormatType = Annotated[
     Literal["text", "json_object", "json_schema"], Field(description="'text', 'json_object' or 'json_schema'")
 ]
-Schema = Annotated[dict[str, Any], Field(alias="schema", description="a JSON schema, an object")]
 
 
 class JsonSchema(BaseModel):
@@ -171,7 +170,7 @@ class JsonSchema(BaseModel):
 
     name: Text | None = None
     description: Text | None = None
-    json_schema: Schema
+    json_schema: dict[str, Any] = Field(alias="schema", description="a JSON schema, an object")
     strict: Flag | None = None
 
 

@@ -1,0 +1,98 @@
+"""What the endpoints answer as JSON, as plain dicts with types; /openapi.json tells of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from aiochatstream.engines import FinishReason
+from aiochatstream.turns import Timing, Usage
+
+
+class ErrorBody(TypedDict):
+    """error: the code. success, message: the same for chatstream's clients, where it has such an endpoint."""
+
+    error: str
+    detail: str
+    success: NotRequired[Literal[False]]
+    message: NotRequired[str]
+
+
+class ChatAnswer(TypedDict):
+    text: str
+    message_id: str
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+
+
+class Done(TypedDict):
+    success: bool
+    message: str
+
+
+class Stopped(Done):
+    message_id: str
+
+
+class HistoryMessage(TypedDict):
+    role: Literal["user", "assistant"]
+    content: str
+    message_id: NotRequired[str]
+    state: NotRequired[Literal["complete", "interrupted", "running"]]
+
+
+class History(TypedDict):
+    conversation: str
+    turn: int
+    messages: list[HistoryMessage]
+
+
+class PromptText(Done):
+    prompt: str | None
+
+
+class FeedbackTaken(Done):
+    target_message_id: str
+
+
+class ParamsAnswer(Done):
+    generation_params: dict[str, Any]
+
+
+class Worker(TypedDict):
+    name: str
+    processing: int
+    waiting: int
+    max_processing: int
+    max_waiting: int
+
+
+class Load(Done):
+    chatstream_workers: list[Worker]
+    queue_positions: dict[str, int]
+
+
+class Memory(TypedDict):
+    total_memory: float
+    used_memory: float
+
+
+class GpuMemory(Memory):
+    index: int
+
+
+class NodeMemory(TypedDict):
+    name: str
+    num_gpus: int
+    gpus: list[GpuMemory]
+    cpu: Memory
+
+
+class ResourceUsage(Done):
+    memory_usage: list[NodeMemory]
+
+
+class Status(TypedDict):
+    status: Literal["alive", "ready"]
