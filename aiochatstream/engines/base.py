@@ -19,12 +19,15 @@ StepKind = Literal["prefill", "decode"]
 class Prompt:
     """What an answer is to be made for.
 
-    messages: dicts of role (system, user, assistant) and content, the newest user message last.
+    messages: dicts of role (system, user, assistant) and content, the newest last: the user's, or where the answer is
+        to be continued what it already says.
     token_ids: the same as the model reads it; empty for an engine without a tokenizer.
+    continued: whether the answer already says something.
     """
 
     messages: list[dict[str, str]]
     token_ids: list[int]
+    continued: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What the model is told."""
 
 from aiochatstream.prompts.base import AbstractChatPrompt, Content
-from aiochatstream.prompts.chat_template import ChatPrompt
+from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages, render_messages
 from aiochatstream.prompts.context import CHARS_PER_TOKEN, fit
 from aiochatstream.prompts.given import GivenMessages, GivenTexts
 from aiochatstream.prompts.presets import (
@@ -36,5 +36,7 @@ __all__ = [
     "Content",
     "GivenMessages",
     "GivenTexts",
+    "encode_messages",
     "fit",
+    "render_messages",
 ]

@@ -15,6 +15,14 @@ class Content(NamedTuple):
     role: str
     message: str | None
 
+    def get_role(self) -> str:
+        """chatstream's way to :attr:`role`."""
+        return self.role
+
+    def get_message(self) -> str | None:
+        """chatstream's way to :attr:`message`."""
+        return self.message
+
 
 class AbstractChatPrompt(ABC):
     """Writes a conversation down as one model expects it. For models without a chat template, subclass it::
@@ -54,9 +62,14 @@ class AbstractChatPrompt(ABC):
     def __init__(self) -> None:
         self.conversation = Conversation()
         self.message = ""
+        self.open_answer = ""
+        """What the answer already says, as people read it: the model is to go on from there. It comes right after
+        :meth:`create_prompt`."""
         self.tokenizer: Any = None
         self._examples: list[tuple[str, str]] = []
-        self.build_initial_prompt()
+        self.build_initial_prompt(self)
+        if self.message:
+            raise ValueError(f"build_initial_prompt: the message {self.message!r} has no answer.")
 
     def set_system(self, text: str) -> None:
         """Set :attr:`system`."""
@@ -74,29 +87,51 @@ class AbstractChatPrompt(ABC):
         """Set :attr:`chat_mode_enabled`."""
         self.chat_mode_enabled = enabled
 
-    def build_initial_prompt(self) -> None:  # noqa: B027  a hook that may stay empty
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:  # noqa: B027  a hook that may stay empty
         """Override it to tell the model something before every conversation: with :meth:`set_system` a text, with
-        :meth:`add_example` turns that show how to answer. Called once for each object, by its constructor.
+        :meth:`add_requester_msg` and :meth:`add_responder_msg` turns that show how to answer. They stay when the
+        conversation is cut to fit the context. Called once for each object, by its constructor.
+
+        :param chat_prompt: the object itself.
         """
 
-    def add_example(self, user: str, answer: str) -> None:
-        """A turn that is told before the conversation. It stays when the conversation is cut to fit the context."""
-        self._examples.append((user, answer))
+    def add_requester_msg(self, text: str) -> None:
+        """What the user says. Raises ValueError where the message before has no answer."""
+        if self.message:
+            raise ValueError(f"add_requester_msg: the message {self.message!r} has no answer.")
+        self.message = text
 
-    def get_contents(self) -> list[Content]:
-        """The messages that fit the context, oldest first; the last one is the open answer."""
+    def add_responder_msg(self, text: str | None) -> None:
+        """The answer to that; None leaves it open. Raises ValueError where there is no message to answer."""
+        if not self.message:
+            raise ValueError("add_responder_msg: add_requester_msg comes first, with a message that is not empty.")
+        if text is not None:
+            self._examples.append((self.message, text))
+            self.message = ""
+
+    def get_contents(self, opts: object = None) -> list[Content]:
+        """The messages that fit the context, oldest first; the last one is the open answer.
+
+        :param opts: chatstream's; it changes nothing.
+        """
         contents = []
         for user, answer in self._past():
             contents += [Content(self.requester, user), Content(self.responder, answer)]
         return [*contents, Content(self.requester, self.replace_input(self.message)), Content(self.responder, None)]
 
     def get_messages(self) -> list[dict[str, str]]:
-        """The same as chat messages: dicts of role (system, user, assistant) and content, the newest last."""
+        """The same as chat messages: dicts of role (system, user, assistant) and content, the newest last.
+
+        That is the user's, or the :attr:`open_answer` where it already says something.
+        """
         messages = [{"role": "system", "content": self.replace_input(self.system)}] if self.system else []
         for user, answer in self._past():
             messages.append({"role": "user", "content": user})
             messages.append({"role": "assistant", "content": answer})
-        return [*messages, {"role": "user", "content": self.replace_input(self.message)}]
+        messages.append({"role": "user", "content": self.replace_input(self.message)})
+        if self.open_answer:
+            messages.append({"role": "assistant", "content": self.replace_input(self.open_answer)})
+        return messages
 
     def get_stop_strs(self) -> list[str]:
         """Strings that end the answer and are not shown, for models that go on to write the user's part."""
@@ -123,12 +158,16 @@ class AbstractChatPrompt(ABC):
 
     @abstractmethod
     def create_prompt(self) -> str:
-        """The text that the model is to continue."""
+        """The text up to the open answer."""
 
     def encode(self) -> list[int]:
-        """The token ids of :meth:`create_prompt`; see :attr:`add_special_tokens`."""
-        ids: list[int] = self.tokenizer(self.create_prompt(), add_special_tokens=self.add_special_tokens)["input_ids"]
-        return ids
+        """The token ids of all that the model is to continue; see :attr:`add_special_tokens`."""
+        return encode_text(
+            self.tokenizer,
+            self.create_prompt(),
+            self.replace_input(self.open_answer),
+            add_special_tokens=self.add_special_tokens,
+        )
 
     def _past(self) -> list[tuple[str, str]]:
         """The examples and the turns that the model is told, as (user message, answer).
@@ -138,3 +177,22 @@ class AbstractChatPrompt(ABC):
         turns = self.conversation.turns[self.conversation.first :] if self.chat_mode_enabled else ()
         past = [*self._examples, *((turn.user, turn.answer) for turn in turns)]
         return [(self.replace_input(user), self.replace_input(answer)) for user, answer in past]
+
+
+def encode_text(tokenizer: Any, text: str, begun: str = "", *, add_special_tokens: bool) -> list[int]:
+    """The token ids of ``text``, and of the answer ``begun`` after it.
+
+    These are apart, as the model wrote them, so that what it has read of ``text`` counts as known; together with
+    tokenizers that would put a space between.
+    """
+
+    def ids_of(some: str, *, special: bool) -> list[int]:
+        ids: list[int] = tokenizer(some, add_special_tokens=special)["input_ids"]
+        return ids
+
+    plain = ids_of(text, special=add_special_tokens)
+    if not begun:
+        return plain
+    apart = plain + ids_of(begun, special=False)
+    together = ids_of(text + begun, special=add_special_tokens)
+    return apart if tokenizer.decode(apart) == tokenizer.decode(together) else together

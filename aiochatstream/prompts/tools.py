@@ -6,6 +6,7 @@ The words are those of Hermes 2 (https://github.com/NousResearch/Hermes-Function
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 BEGIN_CALL, END_CALL = "<tool_call>", "</tool_call>"
@@ -55,4 +56,7 @@ def in_words(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> lis
 
 
 def _call(function: dict[str, Any]) -> str:
-    return f"{BEGIN_CALL}\n{json.dumps(function, ensure_ascii=False)}\n{END_CALL}"
+    told = dict(function)
+    with suppress(ValueError):  # as the model wrote them
+        told["arguments"] = json.loads(function["arguments"])
+    return f"{BEGIN_CALL}\n{json.dumps(told, ensure_ascii=False)}\n{END_CALL}"

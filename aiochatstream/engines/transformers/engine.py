@@ -241,7 +241,7 @@ class TransformersEngine(Engine):
             raise ValueError(
                 f"logit_bias: {max(params.logit_bias)} is none of the model's {self.vocabulary} token ids."
             )
-        detokenize = detokenizer(self.tokenizer)
+        detokenize = detokenizer(self.tokenizer, prompt.token_ids if prompt.continued else ())
         stops = StopStrings(params.stop)
         stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}  # they have no text
         matcher = None if params.constraint is None else self._grammars.matcher(params.constraint)

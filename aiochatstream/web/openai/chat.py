@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -68,12 +66,8 @@ async def chat_completions(server: ChatStream, request: web.Request, service: Se
 
 
 def told(message: Message) -> dict[str, Any]:
-    """A message as chat templates know it: the arguments of calls are objects there."""
-    data = message.model_dump(exclude_none=True)
-    for call in data.get("tool_calls", ()):
-        with suppress(ValueError):  # as the model wrote them
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    return {"content": "", **data}
+    """A message as chat templates know it."""
+    return {"content": "", **message.model_dump(exclude_none=True)}
 
 
 def tools_of(asked: ChatRequest) -> list[dict[str, Any]]:

@@ -89,9 +89,7 @@ async def test_n_answers_come_of_one_request(start: Any, openai_of: Any, stream:
     await until(lambda: server.idle)
 
 
-async def test_n_answers_take_their_slots_in_one_step_or_not_at_all(
-    start: Any, stepper: Any, openai_of: Any
-) -> None:
+async def test_n_answers_take_their_slots_in_one_step_or_not_at_all(start: Any, stepper: Any, openai_of: Any) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=1, max_new_tokens=1))
     client, admission = openai_of(server), server.chat_stream.admission
@@ -287,9 +285,7 @@ async def test_a_failure_before_the_first_text_has_a_status(start: Any, openai_o
     assert server.idle
 
 
-async def test_a_failure_after_it_is_an_event_that_the_client_raises(
-    start: Any, stepper: Any, openai_of: Any
-) -> None:
+async def test_a_failure_after_it_is_an_event_that_the_client_raises(start: Any, stepper: Any, openai_of: Any) -> None:
     engine = stepper(fail_at=1)
     client = openai_of(await start(ChatStream(engine=engine)))
     engine.allow(6)
