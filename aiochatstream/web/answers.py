@@ -7,7 +7,6 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from aiochatstream.engines import FinishReason
-from aiochatstream.turns import Timing, Usage
 
 
 class ErrorBody(TypedDict):
@@ -19,12 +18,24 @@ class ErrorBody(TypedDict):
     message: NotRequired[str]
 
 
+class AnswerUsage(TypedDict):
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class AnswerTiming(TypedDict):
+    queue_s: float
+    ttft_s: float | None
+    total_s: float
+
+
 class ChatAnswer(TypedDict):
     text: str
     message_id: str
     finish_reason: FinishReason
-    usage: Usage
-    timing: Timing
+    usage: AnswerUsage
+    timing: AnswerTiming
 
 
 class Done(TypedDict):
@@ -62,6 +73,8 @@ class ParamsAnswer(Done):
 
 
 class Worker(TypedDict):
+    """One process: slots and queue. Those with ``_num`` are chatstream's names."""
+
     name: str
     processing: int
     waiting: int

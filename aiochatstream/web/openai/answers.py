@@ -19,7 +19,7 @@ class ErrorDetail(TypedDict):
     code: str | None
 
 
-class ErrorBody(TypedDict):
+class OpenAIErrorBody(TypedDict):
     error: ErrorDetail
 
 

@@ -26,7 +26,7 @@ from aiochatstream.web.openai.answers import (
     ToolCallDelta,
     usage_of,
 )
-from aiochatstream.web.openai.chat_request import ChatRequest, Message, NamedTool
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest, Message, NamedTool
 from aiochatstream.web.openai.errors import answers_openai_errors
 from aiochatstream.web.openai.logprobs import LogprobWriter
 from aiochatstream.web.openai.service import Service
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @answers_openai_errors
 async def chat_completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/chat/completions``: the next message of a chat."""
-    asked = await service.read(server, request, ChatRequest)
+    asked = await service.read(server, request, ChatCompletionRequest)
     more: dict[str, Any] = {"constraint": constraint_of(asked)}
     if asked.logprobs:
         more["logprobs"] = asked.top_logprobs or 0
@@ -70,14 +70,14 @@ def told(message: Message) -> dict[str, Any]:
     return {"content": "", **message.model_dump(exclude_none=True)}
 
 
-def tools_of(asked: ChatRequest) -> list[dict[str, Any]]:
+def tools_of(asked: ChatCompletionRequest) -> list[dict[str, Any]]:
     """The tools that the model is told of."""
     if asked.tool_choice == "none":
         return []
     return [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
 
 
-def constraint_of(asked: ChatRequest) -> Constraint | None:
+def constraint_of(asked: ChatCompletionRequest) -> Constraint | None:
     """The form that the answer must have."""
     functions = [tool.function for tool in asked.tools or ()]
     if isinstance(asked.tool_choice, NamedTool):
@@ -88,7 +88,7 @@ def constraint_of(asked: ChatRequest) -> Constraint | None:
     return None if asked.response_format is None else asked.response_format.constraint
 
 
-def reader_of(asked: ChatRequest) -> Reader:
+def reader_of(asked: ChatCompletionRequest) -> Reader:
     """What reads the answer."""
     if isinstance(asked.tool_choice, NamedTool):
         return OneCallReader(asked.tool_choice.function.name)
@@ -181,7 +181,7 @@ class Choice:
 class ChatAnswer(Answer):
     """A chat completion in the making."""
 
-    def __init__(self, asked: ChatRequest, model: str, tokenizer: Any) -> None:
+    def __init__(self, asked: ChatCompletionRequest, model: str, tokenizer: Any) -> None:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._model, self._created = model, int(time.time())
         self._tells_usage = asked.include_usage

@@ -87,7 +87,7 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
-class ChatRequest(ChoicesRequest):
+class ChatCompletionRequest(ChoicesRequest):
     """The body of ``POST /v1/chat/completions``."""
 
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -117,7 +117,7 @@ class ChatRequest(ChoicesRequest):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @model_validator(mode="after")
-    def _must_make_sense(self) -> ChatRequest:
+    def _must_make_sense(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: go with logprobs=true only")
         names = [tool.function.name for tool in self.tools or ()]

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiochatstream.errors import ChatStreamError, InvalidValue, TooManyRequests, Unauthorized, Unavailable
 from aiochatstream.web.errors import P, ServerHandler, answers_all_errors
 from aiochatstream.web.json import json_response
-from aiochatstream.web.openai.answers import ErrorBody
+from aiochatstream.web.openai.answers import OpenAIErrorBody
 
 FIELD = re.compile(r"([a-z][a-z_0-9]*(?:\.[a-z_0-9]+)*): ")
 """The errors of this project begin with the field that they are about."""
@@ -22,7 +22,7 @@ OUR_NAMES = {"max_new_tokens": "max_tokens", "constraint": "response_format"}
 """Fields that are called otherwise in OpenAI's API."""
 
 
-def error_body(error: ChatStreamError) -> ErrorBody:
+def error_body(error: ChatStreamError) -> OpenAIErrorBody:
     """What tells of ``error``."""
     message, param = error.detail, None
     if error.status < 500 and (named := FIELD.match(message)):

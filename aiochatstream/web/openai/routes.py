@@ -1,62 +1,70 @@
-"""The endpoints of OpenAI's API as a table, and their mounting."""
+"""The endpoints of OpenAI's API as a table."""
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING
-
 from aiohttp import web
 
-from aiochatstream.web.api import Api
+from aiochatstream.errors import (
+    ContextLengthExceeded,
+    Draining,
+    ModelNotFound,
+    NoRecording,
+    Starting,
+    TooManyRequests,
+)
+from aiochatstream.web.api import EVENTS, JSON, Api
 from aiochatstream.web.openai import answers, chat, completions, models, response_answers, responses
-from aiochatstream.web.openai.chat_request import ChatRequest
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
-from aiochatstream.web.openai.service import Service
 
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+ANSWERING = (ModelNotFound, NoRecording, ContextLengthExceeded, TooManyRequests, Starting, Draining)
 
-EVENTS = "text/event-stream"
-
-APIS = (
-    Api("list_models", web.get, "/models", models.list_models, answers={"application/json": answers.ModelList}),
-    Api(
-        "retrieve_model",
-        web.get,
-        "/models/{model:.+}",
-        models.retrieve_model,
-        answers={"application/json": answers.Model},
-    ),
-    Api(
-        "chat_completions",
-        web.post,
-        "/chat/completions",
-        chat.chat_completions,
-        ChatRequest,
-        answers={"application/json": answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
-    ),
-    Api(
-        "completions",
-        web.post,
-        "/completions",
-        completions.completions,
-        CompletionRequest,
-        answers={"application/json": answers.Completion, EVENTS: answers.CompletionChunk},
-    ),
-    Api(
-        "responses",
-        web.post,
-        "/responses",
-        responses.responses,
-        ResponseRequest,
-        answers={"application/json": response_answers.Response, EVENTS: response_answers.ResponseEvent},
-    ),
-)
-
-
-def routes(server: ChatStream, service: Service, prefix: str) -> list[web.RouteDef]:
-    """The endpoints, each after ``prefix``. Raises ValueError for another kind of prefix."""
-    if prefix and not (prefix.startswith("/") and not prefix.endswith("/")):
-        raise ValueError(f"prefix: must begin with a slash and not end with one, not {prefix!r}.")
-    return [api.route(prefix + api.path, functools.partial(api.handler, server, service=service)) for api in APIS]
+APIS = {
+    api.name: api
+    for api in (
+        Api(
+            "list_models",
+            web.get,
+            "/models",
+            models.list_models,
+            answers={JSON: answers.ModelList},
+            errors=(Starting, Draining),
+        ),
+        Api(
+            "retrieve_model",
+            web.get,
+            "/models/{model:.+}",
+            models.retrieve_model,
+            answers={JSON: answers.Model},
+            errors=(ModelNotFound, Starting, Draining),
+        ),
+        Api(
+            "chat_completions",
+            web.post,
+            "/chat/completions",
+            chat.chat_completions,
+            body=ChatCompletionRequest,
+            answers={JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
+            errors=ANSWERING,
+        ),
+        Api(
+            "completions",
+            web.post,
+            "/completions",
+            completions.completions,
+            body=CompletionRequest,
+            answers={JSON: answers.Completion, EVENTS: answers.CompletionChunk},
+            errors=ANSWERING,
+        ),
+        Api(
+            "responses",
+            web.post,
+            "/responses",
+            responses.responses,
+            body=ResponseRequest,
+            answers={JSON: response_answers.Response, EVENTS: response_answers.ResponseEvent},
+            errors=ANSWERING,
+        ),
+    )
+}
