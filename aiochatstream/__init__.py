@@ -34,7 +34,7 @@ from aiochatstream.prompts import (
     ChatPromptTogetherRedPajamaINCITEChat,
     Content,
 )
-from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
+from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
 from aiochatstream.web.feedback import Feedback, FeedbackFile
 
 __version__ = "0.1.0"
@@ -59,6 +59,7 @@ __all__ = [
     "Content",
     "Conversation",
     "ConversationStore",
+    "CookieStorage",
     "Delta",
     "Engine",
     "Feedback",

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import random
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -14,24 +15,18 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from aiochatstream.admission import Admission, Ticket
+from aiochatstream.ask import Ask, check_turn
 from aiochatstream.conversation import Conversation
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import (
-    ContextLengthExceeded,
-    ConversationBusy,
-    Draining,
-    InvalidValue,
-    NothingToRegenerate,
-    Starting,
-)
+from aiochatstream.errors import ContextLengthExceeded, ConversationBusy, Draining, InvalidValue, Starting
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import CHARS_PER_TOKEN, AbstractChatPrompt, GivenMessages, GivenTexts, fit
-from aiochatstream.sessions import MemoryConversationStore, User
+from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User
 from aiochatstream.threads import in_daemon_thread
-from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, StopReason, Text, Turns
+from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, Text, Turns
 
 State = Literal["starting", "ready", "draining", "failed"]
 
@@ -41,6 +36,8 @@ Position = Literal["begin", "mid", "end"]
 Result = TypeVar("Result")
 
 DEFAULT_CONTEXT_LEN = 2048
+
+SWEEP_SECONDS = 60.0
 
 PROMPT_THREADS = 2
 """Threads for the short jobs of rendering and tokenising prompts."""
@@ -88,6 +85,7 @@ class Chat:
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
             sessions=lambda: len(self._memory),
+            sessions_bytes=lambda: self._memory.bytes,
             engine=lambda: self.engine.figures(),
         )
         self.engine.on_step = self.metrics.step
@@ -110,7 +108,7 @@ class Chat:
         self.admission = Admission(slots, self.limits.max_queue_size)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
-        self._probe = asyncio.create_task(self.metrics.probe_lag())
+        self._housekeeping = [asyncio.create_task(self.metrics.probe_lag()), asyncio.create_task(self._sweep())]
         self._loading = asyncio.create_task(self._load())
         if self.engine.loads_slowly:
             self._loading.add_done_callback(self._log_failure)
@@ -132,7 +130,8 @@ class Chat:
 
     def _end(self) -> None:
         """Give back what :meth:`_start` took; where a turn is stuck, its thread keeps the engine."""
-        self._probe.cancel()
+        for task in self._housekeeping:
+            task.cancel()
         if self._loading is not None:
             self._loading.cancel()
         self._prompt_threads.shutdown(wait=False, cancel_futures=True)
@@ -233,7 +232,7 @@ class Chat:
         self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None, system: str = ""
     ) -> AsyncGenerator[Event, None]:
         """:meth:`begin_turn`, and what then happens, to the end. Closing the generator stops the answer."""
-        turn = await self.begin_turn(user, name, message, overrides, system=system)
+        turn = await self.begin_turn(user, name, Ask(message), overrides, system=system)
         try:
             event = None
             while not isinstance(event, Ended | Failed):
@@ -244,11 +243,11 @@ class Chat:
             await turn.wait_ended()
 
     async def begin_turn(
-        self, user: User, name: str, message: str | None, *overrides: ParamOverrides | None, system: str = ""
+        self, user: User, name: str, ask: Ask, *overrides: ParamOverrides | None, system: str = ""
     ) -> RunningTurn:
         """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
 
-        :param message: None answers the last one again.
+        :param ask: what is to be answered.
         :param overrides: what the user and the request have set; the last one counts.
         :param system: what the model is told first, in place of what the prompt class says; empty leaves that.
 
@@ -259,18 +258,15 @@ class Chat:
         if system:
             prompt.set_system(system)
         params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
-        turn = await self._turns.take(user.id, name)
+        turn = await self._take(user, name)
         ticket: Ticket | None = None
         try:
             loaded = await user.load(name)
-            if message is None and not loaded.turns:
-                raise NothingToRegenerate("There is no message in this conversation to answer again.")
+            task = ask.of(loaded)
             ticket = self.admission.reserve()
             before = loaded.begin(turn.message_id)
-            if message is None:
-                prompt.conversation, prompt.message = before.without_last(), loaded.turns[-1].user
-            else:
-                prompt.conversation, prompt.message = before, message
+            prompt.conversation, prompt.message = task.base.begin(turn.message_id), task.message
+            prompt.open_answer = task.begun
             if all(one is None or one.seed is None for one in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
             made = await self._in_prompt_thread(self._make_prompt, prompt, params)
@@ -279,7 +275,7 @@ class Chat:
         except BaseException:
             if ticket is not None:
                 ticket.release()
-            self._turns.give_up(user.id, name)
+            await self._turns.give_up(user.id, name)
             raise
         job = self._job(
             made,
@@ -288,8 +284,10 @@ class Chat:
             prompt.get_replacement_when_output(),
             before=before,
             base=prompt.conversation,
-            user_text=prompt.message,
-            save=functools.partial(user.save, name, expected_number=loaded.number),
+            user_text=task.message,
+            begun=task.begun,
+            save=functools.partial(user.save, name, loaded=loaded),
+            leave=functools.partial(user.leave, name, before, loaded=loaded),
         )
         self._turns.start(user.id, name, job)
         return turn
@@ -323,7 +321,7 @@ class Chat:
         except BaseException:
             for turn, ticket in zip(turns, tickets, strict=True):
                 ticket.release()
-                self._turns.give_up("", turn.message_id)
+                await self._turns.give_up("", turn.message_id)
             raise
         pairs = prompt.get_replacement_when_output() if is_chat else []
         for at, (turn, ticket) in enumerate(zip(turns, tickets, strict=True)):
@@ -337,7 +335,7 @@ class Chat:
         """Forget a conversation, a running answer too; tell whether there was something to forget."""
         discarded = await self.stop_turn(user, name, "discarded")
         try:
-            await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
+            await self._take(user, name)  # no new turn begins from what is being forgotten
         except ConversationBusy:
             raise ConversationBusy(
                 "The running answer is being discarded, but has not stopped yet. Send again."
@@ -345,15 +343,41 @@ class Chat:
         try:
             return await user.forget(name) or discarded is not None
         finally:
-            self._turns.give_up(user.id, name)
+            await self._turns.give_up(user.id, name)
 
-    async def stop_turn(self, user: User, name: str, reason: StopReason) -> RunningTurn | None:
-        """Stop the answer of this conversation, wait for its end (at most 2 s), and return it if there was one."""
+    async def rewrite(
+        self, user: User, name: str, change: Callable[[Conversation], Conversation], *, if_turn: int | None = None
+    ) -> Kept:
+        """Change a conversation without an answer. The response must not have begun.
+
+        :param change: makes of the conversation what it is to be; what it raises is raised, and nothing changes.
+        :param if_turn: the turn number that the client has seen; None is any.
+
+        Raises ConversationBusy while an answer is running, and ConversationChanged.
+        """
+        await self._take(user, name)
+        try:
+            loaded = await user.load(name)
+            check_turn(loaded, if_turn)
+            changed = change(loaded).begin(str(uuid.uuid4()))
+            return await user.rewrite(name, changed, loaded=loaded)
+        finally:
+            await self._turns.give_up(user.id, name)
+
+    async def stop_turn(self, user: User, name: str, reason: StopRequest) -> str | None:
+        """Stop the answer of this conversation and wait for its end, at most 2 s.
+
+        Returns its message id; None where no answer is running, here or where the conversation's store can tell of it.
+        """
         turn = self._turns.get(user.id, name)
-        if turn is not None:
-            turn.stop(reason)
-            await turn.wait_ended()
-        return turn
+        if turn is None:
+            return await user.stop_elsewhere(name, reason)
+        turn.stop(reason)
+        await turn.wait_ended()
+        return turn.message_id
+
+    async def _take(self, user: User, name: str) -> RunningTurn:
+        return await self._turns.take(user.id, name, functools.partial(user.hold, name))
 
     def _job(
         self, made: Prompt, params: GenerationParams, ticket: Ticket, pairs: list[tuple[str, str]], **turn: Any
@@ -417,6 +441,12 @@ class Chat:
                 raise RuntimeError("StopIteration in a prompt class") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
+
+    async def _sweep(self) -> None:
+        """Let go of conversations that nobody came back to, also where nobody comes at all."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await self._memory.sweep()
 
     def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code

@@ -16,6 +16,7 @@
     ├── ConversationBusy             409 conversation_busy
     ├── ConversationChanged          409 conversation_changed
     ├── NothingToRegenerate          409 nothing_to_regenerate
+    ├── NothingToContinue            409 nothing_to_continue
     ├── AnswerElsewhere              409 answer_elsewhere
     ├── TooLarge                     413 too_large
     ├── UnsupportedMediaType         415 unsupported_media_type
@@ -25,7 +26,8 @@
     └── Unavailable                  503, with Retry-After
         ├── TooManyRequests              too_many_requests
         ├── Starting                     starting
-        └── Draining                     draining
+        ├── Draining                     draining
+        └── StoreUnavailable             store_unavailable
 
 Each class knows its HTTP status and its code on the wire. ``web`` turns them into responses in one place.
 """
@@ -36,10 +38,14 @@ from typing import ClassVar
 
 
 class ChatStreamError(Exception):
-    """Root of the tree. ``detail`` is one clear sentence for the client."""
+    """Root of the tree. ``detail`` is one clear sentence for the client.
+
+    retry_after: in how many whole seconds it may go better; None where time alone does not help.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_server_error"
+    retry_after: int | None = None
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -119,10 +125,11 @@ class ConversationBusy(ChatStreamError):
 
     status = 409
     code = "conversation_busy"
+    retry_after = 1
 
 
 class ConversationChanged(ChatStreamError):
-    """The stored conversation is not the one that this turn began from."""
+    """The conversation is not the one that this turn began from, or that the client has seen."""
 
     status = 409
     code = "conversation_changed"
@@ -133,6 +140,13 @@ class NothingToRegenerate(ChatStreamError):
 
     status = 409
     code = "nothing_to_regenerate"
+
+
+class NothingToContinue(ChatStreamError):
+    """The last answer is not an interrupted one."""
+
+    status = 409
+    code = "nothing_to_continue"
 
 
 class AnswerElsewhere(ChatStreamError):
@@ -172,7 +186,7 @@ class SessionsNotSetUp(ChatStreamError):
 
 
 class Unavailable(ChatStreamError):
-    """Not now. ``retry_after`` is in whole seconds."""
+    """Not now."""
 
     status = 503
 
@@ -197,3 +211,9 @@ class Draining(Unavailable):
     """The server is shutting down."""
 
     code = "draining"
+
+
+class StoreUnavailable(Unavailable):
+    """Where conversations or sessions are kept cannot be reached."""
+
+    code = "store_unavailable"

@@ -38,8 +38,12 @@ class Messages:
     talk: str
     cannot_listen: str
     key_file_alone: str
+    dev_key: str
     no_key_file: str
     no_key: str
+    redis_alone: str
+    no_redis_url: str
+    no_redis_package: str
 
     # chat: around an answer
     welcome: str
@@ -68,7 +72,6 @@ class Messages:
     saved: str
     loaded: str
     not_a_conversation: str
-    server_cannot_load: str
     no_stats: str
     last_answer: str
     all_answers: str
@@ -109,9 +112,13 @@ EN = Messages(
     row_openai="  OpenAI API   {url}",
     talk="\nTalk to it:\n  {command}\nCtrl-C stops it.",
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
-    key_file_alone="--secret-key-file goes with --session cookie.",
-    no_key_file="--session cookie needs --secret-key-file FILE. Make one with: {command} > FILE",
+    key_file_alone="--secret-key-file and --dev go with --session cookie.",
+    dev_key="--dev: the key of the cookies is made at this start; with the next one, every conversation is gone.",
+    no_key_file="--session cookie needs --secret-key-file FILE, or {variable}. Make a key with: {command} > FILE",
     no_key="{file} holds no key (32 bytes, URL-safe base64). Make one with: {command}",
+    redis_alone="--redis goes with --session redis.",
+    no_redis_url="--session redis needs --redis URL, or {variable}: redis://127.0.0.1:6379 say.",
+    no_redis_package="--session redis needs the package redis: pip install redis",
     welcome="{name}: /help shows the commands. Alt+Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.",
     leaving="Ctrl-C again or Ctrl-D leaves.",
     queued="waiting, at place {position} of the queue",
@@ -136,7 +143,6 @@ EN = Messages(
     saved="{count} turns are saved in {file}.",
     loaded="{count} turns are loaded from {file}.",
     not_a_conversation="{file} holds no conversation that /save wrote: {reason}",
-    server_cannot_load="This server cannot take over a conversation from a file yet.",
     no_stats="There is no answer yet.",
     last_answer="last answer: {parts}",
     all_answers="all {count}: {parts}",
@@ -173,9 +179,13 @@ JA = Messages(
     row_openai="  OpenAI API    {url}",
     talk="\n話しかけるには:\n  {command}\nCtrl-C で終了します。",
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
-    key_file_alone="--secret-key-file は --session cookie と一緒に指定します。",
-    no_key_file="--session cookie には --secret-key-file FILE が必要です。作り方: {command} > FILE",
+    key_file_alone="--secret-key-file と --dev は --session cookie と一緒に指定します。",
+    dev_key="--dev: クッキーの鍵は起動のたびに新しく作られ、次の起動ですべての会話が失われます。",
+    no_key_file="--session cookie には --secret-key-file FILE か {variable} が必要です。作り方: {command} > FILE",
     no_key="{file} に鍵 (32 バイト、URL-safe base64) がありません。作り方: {command}",
+    redis_alone="--redis は --session redis と一緒に指定します。",
+    no_redis_url="--session redis には --redis URL か {variable} が必要です (例: redis://127.0.0.1:6379)。",
+    no_redis_package="--session redis にはパッケージ redis が必要です: pip install redis",
     welcome="{name}: /help でコマンド一覧。Alt+Enter で改行、Ctrl-C で回答を停止、Ctrl-D で終了します。",
     leaving="もう一度 Ctrl-C、または Ctrl-D で終了します。",
     queued="順番待ち: {position} 番目",
@@ -200,7 +210,6 @@ JA = Messages(
     saved="{count} 回のやり取りを {file} に保存しました。",
     loaded="{count} 回のやり取りを {file} から読み込みました。",
     not_a_conversation="{file} は /save で保存した会話ではありません: {reason}",
-    server_cannot_load="このサーバーはまだファイルから会話を読み込めません。",
     no_stats="まだ回答がありません。",
     last_answer="最後の回答: {parts}",
     all_answers="全 {count} 件: {parts}",

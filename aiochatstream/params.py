@@ -16,9 +16,9 @@ WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
-def _number_of_key(key: Any) -> Any:
-    """The keys of JSON objects are strings."""
-    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
+def number_of_text(value: Any) -> Any:
+    """Where all is text: the keys of JSON objects, and query parameters."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
 # One place for each range. The description is the sentence that a wrong value is answered with.
@@ -39,7 +39,7 @@ CountPenalty = Annotated[float, Field(ge=-2, le=2, description="a number from -2
 NoRepeatNgramSize = Annotated[int, Field(ge=0, le=100, description="a whole number of tokens from 0 (off) to 100")]
 LogitBias = Annotated[
     dict[
-        Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_number_of_key)],
+        Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(number_of_text)],
         Annotated[float, Field(ge=-100, le=100)],
     ],
     Field(max_length=300, description="an object of up to 300 token ids with numbers from -100 to 100"),

@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from aiochatstream.admission import Ticket
 from aiochatstream.conversation import AnswerState, Conversation, Turn
 from aiochatstream.engines import Delta, DeltaStream, FinishReason, TokenLogprob
 from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
+from aiochatstream.sessions import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +80,12 @@ class TimePassed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The answer is over, saved, and its slot is free. Nothing follows."""
+    """The answer is over, saved, and its slot is free. Nothing follows. ``kept`` is None where nothing was to be."""
 
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Failed:
     """There is no whole answer. Nothing follows."""
 
     error: ChatStreamError
+    kept: Kept | None = None
 
 
 Event = Queued | Started | Text | TimePassed | Ended | Failed
@@ -102,9 +105,11 @@ class Job:
 
     before: the conversation that stays where there is no answer.
     base: the conversation that the answer joins; other than ``before`` when an answer is made again.
+    begun: how the answer begins already.
     prompt_tokens: the prompt's length.
     generate: starts the generation; hands each delta to the function that it is given.
     save: keeps a conversation; None for an answer that belongs to none.
+    leave: says what stays where there is no answer; None with that.
     on_gap: told the seconds between two pieces of text.
     retry_after: whole seconds for the one who waited in vain.
     """
@@ -112,10 +117,12 @@ class Job:
     before: Conversation = field(default_factory=Conversation)
     base: Conversation = field(default_factory=Conversation)
     user_text: str = ""
+    begun: str = ""
     prompt_tokens: int
     ticket: Ticket
     generate: Callable[[Callable[[Delta], None]], DeltaStream]
-    save: Callable[[Conversation], Awaitable[None]] | None = None
+    save: Callable[[Conversation], Awaitable[Kept]] | None = None
+    leave: Callable[[], Awaitable[Kept]] | None = None
     on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
     max_queue_wait: float
@@ -128,6 +135,8 @@ class RunningTurn:
 
     message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     user_text: str = ""
+    begun: str = ""
+    """What the answer had before this turn, which goes on from there."""
     text: str = ""
     conversation: Conversation = field(default_factory=Conversation)
     """As it was kept last: without the answer until :attr:`ended`."""
@@ -136,6 +145,8 @@ class RunningTurn:
 
     def __post_init__(self) -> None:
         self.ended = asyncio.Event()
+        self.holding = AsyncExitStack()
+        """What is to be given back when it has ended."""
         self._loop = asyncio.get_running_loop()
         self._created = self._loop.time()
         self._granted: float | None = None
@@ -226,7 +237,7 @@ class RunningTurn:
     def accept(self, job: Job) -> None:
         """Know what is to be done; :meth:`run` does it."""
         self._job = job
-        self.user_text = job.user_text
+        self.user_text, self.begun = job.user_text, job.begun
         self._prompt_tokens = job.prompt_tokens
         self.base = job.base
         self.conversation = job.before
@@ -263,24 +274,33 @@ class RunningTurn:
         if self.discarded:
             return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
+            kept = await self._keep(job.leave and job.leave())
             if isinstance(failure, ChatStreamError):
-                return Failed(failure)
+                return Failed(failure, kept)
             logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
-            history = "" if job.save is None else " The history is as it was before; send again."
-            return Failed(EngineFailed(f"The model failed to answer.{history} (request {self.message_id})"))
+            history = "" if kept is None else " The history is as it was before; send again."
+            return Failed(EngineFailed(f"The model failed to answer.{history} (request {self.message_id})"), kept)
         if failure is not None:
             logger.warning("The engine failed at the end of request %s", self.message_id, exc_info=failure)
         whole = self._finish_reason not in (None, "cancelled")
         if job.save is not None and (whole or self.text):
             state: AnswerState = "complete" if whole else "interrupted"
-            conversation = job.base.with_turn(Turn(job.user_text, self.text, self.message_id, state))
-            async with asyncio.timeout(SAVE_SECONDS):
-                await job.save(conversation)
-            self.conversation = conversation
+            turn = Turn(job.user_text, self.begun + self.text, self.message_id, state)
+            kept = await self._keep(job.save(job.base.with_turn(turn)))
+        else:
+            kept = await self._keep(job.leave and job.leave())
         if self._stop_reason == "shutdown" and self._finish_reason is None:
-            kept = "" if job.save is None else "; the answer so far was kept"
-            return Failed(Draining(f"The server is shutting down{kept}.", job.retry_after()))
-        return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"))
+            was = "" if kept is None else "; the answer so far was kept"
+            return Failed(Draining(f"The server is shutting down{was}.", job.retry_after()), kept)
+        return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"), kept)
+
+    async def _keep(self, keeping: Awaitable[Kept] | None) -> Kept | None:
+        if keeping is None:
+            return None
+        async with asyncio.timeout(SAVE_SECONDS):
+            kept = await keeping
+        self.conversation = kept.conversation
+        return kept
 
     async def _wait_for_slot(self, job: Job) -> None:
         if self._stop_reason is not None:
@@ -341,8 +361,12 @@ class RunningTurn:
             total_s=round(now - self._created, 4),
         )
 
-    def _ended(self, finish_reason: FinishReason) -> Ended:
-        return Ended(finish_reason, self.usage, self.timing)
+    def _ended(self, finish_reason: FinishReason, kept: Kept | None = None) -> Ended:
+        return Ended(finish_reason, self.usage, self.timing, kept)
+
+
+Hold = Callable[[RunningTurn], AbstractAsyncContextManager[None]]
+"""Has a conversation for a turn alone, against other processes, too."""
 
 
 class Turns:
@@ -373,18 +397,29 @@ class Turns:
         self._turns["", turn.message_id] = turn
         return turn
 
-    async def take(self, user_id: str, name: str) -> RunningTurn:
+    async def take(self, user_id: str, name: str, hold: Hold) -> RunningTurn:
         """Begin a turn of this conversation; then :meth:`start` it or :meth:`give_up`.
 
-        Waits for one that is ending. Raises :class:`~aiochatstream.errors.ConversationBusy` where one is running.
+        Waits for one that is ending. Raises :class:`~aiochatstream.errors.ConversationBusy` where one is running, and
+        what ``hold`` raises.
         """
         running = self.get(user_id, name)
         if running is not None and not await running.wait_ended(NOTICE_SECONDS) and running.ending:
             await running.wait_ended()
+        self._check_free(user_id, name)
+        turn = RunningTurn()
+        await turn.holding.enter_async_context(hold(turn))
+        try:
+            self._check_free(user_id, name)  # holding may have taken its time
+        except ConversationBusy:
+            await turn.holding.aclose()
+            raise
+        self._turns[user_id, name] = turn
+        return turn
+
+    def _check_free(self, user_id: str, name: str) -> None:
         if (user_id, name) in self._turns:
             raise ConversationBusy("An answer of this conversation is running. Wait for it, or stop it.")
-        self._turns[user_id, name] = turn = RunningTurn()
-        return turn
 
     def start(self, user_id: str, name: str, job: Job) -> None:
         """Set the taken turn going."""
@@ -394,9 +429,12 @@ class Turns:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def give_up(self, user_id: str, name: str) -> None:
+    async def give_up(self, user_id: str, name: str) -> None:
         """Give back a taken turn that was not set going."""
-        self._turns.pop((user_id, name)).ended.set()
+        try:
+            await self._turns[user_id, name].holding.aclose()
+        finally:
+            self._turns.pop((user_id, name)).ended.set()
 
     def stop_all(self, reason: StopReason) -> None:
         """Stop every turn under way."""
@@ -413,7 +451,8 @@ class Turns:
     async def _run(self, user_id: str, name: str, turn: RunningTurn, job: Job) -> None:
         last: Ended | Failed = Failed(EngineFailed(f"The answer broke off. (request {turn.message_id})"))
         try:
-            last = await turn.run(job)
+            async with turn.holding:
+                last = await turn.run(job)
         finally:
             del self._turns[user_id, name]
             self._on_end(turn, last)

@@ -36,11 +36,22 @@ class ChatAnswer(TypedDict):
     finish_reason: FinishReason
     usage: AnswerUsage
     timing: AnswerTiming
+    turn: NotRequired[int]
+    dropped_turns: NotRequired[int]
+    stored: NotRequired[Literal[False]]
 
 
 class Done(TypedDict):
     success: bool
     message: str
+
+
+class Changed(Done):
+    """turn: the conversation's number now. dropped_turns: how many there was no more room for."""
+
+    turn: int
+    dropped_turns: NotRequired[int]
+    stored: NotRequired[Literal[False]]
 
 
 class Stopped(Done):

@@ -15,7 +15,7 @@ from aiochatstream.web.errors import answers_all_errors, answers_errors, answers
 from aiochatstream.web.formats import WRITERS, Exchange, wire_format_of
 from aiochatstream.web.json import COMMON_HEADERS, json_response
 from aiochatstream.web.promotion import typed_role
-from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_given_body, read_query
+from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_given_body
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
@@ -59,7 +59,7 @@ async def _answer(
     else:
         params = server.user_params(user)
         try:
-            turn = await server.begin_turn(user, asked.conversation, asked.message, params, asked.params)
+            turn = await server.begin_turn(user, asked.conversation, asked.ask, params, asked.params)
         except ChatStreamError as error:
             server.metrics.refused(error.code)
             raise
@@ -83,10 +83,10 @@ async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /chat_stream/stop``: stop the running answer of a conversation; its text so far is kept."""
     asked = await read_body(request, ConversationRef, max_bytes=server.limits.max_request_bytes)
     user = await server.user_session(request)
-    turn = await server.stop_turn(user, asked.conversation, "stopped")
-    if turn is None:
+    message_id = await server.stop_turn(user, asked.conversation, "stopped")
+    if message_id is None:
         raise NotRunningHere("No answer of this conversation is running in this process.")
-    return json_response({"success": True, "message": "Answer stopped", "message_id": turn.message_id})
+    return json_response({"success": True, "message": "Answer stopped", "message_id": message_id})
 
 
 @answers_errors_as_chatstream
@@ -97,26 +97,6 @@ async def clear_context(server: ChatStream, request: web.Request) -> web.StreamR
     if await server.clear(user, asked.conversation):
         return json_response({"success": True, "message": "Context successfully cleared"})
     return json_response({"success": False, "message": "no context."})
-
-
-@answers_errors
-async def history(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
-    asked = read_query(request, ConversationRef)
-    user = await server.user_session(request)
-    turn = server.running_turn(user, asked.conversation)
-    if turn is not None and turn.base is not None:
-        conversation = turn.base
-        running = _messages(turn.user_text, turn.text, turn.message_id, "running")
-    else:
-        conversation, running = await user.load(asked.conversation), []
-        if turn is None and conversation.number:
-            await user.put_in_session(asked.conversation, conversation, answered=True)
-    messages = []
-    for spoken in conversation.turns:
-        messages += _messages(spoken.user, spoken.answer, spoken.message_id, spoken.state)
-    messages += running
-    return json_response({"conversation": asked.conversation, "turn": conversation.number, "messages": messages})
 
 
 @answers_errors
@@ -138,10 +118,3 @@ async def metrics(server: ChatStream, request: web.Request) -> web.StreamRespons
     if not server.allow_metrics(request):
         raise Forbidden("/metrics is not for this client.")
     return web.Response(body=server.metrics.render(), headers={"Content-Type": CONTENT_TYPE, **COMMON_HEADERS})
-
-
-def _messages(user: str, answer: str, message_id: str, state: str) -> list[dict[str, Any]]:
-    return [
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": answer, "message_id": message_id, "state": state},
-    ]

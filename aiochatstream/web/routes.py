@@ -15,13 +15,15 @@ from aiochatstream.errors import (
     Forbidden,
     NoRecording,
     NotFound,
+    NothingToContinue,
     NothingToRegenerate,
     NotRunningHere,
     Starting,
     TooLarge,
     TooManyRequests,
 )
-from aiochatstream.web import answers, documents, feedback, generation_params, handlers, inspection, schemas
+from aiochatstream.saved import Saved
+from aiochatstream.web import answers, documents, feedback, generation_params, handlers, history, inspection, schemas
 from aiochatstream.web.api import EVENTS, JSON, TEXT, Api, mount
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 NOT_NOW = (TooManyRequests, Starting, Draining)
 
-TALKING = (NoRecording, ConversationBusy, ConversationChanged, NothingToRegenerate, AnswerElsewhere, TooLarge, *NOT_NOW)
+CHANGING = (ConversationBusy, ConversationChanged, AnswerElsewhere)
+
+TALKING = (NotFound, NoRecording, NothingToRegenerate, NothingToContinue, TooLarge, *CHANGING, *NOT_NOW)
 
 APIS = {
     api.name: api
@@ -66,10 +70,46 @@ APIS = {
             "history",
             web.get,
             "/history",
-            handlers.history,
+            history.history,
             query=schemas.ConversationRef,
             answers={JSON: answers.History},
             errors=(AnswerElsewhere,),
+        ),
+        Api(
+            "delete_message",
+            web.delete,
+            "/history/{message_id}",
+            history.delete_message,
+            query=schemas.HistoryChange,
+            answers={JSON: answers.Changed},
+            errors=(NotFound, *CHANGING),
+        ),
+        Api(
+            "export_conversation",
+            web.get,
+            "/export",
+            history.export_conversation,
+            query=schemas.ConversationRef,
+            answers={JSON: Saved},
+            errors=(AnswerElsewhere,),
+        ),
+        Api(
+            "import_conversation",
+            web.post,
+            "/import",
+            history.import_conversation,
+            body=schemas.ImportRequest,
+            answers={JSON: answers.Changed},
+            errors=CHANGING,
+        ),
+        Api(
+            "commit",
+            web.post,
+            "/commit",
+            history.commit,
+            body=schemas.CommitRequest,
+            answers={JSON: answers.Changed},
+            errors=CHANGING,
         ),
         Api(
             "get_prompt",

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, ScriptedEngine
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
 from aiochatstream.console.remote import ServerBackend
-from aiochatstream.console.saved import Saved
 from aiochatstream.console.screen import Screen
 from aiochatstream.messages import EN
+from aiochatstream.saved import Saved
 from tests.helpers import Stepper, running_server, until
 
 
@@ -182,7 +182,7 @@ async def test_a_limit_of_the_model_is_told_when_it_is_passed_not_with_the_next_
     screen = await take(console, "/params max_new_tokens 9", "one")
     assert screen.complaints == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
-    engine = Engine()
+    engine = ScriptedEngine()
     engine.vocabulary = 100
     screen = await take(await local(engine), """/params logit_bias '{"100": 1}'""")
     assert screen.complaints == ["params.logit_bias: 100 is none of the model's 100 token ids."]
@@ -217,12 +217,16 @@ async def test_the_system_prompt_of_a_model_here_can_be_shown_set_and_taken_back
     assert [message["role"] for message in engine.messages[1]] == ["user", "assistant", "user"]
 
 
-async def test_a_servers_system_prompt_is_its_own_and_it_takes_no_conversation(remote: Open, tmp_path: Path) -> None:
-    console = await remote(Engine())
+async def test_a_servers_system_prompt_is_its_own_and_it_takes_a_conversation(remote: Open, tmp_path: Path) -> None:
+    engine = Engine()
+    console = await remote(engine)
     file = tmp_path / "talk.json"
-    screen = await take(console, "/system be a cat", "/system", "one", f"/save {file}", f"/load {file}", "two")
-    assert screen.complaints == [EN.server_sets_system, EN.server_sets_system, EN.server_cannot_load]
+    screen = await take(
+        console, "/system be a cat", "/system", "one", f"/save {file}", "/clear", f"/load {file}", "two"
+    )
+    assert screen.complaints == [EN.server_sets_system, EN.server_sets_system]
     assert screen.answers == ["1: one", "2: two"]
+    assert [message["content"] for message in engine.messages[1]] == ["one", "1: one", "two"]
 
 
 async def test_a_saved_conversation_of_either_goes_on_in_a_model_here(open_: Open, local: Open, tmp_path: Path) -> None:

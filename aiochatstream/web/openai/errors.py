@@ -7,7 +7,7 @@ import uuid
 
 from aiohttp import web
 
-from aiochatstream.errors import ChatStreamError, InvalidValue, TooManyRequests, Unauthorized, Unavailable
+from aiochatstream.errors import ChatStreamError, InvalidValue, TooManyRequests, Unauthorized
 from aiochatstream.web.errors import P, ServerHandler, answers_all_errors
 from aiochatstream.web.json import json_response
 from aiochatstream.web.openai.answers import OpenAIErrorBody
@@ -45,7 +45,7 @@ def error_response(error: ChatStreamError, overload_status: int) -> web.Response
         status = overload_status
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Unavailable):
+    if error.retry_after is not None:
         headers |= {"Retry-After": str(error.retry_after), "Retry-After-Ms": str(1000 * error.retry_after)}
     return json_response(error_body(error), status=status, headers=headers)
 
