@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import json
 import logging
@@ -278,7 +279,7 @@ class Chat:
             await self._turns.give_up(user.id, name)
             raise
         job = self._job(
-            made,
+            dataclasses.replace(made, owner=user.id),
             params,
             ticket,
             prompt.get_replacement_when_output(),
@@ -293,13 +294,14 @@ class Chat:
         return turn
 
     async def begin_answers(
-        self, given: GivenMessages | GivenTexts, overrides: ParamOverrides, count: int = 1, **more: Any
+        self, given: GivenMessages | GivenTexts, overrides: ParamOverrides, count: int = 1, *, owner: str, **more: Any
     ) -> list[RunningTurn]:
         """Take as many slots or places in the queue as there are answers, in one step, make the prompts, and set turns
         going that belong to no conversation: ``count`` for each prompt, one prompt's after another's.
 
         :param overrides: what the request has set. Without ``max_new_tokens``, an answer has what room the prompt
             leaves, up to the server's own; with a seed, the answers to a prompt have this one and those after it.
+        :param owner: as :class:`~aiochatstream.engines.Prompt` has it.
         :param more: what else is to be set of :class:`~aiochatstream.params.GenerationParams`.
 
         Raises what the request is to be refused with; then nothing has changed.
@@ -328,7 +330,8 @@ class Chat:
             one, room = made[at // count]
             seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + at % count) % 2**63
             own = params.model_copy(update={"seed": seed, "max_new_tokens": room})
-            self._turns.start("", turn.message_id, self._job(one, own, ticket, pairs))
+            job = self._job(dataclasses.replace(one, owner=owner), own, ticket, pairs)
+            self._turns.start("", turn.message_id, job)
         return turns
 
     async def clear(self, user: User, name: str) -> bool:

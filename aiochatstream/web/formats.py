@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from aiohttp import web
@@ -87,6 +87,8 @@ class Exchange(Sending):
     ) -> None:
         super().__init__(request, write_timeout)
         self.user, self.conversation, self.turn, self.dev_tool = user, conversation, turn, dev_tool
+        self.held = ExitStack()
+        """What is given back when the exchange is over."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -107,6 +109,7 @@ class Exchange(Sending):
         """The session's cookie goes with them."""
         await self.put_in_session()
         await self.user.save_with_stream(response)
+        self.held.enter_context(self.user.pinned())  # a new session has its identity only now
 
     @contextmanager
     def unbuffered(self) -> Iterator[None]:

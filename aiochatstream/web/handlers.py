@@ -71,9 +71,10 @@ async def _answer(
         turn.stop("left")
 
     try:
-        return await exchange.carry_out(
-            lambda: WRITERS[wire_format](exchange), server.presence, client_left, outcome.failed
-        )
+        with exchange.held, user.pinned():
+            return await exchange.carry_out(
+                lambda: WRITERS[wire_format](exchange), server.presence, client_left, outcome.failed
+            )
     finally:
         turn.stop("left")  # no effect on a turn that has ended
 

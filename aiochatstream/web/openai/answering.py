@@ -64,6 +64,7 @@ async def answer_with(
     answer: Answer,
     *,
     stream: bool,
+    owner: str,
     count: int = 1,
     **more: Any,
 ) -> web.StreamResponse:
@@ -72,12 +73,12 @@ async def answer_with(
     A stream's headers go out with its first text, so that a failure before it has a status; where that takes long, with
     the first heartbeat.
 
-    :param more: as :meth:`~aiochatstream.chat.Chat.begin_answers` has it.
+    :param owner: who asks. more: both as :meth:`~aiochatstream.chat.Chat.begin_answers` has them.
 
     Raises what the request is to be refused with.
     """
     try:
-        turns = await server.begin_answers(given, overrides, count, **more)
+        turns = await server.begin_answers(given, overrides, count, owner=owner, **more)
     except ChatStreamError as error:
         server.metrics.refused(error.code)
         raise

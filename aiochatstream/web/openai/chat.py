@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @answers_openai_errors
 async def chat_completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/chat/completions``: the next message of a chat."""
-    asked = await service.read(server, request, ChatCompletionRequest)
+    asked, owner = await service.read(server, request, ChatCompletionRequest)
     more: dict[str, Any] = {"constraint": constraint_of(asked)}
     if asked.logprobs:
         more["logprobs"] = asked.top_logprobs or 0
@@ -60,6 +60,7 @@ async def chat_completions(server: ChatStream, request: web.Request, service: Se
         asked.overrides,
         ChatAnswer(asked, service.name(server), server.engine.tokenizer),
         stream=bool(asked.stream),
+        owner=owner,
         count=asked.n or 1,
         **more,
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @answers_openai_errors
 async def completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/completions``: what comes after a text."""
-    asked = await service.read(server, request, CompletionRequest)
+    asked, owner = await service.read(server, request, CompletionRequest)
     given, tokenizer = GivenTexts(asked.texts), server.engine.tokenizer
     more: dict[str, Any] = {} if asked.logprobs is None else {"logprobs": asked.logprobs}
     echoed = [""] * len(given)
@@ -46,6 +46,7 @@ async def completions(server: ChatStream, request: web.Request, service: Service
         asked.overrides,
         CompletionAnswer(asked, service.name(server), tokenizer, echoed),
         stream=bool(asked.stream),
+        owner=owner,
         count=asked.n or 1,
         **more,
     )

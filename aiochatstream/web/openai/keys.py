@@ -45,16 +45,20 @@ class ApiKeys:
     def __repr__(self) -> str:
         return f"<ApiKeys {'open' if self._hashes is None else len(self._hashes)}>"
 
-    def check(self, request: web.Request) -> None:
-        """Raises :class:`~aiochatstream.errors.InvalidKey` unless the request says one of the keys."""
+    def check(self, request: web.Request) -> str:
+        """Who asks: a name for the key that the request says, the same for all where there are no keys.
+
+        Raises :class:`~aiochatstream.errors.InvalidKey` unless the request says one of the keys.
+        """
         if self._hashes is None:
-            return
+            return "openai"
         scheme, _, said = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if scheme.lower() != "bearer" or not said.strip():
             raise InvalidKey("There is no API key: say it in the header 'Authorization: Bearer KEY'.")
         hashed = _hash(said.strip())
         if sum([hmac.compare_digest(hashed, key) for key in self._hashes]) == 0:  # all, whichever it is
             raise InvalidKey("The API key is none of this server's.")
+        return f"openai {hashed.hex()}"
 
 
 def _hash(key: str) -> bytes:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @answers_openai_errors
 async def responses(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/responses``: the next message of a chat, as a response. Nothing is kept of it."""
-    asked = await service.read(server, request, ResponseRequest)
+    asked, owner = await service.read(server, request, ResponseRequest)
     form = None if asked.text is None else asked.text.format
     return await answer_with(
         server,
@@ -37,6 +37,7 @@ async def responses(server: ChatStream, request: web.Request, service: Service) 
         asked.overrides,
         ResponseAnswer(asked, service.name(server), server),
         stream=bool(asked.stream),
+        owner=owner,
         logprobs=asked.logprobs,
         constraint=None if form is None else constraint_of(form.type, form.json_schema),
     )

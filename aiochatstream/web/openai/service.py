@@ -33,24 +33,27 @@ class Service:
     model_name: str | None = None
     began: int = field(default_factory=lambda: int(time.time()))
 
-    def check(self, server: ChatStream, request: web.Request) -> None:
-        """Raises :class:`~aiochatstream.errors.Forbidden` for what a foreign page sends, and
-        :class:`~aiochatstream.errors.InvalidKey`. Reads no body.
+    def check(self, server: ChatStream, request: web.Request) -> str:
+        """Who asks, see :meth:`ApiKeys.check`. Reads no body.
+
+        Raises :class:`~aiochatstream.errors.Forbidden` for what a foreign page sends, and
+        :class:`~aiochatstream.errors.InvalidKey`.
         """
         if request.method not in SAFE_METHODS:
             check_origin(request, server.allowed_origins)
-        self.keys.check(request)
+        return self.keys.check(request)
 
-    async def read(self, server: ChatStream, request: web.Request, schema: type[Asked]) -> Asked:
-        """What an admitted client asks for, validated. Raises as :meth:`check` and :func:`read_body`, and
-        :class:`~aiochatstream.errors.ModelNotFound`.
+    async def read(self, server: ChatStream, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:
+        """What an admitted client asks for, validated, and who asks.
+
+        Raises as :meth:`check` and :func:`read_body`, and :class:`~aiochatstream.errors.ModelNotFound`.
         """
-        self.check(server, request)
+        owner = self.check(server, request)
         asked = await read_body(request, schema, max_bytes=server.limits.max_request_bytes)
         server.check_ready()
         if asked.model:
             self.check_model(server, asked.model)
-        return asked
+        return asked, owner
 
     def check_model(self, server: ChatStream, name: str) -> None:
         """Raises :class:`~aiochatstream.errors.ModelNotFound` for any but the one that is served."""
