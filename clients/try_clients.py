@@ -1,4 +1,4 @@
-"""Tries LangChain and LiteLLM against a real server: `make test-clients`. Prints what worked; ends with 1 where not all did.
+"""Tries LangChain and LiteLLM against a real server: `make test-clients`. Prints what works; ends with 1 unless all do.
 
 Runs in an environment of its own, .venv-clients: these libraries bring many others, which this project does not need.
 """
@@ -38,7 +38,7 @@ class City(BaseModel):
 def server() -> Iterator[str]:
     """Serve the small model; the name of it."""
     command = [ROOT / ".venv/bin/python", "-m", "aiochatstream", "serve", "--port", str(PORT), "--temperature", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:
