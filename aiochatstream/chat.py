@@ -415,7 +415,8 @@ class Chat:
         made = [Prompt(messages, ids) for messages, ids in given.encode(prompt)]
         if prompt.tokenizer is None:
             return [(one, params.max_new_tokens) for one in made]
-        highest, vocabulary = max(max(one.token_ids) for one in made), self.engine.vocabulary
+        highest = max(max(one.token_ids, default=0) for one in made)
+        vocabulary = self.engine.vocabulary
         if vocabulary is not None and highest >= vocabulary:
             raise InvalidValue(f"prompt: {highest} is none of the model's {vocabulary} token ids.")
         rooms = [self.context_len - len(one.token_ids) for one in made]

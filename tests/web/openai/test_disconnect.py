@@ -15,16 +15,18 @@ from tests.helpers import until
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", BODY), ("/v1/completions", {"prompt": "hi"}), ("/v1/responses", {"input": "hi"})],
+)
 async def test_who_leaves_a_stream_or_waits_for_one_frees_the_place(
-    start: Any, stepper: Any, client_of: Any, path: str
+    start: Any, stepper: Any, client_of: Any, path: str, body: dict[str, Any]
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1))
-    body = {**BODY, "prompt": "hi", "input": "hi", "stream": True}
 
     async def ask() -> None:
-        async with client_of(server).post(path, **body) as response:
+        async with client_of(server).post(path, **body, stream=True) as response:
             await response.read()
 
     asking = [asyncio.create_task(ask()) for _ in range(2)]
