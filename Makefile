@@ -3,13 +3,19 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: run test lint bench bench-measure setup
+.PHONY: run test test-clients lint bench bench-measure setup
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# other people's clients, in an environment of their own; not in CI
+test-clients: setup
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement clients/requirements.txt
+	.venv-clients/bin/python clients/try_clients.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from aiochatstream import (
     Engine,
     GenerationParams,
     MemoryConversationStore,
+    MemoryStorage,
     Prompt,
 )
 from tests.helpers import echo, post_bytes, sse_events, until
@@ -39,6 +42,29 @@ async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
     engine.allow(4)
     await asyncio.gather(running, other)
     assert await client.texts() == ["first", "1 2 ", "second", "1 2 "]
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_a_conversation_under_way_is_never_pushed_out_of_memory(start: Any, client_of: Any, accept: str) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        yield "so "
+        if messages[-1]["content"] == "two":
+            begun.set()
+            may_end.wait()
+        yield "it is"
+
+    store, sessions = MemoryConversationStore(max_conversations=1), MemoryStorage(max_sessions=1)
+    server = await start(ChatStream(engine=engine, conversation_store=store), sessions)
+    talking, other = client_of(server), client_of(server)
+    await talking.say("one")
+    running = asyncio.create_task(read(talking.post(accept=accept, user_input="two")))
+    await until(begun.is_set)
+    await other.say("elsewhere")
+    may_end.set()
+    await running
+    assert await talking.texts() == ["one", "so it is", "two", "so it is"]
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
@@ -380,3 +406,96 @@ async def test_what_the_prompt_class_replaces_is_shown_and_kept_replaced_also_ac
     said = await client.say("hello")
     assert said["text"] == "one\ntwo\n<NL"
     assert await client.texts() == ["hello", "one\ntwo\n<NL"]
+
+
+async def test_an_engine_is_told_whose_a_prompt_is(start: Any, client_of: Any) -> None:
+    owners = []
+
+    class Owners(Engine):
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Iterator[Delta]:  # type: ignore[override]
+            owners.append(prompt.owner)
+            yield Delta("hi", finish_reason="stop")
+
+    server = await start(ChatStream(engine=Owners()))
+    one, other = client_of(server), client_of(server)
+    for client in (one, other, one):
+        await client.say("hello")
+    await one.say("hello", conversation="another")
+    assert owners[0] == owners[2] == owners[3] != owners[1]
+    assert all(owners)
+
+
+async def bring_interrupted(client: Any, asked: str, answer: str) -> None:
+    messages = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": answer, "state": "interrupted"},
+    ]
+    async with client.post("/import", messages=messages) as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_an_interrupted_answer_goes_on_and_only_what_is_new_is_sent(
+    start: Any, stepper: Any, client_of: Any, accept: str
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    await bring_interrupted(client, "hello", "1 ")
+    before = (await client.history())[1]
+    assert (before["content"], before["state"]) == ("1 ", "interrupted")
+    engine.allow(2)
+    body = await read(client.post(accept=accept, **{"continue": True}))
+    assert body.count("1 ") == 1
+    assert engine.calls[-1] == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "1 "}]
+    after = (await client.history())[1]
+    assert (after["content"], after["state"]) == ("1 1 2 ", "complete")
+    assert after["message_id"] != before["message_id"]
+    async with client.post(**{"continue": True}) as response:
+        assert response.status == 409
+        assert (await response.json())["error"] == "nothing_to_continue"
+
+
+async def test_an_answer_that_cannot_go_on_stays_as_it_was(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    await bring_interrupted(client, "hello", "1 ")
+    before = await client.history()
+    engine.fail_at = 0
+    engine.allow(1)
+    async with client.post(**{"continue": True}) as response:
+        assert response.status == 500
+    assert await client.history() == before
+
+
+async def test_history_shows_the_whole_of_an_answer_that_goes_on(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    await bring_interrupted(client, "hello", "1 ")
+    going_on = asyncio.create_task(read(client.post(**{"continue": True})))
+    engine.allow(1)
+    await until(lambda: any(turn.text for turn in server.chat_stream._turns._turns.values()))
+    messages = await client.history()
+    assert [(message["content"], message.get("state")) for message in messages] == [
+        ("hello", None),
+        ("1 1 ", "running"),
+    ]
+    engine.allow(1)
+    await going_on
+
+
+async def test_the_real_model_goes_on_from_its_own_words(
+    start: Any, model: Any, tokenizer: Any, client_of: Any
+) -> None:
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24)
+    client = client_of(await start(chat_stream))
+    question = "What is the capital of France?"
+    whole = (await client.say(question))["text"]
+    half = whole[: whole.index(" ", len(whole) // 2)]
+    await bring_interrupted(client, question, half)
+    rest = (await client.say(**{"continue": True}))["text"]
+    assert rest.startswith(" ")
+    assert whole.startswith(half + rest[:10])
+    assert await client.texts() == [question, half + rest]
