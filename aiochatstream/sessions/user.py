@@ -232,14 +232,16 @@ class UserSession(User):
         one until the conversation goes on; what an older cookie adds to it is not seen then.
         """
         if self._session.identity is None:
-            self._data["was"] = [self._data["id"], *self._data.get("was", [])][:EARLIER_IDS]
+            self._data["was"] = [self._data["id"], *self._earlier_ids][:EARLIER_IDS]
             self._data["id"] = random_id()
 
     @property
     def _earlier_ids(self) -> list[str]:
         """By which what was said before a renewal is found, the newest first."""
-        earlier: list[str] = self._data.get("was", []) if self._account is None else []
-        return earlier
+        earlier = self._data.get("was")
+        if self._account is not None or not isinstance(earlier, list):  # in an open cookie there may be anything
+            return []
+        return [str(user_id) for user_id in earlier[:EARLIER_IDS]]
 
     async def _make_room(self) -> None:
         """See to it that the session can be kept with all that is in ``_data``."""

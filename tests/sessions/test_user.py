@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from http.cookies import SimpleCookie
 from typing import Any
 
 import aiohttp
@@ -267,6 +269,16 @@ async def test_an_account_has_the_same_conversations_in_every_session_and_nobody
         assert await nobody.texts() == await ann.texts()
         del nobody.session.headers["Account"]  # and out
         assert await nobody.texts() == ["three", "three "]
+
+
+@pytest.mark.parametrize("ours", [5, {"id": 5}, {"id": "x", "was": 5}, {"id": "x", "was": [5, {}]}, {"was": ["x"]}])
+async def test_whatever_an_open_cookie_says_of_its_user_does_no_harm(start: Any, client_of: Any, ours: Any) -> None:
+    client = client_of(await start(ChatStream(engine=echo), SimpleCookieStorage()))
+    cookie = SimpleCookie({"AIOHTTP_SESSION": json.dumps({"session": {"aiochatstream": ours}})})
+    client.session.headers["Cookie"] = cookie.output(header="").strip()
+    await client.say("hi")
+    async with client.post("/clear_context") as response:
+        assert response.status == 200
 
 
 async def test_no_account_has_the_conversation_of_the_program_itself() -> None:
