@@ -301,7 +301,7 @@ class ChatStream(Chat):
         self,
         app: web.Application,
         prefix: str = "/v1",
-        api_keys: Sequence[str] | os.PathLike[str] | None = None,
+        api_keys: Sequence[str] | os.PathLike[str] | ApiKeys | None = None,
         *,
         model_name: str | None = None,
     ) -> None:
@@ -310,12 +310,13 @@ class ChatStream(Chat):
         It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles.
 
         :param prefix: before each path, as clients have it in their base URL.
-        :param api_keys: who says one of them may call: a list, or the path of a file with a key a line. None: everyone.
+        :param api_keys: who says one of them may call: a list, or the path of a file with a key a line; or
+            :class:`~aiochatstream.web.openai.keys.ApiKeys` of these. None: everyone.
         :param model_name: what clients call the model; None is its own name.
 
         Raises ValueError for other values, and OSError for a file that cannot be read.
         """
-        service = Service(ApiKeys(api_keys), model_name)
+        service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
         added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, service=service))
         self.setup(app)
         if self.allowed_origins:

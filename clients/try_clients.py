@@ -6,6 +6,7 @@ Runs in an environment of its own, .venv-clients: these libraries bring many oth
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,9 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it looks for prices elsewhere
+
 import litellm
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field
 
 ROOT = Path(__file__).parent.parent
 PORT = 8917

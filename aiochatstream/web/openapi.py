@@ -115,7 +115,7 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
 
 def _operation(one: Mounted, schemas: Mapping[Any, dict[str, Any]], overload_status: int) -> dict[str, Any]:
     api = one.api
-    text = ROUTE.sub("", (api.handler.__doc__ or "").strip(), count=1)
+    text = ROUTE.sub("", (api.handler.__doc__ or "").strip(), count=1).replace("``", "`")
     summary, _, description = (text[:1].upper() + text[1:]).partition("\n\n")
     is_openai = one.tag == DIALECT
     operation: dict[str, Any] = {
