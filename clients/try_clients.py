@@ -59,7 +59,8 @@ def server() -> Iterator[str]:
 
 def tries(model: str) -> dict[str, Callable[[], object]]:
     """What is tried, by name. Each raises where it does not work."""
-    chat = ChatOpenAI(base_url=BASE, api_key="none", model=model, max_tokens=12, max_retries=0)
+    settings: dict[str, Any] = {"base_url": BASE, "api_key": "none", "model": model, "max_retries": 0}
+    chat, longer = (ChatOpenAI(**settings, max_tokens=tokens) for tokens in (12, 48))
     through: dict[str, Any] = {"model": f"openai/{model}", "api_base": BASE, "api_key": "none", "max_tokens": 12}
     through["messages"] = [{"role": "user", "content": QUESTION}]
     weather = {
@@ -84,11 +85,11 @@ def tries(model: str) -> dict[str, Callable[[], object]]:
         assert chat.invoke(QUESTION, stop=[" of"]).content == "The capital"
 
     def langchain_schema() -> None:
-        city = chat.bind(max_tokens=48).with_structured_output(City, method="json_schema").invoke("A city, please.")
+        city = longer.with_structured_output(City, method="json_schema").invoke("A city, please.")
         assert isinstance(city, City), city
 
     def langchain_tool() -> None:
-        bound = chat.bind_tools([weather], tool_choice="get_weather")
+        bound = longer.bind_tools([weather], tool_choice="get_weather")
         (call,) = bound.invoke("Weather in Paris?").tool_calls
         assert call["name"] == "get_weather"
 
