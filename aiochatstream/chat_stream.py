@@ -269,9 +269,7 @@ class ChatStream(Chat):
 
         Once or more often for one app. Raises RuntimeError for a second app.
         """
-        if self.place.enter(app):
-            app.cleanup_ctx.append(self._run_in)
-            app.on_shutdown.append(self._on_shutdown)
+        self._live_in(app, sessions=True)
 
     def routes(
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None, *, prefix: str = ""
@@ -305,9 +303,10 @@ class ChatStream(Chat):
         *,
         model_name: str | None = None,
     ) -> None:
-        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
+        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and let it own the start-up and clean-up.
 
-        It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles.
+        It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles. An app with
+        those, too, calls :meth:`setup` beside it.
 
         :param prefix: before each path, as clients have it in their base URL.
         :param api_keys: who says one of them may call: a list, or the path of a file with a key a line; or
@@ -318,7 +317,7 @@ class ChatStream(Chat):
         """
         service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
         added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, service=service))
-        self.setup(app)
+        self._live_in(app, sessions=False)
         if self.allowed_origins:
             cors.allow_origins(
                 app, added, self.allowed_origins, allow_headers="*", expose_headers=openai_errors.EXPOSED_HEADERS
@@ -412,6 +411,11 @@ class ChatStream(Chat):
         except (InvalidValue, ValidationError):
             return ParamOverrides()
         return kept
+
+    def _live_in(self, app: web.Application, *, sessions: bool) -> None:
+        if self.place.enter(app, sessions=sessions):
+            app.cleanup_ctx.append(self._run_in)
+            app.on_shutdown.append(self._on_shutdown)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
         self.place.check_start(app)

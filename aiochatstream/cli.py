@@ -102,6 +102,7 @@ def serve(options: argparse.Namespace) -> int:
         app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
     aiohttp_session.setup(app, sessions.storage)
     app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
     chat_stream.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
     app.on_startup.append(start_announcing)
     web.run_app(app, sock=listener, print=None, loop=_new_event_loop())

@@ -63,13 +63,9 @@ def tries(model: str) -> dict[str, Callable[[], object]]:
     chat, longer = (ChatOpenAI(**settings, max_tokens=tokens) for tokens in (12, 48))
     through: dict[str, Any] = {"model": f"openai/{model}", "api_base": BASE, "api_key": "none", "max_tokens": 12}
     through["messages"] = [{"role": "user", "content": QUESTION}]
-    weather = {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris"]}}},
-        },
-    }
+    parameters: dict[str, Any] = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}}
+    parameters |= {"required": ["city"], "additionalProperties": False}
+    weather = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
 
     def langchain_text() -> None:
         answer = chat.invoke(QUESTION)
