@@ -22,6 +22,7 @@ from aiochatstream.errors import (
     Forbidden,
     InvalidKey,
     InvalidValue,
+    StoreUnavailable,
     TooLarge,
     TooManyRequests,
     Unauthorized,
@@ -160,7 +161,7 @@ def _responses(
     if is_openai:
         errors |= {InvalidKey, Forbidden}
     elif api.name not in ALWAYS_ALLOWED:
-        errors |= {Unauthorized, Forbidden}
+        errors |= {Unauthorized, Forbidden, StoreUnavailable}
     body = {JSON: {"schema": schemas[openai_answers.OpenAIErrorBody if is_openai else ErrorBody]}}
     for status, codes in sorted(_by_status(errors, overload_status, is_openai=is_openai).items()):
         responses[str(status)] = {"description": "; ".join(codes), "content": body}
