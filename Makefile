@@ -29,6 +29,7 @@ bench-measure: setup
 	$(BIN)/python bench/overhead.py --json bench/results/overhead.json
 	$(BIN)/python bench/engine.py --json bench/results/engine.json
 	$(BIN)/python bench/engine.py --compile --json bench/results/engine-compile.json
+	$(BIN)/python bench/browser.py --json bench/results/browser.json
 	$(BIN)/python bench/soak.py --json bench/results/soak.json
 	$(BIN)/python bench/report.py
 

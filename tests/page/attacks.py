@@ -28,7 +28,7 @@ ATTACKS = {
     "link with a handler": f'<a href="https://example.org" onmouseover="{HACK}" target="_self">hover</a>',
     "svg": f'<svg onload="{HACK}"><script>{HACK}</script></svg>',
     "svg with use": f'<svg><use href="{HOME}/x.svg#a"></use><image href="{HOME}/x.png"></image></svg>',
-    "svg that animates a link": f"<svg><a><animate attributeName=href values=javascript:{HACK} /><text>x</text></a></svg>",
+    "svg that animates a link": f"<svg><a><animate attributeName=href values=javascript:{HACK} />x</a></svg>",
     "math": f'<math><mtext><table><mglyph><style><img src=x onerror="{HACK}"></style></mglyph></table></mtext></math>',
     "style": f"<style>@import '{HOME}/x.css'; body {{ display: none }}</style>",
     "style attribute": f'<p style="position:fixed;inset:0;background:url({HOME}/x.png)">over it all</p>',
