@@ -84,6 +84,8 @@ class ChatStream(Chat):
     :param logit_bias: up to 300 token ids with numbers from -100 to 100; None is off.
     :param param_limits: the least and the most that requests and users may set, by name, where that is to be less than
         anyone may: ``{"temperature": (0, 1), "top_k": (1, 500)}``. The server's own value must be among them.
+    :param allow_system_prompt: whether a request may say what the model is told first (``system``), in place of what
+        the prompt class says.
     :param token_sampler: chooses the tokens of the model's answers, in place of the built-in sampler.
     :param seed: seeds the sequence of the answers' seeds, 0 to 2**63 - 1; None is random.
     :param max_queue_wait: seconds that a request waits for a slot before it gets 503.
@@ -148,6 +150,7 @@ class ChatStream(Chat):
         no_repeat_ngram_size: int = 0,
         logit_bias: Mapping[int, float] | None = None,
         param_limits: Mapping[str, Sequence[float]] | None = None,
+        allow_system_prompt: bool = False,
         token_sampler: TokenSampler | None = None,
         seed: int | None = None,
         max_queue_wait: float = 60.0,
@@ -230,6 +233,7 @@ class ChatStream(Chat):
         self.allowed_origins = cors.checked_origins(allowed_origins)
         self.place = place.Place(namespace, cross_origin=bool(self.allowed_origins))
         self.num_gpus = num_gpus
+        self.allow_system_prompt = allow_system_prompt
         self.on_feedback_received = on_feedback_received
         self.page = Page({} if web_ui_params is None else web_ui_params)
         self.presence = Presence()

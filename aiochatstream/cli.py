@@ -74,6 +74,7 @@ def serve(options: argparse.Namespace) -> int:
         context_len=options.context_len,
         temperature=options.temperature,
         top_p=options.top_p,
+        allow_system_prompt=True,
         locale=options.locale,
     )
     failures: list[Exception] = []

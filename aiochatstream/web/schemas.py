@@ -41,6 +41,7 @@ class ChatRequest(ConversationRef):
 
     user_input: Annotated[str, Field(description="a string")] | None = None
     regenerate: Annotated[bool, Field(description="true or false")] = False
+    system: Annotated[str, Field(max_length=10_000, description="a string of at most 10000 characters")] | None = None
     params: ParamOverrides | None = None
 
     @property
