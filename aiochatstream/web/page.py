@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from aiohttp import ETag, hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,17 +36,10 @@ POLICY = (
 
 FOR_EVER = "public, max-age=31536000, immutable"
 
-Value = TypeVar("Value")
-
-Localised = Value | dict[Locale, Value]
-"""For everyone, or by language."""
-
 Line = Annotated[str, Field(min_length=1, max_length=200)]
 Paragraph = Annotated[str, Field(min_length=1, max_length=2000)]
 Examples = Annotated[list[Line], Field(max_length=8)]
-Colour = Annotated[
-    str, Field(pattern=r"^#[0-9a-fA-F]{6}$", description="a colour as '#1a7f64'")
-]
+Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$", description="a colour as '#1a7f64'")]
 Ancestor = Annotated[str, Field(pattern=r"^('self'|https?://[A-Za-z0-9.*:\[\]-]+)$")]
 
 
@@ -54,8 +48,8 @@ class WebUiParams(BaseModel):
 
     title: the name of the page.
     welcome: what stands in an empty conversation.
-    avatar: whose answers these are: one or two characters (an emoji, say), or an image of this origin or ``data:image/``.
-    accent, accent_dark: colour of buttons and links on light and on dark ground; absent, the dark one is the light one.
+    avatar: who answers: one to four characters (an emoji, say), or an image of this origin or ``data:image/``.
+    accent, accent_dark: colour of buttons and links on light and on dark ground; the second is the first if absent.
     examples: up to 8 messages that an empty conversation offers.
     locale, theme: what users see who have chosen nothing; absent, what their browsers ask for.
     frame_ancestors: origins whose pages may show this one in a frame, ``'self'`` for this one; none by default.
@@ -63,8 +57,10 @@ class WebUiParams(BaseModel):
 
     model_config = ConfigDict(**STRICT, extra="forbid")
 
-    title: Localised[Line] | None = Field(None, description="a string of 1 to 200 characters, or one by language")
-    welcome: Localised[Paragraph] | None = Field(
+    title: Line | dict[Locale, Line] | None = Field(
+        None, description="a string of 1 to 200 characters, or one by language"
+    )
+    welcome: Paragraph | dict[Locale, Paragraph] | None = Field(
         None, description="a string of 1 to 2000 characters, or one by language"
     )
     avatar: Annotated[
@@ -76,7 +72,7 @@ class WebUiParams(BaseModel):
     ] = ""
     accent: Colour | None = None
     accent_dark: Colour | None = None
-    examples: Localised[Examples] | None = Field(
+    examples: Examples | dict[Locale, Examples] | None = Field(
         None, description="a list of up to 8 strings of 1 to 200 characters, or one by language"
     )
     locale: Literal["en", "ja"] | None = Field(None, description="'en' or 'ja'")
@@ -93,13 +89,14 @@ class Page:
     """
 
     def __init__(self, params: object) -> None:
-        if not isinstance(params, dict):
+        if not isinstance(params, Mapping):
             raise ValueError(f"web_ui_params: must be a dict, not {params!r}.")
         try:
-            self.params = validated(WebUiParams, params)
+            self.params = validated(WebUiParams, dict(params))
         except ValueError as error:
             raise ValueError(f"web_ui_params.{error}") from None
-        self.policy = "; ".join((*POLICY, f"frame-ancestors {' '.join(self.params.frame_ancestors) or "'none'"}"))
+        ancestors = " ".join(self.params.frame_ancestors) or "'none'"
+        self.policy = "; ".join((*POLICY, f"frame-ancestors {ancestors}"))
         self._files: PageFiles | None = None
 
     async def files(self) -> PageFiles:
@@ -148,7 +145,7 @@ async def ui_config(server: ChatStream, request: web.Request) -> web.StreamRespo
         "role": role.name,
         "allow": "all" if role.allow is None else sorted(role.allow),
         "dev_tool": role.enable_dev_tool,
-        "system_prompt": bool(getattr(server, "allow_system_prompt", False)),
+        "system_prompt": server.allow_system_prompt,
         "max_new_tokens": server.params.max_new_tokens,
     }
     return json_response(config)

@@ -14,8 +14,8 @@ CONTENT_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascri
 
 INDEX = "index.html"
 
-PRELOADED = ("js/",)
-"""Folders whose modules the browser fetches before it finds them imported. The highlighter's come when they are needed."""
+PRELOADED = ("js/", "vendor/marked.js", "vendor/purify.js")
+"""Modules that the browser fetches before it finds them imported. The highlighter's come when they are needed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,12 +70,9 @@ export class Blocks {
     const block = this.#open ?? this.#append([]);
     this.#open = block;
     const figure = block.firstElementChild;
-    const language = token.type === "code" ? (token.lang ?? "").match(/\S*/)?.[0] ?? "" : null;
-    if (figure instanceof HTMLElement && figure.dataset.language === language) {
-      rewrite(figure, token.text, complete);
-    } else {
-      block.replaceChildren(nodesOf([token]));
-    }
+    const sameCode = figure instanceof HTMLElement && token.type === "code" && figure.dataset.language === languageOf(token);
+    if (sameCode) rewrite(figure, token.text, complete);
+    else block.replaceChildren(nodesOf([token]));
     return block;
   }
 
@@ -94,6 +91,11 @@ export class Blocks {
     this.#closed = 0;
     this.#open = null;
   }
+}
+
+/** @param {Token} token fenced code */
+function languageOf(token) {
+  return ("lang" in token && /\S+/.exec(token.lang ?? "")?.[0]) || "";
 }
 
 /** @param {Token[]} tokens @returns {number} index of the last block, which may still grow */

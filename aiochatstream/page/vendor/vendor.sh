@@ -22,12 +22,12 @@ fetch() { # PACKAGE@VERSION, then pairs of a file in it and its name here
 
 languages=(bash cpp css diff go java javascript json markdown python rust sql typescript xml yaml)
 
-fetch marked@18.2.1 lib/marked.esm.js marked.js LICENSE LICENSE-marked
+fetch marked@18.2.1 lib/marked.esm.js marked.js lib/marked.d.ts marked.d.ts LICENSE LICENSE-marked
 fetch dompurify@3.5.0 dist/purify.es.mjs purify.js LICENSE LICENSE-dompurify
 fetch @highlightjs/cdn-assets@11.12.0 LICENSE LICENSE-highlight.js es/core.min.js highlight/core.js \
     $(for one in "${languages[@]}"; do echo "es/languages/$one.min.js highlight/$one.js"; done)
 
 if [ "${1:-}" = --update ]; then
-    find . -type f \( -name '*.js' -o -name 'LICENSE-*' \) | LC_ALL=C sort | xargs sha256sum >SHA256SUMS
+    find . -type f \( -name '*.js' -o -name 'marked.d.ts' -o -name 'LICENSE-*' \) | LC_ALL=C sort | xargs sha256sum >SHA256SUMS
 fi
 sha256sum --check --quiet SHA256SUMS && echo "The libraries in $here are as SHA256SUMS says."
