@@ -193,7 +193,7 @@ def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
     if isinstance(engine, RecordingEngine):
         lines.append(messages.row_recording.format(folder=engine.folder))
     command = f"curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-    return "\n".join([*lines, messages.talk.format(command=command)])
+    return "\n".join([*lines, messages.talk.format(url=url, command=command)])
 
 
 def _session_storage(kind: str, key_file: Path | None, messages: Messages) -> aiohttp_session.AbstractStorage:

@@ -146,7 +146,5 @@ function memory(name, { used_memory: used, total_memory: total }) {
  * @param {number} most
  */
 function meter(value, most) {
-  const shown = h("meter", { min: "0", max: String(most || 1), "aria-hidden": "true" });
-  shown.value = value;
-  return shown;
+  return h("progress", { max: String(most || 1), value: String(value), "aria-hidden": "true" });
 }
