@@ -30,10 +30,11 @@ from aiochatstream.sessions import (
     load_session,
     recent_params,
 )
-from aiochatstream.web import cors, feedback, generation_params, handlers, inspection, place, routes
+from aiochatstream.web import cors, feedback, generation_params, handlers, inspection, page, place, routes
 from aiochatstream.web.access import is_agent
 from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.feedback import FeedbackCallback
+from aiochatstream.web.page import Page
 from aiochatstream.web.presence import Presence, comes_from_here
 from aiochatstream.web.promotion import phrase_attempts
 
@@ -113,6 +114,7 @@ class ChatStream(Chat):
         role for all browsers, which may call all but get_prompt and get_resource_usage.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
+    :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.
     :param locale: ``en`` or ``ja``: what the log's lines for people are written in (a model that cannot be loaded,
         answers that are stopped at shutdown). Errors for clients and programs are English.
 
@@ -168,6 +170,7 @@ class ChatStream(Chat):
         namespace: str = "",
         client_roles: Mapping[str, Any] | None = None,
         allowed_origins: Collection[str] = (),
+        web_ui_params: Mapping[str, Any] | None = None,
         locale: Locale = "en",
     ) -> None:
         if not (inspect.isclass(chat_prompt_clazz) and issubclass(chat_prompt_clazz, AbstractChatPrompt)):
@@ -232,6 +235,7 @@ class ChatStream(Chat):
         self.num_gpus = num_gpus
         self.allow_system_prompt = allow_system_prompt
         self.on_feedback_received = on_feedback_received
+        self.page = Page({} if web_ui_params is None else web_ui_params)
         self.presence = Presence()
         self.completions = Completions()
         self.allow_metrics = allow_metrics
@@ -265,11 +269,14 @@ class ChatStream(Chat):
     def append_apis(self, app: web.Application, options: Mapping[str, Any]) -> None:
         """Add endpoints to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
 
-        :param options: exactly one of ``{"include": [API names]}``, ``{"exclude": [API names]}`` and ``{"all": True}``.
+        :param options: exactly one of ``{"include": [API names]}``, ``{"exclude": [API names]}`` and ``{"all": True}``,
+            and, where it is not given to the constructor, ``"web_ui_params": {...}``.
 
         Raises ValueError for other options.
         """
         chosen = routes.chosen_routes(self, options)
+        if "web_ui_params" in options:
+            self.page = Page(options["web_ui_params"])
         self.setup(app)
         added = app.add_routes(chosen)
         if self.allowed_origins:
@@ -303,6 +310,7 @@ class ChatStream(Chat):
     handle_healthz_request = handlers.healthz
     handle_readyz_request = handlers.readyz
     handle_metrics_request = handlers.metrics
+    handle_webui_index_request = page.webui_index
 
     async def handle_chat_stream_request(
         self,

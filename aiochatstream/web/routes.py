@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
-from aiochatstream.web import feedback, generation_params, handlers, inspection
+from aiochatstream.web import feedback, generation_params, handlers, inspection, page
 from aiochatstream.web.errors import ServerHandler
 
 if TYPE_CHECKING:
@@ -16,13 +17,21 @@ if TYPE_CHECKING:
 
 
 class Api(NamedTuple):
-    """One endpoint. Its name is also that of its handler, and what the roles' ``allow`` lists say."""
+    """One endpoint. Its name is also that of its handler, and what the roles' ``allow`` lists say.
+
+    parts: other paths that come with it, and are of no use without.
+    """
 
     name: str
     route: Callable[..., web.RouteDef]
     path: str
     handler: ServerHandler[...]
+    parts: Mapping[str, ServerHandler[...]] = MappingProxyType({})
 
+
+PAGE_PARTS: Mapping[str, ServerHandler[...]] = MappingProxyType(
+    {"/page/{version}/{name:.+}": page.page_file, "/ui_config": page.ui_config}
+)
 
 APIS = {
     api.name: api
@@ -40,6 +49,7 @@ APIS = {
         Api("healthz", web.get, "/healthz", handlers.healthz),
         Api("readyz", web.get, "/readyz", handlers.readyz),
         Api("metrics", web.get, "/metrics", handlers.metrics),
+        Api("webui_index", web.get, "/", page.webui_index, PAGE_PARTS),
     )
 }
 
@@ -57,11 +67,12 @@ def routes(
     left_out = frozenset() if exclude is None else _names("exclude", exclude)
     if prefix and not (prefix.startswith("/") and not prefix.endswith("/")):
         raise ValueError(f"prefix: must begin with a slash and not end with one, not {prefix!r}.")
-    return [
-        api.route(prefix + api.path, functools.partial(api.handler, server))
-        for api in APIS.values()
-        if api.name in chosen and api.name not in left_out
-    ]
+    found = []
+    for api in APIS.values():
+        if api.name in chosen and api.name not in left_out:
+            found.append(api.route(prefix + api.path, functools.partial(api.handler, server)))
+            found += [api.route(prefix + path, functools.partial(part, server)) for path, part in api.parts.items()]
+    return found
 
 
 def chosen_routes(server: ChatStream, options: object) -> list[web.RouteDef]:
@@ -69,10 +80,11 @@ def chosen_routes(server: ChatStream, options: object) -> list[web.RouteDef]:
     if not isinstance(options, Mapping):
         raise ValueError(f"options: must be a dict, not {options!r}.")
     for key in options:
-        if key not in ("include", "exclude", "all"):
-            raise ValueError(f"options: {key!r} is none of 'include', 'exclude' and 'all'.")
-    if len(options) != 1:
-        given = " and ".join(map(repr, options)) or "none"
+        if key not in ("include", "exclude", "all", "web_ui_params"):
+            raise ValueError(f"options: {key!r} is none of 'include', 'exclude', 'all' and 'web_ui_params'.")
+    choices = [key for key in options if key != "web_ui_params"]
+    if len(choices) != 1:
+        given = " and ".join(map(repr, choices)) or "none"
         raise ValueError(f"options: must have exactly one of 'include', 'exclude' and 'all', not {given}.")
     if options.get("all", True) is not True:
         raise ValueError(f"options: 'all' must be True, not {options['all']!r}.")

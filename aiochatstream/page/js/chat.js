@@ -1,0 +1,411 @@
+// One conversation as this tab sees it: what was said, what is being answered, and what the server has not taken.
+
+import { ApiError, errorOf } from "./api.js";
+
+/** @typedef {import("./api.js").Api} Api */
+/** @typedef {import("./store.js").Store} Store */
+/** @typedef {import("./stream.js").ServerEvent} ServerEvent */
+
+/**
+ * @typedef {object} Turn a message and its answer
+ * @property {string} user
+ * @property {string} answer
+ * @property {string | null} id the answer's message id
+ * @property {"waiting" | "writing" | "running" | "complete" | "interrupted"} state
+ *   waiting: no text yet; writing: this tab is told it; running: another one is
+ * @property {string} [finish] finish reason
+ * @property {Usage} [usage]
+ * @property {Timing} [timing]
+ * @property {boolean | null} [like]
+ */
+
+/** @typedef {{ prompt_tokens: number, cached_tokens: number, completion_tokens: number }} Usage */
+/** @typedef {{ queue_s: number, ttft_s: number, total_s: number }} Timing seconds */
+
+/**
+ * @typedef {{ kind: "send", text: string }
+ *   | { kind: "edit", text: string, id: string }
+ *   | { kind: "regenerate" }
+ *   | { kind: "continue" }} Ask
+ */
+
+/**
+ * @typedef {object} Refused what was asked and not answered
+ * @property {Ask} ask
+ * @property {ApiError | null} error null: the page was left before the answer began
+ * @property {number | null} at when it is asked again by itself, milliseconds since 1970
+ */
+
+/** Milliseconds between two looks at an answer that another tab is told. */
+const POLL_MS = 1000;
+
+/** Milliseconds until a lost connection is tried again. */
+const RECOVER_MS = 2000;
+
+/** How often a refused message is sent again by itself. */
+const AUTOMATIC_TRIES = 20;
+
+const EVENTS_KEPT = 1000;
+
+/**
+ * Tells `change` (turns came, went, or changed state), `text` (the newest answer grew), `event` (the server said
+ * something), `returned` (a message that was not answered; detail is its text), `said` (words of the server's own).
+ */
+export class Chat extends EventTarget {
+  /** @type {Turn[]} */
+  turns = [];
+  /** @type {Turn | null} the one that this tab is told */
+  busy = null;
+  /** Place in the queue; 0: not in it. */
+  position = 0;
+  /** @type {Refused | null} */
+  refused = null;
+  /** @type {ApiError | null} why the history is not here */
+  failure = null;
+  loaded = false;
+  /** Whether the newest answer was for a role that has the developer's tool. */
+  devTool = false;
+  /** @type {(ServerEvent & { at: number })[]} as they came, with seconds since they were asked for */
+  events = [];
+  /** @type {number | null} the conversation's turn number on the server */
+  #number = null;
+  #tries = 0;
+  #pollTimer = 0;
+  #retryTimer = 0;
+  #closed = false;
+  #abort = new AbortController();
+  #api;
+  #store;
+
+  /**
+   * @param {Api} api
+   * @param {Store} store
+   * @param {string} id
+   */
+  constructor(api, store, id) {
+    super();
+    this.#api = api;
+    this.#store = store;
+    this.id = id;
+  }
+
+  /** The newest turn. */
+  get last() {
+    return this.turns.at(-1) ?? null;
+  }
+
+  /** Whether an answer is under way, here or elsewhere. */
+  get answering() {
+    return this.busy !== null || this.last?.state === "running";
+  }
+
+  /** Ask the server what was said. An answer that another tab is told is looked at until it is over. */
+  async load() {
+    clearTimeout(this.#pollTimer);
+    try {
+      const { turn, messages } = await this.#api.history(this.id);
+      if (this.busy || this.#closed) return;
+      this.#number = turn;
+      this.turns = this.#merged(messages);
+      this.failure = null;
+      if (!this.loaded) this.#findUnsent();
+      this.loaded = true;
+      if (this.last?.state === "running") this.#loadIn(POLL_MS);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      if (this.busy || this.#closed) return;
+      this.failure = error;
+      if (error.passes || error.status === 0) this.#loadIn(RECOVER_MS);
+    }
+    this.#changed();
+  }
+
+  /** @param {string} text */
+  send(text) {
+    return this.ask({ kind: "send", text });
+  }
+
+  /** @param {Ask} ask */
+  async ask(ask) {
+    if (this.busy) return;
+    this.#forgetTimers();
+    const before = this.turns;
+    const turn = this.#begin(ask);
+    if (!turn) return;
+    const said = turn.answer;
+    const undo = () => {
+      this.turns = before;
+      if (ask.kind === "continue") turn.state = "interrupted";
+    };
+    this.busy = turn;
+    this.position = 0;
+    this.refused = null;
+    this.events = [];
+    this.#abort = new AbortController();
+    this.#changed();
+    try {
+      const done = await this.#listen(ask, turn);
+      if (turn.answer === said && done.finish_reason === "cancelled") {
+        undo();
+        if ("text" in ask) this.dispatchEvent(new CustomEvent("returned", { detail: ask.text }));
+      } else if (done.usage?.completion_tokens === 0 && done.usage.prompt_tokens === 0 && turn.answer !== said) {
+        undo();
+        this.dispatchEvent(new CustomEvent("said", { detail: turn.answer }));
+      } else {
+        this.#finished(turn, done);
+      }
+      this.#store.setUnsent(this.id, null);
+      this.#tries = 0;
+      this.busy = null;
+    } catch (error) {
+      this.busy = null;
+      if (this.#closed) return;
+      const failure = error instanceof ApiError ? error : new ApiError(0, "unreachable", String(error));
+      if (failure.status === 0 && failure.code === "unreachable" && turn.answer !== said) {
+        turn.state = "interrupted"; // the server keeps it as that, too
+        this.#loadIn(POLL_MS / 2);
+      } else {
+        undo();
+        this.#refuse(ask, failure);
+      }
+    }
+    this.#changed();
+  }
+
+  /** Stop the answer under way; what there is of it stays. */
+  async stop() {
+    const abort = this.#abort;
+    try {
+      await this.#api.stop(this.id);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      if (this.busy) abort.abort(new ApiError(0, "unreachable", "stopped")); // hanging up stops it, too
+    }
+    if (this.last?.state === "running") await this.load();
+  }
+
+  /** Ask again what was refused. */
+  retry() {
+    if (this.refused) void this.ask(this.refused.ask);
+  }
+
+  /** Do not ask again. @returns {string} the message that was to be sent */
+  giveUp() {
+    const ask = this.refused?.ask;
+    clearTimeout(this.#retryTimer);
+    this.refused = null;
+    this.#tries = 0;
+    this.#store.setUnsent(this.id, null);
+    this.#changed();
+    return ask && "text" in ask ? ask.text : "";
+  }
+
+  /** @param {string} id a message id */
+  async delete(id) {
+    await this.#api.deleteMessage(this.id, id);
+    await this.load();
+  }
+
+  /** Forget everything that was said. */
+  async clear() {
+    this.#abort.abort(new ApiError(0, "cleared", ""));
+    await this.#api.clear(this.id);
+    this.giveUp();
+    await this.load();
+  }
+
+  /** This tab is not interested any more. */
+  close() {
+    this.#closed = true;
+    this.#forgetTimers();
+    this.#abort.abort();
+  }
+
+  /** @param {Ask} ask @returns {Turn | null} */
+  #begin(ask) {
+    const last = this.last;
+    if (ask.kind === "continue") {
+      if (last) last.state = "waiting";
+      return last;
+    }
+    const at = {
+      send: () => this.turns.length,
+      edit: () => this.turns.findIndex((one) => "id" in ask && one.id === ask.id),
+      regenerate: () => this.turns.length - 1,
+    }[ask.kind]();
+    const user = "text" in ask ? ask.text : last?.user;
+    if (at < 0 || user === undefined) return null;
+    /** @type {Turn} */
+    const turn = { user, answer: "", id: null, state: "waiting" };
+    this.turns = [...this.turns.slice(0, at), turn];
+    if ("text" in ask) this.#store.setUnsent(this.id, { text: ask.text, ...this.#replaced(ask), turn: this.#number });
+    return turn;
+  }
+
+  /** @param {Ask} ask */
+  #replaced(ask) {
+    return ask.kind === "edit" ? { edit: ask.id } : {};
+  }
+
+  /**
+   * Ask, and hear the answer out.
+   * @param {Ask} ask
+   * @param {Turn} turn
+   * @returns {Promise<any>} what `done` says
+   */
+  async #listen(ask, turn) {
+    const began = performance.now();
+    const { events, devTool } = await this.#api.chat(this.#body(ask), this.#abort.signal);
+    this.devTool = devTool;
+    try {
+      for await (const { event, data } of events) {
+        this.#record(event, data, began);
+        if (event === "delta") this.#grow(turn, data.text);
+        else if (event === "queued") this.#wait(data.position);
+        else if (event === "start") this.#wait(0, turn, data.message_id);
+        else if (event === "done") return data;
+        else if (event === "error") throw errorOf(0, data.error);
+      }
+    } catch (error) {
+      const reason = this.#abort.signal.reason;
+      throw error instanceof ApiError ? error : reason instanceof ApiError ? reason : unreachable();
+    }
+    throw unreachable();
+  }
+
+  /** @param {Ask} ask */
+  #body(ask) {
+    const system = this.#store.system(this.id);
+    return {
+      conversation: this.id,
+      ...("text" in ask ? { user_input: ask.text } : {}),
+      ...(ask.kind === "edit" ? { edit_message_id: ask.id } : {}),
+      ...(ask.kind === "regenerate" ? { regenerate: true } : {}),
+      ...(ask.kind === "continue" ? { continue: true } : {}),
+      ...(this.#number === null ? {} : { if_turn: this.#number }),
+      ...(system ? { system } : {}),
+    };
+  }
+
+  /**
+   * @param {Turn} turn
+   * @param {string} text
+   */
+  #grow(turn, text) {
+    turn.answer += text;
+    if (turn.state !== "writing") {
+      turn.state = "writing";
+      this.#store.setUnsent(this.id, null); // from here on the server keeps it, come what may
+      this.#changed();
+    }
+    this.dispatchEvent(new Event("text"));
+  }
+
+  /**
+   * @param {number} position
+   * @param {Turn} [turn]
+   * @param {string} [id]
+   */
+  #wait(position, turn, id) {
+    this.position = position;
+    if (turn && id) turn.id = id;
+    this.#changed();
+  }
+
+  /**
+   * @param {Turn} turn
+   * @param {any} done
+   */
+  #finished(turn, done) {
+    turn.id = done.message_id;
+    turn.state = done.finish_reason === "cancelled" ? "interrupted" : "complete";
+    turn.finish = done.finish_reason;
+    turn.usage = done.usage;
+    turn.timing = done.timing;
+    turn.like = null;
+    this.#number = done.turn ?? null;
+    this.#store.touch(this.id, turn.user);
+    if (done.commit) void this.#commit(done.commit);
+    if (done.dropped_turns) void this.load();
+  }
+
+  /**
+   * Where the history is in a cookie, the answer joins it with this request; without it, with the next one.
+   * @param {string} commit
+   */
+  async #commit(commit) {
+    await this.#api.commit(commit).catch(() => {});
+  }
+
+  /**
+   * @param {Ask} ask
+   * @param {ApiError} error
+   */
+  #refuse(ask, error) {
+    this.refused = { ask, error, at: null };
+    if (error.retryAfter !== null && this.#tries < AUTOMATIC_TRIES) {
+      this.#tries += 1;
+      this.refused.at = Date.now() + error.retryAfter * 1000;
+      this.#retryTimer = window.setTimeout(() => this.retry(), error.retryAfter * 1000);
+    }
+    if (error.status === 409 || error.status === 404) this.#loadIn(0); // it changed elsewhere: show how
+  }
+
+  /** A message of an earlier visit that was not answered. */
+  #findUnsent() {
+    const unsent = this.#store.unsent(this.id);
+    if (!unsent) return;
+    if (this.last?.user === unsent.text && (this.#number ?? 0) > (unsent.turn ?? 0)) {
+      this.#store.setUnsent(this.id, null);
+      return;
+    }
+    const { text, edit } = unsent;
+    this.refused = { ask: edit ? { kind: "edit", text, id: edit } : { kind: "send", text }, error: null, at: null };
+  }
+
+  /**
+   * The turns of a history; those that were here already are the same objects.
+   * @param {import("./api.js").HistoryMessage[]} messages
+   */
+  #merged(messages) {
+    const known = new Map(this.turns.map((turn) => [turn.id, turn]));
+    /** @type {Turn[]} */
+    const turns = [];
+    let user = "";
+    for (const { role, content, message_id: id = null, state = "complete" } of messages) {
+      if (role === "user") user = content;
+      else turns.push(Object.assign(known.get(id) ?? {}, { user, answer: content, id, state }));
+    }
+    return turns;
+  }
+
+  /**
+   * @param {string} event
+   * @param {any} data
+   * @param {number} began
+   */
+  #record(event, data, began) {
+    this.events.push({ event, data, at: (performance.now() - began) / 1000 });
+    if (this.events.length > EVENTS_KEPT) this.events.shift();
+    this.dispatchEvent(new Event("event"));
+  }
+
+  /** @param {number} milliseconds */
+  #loadIn(milliseconds) {
+    clearTimeout(this.#pollTimer);
+    this.#pollTimer = window.setTimeout(() => this.load(), milliseconds);
+  }
+
+  #forgetTimers() {
+    clearTimeout(this.#pollTimer);
+    clearTimeout(this.#retryTimer);
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+function unreachable() {
+  return new ApiError(0, "unreachable", "The connection broke.");
+}
