@@ -349,7 +349,7 @@ export class Chat extends EventTarget {
     if (error.retryAfter !== null && this.#tries < AUTOMATIC_TRIES) {
       this.#tries += 1;
       this.refused.at = Date.now() + error.retryAfter * 1000;
-      this.#retryTimer = window.setTimeout(() => this.retry(), error.retryAfter * 1000);
+      this.#retryTimer = setTimeout(() => this.retry(), error.retryAfter * 1000);
     }
     if (error.status === 409 || error.status === 404) this.#loadIn(0); // it changed elsewhere: show how
   }
@@ -396,7 +396,7 @@ export class Chat extends EventTarget {
   /** @param {number} milliseconds */
   #loadIn(milliseconds) {
     clearTimeout(this.#pollTimer);
-    this.#pollTimer = window.setTimeout(() => this.load(), milliseconds);
+    this.#pollTimer = setTimeout(() => this.load(), milliseconds);
   }
 
   #forgetTimers() {

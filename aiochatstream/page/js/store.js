@@ -224,7 +224,7 @@ export class Store extends EventTarget {
 
 /** @param {string} said */
 export function titleOf(said) {
-  const line = said.trim().split("\n", 1)[0] ?? "";
+  const line = (said.trim().split("\n", 1)[0] ?? "").trimEnd();
   const characters = [...line];
   return characters.length > TITLE_LENGTH ? `${characters.slice(0, TITLE_LENGTH - 1).join("")}…` : line;
 }

@@ -77,7 +77,7 @@ export class DevPanel {
       this.#fill(this.#load, async () => loadRows(await this.#api.load())),
       this.#fill(this.#memory, async () => memoryRows(await this.#api.resources())),
     ]);
-    if (this.#chat === chat) this.#timer = window.setTimeout(() => this.#refresh(), REFRESH_MS);
+    if (this.#chat === chat) this.#timer = setTimeout(() => this.#refresh(), REFRESH_MS);
   }
 
   /**
