@@ -48,9 +48,7 @@ async def test_a_reload_in_mid_answer_shows_what_was_said_and_that_it_was_interr
     assert len(engine.calls) == 1
 
 
-async def test_a_reload_before_the_first_word_offers_the_message_again(
-    start: Any, visit: Visit, stepper: Any
-) -> None:
+async def test_a_reload_before_the_first_word_offers_the_message_again(start: Any, visit: Visit, stepper: Any) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_new_tokens=2))
     chat = Chat(await visit(server.url))
@@ -176,7 +174,9 @@ async def test_over_the_cookies_budget_the_oldest_turns_go_and_that_is_told(star
     chat = Chat(await visit(server.url))
     for number in range(6):
         # does not get shorter by compression
-        await chat.ask(f"{number} " + "".join(chr(0x4E00 + (place * 7919 * (number + 3)) % 20000) for place in range(300)))
+        await chat.ask(
+            f"{number} " + "".join(chr(0x4E00 + (place * 7919 * (number + 3)) % 20000) for place in range(300))
+        )
     await expect(chat.page.get_by_text("The oldest messages were left out").first).to_be_visible()
     await expect(chat.said(0)).not_to_contain_text("0 ")
     await expect(chat.said()).to_contain_text("5 ")

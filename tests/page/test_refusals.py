@@ -35,9 +35,7 @@ async def test_who_waits_sees_the_place_in_the_queue_get_better(start: Any, visi
 
 async def test_a_full_queue_counts_down_and_sends_again_by_itself(start: Any, visit: Visit, stepper: Any) -> None:
     engine = stepper()
-    server = await start(
-        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1)
-    )
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
     first, second = Chat(await visit(server.url)), Chat(await visit(server.url))
     await first.send("first")
     await until(lambda: engine.calls)
@@ -56,9 +54,7 @@ async def test_a_refused_message_is_sent_by_a_click_or_goes_back_into_the_box(
     start: Any, visit: Visit, stepper: Any
 ) -> None:
     engine = stepper()
-    server = await start(
-        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1)
-    )
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
     first, second = Chat(await visit(server.url)), Chat(await visit(server.url))
     await first.send("first")
     await until(lambda: engine.calls)
