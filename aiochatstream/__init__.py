@@ -16,7 +16,22 @@ from aiochatstream.errors import ChatStreamError
 from aiochatstream.load_time import LoadTime
 from aiochatstream.params import GenerationParams
 from aiochatstream.phrases import hash_phrase
-from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
+from aiochatstream.prompts import (
+    AbstractChatPrompt,
+    ChatPrompt,
+    ChatPromptCyberAgentOpenCalm,
+    ChatPromptDatabricksDolly,
+    ChatPromptLineCorpJpLargeLmInstSft,
+    ChatPromptMatsuoLabJpGptNeoxInstSft,
+    ChatPromptMetaLlamaLlama2Chat,
+    ChatPromptMosaicmlMptChat,
+    ChatPromptOpenlmrOpenLlama,
+    ChatPromptRinnaJpGptNeoxInstSft,
+    ChatPromptStabilityAiJpGptNeoxInstSft,
+    ChatPromptStockmarkGptNeoxJp,
+    ChatPromptTogetherRedPajamaINCITEChat,
+    Content,
+)
 from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
 from aiochatstream.web.feedback import Feedback, FeedbackFile
 
@@ -25,6 +40,17 @@ __version__ = "0.1.0"
 __all__ = [
     "AbstractChatPrompt",
     "ChatPrompt",
+    "ChatPromptCyberAgentOpenCalm",
+    "ChatPromptDatabricksDolly",
+    "ChatPromptLineCorpJpLargeLmInstSft",
+    "ChatPromptMatsuoLabJpGptNeoxInstSft",
+    "ChatPromptMetaLlamaLlama2Chat",
+    "ChatPromptMosaicmlMptChat",
+    "ChatPromptOpenlmrOpenLlama",
+    "ChatPromptRinnaJpGptNeoxInstSft",
+    "ChatPromptStabilityAiJpGptNeoxInstSft",
+    "ChatPromptStockmarkGptNeoxJp",
+    "ChatPromptTogetherRedPajamaINCITEChat",
     "ChatStream",
     "ChatStreamError",
     "Content",

@@ -26,8 +26,6 @@ from aiochatstream.sessions import MemoryConversationStore, User
 from aiochatstream.threads import in_daemon_thread
 from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, StopReason, Text, Turns
 
-logger = logging.getLogger(__name__)
-
 State = Literal["starting", "ready", "draining", "failed"]
 
 Position = Literal["begin", "mid", "end"]
@@ -49,9 +47,11 @@ class Chat:
     :param engine: what answers.
     :param chat_prompt_clazz: what writes the prompt.
     :param params: those of every answer, where a request says nothing else.
+    :param limits: how many at once, and how long.
     :param param_limits: the least and the most that a request may set, by name.
     :param seed: seeds the sequence of the answers' seeds; None is random.
     :param locale: what the log's lines for people are written in.
+    :param logger: for the lines on loading, answers and shutdown; by default that of this module.
     """
 
     def __init__(
@@ -63,8 +63,10 @@ class Chat:
         param_limits: dict[str, tuple[float, float]],
         seed: int | None,
         locale: Locale = "en",
+        logger: logging.Logger | None = None,
     ) -> None:
         self._messages = messages_of(locale)
+        self.logger = logging.getLogger(__name__) if logger is None else logger
         self.engine, self.params, self.limits, self.param_limits = engine, params, limits, param_limits
         self.context_len = limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
@@ -101,21 +103,25 @@ class Chat:
         self.admission = Admission(slots, self.limits.max_queue_size)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
+        self._probe = asyncio.create_task(self.metrics.probe_lag())
         self._loading = asyncio.create_task(self._load())
         if self.engine.loads_slowly:
             self._loading.add_done_callback(self._log_failure)
-        else:
+            return
+        try:
             await self._loading
-        self._probe = asyncio.create_task(self.metrics.probe_lag())
+        except BaseException:
+            self._end()  # nobody leaves what could not be entered
+            raise
 
     async def _shut_down(self) -> None:
         """Take no more turns; wait for those under way, as long as the limits say, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):
-            logger.warning(self._messages.stopping.format(count=len(self._turns)))
+            self.logger.warning(self._messages.stopping.format(count=len(self._turns)))
             self._turns.stop_all("shutdown")
             if not await self._turns.wait(ENDING_SECONDS):
-                logger.error(self._messages.stuck.format(count=len(self._turns)))
+                self.logger.error(self._messages.stuck.format(count=len(self._turns)))
 
     def _end(self) -> None:
         """Give back what :meth:`_start` took; where a turn is stuck, its thread keeps the engine."""
@@ -175,7 +181,7 @@ class Chat:
         prompt.conversation, prompt.message = told, message
 
         def text() -> str:
-            made = self._make_prompt(prompt, self.params.max_new_tokens)
+            made = self._make_prompt(prompt, max_new_tokens=1)  # the request may have asked for fewer than usual
             if prompt.tokenizer is None:
                 return json.dumps(made.messages, ensure_ascii=False)
             return prompt.create_prompt()
@@ -196,7 +202,7 @@ class Chat:
         Closing the generator stops the answer; what there is of it joins the conversation as interrupted.
 
         Raises :class:`~aiochatstream.errors.ChatStreamError` where there is no whole answer, what loading the model
-        raised, and RuntimeError outside of the ``async with``.
+        raised, and RuntimeError where the ``async with`` was never entered.
         """
         await self.wait_ready()
         if not isinstance(text, str) or not text.strip():
@@ -329,7 +335,7 @@ class Chat:
         figures = {**turn.usage._asdict(), **turn.timing._asdict()}
         self.metrics.finished(reason, **figures)
         told = " ".join(f"{name}={value}" for name, value in figures.items())
-        logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
+        self.logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
 
     def _check_logit_bias(self) -> None:
         """How many token ids there are is known only from the model."""
@@ -364,4 +370,4 @@ class Chat:
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error(self._messages.load_failed, exc_info=error)
+            self.logger.error(self._messages.load_failed, exc_info=error)

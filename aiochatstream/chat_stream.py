@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping, Sequence
@@ -67,6 +68,8 @@ class ChatStream(Chat):
     :param probe_mode_enabled: chatstream's name: True records in the folder ``probe``, unless ``record`` names another.
     :param device: where the model is to run (a torch device or its name); None leaves it where it is.
     :param chat_prompt_clazz: the class that writes the prompt, a subclass of :class:`AbstractChatPrompt`.
+    :param add_special_tokens: whether the tokenizer adds its special tokens (a BOS, mostly) to the prompt's text; None
+        is as the prompt class says. A chat template brings its own.
     :param max_new_tokens: tokens an answer may have, 1 to 1000000; also the most that a request may ask for.
     :param context_len: tokens that prompt and answer may have together, more than max_new_tokens. None is the model's
         own limit, at most 2048.
@@ -100,6 +103,7 @@ class ChatStream(Chat):
         changes nothing (a full queue is never a 200 here).
     :param conversation_store: where conversations are kept. None: in the cookie where the app's sessions are
         encrypted cookies, in the memory of this process otherwise.
+    :param request_handler: chatstream's, superseded by ``conversation_store``: nothing but None is taken.
     :param identify_user: a coroutine function of the request that gives the name by which the app knows the user, who
         then finds the same conversations in every session of theirs; None for one who is known by the session only. It
         may raise what the request is to be answered with (``web.HTTPUnauthorized``).
@@ -117,6 +121,8 @@ class ChatStream(Chat):
     :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.
     :param locale: ``en`` or ``ja``: what the log's lines for people are written in (a model that cannot be loaded,
         answers that are stopped at shutdown). Errors for clients and programs are English.
+    :param logger: for the lines on loading, answers and shutdown; by default ``aiochatstream.chat``. All others go to
+        loggers below ``aiochatstream``, too.
 
     Raises TypeError for a wrong kind of argument, ValueError for one out of its range, and OSError where ``record``
     cannot be written to.
@@ -136,6 +142,7 @@ class ChatStream(Chat):
         probe_mode_enabled: bool = False,
         device: Any = None,
         chat_prompt_clazz: type[AbstractChatPrompt] = ChatPrompt,
+        add_special_tokens: bool | None = None,
         max_new_tokens: int = 256,
         context_len: int | None = None,
         temperature: float = 1.0,
@@ -162,6 +169,7 @@ class ChatStream(Chat):
         overload_status: int | None = None,
         too_many_request_as_http_error: bool = False,
         conversation_store: ConversationStore | None = None,
+        request_handler: None = None,
         identify_user: Callable[[web.Request], Awaitable[str | None]] | None = None,
         allow_metrics: Callable[[web.Request], bool] = comes_from_here,
         on_feedback_received: FeedbackCallback | None = None,
@@ -172,12 +180,22 @@ class ChatStream(Chat):
         allowed_origins: Collection[str] = (),
         web_ui_params: Mapping[str, Any] | None = None,
         locale: Locale = "en",
+        logger: logging.Logger | None = None,
     ) -> None:
         if not (inspect.isclass(chat_prompt_clazz) and issubclass(chat_prompt_clazz, AbstractChatPrompt)):
             raise TypeError(
                 f"chat_prompt_clazz: must be a subclass of AbstractChatPrompt (the class itself, not an object of it), "
                 f"not {chat_prompt_clazz!r}."
             )
+        if add_special_tokens is not None:
+            if not isinstance(add_special_tokens, bool):
+                raise ValueError(f"add_special_tokens: must be True, False or None, not {add_special_tokens!r}.")
+            fields = {"add_special_tokens": add_special_tokens}
+            chat_prompt_clazz = type(chat_prompt_clazz.__name__, (chat_prompt_clazz,), fields)
+        if request_handler is not None:
+            raise TypeError("request_handler: a ConversationStore takes its place; give conversation_store.")
+        if logger is not None and not isinstance(logger, logging.Logger):
+            raise TypeError(f"logger: must be a logging.Logger, not {logger!r}.")
         if use_mock_response:
             if engine is not None:
                 raise TypeError("use_mock_response: takes the place of engine; give one or the other.")
@@ -222,7 +240,7 @@ class ChatStream(Chat):
         answering = _engine(engine, model, tokenizer, device, token_sampler)
         if record is not None or probe_mode_enabled:
             answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
-        super().__init__(answering, chat_prompt_clazz, params, limits, limits_of_params, seed, locale)
+        super().__init__(answering, chat_prompt_clazz, params, limits, limits_of_params, seed, locale, logger)
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
@@ -315,12 +333,13 @@ class ChatStream(Chat):
     async def handle_chat_stream_request(
         self,
         request: web.Request,
-        request_body: dict[str, Any] | None = None,
+        request_body: dict[str, Any] | bytes | None = None,
         callback: Callback | None = None,
     ) -> web.StreamResponse:
         """Answer ``POST /chat_stream``: what the route's handler of an app calls.
 
-        :param request_body: what the body says, from a handler that has read it; validated as the body itself would be.
+        :param request_body: what the body says, from a handler that has read it: as a dict or as it came; validated as
+            the body itself would be.
         :param callback: called as ``callback(request, message)``, once, when the request is over. The message is
             ``success`` (also for an answer that was stopped on request), ``client_disconnected_before_streaming`` (no
             text was sent), ``client_disconnected_while_streaming``, or begins with ``unknown_error_occurred`` and goes
@@ -340,6 +359,8 @@ class ChatStream(Chat):
             return AgentSession(request)
         session = await self.session(request)
         account = None if self._identify_user is None else await self._identify_user(request)
+        if account is not None and not (isinstance(account, str) and account):  # one for many would be a leak
+            raise TypeError(f"identify_user: must return a name that is not empty, or None, not {account!r}.")
         in_cookie = self._store is None and account is None and keeps_data_in_cookie(request)
         kind = CookieUserSession if in_cookie else UserSession
         store = self._memory if self._store is None else self._store

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from aiochatstream import AbstractChatPrompt, ChatPrompt, ChatStream
-from tests.helpers import echo
+import aiochatstream
+from aiochatstream import (
+    AbstractChatPrompt,
+    ChatPrompt,
+    ChatStream,
+    MemoryConversationStore,
+    ScriptedEngine,
+    prompts,
+)
+from aiochatstream.sessions import User
+from tests.helpers import echo, until
 
 
 @pytest.mark.parametrize(
@@ -43,6 +54,7 @@ from tests.helpers import echo
         ),
         ({"param_limits": {"heat": (0, 1)}}, "param_limits: 'heat' is none of"),
         ({"seed": -1}, "seed"),
+        ({"add_special_tokens": 1}, "add_special_tokens: must be True, False or None, not 1"),
         ({"max_queue_wait": 0}, "max_queue_wait: must be a number of seconds above 0"),
         ({"max_answer": -5}, "max_answer"),
         ({"write_timeout": 0}, "write_timeout"),
@@ -78,6 +90,8 @@ async def answer_async(messages: Any, params: Any) -> Any:
         ({"engine": echo, "chat_prompt_clazz": ChatPrompt()}, "the class itself, not an object of it"),
         ({"engine": echo, "chat_prompt_clazz": dict}, "subclass of AbstractChatPrompt"),
         ({"engine": echo, "chat_prompt_clazz": None}, "subclass of AbstractChatPrompt"),
+        ({"engine": echo, "request_handler": object()}, "request_handler: a ConversationStore takes its place"),
+        ({"engine": echo, "logger": "mine"}, "logger: must be a logging.Logger, not 'mine'"),
     ],
 )
 def test_a_wrong_kind_of_argument_is_a_type_error_that_says_what_to_give(options: dict[str, Any], says: str) -> None:
@@ -119,6 +133,71 @@ async def test_a_prompt_class_of_ones_own_writes_the_prompt_and_its_stop_strings
     assert "\n" not in answer["text"]
     text = "user: The capital of France is Paris. The capital of Japan is\nassistant:"
     assert answer["usage"]["prompt_tokens"] == len(tokenizer(text)["input_ids"])
+
+
+@pytest.mark.parametrize(("option", "begins"), [(None, True), (True, True), (False, False)])
+async def test_the_option_for_special_tokens_counts_more_than_the_prompt_class(
+    model: Any, tokenizer: Any, option: bool | None, begins: bool
+) -> None:
+    class WithBos(AbstractChatPrompt):
+        def create_prompt(self) -> str:
+            return self.message
+
+        def encode(self) -> list[int]:
+            return [1] * self.add_special_tokens + super().encode()  # as a tokenizer that adds a BOS; this one does not
+
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, chat_prompt_clazz=WithBos, add_special_tokens=option, max_new_tokens=1
+    )
+    async with chat_stream:
+        turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", "Hello")
+        assert await turn.wait_ended()
+        assert turn.usage.prompt_tokens == len(tokenizer("Hello")["input_ids"]) + begins
+
+
+async def test_the_lines_of_one_object_go_to_the_logger_that_is_given(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    mine, other = ChatStream(engine=echo, logger=logging.getLogger("mine")), ChatStream(engine=echo)
+    for chat_stream in (mine, other):
+        async with chat_stream:
+            assert [piece async for piece in chat_stream.handle_console_input("Hello")]
+    lines = [record for record in caplog.records if "finished_reason=stop" in record.getMessage()]
+    assert [record.name for record in lines] == ["mine", "aiochatstream.chat"]
+    assert mine.logger.name == "mine"  # as in chatstream: chat_stream.logger.setLevel(logging.DEBUG)
+
+
+async def test_a_chat_stream_adds_no_log_handler() -> None:
+    def handlers() -> dict[str, list[logging.Handler]]:
+        loggers = {name: logging.getLogger(name) for name in ("", *logging.root.manager.loggerDict)}
+        return {name: logger.handlers[:] for name, logger in loggers.items() if logger.handlers}
+
+    before = handlers()
+    async with ChatStream(engine=echo), ChatStream(engine=echo, locale="ja"):
+        assert handlers() == before
+
+
+async def test_a_start_that_fails_leaves_nothing_behind() -> None:
+    class Broken(ScriptedEngine):
+        closed = 0
+
+        def load(self, slots: int, context_len: int) -> None:
+            raise OSError("the file is gone")
+
+        def close(self) -> None:
+            self.closed += 1
+
+    engine, tasks = Broken(), asyncio.all_tasks()
+    with pytest.raises(OSError, match="the file is gone"):
+        async with ChatStream(engine=engine):
+            pass
+    assert engine.closed == 1
+    await until(lambda: asyncio.all_tasks() == tasks)
+
+
+def test_what_chatstream_exports_is_exported_here() -> None:
+    presets = {name for name in prompts.__all__ if name.startswith("ChatPrompt")}
+    assert len(presets) == 12
+    assert {"ChatStream", "AbstractChatPrompt", "LoadTime", *presets} <= set(aiochatstream.__all__)
 
 
 def test_importing_the_package_imports_no_torch() -> None:

@@ -181,7 +181,11 @@ def test_an_application_can_read_the_request_first(tmp_path: Path) -> None:
     async def talk() -> None:
         async with user() as client:
             assert await status(client, "/chat_stream", user_input="my password is tulip") == 422
-            assert (await client.say("  Hello  ", params=FEW))["text"]
+            assert (await client.say("Hello", params=FEW))["text"]
+            assert (await client.say(regenerate=True, params=FEW))["text"]
+            for body, code in ((b"[]", 422), (b"hello", 400)):
+                async with client.session.post(f"{URL}/chat_stream", data=body) as response:
+                    assert response.status == code
 
     with example("intercept_server.py", tmp_path):
         asyncio.run(wait_ready(URL))

@@ -36,7 +36,7 @@ class LocalBackend(Backend):
         return await self._chat.clear(self._user, CONVERSATION)
 
     def check(self, params: ParamOverrides) -> None:
-        self._chat.params.override(params, stop=())
+        self._chat.override(params)
 
     async def get_system(self) -> str:
         return self._system

@@ -15,6 +15,14 @@ class Content(NamedTuple):
     role: str
     message: str | None
 
+    def get_role(self) -> str:
+        """chatstream's way to :attr:`role`."""
+        return self.role
+
+    def get_message(self) -> str | None:
+        """chatstream's way to :attr:`message`."""
+        return self.message
+
 
 class AbstractChatPrompt(ABC):
     """Writes a conversation down as one model expects it. For models without a chat template, subclass it::
@@ -56,7 +64,9 @@ class AbstractChatPrompt(ABC):
         self.message = ""
         self.tokenizer: Any = None
         self._examples: list[tuple[str, str]] = []
-        self.build_initial_prompt()
+        self.build_initial_prompt(self)
+        if self.message:
+            raise ValueError(f"build_initial_prompt: the message {self.message!r} has no answer.")
 
     def set_system(self, text: str) -> None:
         """Set :attr:`system`."""
@@ -74,17 +84,33 @@ class AbstractChatPrompt(ABC):
         """Set :attr:`chat_mode_enabled`."""
         self.chat_mode_enabled = enabled
 
-    def build_initial_prompt(self) -> None:  # noqa: B027  a hook that may stay empty
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:  # noqa: B027  a hook that may stay empty
         """Override it to tell the model something before every conversation: with :meth:`set_system` a text, with
-        :meth:`add_example` turns that show how to answer. Called once for each object, by its constructor.
+        :meth:`add_requester_msg` and :meth:`add_responder_msg` turns that show how to answer. They stay when the
+        conversation is cut to fit the context. Called once for each object, by its constructor.
+
+        :param chat_prompt: the object itself.
         """
 
-    def add_example(self, user: str, answer: str) -> None:
-        """A turn that is told before the conversation. It stays when the conversation is cut to fit the context."""
-        self._examples.append((user, answer))
+    def add_requester_msg(self, text: str) -> None:
+        """What the user says. Raises ValueError where the message before has no answer."""
+        if self.message:
+            raise ValueError(f"add_requester_msg: the message {self.message!r} has no answer.")
+        self.message = text
 
-    def get_contents(self) -> list[Content]:
-        """The messages that fit the context, oldest first; the last one is the open answer."""
+    def add_responder_msg(self, text: str | None) -> None:
+        """The answer to that; None leaves it open. Raises ValueError where there is no message to answer."""
+        if not self.message:
+            raise ValueError("add_responder_msg: add_requester_msg comes first, with a message that is not empty.")
+        if text is not None:
+            self._examples.append((self.message, text))
+            self.message = ""
+
+    def get_contents(self, opts: object = None) -> list[Content]:
+        """The messages that fit the context, oldest first; the last one is the open answer.
+
+        :param opts: chatstream's; it changes nothing.
+        """
         contents = []
         for user, answer in self._past():
             contents += [Content(self.requester, user), Content(self.responder, answer)]

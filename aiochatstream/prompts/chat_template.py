@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
+
+from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts.base import AbstractChatPrompt
 from aiochatstream.prompts.presets import find_preset
 
@@ -48,6 +51,9 @@ class ChatPrompt(AbstractChatPrompt):
                 "This model's tokenizer has no chat template. Hand ChatStream a chat_prompt_clazz of your own: "
                 "a subclass of AbstractChatPrompt that writes the prompt as the model expects it."
             )
-        return self.tokenizer.apply_chat_template(
-            self.get_messages(), add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                self.get_messages(), add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
+            )
+        except TemplateError as error:  # of some models, a system text
+            raise InvalidValue(f"The model's chat template refuses this conversation: {error}.") from error

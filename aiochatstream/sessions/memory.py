@@ -108,7 +108,7 @@ class MemoryConversationStore(ConversationStore):
         return len(self._conversations)
 
     async def load(self, user_id: str, name: str) -> Conversation | None:
-        kept = self._conversations.get(f"{user_id}/{name}")
+        kept = self._conversations.get(_key(user_id, name))
         return None if kept is None else Conversation.from_dict(json.loads(kept))
 
     async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
@@ -116,7 +116,12 @@ class MemoryConversationStore(ConversationStore):
         if kept is not None and kept.number != expected_number:
             raise ConversationChanged(f"The conversation is at turn {kept.number}, not {expected_number}.")
         text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
-        self._conversations.put(f"{user_id}/{name}", text)
+        self._conversations.put(_key(user_id, name), text)
 
     async def forget(self, user_id: str, name: str) -> bool:
-        return self._conversations.pop(f"{user_id}/{name}")
+        return self._conversations.pop(_key(user_id, name))
+
+
+def _key(user_id: str, name: str) -> str:
+    """No two pairs have the same, whatever characters an app's accounts have."""
+    return json.dumps([user_id, name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import os
 import time
@@ -66,9 +67,11 @@ class FeedbackFile:
         # one write to a file that is opened for appending: workers of several processes may share it
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(file, line)
+            written = os.write(file, line)
         finally:
             os.close(file)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 @answers_errors_as_chatstream

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 async def chat_stream(
     server: ChatStream,
     request: web.Request,
-    request_body: dict[str, Any] | None = None,
+    request_body: dict[str, Any] | bytes | None = None,
     callback: Callback | None = None,
 ) -> web.StreamResponse:
     """``POST /chat_stream``: answer a message, in the format that the client asks for; then tell the callback."""
@@ -44,7 +44,7 @@ async def chat_stream(
 
 
 async def _answer(
-    server: ChatStream, request: web.Request, request_body: dict[str, Any] | None, outcome: Outcome
+    server: ChatStream, request: web.Request, request_body: dict[str, Any] | bytes | None, outcome: Outcome
 ) -> web.StreamResponse:
     role = await check_access(server, request, "chat_stream")
     max_bytes = server.limits.max_request_bytes

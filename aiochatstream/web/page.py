@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from aiohttp import ETag, hdrs, web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from aiochatstream.errors import NotFound
 from aiochatstream.messages import Locale
@@ -55,7 +55,7 @@ class WebUiParams(BaseModel):
     frame_ancestors: origins whose pages may show this one in a frame, ``'self'`` for this one; none by default.
     """
 
-    model_config = ConfigDict(**STRICT, extra="forbid")
+    model_config = STRICT
 
     title: Line | dict[Locale, Line] | None = Field(
         None, description="a string of 1 to 200 characters, or one by language"
@@ -91,6 +91,9 @@ class Page:
     def __init__(self, params: object) -> None:
         if not isinstance(params, Mapping):
             raise ValueError(f"web_ui_params: must be a dict, not {params!r}.")
+        for name in params:
+            if name not in WebUiParams.model_fields:
+                raise ValueError(f"web_ui_params: has {', '.join(WebUiParams.model_fields)}, but no {name!r}.")
         try:
             self.params = validated(WebUiParams, dict(params))
         except ValueError as error:

@@ -72,7 +72,8 @@ class Place:
                 )
         self._storage = storage
         cookie = storage.cookie_params
-        if self._cross_origin and not (str(cookie["samesite"]).lower() == "none" and cookie["secure"]):
+        # samesite is None where the cookie says nothing of it, which browsers take for Lax
+        if self._cross_origin and not ((cookie["samesite"] or "").lower() == "none" and cookie["secure"]):
             logger.warning(
                 "allowed_origins is set, but the cookie %s is not SameSite=None and Secure: browsers will not send it "
                 "from pages of other sites, and each of their messages begins a new conversation. Give the session "

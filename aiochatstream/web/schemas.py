@@ -110,15 +110,15 @@ async def read_body(request: web.Request, schema: type[Schema], *, max_bytes: in
     return _parse(body or b"{}", schema)
 
 
-def read_given_body(given: dict[str, Any], schema: type[Schema], *, max_bytes: int) -> Schema:
-    """What the app has read of the request itself: taken as JSON again, so that the very same holds for it.
+def read_given_body(given: dict[str, Any] | bytes, schema: type[Schema], *, max_bytes: int) -> Schema:
+    """What the app has read of the request itself: taken as JSON (again), so that the very same holds for it.
 
     Raises BadRequest, TooLarge or InvalidValue.
     """
     try:
-        body = dumps(given).encode(errors="surrogatepass")
+        body = given if isinstance(given, bytes) else dumps(given).encode(errors="surrogatepass")
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRequest("request_body: must be a dict of what JSON can hold.") from error
+        raise BadRequest("request_body: must be bytes, or a dict of what JSON can hold.") from error
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
     return _parse(body, schema)

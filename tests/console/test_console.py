@@ -182,6 +182,10 @@ async def test_a_limit_of_the_model_is_told_when_it_is_passed_not_with_the_next_
     screen = await take(console, "/params max_new_tokens 9", "one")
     assert screen.complaints == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
+    engine = Engine()
+    engine.vocabulary = 100
+    screen = await take(await local(engine), """/params logit_bias '{"100": 1}'""")
+    assert screen.complaints == ["params.logit_bias: 100 is none of the model's 100 token ids."]
 
 
 async def test_help_names_every_command_and_exit_leaves(open_: Open) -> None:

@@ -208,20 +208,23 @@ def test_the_stop_string_follows_the_requesters_name() -> None:
 
 
 class FewShot(ChatPromptOpenlmrOpenLlama):
-    def build_initial_prompt(self) -> None:
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
         self.set_system("Sums.")
-        self.add_example("2+2?", "4")
+        self.add_requester_msg("2+2?")
+        self.add_responder_msg("4")
 
 
 class FewShotDolly(ChatPromptDatabricksDolly):
-    def build_initial_prompt(self) -> None:
-        self.add_example("2+2?", "4")
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
+        self.add_requester_msg("2+2?")
+        self.add_responder_msg("4")
 
 
 class FewShotTemplate(ChatPrompt):
-    def build_initial_prompt(self) -> None:
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
         self.set_system("Sums.")
-        self.add_example("2+2?", "4")
+        self.add_requester_msg("2+2?")
+        self.add_responder_msg("4")
 
 
 def test_the_initial_prompt_comes_before_the_conversation_and_is_never_cut() -> None:

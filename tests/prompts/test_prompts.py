@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer
 
 from aiochatstream import AbstractChatPrompt, ChatPrompt, Content, Conversation, Turn
-from aiochatstream.errors import TooLarge
+from aiochatstream.errors import InvalidValue, TooLarge
 from aiochatstream.prompts import fit
 
 HISTORY = (Turn("日本の首都は？", "東京です。", "1"), Turn("And of France?", "Paris.", "2", "interrupted"))
@@ -32,6 +32,27 @@ class HumanAndBot(AbstractChatPrompt):
 
     def get_stop_strs(self) -> list[str]:
         return ["<human>:"]
+
+
+class ForChatStream(AbstractChatPrompt):
+    """As people wrote them for chatstream: what it hands over is taken, and its methods are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_system("Be brief.\n")
+        self.set_requester("Guest")
+        self.set_responder("Host")
+
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
+        chat_prompt.add_requester_msg("1+1?")
+        chat_prompt.add_responder_msg("2")
+
+    def create_prompt(self, opts: Any = {}) -> str:  # noqa: B006
+        text = self.system
+        for content in self.get_contents(opts):
+            said = content.get_message()
+            text += f"{content.get_role()}: {said}\n" if said else f"{content.get_role()}:"
+        return text
 
 
 class CountingPrompt(ChatPrompt):
@@ -99,6 +120,19 @@ def test_a_tokenizer_without_a_template_is_refused_with_what_to_do(tokenizer_wit
     for method in (prompt.encode, prompt.create_prompt):
         with pytest.raises(ValueError, match=r"no chat template.*chat_prompt_clazz.*AbstractChatPrompt"):
             method()
+
+
+def test_a_system_text_that_the_template_refuses_is_told_in_a_sentence(tokenizer: Any) -> None:
+    refusing = copy.copy(tokenizer)
+    refusing.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}Hello"
+    )
+    prompt = made(refusing, "Hello")
+    prompt.set_system("Be brief.")
+    with pytest.raises(InvalidValue, match="chat template refuses this conversation: System role not supported"):
+        prompt.encode()
+    prompt.set_system("")
+    assert prompt.create_prompt() == "Hello"
 
 
 def test_a_prompt_class_of_ones_own_writes_exactly_its_text(tokenizer: Any) -> None:
@@ -188,3 +222,39 @@ def test_a_far_too_long_message_is_refused_without_tokenising_it(tokenizer: Any)
     with pytest.raises(TooLarge, match=rf"^user_input: {longest + 1} characters, at most {longest} are read\.$"):
         fit(refused, context_len=100, max_new_tokens=20)
     assert refused.encoded == 0
+
+
+def test_a_prompt_class_that_was_written_for_chatstream_needs_no_change(tokenizer: Any) -> None:
+    prompt = ForChatStream()
+    prompt.conversation, prompt.message, prompt.tokenizer = (
+        Conversation((Turn("Hi", "Hello!", "1"),)),
+        "And?",
+        tokenizer,
+    )
+    text = "Be brief.\nGuest: 1+1?\nHost: 2\nGuest: Hi\nHost: Hello!\nGuest: And?\nHost:"
+    assert prompt.create_prompt() == text
+    assert prompt.encode() == tokenizer(text)["input_ids"]
+
+
+def test_a_prompt_can_be_talked_to_by_hand() -> None:
+    prompt = HumanAndBot()
+    prompt.add_requester_msg("Hi")
+    prompt.add_responder_msg("Hello!")
+    prompt.add_requester_msg("And?")
+    prompt.add_responder_msg(None)
+    assert prompt.create_prompt() == "<human>: Hi\n<bot>: Hello!\n<human>: And?\n<bot>:"
+
+
+def test_examples_are_of_a_message_and_its_answer_in_turn() -> None:
+    class Unanswered(HumanAndBot):
+        def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
+            chat_prompt.add_requester_msg("Hi")
+
+    with pytest.raises(ValueError, match=r"^build_initial_prompt: the message 'Hi' has no answer"):
+        Unanswered()
+    prompt = HumanAndBot()
+    with pytest.raises(ValueError, match=r"^add_responder_msg: add_requester_msg comes first"):
+        prompt.add_responder_msg("Hello!")
+    prompt.add_requester_msg("Hi")
+    with pytest.raises(ValueError, match=r"^add_requester_msg: the message 'Hi' has no answer"):
+        prompt.add_requester_msg("And?")

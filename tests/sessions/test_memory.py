@@ -184,7 +184,9 @@ async def test_a_conversation_is_kept_by_user_and_name() -> None:
     assert await store.load("Ann", "main") == ONE
     assert await store.load("Ann", "other") == TWO
     assert await store.load("Bob", "main") is None
-    assert len(store) == 2
+    await store.save("Ann/main", "other", ONE, expected_number=0)  # an account of an app, and a name with a namespace
+    assert await store.load("Ann", "main/other") is None
+    assert len(store) == 3
 
 
 async def test_a_save_that_expects_another_turn_number_raises_and_changes_nothing() -> None:

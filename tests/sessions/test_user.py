@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 import aiohttp_session
 import pytest
 from aiohttp import web
-from aiohttp_session import SimpleCookieStorage
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, Conversation, ConversationStore, MemoryStorage
 from aiochatstream.errors import ConversationChanged, SessionsNotSetUp
-from tests.helpers import Client, echo, until
+from tests.helpers import Client, browser, echo, serving, until
 
 
 async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
@@ -227,3 +231,49 @@ async def test_two_first_messages_at_once_in_one_session_are_of_one_user(stepper
             assert await client.texts("b") == ["b", "1 "]
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def known_by_header(storage: AbstractStorage) -> AsyncIterator[str]:
+    """The URL of an app that knows its users by the header Account; without one, by their session."""
+
+    async def account(request: web.Request) -> Any:
+        name = request.headers.get("Account")
+        if name == "banned":
+            raise web.HTTPUnauthorized
+        return {"number": 5, "empty": ""}.get(str(name), name)
+
+    app = web.Application()
+    aiohttp_session.setup(app, storage)
+    ChatStream(engine=echo, identify_user=account).append_apis(app, {"all": True})
+    async with serving(app) as url:
+        yield url
+
+
+@pytest.mark.parametrize("in_cookie", [False, True])
+async def test_an_account_has_the_same_conversations_in_every_session_and_nobody_else_has(in_cookie: bool) -> None:
+    storage: AbstractStorage = EncryptedCookieStorage(Fernet(Fernet.generate_key())) if in_cookie else MemoryStorage()
+    async with known_by_header(storage) as url, AsyncExitStack() as stack:
+        ann, ann_elsewhere, bob, nobody = [await stack.enter_async_context(browser(url)) for _ in range(4)]
+        for client, name in ((ann, "Ann"), (ann_elsewhere, "Ann"), (bob, "Bob")):
+            client.session.headers["Account"] = name
+        await ann.say("one")
+        await ann_elsewhere.say("two")
+        await nobody.say("three")
+        assert await ann.texts() == await ann_elsewhere.texts() == ["one", "one ", "two", "two "]
+        assert await bob.texts() == []
+        assert await nobody.texts() == ["three", "three "]
+        nobody.session.headers["Account"] = "Ann"  # logs in
+        assert await nobody.texts() == await ann.texts()
+        del nobody.session.headers["Account"]  # and out
+        assert await nobody.texts() == ["three", "three "]
+
+
+async def test_what_is_no_account_is_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async with known_by_header(MemoryStorage()) as url, browser(url) as client:
+        for name, status in (("banned", 401), ("number", 500), ("empty", 500)):
+            for path in ("/chat_stream", "/clear_context", "/chat_stream/stop", "/set_generation_params"):
+                client.session.headers["Account"] = name
+                async with client.post(path, user_input="hi") as response:
+                    assert response.status == status
+    assert "identify_user: must return a name that is not empty, or None, not ''" in caplog.text

@@ -211,11 +211,16 @@ async def test_a_slow_callback_holds_neither_the_slot_nor_the_response_nor_the_s
         ({"user_input": "\ud800"}, 400, "not JSON"),
         ({"user_input": b"hi"}, 400, "request_body"),
         ({"user_input": "x" * 2000}, 413, "too large"),
+        ('{"user_input": "日本"}'.encode(), 200, "日本 "),
+        (b"{}", 422, "user_input"),
+        (b"hi", 400, "not JSON"),
+        (b"\xff", 400, "not JSON"),
+        (b'{"user_input": "' + b"x" * 2000 + b'"}', 413, "too large"),
     ],
-    ids=lambda value: None if isinstance(value, dict) else str(value),
+    ids=lambda value: None if isinstance(value, dict | bytes) else str(value),
 )
 async def test_request_body_takes_the_place_of_the_body_and_is_validated_like_it(
-    serve: Any, client_of: Any, body: dict[str, Any], status: int, says: str
+    serve: Any, client_of: Any, body: dict[str, Any] | bytes, status: int, says: str
 ) -> None:
     async def answer(chat_stream: ChatStream, request: web.Request) -> web.StreamResponse:
         assert await request.read()

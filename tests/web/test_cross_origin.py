@@ -161,6 +161,7 @@ async def test_without_allowed_origins_there_is_no_cors() -> None:
         ({}, True),
         ({"samesite": "None"}, True),
         ({"secure": True}, True),
+        ({"samesite": None, "secure": True}, True),
         ({"samesite": "None", "secure": True}, False),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,19 @@ async def test_a_feedback_file_gets_a_line_each_that_only_its_owner_may_read(
     assert lines[0]["time"] <= lines[1]["time"]
     assert "二" in path.read_text("utf-8")
     assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_feedback_that_is_only_written_in_part_is_not_told_as_a_success(
+    start: Any, client_of: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "feedback.jsonl"
+    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
+    answer = await client.say("one")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1]))  # what a full disk does
+    try:
+        status, body = await give(client, message_id=answer["message_id"], is_like=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (status, body["success"]) == (500, False)
+    assert path.stat().st_size == 10

@@ -126,3 +126,16 @@ async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages_and_i
     engine.allow(1)
     await running
     assert unquote((await get(client, "/get_prompt"))["prompt"]) == prompt
+
+
+async def test_the_prompt_of_a_message_that_left_few_tokens_for_its_answer_is_told(
+    start: Any, client_of: Any, model: Any, tokenizer: Any
+) -> None:
+    client = client_of(
+        await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, context_len=128, max_new_tokens=64))
+    )
+    words = "many " * 60
+    answer = await client.say(words, params={"max_new_tokens": 2})
+    assert words in unquote((await get(client, "/get_prompt"))["prompt"])
+    async with client.post("/set_feedback", message_id=answer["message_id"], is_like=True) as response:
+        assert response.status == 200

@@ -260,20 +260,23 @@ export class Chat extends EventTarget {
     const began = performance.now();
     const { events, devTool } = await this.#api.chat(this.#body(ask), this.#abort.signal);
     this.devTool = devTool;
+    let done = null;
     try {
+      // to the very end, after `done` too: hanging up would cost the connection
       for await (const { event, data } of events) {
         this.#record(event, data, began);
         if (event === "delta") this.#grow(turn, data.text);
         else if (event === "queued") this.#wait(data.position);
         else if (event === "start") this.#wait(0, turn, data.message_id);
-        else if (event === "done") return data;
+        else if (event === "done") done = data;
         else if (event === "error") throw errorOf(0, data.error);
       }
     } catch (error) {
       const reason = this.#abort.signal.reason;
-      throw error instanceof ApiError ? error : reason instanceof ApiError ? reason : unreachable();
+      if (!done) throw error instanceof ApiError ? error : reason instanceof ApiError ? reason : unreachable();
     }
-    throw unreachable();
+    if (!done) throw unreachable();
+    return done;
   }
 
   /** @param {Ask} ask */

@@ -36,7 +36,7 @@ export class Thread {
     this.#example = example;
     this.#scroll.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     this.#latest.addEventListener("click", () => this.follow());
-    new ResizeObserver(() => this.#stay()).observe(this.#turns);
+    new ResizeObserver(() => this.#stay()).observe(this.#turns); // after layout, so that it costs no further one
   }
 
   /** @param {Chat} chat */
@@ -86,7 +86,6 @@ export class Thread {
       this.#frame = 0;
       const last = this.#chat?.last;
       if (last) this.#views.get(last)?.grow();
-      this.#stay();
     });
   };
 

@@ -1,0 +1,87 @@
+"""What the pages name is there, and what is there is named."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+
+import aiochatstream
+from aiochatstream import ChatStream, MemoryConversationStore
+from aiochatstream.cli import _parser
+from aiochatstream.console.commands import COMMANDS
+from aiochatstream.params import ParamOverrides
+from aiochatstream.roles import AUTH_METHODS
+from aiochatstream.web.routes import APIS
+from tests.processes import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "README_ja.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def options_of(command: str) -> list[str]:
+    """The options of ``aiochatstream command``."""
+    commands = next(action for action in _parser()._actions if action.choices and command in action.choices)
+    parser: Any = commands.choices[command]  # type: ignore[index]
+    return [action.option_strings[-1] for action in parser._actions if action.option_strings and action.dest != "help"]
+
+
+@pytest.mark.parametrize("folder", [DOCS, DOCS / "ja"], ids=["en", "ja"])
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("options.md", list(inspect.signature(ChatStream).parameters)),
+        ("endpoints.md", [api.path for api in APIS.values()]),
+        ("endpoints.md", list(ParamOverrides.model_fields)),
+        ("roles.md", list(AUTH_METHODS)),
+        ("command.md", [*options_of("serve"), *options_of("chat"), *COMMANDS]),
+    ],
+)
+def test_everything_there_is_has_its_place(folder: Path, page: str, names: list[str]) -> None:
+    text = (folder / page).read_text()
+    assert [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)] == []
+
+
+def test_migrating_names_tests_that_there_are() -> None:
+    named = re.findall(r"`(test_\w+)`", (DOCS / "migrating.md").read_text())
+    tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 13
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link:
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings of a page, and what is set by hand."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", without_code, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("page", ["engines.md", "endpoints.md", "roles.md", "sessions.md"])
+async def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEVELOPER_PHRASE", "sesame")
+    monkeypatch.setenv("MONITOR_KEY_SHA256", "0" * 64)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        stand_ins = {name: getattr(aiochatstream, name) for name in aiochatstream.__all__}
+        stand_ins |= {"aiohttp_session": aiohttp_session, "web": web, "os": os, "app": web.Application()}
+        stand_ins |= {"device": "cpu", "store": MemoryConversationStore()}
+        stand_ins |= dict.fromkeys(("model", "tokenizer", "one", "its_tokenizer", "other", "another"), lambda: None)
+        exec(block, stand_ins | {"__name__": "docs"})  # noqa: S102
