@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -48,20 +50,26 @@ async def test_a_reload_in_mid_answer_shows_what_was_said_and_that_it_was_interr
     assert len(engine.calls) == 1
 
 
-async def test_a_reload_before_the_first_word_offers_the_message_again(start: Any, visit: Visit, stepper: Any) -> None:
-    engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+async def test_a_reload_before_the_first_word_offers_the_message_again(start: Any, visit: Visit) -> None:
+    asked, may_speak = threading.Event(), threading.Event()
+
+    def answer(messages: Any, params: Any) -> Iterator[str]:
+        asked.set()
+        while not may_speak.wait(0.01):
+            yield ""
+        yield "here it is"
+
+    server = await start(ChatStream(engine=answer))
     chat = Chat(await visit(server.url))
-    await chat.send("Count")
-    await until(lambda: engine.calls)
+    await chat.send("Hello")
+    await until(asked.is_set)
     await chat.page.reload()
-    engine.allow(1)
     await until(lambda: server.idle)
     await chat.page.reload()
-    await expect(chat.unsent).to_have_text("Count")
-    engine.allow(2)
+    await expect(chat.unsent).to_have_text("Hello")
+    may_speak.set()
     await chat.page.get_by_role("button", name="Send again").click()
-    await chat.see_turns("Count", "1 2")
+    await chat.see_turns("Hello", "here it is")
 
 
 async def test_a_second_tab_shows_the_answer_that_is_under_way_and_can_stop_it(

@@ -22,7 +22,7 @@ async def test_who_waits_sees_the_place_in_the_queue_get_better(start: Any, visi
     chats = [Chat(await visit(server.url)) for _ in range(3)]
     for number, chat in enumerate(chats):
         await chat.send("Count")
-        await until(lambda: server.chat_stream.admission.running + server.chat_stream.admission.waiting == number + 1)
+        await until(lambda ahead=number: server.chat_stream.admission.waiting == ahead and engine.calls)
     queues = [chat.turn().locator("[data-role=queue]") for chat in chats]
     await expect(queues[2]).to_have_text("You are 2nd in line")
     await expect(queues[1]).to_have_text("You are next in line")
