@@ -30,8 +30,8 @@ exit codes: 0 taken; 2 wrong use, or no chromium here; 130 Ctrl-C
 """
 
 RAINBOW = """\
-A rainbow is sunlight **taken apart by rain**. Each drop bends the light as it enters, reflects it at the back, and bends
-it again on the way out.
+A rainbow is sunlight **taken apart by rain**. Each drop bends the light as it enters, \
+reflects it at the back, and bends it again on the way out.
 
 | colour | wavelength | angle |
 |:--|--:|--:|

@@ -122,7 +122,8 @@ export class Chat extends EventTarget {
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (this.busy || this.#closed) return;
-      this.failure = error;
+      this.loaded ||= error.status === 403; // this role may talk, but not see what was said before
+      this.failure = error.status === 403 ? null : error;
       if (error.passes || error.status === 0) this.#loadIn(RECOVER_MS);
     }
     this.#changed();
