@@ -17,10 +17,12 @@ export class Blocks {
   #closed = 0;
   /** @type {HTMLElement | null} */
   #open = null;
+  /** Whether it is being written before the reader's eyes. */
+  #live = false;
 
   /**
    * @param {HTMLElement} root where the blocks are put
-   * @param {(block: HTMLElement) => void} onClosed told of each block that was open once and is whole now
+   * @param {(block: HTMLElement) => void} onClosed told of each block that has become whole while it was looked at
    */
   constructor(root, onClosed = () => {}) {
     this.#root = root;
@@ -36,6 +38,7 @@ export class Blocks {
     const whole = text.replaceAll("\r\n", "\n").replaceAll("\r", "\n");
     if (!whole.startsWith(this.#text)) this.#clear();
     this.#text = whole;
+    this.#live ||= !complete;
     if (complete && REFERENCE.test(whole)) {
       this.#clear();
       this.#text = whole;
@@ -56,10 +59,9 @@ export class Blocks {
 
   /** @param {Token} token a block that is whole */
   #close(token) {
-    const wasOpen = this.#open !== null;
     const block = this.#write(token, true);
     this.#open = null;
-    if (wasOpen) this.#onClosed(block);
+    if (this.#live) this.#onClosed(block);
   }
 
   /**

@@ -47,12 +47,17 @@ const AUTOMATIC_TRIES = 20;
 
 const EVENTS_KEPT = 1000;
 
+/** Codes of an answer whose connection was closed here. */
+const STOPPED = "stopped";
+const CLEARED = "cleared";
+
 /** Until the server knows it. */
 const IF_TURN = false;
 
 /**
  * Tells `change` (turns came, went, or changed state), `text` (the newest answer grew), `event` (the server said
- * something), `returned` (a message that was not answered; detail is its text), `said` (words of the server's own).
+ * something), `returned` (a message that was not answered; detail is its text), `said` (words of the server's own),
+ * `dropped` (the oldest turns went, for want of room).
  */
 export class Chat extends EventTarget {
   /** @type {Turn[]} */
@@ -117,7 +122,8 @@ export class Chat extends EventTarget {
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (this.busy || this.#closed) return;
-      this.failure = error;
+      this.loaded ||= error.status === 403; // this role may talk, but not see what was said before
+      this.failure = error.status === 403 ? null : error;
       if (error.passes || error.status === 0) this.#loadIn(RECOVER_MS);
     }
     this.#changed();
@@ -150,7 +156,7 @@ export class Chat extends EventTarget {
       const done = await this.#listen(ask, turn);
       if (turn.answer === said && done.finish_reason === "cancelled") {
         undo();
-        if ("text" in ask) this.dispatchEvent(new CustomEvent("returned", { detail: ask.text }));
+        this.#giveBack(ask);
       } else if (done.usage?.completion_tokens === 0 && done.usage.prompt_tokens === 0 && turn.answer !== said) {
         undo();
         this.dispatchEvent(new CustomEvent("said", { detail: turn.answer }));
@@ -164,12 +170,13 @@ export class Chat extends EventTarget {
       this.busy = null;
       if (this.#closed) return;
       const failure = error instanceof ApiError ? error : new ApiError(0, "unreachable", String(error));
-      if (failure.status === 0 && failure.code === "unreachable" && turn.answer !== said) {
+      if (turn.answer !== said && (failure.code === "unreachable" || failure.code === STOPPED)) {
         turn.state = "interrupted"; // the server keeps it as that, too
         this.#loadIn(POLL_MS / 2);
       } else {
         undo();
-        this.#refuse(ask, failure);
+        if (failure.code === STOPPED) this.#giveBack(ask);
+        else if (failure.code !== CLEARED) this.#refuse(ask, failure);
       }
     }
     this.#changed();
@@ -182,7 +189,7 @@ export class Chat extends EventTarget {
       await this.#api.stop(this.id);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (this.busy) abort.abort(new ApiError(0, "unreachable", "stopped")); // hanging up stops it, too
+      if (this.busy) abort.abort(new ApiError(0, STOPPED, "")); // hanging up stops it, too
     }
     if (this.last?.state === "running") await this.load();
   }
@@ -211,7 +218,7 @@ export class Chat extends EventTarget {
 
   /** Forget everything that was said. */
   async clear() {
-    this.#abort.abort(new ApiError(0, "cleared", ""));
+    this.#abort.abort(new ApiError(0, CLEARED, ""));
     await this.#api.clear(this.id);
     this.giveUp();
     await this.load();
@@ -302,6 +309,7 @@ export class Chat extends EventTarget {
     if (turn.state !== "writing") {
       turn.state = "writing";
       this.#store.setUnsent(this.id, null); // from here on the server keeps it, come what may
+      this.#store.touch(this.id, ""); // a title comes with the end: what was typed may have been a pass phrase
       this.#changed();
     }
     this.dispatchEvent(new Event("text"));
@@ -332,7 +340,10 @@ export class Chat extends EventTarget {
     this.#number = done.turn ?? null;
     this.#store.touch(this.id, turn.user);
     if (done.commit) void this.#commit(done.commit);
-    if (done.dropped_turns) void this.load();
+    if (done.dropped_turns) {
+      this.dispatchEvent(new Event("dropped"));
+      void this.load();
+    }
   }
 
   /**
@@ -355,6 +366,12 @@ export class Chat extends EventTarget {
       this.#retryTimer = setTimeout(() => this.retry(), error.retryAfter * 1000);
     }
     if (error.status === 409 || error.status === 404) this.#loadIn(0); // it changed elsewhere: show how
+  }
+
+  /** @param {Ask} ask that was stopped before its answer began */
+  #giveBack(ask) {
+    if ("text" in ask) this.dispatchEvent(new CustomEvent("returned", { detail: ask.text }));
+    this.#store.setUnsent(this.id, null);
   }
 
   /** A message of an earlier visit that was not answered. */

@@ -130,6 +130,7 @@ function listen(chat) {
     if (chat.id === store.current) composer.giveBack(/** @type {CustomEvent} */ (event).detail);
     else store.setDraft(chat.id, /** @type {CustomEvent} */ (event).detail);
   });
+  chat.addEventListener("dropped", () => notice(t("dropped")));
   chat.addEventListener("said", (event) => {
     notice(/** @type {CustomEvent} */ (event).detail);
     void refreshConfig();

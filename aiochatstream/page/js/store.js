@@ -33,6 +33,7 @@ export const MAIN = "main";
 export class Store extends EventTarget {
   #keeper;
   #scope;
+  #current;
 
   /**
    * @param {Keeper} keeper localStorage
@@ -42,6 +43,7 @@ export class Store extends EventTarget {
     super();
     this.#keeper = keeper;
     this.#scope = scope;
+    this.#current = String(this.#read("current", MAIN));
   }
 
   /** @returns {Entry[]} */
@@ -51,13 +53,13 @@ export class Store extends EventTarget {
     return entries.sort((a, b) => b.updated - a.updated);
   }
 
-  /** The one that is shown; there is always one. */
+  /** The one that this tab shows, and that the next tab will begin with; there is always one. */
   get current() {
-    const id = this.#read("current", MAIN);
-    return typeof id === "string" ? id : MAIN;
+    return this.#current;
   }
 
   set current(id) {
+    this.#current = id;
     this.#write("current", id);
     this.#changed();
   }

@@ -140,5 +140,4 @@ export const en = {
   running: "answers running",
   waiting_now: "requests waiting",
   of: (/** @type {string | number} */ part, /** @type {string | number} */ whole) => `${part} of ${whole}`,
-  new_role: "You have a new role.",
 };

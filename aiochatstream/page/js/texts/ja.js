@@ -126,5 +126,4 @@ export const ja = {
   running: "件の回答を生成中",
   waiting_now: "件が待機中",
   of: (part, whole) => `${part} / ${whole}`,
-  new_role: "新しい役割になりました。",
 };
