@@ -24,9 +24,9 @@ from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, fit
-from aiochatstream.sessions import Kept, MemoryConversationStore, User
+from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User
 from aiochatstream.threads import in_daemon_thread
-from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, StopReason, Text, Turns
+from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, Text, Turns
 
 State = Literal["starting", "ready", "draining", "failed"]
 
@@ -258,7 +258,7 @@ class Chat:
         if system:
             prompt.set_system(system)
         params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
-        turn = await self._turns.take(user.id, name)
+        turn = await self._take(user, name)
         ticket: Ticket | None = None
         try:
             loaded = await user.load(name)
@@ -275,7 +275,7 @@ class Chat:
         except BaseException:
             if ticket is not None:
                 ticket.release()
-            self._turns.give_up(user.id, name)
+            await self._turns.give_up(user.id, name)
             raise
         answer = functools.partial(self.engine.generate, made, params)
         if pairs := prompt.get_replacement_when_output():
@@ -302,7 +302,7 @@ class Chat:
         """Forget a conversation, a running answer too; tell whether there was something to forget."""
         discarded = await self.stop_turn(user, name, "discarded")
         try:
-            await self._turns.take(user.id, name)  # no new turn begins from what is being forgotten
+            await self._take(user, name)  # no new turn begins from what is being forgotten
         except ConversationBusy:
             raise ConversationBusy(
                 "The running answer is being discarded, but has not stopped yet. Send again."
@@ -310,7 +310,7 @@ class Chat:
         try:
             return await user.forget(name) or discarded is not None
         finally:
-            self._turns.give_up(user.id, name)
+            await self._turns.give_up(user.id, name)
 
     async def rewrite(
         self, user: User, name: str, change: Callable[[Conversation], Conversation], *, if_turn: int | None = None
@@ -322,22 +322,29 @@ class Chat:
 
         Raises ConversationBusy while an answer is running, and ConversationChanged.
         """
-        await self._turns.take(user.id, name)
+        await self._take(user, name)
         try:
             loaded = await user.load(name)
             check_turn(loaded, if_turn)
             changed = change(loaded).begin(str(uuid.uuid4()))
             return await user.rewrite(name, changed, loaded=loaded)
         finally:
-            self._turns.give_up(user.id, name)
+            await self._turns.give_up(user.id, name)
 
-    async def stop_turn(self, user: User, name: str, reason: StopReason) -> RunningTurn | None:
-        """Stop the answer of this conversation, wait for its end (at most 2 s), and return it if there was one."""
+    async def stop_turn(self, user: User, name: str, reason: StopRequest) -> str | None:
+        """Stop the answer of this conversation and wait for its end, at most 2 s.
+
+        Returns its message id; None where no answer is running, here or where the conversation's store can tell of it.
+        """
         turn = self._turns.get(user.id, name)
-        if turn is not None:
-            turn.stop(reason)
-            await turn.wait_ended()
-        return turn
+        if turn is None:
+            return await user.stop_elsewhere(name, reason)
+        turn.stop(reason)
+        await turn.wait_ended()
+        return turn.message_id
+
+    async def _take(self, user: User, name: str) -> RunningTurn:
+        return await self._turns.take(user.id, name, functools.partial(user.hold, name))
 
     def _make_prompt(self, prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
         """In a thread: templates and tokenizers block."""

@@ -58,7 +58,7 @@ def serve(options: argparse.Namespace) -> int:
     """``aiochatstream serve``: a server for one model, until SIGTERM or Ctrl-C."""
     _check_what_answers(options)
     messages = messages_of(options.locale)
-    storage = session_options.storage_of(options, messages, os.environ)
+    sessions = session_options.sessions_of(options, messages, os.environ)
     listener = _listen(options.host, options.port, messages)
     url = _url(options.host, listener.getsockname()[1])
     chat_stream = ChatStream(
@@ -71,6 +71,7 @@ def serve(options: argparse.Namespace) -> int:
         temperature=options.temperature,
         top_p=options.top_p,
         allow_system_prompt=True,
+        conversation_store=sessions.store,
         locale=options.locale,
     )
     failures: list[Exception] = []
@@ -89,7 +90,9 @@ def serve(options: argparse.Namespace) -> int:
 
     tasks: list[asyncio.Task[None]] = []
     app = web.Application(middlewares=[json_errors])
-    aiohttp_session.setup(app, storage)
+    if sessions.connection is not None:
+        app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
+    aiohttp_session.setup(app, sessions.storage)
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
     app.on_startup.append(start_announcing)

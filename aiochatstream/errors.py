@@ -23,7 +23,8 @@
     └── Unavailable                  503, with Retry-After
         ├── TooManyRequests              too_many_requests
         ├── Starting                     starting
-        └── Draining                     draining
+        ├── Draining                     draining
+        └── StoreUnavailable             store_unavailable
 
 Each class knows its HTTP status and its code on the wire. ``web`` turns them into responses in one place.
 """
@@ -34,10 +35,14 @@ from typing import ClassVar
 
 
 class ChatStreamError(Exception):
-    """Root of the tree. ``detail`` is one clear sentence for the client."""
+    """Root of the tree. ``detail`` is one clear sentence for the client.
+
+    retry_after: in how many whole seconds it may go better; None where time alone does not help.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_server_error"
+    retry_after: int | None = None
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -98,6 +103,7 @@ class ConversationBusy(ChatStreamError):
 
     status = 409
     code = "conversation_busy"
+    retry_after = 1
 
 
 class ConversationChanged(ChatStreamError):
@@ -158,7 +164,7 @@ class SessionsNotSetUp(ChatStreamError):
 
 
 class Unavailable(ChatStreamError):
-    """Not now. ``retry_after`` is in whole seconds."""
+    """Not now."""
 
     status = 503
 
@@ -183,3 +189,9 @@ class Draining(Unavailable):
     """The server is shutting down."""
 
     code = "draining"
+
+
+class StoreUnavailable(Unavailable):
+    """Where conversations or sessions are kept cannot be reached."""
+
+    code = "store_unavailable"

@@ -40,6 +40,9 @@ class Messages:
     dev_key: str
     no_key_file: str
     no_key: str
+    redis_alone: str
+    no_redis_url: str
+    no_redis_package: str
 
     # chat: around an answer
     welcome: str
@@ -111,6 +114,9 @@ EN = Messages(
     dev_key="--dev: the key of the cookies is made at this start; with the next one, every conversation is gone.",
     no_key_file="--session cookie needs --secret-key-file FILE, or {variable}. Make a key with: {command} > FILE",
     no_key="{file} holds no key (32 bytes, URL-safe base64). Make one with: {command}",
+    redis_alone="--redis goes with --session redis.",
+    no_redis_url="--session redis needs --redis URL, or {variable}: redis://127.0.0.1:6379 say.",
+    no_redis_package="--session redis needs the package redis: pip install redis",
     welcome="{name}: /help shows the commands. Alt+Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.",
     leaving="Ctrl-C again or Ctrl-D leaves.",
     queued="waiting, at place {position} of the queue",
@@ -174,6 +180,9 @@ JA = Messages(
     dev_key="--dev: クッキーの鍵は起動のたびに新しく作られ、次の起動ですべての会話が失われます。",
     no_key_file="--session cookie には --secret-key-file FILE か {variable} が必要です。作り方: {command} > FILE",
     no_key="{file} に鍵 (32 バイト、URL-safe base64) がありません。作り方: {command}",
+    redis_alone="--redis は --session redis と一緒に指定します。",
+    no_redis_url="--session redis には --redis URL か {variable} が必要です (例: redis://127.0.0.1:6379)。",
+    no_redis_package="--session redis にはパッケージ redis が必要です: pip install redis",
     welcome="{name}: /help でコマンド一覧。Alt+Enter で改行、Ctrl-C で回答を停止、Ctrl-D で終了します。",
     leaving="もう一度 Ctrl-C、または Ctrl-D で終了します。",
     queued="順番待ち: {position} 番目",

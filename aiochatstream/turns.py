@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -144,6 +144,8 @@ class RunningTurn:
 
     def __post_init__(self) -> None:
         self.ended = asyncio.Event()
+        self.holding = AsyncExitStack()
+        """What is to be given back when it has ended."""
         self._loop = asyncio.get_running_loop()
         self._created = self._loop.time()
         self._granted: float | None = None
@@ -358,6 +360,10 @@ class RunningTurn:
         return Ended(finish_reason, self.usage, self.timing, kept)
 
 
+Hold = Callable[[RunningTurn], AbstractAsyncContextManager[None]]
+"""Has a conversation for a turn alone, against other processes, too."""
+
+
 class Turns:
     """The turns under way in this process: at most one of each conversation.
 
@@ -380,18 +386,29 @@ class Turns:
         """The turns of this user that are under way, by conversation."""
         return {name: turn for (owner, name), turn in self._turns.items() if owner == user_id}
 
-    async def take(self, user_id: str, name: str) -> RunningTurn:
+    async def take(self, user_id: str, name: str, hold: Hold) -> RunningTurn:
         """Begin a turn of this conversation; then :meth:`start` it or :meth:`give_up`.
 
-        Waits for one that is ending. Raises :class:`~aiochatstream.errors.ConversationBusy` where one is running.
+        Waits for one that is ending. Raises :class:`~aiochatstream.errors.ConversationBusy` where one is running, and
+        what ``hold`` raises.
         """
         running = self.get(user_id, name)
         if running is not None and not await running.wait_ended(NOTICE_SECONDS) and running.ending:
             await running.wait_ended()
+        self._check_free(user_id, name)
+        turn = RunningTurn()
+        await turn.holding.enter_async_context(hold(turn))
+        try:
+            self._check_free(user_id, name)  # holding may have taken its time
+        except ConversationBusy:
+            await turn.holding.aclose()
+            raise
+        self._turns[user_id, name] = turn
+        return turn
+
+    def _check_free(self, user_id: str, name: str) -> None:
         if (user_id, name) in self._turns:
             raise ConversationBusy("An answer of this conversation is running. Wait for it, or stop it.")
-        self._turns[user_id, name] = turn = RunningTurn()
-        return turn
 
     def start(self, user_id: str, name: str, job: Job) -> None:
         """Set the taken turn going."""
@@ -401,9 +418,12 @@ class Turns:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def give_up(self, user_id: str, name: str) -> None:
+    async def give_up(self, user_id: str, name: str) -> None:
         """Give back a taken turn that was not set going."""
-        self._turns.pop((user_id, name)).ended.set()
+        try:
+            await self._turns[user_id, name].holding.aclose()
+        finally:
+            self._turns.pop((user_id, name)).ended.set()
 
     def stop_all(self, reason: StopReason) -> None:
         """Stop every turn under way."""
@@ -420,7 +440,8 @@ class Turns:
     async def _run(self, user_id: str, name: str, turn: RunningTurn, job: Job) -> None:
         last: Ended | Failed = Failed(EngineFailed(f"The answer broke off. (request {turn.message_id})"))
         try:
-            last = await turn.run(job)
+            async with turn.holding:
+                last = await turn.run(job)
         finally:
             del self._turns[user_id, name]
             self._on_end(turn, last)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,11 +15,13 @@ import pytest
 import torch
 import uvloop
 from aiohttp_session import AbstractStorage
+from redis.asyncio import Redis
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aiochatstream import ChatStream
 from aiochatstream.engines.transformers import small_model
 from tests.helpers import Client, Server, Stepper, running_server
+from tests.redis_server import RedisServer, running_redis
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
@@ -110,3 +113,17 @@ async def stepper(start: StartServer) -> AsyncIterator[Callable[..., Stepper]]:
     yield make
     for engine in made:
         engine.allow(10_000)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own."""
+    with running_redis(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client of it."""
+    async with Redis.from_url(redis_server.url) as client:
+        yield client

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from aiochatstream.cli import main
+from tests.helpers import Client
 from tests.processes import ask
+from tests.redis_server import RedisServer
 from tests.test_cli import serve, url_when_ready
 
 
@@ -48,6 +52,28 @@ def test_the_small_models_answers_are_recorded(tmp_path: Path) -> None:
         assert len(list(folder.iterdir())) == 1
 
 
+def test_conversations_in_redis_go_on_after_a_restart(tmp_path: Path, redis_server: RedisServer) -> None:
+    async def talk(url: str, text: str, jar: aiohttp.CookieJar) -> list[str]:
+        async with aiohttp.ClientSession(cookie_jar=jar) as session:
+            client = Client(session, url)
+            await client.say(text)
+            return await client.texts()
+
+    async def with_restart() -> list[str]:
+        jar = aiohttp.CookieJar(unsafe=True)
+        for text, options, env in (
+            ("one", ["--redis", redis_server.url], {}),
+            ("two", [], {"REDIS_URL": redis_server.url}),
+        ):
+            with serve(tmp_path / text, "--mock", "echo", "--session", "redis", *options, env=env) as process:
+                texts = await talk(url_when_ready(process), text, jar)
+                assert process.end() == 0
+                assert "Traceback" not in process.err
+        return texts
+
+    assert asyncio.run(with_restart()) == ["one", "one", "two", "two"]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -56,13 +82,21 @@ def test_the_small_models_answers_are_recorded(tmp_path: Path) -> None:
         ("--mock echo --replay {folder}", "--replay does not go with --mock"),
         ("--record {folder}/new --replay {folder}", "--record does not go with --replay"),
         ("--mock long --device cpu", "--device does not go with --mock"),
+        ("--mock long --redis redis://127.0.0.1", "--redis goes with --session redis"),
+        ("--mock long --session redis", "--session redis needs --redis URL, or REDIS_URL"),
+        ("--mock long --session redis --redis http://127.0.0.1", "Redis URL must specify"),
         ("--mock long --dtype float32", "--dtype does not go with --mock"),
         ("--replay {folder} --compile", "--compile does not go with --replay"),
     ],
 )
 def test_options_that_contradict_each_other_give_exit_code_2_and_one_clear_sentence(
-    options: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: str,
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
     assert main(["serve", "--port", "0", *options.format(folder=tmp_path).split()]) == 2
     printed = capsys.readouterr()
     assert re.fullmatch(f"aiochatstream: {sentence}.*\n", printed.err)

@@ -74,7 +74,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", ["engines.md", "endpoints.md", "roles.md", "sessions.md"])
-async def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVELOPER_PHRASE", "sesame")
     monkeypatch.setenv("MONITOR_KEY_SHA256", "0" * 64)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)

@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import aiohttp
 import pytest
 from platformdirs import user_cache_path
 
-from tests.helpers import Client, sse_events
+from tests.helpers import PATIENCE, Client, sse_events
 from tests.processes import PYTHON, Process, ask, ask_when_listening, free_port, running
+from tests.redis_server import RedisServer
 
 WORKERS = ["aiohttp.GunicornWebWorker", "aiohttp.GunicornUVLoopWebWorker"]
 
@@ -256,3 +257,50 @@ def test_sigterm_ends_it_while_the_model_still_loads_without_waiting_for_the_gra
     process, url = gunicorn("loads_for_ever:create_app", *options)
     assert ask_when_listening(process, f"{url}/readyz").json["error"] == "starting"
     assert exit_code_after_sigterm(process) == 0
+
+
+def test_two_workers_serve_one_conversation_in_turn_and_stop_each_others_answers(
+    gunicorn: StartGunicorn, redis_server: RedisServer
+) -> None:
+    options = ["--workers", "2", "--keep-alive", "60", "--env", f"REDIS_URL={redis_server.url}"]
+    process, url = gunicorn("examples.redis_conversations:create_app", *options)
+    process.wait_for(lambda: len(worker_pids(process)) == 2, "second worker")
+    ask_when_listening(process, f"{url}/readyz")
+
+    async def talk() -> None:
+        async with AsyncExitStack() as stack:
+            one, other = await at_each_worker(url, stack)
+            said = ["one", "two", "three", "four"]
+            for place, text in enumerate(said):
+                assert (await (one, other)[place % 2].say(text))["text"] == text
+            assert await one.texts() == await other.texts() == [text for text in said for _ in range(2)]
+
+            async with one.post(accept="text/event-stream", user_input="word " * 2000) as response:
+                events = sse_events(response)
+                assert [(await anext(events))[0] for _ in range(2)] == ["start", "delta"]
+                async with other.post(user_input="too soon") as refused:
+                    assert (refused.status, (await refused.json())["error"]) == (409, "conversation_busy")
+                async with other.post("/chat_stream/stop") as stopped:
+                    assert stopped.status == 200, await stopped.text()
+                    message_id = (await stopped.json())["message_id"]
+                *_, (name, done) = [event async for event in events]
+            assert (name, done["finish_reason"], done["message_id"]) == ("done", "cancelled", message_id)
+            last = (await other.history())[-1]
+            assert (last["state"], last["message_id"]) == ("interrupted", message_id)
+            assert (await other.say("five"))["text"] == "five"
+
+    asyncio.run(talk())
+    assert exit_code_after_sigterm(process) == 0
+
+
+async def at_each_worker(url: str, stack: AsyncExitStack) -> list[Client]:
+    """One user, with a connection to each of two workers that stays open."""
+    cookies = aiohttp.CookieJar(unsafe=True)
+    found: dict[str, Client] = {}
+    async with asyncio.timeout(PATIENCE):
+        while len(found) < 2:
+            session = aiohttp.ClientSession(cookie_jar=cookies, connector=aiohttp.TCPConnector(limit=1))
+            await stack.enter_async_context(session)
+            async with session.get(f"{url}/get_load") as response:
+                found.setdefault((await response.json())["chatstream_workers"][0]["name"], Client(session, url))
+    return list(found.values())

@@ -95,12 +95,7 @@ class ServerBackend(Backend):
         return self._system
 
     async def set_system(self, text: str) -> None:
-        """Raises ChatStreamError where the server does not let its users set it, or does not tell."""
-        try:
-            allowed = (await self._ask("GET", "/ui_config")).get("system_prompt")
-        except ChatStreamError:  # it has no page, or is older
-            allowed = False
-        if not allowed:
+        if not await self._lets_users_set_system():
             raise ChatStreamError(self._messages.server_sets_system)
         self._system = text
 
@@ -115,6 +110,13 @@ class ServerBackend(Backend):
     async def load(self, saved: Saved) -> None:
         body = {"messages": saved.model_dump(exclude_unset=True)["messages"]}
         await self._ask("POST", "/import", body)
+        self._system = saved.system if saved.system and await self._lets_users_set_system() else ""
+
+    async def _lets_users_set_system(self) -> bool:
+        try:
+            return bool((await self._ask("GET", "/ui_config")).get("system_prompt"))
+        except ChatStreamError:  # it has no page, or is older
+            return False
 
     async def _commit(self, token: object) -> None:
         with suppress(ChatStreamError):  # the process that answered keeps the turn, too

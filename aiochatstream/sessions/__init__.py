@@ -4,7 +4,7 @@ from aiochatstream.sessions.agent import AgentSession
 from aiochatstream.sessions.cookie import CookieUserSession
 from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, recent_params
 from aiochatstream.sessions.sealed import CookieStorage
-from aiochatstream.sessions.store import ConversationStore
+from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 from aiochatstream.sessions.user import (
     SESSIONS_HINT,
     Kept,
@@ -21,9 +21,11 @@ __all__ = [
     "ConversationStore",
     "CookieStorage",
     "CookieUserSession",
+    "Holder",
     "Kept",
     "MemoryConversationStore",
     "MemoryStorage",
+    "StopRequest",
     "User",
     "UserSession",
     "granted_role",

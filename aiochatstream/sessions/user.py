@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeGuard
 
 from aiohttp import web
@@ -15,7 +16,7 @@ from aiochatstream.errors import BadRequest, InvalidValue, SessionsNotSetUp
 from aiochatstream.sessions.bounded import BoundedMap
 from aiochatstream.sessions.memory import random_id
 from aiochatstream.sessions.sealed import CookieStorage
-from aiochatstream.sessions.store import ConversationStore
+from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 
 SESSION_KEY = "aiochatstream"
 """Our one key in the session, beside the app's own."""
@@ -86,6 +87,14 @@ class User:
     async def forget(self, name: str) -> bool:
         """Drop the conversation ``name``; tell whether there was something in it."""
         return await self._store.forget(self.id, self._full(name))
+
+    def hold(self, name: str, holder: Holder) -> AbstractAsyncContextManager[None]:
+        """Have the conversation ``name`` for ``holder`` alone (see :meth:`ConversationStore.hold`)."""
+        return self._store.hold(self.id, self._full(name), holder)
+
+    async def stop_elsewhere(self, name: str, reason: StopRequest) -> str | None:
+        """Stop the turn that another process has of it (see :meth:`ConversationStore.stop`)."""
+        return await self._store.stop(self.id, self._full(name), reason)
 
     def _full(self, name: str) -> str:
         """What goes by ``name`` here, in the store and in the session."""

@@ -18,7 +18,6 @@ from aiochatstream.errors import (
     NotFound,
     TooManyRequests,
     Unauthorized,
-    Unavailable,
 )
 from aiochatstream.web.access import check_access
 from aiochatstream.web.json import json_response
@@ -46,7 +45,7 @@ def error_response(
 ) -> web.Response:
     """The response that tells of ``error``; ``more`` goes into its body."""
     status = overload_status if isinstance(error, TooManyRequests) else error.status
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return json_response({**(more or {}), **error_body(error)}, status=status, headers=headers)
 
 

@@ -102,10 +102,10 @@ async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /chat_stream/stop``: stop the running answer of a conversation; its text so far is kept."""
     asked = await read_body(request, ConversationRef, max_bytes=server.limits.max_request_bytes)
     user = await server.user_session(request)
-    turn = await server.stop_turn(user, asked.conversation, "stopped")
-    if turn is None:
+    message_id = await server.stop_turn(user, asked.conversation, "stopped")
+    if message_id is None:
         raise NotRunningHere("No answer of this conversation is running in this process.")
-    return json_response({"success": True, "message": "Answer stopped", "message_id": turn.message_id})
+    return json_response({"success": True, "message": "Answer stopped", "message_id": message_id})
 
 
 @answers_errors_as_chatstream

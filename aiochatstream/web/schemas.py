@@ -134,7 +134,7 @@ async def read_body(request: web.Request, schema: type[Schema], *, max_bytes: in
         raise too_large
     if body and request.content_type != "application/json":
         raise UnsupportedMediaType(f"The body must be application/json, not {request.content_type}.")
-    return _parse(body or b"{}", schema)
+    return _parse(body, schema)
 
 
 def read_given_body(given: dict[str, Any] | bytes, schema: type[Schema], *, max_bytes: int) -> Schema:
@@ -157,7 +157,7 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 def _parse(body: bytes, schema: type[Schema]) -> Schema:
     try:
-        return schema.model_validate_json(body)
+        return schema.model_validate_json(body or b"{}")
     except ValidationError as error:
         if error.errors(include_url=False, include_context=False)[0]["type"] == "json_invalid":
             raise BadRequest(f"The body is not JSON: {describe(error, schema)}") from None

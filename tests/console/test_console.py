@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, ScriptedEngine
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
@@ -182,7 +182,7 @@ async def test_a_limit_of_the_model_is_told_when_it_is_passed_not_with_the_next_
     screen = await take(console, "/params max_new_tokens 9", "one")
     assert screen.complaints == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
-    engine = Engine()
+    engine = ScriptedEngine()
     engine.vocabulary = 100
     screen = await take(await local(engine), """/params logit_bias '{"100": 1}'""")
     assert screen.complaints == ["params.logit_bias: 100 is none of the model's 100 token ids."]
@@ -217,14 +217,18 @@ async def test_the_system_prompt_can_be_shown_set_and_taken_back(open_: Open) ->
     assert [message["role"] for message in engine.messages[1]] == ["user", "assistant", "user"]
 
 
-async def test_a_server_may_keep_its_system_prompt_to_itself_and_it_takes_no_conversation(
+async def test_a_server_may_keep_its_system_prompt_to_itself_and_it_takes_a_conversation(
     remote: Open, tmp_path: Path
 ) -> None:
-    console = await remote(Engine())
+    engine = Engine()
+    console = await remote(engine)
     file = tmp_path / "talk.json"
-    screen = await take(console, "/system be a cat", "/system", "one", f"/save {file}", f"/load {file}", "two")
-    assert screen.complaints == [EN.server_sets_system, EN.server_cannot_load]
+    screen = await take(
+        console, "/system be a cat", "/system", "one", f"/save {file}", "/clear", f"/load {file}", "two"
+    )
+    assert screen.complaints == [EN.server_sets_system]
     assert screen.answers == ["1: one", "2: two"]
+    assert [message["content"] for message in engine.messages[1]] == ["one", "1: one", "two"]
 
 
 async def test_a_saved_conversation_of_either_goes_on_in_a_model_here(open_: Open, local: Open, tmp_path: Path) -> None:
@@ -246,7 +250,7 @@ async def test_a_saved_conversation_of_either_goes_on_in_a_model_here(open_: Ope
 
 
 async def test_a_saved_conversation_keeps_its_system_prompt_and_what_was_interrupted(
-    open_: Open, local: Open, stepper: Callable[..., Stepper], tmp_path: Path
+    open_: Open, stepper: Callable[..., Stepper], tmp_path: Path
 ) -> None:
     engine, file = stepper(), tmp_path / "talk.json"
     console = await open_(engine, allow_system_prompt=True)
@@ -256,7 +260,7 @@ async def test_a_saved_conversation_keeps_its_system_prompt_and_what_was_interru
     saved = json.loads(file.read_text())
     assert saved["system"] == "be a cat"
     assert [message.get("state") for message in saved["messages"]] == [None, "interrupted"]
-    another = await local(Engine())
+    another = await open_(Engine(), allow_system_prompt=True)
     await take(another, f"/load {file}")
     assert await another.backend.get_system() == "be a cat"
     assert await another.backend.save() == Saved.read(file)

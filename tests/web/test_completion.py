@@ -213,6 +213,7 @@ async def test_a_slow_callback_holds_neither_the_slot_nor_the_response_nor_the_s
         ({"user_input": "x" * 2000}, 413, "too large"),
         ('{"user_input": "日本"}'.encode(), 200, "日本 "),
         (b"{}", 422, "user_input"),
+        (b"", 422, "user_input"),
         (b"hi", 400, "not JSON"),
         (b"\xff", 400, "not JSON"),
         (b'{"user_input": "' + b"x" * 2000 + b'"}', 413, "too large"),

@@ -1,0 +1,116 @@
+"""What every storage of sessions on the server promises, and every store of conversations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from aiohttp_session import AbstractStorage
+
+from aiochatstream import Conversation, ConversationStore, Turn
+from aiochatstream.errors import ConversationChanged
+from tests.sessions.conftest import NewUser
+from tests.sessions.users import COOKIE, cookie_of
+
+NewStorage = Callable[..., AbstractStorage]
+
+
+async def test_the_cookie_is_a_random_id_that_scripts_and_other_sites_do_not_get(
+    new_user: NewUser, new_storage: NewStorage
+) -> None:
+    storage = new_storage()
+    cookies = [cookie_of(await (await new_user(storage)).remember("blue")) for _ in range(2)]
+    for cookie in cookies:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{43}", cookie.value)
+        assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "Lax", "/")
+        assert not cookie["secure"]
+    assert cookies[0].value != cookies[1].value
+
+
+async def test_the_cookie_is_as_the_app_wants_it(new_user: NewUser, new_storage: NewStorage) -> None:
+    storage = new_storage(cookie_name="OTHER", secure=True, samesite="Strict", max_age=60, path="/remember")
+    cookie = (await (await new_user(storage)).remember("blue")).cookies["OTHER"]
+    assert (cookie["secure"], cookie["samesite"], cookie["max-age"]) == (True, "Strict", "60")
+    assert (cookie["path"], cookie["httponly"]) == ("/remember", True)
+
+
+async def test_each_user_has_a_session_of_ones_own(new_user: NewUser, new_storage: NewStorage) -> None:
+    storage = new_storage()
+    users = [await new_user(storage) for _ in range(3)]
+    ids = [cookie_of(await user.remember(note)).value for user, note in zip(users, ("a", "日本"), strict=False)]
+    assert [await user.recalls() for user in users] == ["a", "日本", "nothing"]
+    assert cookie_of(await users[0].remember("b")).value == ids[0]
+    assert [await user.recalls() for user in users] == ["b", "日本", "nothing"]
+
+
+async def test_a_session_that_holds_nothing_is_neither_kept_nor_sent(
+    new_user: NewUser, new_storage: NewStorage
+) -> None:
+    storage = new_storage()
+    response = await (await new_user(storage)).recall()
+    assert COOKIE not in response.cookies
+
+
+@pytest.mark.parametrize("unknown", ["A" * 43, "x", "", "../../etc", "%00"])
+async def test_an_id_that_was_not_given_out_is_never_taken_over(
+    new_user: NewUser, new_storage: NewStorage, unknown: str
+) -> None:
+    storage = new_storage()
+    given = cookie_of(await (await new_user(storage)).remember("mine", cookie=unknown)).value
+    assert given != unknown
+    assert len(given) == 43
+    other = await new_user(storage)
+    assert await other.recalls(cookie=unknown) == "nothing"
+    assert await other.recalls(cookie=given) == "mine"
+
+
+async def test_an_emptied_session_is_forgotten_and_its_cookie_deleted(
+    new_user: NewUser, new_storage: NewStorage
+) -> None:
+    storage = new_storage()
+    user = await new_user(storage)
+    old = cookie_of(await user.remember("blue")).value
+    deleted = cookie_of(await user.invalidate())
+    assert (deleted.value, deleted["max-age"], deleted["path"]) == ("", "0", "/")
+    assert await (await new_user(storage)).recalls(cookie=old) == "nothing"
+    assert cookie_of(await user.remember("red")).value != old
+
+
+ONE = Conversation((Turn("日本の首都は？", "東京です。🗼", "id 1", "interrupted"),), number=1, begun="id 1")
+TWO = ONE.begin("id 2").with_turn(Turn("And of France?", "Paris.", "id 2"))
+
+
+async def test_a_conversation_is_kept_by_user_and_name(store: ConversationStore) -> None:
+    await store.save("Ann", "main", ONE, expected_number=0)
+    await store.save("Ann", "other", TWO, expected_number=0)
+    assert await store.load("Ann", "main") == ONE
+    assert await store.load("Ann", "other") == TWO
+    assert await store.load("Bob", "main") is None
+    await store.save("Ann/main", "other", ONE, expected_number=0)  # an account of an app, and a name with a namespace
+    assert await store.load("Ann", "main/other") is None
+
+
+async def test_a_save_that_expects_another_turn_number_raises_and_changes_nothing(store: ConversationStore) -> None:
+    await store.save("Ann", "main", ONE, expected_number=0)
+    for wrong in (0, 2):
+        with pytest.raises(ConversationChanged, match=f"is at turn 1, not {wrong}"):
+            await store.save("Ann", "main", TWO, expected_number=wrong)
+        assert await store.load("Ann", "main") == ONE
+    await store.save("Ann", "main", TWO, expected_number=1)
+    assert await store.load("Ann", "main") == TWO
+
+
+async def test_where_nothing_is_kept_any_turn_number_is_right(store: ConversationStore) -> None:
+    await store.save("Ann", "main", TWO, expected_number=1)
+    assert await store.load("Ann", "main") == TWO
+
+
+async def test_forget_drops_that_one_conversation_and_tells_whether_there_was_one(store: ConversationStore) -> None:
+    await store.save("Ann", "main", ONE, expected_number=0)
+    await store.save("Bob", "main", TWO, expected_number=0)
+    assert await store.forget("Ann", "main")
+    assert not await store.forget("Ann", "main")
+    kept = await store.load("Ann", "main")
+    assert kept is None or not kept.turns
+    assert await store.load("Bob", "main") == TWO
