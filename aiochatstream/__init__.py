@@ -1,6 +1,7 @@
 """aiochatstream: a streaming chat with a HuggingFace model inside an aiohttp application."""
 
 from aiochatstream.chat_stream import ChatStream
+from aiochatstream.constraint import Constraint
 from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.engines import (
     Delta,
@@ -10,6 +11,7 @@ from aiochatstream.engines import (
     RecordingEngine,
     ReplayEngine,
     ScriptedEngine,
+    TokenLogprob,
     TokenSampler,
 )
 from aiochatstream.errors import ChatStreamError
@@ -32,7 +34,7 @@ from aiochatstream.prompts import (
     ChatPromptTogetherRedPajamaINCITEChat,
     Content,
 )
-from aiochatstream.sessions import ConversationStore, MemoryConversationStore, MemoryStorage
+from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
 from aiochatstream.web.feedback import Feedback, FeedbackFile
 
 __version__ = "0.1.0"
@@ -53,9 +55,11 @@ __all__ = [
     "ChatPromptTogetherRedPajamaINCITEChat",
     "ChatStream",
     "ChatStreamError",
+    "Constraint",
     "Content",
     "Conversation",
     "ConversationStore",
+    "CookieStorage",
     "Delta",
     "Engine",
     "Feedback",
@@ -69,6 +73,7 @@ __all__ = [
     "RecordingEngine",
     "ReplayEngine",
     "ScriptedEngine",
+    "TokenLogprob",
     "TokenSampler",
     "Turn",
     "__version__",

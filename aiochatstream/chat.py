@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import random
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -14,15 +15,16 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from aiochatstream.admission import Admission, Ticket
+from aiochatstream.ask import Ask, check_turn
 from aiochatstream.conversation import Conversation
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import ConversationBusy, Draining, InvalidValue, NothingToRegenerate, Starting
+from aiochatstream.errors import ConversationBusy, Draining, InvalidValue, Starting
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, fit
-from aiochatstream.sessions import MemoryConversationStore, User
+from aiochatstream.sessions import Kept, MemoryConversationStore, User
 from aiochatstream.threads import in_daemon_thread
 from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, StopReason, Text, Turns
 
@@ -34,6 +36,8 @@ Position = Literal["begin", "mid", "end"]
 Result = TypeVar("Result")
 
 DEFAULT_CONTEXT_LEN = 2048
+
+SWEEP_SECONDS = 60.0
 
 PROMPT_THREADS = 2
 """Threads for the short jobs of rendering and tokenising prompts."""
@@ -81,6 +85,7 @@ class Chat:
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
             sessions=lambda: len(self._memory),
+            sessions_bytes=lambda: self._memory.bytes,
             engine=lambda: self.engine.figures(),
         )
         self.engine.on_step = self.metrics.step
@@ -103,7 +108,7 @@ class Chat:
         self.admission = Admission(slots, self.limits.max_queue_size)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
-        self._probe = asyncio.create_task(self.metrics.probe_lag())
+        self._housekeeping = [asyncio.create_task(self.metrics.probe_lag()), asyncio.create_task(self._sweep())]
         self._loading = asyncio.create_task(self._load())
         if self.engine.loads_slowly:
             self._loading.add_done_callback(self._log_failure)
@@ -125,7 +130,8 @@ class Chat:
 
     def _end(self) -> None:
         """Give back what :meth:`_start` took; where a turn is stuck, its thread keeps the engine."""
-        self._probe.cancel()
+        for task in self._housekeeping:
+            task.cancel()
         if self._loading is not None:
             self._loading.cancel()
         self._prompt_threads.shutdown(wait=False, cancel_futures=True)
@@ -181,7 +187,9 @@ class Chat:
         prompt.conversation, prompt.message = told, message
 
         def text() -> str:
-            made = self._make_prompt(prompt, max_new_tokens=1)  # the request may have asked for fewer than usual
+            # the request may have asked for fewer tokens than usual
+            least = self.params.model_copy(update={"max_new_tokens": 1})
+            made = self._make_prompt(prompt, least)
             if prompt.tokenizer is None:
                 return json.dumps(made.messages, ensure_ascii=False)
             return prompt.create_prompt()
@@ -224,7 +232,7 @@ class Chat:
         self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None, system: str = ""
     ) -> AsyncGenerator[Event, None]:
         """:meth:`begin_turn`, and what then happens, to the end. Closing the generator stops the answer."""
-        turn = await self.begin_turn(user, name, message, overrides, system=system)
+        turn = await self.begin_turn(user, name, Ask(message), overrides, system=system)
         try:
             event = None
             while not isinstance(event, Ended | Failed):
@@ -235,11 +243,11 @@ class Chat:
             await turn.wait_ended()
 
     async def begin_turn(
-        self, user: User, name: str, message: str | None, *overrides: ParamOverrides | None, system: str = ""
+        self, user: User, name: str, ask: Ask, *overrides: ParamOverrides | None, system: str = ""
     ) -> RunningTurn:
         """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
 
-        :param message: None answers the last one again.
+        :param ask: what is to be answered.
         :param overrides: what the user and the request have set; the last one counts.
         :param system: what the model is told first, in place of what the prompt class says; empty leaves that.
 
@@ -254,17 +262,14 @@ class Chat:
         ticket: Ticket | None = None
         try:
             loaded = await user.load(name)
-            if message is None and not loaded.turns:
-                raise NothingToRegenerate("There is no message in this conversation to answer again.")
+            task = ask.of(loaded)
             ticket = self.admission.reserve()
             before = loaded.begin(turn.message_id)
-            if message is None:
-                prompt.conversation, prompt.message = before.without_last(), loaded.turns[-1].user
-            else:
-                prompt.conversation, prompt.message = before, message
+            prompt.conversation, prompt.message = task.base.begin(turn.message_id), task.message
+            prompt.open_answer = task.begun
             if all(one is None or one.seed is None for one in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
-            made = await self._in_prompt_thread(self._make_prompt, prompt, params.max_new_tokens)
+            made = await self._in_prompt_thread(self._make_prompt, prompt, params)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:
@@ -278,12 +283,14 @@ class Chat:
         job = Job(
             before=before,
             base=prompt.conversation,
-            user_text=prompt.message,
+            user_text=task.message,
+            begun=task.begun,
             prompt_tokens=len(made.token_ids),
             ticket=ticket,
             generate=functools.partial(DeltaStream, self._threads, answer),
             on_gap=self.metrics.gap,
-            save=functools.partial(user.save, name, expected_number=loaded.number),
+            save=functools.partial(user.save, name, loaded=loaded),
+            leave=functools.partial(user.leave, name, before, loaded=loaded),
             retry_after=self.admission.retry_after,
             max_queue_wait=self.limits.max_queue_wait,
             max_answer=self.limits.max_answer,
@@ -305,6 +312,25 @@ class Chat:
         finally:
             self._turns.give_up(user.id, name)
 
+    async def rewrite(
+        self, user: User, name: str, change: Callable[[Conversation], Conversation], *, if_turn: int | None = None
+    ) -> Kept:
+        """Change a conversation without an answer. The response must not have begun.
+
+        :param change: makes of the conversation what it is to be; what it raises is raised, and nothing changes.
+        :param if_turn: the turn number that the client has seen; None is any.
+
+        Raises ConversationBusy while an answer is running, and ConversationChanged.
+        """
+        await self._turns.take(user.id, name)
+        try:
+            loaded = await user.load(name)
+            check_turn(loaded, if_turn)
+            changed = change(loaded).begin(str(uuid.uuid4()))
+            return await user.rewrite(name, changed, loaded=loaded)
+        finally:
+            self._turns.give_up(user.id, name)
+
     async def stop_turn(self, user: User, name: str, reason: StopReason) -> RunningTurn | None:
         """Stop the answer of this conversation, wait for its end (at most 2 s), and return it if there was one."""
         turn = self._turns.get(user.id, name)
@@ -313,13 +339,14 @@ class Chat:
             await turn.wait_ended()
         return turn
 
-    def _make_prompt(self, prompt: AbstractChatPrompt, max_new_tokens: int) -> Prompt:
+    def _make_prompt(self, prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
         """In a thread: templates and tokenizers block."""
+        self.engine.check(params)
         ids: list[int] = []
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None:
-            ids = fit(prompt, context_len=self.context_len, max_new_tokens=max_new_tokens)
-        return Prompt(prompt.get_messages(), ids)
+            ids = fit(prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
+        return Prompt(prompt.get_messages(), ids, continued=bool(prompt.open_answer))
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:
@@ -329,6 +356,12 @@ class Chat:
                 raise RuntimeError("StopIteration in a prompt class") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
+
+    async def _sweep(self) -> None:
+        """Let go of conversations that nobody came back to, also where nobody comes at all."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await self._memory.sweep()
 
     def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code
@@ -366,7 +399,7 @@ class Chat:
         # a prompt class that does not go with this model shows now, not at the first request
         prompt = self._chat_prompt_clazz()
         prompt.message = "Hello"
-        self._make_prompt(prompt, self.params.max_new_tokens)
+        self._make_prompt(prompt, self.params)
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

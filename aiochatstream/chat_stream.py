@@ -31,7 +31,7 @@ from aiochatstream.sessions import (
     load_session,
     recent_params,
 )
-from aiochatstream.web import cors, feedback, generation_params, handlers, inspection, page, place, routes
+from aiochatstream.web import cors, feedback, generation_params, handlers, history, inspection, page, place, routes
 from aiochatstream.web.access import is_agent
 from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.feedback import FeedbackCallback
@@ -318,7 +318,11 @@ class ChatStream(Chat):
     # for routes of an app's own: each with the errors and the checks of the mounted one
     handle_stop_request = handlers.stop
     handle_clear_context_request = handlers.clear_context
-    handle_history_request = handlers.history
+    handle_history_request = history.history
+    handle_delete_message_request = history.delete_message
+    handle_export_conversation_request = history.export_conversation
+    handle_import_conversation_request = history.import_conversation
+    handle_commit_request = history.commit
     handle_get_prompt_request = inspection.get_prompt
     handle_set_feedback_request = feedback.set_feedback
     handle_set_generation_params_request = generation_params.set_generation_params
@@ -352,6 +356,13 @@ class ChatStream(Chat):
         """The request's session. Raises :class:`~aiochatstream.errors.SessionsNotSetUp`."""
         self.place.check(request)
         return await load_session(request)
+
+    async def renew_session(self, request: web.Request) -> None:
+        """Give the session another identity, and keep what is in it: for an app's login handler.
+
+        Who has come to know the old identity does not have the new one. Call it before the response begins.
+        """
+        await (await self.user_session(request)).renew()
 
     async def user_session(self, request: web.Request) -> UserSession:
         """The request's user and where the user's conversations are."""

@@ -16,9 +16,8 @@ from typing import Any
 
 import aiohttp_session
 from aiohttp import web
-from aiohttp_session.cookie_storage import EncryptedCookieStorage
-from cryptography.fernet import Fernet
 
+from aiochatstream import session_options
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.console import options as console_options
@@ -26,7 +25,6 @@ from aiochatstream.engines import RecordingEngine, ReplayEngine
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.load_time import LoadTime
 from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
-from aiochatstream.sessions import MemoryStorage
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import json_errors
 
@@ -44,8 +42,6 @@ OPTION_OF = {
 }
 """What the parameters of ChatStream are called on the command line."""
 
-NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 1 (it failed) or 2 (wrong use)."""
@@ -62,7 +58,7 @@ def serve(options: argparse.Namespace) -> int:
     """``aiochatstream serve``: a server for one model, until SIGTERM or Ctrl-C."""
     _check_what_answers(options)
     messages = messages_of(options.locale)
-    storage = _session_storage(options.session, options.secret_key_file, messages)
+    storage = session_options.storage_of(options, messages, os.environ)
     listener = _listen(options.host, options.port, messages)
     url = _url(options.host, listener.getsockname()[1])
     chat_stream = ChatStream(
@@ -196,20 +192,6 @@ def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
     return "\n".join([*lines, messages.talk.format(url=url, command=command)])
 
 
-def _session_storage(kind: str, key_file: Path | None, messages: Messages) -> aiohttp_session.AbstractStorage:
-    if kind == "memory":
-        if key_file is not None:
-            raise ValueError(messages.key_file_alone)
-        return MemoryStorage()
-    if key_file is None:
-        raise ValueError(messages.no_key_file.format(command=NEW_KEY))
-    try:
-        key = Fernet(key_file.read_bytes().strip())
-    except ValueError:
-        raise ValueError(messages.no_key.format(file=key_file, command=NEW_KEY)) from None
-    return EncryptedCookieStorage(key, samesite="Lax")
-
-
 def _listen(host: str, port: int, messages: Messages) -> socket.socket:
     """Bind before the model is loaded: an address in use shows at once. Raises OSError with a clear sentence."""
     try:
@@ -285,5 +267,4 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
     add("--temperature", type=float, default=0.2, metavar="T", help="0 (greedy) to 2")
     add("--top-p", type=float, default=0.7, metavar="P", help="above 0, up to 1 (off)")
-    add("--session", default="memory", choices=["memory", "cookie"], help="where conversations live")
-    add("--secret-key-file", type=Path, metavar="FILE", help="the key of --session cookie")
+    session_options.add_arguments(parser)

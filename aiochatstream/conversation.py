@@ -33,6 +33,8 @@ class Conversation:
     begun: message id of the turn that was begun last.
     first: index of the oldest turn that the model is still told. It stays where it is for many turns, so that
         the start of the prompt stays the same.
+
+    Number and begun together name one state of it: where both are equal, nothing was changed in between.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -57,6 +59,10 @@ class Conversation:
             grown = grown.drop_oldest()
         return grown
 
+    def with_turns_of(self, other: Conversation) -> Conversation:
+        """The conversation with the turns of ``other`` in place of its own."""
+        return replace(self, turns=other.turns, first=0)
+
     def starting_at(self, first: int) -> Conversation:
         """The conversation of which the model is told from turn ``first`` on."""
         return replace(self, first=first)
@@ -69,6 +75,15 @@ class Conversation:
         """The conversation without its ``count`` newest turns."""
         turns = self.turns[: len(self.turns) - count]
         return replace(self, turns=turns, first=min(self.first, len(turns)))
+
+    def find(self, message_id: str) -> int | None:
+        """Which turn has the answer ``message_id``; None where there is none."""
+        return next((at for at, turn in enumerate(self.turns) if turn.message_id == message_id), None)
+
+    def without(self, at: int) -> Conversation:
+        """The conversation without turn ``at``."""
+        turns = (*self.turns[:at], *self.turns[at + 1 :])
+        return replace(self, turns=turns, first=self.first - (at < self.first))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

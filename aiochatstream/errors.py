@@ -13,6 +13,7 @@
     ├── ConversationBusy             409 conversation_busy
     ├── ConversationChanged          409 conversation_changed
     ├── NothingToRegenerate          409 nothing_to_regenerate
+    ├── NothingToContinue            409 nothing_to_continue
     ├── AnswerElsewhere              409 answer_elsewhere
     ├── TooLarge                     413 too_large
     ├── UnsupportedMediaType         415 unsupported_media_type
@@ -100,7 +101,7 @@ class ConversationBusy(ChatStreamError):
 
 
 class ConversationChanged(ChatStreamError):
-    """The stored conversation is not the one that this turn began from."""
+    """The conversation is not the one that this turn began from, or that the client has seen."""
 
     status = 409
     code = "conversation_changed"
@@ -111,6 +112,13 @@ class NothingToRegenerate(ChatStreamError):
 
     status = 409
     code = "nothing_to_regenerate"
+
+
+class NothingToContinue(ChatStreamError):
+    """The last answer is not an interrupted one."""
+
+    status = 409
+    code = "nothing_to_continue"
 
 
 class AnswerElsewhere(ChatStreamError):

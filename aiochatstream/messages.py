@@ -37,6 +37,7 @@ class Messages:
     talk: str
     cannot_listen: str
     key_file_alone: str
+    dev_key: str
     no_key_file: str
     no_key: str
 
@@ -67,7 +68,6 @@ class Messages:
     saved: str
     loaded: str
     not_a_conversation: str
-    server_cannot_load: str
     no_stats: str
     last_answer: str
     all_answers: str
@@ -107,8 +107,9 @@ EN = Messages(
     row_recording="  recording    every answer, in {folder}",
     talk="\nTalk to it: open {url} in a browser, or\n  {command}\nCtrl-C stops it.",
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
-    key_file_alone="--secret-key-file goes with --session cookie.",
-    no_key_file="--session cookie needs --secret-key-file FILE. Make one with: {command} > FILE",
+    key_file_alone="--secret-key-file and --dev go with --session cookie.",
+    dev_key="--dev: the key of the cookies is made at this start; with the next one, every conversation is gone.",
+    no_key_file="--session cookie needs --secret-key-file FILE, or {variable}. Make a key with: {command} > FILE",
     no_key="{file} holds no key (32 bytes, URL-safe base64). Make one with: {command}",
     welcome="{name}: /help shows the commands. Alt+Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.",
     leaving="Ctrl-C again or Ctrl-D leaves.",
@@ -134,7 +135,6 @@ EN = Messages(
     saved="{count} turns are saved in {file}.",
     loaded="{count} turns are loaded from {file}.",
     not_a_conversation="{file} holds no conversation that /save wrote: {reason}",
-    server_cannot_load="This server cannot take over a conversation from a file yet.",
     no_stats="There is no answer yet.",
     last_answer="last answer: {parts}",
     all_answers="all {count}: {parts}",
@@ -170,8 +170,9 @@ JA = Messages(
     row_recording="  記録          すべての回答を {folder} に残します",
     talk="\n話しかけるには: ブラウザで {url} を開くか、\n  {command}\nCtrl-C で終了します。",
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
-    key_file_alone="--secret-key-file は --session cookie と一緒に指定します。",
-    no_key_file="--session cookie には --secret-key-file FILE が必要です。作り方: {command} > FILE",
+    key_file_alone="--secret-key-file と --dev は --session cookie と一緒に指定します。",
+    dev_key="--dev: クッキーの鍵は起動のたびに新しく作られ、次の起動ですべての会話が失われます。",
+    no_key_file="--session cookie には --secret-key-file FILE か {variable} が必要です。作り方: {command} > FILE",
     no_key="{file} に鍵 (32 バイト、URL-safe base64) がありません。作り方: {command}",
     welcome="{name}: /help でコマンド一覧。Alt+Enter で改行、Ctrl-C で回答を停止、Ctrl-D で終了します。",
     leaving="もう一度 Ctrl-C、または Ctrl-D で終了します。",
@@ -197,7 +198,6 @@ JA = Messages(
     saved="{count} 回のやり取りを {file} に保存しました。",
     loaded="{count} 回のやり取りを {file} から読み込みました。",
     not_a_conversation="{file} は /save で保存した会話ではありません: {reason}",
-    server_cannot_load="このサーバーはまだファイルから会話を読み込めません。",
     no_stats="まだ回答がありません。",
     last_answer="最後の回答: {parts}",
     all_answers="全 {count} 件: {parts}",

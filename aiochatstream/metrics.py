@@ -15,7 +15,7 @@ aiochatstream_decode_step_time_seconds                     histogram    forward 
 aiochatstream_batch_size                                   gauge        rows that the engine decodes together
 aiochatstream_kv_cache_bytes, _prefix_cache_bytes          gauge        keys and values: of the rows, kept from before
 aiochatstream_prefix_cache_hits_total                      counter      answers whose prompt began as an earlier one
-aiochatstream_sessions                                     gauge        conversations in the memory of this process
+aiochatstream_sessions, _sessions_bytes                    gauge        conversations in memory, and what they take
 aiochatstream_event_loop_lag_seconds                       histogram    how late the event loop wakes a sleeper
 ========================================================== ============ ==============================================
 """
@@ -48,6 +48,7 @@ class Metrics:
     :param running: slots that are taken, now.
     :param waiting: places in the queue that are taken, now.
     :param sessions: conversations held in memory, now.
+    :param sessions_bytes: what they take as text, now.
     :param engine: the engine's own figures, now.
     """
 
@@ -56,12 +57,14 @@ class Metrics:
         running: Callable[[], int],
         waiting: Callable[[], int],
         sessions: Callable[[], int],
+        sessions_bytes: Callable[[], int],
         engine: Callable[[], dict[str, float]],
     ) -> None:
         self._registry = CollectorRegistry()
         self._gauge("num_requests_running", "Requests that hold a slot.", running)
         self._gauge("num_requests_waiting", "Requests that wait for a slot.", waiting)
         self._gauge("sessions", "Conversations in the memory of this process.", sessions)
+        self._gauge("sessions_bytes", "Bytes of these conversations.", sessions_bytes)
         self._refused = self._counter("requests_refused", "Requests refused before any work.", "reason")
         self._finished = self._counter("requests_finished", "Requests that were accepted and ended.", "finished_reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
 
 WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
@@ -15,9 +16,9 @@ WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
-def _number_of_key(key: Any) -> Any:
-    """The keys of JSON objects are strings."""
-    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
+def number_of_text(value: Any) -> Any:
+    """Where all is text: the keys of JSON objects, and query parameters."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
 # One place for each range. The description is the sentence that a wrong value is answered with.
@@ -38,11 +39,12 @@ CountPenalty = Annotated[float, Field(ge=-2, le=2, description="a number from -2
 NoRepeatNgramSize = Annotated[int, Field(ge=0, le=100, description="a whole number of tokens from 0 (off) to 100")]
 LogitBias = Annotated[
     dict[
-        Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_number_of_key)],
+        Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(number_of_text)],
         Annotated[float, Field(ge=-100, le=100)],
     ],
     Field(max_length=300, description="an object of up to 300 token ids with numbers from -100 to 100"),
 ]
+Logprobs = Annotated[int, Field(ge=0, le=20, description="a whole number of tokens from 0 to 20")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number from 0 to 2**63 - 1")]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=128)]],
@@ -98,7 +100,11 @@ class ParamOverrides(BaseModel):
 
 
 class GenerationParams(BaseModel):
-    """The parameters of one answer, complete. Ranges and meanings as in :class:`ParamOverrides`."""
+    """The parameters of one answer, complete. Ranges and meanings as in :class:`ParamOverrides`.
+
+    logprobs: tell how likely each token was, and so many of the likeliest at its place; None tells nothing.
+    constraint: the form that the answer is to have.
+    """
 
     model_config = STRICT
 
@@ -117,6 +123,8 @@ class GenerationParams(BaseModel):
     seed: Seed = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logprobs: Logprobs | None = None
+    constraint: Constraint | None = None
 
     @model_validator(mode="after")
     def _must_not_divide_by_nothing(self) -> GenerationParams:
@@ -152,7 +160,7 @@ class GenerationParams(BaseModel):
             raise InvalidValue(f"{where}logit_bias: {highest} is none of the model's {vocabulary} token ids.")
         changes["stop"] = (*stop, *changes.get("stop", ()))
         try:
-            return GenerationParams(**{**self.model_dump(), **changes})
+            return GenerationParams(**{**dict(self), **changes})
         except ValidationError as error:  # values that do not go together
             raise InvalidValue(where + describe(error, GenerationParams)) from None
 
@@ -224,7 +232,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     known, sentence = [], first["msg"].removeprefix("Value error, ")
     node: dict[str, Any] = schema
     for part in path:
-        node = _resolve(node, schema).get("properties", {}).get(part)
+        node = _resolve(node.get("items", node), schema).get("properties", {}).get(part)
         if node is None:
             break
         known.append(part)

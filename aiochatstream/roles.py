@@ -28,12 +28,18 @@ AUTH_METHODS = (NO_PHRASE, *PHRASE_METHODS)
 ALWAYS_ALLOWED = frozenset({"healthz", "readyz", "metrics"})
 """Whoever asks: a load balancer has no role, and /metrics has a policy of its own."""
 
+ALLOWED_WITH = {"commit": "chat_stream"}
+"""APIs that are a part of another one: who may call that may call these."""
+
 ALLOWED_BY_DEFAULT = frozenset(
     {
         "chat_stream",
         "stop",
         "clear_context",
         "history",
+        "delete_message",
+        "export_conversation",
+        "import_conversation",
         "set_feedback",
         "get_generation_params",
         "set_generation_params",
@@ -63,7 +69,7 @@ class Role:
 
     def may_call(self, api: str) -> bool:
         """Whether a client in this role may call the endpoint of this API name."""
-        return api in ALWAYS_ALLOWED or self.allow is None or api in self.allow
+        return api in ALWAYS_ALLOWED or self.allow is None or ALLOWED_WITH.get(api, api) in self.allow
 
 
 class Roles:

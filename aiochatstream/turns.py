@@ -20,6 +20,7 @@ from aiochatstream.admission import Ticket
 from aiochatstream.conversation import AnswerState, Conversation, Turn
 from aiochatstream.engines import Delta, DeltaStream, FinishReason
 from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
+from aiochatstream.sessions import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +79,12 @@ class TimePassed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The answer is over, saved, and its slot is free. Nothing follows."""
+    """The answer is over, saved, and its slot is free. Nothing follows. ``kept`` is None where nothing was to be."""
 
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class Failed:
     """There is no whole answer. Nothing follows."""
 
     error: ChatStreamError
+    kept: Kept | None = None
 
 
 Event = Queued | Started | Text | TimePassed | Ended | Failed
@@ -101,9 +104,11 @@ class Job:
 
     before: the conversation that stays where there is no answer.
     base: the conversation that the answer joins; other than ``before`` when an answer is made again.
+    begun: how the answer begins already.
     prompt_tokens: the prompt's length.
     generate: starts the generation; hands each delta to the function that it is given.
     save: keeps a conversation.
+    leave: says what stays where there is no answer.
     on_gap: told the seconds between two pieces of text.
     retry_after: whole seconds for the one who waited in vain.
     """
@@ -111,10 +116,12 @@ class Job:
     before: Conversation
     base: Conversation
     user_text: str
+    begun: str
     prompt_tokens: int
     ticket: Ticket
     generate: Callable[[Callable[[Delta], None]], DeltaStream]
-    save: Callable[[Conversation], Awaitable[None]]
+    save: Callable[[Conversation], Awaitable[Kept]]
+    leave: Callable[[], Awaitable[Kept]]
     on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
     max_queue_wait: float
@@ -127,6 +134,8 @@ class RunningTurn:
 
     message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     user_text: str = ""
+    begun: str = ""
+    """What the answer had before this turn, which goes on from there."""
     text: str = ""
     conversation: Conversation = field(default_factory=Conversation)
     """As it was kept last: without the answer until :attr:`ended`."""
@@ -225,7 +234,7 @@ class RunningTurn:
     def accept(self, job: Job) -> None:
         """Know what is to be done; :meth:`run` does it."""
         self._job = job
-        self.user_text = job.user_text
+        self.user_text, self.begun = job.user_text, job.begun
         self._prompt_tokens = job.prompt_tokens
         self.base = job.base
         self.conversation = job.before
@@ -262,23 +271,30 @@ class RunningTurn:
         if self.discarded:
             return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
+            kept = await self._keep(job.leave())
             if isinstance(failure, ChatStreamError):
-                return Failed(failure)
+                return Failed(failure, kept)
             logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
             detail = "The model failed to answer. The history is as it was before; send again."
-            return Failed(EngineFailed(f"{detail} (request {self.message_id})"))
+            return Failed(EngineFailed(f"{detail} (request {self.message_id})"), kept)
         if failure is not None:
             logger.warning("The engine failed at the end of request %s", self.message_id, exc_info=failure)
         whole = self._finish_reason not in (None, "cancelled")
         if whole or self.text:
             state: AnswerState = "complete" if whole else "interrupted"
-            conversation = job.base.with_turn(Turn(job.user_text, self.text, self.message_id, state))
-            async with asyncio.timeout(SAVE_SECONDS):
-                await job.save(conversation)
-            self.conversation = conversation
+            turn = Turn(job.user_text, self.begun + self.text, self.message_id, state)
+            kept = await self._keep(job.save(job.base.with_turn(turn)))
+        else:
+            kept = await self._keep(job.leave())
         if self._stop_reason == "shutdown" and self._finish_reason is None:
-            return Failed(Draining("The server is shutting down; the answer so far was kept.", job.retry_after()))
-        return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"))
+            return Failed(Draining("The server is shutting down; the answer so far was kept.", job.retry_after()), kept)
+        return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"), kept)
+
+    async def _keep(self, keeping: Awaitable[Kept]) -> Kept:
+        async with asyncio.timeout(SAVE_SECONDS):
+            kept = await keeping
+        self.conversation = kept.conversation
+        return kept
 
     async def _wait_for_slot(self, job: Job) -> None:
         if self._stop_reason is not None:
@@ -338,8 +354,8 @@ class RunningTurn:
             total_s=round(now - self._created, 4),
         )
 
-    def _ended(self, finish_reason: FinishReason) -> Ended:
-        return Ended(finish_reason, self.usage, self.timing)
+    def _ended(self, finish_reason: FinishReason, kept: Kept | None = None) -> Ended:
+        return Ended(finish_reason, self.usage, self.timing, kept)
 
 
 class Turns:

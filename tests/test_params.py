@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
 from aiochatstream.param_limits import checked_limits
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides, validated
@@ -150,6 +151,11 @@ def test_a_request_overrides_what_it_names_for_itself_alone() -> None:
         max_new_tokens=100, temperature=0, top_k=0, seed=3, ignore_eos=True
     )
     assert SERVER.temperature == 0.5
+
+
+def test_what_a_request_cannot_override_stays() -> None:
+    asked = GenerationParams(logprobs=2, constraint=Constraint("regex", "a|b"))
+    assert asked.override(ParamOverrides(top_k=3)) == asked.model_copy(update={"top_k": 3})
 
 
 def test_a_request_may_ask_for_as_many_tokens_as_the_server_allows_and_no_more() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 
-from aiochatstream.console.saved import Saved
 from aiochatstream.params import ParamOverrides
+from aiochatstream.saved import Saved
 from aiochatstream.turns import Event
 
 

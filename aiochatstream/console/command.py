@@ -6,14 +6,14 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
-from aiochatstream.console.lines import read_pipe, read_terminal
+from aiochatstream.console.lines import on_sigint, read_pipe, read_terminal
 from aiochatstream.console.local import LocalBackend
 from aiochatstream.console.options import DEFAULTS
 from aiochatstream.console.remote import ServerBackend
@@ -40,7 +40,7 @@ def main(options: argparse.Namespace, messages: Messages) -> int:
         backend, params = _backend(options, messages)
         with asyncio.Runner() as runner:
             return runner.run(_talk(backend, params, messages))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is for nobody
@@ -53,12 +53,19 @@ async def _talk(
     async with entering as backend:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             console = Console(backend, PlainScreen(), messages, params)
-            await read_pipe(console)
+            with on_sigint(_cancel_of_this_task()):
+                await read_pipe(console)
             return FAILED if console.failures else 0
         screen = TerminalScreen()
         screen.remark(messages.welcome.format(name=backend.name))
         await read_terminal(Console(backend, screen, messages, params))
         return 0
+
+
+def _cancel_of_this_task() -> Callable[[], object]:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - the type checker does not know that this runs in a task
+    return task.cancel
 
 
 def _backend(

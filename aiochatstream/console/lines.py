@@ -58,11 +58,16 @@ def _keys() -> KeyBindings:
 
 
 @contextmanager
-def on_sigint(call: Callable[[], None]) -> Iterator[None]:
-    """In this block, Ctrl-C calls ``call`` on the event loop, and does nothing else."""
+def on_sigint(call: Callable[[], object]) -> Iterator[None]:
+    """In this block, Ctrl-C calls ``call`` on the event loop, and does nothing else.
+
+    Only the loop's own handlers wake it: with another one, a signal that comes just before it sleeps waits, too.
+    """
     loop = asyncio.get_running_loop()
-    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(call))
+    before = signal.getsignal(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGINT, call)
     try:
         yield
     finally:
+        loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, before)

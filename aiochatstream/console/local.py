@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 
 from aiochatstream.chat import Chat
 from aiochatstream.console.backend import Backend
-from aiochatstream.console.saved import Saved
 from aiochatstream.params import ParamOverrides
+from aiochatstream.saved import Saved
 from aiochatstream.sessions import MemoryConversationStore, User
 from aiochatstream.turns import Event
 
@@ -48,7 +48,7 @@ class LocalBackend(Backend):
         return Saved.of(await self._user.load(CONVERSATION), self._system)
 
     async def load(self, saved: Saved) -> None:
-        conversation = saved.conversation()
+        conversation = saved.to_conversation()
         await self._store.forget(self._user.id, CONVERSATION)
         await self._store.save(self._user.id, CONVERSATION, conversation, expected_number=conversation.number)
         self._system = saved.system

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import aiohttp
@@ -13,10 +13,10 @@ from yarl import URL
 from aiochatstream.bench.asking import connect_error
 from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, shorten
 from aiochatstream.console.backend import Backend
-from aiochatstream.console.saved import Saved
 from aiochatstream.errors import ChatStreamError, Unavailable
 from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides
+from aiochatstream.saved import Saved
 from aiochatstream.turns import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
 
 CONNECT_SECONDS = 10.0
@@ -65,7 +65,10 @@ class ServerBackend(Backend):
                     stream = EventStream()
                     async for data in response.content.iter_any():
                         for name, raw in stream.feed(data):
-                            event = _event(name, parse_object(raw))
+                            told = parse_object(raw)
+                            event = _event(name, told)
+                            if "commit" in told:  # the server keeps conversations in cookies
+                                await self._commit(told["commit"])
                             yield event
                             if isinstance(event, Ended | Failed):
                                 return
@@ -110,7 +113,12 @@ class ServerBackend(Backend):
             raise self._not_a_server("no history") from None
 
     async def load(self, saved: Saved) -> None:
-        raise ChatStreamError(self._messages.server_cannot_load)
+        body = {"messages": saved.model_dump(exclude_unset=True)["messages"]}
+        await self._ask("POST", "/import", body)
+
+    async def _commit(self, token: object) -> None:
+        with suppress(ChatStreamError):  # the process that answered keeps the turn, too
+            await self._ask("POST", "/commit", {"commit": token})
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         with self._one_sentence_errors():

@@ -1,10 +1,11 @@
 """How text is made."""
 
-from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt, StepKind
+from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt, StepKind, TokenLogprob
 from aiochatstream.engines.function import FunctionEngine, TextFunction
 from aiochatstream.engines.recording import RecordingEngine, ReplayEngine
 from aiochatstream.engines.scripted import ScriptedEngine
 from aiochatstream.engines.stream import DeltaStream
+from aiochatstream.engines.token_bytes import TokenBytes
 from aiochatstream.engines.token_sampler import TokenSampler
 
 __all__ = [
@@ -19,5 +20,7 @@ __all__ = [
     "ScriptedEngine",
     "StepKind",
     "TextFunction",
+    "TokenBytes",
+    "TokenLogprob",
     "TokenSampler",
 ]

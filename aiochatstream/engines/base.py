@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aiochatstream.errors import InvalidValue
 from aiochatstream.params import GenerationParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -18,12 +19,28 @@ StepKind = Literal["prefill", "decode"]
 class Prompt:
     """What an answer is to be made for.
 
-    messages: dicts of role (system, user, assistant) and content, the newest user message last.
+    messages: dicts of role (system, user, assistant) and content, the newest last: the user's, or where the answer is
+        to be continued what it already says.
     token_ids: the same as the model reads it; empty for an engine without a tokenizer.
+    continued: whether the answer already says something.
     """
 
     messages: list[dict[str, str]]
     token_ids: list[int]
+    continued: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model itself found a token: of its own distribution, before biases, penalties and temperature.
+
+    logprob: the natural logarithm of its probability.
+    top: the likeliest tokens at this place and their logprobs, as many as :attr:`GenerationParams.logprobs` says.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,7 @@ class Delta:
 
     cached_tokens: how many of the prompt's were not computed again; told once.
     prompt_tokens: how many the prompt has, from an engine that knows it but has no tokenizer; told once.
+    logprobs: one for each of ``token_ids`` where the parameters ask for them, else none.
     """
 
     text: str = ""
@@ -39,6 +57,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     prompt_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Engine(ABC):
@@ -80,6 +99,16 @@ class Engine(ABC):
     def describe(self) -> dict[str, str]:
         """What there is to tell of it: model, device, dtype."""
         return {}
+
+    def check(self, params: GenerationParams) -> None:
+        """Refuse what no answer can be made with. Called for each answer before it is begun, in a thread.
+
+        Raises :class:`~aiochatstream.errors.InvalidValue`; here, for all that an engine need not be able to do.
+        """
+        if params.logprobs is not None:
+            raise InvalidValue("logprobs: this engine cannot tell them.")
+        if params.constraint is not None:
+            raise InvalidValue("constraint: this engine cannot follow one.")
 
     @abstractmethod
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:

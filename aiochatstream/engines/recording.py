@@ -17,7 +17,7 @@ from aiochatstream.engines import recording_files
 from aiochatstream.engines.base import Delta, Engine, Prompt, StepKind
 from aiochatstream.engines.recording_files import Recording
 from aiochatstream.engines.timer import Timer
-from aiochatstream.errors import NoRecording
+from aiochatstream.errors import InvalidValue, NoRecording
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,12 @@ class RecordingEngine(Engine):
     def describe(self) -> dict[str, str]:
         return self._engine.describe()
 
+    def check(self, params: GenerationParams) -> None:
+        """What the engine refuses, and logprobs, which the files do not hold."""
+        if params.logprobs is not None:
+            raise InvalidValue("logprobs: are not told where answers are recorded.")
+        self._engine.check(params)
+
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         path = self.folder / recording_files.new_name()
         begun = self._timer.now()
@@ -108,7 +114,7 @@ class ReplayEngine(Engine):
     A prompt is answered with a recording of the same messages, the whole conversation that is. Of several, those of the
     same parameters come first, then those where only the seed is another, then the others; among equals the oldest of
     those that were played least. What was recorded is played whole, whatever ``max_new_tokens`` and the stop strings
-    say. A prompt without a recording is answered with the error ``no_recording``.
+    say; only a constraint must be the same. A prompt without a recording is answered with the error ``no_recording``.
 
     :param folder: of nothing but recordings (and hidden files). It is read when the app starts; ValueError then names
         what is damaged or no recording.
@@ -139,6 +145,11 @@ class ReplayEngine(Engine):
     def describe(self) -> dict[str, str]:
         return {"model": f"none; {sum(map(len, self._recordings.values()))} recorded answers of {self.folder}"}
 
+    def check(self, params: GenerationParams) -> None:
+        """Refuses logprobs, which the files do not hold."""
+        if params.logprobs is not None:
+            raise InvalidValue("logprobs: are not in recorded answers.")
+
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         begun = self._timer.now()
         recording = self._choose(prompt, params)
@@ -151,8 +162,9 @@ class ReplayEngine(Engine):
 
     def _choose(self, prompt: Prompt, params: GenerationParams) -> Recording:
         """The recording to play now. Raises NoRecording."""
-        found = self._recordings.get(_key(prompt.messages))
-        if found is None:
+        same = self._recordings.get(_key(prompt.messages), [])
+        found = [one for one in same if one.params.constraint == params.constraint]
+        if not found:
             raise NoRecording("There is no recording of this prompt: the same messages from the conversation's start.")
         with self._lock:
             chosen = min(found, key=lambda one: (_distance(one.params, params), self._played[id(one)]))

@@ -118,7 +118,7 @@ class ScriptedEngine(FunctionEngine):
 
     def _answer(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         if self._params.type == "echo":
-            return pieces(messages[-1]["content"])
+            return pieces(next(message["content"] for message in reversed(messages) if message["role"] == "user"))
         if self._params.type == "long":
             return pieces(LONG_TEXT)
         with self._lock:

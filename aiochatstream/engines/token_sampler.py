@@ -25,8 +25,8 @@ class TokenSampler(ABC):
     ) -> Sequence[int] | torch.Tensor:
         """Return the next token id of each row, as integers of a sequence or a tensor [rows].
 
-        :param logits: [rows, vocabulary], float32, on the model's device: the last position's, as the model gave them.
-            A copy that may be changed.
+        :param logits: [rows, vocabulary], float32, on the model's device: the last position's, as the model gave them,
+            but -inf where the answer's constraint excludes a token. A copy that may be changed.
         :param token_ids: the ids of each row so far, prompt and answer; not to be changed.
         :param params: what each row's answer is to be made with, ``seed`` among it; none of it has been applied.
 

@@ -1,7 +1,7 @@
 """What the model is told."""
 
 from aiochatstream.prompts.base import AbstractChatPrompt, Content
-from aiochatstream.prompts.chat_template import ChatPrompt
+from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages, render_messages
 from aiochatstream.prompts.context import fit
 from aiochatstream.prompts.presets import (
     ChatPromptCyberAgentOpenCalm,
@@ -32,5 +32,7 @@ __all__ = [
     "ChatPromptStockmarkGptNeoxJp",
     "ChatPromptTogetherRedPajamaINCITEChat",
     "Content",
+    "encode_messages",
     "fit",
+    "render_messages",
 ]

@@ -62,6 +62,9 @@ class AbstractChatPrompt(ABC):
     def __init__(self) -> None:
         self.conversation = Conversation()
         self.message = ""
+        self.open_answer = ""
+        """What the answer already says, as people read it: the model is to go on from there. It comes right after
+        :meth:`create_prompt`."""
         self.tokenizer: Any = None
         self._examples: list[tuple[str, str]] = []
         self.build_initial_prompt(self)
@@ -117,12 +120,18 @@ class AbstractChatPrompt(ABC):
         return [*contents, Content(self.requester, self.replace_input(self.message)), Content(self.responder, None)]
 
     def get_messages(self) -> list[dict[str, str]]:
-        """The same as chat messages: dicts of role (system, user, assistant) and content, the newest last."""
+        """The same as chat messages: dicts of role (system, user, assistant) and content, the newest last.
+
+        That is the user's, or the :attr:`open_answer` where it already says something.
+        """
         messages = [{"role": "system", "content": self.replace_input(self.system)}] if self.system else []
         for user, answer in self._past():
             messages.append({"role": "user", "content": user})
             messages.append({"role": "assistant", "content": answer})
-        return [*messages, {"role": "user", "content": self.replace_input(self.message)}]
+        messages.append({"role": "user", "content": self.replace_input(self.message)})
+        if self.open_answer:
+            messages.append({"role": "assistant", "content": self.replace_input(self.open_answer)})
+        return messages
 
     def get_stop_strs(self) -> list[str]:
         """Strings that end the answer and are not shown, for models that go on to write the user's part."""
@@ -149,12 +158,16 @@ class AbstractChatPrompt(ABC):
 
     @abstractmethod
     def create_prompt(self) -> str:
-        """The text that the model is to continue."""
+        """The text up to the open answer."""
 
     def encode(self) -> list[int]:
-        """The token ids of :meth:`create_prompt`; see :attr:`add_special_tokens`."""
-        ids: list[int] = self.tokenizer(self.create_prompt(), add_special_tokens=self.add_special_tokens)["input_ids"]
-        return ids
+        """The token ids of all that the model is to continue; see :attr:`add_special_tokens`."""
+        return encode_text(
+            self.tokenizer,
+            self.create_prompt(),
+            self.replace_input(self.open_answer),
+            add_special_tokens=self.add_special_tokens,
+        )
 
     def _past(self) -> list[tuple[str, str]]:
         """The examples and the turns that the model is told, as (user message, answer).
@@ -164,3 +177,22 @@ class AbstractChatPrompt(ABC):
         turns = self.conversation.turns[self.conversation.first :] if self.chat_mode_enabled else ()
         past = [*self._examples, *((turn.user, turn.answer) for turn in turns)]
         return [(self.replace_input(user), self.replace_input(answer)) for user, answer in past]
+
+
+def encode_text(tokenizer: Any, text: str, begun: str = "", *, add_special_tokens: bool) -> list[int]:
+    """The token ids of ``text``, and of the answer ``begun`` after it.
+
+    These are apart, as the model wrote them, so that what it has read of ``text`` counts as known; together with
+    tokenizers that would put a space between.
+    """
+
+    def ids_of(some: str, *, special: bool) -> list[int]:
+        ids: list[int] = tokenizer(some, add_special_tokens=special)["input_ids"]
+        return ids
+
+    plain = ids_of(text, special=add_special_tokens)
+    if not begun:
+        return plain
+    apart = plain + ids_of(begun, special=False)
+    together = ids_of(text + begun, special=add_special_tokens)
+    return apart if tokenizer.decode(apart) == tokenizer.decode(together) else together

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
 from aiochatstream.errors import InvalidValue
-from aiochatstream.prompts.base import AbstractChatPrompt
+from aiochatstream.prompts.base import AbstractChatPrompt, encode_text
 from aiochatstream.prompts.presets import find_preset
+
+Message = dict[str, Any]
+"""A chat message: role, content, and what else the template knows."""
 
 
 class ChatPrompt(AbstractChatPrompt):
@@ -37,23 +42,87 @@ class ChatPrompt(AbstractChatPrompt):
         return preset
 
     def create_prompt(self) -> str:
-        """The prompt as text, special tokens included."""
-        return str(self._apply(tokenize=False))
+        """The text up to the open answer, special tokens included."""
+        messages = self.get_messages()
+        return render_messages(self.tokenizer, messages[:-1] if self.open_answer else messages)
 
     def encode(self) -> list[int]:
-        """The template's own token ids. Tokenising its text again could add a second BOS."""
-        ids: list[int] = self._apply(tokenize=True)["input_ids"]
-        return ids
+        """The template's own token ids, whatever :attr:`add_special_tokens` says: it could add a second BOS."""
+        return encode_messages(self.tokenizer, self.get_messages(), continue_final=bool(self.open_answer))
 
-    def _apply(self, *, tokenize: bool) -> Any:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError(
-                "This model's tokenizer has no chat template. Hand ChatStream a chat_prompt_clazz of your own: "
-                "a subclass of AbstractChatPrompt that writes the prompt as the model expects it."
-            )
-        try:
-            return self.tokenizer.apply_chat_template(
-                self.get_messages(), add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
-            )
-        except TemplateError as error:  # of some models, a system text
-            raise InvalidValue(f"The model's chat template refuses this conversation: {error}.") from error
+
+def render_messages(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]] | None = None,
+) -> str:
+    """The messages as the model's chat template writes them, and the beginning of the answer.
+
+    :param messages: as OpenAI's API has them, but content as text: roles system, developer (told as system where the
+        template knows no other), user, assistant, tool; tool_calls with their arguments as JSON or as an object.
+    :param tools: functions that the model may call, as OpenAI's API has them, for templates that tell of them.
+
+    Raises :class:`~aiochatstream.errors.InvalidValue` for what the template does not take, and ValueError where there
+    is no template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "This model's tokenizer has no chat template. Hand ChatStream a chat_prompt_clazz of your own: "
+            "a subclass of AbstractChatPrompt that writes the prompt as the model expects it."
+        )
+    tools = list(tools) if tools else None
+    knows_developer = "developer" in tokenizer.get_chat_template(tools=tools)
+    told = [_for_template(message, knows_developer=knows_developer) for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(told, tools=tools, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = str(error).removesuffix(".")  # of some models, a system text, or two messages of one role
+        raise InvalidValue(f"The model's chat template refuses this conversation: {reason}.") from error
+    return str(text)
+
+
+def encode_messages(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]] | None = None,
+    *,
+    continue_final: bool = False,
+) -> list[int]:
+    """The token ids of :func:`render_messages`: those of ``apply_chat_template``.
+
+    :param continue_final: the last message is an assistant's text, and has no end: the model goes on with it. (Not by
+        the template's continue_final_message, which trims it, and leaves out what templates put before an answer.)
+
+    Raises as :func:`render_messages`.
+    """
+    begun = ""
+    if continue_final:
+        *messages, final = messages or [{}]
+        if final.get("role") != "assistant" or not isinstance(final.get("content"), str):
+            raise InvalidValue("messages: the last one must be an assistant's text, to be continued.")
+        begun = final["content"]
+    return encode_text(tokenizer, render_messages(tokenizer, messages, tools), begun, add_special_tokens=False)
+
+
+def _for_template(message: Message, *, knows_developer: bool) -> Message:
+    """A message as templates expect it."""
+    told = dict(message)
+    if told["role"] == "developer" and not knows_developer:
+        told["role"] = "system"
+    if told.get("tool_calls"):
+        told["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _arguments(call["function"])}}
+            for call in told["tool_calls"]
+        ]
+    return told
+
+
+def _arguments(function: dict[str, Any]) -> Any:
+    """The arguments of a call as an object: most templates write JSON themselves."""
+    arguments = function.get("arguments") or {}
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        raise InvalidValue("messages: the arguments of tool_calls must be JSON.") from None

@@ -21,11 +21,14 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     Where the history is too long, whole oldest turns are left out by moving ``prompt.conversation.first``; what the
     prompt class writes around the turns (the system message, the template's head) always stays. Blocking.
 
-    Raises :class:`~aiochatstream.errors.TooLarge` when the newest message alone does not fit.
+    Raises :class:`~aiochatstream.errors.TooLarge` when the newest message alone does not fit, with what its answer
+    already says.
     """
     longest = CHARS_PER_TOKEN * context_len
-    if len(prompt.message) > longest:
-        raise TooLarge(f"user_input: {len(prompt.message)} characters, at most {longest} are read.")
+    newest = "user_input, with the answer so far" if prompt.open_answer else "user_input"
+    length = len(prompt.message) + len(prompt.open_answer)
+    if length > longest:
+        raise TooLarge(f"{newest}: {length} characters, at most {longest} are read.")
     room = context_len - max_new_tokens
     ids = prompt.encode()
     if len(ids) <= room:
@@ -43,7 +46,7 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     ids = prompt.encode()
     if len(ids) > room:
         raise TooLarge(
-            f"user_input: {len(ids) - room} tokens too long. With max_new_tokens={max_new_tokens}, "
+            f"{newest}: {len(ids) - room} tokens too long. With max_new_tokens={max_new_tokens}, "
             f"a message has room for {room} of the {context_len} tokens of the context, those of template and system "
             "prompt included."
         )

@@ -3,9 +3,11 @@
 from aiochatstream.sessions.agent import AgentSession
 from aiochatstream.sessions.cookie import CookieUserSession
 from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, recent_params
+from aiochatstream.sessions.sealed import CookieStorage
 from aiochatstream.sessions.store import ConversationStore
 from aiochatstream.sessions.user import (
     SESSIONS_HINT,
+    Kept,
     User,
     UserSession,
     granted_role,
@@ -17,7 +19,9 @@ __all__ = [
     "SESSIONS_HINT",
     "AgentSession",
     "ConversationStore",
+    "CookieStorage",
     "CookieUserSession",
+    "Kept",
     "MemoryConversationStore",
     "MemoryStorage",
     "User",

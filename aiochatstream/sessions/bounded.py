@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+SWEPT_AT_ONCE = 100
+"""How many idle entries go in one piece, so that nobody waits for it."""
 
 
 class BoundedMap:
     """Keeps text by key, at most ``max_entries`` and ``max_bytes`` of it, each for ``idle_seconds`` after its last use.
 
-    What was not used for the longest time goes first. Times in seconds; ``clock`` is for tests.
+    What was not used for the longest time goes first, but nothing that is :meth:`pinned`. Times in seconds; ``clock``
+    is for tests.
     """
 
     def __init__(
@@ -24,6 +30,7 @@ class BoundedMap:
         self._max_bytes = max_bytes
         self._clock = clock
         self._entries: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._pins: Counter[str] = Counter()
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -31,7 +38,9 @@ class BoundedMap:
 
     def get(self, key: str) -> str | None:
         """What is kept under ``key``, which counts as used now; None where there is nothing (any more)."""
-        self._expire()
+        self.sweep()
+        if self._is_idle(key):
+            self._drop(key)
         if key not in self._entries:
             return None
         value = self._entries[key][1]
@@ -47,14 +56,32 @@ class BoundedMap:
         self._drop(key)
         self._entries[key] = (self._clock(), value)
         self.bytes += len(value)
-        self._expire()
-        while len(self._entries) > self._max_entries or self.bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+        self.sweep()
+        self._make_room()
 
     def pop(self, key: str) -> bool:
         """Forget ``key``; tell whether there was something to forget."""
-        self._expire()
-        return self._drop(key)
+        idle = self._is_idle(key)
+        return self._drop(key) and not idle
+
+    @contextmanager
+    def pinned(self, key: str) -> Iterator[None]:
+        """In this block, ``key`` is not dropped for want of room or of use, whether it is there already or not yet."""
+        self._pins[key] += 1
+        try:
+            yield
+        finally:
+            self._pins[key] -= 1
+            if not self._pins[key]:
+                del self._pins[key]
+            self._make_room()
+
+    def sweep(self) -> bool:
+        """Drop what is idle, a bounded number of entries; tell whether there may be more."""
+        idle = list(islice((key for key in self._longest_unused() if key not in self._pins), SWEPT_AT_ONCE))
+        for key in idle:
+            self._drop(key)
+        return len(idle) == SWEPT_AT_ONCE
 
     def _drop(self, key: str) -> bool:
         entry = self._entries.pop(key, None)
@@ -62,11 +89,22 @@ class BoundedMap:
             self.bytes -= len(entry[1])
         return entry is not None
 
-    def _expire(self) -> None:
-        """The entries stand in the order of their last use, so the idle ones are the first."""
-        oldest = self._clock() - self._idle_seconds
-        while self._entries:
-            key, (used, _) = next(iter(self._entries.items()))
-            if used >= oldest:
+    def _make_room(self) -> None:
+        while len(self._entries) > self._max_entries or self.bytes > self._max_bytes:
+            oldest = next((key for key in self._entries if key not in self._pins), None)
+            if oldest is None:
                 return
-            self._drop(key)
+            self._drop(oldest)
+
+    def _longest_unused(self) -> Iterator[str]:
+        """The idle ones, oldest first: the entries stand in the order of their last use."""
+        for key in self._entries:
+            if not self._was_idle(key):
+                return
+            yield key
+
+    def _is_idle(self, key: str) -> bool:
+        return key in self._entries and key not in self._pins and self._was_idle(key)
+
+    def _was_idle(self, key: str) -> bool:
+        return self._entries[key][0] < self._clock() - self._idle_seconds

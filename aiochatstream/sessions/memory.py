@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
 from collections.abc import Callable
 
 from aiohttp import web
-from aiohttp_session import AbstractStorage, Session
+from aiohttp_session import Session
 
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import ConversationChanged
 from aiochatstream.sessions.bounded import BoundedMap
+from aiochatstream.sessions.storage import SessionStorage
 from aiochatstream.sessions.store import ConversationStore
 
 DAY = 86_400.0
@@ -29,15 +31,14 @@ def random_id() -> str:
     return secrets.token_urlsafe(32)
 
 
-class MemoryStorage(AbstractStorage):
+class MemoryStorage(SessionStorage):
     """An aiohttp-session storage in memory: the cookie carries nothing but a random 256-bit id.
 
     :param max_sessions: how many are kept; the least recently used goes first.
     :param idle_seconds: how long one is kept after its last use.
     :param max_bytes: how much all of them may take.
-    :param secure: send the cookie over HTTPS only. Turn it on wherever there is HTTPS.
 
-    The cookie is HttpOnly and SameSite=Lax. An id that was not given out here is never taken over.
+    The other parameters are those of :class:`SessionStorage`. An id that was not given out here is never taken over.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class MemoryStorage(AbstractStorage):
         max_sessions: int = 10_000,
         idle_seconds: float = DAY,
         max_bytes: int = 64 * MIB,
-        cookie_name: str = "AIOHTTP_SESSION",
+        cookie_name: str | None = None,
         domain: str | None = None,
         max_age: int | None = None,
         path: str = "/",
@@ -106,6 +107,18 @@ class MemoryConversationStore(ConversationStore):
 
     def __len__(self) -> int:
         return len(self._conversations)
+
+    @property
+    def bytes(self) -> int:
+        """What all of them take as text."""
+        return self._conversations.bytes
+
+    async def sweep(self) -> None:
+        """Drop what was not used for too long, in pieces between which others have their turn."""
+        more = True
+        while more:
+            more = self._conversations.sweep()
+            await asyncio.sleep(0)
 
     async def load(self, user_id: str, name: str) -> Conversation | None:
         kept = self._conversations.get(_key(user_id, name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from aiohttp import web
 from aiohttp_session import SESSION_KEY as AIOHTTP_SESSION_KEY
@@ -11,9 +11,10 @@ from aiohttp_session import STORAGE_KEY, AbstractStorage, Session, get_session, 
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
 from aiochatstream.conversation import Conversation
-from aiochatstream.errors import InvalidValue, SessionsNotSetUp
+from aiochatstream.errors import BadRequest, InvalidValue, SessionsNotSetUp
 from aiochatstream.sessions.bounded import BoundedMap
 from aiochatstream.sessions.memory import random_id
+from aiochatstream.sessions.sealed import CookieStorage
 from aiochatstream.sessions.store import ConversationStore
 
 SESSION_KEY = "aiochatstream"
@@ -25,6 +26,20 @@ NO_PARAMS: dict[str, Any] = {"number": 0, "values": {}}
 
 MAX_PARAMS_BYTES = 1024
 """What the parameters of a user may take as JSON: a cookie has to hold them beside the conversation."""
+
+
+class Kept(NamedTuple):
+    """What became of a conversation that was to be kept.
+
+    dropped_turns: how many turns there was no more room for, this user's other conversations included.
+    stored: whether the newest turn is there. False: no cookie can hold it, and the conversation is as before.
+    commit: a token with which the client itself puts the turn into its cookie; None where that is not needed.
+    """
+
+    conversation: Conversation
+    dropped_turns: int = 0
+    stored: bool = True
+    commit: str | None = None
 
 
 class User:
@@ -49,9 +64,24 @@ class User:
     async def accept_turn(self, name: str, conversation: Conversation) -> None:
         """A turn was accepted, which made ``conversation`` of what was loaded."""
 
-    async def save(self, name: str, conversation: Conversation, *, expected_number: int) -> None:
-        """Keep ``conversation`` (see :meth:`ConversationStore.save`). May come after the response has begun."""
-        await self._store.save(self.id, self._full(name), conversation, expected_number=expected_number)
+    async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> Kept:
+        """Keep ``conversation``, which a turn has made of ``loaded``. May come after the response has begun.
+
+        Raises as :meth:`ConversationStore.save`.
+        """
+        await self._store.save(self.id, self._full(name), conversation, expected_number=loaded.number)
+        return Kept(conversation)
+
+    async def leave(self, name: str, begun: Conversation, *, loaded: Conversation) -> Kept:
+        """A turn, ``begun`` from what was loaded, has ended without an answer: say what stays."""
+        return Kept(loaded)
+
+    async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> Kept:
+        """Keep ``conversation``, which was made of ``loaded`` without an answer. The response must not have begun.
+
+        Raises as :meth:`ConversationStore.save`.
+        """
+        return await self.save(name, conversation, loaded=loaded)
 
     async def forget(self, name: str) -> bool:
         """Drop the conversation ``name``; tell whether there was something in it."""
@@ -109,6 +139,15 @@ class UserSession(User):
         if SESSION_KEY not in self._session:
             self._write()
 
+    async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> Kept:
+        kept = await super().rewrite(name, conversation, loaded=loaded)
+        await self.put_in_session(name, kept.conversation, answered=True)
+        return kept
+
+    async def commit(self, token: str) -> Kept:
+        """Take the turn of a commit token into the session. Raises BadRequest where the session needs none."""
+        raise BadRequest("commit: the conversations of this server are not kept in cookies.")
+
     @property
     def params(self) -> dict[str, Any]:
         """What the user has set of the parameters, as JSON has it: whatever some server once took."""
@@ -135,22 +174,37 @@ class UserSession(User):
             await self._make_room()
             self._write()
 
-    async def grant(self, role: str) -> None:
-        """Give the session ``role``, and another identity: who has come to know the old one is not to have the role."""
+    async def renew(self) -> None:
+        """Give the session another identity, at a login say: who has come to know the old one is not to have the new.
+
+        The response must not have begun.
+        """
         await self.refresh()
-        self._data["roles"] = {**self._data.get("roles", {}), self._namespace: role}
-        await self._make_room()
-        self._write()
+        if SESSION_KEY in self._session:
+            await self._change_id()
+            await self._make_room()
+            self._write()
+        self._session.changed()
         if self._session.identity is not None:  # storages that keep nothing in the server know none
             old = Session(self._session.identity, data=None, new=False)
             await self._storage.save_session(self._request, web.Response(), old)  # an empty one is forgotten
             self._session._identity, self._session._new = None, True  # in place: the app may hold on to the object
+
+    async def grant(self, role: str) -> None:
+        """Give the session ``role``, and another identity."""
+        await self.renew()
+        self._data["roles"] = {**self._data.get("roles", {}), self._namespace: role}
+        await self._make_room()
+        self._write()
 
     async def refresh(self) -> None:
         """Look again at what other requests have put into the session since this one came."""
         if not self._session._changed:  # what the app has done to it must not be undone
             await self._refresh()
         self._take_from_session()
+
+    async def _change_id(self) -> None:
+        """Go by another id from now on, where the old one can be found out. In the server's memory, none can."""
 
     async def _make_room(self) -> None:
         """See to it that the session can be kept with all that is in ``_data``."""
@@ -224,4 +278,4 @@ async def load_session(request: web.Request) -> Session:
 
 def keeps_data_in_cookie(request: web.Request) -> bool:
     """Whether the session is an encrypted cookie, which can hold the conversations themselves."""
-    return isinstance(request.get(STORAGE_KEY), EncryptedCookieStorage)
+    return isinstance(request.get(STORAGE_KEY), CookieStorage | EncryptedCookieStorage)

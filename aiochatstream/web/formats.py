@@ -17,7 +17,7 @@ from aiohttp import web
 
 from aiochatstream.errors import BadRequest
 from aiochatstream.params import WireFormat
-from aiochatstream.sessions import UserSession
+from aiochatstream.sessions import Kept, UserSession
 from aiochatstream.turns import Ended, Event, Failed, Queued, RunningTurn, Started, Text, TimePassed
 from aiochatstream.web.errors import error_body
 from aiochatstream.web.json import COMMON_HEADERS, dumps, json_response
@@ -256,9 +256,9 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
         case Started():
             name, data = "start", {"message_id": turn.message_id}
         case Ended():
-            name, data = "done", {"message_id": turn.message_id, **summary(event)}
+            name, data = "done", {"message_id": turn.message_id, **summary(event), **_commit(event.kept)}
         case Failed(error):
-            name, data = "error", {"error": error_body(error)}
+            name, data = "error", {"error": error_body(error), **_commit(event.kept)}
     return f"event: {name}\ndata: {dumps(data)}\n\n"
 
 
@@ -276,7 +276,28 @@ async def write_json(exchange: Exchange) -> web.StreamResponse:
 
 def summary(ended: Ended) -> dict[str, Any]:
     """What there is to tell of an answer besides its text."""
-    return {"finish_reason": ended.finish_reason, "usage": ended.usage._asdict(), "timing": ended.timing._asdict()}
+    told = {} if ended.kept is None else told_of(ended.kept)
+    return {
+        "finish_reason": ended.finish_reason,
+        "usage": ended.usage._asdict(),
+        "timing": ended.timing._asdict(),
+        **told,
+    }
+
+
+def told_of(kept: Kept) -> dict[str, Any]:
+    """What a client is told of a conversation that was kept."""
+    told: dict[str, Any] = {"turn": kept.conversation.number}
+    if kept.dropped_turns:
+        told["dropped_turns"] = kept.dropped_turns
+    if not kept.stored:
+        told["stored"] = False
+    return told
+
+
+def _commit(kept: Kept | None) -> dict[str, str]:
+    """What the client of a stream is to send back: its headers went out before the answer was known."""
+    return {} if kept is None or kept.commit is None else {"commit": kept.commit}
 
 
 WRITERS: dict[WireFormat, Callable[[Exchange], Awaitable[web.StreamResponse]]] = {

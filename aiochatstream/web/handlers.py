@@ -16,7 +16,7 @@ from aiochatstream.web.errors import answers_all_errors, answers_errors, answers
 from aiochatstream.web.formats import WRITERS, Exchange, wire_format_of
 from aiochatstream.web.json import COMMON_HEADERS, json_response
 from aiochatstream.web.promotion import typed_role
-from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_given_body, read_query
+from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, read_given_body
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
@@ -65,7 +65,7 @@ async def _answer(
             if asked.system and not server.allow_system_prompt:
                 raise InvalidValue("system: must be left out; this server sets the system prompt itself.")
             turn = await server.begin_turn(
-                user, asked.conversation, asked.message, params, asked.params, system=asked.system or ""
+                user, asked.conversation, asked.ask, params, asked.params, system=asked.system or ""
             )
         except ChatStreamError as error:
             server.metrics.refused(error.code)
@@ -119,26 +119,6 @@ async def clear_context(server: ChatStream, request: web.Request) -> web.StreamR
 
 
 @answers_errors
-async def history(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
-    asked = read_query(request, ConversationRef)
-    user = await server.user_session(request)
-    turn = server.running_turn(user, asked.conversation)
-    if turn is not None and turn.base is not None:
-        conversation = turn.base
-        running = _messages(turn.user_text, turn.text, turn.message_id, "running")
-    else:
-        conversation, running = await user.load(asked.conversation), []
-        if turn is None and conversation.number:
-            await user.put_in_session(asked.conversation, conversation, answered=True)
-    messages = []
-    for spoken in conversation.turns:
-        messages += _messages(spoken.user, spoken.answer, spoken.message_id, spoken.state)
-    messages += running
-    return json_response({"conversation": asked.conversation, "turn": conversation.number, "messages": messages})
-
-
-@answers_errors
 async def healthz(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /healthz``: the process is alive."""
     return json_response({"status": "alive"})
@@ -157,10 +137,3 @@ async def metrics(server: ChatStream, request: web.Request) -> web.StreamRespons
     if not server.allow_metrics(request):
         raise Forbidden("/metrics is not for this client.")
     return web.Response(body=server.metrics.render(), headers={"Content-Type": CONTENT_TYPE, **COMMON_HEADERS})
-
-
-def _messages(user: str, answer: str, message_id: str, state: str) -> list[dict[str, Any]]:
-    return [
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": answer, "message_id": message_id, "state": state},
-    ]

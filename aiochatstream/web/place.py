@@ -6,6 +6,7 @@ Several can share the sessions of one application, each under a namespace of its
 from __future__ import annotations
 
 import inspect
+import ipaddress
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import FunctionType
@@ -31,6 +32,7 @@ class Place:
         self._cross_origin = cross_origin
         self._app: web.Application | None = None
         self._storage: AbstractStorage | None = None
+        self._warned = False
 
     def enter(self, app: web.Application) -> bool:
         """Be in ``app``; False where that is so already. Raises RuntimeError for a second app."""
@@ -62,6 +64,14 @@ class Place:
         storage = request.get(STORAGE_KEY)
         if storage is not None and storage is not self._storage:
             self._use(storage, request.match_info.apps[0])
+        if storage is not None and not self._warned and not storage.cookie_params["secure"] and not _is_here(request):
+            self._warned = True
+            logger.warning(
+                "The session cookie %s goes over plain HTTP to other machines (this request came by the name %s): who "
+                "listens on the way can take over the session. Serve HTTPS, and give the storage secure=True.",
+                storage.cookie_name,
+                request.host,
+            )
 
     def _use(self, storage: AbstractStorage, root: web.Application) -> None:
         for other in _places_in(root):
@@ -88,6 +98,15 @@ PLACES: web.AppKey[list[Place]] = web.AppKey("aiochatstream_places", list[Place]
 def has_sessions(app: web.Application) -> bool:
     """Whether ``app`` itself has aiohttp-session, not a parent of it."""
     return any(_session_middlewares(app))
+
+
+def _is_here(request: web.Request) -> bool:
+    """Whether the name that ``request`` came by is this very machine's for itself."""
+    try:
+        host = request.url.host or ""
+        return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _session_middlewares(app: web.Application) -> Iterator[FunctionType]:

@@ -42,7 +42,7 @@ def phrase_attempts(clock: Callable[[], float] = time.monotonic) -> TokenBuckets
 
 async def typed_role(server: ChatStream, request: web.Request, asked: ChatRequest) -> Role | None:
     """The role whose phrase the message is, if it is one."""
-    text = "" if asked.regenerate else asked.user_input or ""
+    text = asked.says or ""
     if is_agent(request) or not server.roles.can_be_granted or not is_comparable(text):
         return None
     address = _address(request)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
-from aiochatstream.web import feedback, generation_params, handlers, inspection, page
+from aiochatstream.web import feedback, generation_params, handlers, history, inspection, page
 from aiochatstream.web.errors import ServerHandler
 
 if TYPE_CHECKING:
@@ -39,7 +39,11 @@ APIS = {
         Api("chat_stream", web.post, "/chat_stream", handlers.chat_stream),
         Api("stop", web.post, "/chat_stream/stop", handlers.stop),
         Api("clear_context", web.post, "/clear_context", handlers.clear_context),
-        Api("history", web.get, "/history", handlers.history),
+        Api("history", web.get, "/history", history.history),
+        Api("delete_message", web.delete, "/history/{message_id}", history.delete_message),
+        Api("export_conversation", web.get, "/export", history.export_conversation),
+        Api("import_conversation", web.post, "/import", history.import_conversation),
+        Api("commit", web.post, "/commit", history.commit),
         Api("get_prompt", web.get, "/get_prompt", inspection.get_prompt),
         Api("set_feedback", web.post, "/set_feedback", feedback.set_feedback),
         Api("set_generation_params", web.post, "/set_generation_params", generation_params.set_generation_params),

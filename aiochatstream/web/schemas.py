@@ -6,18 +6,21 @@ from typing import Annotated, Any, TypeVar
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from aiochatstream.ask import Ask
 from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType
-from aiochatstream.params import STRICT, ParamOverrides, TopK, TopP, describe
+from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, describe, number_of_text
+from aiochatstream.saved import Saved
 from aiochatstream.web.json import dumps
 
 ConversationName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="a name of 1 to 64 of the characters A-Z a-z 0-9 - _")
 ]
 
-NOT_YET = ("edit_message_id", "continue", "if_turn")
-"""Fields of the protocol that this version does not know. They change what is asked, so they are never ignored."""
+TurnNumber = Annotated[
+    int, Field(ge=0, le=2**63 - 1, description="the turn number of the conversation, a whole number from 0")
+]
 
 
 class ConversationRef(BaseModel):
@@ -26,6 +29,26 @@ class ConversationRef(BaseModel):
     model_config = STRICT
 
     conversation: ConversationName = "main"
+
+
+class HistoryChange(ConversationRef):
+    """The query of ``DELETE /history/{message_id}``."""
+
+    if_turn: Annotated[TurnNumber, BeforeValidator(number_of_text)] | None = None
+
+
+class ImportRequest(Saved, ConversationRef):
+    """The body of ``POST /import``."""
+
+    if_turn: TurnNumber | None = None
+
+
+class CommitRequest(BaseModel):
+    """The body of ``POST /commit``."""
+
+    model_config = STRICT
+
+    commit: Annotated[str, Field(description="the commit token of a stream's last event, a string")]
 
 
 class FeedbackRequest(ConversationRef):
@@ -40,28 +63,32 @@ class ChatRequest(ConversationRef):
     """The body of ``POST /chat_stream``."""
 
     user_input: Annotated[str, Field(description="a string")] | None = None
-    regenerate: Annotated[bool, Field(description="true or false")] = False
+    regenerate: Flag = False
+    continues: Annotated[Flag, Field(alias="continue")] = False
+    edit_message_id: Annotated[str, Field(description="the message id of an answer, a string")] | None = None
+    if_turn: TurnNumber | None = None
     system: Annotated[str, Field(max_length=10_000, description="a string of at most 10000 characters")] | None = None
     params: ParamOverrides | None = None
 
     @property
-    def message(self) -> str | None:
-        """What is to be answered; None for the last message again."""
-        return None if self.regenerate else self.user_input
+    def says(self) -> str | None:
+        """What the user says; None where nothing new is said."""
+        return None if self.regenerate or self.continues else self.user_input
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_meaning(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for field in NOT_YET:
-                if data.get(field) is not None:
-                    raise ValueError(f"{field}: is not supported by this version of the server")
-        return data
+    @property
+    def ask(self) -> Ask:
+        """What is wanted of the conversation."""
+        return Ask(self.says, self.edit_message_id, self.continues, self.if_turn)
 
     @model_validator(mode="after")
-    def _need_something_to_answer(self) -> ChatRequest:
-        if not self.regenerate and not (self.user_input or "").strip():
-            raise ValueError("user_input: must be a string that is not empty, unless regenerate is true")
+    def _ask_one_thing(self) -> ChatRequest:
+        again = [name for name, asked in (("regenerate", self.regenerate), ("continue", self.continues)) if asked]
+        if len(again) > 1:
+            raise ValueError("continue: cannot be true together with regenerate")
+        if again and self.edit_message_id is not None:
+            raise ValueError(f"edit_message_id: goes with user_input, not with {again[0]}")
+        if not again and not (self.user_input or "").strip():
+            raise ValueError("user_input: must be a string that is not empty, unless regenerate or continue is true")
         return self
 
 

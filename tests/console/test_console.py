@@ -17,9 +17,9 @@ from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
 from aiochatstream.console.remote import ServerBackend
-from aiochatstream.console.saved import Saved
 from aiochatstream.console.screen import Screen
 from aiochatstream.messages import EN
+from aiochatstream.saved import Saved
 from tests.helpers import Stepper, running_server, until
 
 

@@ -77,6 +77,19 @@ def test_wherever_an_answer_is_cut_all_whole_characters_show_and_no_half_one(som
         assert so_far == known or known.endswith("\ufffd")
 
 
+@pytest.mark.parametrize("text", [*TEXTS, "鬱鬱鬱鬱鬱鬱"])
+def test_a_text_goes_on_from_any_character_as_if_it_had_never_been_cut(some_tokenizer: Any, text: str) -> None:
+    ids = ids_of(some_tokenizer, text)
+    cuts = 0
+    for length in range(1, len(ids)):
+        before = some_tokenizer.decode(ids[:length], skip_special_tokens=True)
+        if text.startswith(before) and len(ids_of(some_tokenizer, before)) == length:  # else it is half a character
+            detokenize = detokenizer(some_tokenizer, ids[:length])
+            assert before + "".join(map(detokenize, ids[length:])) == text
+            cuts += 1
+    assert cuts
+
+
 def test_special_tokens_are_left_out(some_tokenizer: Any) -> None:
     end = some_tokenizer.eos_token_id
     first, second = ids_of(some_tokenizer, "日本 abc"), ids_of(some_tokenizer, "no🍣")

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from aiochatstream import Delta, Engine, GenerationParams, Prompt, RecordingEngine, ReplayEngine
+from aiochatstream import Constraint, Delta, Engine, GenerationParams, Prompt, RecordingEngine, ReplayEngine
 from aiochatstream.engines import DeltaStream
-from aiochatstream.errors import NoRecording
+from aiochatstream.errors import InvalidValue, NoRecording
 from tests.engines.timers import HeldTimer, VirtualTimer
 from tests.helpers import PATIENCE, until
 
@@ -200,6 +200,8 @@ def test_in_everything_else_a_recording_engine_is_the_engine_that_it_records(tmp
     assert (engine.figures(), engine.describe()) == ({"batch_size": 3.0}, {"model": "everything"})
     list(engine.generate(prompt(), PARAMS))
     assert steps == [("prefill", 0.5), ("decode", 0.25)]
+    with pytest.raises(InvalidValue, match="cannot follow one"):
+        engine.check(GenerationParams(constraint=Constraint("json_object")))
     engine.close()
     assert inner.loaded == (0, 0)
     assert not RecordingEngine(Saying(lambda _: DELTAS), tmp_path).loads_slowly
@@ -264,6 +266,17 @@ def test_those_of_the_same_parameters_come_first_then_those_of_another_seed(tmp_
     assert [text_of(engine, temperature=0.5, seed=3) for _ in range(3)] == ["0.5 1", "0.5 2", "0.5 1"]
     engine.load(1, 100)
     assert [text_of(engine, temperature=0.1, seed=9) for _ in range(5)] == ["0.5 1", "0.5 2", "1.5 1", "1.5 2", "0.5 1"]
+
+
+def test_an_answer_of_a_given_form_is_played_only_where_that_form_is_asked_for(tmp_path: Path) -> None:
+    digits, letters = Constraint("regex", "[0-9]+"), Constraint("regex", "[a-z]+")
+    record(tmp_path, Delta("12", (1,), "stop"), params=PARAMS.model_copy(update={"constraint": digits}))
+    record(tmp_path, Delta("Hello", (1,), "stop"))
+    engine = replay(tmp_path)
+    assert text_of(engine, constraint=digits) == "12"
+    assert [text_of(engine) for _ in range(2)] == ["Hello", "Hello"]
+    with pytest.raises(NoRecording):
+        text_of(engine, constraint=letters)
 
 
 def test_a_prompt_that_was_never_recorded_is_an_error_of_its_own(tmp_path: Path) -> None:

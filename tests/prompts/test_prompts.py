@@ -13,7 +13,8 @@ from transformers import ByT5Tokenizer
 
 from aiochatstream import AbstractChatPrompt, ChatPrompt, Content, Conversation, Turn
 from aiochatstream.errors import InvalidValue, TooLarge
-from aiochatstream.prompts import fit
+from aiochatstream.prompts import encode_messages, fit
+from tests.engines.test_detokenizing import BYTE_FALLBACK
 
 HISTORY = (Turn("日本の首都は？", "東京です。", "1"), Turn("And of France?", "Paris.", "2", "interrupted"))
 
@@ -258,3 +259,59 @@ def test_examples_are_of_a_message_and_its_answer_in_turn() -> None:
     prompt.add_requester_msg("Hi")
     with pytest.raises(ValueError, match=r"^add_requester_msg: the message 'Hi' has no answer"):
         prompt.add_requester_msg("And?")
+
+
+class WithAnotherLineEnd(HumanAndBot):
+    """The model knows no line ends."""
+
+    def get_replacement_when_input(self) -> list[tuple[str, str]]:
+        return [("\n", "<NL>")]
+
+
+@pytest.mark.parametrize("begun", ["Paris", "パリです。\n", "  two\n\nlines ", "It is <|im_start|>"])
+def test_an_answer_begun_has_the_ids_of_the_plain_prompt_and_its_own(tokenizer: Any, begun: str) -> None:
+    prompt = made(tokenizer, "The capital?", HISTORY, system="Be brief.")
+    plain, text = prompt.encode(), prompt.create_prompt()
+    prompt.open_answer = begun
+    assert prompt.create_prompt() == text
+    assert prompt.encode() == plain + tokenizer(begun, add_special_tokens=False)["input_ids"]
+    assert prompt.get_messages()[-1] == {"role": "assistant", "content": begun}
+    assert prompt.encode() == encode_messages(tokenizer, prompt.get_messages(), continue_final=True)
+
+
+def test_an_answer_begun_is_as_the_templates_own_way_to_continue_where_that_trims_nothing(tokenizer: Any) -> None:
+    prompt = made(tokenizer, "The capital?", HISTORY)
+    prompt.open_answer = " Paris,"
+    ids = tokenizer.apply_chat_template(prompt.get_messages(), continue_final_message=True, tokenize=True)["input_ids"]
+    assert prompt.encode() == ids
+
+
+def test_an_answer_begun_follows_the_text_of_any_class_as_the_model_writes_it(tokenizer: Any) -> None:
+    prompt = made(tokenizer, "And?", clazz=WithAnotherLineEnd)
+    prompt.open_answer = " One,\ntwo"
+    assert tokenizer.decode(prompt.encode()) == "<human>: And?\n<bot>: One,<NL>two"
+    assert prompt.get_messages()[-1] == {"role": "assistant", "content": " One,<NL>two"}
+    assert prompt.get_contents()[-1] == Content("<bot>", None)
+
+
+@pytest.mark.parametrize("begun", ["cd", " cd", "d日 "])
+def test_an_answer_begun_has_no_space_before_it_that_a_tokenizer_puts_before_texts(begun: str) -> None:
+    prompt = made(BYTE_FALLBACK, "ab", clazz=HumanAndBot)
+    text = prompt.create_prompt()
+    prompt.open_answer = begun
+    assert BYTE_FALLBACK.decode(prompt.encode()) == text + begun
+
+
+def test_an_answer_begun_counts_where_the_context_is_short(tokenizer: Any) -> None:
+    prompt = made(tokenizer, "Hello", TURNS, system=SYSTEM)
+    prompt.open_answer = "word" * 60
+    ids = fit(prompt, context_len=200, max_new_tokens=10)
+    assert prompt.conversation.first > 0
+    assert len(ids) <= 190
+    assert tokenizer.decode(ids).endswith(prompt.open_answer)
+    prompt.open_answer *= 10
+    with pytest.raises(TooLarge, match=r"^user_input, with the answer so far: \d+ tokens too long\."):
+        fit(prompt, context_len=200, max_new_tokens=10)
+    prompt.open_answer *= 10
+    with pytest.raises(TooLarge, match=r"^user_input, with the answer so far: \d+ characters, at most 3200"):
+        fit(prompt, context_len=200, max_new_tokens=10)

@@ -53,9 +53,12 @@ WRONG = [
     ('{"user_input": "hi", "params": {"min_p": -1}}', 422, "invalid_value", "params.min_p: must be a number from 0"),
     ('{"user_input": "hi", "params": {"logit_bias": {"x": 1}}}', 422, "invalid_value", "params.logit_bias: must be"),
     ('{"user_input": "hi", "params": {"logit_bias": {"5": 101}}}', 422, "invalid_value", "params.logit_bias: must be"),
-    ('{"user_input": "hi", "edit_message_id": "x"}', 422, "invalid_value", "edit_message_id: is not supported"),
-    ('{"user_input": "hi", "continue": true}', 422, "invalid_value", "continue: is not supported"),
-    ('{"user_input": "hi", "if_turn": 3}', 422, "invalid_value", "if_turn: is not supported"),
+    ('{"user_input": "hi", "edit_message_id": 1}', 422, "invalid_value", "edit_message_id: must be the message id"),
+    ('{"regenerate": true, "edit_message_id": "x"}', 422, "invalid_value", "edit_message_id: goes with user_input"),
+    ('{"user_input": "hi", "continue": 1}', 422, "invalid_value", "continue: must be true or false"),
+    ('{"regenerate": true, "continue": true}', 422, "invalid_value", "continue: cannot be true together"),
+    ('{"user_input": "hi", "if_turn": "3"}', 422, "invalid_value", "if_turn: must be the turn number"),
+    ('{"user_input": "hi", "if_turn": -1}', 422, "invalid_value", "if_turn: must be the turn number"),
 ]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from aiochatstream.engines.base import StepKind
+from aiochatstream.engines.base import StepKind, TokenLogprob
+from aiochatstream.engines.transformers.constraining import Matcher
+from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.engines.transformers.own_sampler import Draw
 from aiochatstream.engines.transformers.sampling import Sampler, sample
 from aiochatstream.params import GenerationParams
@@ -30,19 +33,23 @@ class Answer:
         forward: Callable[[list[int]], torch.Tensor],
         draw: Draw,
         prompt: list[int],
-        params: GenerationParams,
+        sampler: Sampler,
         piece: int,
     ) -> None:
-        self._forward, self._draw, self._ids, self._params, self._piece = forward, draw, list(prompt), params, piece
+        self._forward, self._draw, self._ids, self._sampler, self._piece = forward, draw, list(prompt), sampler, piece
+        self.logprobs: deque[TokenLogprob] = deque()
 
     def steps(self) -> Generator[int | None, None, None]:
         """Yield the tokens, max_new_tokens of them; None for a step without one."""
-        sampler, ids = Sampler(self._params), self._ids
+        sampler, params, ids = self._sampler, self._sampler.params, self._ids
         for start in range(0, len(ids), self._piece):
             logits = self._forward(ids[start : start + self._piece])
             yield None
-        for left in reversed(range(self._params.max_new_tokens)):
-            ids += self._draw(logits, [sampler], [ids])
+        for left in reversed(range(params.max_new_tokens)):
+            drawn = self._draw(logits, [sampler], [ids])
+            if params.logprobs is not None:
+                self.logprobs += logprobs_of(logits, drawn, [params.logprobs])
+            ids += drawn
             yield ids[-1]
             if left:
                 logits = self._forward(ids[-1:])
@@ -66,11 +73,11 @@ class Alone:
         )
         self._forward_pass = threading.Lock()
 
-    def answer(self, prompt: list[int], params: GenerationParams) -> Answer:
+    def answer(self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None) -> Answer:
         """Begin an answer; it is made by whoever reads its :meth:`Answer.steps`."""
         size = PREFILL_TOKENS if self._in_pieces else len(prompt)
         cache = DynamicCache(config=self._model.config)
-        return Answer(lambda ids: self._forward(ids, cache), self._draw, prompt, params, size)
+        return Answer(lambda ids: self._forward(ids, cache), self._draw, prompt, Sampler(params, matcher), size)
 
     def figures(self) -> dict[str, float]:
         """Nothing to tell."""

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
-from aiochatstream.engines.base import StepKind
+from aiochatstream.engines.base import StepKind, TokenLogprob
 from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, Step, filled_up, rounded
+from aiochatstream.engines.transformers.constraining import Matcher
+from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.own_sampler import Draw
 from aiochatstream.engines.transformers.prefixes import PrefixPool
@@ -88,18 +90,20 @@ class Request:
     """One answer under way.
 
     ids: prompt and answer so far. computed: how many of them are in the cache, ``reused`` of these from before.
-    size: a class of what it may grow to.
+    size: a class of what it may grow to. logprobs: those of the tokens that were told, where they are asked for; who
+    reads the tokens takes them.
     """
 
-    def __init__(self, prompt: list[int], params: GenerationParams) -> None:
+    def __init__(self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None) -> None:
         self.ids = list(prompt)
         self.end = len(prompt) + params.max_new_tokens
         self.size = (self.end // SHORT).bit_length()
-        self.sampler = Sampler(params)
+        self.sampler = Sampler(params, matcher)
         self.row = -1
         self.computed = self.reused = 0
         self.cancelled = self.failed = False
         self.told: SimpleQueue[int | Exception | None] = SimpleQueue()
+        self.logprobs: deque[TokenLogprob] = deque()
 
     @property
     def began(self) -> bool:
@@ -163,7 +167,7 @@ class Batch:
             "prefix_cache_hits_total": self._hits,
         }
 
-    def answer(self, prompt: list[int], params: GenerationParams) -> Request:
+    def answer(self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None) -> Request:
         """Begin an answer, at the next step. Whoever asked reads its :meth:`Request.steps`.
 
         Raises ValueError for what does not fit into a row.
@@ -173,7 +177,7 @@ class Batch:
                 f"{len(prompt)} tokens and max_new_tokens={params.max_new_tokens} "
                 f"do not fit into the context of {self._cache.length}."
             )
-        request = Request(prompt, params)
+        request = Request(prompt, params, matcher)
         with self._wake:
             if self._closed:
                 raise RuntimeError("The engine is closed.")
@@ -341,6 +345,7 @@ class Batch:
             drawn: list[Any] = self._draw_tokens(logits, samplers, seen)
         except Exception:  # noqa: BLE001 - whichever row it was
             drawn = [self._draw_alone(one, logits[at : at + 1]) for at, one in enumerate(requests)]
+        self._find_logprobs(requests, logits, drawn)
         for request, token in zip(requests, drawn, strict=True):
             if isinstance(token, Exception):
                 self._fail([request], token)
@@ -353,6 +358,25 @@ class Batch:
             return self._draw_tokens(logits, [request.sampler], [request.ids])[0]
         except Exception as error:  # noqa: BLE001
             return error
+
+    def _find_logprobs(self, requests: list[Request], logits: torch.Tensor, drawn: list[Any]) -> None:
+        """Add them to the requests that ask for them. Where that fails, their tokens become the exception."""
+        asking = [
+            at
+            for at, (one, token) in enumerate(zip(requests, drawn, strict=True))
+            if one.sampler.params.logprobs is not None and not isinstance(token, Exception)
+        ]
+        if not asking:
+            return
+        counts = [requests[at].sampler.params.logprobs or 0 for at in asking]
+        try:
+            found = logprobs_of(logits[tensor(asking, self._device)], [drawn[at] for at in asking], counts)
+        except Exception as error:  # noqa: BLE001 - no memory, most likely
+            for at in asking:
+                drawn[at] = error
+        else:
+            for at, logprob in zip(asking, found, strict=True):
+                requests[at].logprobs.append(logprob)
 
     def _fail(self, requests: list[Request], error: Exception) -> None:
         for request in requests:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -12,12 +12,28 @@ Detokenize = Callable[[int], str]
 
 REPLACEMENT = "\ufffd"
 
+LOOK_BACK = 8
+"""Tokens of a text that goes on, of which the next one may depend: as a word that begins a text has no space before."""
 
-def detokenizer(tokenizer: Any) -> Detokenize:
-    """A fresh detokenizer for one answer. Special tokens are left out."""
+
+def detokenizer(tokenizer: Any, before: Sequence[int] = ()) -> Detokenize:
+    """A fresh detokenizer for one answer. Special tokens are left out.
+
+    :param before: what the answer goes on from, where it is not the beginning of a text; whole characters.
+    """
+    last = _end_of(tokenizer, before)
     if getattr(tokenizer, "is_fast", False):
-        return _Stream(tokenizer).step
-    return _Window(tokenizer).step
+        return _Stream(tokenizer, last).step
+    return _Window(tokenizer, last).step
+
+
+def _end_of(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """The last ids, from the beginning of a character on: to go on after half a one, nothing could be read."""
+    for length in range(LOOK_BACK, LOOK_BACK + 4):  # characters have up to four bytes
+        last = list(ids[-length:])
+        if not str(tokenizer.decode(last)).startswith(REPLACEMENT):
+            break
+    return last
 
 
 class _Stream:
@@ -28,11 +44,11 @@ class _Stream:
     anew, after the last whole token that was shown.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, before: list[int]) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
-        self._anchor: list[int] = []
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._anchor = before
+        self._stream = DecodeStream(ids=before, skip_special_tokens=True)
 
     def step(self, token_id: int) -> str:
         if token_id in self._special:
@@ -54,11 +70,11 @@ class _Window:
     token of a text in its own way (a leading space) does so outside of what is shown.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, before: list[int]) -> None:
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
-        self._ids: list[int] = []
-        self._shown = 0
+        self._ids = [token_id for token_id in before if token_id not in self._special]
+        self._shown = len(self._ids)
 
     def step(self, token_id: int) -> str:
         if token_id in self._special:

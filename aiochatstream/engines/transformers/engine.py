@@ -25,6 +25,7 @@ from aiochatstream.engines.transformers import attention
 from aiochatstream.engines.transformers.alone import Alone
 from aiochatstream.engines.transformers.attention import Piece, Step, attending
 from aiochatstream.engines.transformers.batch import Batch
+from aiochatstream.engines.transformers.constraining import Grammars
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.operations import own_errors
@@ -167,6 +168,7 @@ class TransformersEngine(Engine):
         self._device, self._optimize, self._compile = device, optimize, compile
         self._kv_cache_bytes, self._prefix_cache_bytes = kv_cache_bytes, prefix_cache_bytes
         self._answers: Batch | Alone | None = None
+        self._grammars: Grammars | None = None
         self._end: weakref.finalize[..., Any] | None = None
         self._max_step = None if max_step_ms is None else max_step_ms / 1000
         self._draw = drawing(token_sampler)
@@ -193,6 +195,7 @@ class TransformersEngine(Engine):
             kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
             logger.warning("%s answers one request a step: %s.", kind, reason)
             self._answers = Alone(model, self.on_step, self._draw)
+        self._grammars = Grammars(self.tokenizer, self.vocabulary or len(self.tokenizer), self._eos_ids)
         length = min(WARM_UP, min(context_len, self.max_context_len or context_len) - 2)
         if length > 0:  # the first passes of all are slow: let them be over before someone waits for one
             params = GenerationParams(max_new_tokens=3, ignore_eos=True, temperature=0.0)
@@ -203,6 +206,8 @@ class TransformersEngine(Engine):
         self._answers = None
         if self._end is not None:
             self._end()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def figures(self) -> dict[str, float]:
         return {} if self._answers is None else self._answers.figures()
@@ -220,8 +225,13 @@ class TransformersEngine(Engine):
             "dtype": str(model.dtype).removeprefix("torch."),
         }
 
+    def check(self, params: GenerationParams) -> None:
+        """Compiles the constraint, where there is one."""
+        if params.constraint is not None and self._grammars is not None:
+            self._grammars.compile(params.constraint)
+
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
-        if self._answers is None:
+        if self._answers is None or self._grammars is None:
             raise RuntimeError("The engine is not loaded.")
         if not prompt.token_ids:
             raise ValueError("The prompt is empty.")
@@ -231,10 +241,11 @@ class TransformersEngine(Engine):
             raise ValueError(
                 f"logit_bias: {max(params.logit_bias)} is none of the model's {self.vocabulary} token ids."
             )
-        detokenize = detokenizer(self.tokenizer)
+        detokenize = detokenizer(self.tokenizer, prompt.token_ids if prompt.continued else ())
         stops = StopStrings(params.stop)
         stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}  # they have no text
-        answer = self._answers.answer(prompt.token_ids, params)
+        matcher = None if params.constraint is None else self._grammars.matcher(params.constraint)
+        answer = self._answers.answer(prompt.token_ids, params, matcher)
         left = params.max_new_tokens
         reused = 0
         with closing(answer.steps()) as steps:
@@ -246,17 +257,18 @@ class TransformersEngine(Engine):
                     yield Delta()
                     continue
                 left -= 1
+                logprobs = () if params.logprobs is None else (answer.logprobs.popleft(),)
                 if token_id in stop_ids or (token_id in self._eos_ids and not params.ignore_eos):
-                    yield Delta(stops.rest(), (token_id,), "stop")
+                    yield Delta(stops.rest(), (token_id,), "stop", logprobs=logprobs)
                     return
                 text, stopped = stops.push(detokenize(token_id))
                 if stopped:
-                    yield Delta(text, (token_id,), "stop")
+                    yield Delta(text, (token_id,), "stop", logprobs=logprobs)
                     return
                 if not left:
-                    yield Delta(text + stops.rest(), (token_id,), "length")
+                    yield Delta(text + stops.rest(), (token_id,), "length", logprobs=logprobs)
                     return
-                yield Delta(text, (token_id,))
+                yield Delta(text, (token_id,), logprobs=logprobs)
 
     def _batch(self, rows: int, context_len: int) -> Batch:
         """Set the model up for rows that decode together. Raises CannotBatch, and has then changed nothing."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from aiochatstream.engines.token_sampler import TokenSampler
+from aiochatstream.engines.transformers.constraining import constrained
 from aiochatstream.engines.transformers.sampling import NOT_A_NUMBER, Sampler, sample
 
 Draw = Callable[[torch.Tensor, Sequence[Sampler], Sequence[Sequence[int]]], list[int]]
@@ -30,11 +31,17 @@ def drawing(token_sampler: TokenSampler | None) -> Draw:
         given = logits.to(torch.float32, copy=True)
         if given.isnan().any():
             raise FloatingPointError(NOT_A_NUMBER)
+        given = constrained(given, samplers, given)
         found = token_sampler.sample(given, seen, [sampler.params for sampler in samplers])
         numbers = found.tolist() if isinstance(found, torch.Tensor) else found
         tokens = [operator.index(number) for number in numbers]
         if len(tokens) != rows or not all(0 <= token < vocabulary for token in tokens):
             raise ValueError(f"token_sampler: must return {rows} ids below {vocabulary}, not {found!r}.")
+        for sampler, token in zip(samplers, tokens, strict=True):
+            if sampler.matcher is not None and not sampler.matcher.allows(token):
+                raise ValueError(f"token_sampler: must not return {token}, which the answer's constraint excludes.")
+        for sampler, token in zip(samplers, tokens, strict=True):
+            sampler.advance(token)
         return tokens
 
     return draw

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from transformers import TypicalLogitsWarper
 
+from aiochatstream.engines.transformers.constraining import Matcher, constrained
 from aiochatstream.engines.transformers.penalties import has_penalties, penalised
 from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.params import GenerationParams
@@ -25,13 +26,14 @@ NOT_A_NUMBER = "The model computed what is no number (NaN)."
 
 class Sampler:
     """How one answer's tokens are drawn: :func:`penalised`, temperature, top_k, top_p, min_p, typical_p, a seeded draw.
+    With a ``matcher``, of the tokens that it allows.
 
     In the order and with the meaning of transformers' ``generate``. A draw takes one number of the answer's own
     sequence, so that neighbours change nothing. At a temperature below 1e-4 the likeliest token is taken.
     """
 
-    def __init__(self, params: GenerationParams) -> None:
-        self.params = params
+    def __init__(self, params: GenerationParams, matcher: Matcher | None = None) -> None:
+        self.params, self.matcher = params, matcher
         self.greedy = params.temperature < GREEDY_BELOW
         self.penalised = has_penalties(params)
         self.whole = not params.top_k and params.top_p == 1
@@ -46,6 +48,8 @@ class Sampler:
         """``token`` was drawn: go on to the next number."""
         if self.penalised:
             self.counts[token] += 1
+        if self.matcher is not None:
+            self.matcher.advance(token)
         if not self.greedy:
             self.number = self._random.random()
 
@@ -58,9 +62,9 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
     :param samplers: one a row.
     :param seen: the ids of each row so far, prompt and answer.
 
-    Raises FloatingPointError where logits are no numbers.
+    Raises FloatingPointError where logits are no numbers, InvalidValue where a constraint has become too complex.
     """
-    logits = penalised(logits, samplers, seen)
+    logits = constrained(penalised(logits, samplers, seen), samplers, logits)
     drawn = _likeliest(logits)
     broken = logits.gather(-1, drawn[:, None])[:, 0].isnan()
     for whole in (True, False):

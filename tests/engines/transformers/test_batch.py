@@ -476,7 +476,7 @@ class Breaks:
 
     def __init__(self, like: Any) -> None:
         self.params, self.greedy, self.whole = like.params, False, False
-        self.penalised, self.limited = like.penalised, False
+        self.penalised, self.limited, self.matcher = like.penalised, False, None
 
     @property
     def number(self) -> float:

@@ -28,6 +28,7 @@ from aiochatstream.engines.transformers import TransformersEngine, batch
 from aiochatstream.engines.transformers.batch import PIECE_TOKENS
 from aiochatstream.engines.transformers.engine import is_on
 from aiochatstream.engines.transformers.packing import PackedLinear
+from tests.engines.test_detokenizing import BYTE_FALLBACK
 from tests.engines.transformers.models import ALONE, BATCHED, BYTES, assert_same, question, reference, some_ids, tiny
 from tests.helpers import PATIENCE
 
@@ -545,6 +546,32 @@ def test_two_threads_at_once_give_the_answers_that_each_gives_alone(
 
     with ThreadPoolExecutor(2) as threads:
         assert list(threads.map(in_step, prompts)) == alone
+
+
+def test_an_answer_that_was_begun_goes_on_as_if_it_had_never_been_cut(
+    real_engine: TransformersEngine, tokenizer: Any
+) -> None:
+    ids = question(tokenizer, "Count from 1 to 9.")
+    whole = deltas_of(real_engine, ids, max_new_tokens=16)
+    tokens = [token_id for delta in whole for token_id in delta.token_ids]
+    begun = tokenizer.decode(tokens[:7])
+    prompt = Prompt([], ids + tokens[:7], continued=True)
+    params = GenerationParams(
+        temperature=0, max_new_tokens=9, stop=(begun,)
+    )  # which was met before, and counts no more
+    rest = list(real_engine.generate(prompt, params))
+    assert [token_id for delta in rest for token_id in delta.token_ids] == tokens[7:]
+    assert begun + text_of(rest) == text_of(whole)
+    assert sum(delta.cached_tokens for delta in rest) >= len(ids)
+
+
+@pytest.mark.parametrize(("continued", "text"), [(False, " "), (True, "  ")])
+def test_only_at_the_beginning_of_a_text_its_first_space_is_the_tokenizers_own(continued: bool, text: str) -> None:
+    engine = loaded(tiny(), BYTE_FALLBACK)
+    space = BYTE_FALLBACK.convert_tokens_to_ids("▁")
+    params = GenerationParams(logit_bias={space: 100}, max_new_tokens=2, temperature=0)
+    assert text_of(list(engine.generate(Prompt([], BYTE_FALLBACK("ab")["input_ids"], continued), params))) == text
+    engine.close()
 
 
 def test_closing_the_answer_ends_it_without_another_step(tiny_engine: TransformersEngine) -> None:

@@ -1,14 +1,19 @@
-"""A conversation in a file: JSON, with the messages as ``GET /history`` tells them."""
+"""A conversation as JSON, in a file or on its way: the messages as ``GET /history`` tells them."""
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from aiochatstream.conversation import AnswerState, Conversation, Turn
+from aiochatstream.conversation import MAX_CHARS, AnswerState, Conversation, Turn
 from aiochatstream.params import STRICT, describe
+
+MessageId = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_-]{0,64}$", description="a string of up to 64 of the characters A-Z a-z 0-9 - _")
+]
 
 
 class Message(BaseModel):
@@ -18,7 +23,7 @@ class Message(BaseModel):
 
     role: Literal["user", "assistant"] = Field(description="'user' or 'assistant'")
     content: str = Field(description="a string")
-    message_id: str = Field(default="", description="a string")
+    message_id: MessageId = ""
     state: Literal["complete", "interrupted", "running"] = Field(
         default="complete", description="'complete' or 'interrupted'"
     )
@@ -37,6 +42,10 @@ class Saved(BaseModel):
         roles = [message.role for message in self.messages]
         if roles != ["user", "assistant"] * (len(roles) // 2):
             raise ValueError("messages: must be of user and assistant in turn")
+        if any(message.role == "user" and not message.content.strip() for message in self.messages):
+            raise ValueError("messages: what the user says must not be empty")
+        if sum(len(message.content) for message in self.messages) > MAX_CHARS:
+            raise ValueError(f"messages: must have at most {MAX_CHARS} characters in all")
         return self
 
     @property
@@ -55,13 +64,15 @@ class Saved(BaseModel):
             )
         return cls(messages=messages, **({"system": system} if system else {}))
 
-    def conversation(self) -> Conversation:
-        """The conversation; an answer that was under way is an interrupted one."""
+    def to_conversation(self) -> Conversation:
+        """The conversation; an answer that was under way is an interrupted one. Each answer has an id of its own."""
         conversation = Conversation()
         for user, answer in zip(self.messages[::2], self.messages[1::2], strict=True):
             state: AnswerState = "complete" if answer.state == "complete" else "interrupted"
-            turn = Turn(user.content, answer.content, answer.message_id, state)
-            conversation = conversation.begin(answer.message_id).with_turn(turn)
+            used = not answer.message_id or conversation.find(answer.message_id) is not None
+            message_id = str(uuid.uuid4()) if used else answer.message_id
+            turn = Turn(user.content, answer.content, message_id, state)
+            conversation = conversation.begin(message_id).with_turn(turn)
         return conversation
 
     def write(self, file: Path) -> None:

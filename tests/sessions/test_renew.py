@@ -1,0 +1,116 @@
+"""At a login the session gets another identity: who planted or learned the old one is left with what was before."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from cryptography.fernet import Fernet
+
+from aiochatstream import ChatStream, CookieStorage, MemoryStorage
+from tests.helpers import Client, browser, echo, serving, sse_events
+
+KEY = Fernet.generate_key()
+
+STORAGES = [MemoryStorage, lambda: CookieStorage(KEY), lambda: EncryptedCookieStorage(Fernet(KEY))]
+
+storages = pytest.mark.parametrize("make", STORAGES, ids=["memory", "cookie", "aiohttp-session's cookie"])
+
+
+def app_with_login(storage: AbstractStorage) -> web.Application:
+    chat_stream = ChatStream(engine=echo)
+    app = web.Application()
+    aiohttp_session.setup(app, storage)
+    app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
+
+    async def login(request: web.Request) -> web.Response:
+        (await aiohttp_session.get_session(request))["login"] = "anna"
+        await chat_stream.renew_session(request)
+        return web.Response()
+
+    async def who(request: web.Request) -> web.Response:
+        return web.Response(text=(await aiohttp_session.get_session(request)).get("login", "nobody"))
+
+    app.router.add_post("/login", login)
+    app.router.add_get("/who", who)
+    return app
+
+
+async def log_in(client: Client) -> None:
+    async with client.post("/login") as response:
+        assert response.status == 200
+
+
+async def who(client: Client) -> str:
+    async with client.session.get(f"{client.url}/who") as response:
+        name: str = await response.text()
+        return name
+
+
+def cookies(client: Client) -> dict[str, str]:
+    return {cookie.key: cookie.value for cookie in client.session.cookie_jar}
+
+
+@storages
+async def test_the_conversation_goes_on_and_the_old_identity_learns_nothing_more(make: Any) -> None:
+    async with serving(app_with_login(make())) as url, browser(url) as client, browser(url) as thief:
+        await client.say("before")
+        thief.session.cookie_jar.update_cookies(cookies(client))
+        assert await thief.texts() == ["before", "before "]
+        await log_in(client)
+        async with client.post(accept="text/event-stream", user_input="after") as response:
+            assert [name async for name, _ in sse_events(response)][-1] == "done"
+        assert await client.texts() == ["before", "before ", "after", "after "]
+        assert await who(client) == "anna"
+        assert await who(thief) == "nobody"
+        assert "after" not in await thief.texts()
+
+
+@storages
+async def test_a_streamed_answer_that_waits_in_the_process_survives_the_login(make: Any) -> None:
+    async with serving(app_with_login(make())) as url, browser(url) as client:
+        async with client.post(accept="text/plain", user_input="before") as response:
+            await response.read()
+        await log_in(client)
+        assert await client.texts() == ["before", "before "]
+
+
+@storages
+async def test_one_who_logs_in_before_saying_anything_has_a_conversation_from_then_on(make: Any) -> None:
+    async with serving(app_with_login(make())) as url, browser(url) as client:
+        await log_in(client)
+        for text in ("one", "two"):
+            await client.say(text)
+        assert await client.texts() == ["one", "one ", "two", "two "]
+        assert await who(client) == "anna"
+
+
+@pytest.mark.parametrize(
+    ("host", "secure", "warns"),
+    [
+        ("chat.example", False, True),
+        ("10.0.0.5:8080", False, True),
+        ("chat.example", True, False),
+        ("localhost:8080", False, False),
+        ("127.0.0.1", False, False),
+        ("[::1]:8080", False, False),
+    ],
+)
+async def test_a_cookie_that_goes_to_other_machines_without_https_is_warned_of_once(
+    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture, host: str, secure: bool, warns: bool
+) -> None:
+    server = await start(ChatStream(engine=echo), MemoryStorage(secure=secure))
+    client = client_of(server)
+    with caplog.at_level(logging.WARNING, "aiochatstream"):
+        for _ in range(2):
+            async with client.session.get(f"{server.url}/history", headers={"Host": host}) as response:
+                assert response.status == 200
+    told = [record.message for record in caplog.records if "plain HTTP" in record.message]
+    assert len(told) == int(warns)
+    assert all(host in one for one in told)
