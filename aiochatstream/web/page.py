@@ -116,7 +116,7 @@ async def webui_index(server: ChatStream, request: web.Request) -> web.StreamRes
     headers = {
         hdrs.CACHE_CONTROL: "no-cache",
         "Content-Security-Policy": server.page.policy,
-        "Referrer-Policy": "no-referrer",
+        "Referrer-Policy": "same-origin",
         "Cross-Origin-Opener-Policy": "same-origin",
     }
     known = request.if_none_match or ()

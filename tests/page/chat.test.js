@@ -67,12 +67,13 @@ test("an answer grows, and is complete when the server says so", async () => {
   assert.equal(store.unsent("main"), null);
 });
 
-test("what the server seals is committed at once", async () => {
+test("what the server seals is committed at once, and the turn number that was seen goes with each message", async () => {
   const api = serverOf({ events: [delta("a"), done({ commit: "sealed", turn: 7 })], messages: HISTORY, turn: 6 });
   const { chat } = await chatWith(api);
   await chat.send("Hi");
   await chat.send("Again");
   assert.deepEqual(api.committed, ["sealed", "sealed"]);
+  assert.deepEqual(api.asked.map((body) => body.if_turn), [6, 7]);
 });
 
 for (const [ask, body, turns] of [
@@ -84,7 +85,7 @@ for (const [ask, body, turns] of [
     const api = serverOf({ events: [delta("x"), done()], messages: HISTORY, turn: 2 });
     const { chat } = await chatWith(api);
     await chat.ask(ask);
-    assert.deepEqual(api.asked, [{ conversation: "main", ...body }]);
+    assert.deepEqual(api.asked, [{ conversation: "main", if_turn: 2, ...body }]);
     assert.deepEqual(said(chat), turns);
   });
 

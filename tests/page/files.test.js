@@ -18,6 +18,15 @@ test("a conversation is taken, with its system prompt", () => {
   });
 });
 
+test("an answer that was under way is an interrupted one, and what is unknown is left out", () => {
+  const [user, answer] = MESSAGES;
+  const messages = [{ ...user, colour: "red" }, { ...answer, state: "running", message_id: 5 }];
+  assert.deepEqual(parsed(JSON.stringify({ messages }))?.messages, [
+    { role: "user", content: "one" },
+    { role: "assistant", content: "1", state: "interrupted" },
+  ]);
+});
+
 for (const text of [
   "no JSON",
   "null",

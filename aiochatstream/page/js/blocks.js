@@ -17,6 +17,7 @@ export class Blocks {
   #closed = 0;
   /** @type {HTMLElement | null} */
   #open = null;
+  #complete = false;
   /** Whether it is being written before the reader's eyes. */
   #live = false;
 
@@ -36,8 +37,10 @@ export class Blocks {
    */
   show(text, complete) {
     const whole = text.replaceAll("\r\n", "\n").replaceAll("\r", "\n");
+    if (complete && this.#complete && whole === this.#text) return;
     if (!whole.startsWith(this.#text)) this.#clear();
     this.#text = whole;
+    this.#complete = complete;
     this.#live ||= !complete;
     if (complete && REFERENCE.test(whole)) {
       this.#clear();

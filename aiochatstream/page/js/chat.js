@@ -51,9 +51,6 @@ const EVENTS_KEPT = 1000;
 const STOPPED = "stopped";
 const CLEARED = "cleared";
 
-/** Until the server knows it. */
-const IF_TURN = false;
-
 /**
  * Tells `change` (turns came, went, or changed state), `text` (the newest answer grew), `event` (the server said
  * something), `returned` (a message that was not answered; detail is its text), `said` (words of the server's own),
@@ -295,7 +292,7 @@ export class Chat extends EventTarget {
       ...(ask.kind === "edit" ? { edit_message_id: ask.id } : {}),
       ...(ask.kind === "regenerate" ? { regenerate: true } : {}),
       ...(ask.kind === "continue" ? { continue: true } : {}),
-      ...(this.#number === null || !IF_TURN ? {} : { if_turn: this.#number }),
+      ...(this.#number === null ? {} : { if_turn: this.#number }),
       ...(system ? { system } : {}),
     };
   }

@@ -2,6 +2,7 @@
 
 import { announce } from "./announce.js";
 import { t } from "./i18n.js";
+import { icon } from "./view/dom.js";
 
 const SHOWN_MS = 1500;
 
@@ -10,10 +11,12 @@ const SHOWN_MS = 1500;
  * @param {HTMLElement} button shows for a moment that it was copied
  */
 export async function copyText(text, button) {
-  if (!(await copied(text))) return;
-  button.classList.add("done");
+  const sign = button.querySelector("svg");
+  if (!(await copied(text)) || !sign) return;
+  const check = icon("check");
+  sign.replaceWith(check);
   announce(t("copied"));
-  setTimeout(() => button.classList.remove("done"), SHOWN_MS);
+  setTimeout(() => check.replaceWith(sign), SHOWN_MS);
 }
 
 /** @param {string} text */

@@ -3,6 +3,9 @@
 /** @typedef {import("./api.js").HistoryMessage} HistoryMessage */
 /** @typedef {{ messages: HistoryMessage[], system?: string }} Saved */
 
+/** Until a browser has surely read what it saves. */
+const SAVED_MS = 60_000;
+
 /**
  * Let the browser save `saved`.
  * @param {string} title
@@ -14,7 +17,7 @@ export function download(title, saved) {
   link.href = url;
   link.download = `${title.replaceAll(/[\\/:*?"<>|\s]+/g, " ").trim() || "chat"}.json`;
   link.click();
-  URL.revokeObjectURL(url);
+  setTimeout(() => URL.revokeObjectURL(url), SAVED_MS);
 }
 
 /**
@@ -43,13 +46,22 @@ export function upload() {
 export function parsed(text) {
   try {
     const { messages, system } = JSON.parse(text);
-    const inTurn = messages.every(
-      (/** @type {any} */ one, /** @type {number} */ index) =>
-        one.role === (index % 2 ? "assistant" : "user") && typeof one.content === "string",
-    );
-    if (!inTurn || messages.length % 2) return null;
-    return { messages, ...(typeof system === "string" && system ? { system } : {}) };
+    const told = messages.map(message);
+    if (told.length % 2) return null;
+    return { messages: told, ...(typeof system === "string" && system ? { system } : {}) };
   } catch {
     return null;
   }
+}
+
+/**
+ * @param {any} given
+ * @param {number} index
+ * @returns {HistoryMessage} an answer that was under way is an interrupted one. Throws for what is none
+ */
+function message({ role, content, message_id, state = "complete" }, index) {
+  if (role !== (index % 2 ? "assistant" : "user") || typeof content !== "string") throw new TypeError("no message");
+  if (role === "user") return { role, content };
+  const id = typeof message_id === "string" && message_id ? { message_id } : {};
+  return { role, content, ...id, state: state === "complete" ? "complete" : "interrupted" };
 }

@@ -1,6 +1,5 @@
 // The page: what belongs together is put together here.
 
-import { announce } from "./announce.js";
 import { api } from "./api.js";
 import { Chat } from "./chat.js";
 import { download, upload } from "./files.js";
@@ -119,7 +118,6 @@ function listen(chat) {
   let answering = false;
   chat.addEventListener("change", () => {
     if (chat.answering !== answering) {
-      if (answering && chat.id === store.current) announce(t(chat.last?.state === "complete" ? "answered" : "interrupted"));
       answering = chat.answering;
       sidebar.draw();
       if (!answering && chat.devTool && !config.dev_tool) void refreshConfig();

@@ -7,6 +7,7 @@ const SHOWN_MS = 7000;
 
 /** @param {string} text */
 export function notice(text) {
+  for (const shown of byId("notices").children) if (shown.textContent === text) shown.remove();
   const line = h("div", { class: "notice" }, [h("p", {}, [text]), iconButton("close", t("close"), () => line.remove())]);
   byId("notices").append(line);
   setTimeout(() => line.remove(), SHOWN_MS);

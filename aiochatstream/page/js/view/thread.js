@@ -92,7 +92,7 @@ export class Thread {
   #update() {
     const chat = this.#chat;
     if (!chat) return;
-    const grew = chat.turns.length > this.#views.size;
+    const asked = chat.last !== null && !this.#views.has(chat.last);
     for (const [turn, view] of this.#views) {
       if (chat.turns.includes(turn)) continue;
       view.element.remove();
@@ -110,7 +110,7 @@ export class Thread {
     }
     this.#drawState(chat);
     this.#empty.hidden = !chat.loaded || chat.turns.length > 0 || chat.refused !== null;
-    if (grew) this.follow();
+    if (asked) this.follow();
     else this.#stay();
   }
 

@@ -41,6 +41,7 @@ export class TurnView {
   #user = h("div", { class: "user" });
   #statsOpen = false;
   #drawn = "";
+  #announced = "";
   #bubbleText = "";
 
   /**
@@ -78,7 +79,7 @@ export class TurnView {
       this.#bubble.textContent = turn.user;
     }
     this.grow();
-    this.#text.setAttribute("aria-busy", String(this.#underWay));
+    this.#announce(around);
     const drawn = JSON.stringify([turn.state, turn.id, turn.finish, turn.like, around, this.#statsOpen]);
     if (drawn === this.#drawn) return; // what has the focus stays
     this.#drawn = drawn;
@@ -86,6 +87,20 @@ export class TurnView {
     this.#drawNote(around);
     this.#drawStats(around);
     this.#drawActions(around);
+  }
+
+  /**
+   * Say what has come of it; the answer itself is said block by block.
+   * @param {Surroundings} around
+   */
+  #announce({ position }) {
+    const { state } = this.turn;
+    const ended = this.#announced && !this.#underWay && t(state === "complete" ? "answered" : "interrupted");
+    const waits = state === "waiting" && (position ? t("queued", position) : t("waiting"));
+    const text = ended || waits || this.#announced;
+    if (text !== this.#announced) announce(text);
+    this.#announced = text;
+    this.#text.setAttribute("aria-busy", String(this.#underWay));
   }
 
   get #underWay() {
@@ -100,7 +115,6 @@ export class TurnView {
     const dots = h("span", { class: "dots", "aria-hidden": "true" }, [h("i"), h("i"), h("i")]);
     this.#waiting.hidden = !shown;
     this.#waiting.replaceChildren(dots, h("span", { "data-role": "queue" }, [text]));
-    if (state === "waiting") announce(text || t("waiting"));
     this.element.classList.toggle("empty-answer", shown && !answer);
   }
 
