@@ -77,6 +77,8 @@ export class Chat extends EventTarget {
   #tries = 0;
   #pollTimer = 0;
   #retryTimer = 0;
+  /** Whether an earlier visit's message was looked for. */
+  #settled = false;
   #closed = false;
   #abort = new AbortController();
   #api;
@@ -113,9 +115,9 @@ export class Chat extends EventTarget {
       this.#number = turn;
       this.turns = this.#merged(messages);
       this.failure = null;
-      if (!this.loaded) this.#findUnsent();
       this.loaded = true;
       if (this.last?.state === "running") this.#loadIn(POLL_MS);
+      else if (!this.#settled) this.#findUnsent();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (this.busy || this.#closed) return;
@@ -245,7 +247,8 @@ export class Chat extends EventTarget {
     /** @type {Turn} */
     const turn = { user, answer: "", id: null, state: "waiting" };
     this.turns = [...this.turns.slice(0, at), turn];
-    if ("text" in ask) this.#store.setUnsent(this.id, { text: ask.text, ...this.#replaced(ask), turn: this.#number });
+    const after = last?.id ?? null;
+    if ("text" in ask) this.#store.setUnsent(this.id, { text: ask.text, ...this.#replaced(ask), after });
     return turn;
   }
 
@@ -371,11 +374,12 @@ export class Chat extends EventTarget {
     this.#store.setUnsent(this.id, null);
   }
 
-  /** A message of an earlier visit that was not answered. */
+  /** A message of an earlier visit that was not answered. Whether it was is known when no answer is under way. */
   #findUnsent() {
+    this.#settled = true;
     const unsent = this.#store.unsent(this.id);
     if (!unsent) return;
-    if (this.last?.user === unsent.text && (this.#number ?? 0) > (unsent.turn ?? 0)) {
+    if (this.last?.user === unsent.text && this.last.id !== unsent.after) {
       this.#store.setUnsent(this.id, null);
       return;
     }
