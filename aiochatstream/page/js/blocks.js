@@ -18,7 +18,7 @@ export class Blocks {
   /** @type {HTMLElement | null} */
   #open = null;
   #complete = false;
-  /** Whether it is being written before the reader's eyes. */
+  /** Whether something of it stood there before. */
   #live = false;
 
   /**
@@ -38,10 +38,11 @@ export class Blocks {
   show(text, complete) {
     const whole = text.replaceAll("\r\n", "\n").replaceAll("\r", "\n");
     if (complete && this.#complete && whole === this.#text) return;
-    if (!whole.startsWith(this.#text)) this.#clear();
+    // an answer that was complete, or interrupted, may go on in the middle of a block
+    if (this.#complete || !whole.startsWith(this.#text)) this.#clear();
+    this.#live = this.#text !== "";
     this.#text = whole;
     this.#complete = complete;
-    this.#live ||= !complete;
     if (complete && REFERENCE.test(whole)) {
       this.#clear();
       this.#text = whole;
