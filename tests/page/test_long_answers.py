@@ -42,43 +42,6 @@ async def test_of_2000_tokens_none_is_lost_and_none_is_said_aloud_by_itself(star
     assert 0 < await chat.page.evaluate("window.announced") <= 205, "paragraphs, and that it waits and is complete"
 
 
-async def test_what_is_written_already_is_not_touched_again(start: Any, visit: Visit, stepper: Any) -> None:
-    texts = [
-        "First *paragraph*.\n\n",
-        "| a |\n|---|\n| 1 |\n\n",
-        "```py\nx = 1\n",
-        "y = 2\n```\n\n",
-        "- one\n",
-        "- two",
-    ]
-    gate = stepper()
-
-    def answer(messages: Any, params: Any) -> Iterator[str]:
-        steps = gate(messages, params)
-        for text in texts:
-            next(steps)
-            yield text
-
-    chat = Chat(await visit((await start(ChatStream(engine=answer))).url))
-    await chat.send("Write")
-    gate.allow(2)
-    await expect(chat.answer().locator("td")).to_have_text("1")
-    gate.allow(1)
-    code = chat.answer().locator("pre code")
-    await expect(code).to_have_text("x = 1")  # a fence that is still open
-    await chat.page.evaluate(
-        """() => {
-          const answer = document.querySelector("[data-role=answer]");
-          window.kept = [answer.querySelector("em"), answer.querySelector("table"), answer.querySelector("pre")];
-        }"""
-    )
-    gate.allow(3)
-    await chat.see_state("complete")
-    await expect(code).to_have_text("x = 1\ny = 2")
-    await expect(chat.answer().locator("li")).to_have_text(["one", "two"])
-    assert await chat.page.evaluate("window.kept.map((one) => one.isConnected)") == [True, True, True]
-
-
 async def test_who_reads_further_up_is_left_there(start: Any, visit: Visit, stepper: Any) -> None:
     gate = stepper()
 

@@ -37,8 +37,10 @@ async def test_a_full_queue_counts_down_and_sends_again_by_itself(start: Any, vi
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
     first, second = Chat(await visit(server.url)), Chat(await visit(server.url))
+    engine.allow(1)
+    await first.ask("quick")  # so that the server believes that a place is free soon
     await first.send("first")
-    await until(lambda: engine.calls)
+    await until(lambda: len(engine.calls) == 2)
     await second.send("second")
     await expect(second.refusal).to_have_attribute("data-code", "too_many_requests")
     await expect(second.countdown).to_have_text(re.compile(r"It is sent again in \d+ s\."))
