@@ -118,6 +118,7 @@ async def webui_index(server: ChatStream, request: web.Request) -> web.StreamRes
         "Content-Security-Policy": server.page.policy,
         "Referrer-Policy": "same-origin",
         "Cross-Origin-Opener-Policy": "same-origin",
+        "X-DNS-Prefetch-Control": "off",  # no policy stops a browser from looking up the hosts of a model's links
     }
     known = request.if_none_match or ()
     if any(tag.value in (files.version, "*") for tag in known):

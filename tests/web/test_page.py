@@ -85,6 +85,7 @@ async def test_the_policy_lets_the_page_load_its_own_files_and_nothing_else() ->
         "trusted-types": "dompurify",
     }
     assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-DNS-Prefetch-Control"] == "off", "a host's name can carry what was said"
     assert found.inline == []
     assert found.urls
     assert all(re.fullmatch(r"page/[0-9a-f]{16}/[a-z0-9/.]+", url) for url in found.urls), "relative, and hashed"
