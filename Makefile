@@ -37,7 +37,7 @@ setup: $(STAMP)
 
 # what checks the page; using it needs none of this
 page-tools:
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(PAGE_TOOLS); \
+	@if command -v npm >/dev/null; then $(MAKE) -s $(PAGE_TOOLS); \
 	else echo "npm is missing, so some checks of the page are left out: apt-get install npm"; fi
 
 $(PAGE_TOOLS): tests/page/package.json tests/page/package-lock.json tests/page/.npmrc

@@ -126,18 +126,22 @@ async def test_a_like_and_its_comment_reach_the_owner(start: Any, visit: Visit) 
     await until(lambda: heard[-1].is_like is False)
 
 
-async def test_code_is_coloured_and_copied_as_it_is(start: Any, visit: Visit) -> None:
+async def test_code_is_coloured_and_what_is_copied_is_as_the_model_wrote_it(start: Any, visit: Visit) -> None:
     page = await visit((await start(ChatStream(engine=repeats))).url, permissions=["clipboard-read", "clipboard-write"])
     chat = Chat(page)
     code = 'def f(x):\n    return "<b>" + x  # 日本語\n'
-    await chat.ask(f"| a | b |\n|---|---|\n| 1 | 2 |\n\n- one\n- two\n\n```python\n{code}```\n\nand **bold**")
+    markdown = f"| a | b |\n|---|---|\n| 1 | 2 |\n\n- one\n- two\n\n```python\n{code}```\n\nand **bold**"
+    await chat.ask(markdown)
     answer = chat.answer()
     await expect(answer.locator("td")).to_have_text(["1", "2"])
     await expect(answer.locator("li")).to_have_text(["one", "two"])
     await expect(answer.locator("strong")).to_have_text("bold")
     await expect(answer.locator("pre [class*=keyword]").first).to_have_text("def")
-    await page.get_by_role("button", name="Copy", exact=True).and_(page.locator("[data-action=copy-code]")).click()
-    assert (await page.evaluate("navigator.clipboard.readText()")).rstrip("\n") == code.rstrip("\n")
+    for button, copied in ((page.locator("[data-action=copy-code]"), code), (chat.button("copy"), markdown)):
+        await button.dblclick()
+        await expect(button.locator(".copied")).to_have_count(1)
+        assert (await page.evaluate("navigator.clipboard.readText()")).rstrip("\n") == copied.rstrip("\n")
+        await expect(button.locator(".copied")).to_have_count(0)
 
 
 def counts() -> Any:

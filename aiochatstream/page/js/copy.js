@@ -11,11 +11,13 @@ const SHOWN_MS = 1500;
  * @param {HTMLElement} button shows for a moment that it was copied
  */
 export async function copyText(text, button) {
-  const sign = button.querySelector("svg");
-  if (!(await copied(text)) || !sign) return;
-  const check = icon("check");
-  sign.replaceWith(check);
+  if (!(await copied(text))) return;
   announce(t("copied"));
+  const sign = button.querySelector("svg:not(.copied)");
+  if (!sign) return; // it still shows that of the click before
+  const check = icon("check");
+  check.classList.add("copied");
+  sign.replaceWith(check);
   setTimeout(() => check.replaceWith(sign), SHOWN_MS);
 }
 
