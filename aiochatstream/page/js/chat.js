@@ -94,7 +94,7 @@ export class Chat extends EventTarget {
       this.#number = turn;
       this.turns = turnsOf(messages, this.turns);
       this.failure = null;
-      if (!this.loaded) this.#findUnsent();
+      if (!this.loaded && !this.refused) this.#findUnsent();
       this.loaded = true;
       if (this.last?.state === "running") this.#loadIn(POLL_MS);
     } catch (error) {
@@ -164,7 +164,7 @@ export class Chat extends EventTarget {
       }
     }
     this.#changed();
-    if (!this.loaded) void this.load();
+    if (!this.loaded) await this.load();
   }
 
   /** Stop the answer under way; what there is of it stays. */
