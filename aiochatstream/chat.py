@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import json
 import logging
@@ -277,7 +278,7 @@ class Chat:
                 ticket.release()
             await self._turns.give_up(user.id, name)
             raise
-        answer = functools.partial(self.engine.generate, made, params)
+        answer = functools.partial(self.engine.generate, dataclasses.replace(made, owner=user.id), params)
         if pairs := prompt.get_replacement_when_output():
             answer = functools.partial(replaced, answer, pairs)
         job = Job(

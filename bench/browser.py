@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import OK, WRONG_USE, Spread, parser, progress, run_script, table, whole, write_json
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
@@ -25,12 +26,8 @@ ARGUMENTS = (
 
 ANSWER_MS = 600_000
 
-WATCH = """
-window.longTasks = [];
-new PerformanceObserver((list) => {
-  for (const entry of list.getEntries()) window.longTasks.push(entry.duration);
-}).observe({ type: "longtask", buffered: true });
-"""
+LONG_MS = 50
+TASKS = "disabled-by-default-devtools.timeline"
 
 HELP = """\
 Starts a server whose engine writes Markdown without a model (headings, lists, tables, code; 250 tokens a second), and
@@ -42,8 +39,9 @@ figures, each the median of the rounds with the least and the most:
   again_bytes      the same, when it is opened again
   ..._requests     what it took
   answer_s         until the page shows the whole answer of --tokens tokens
-  long_tasks       times that the page's thread was busy for 50 ms or more meanwhile, when it could not have reacted
-  longest_task_ms  the longest of them; 0 where there was none
+  long_tasks       times that the page's thread was busy for 50 ms or more meanwhile, and could not react to its user
+  longest_task_ms  the longest time that it was busy
+  ..._cpu          the same by the CPU time that it had, without that which other processes of a busy machine took
   late_bytes       what the page fetched for showing the answer (the highlighter), beside the answer itself
 
 exit codes: 0 measured; 2 wrong use, or no chromium here; 130 Ctrl-C
@@ -79,10 +77,31 @@ class Wire:
             self.requests += 1
 
 
+class Task(NamedTuple):
+    """Something that a page's thread did in one go: milliseconds by the clock, and of the CPU."""
+
+    ms: float
+    cpu_ms: float
+
+
+def busy(trace: dict[str, Any]) -> list[Task]:
+    """What the threads that pages run on did, from Chromium's trace."""
+    events = trace["traceEvents"]
+    threads = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
+    }
+    return [
+        Task(event["dur"] / 1000, event.get("tdur", 0) / 1000)
+        for event in events
+        if event["name"] == "RunTask" and "dur" in event and (event["pid"], event["tid"]) in threads
+    ]
+
+
 async def visit(browser: Browser, url: str) -> dict[str, float]:
     """One person: opens the page, opens it again, and has a message answered."""
     context = await browser.new_context(viewport={"width": 1280, "height": 800})
-    await context.add_init_script(WATCH)
     page, wire = await context.new_page(), Wire()
     await wire.watch(context, page)
     await page.goto(url, wait_until="networkidle")
@@ -90,13 +109,13 @@ async def visit(browser: Browser, url: str) -> dict[str, float]:
     first_bytes, first_requests = wire.take()
     await page.goto(url, wait_until="networkidle")
     again_bytes, again_requests = wire.take()
-    await page.evaluate("window.longTasks.length = 0")
+    await browser.start_tracing(page=page, categories=["toplevel", "devtools.timeline", TASKS])
     begun = asyncio.get_running_loop().time()
     await page.locator("#message").fill("Write Markdown.")
     await page.keyboard.press("Enter")
     await page.locator(".turn[data-state=complete]").wait_for(timeout=ANSWER_MS)
     answer_s = asyncio.get_running_loop().time() - begun
-    tasks: list[float] = await page.evaluate("window.longTasks")
+    tasks = busy(json.loads(await browser.stop_tracing()))
     late_bytes, _ = wire.take()
     await context.close()
     return {
@@ -106,8 +125,10 @@ async def visit(browser: Browser, url: str) -> dict[str, float]:
         "again_bytes": again_bytes,
         "again_requests": again_requests,
         "answer_s": answer_s,
-        "long_tasks": len(tasks),
-        "longest_task_ms": max(tasks, default=0.0),
+        "long_tasks": sum(one.ms >= LONG_MS for one in tasks),
+        "longest_task_ms": max(one.ms for one in tasks),
+        "long_tasks_cpu": sum(one.cpu_ms >= LONG_MS for one in tasks),
+        "longest_task_ms_cpu": max(one.cpu_ms for one in tasks),
         "late_bytes": late_bytes,
     }
 

@@ -23,11 +23,13 @@ class Prompt:
         to be continued what it already says.
     token_ids: the same as the model reads it; empty for an engine without a tokenizer.
     continued: whether the answer already says something.
+    owner: whose it is, for an engine that keeps what it computed apart by user.
     """
 
     messages: list[dict[str, str]]
     token_ids: list[int]
     continued: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class TokenBytes:
         if not self._fast:
             return str(self._tokenizer.convert_tokens_to_string([token])).encode()
         if self._byte_level is not None:
-            return bytes(self._byte_level[character] for character in token)
+            return b"".join(self._byte_level.get(character) or character.encode() for character in token)
         if self._byte_fallback and (byte := BYTE.fullmatch(token)):
             return bytes.fromhex(byte[1])
         return str(token).replace(SPACE, " ").encode()
@@ -51,8 +51,9 @@ def _kinds(decoder: dict[str, Any]) -> set[str]:
     return {decoder["type"]}.union(*map(_kinds, decoder.get("decoders", [])))
 
 
-def _byte_of_character() -> dict[str, int]:
+def _byte_of_character() -> dict[str, bytes]:
     """How byte-level BPE writes bytes (GPT-2): those that can be seen as they are, the others from U+0100 on."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(256 + at): byte for at, byte in enumerate(others)}
+    written = [*((chr(byte), byte) for byte in seen), *((chr(256 + at), byte) for at, byte in enumerate(others))]
+    return {character: bytes([byte]) for character, byte in written}

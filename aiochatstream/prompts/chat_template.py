@@ -51,11 +51,7 @@ class ChatPrompt(AbstractChatPrompt):
         return encode_messages(self.tokenizer, self.get_messages(), continue_final=bool(self.open_answer))
 
 
-def render_messages(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    tools: Sequence[dict[str, Any]] | None = None,
-) -> str:
+def render_messages(tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> str:
     """The messages as the model's chat template writes them, and the beginning of the answer.
 
     :param messages: as OpenAI's API has them, but content as text: roles system, developer (told as system where the
@@ -75,7 +71,7 @@ def render_messages(
     told = [_for_template(message, knows_developer=knows_developer) for message in messages]
     try:
         text = tokenizer.apply_chat_template(told, tools=tools, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = str(error).removesuffix(".")  # of some models, a system text, or two messages of one role
         raise InvalidValue(f"The model's chat template refuses this conversation: {reason}.") from error
     return str(text)
@@ -124,5 +120,5 @@ def _arguments(function: dict[str, Any]) -> Any:
         return arguments
     try:
         return json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidValue("messages: the arguments of tool_calls must be JSON.") from None

@@ -6,7 +6,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 
 from aiohttp import web
 from aiohttp_session import Session
@@ -15,7 +16,7 @@ from aiochatstream.conversation import Conversation
 from aiochatstream.errors import ConversationChanged
 from aiochatstream.sessions.bounded import BoundedMap
 from aiochatstream.sessions.storage import SessionStorage
-from aiochatstream.sessions.store import ConversationStore
+from aiochatstream.sessions.store import ConversationStore, Holder
 
 DAY = 86_400.0
 MIB = 1 << 20
@@ -65,6 +66,10 @@ class MemoryStorage(SessionStorage):
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def pinned(self, identity: str) -> AbstractContextManager[None]:
+        """In this block, the session is kept, however many others there are."""
+        return self._sessions.pinned(identity)
+
     async def load_session(self, request: web.Request) -> Session:
         identity = self.load_cookie(request)
         kept = None if identity is None else self._sessions.get(identity)
@@ -86,7 +91,7 @@ class MemoryStorage(SessionStorage):
 
 
 class MemoryConversationStore(ConversationStore):
-    """Conversations in memory, as JSON text, within bounds; the least recently used goes first.
+    """Conversations in memory, as JSON text, within bounds; the least recently used goes first, but none under way.
 
     :param max_conversations: how many are kept.
     :param idle_seconds: how long one is kept after its last use.
@@ -133,6 +138,12 @@ class MemoryConversationStore(ConversationStore):
 
     async def forget(self, user_id: str, name: str) -> bool:
         return self._conversations.pop(_key(user_id, name))
+
+    @asynccontextmanager
+    async def hold(self, user_id: str, name: str, holder: Holder) -> AsyncIterator[None]:
+        """In this block, the conversation is kept, however many others there are. (No other process has it.)"""
+        with self._conversations.pinned(_key(user_id, name)):
+            yield
 
 
 def _key(user_id: str, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeGuard
 
 from aiohttp import web
@@ -14,7 +14,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import BadRequest, InvalidValue, SessionsNotSetUp
 from aiochatstream.sessions.bounded import BoundedMap
-from aiochatstream.sessions.memory import random_id
+from aiochatstream.sessions.memory import MemoryStorage, random_id
 from aiochatstream.sessions.sealed import CookieStorage
 from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 
@@ -240,6 +240,13 @@ class UserSession(User):
         self._session._mapping = dict(fresh)
         self._session._identity, self._session._new = fresh.identity, fresh.new
         self._request[AIOHTTP_SESSION_KEY] = self._session
+
+    def pinned(self) -> AbstractContextManager[None]:
+        """In this block, a storage in memory keeps the session, however many others there are."""
+        identity = self._session.identity
+        if identity is None or not isinstance(self._storage, MemoryStorage):
+            return nullcontext()
+        return self._storage.pinned(identity)
 
     async def save_with_stream(self, response: web.StreamResponse) -> None:
         """Save the session with a response that is going to be streamed, which aiohttp-session does not do."""

@@ -9,8 +9,8 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -93,6 +93,8 @@ class Exchange:
     write_timeout: float
     dev_tool: bool = False
     response: web.StreamResponse | None = None
+    held: ExitStack = field(default_factory=ExitStack)
+    """What is given back when the exchange is over."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -120,6 +122,7 @@ class Exchange:
             response.charset = "utf-8"
             await self.put_in_session()
             await self.user.save_with_stream(response)
+            self.held.enter_context(self.user.pinned())  # a new session has its identity only now
             await response.prepare(self.request)
             self.response = response
         return self.response

@@ -78,7 +78,7 @@ async def _answer(
         turn.stop("left")
 
     try:
-        with server.presence.watch(request, client_left):
+        with exchange.held, user.pinned(), server.presence.watch(request, client_left):
             return await WRITERS[wire_format](exchange)
     except Exception as error:
         if exchange.response is None:

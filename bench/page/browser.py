@@ -15,6 +15,8 @@ FIGURES = {
     "answer_s": ("the answer, s", 1),
     "long_tasks": ("tasks of 50 ms or more meanwhile", 0),
     "longest_task_ms": ("the longest, ms", 0),
+    "long_tasks_cpu": ("tasks of 50 ms or more of CPU time", 0),
+    "longest_task_ms_cpu": ("the longest, ms of CPU time", 0),
     "late_bytes": ("loaded for the answer (the highlighter), bytes", 0),
 }
 """How a round's figures are called, and their digits. One that is not here is shown by its own name."""

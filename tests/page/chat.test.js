@@ -174,12 +174,26 @@ test("words of the server's own are no turn, and a pass phrase becomes no title"
 
 test("a message that was left unanswered is found again, unless the server has it", async () => {
   const store = new Store(memoryKeeper(), "/");
-  store.setUnsent("main", { text: "two", turn: 1 });
+  store.setUnsent("main", { text: "two", after: "a" });
   const { chat: lost } = await chatWith(serverOf({ messages: HISTORY.slice(0, 2), turn: 1 }), store);
   assert.deepEqual(lost.refused, { ask: { kind: "send", text: "two" }, error: null, at: null });
   const { chat: arrived } = await chatWith(serverOf({ messages: HISTORY, turn: 2 }), store);
   assert.equal(arrived.refused, null);
   assert.equal(store.unsent("main"), null);
+  store.setUnsent("main", { text: "two", after: "b" });
+  const { chat: again } = await chatWith(serverOf({ messages: HISTORY, turn: 3 }), store);
+  assert.equal(again.refused?.ask.text, "two", "it was said before, and then once more");
+});
+
+test("a message whose answer is under way elsewhere counts as unanswered only when that came to nothing", async () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.setUnsent("main", { text: "two", after: "a" });
+  const api = serverOf({ messages: [...HISTORY.slice(0, 3), { ...HISTORY[3], state: "running" }], turn: 2 });
+  const { chat } = await chatWith(api, store);
+  assert.equal(chat.refused, null);
+  api.history = async () => ({ messages: HISTORY.slice(0, 2), turn: 2 });
+  await chat.load();
+  assert.equal(chat.refused?.ask.text, "two");
 });
 
 test("turns that are still there stay the same objects, so that nothing of them is drawn anew", async () => {

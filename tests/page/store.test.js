@@ -41,7 +41,7 @@ test("drafts, unsent messages and system prompts are of one conversation, and go
   const store = new Store(memoryKeeper(), "/");
   store.touch("a", "one", 1);
   store.setDraft("a", "half a thou");
-  store.setUnsent("a", { text: "unsent", turn: 4 });
+  store.setUnsent("a", { text: "unsent", after: "id" });
   store.setSystem("a", "Be brief.");
   assert.deepEqual([store.draft("a"), store.unsent("a")?.text, store.system("a")], ["half a thou", "unsent", "Be brief."]);
   assert.deepEqual([store.draft("b"), store.unsent("b"), store.system("b")], ["", null, ""]);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"
 async def test_the_real_model_answers_and_its_answer_appears_as_it_is_written(
     start: Any, visit: Visit, model: Any, tokenizer: Any
 ) -> None:
-    server = await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=24, temperature=0.0))
+    server = await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=12, temperature=0.0))
     chat = Chat(await visit(server.url))
     await chat.page.evaluate(
         """() => {
@@ -54,10 +55,10 @@ async def test_stop_keeps_what_is_there_and_continue_goes_on_from_it(start: Any,
     await chat.page.get_by_role("button", name="Continue").click()
     await until(lambda: len(engine.calls) == 2)
     engine.allow(2)
+    # the step that was under way when it was stopped may count
+    await expect(chat.answer()).to_have_text(re.compile(r"^1 2 3( 4)? 1 2\s*$"))
+    await expect(chat.answer().locator("p")).to_have_count(1)
     await expect(chat.turns).to_have_count(1)
-    await expect(chat.answer()).to_contain_text("1 2 3")
-    await expect(chat.answer()).to_contain_text("1 2", use_inner_text=True)
-    await chat.stop_button.click()
 
 
 async def test_an_answer_is_made_again(start: Any, visit: Visit) -> None:

@@ -109,6 +109,15 @@ def test_what_a_template_does_not_take_is_told_in_its_own_words(
     assert message.rstrip(".") in error.value.detail
 
 
+def test_tools_that_are_nested_too_deeply_are_no_crash(tokenizer: Any) -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(5000):
+        parameters = {"items": parameters}
+    tools = [{"type": "function", "function": {"name": "deep", "parameters": parameters}}]
+    with pytest.raises(InvalidValue, match="recursion"):
+        render_messages(with_template(tokenizer, WITH_TOOLS), [USER], tools)
+
+
 def test_a_message_without_what_the_template_needs_is_no_crash(tokenizer: Any) -> None:
     with pytest.raises(InvalidValue, match=r"conversation: .* has no attribute 'content'\.$"):
         render_messages(tokenizer, [{"role": "user"}])
@@ -119,8 +128,9 @@ def test_content_that_a_template_cannot_join_is_no_crash(tokenizer: Any) -> None
         render_messages(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}])
 
 
-def test_arguments_that_are_no_json_are_refused(tokenizer: Any) -> None:
-    call = {"type": "function", "function": {"name": "now", "arguments": "{"}}
+@pytest.mark.parametrize("arguments", ["{", "[" * 100_000], ids=["cut off", "deep"])
+def test_arguments_that_are_no_json_are_refused(tokenizer: Any, arguments: str) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": arguments}}
     with pytest.raises(InvalidValue, match=r"^messages: the arguments of tool_calls must be JSON\.$"):
         render_messages(tokenizer, [USER, {"role": "assistant", "content": "", "tool_calls": [call]}])
 

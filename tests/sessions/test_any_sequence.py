@@ -13,15 +13,17 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
-import pytest
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from redis.asyncio import Redis
 
 from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
+from aiochatstream.sessions.redis import RedisConversationStore, RedisStorage
 from tests.helpers import Client, Server, running_server, sse_events, until
+from tests.redis_server import RedisServer
 
 Said = tuple[str, str, str]
 """What the user says, the answer, and its state."""
@@ -256,10 +258,10 @@ class Conversations(RuleBasedStateMachine):
         self.runner.run(self.send_again(self.tokens[place % len(self.tokens)]))
 
     async def send_again(self, token: str) -> None:
-        """Of the newest turn it is a no-op or the commit that was missing; of any other, nothing happens."""
+        """Of the newest turn it is a no-op or the commit that was missing; of any other, or old keys, it is refused."""
         newest = token == self.tokens[-1]
         async with self.client.post("/commit", commit=token) as response:
-            assert response.status in ((200, 409) if newest else (409,)), await response.text()
+            assert response.status in ((200, 409, 400) if newest else (409, 400)), await response.text()
             if response.status == 200:
                 self.held_by = None
 
@@ -296,11 +298,49 @@ class InCookie(Conversations):
         self.said = [*self.said, (text, ANSWER, "complete")]
 
 
-MACHINES = {"memory": Conversations, "cookie": InCookie}
+class InRedis(Conversations):
+    """Two workers that share all; none of them ever has something that the other has not."""
+
+    workers = 2
+    url: str
+    redis: Redis
+
+    def storage(self) -> AbstractStorage:
+        return RedisStorage(self.redis)
+
+    def chat_stream(self) -> ChatStream:
+        store = RedisConversationStore(self.redis)
+        return ChatStream(engine=engine, num_of_concurrent_executions=4, conversation_store=store)
+
+    async def open(self) -> None:
+        self.redis = await self.stack.enter_async_context(Redis.from_url(self.url))
+        await super().open()
+
+    @rule()
+    def ask_another_worker(self) -> None:
+        self.at = 1 - self.at
+
+    @rule()
+    def deploy(self) -> None:
+        self.runner.run(self.start_anew())
+
+    async def start_anew(self) -> None:
+        self.servers = [await self.start() for _ in range(self.workers)]
 
 
-@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_in_any_sequence_the_history_is_what_was_said(machine: Any) -> None:
+def test_in_memory_the_history_is_what_was_said() -> None:
+    run(Conversations)
+
+
+def test_in_cookies_the_history_is_what_was_said() -> None:
+    run(InCookie)
+
+
+def test_in_redis_the_history_is_what_was_said(redis_server: RedisServer) -> None:
+    run(type("InThisRedis", (InRedis,), {"url": redis_server.url}))
+
+
+def run(machine: type[Conversations]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -90,6 +90,40 @@ def test_an_entry_is_kept_for_idle_seconds_after_its_last_use() -> None:
     assert (len(entries), entries.bytes) == (1, 1)
 
 
+def test_what_is_pinned_stays_whatever_else_comes_and_goes_afterwards() -> None:
+    now = [0.0]
+    entries = bounded(now, max_entries=2)
+    entries.put("a", "x")
+    with entries.pinned("a"), entries.pinned("a"):
+        for key in "bcd":
+            entries.put(key, "x")
+        assert kept(entries, "bcd") == "d"
+        now[0] += 100
+        entries.put("e", "x")
+        assert len(entries) == 2
+    assert kept(entries, "ae") == "e", "it is idle, and no longer pinned"
+
+
+def test_more_than_the_bounds_stays_only_as_long_as_it_is_pinned() -> None:
+    entries = bounded(max_entries=1)
+    with entries.pinned("a"):
+        entries.put("a", "x")
+        with entries.pinned("b"):
+            entries.put("b", "x")
+            assert len(entries) == 2
+        assert kept(entries, "ab") == "a"
+
+
+def test_idle_entries_are_swept_in_pieces() -> None:
+    now = [0.0]
+    entries = bounded(now, max_entries=1000, max_bytes=10_000)
+    for number in range(250):
+        entries.put(str(number), "x")
+    now[0] += 61
+    assert [entries.sweep() for _ in range(3)] == [True, True, False]
+    assert (len(entries), entries.bytes) == (0, 0)
+
+
 def test_pop_tells_whether_there_was_something_to_forget() -> None:
     now = [0.0]
     entries = bounded(now)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from aiochatstream import (
     Engine,
     GenerationParams,
     MemoryConversationStore,
+    MemoryStorage,
     Prompt,
 )
 from tests.helpers import echo, post_bytes, sse_events, until
@@ -39,6 +42,29 @@ async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
     engine.allow(4)
     await asyncio.gather(running, other)
     assert await client.texts() == ["first", "1 2 ", "second", "1 2 "]
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_a_conversation_under_way_is_never_pushed_out_of_memory(start: Any, client_of: Any, accept: str) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        yield "so "
+        if messages[-1]["content"] == "two":
+            begun.set()
+            may_end.wait()
+        yield "it is"
+
+    store, sessions = MemoryConversationStore(max_conversations=1), MemoryStorage(max_sessions=1)
+    server = await start(ChatStream(engine=engine, conversation_store=store), sessions)
+    talking, other = client_of(server), client_of(server)
+    await talking.say("one")
+    running = asyncio.create_task(read(talking.post(accept=accept, user_input="two")))
+    await until(begun.is_set)
+    await other.say("elsewhere")
+    may_end.set()
+    await running
+    assert await talking.texts() == ["one", "so it is", "two", "so it is"]
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
@@ -380,3 +406,20 @@ async def test_what_the_prompt_class_replaces_is_shown_and_kept_replaced_also_ac
     said = await client.say("hello")
     assert said["text"] == "one\ntwo\n<NL"
     assert await client.texts() == ["hello", "one\ntwo\n<NL"]
+
+
+async def test_an_engine_is_told_whose_a_prompt_is(start: Any, client_of: Any) -> None:
+    owners = []
+
+    class Owners(Engine):
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Iterator[Delta]:  # type: ignore[override]
+            owners.append(prompt.owner)
+            yield Delta("hi", finish_reason="stop")
+
+    server = await start(ChatStream(engine=Owners()))
+    one, other = client_of(server), client_of(server)
+    for client in (one, other, one):
+        await client.say("hello")
+    await one.say("hello", conversation="another")
+    assert owners[0] == owners[2] == owners[3] != owners[1]
+    assert all(owners)

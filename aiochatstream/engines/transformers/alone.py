@@ -73,7 +73,9 @@ class Alone:
         )
         self._forward_pass = threading.Lock()
 
-    def answer(self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None) -> Answer:
+    def answer(
+        self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None, owner: str = ""
+    ) -> Answer:
         """Begin an answer; it is made by whoever reads its :meth:`Answer.steps`."""
         size = PREFILL_TOKENS if self._in_pieces else len(prompt)
         cache = DynamicCache(config=self._model.config)

@@ -90,12 +90,15 @@ class Request:
     """One answer under way.
 
     ids: prompt and answer so far. computed: how many of them are in the cache, ``reused`` of these from before.
-    size: a class of what it may grow to. logprobs: those of the tokens that were told, where they are asked for; who
-    reads the tokens takes them.
+    size: a class of what it may grow to. owner: who alone may use what is kept of it. logprobs: those of the tokens
+    that were told, where they are asked for; who reads the tokens takes them.
     """
 
-    def __init__(self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None) -> None:
+    def __init__(
+        self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None, owner: str = ""
+    ) -> None:
         self.ids = list(prompt)
+        self.owner = owner
         self.end = len(prompt) + params.max_new_tokens
         self.size = (self.end // SHORT).bit_length()
         self.sampler = Sampler(params, matcher)
@@ -167,8 +170,12 @@ class Batch:
             "prefix_cache_hits_total": self._hits,
         }
 
-    def answer(self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None) -> Request:
+    def answer(
+        self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None, owner: str = ""
+    ) -> Request:
         """Begin an answer, at the next step. Whoever asked reads its :meth:`Request.steps`.
+
+        :param owner: with whose earlier prompts and answers alone this one may share what was computed.
 
         Raises ValueError for what does not fit into a row.
         """
@@ -177,7 +184,7 @@ class Batch:
                 f"{len(prompt)} tokens and max_new_tokens={params.max_new_tokens} "
                 f"do not fit into the context of {self._cache.length}."
             )
-        request = Request(prompt, params, matcher)
+        request = Request(prompt, params, matcher, owner)
         with self._wake:
             if self._closed:
                 raise RuntimeError("The engine is closed.")
@@ -224,9 +231,9 @@ class Batch:
             done = request.ids[: request.computed]
             if request.failed or not request.began:  # a NaN would spread, even where it is masked
                 self._cache.clear(request.row)
-            elif done and self._pool.worth(done, self._cache.token_bytes * len(done)):
+            elif done and self._pool.worth(done, self._cache.token_bytes * len(done), request.owner):
                 try:
-                    self._pool.put(done, self._cache.take(request.row, len(done)))
+                    self._pool.put(done, self._cache.take(request.row, len(done)), request.owner)
                 except Exception:  # no memory, most likely
                     logger.warning("What was computed for an answer could not be kept", exc_info=True)
 
@@ -268,7 +275,7 @@ class Batch:
 
     def _recall(self, request: Request) -> None:
         """Copy what is known of a request's prompt into its row."""
-        tokens, same = self._pool.match(request.ids[:-1])  # the last one is computed, for its logits
+        tokens, same = self._pool.match(request.ids[:-1], request.owner)  # the last one is computed, for its logits
         if same:
             self._cache.put(request.row, tokens, same)
             self._hits += 1

@@ -44,8 +44,8 @@ CALLED: dict[ConstraintKind, str] = {
 class Matcher:
     """Where one answer stands in its grammar. What may come next is found out while the model computes."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int, threads: Executor) -> None:
-        self._matcher, self._vocabulary, self._threads = matcher, vocabulary, threads
+    def __init__(self, matcher: LLMatcher, mask_words: int, threads: Executor) -> None:
+        self._matcher, self._mask_words, self._threads = matcher, mask_words, threads
         self._mask = threads.submit(self._compute)
 
     @property
@@ -69,7 +69,7 @@ class Matcher:
         return self._compute()
 
     def _compute(self) -> NDArray[np.int32]:
-        mask = _mask_of(self._matcher, self._vocabulary)
+        mask = _mask_of(self._matcher, self._mask_words)
         if reason := self._matcher.get_error():
             raise InvalidValue(f"constraint: cannot be followed to its end: {_told(reason)}.")
         return mask
@@ -82,16 +82,16 @@ class Grammars:
     Python's lock for a third of a second, or longer. Without llguidance, or for a tokenizer that it does not know,
     :meth:`compile` says so.
 
-    :param vocabulary: how many token ids the model has.
+    :param vocabulary: how many token ids the model has, where that is known.
     :param eos_ids: what an answer that is complete ends with.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int, eos_ids: Collection[int]) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, tokenizer: Any, vocabulary: int | None, eos_ids: Collection[int]) -> None:
         self._missing = ""
         self._tokenizer: LLTokenizer | None = None
         try:
-            self._tokenizer = _tokenizer_of(tokenizer, vocabulary, eos_ids)
+            self._tokenizer = _tokenizer_of(tokenizer, vocabulary or 0, eos_ids)
+            self._mask_words = -(-self._tokenizer.vocab_size // WORD)
         except ImportError:
             self._missing = "answers of a given form take the extra: pip install 'aiochatstream[constrained]'."
         except Exception as error:  # noqa: BLE001 - llguidance says ValueError, and sometimes others
@@ -102,7 +102,7 @@ class Grammars:
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """For a new answer. Raises as :meth:`compile`."""
-        return Matcher(self.compile(constraint).deep_copy(), self._vocabulary, self._threads)
+        return Matcher(self.compile(constraint).deep_copy(), self._mask_words, self._threads)
 
     def compile(self, constraint: Constraint) -> LLMatcher:
         """The grammar, at its beginning; not to be moved. Takes up to a second.
@@ -116,7 +116,7 @@ class Grammars:
             if found is not None:
                 self._compiled.move_to_end(constraint)
                 return found
-        compiled = _compiled(self._tokenizer, self._vocabulary, constraint)
+        compiled = _compiled(self._tokenizer, self._mask_words, constraint)
         with self._lock:
             self._compiled[constraint] = compiled
             if len(self._compiled) > KEPT_GRAMMARS:
@@ -156,7 +156,7 @@ def _tokenizer_of(tokenizer: Any, vocabulary: int, eos_ids: Collection[int]) -> 
     return from_tokenizer(tokenizer, n_vocab=max(vocabulary, len(tokenizer)), eos_token=sorted(eos_ids))
 
 
-def _compiled(tokenizer: LLTokenizer, vocabulary: int, constraint: Constraint) -> LLMatcher:
+def _compiled(tokenizer: LLTokenizer, mask_words: int, constraint: Constraint) -> LLMatcher:
     """Raises InvalidValue."""
     from llguidance import LLMatcher, LLParserLimits
 
@@ -170,7 +170,7 @@ def _compiled(tokenizer: LLTokenizer, vocabulary: int, constraint: Constraint) -
             # small models, once in white space, may never leave it
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
-        _mask_of(matcher, vocabulary)  # of a huge grammar, the first takes long: here, nobody else waits for it
+        _mask_of(matcher, mask_words)  # of a huge grammar, the first takes long: here, nobody else waits for it
         reason = matcher.get_error()
     except ValueError as error:
         reason = str(error)
@@ -179,8 +179,8 @@ def _compiled(tokenizer: LLTokenizer, vocabulary: int, constraint: Constraint) -
     return matcher
 
 
-def _mask_of(matcher: LLMatcher, vocabulary: int) -> NDArray[np.int32]:
-    mask = np.zeros(-(-vocabulary // WORD), np.int32)
+def _mask_of(matcher: LLMatcher, words: int) -> NDArray[np.int32]:
+    mask = np.zeros(words, np.int32)
     matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
     return mask
 

@@ -135,6 +135,9 @@ class TransformersEngine(Engine):
         the context's length need, at most half of the memory that is then free. With less, the context is shorter.
     :param prefix_cache_bytes: for what is kept of earlier prompts and answers; 0 keeps nothing. None: at most a
         quarter of the memory that is free at the start.
+    :param share_prefixes: one user's prompts may begin with what was computed for another's, a system prompt say. It
+        shows in the time to the first token, by which a user might find out what others have said; False keeps what
+        is kept apart by user.
     :param max_step_ms: milliseconds that a step should take at most which reads a prompt while others wait for their
         next token. (It reads 8 tokens or more.)
         None: twice as long as a step that reads none, and longer where several wait for a first token.
@@ -153,6 +156,7 @@ class TransformersEngine(Engine):
         optimize: bool = True,
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
+        share_prefixes: bool = True,
         max_step_ms: float | None = None,
         compile: bool = False,  # noqa: A002 - transformers' and torch's word for it
         token_sampler: TokenSampler | None = None,
@@ -167,6 +171,7 @@ class TransformersEngine(Engine):
         self.loads_slowly = is_loader(model) or is_loader(tokenizer)
         self._device, self._optimize, self._compile = device, optimize, compile
         self._kv_cache_bytes, self._prefix_cache_bytes = kv_cache_bytes, prefix_cache_bytes
+        self._share_prefixes = share_prefixes
         self._answers: Batch | Alone | None = None
         self._grammars: Grammars | None = None
         self._end: weakref.finalize[..., Any] | None = None
@@ -195,7 +200,7 @@ class TransformersEngine(Engine):
             kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
             logger.warning("%s answers one request a step: %s.", kind, reason)
             self._answers = Alone(model, self.on_step, self._draw)
-        self._grammars = Grammars(self.tokenizer, self.vocabulary or len(self.tokenizer), self._eos_ids)
+        self._grammars = Grammars(self.tokenizer, self.vocabulary, self._eos_ids)
         length = min(WARM_UP, min(context_len, self.max_context_len or context_len) - 2)
         if length > 0:  # the first passes of all are slow: let them be over before someone waits for one
             params = GenerationParams(max_new_tokens=3, ignore_eos=True, temperature=0.0)
@@ -245,7 +250,8 @@ class TransformersEngine(Engine):
         stops = StopStrings(params.stop)
         stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}  # they have no text
         matcher = None if params.constraint is None else self._grammars.matcher(params.constraint)
-        answer = self._answers.answer(prompt.token_ids, params, matcher)
+        owner = "" if self._share_prefixes else prompt.owner
+        answer = self._answers.answer(prompt.token_ids, params, matcher, owner)
         left = params.max_new_tokens
         reused = 0
         with closing(answer.steps()) as steps:

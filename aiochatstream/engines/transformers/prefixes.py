@@ -14,8 +14,9 @@ Tokens = list[tuple[torch.Tensor, ...]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Kept:
-    """A sequence and its keys and values."""
+    """A sequence, its keys and values, and the only one whom they are for ("": everyone)."""
 
+    owner: str
     ids: np.ndarray
     tokens: Tokens
     size: int
@@ -37,11 +38,11 @@ class PrefixPool:
         """Keep nothing."""
         self._kept, self.size = [], 0
 
-    def match(self, ids: Sequence[int]) -> tuple[Tokens, int]:
-        """Of what begins as ``ids`` does, the longest: its tokens, and how many of them are the same."""
+    def match(self, ids: Sequence[int], owner: str = "") -> tuple[Tokens, int]:
+        """Of what ``owner`` has that begins as ``ids`` does, the longest: its tokens, and how many are the same."""
         wanted = np.asarray(ids)
         longest, same = None, 0
-        for kept in self._kept:
+        for kept in self._of(owner):
             more = same < min(len(kept.ids), len(wanted)) and kept.ids[same] == wanted[same]
             if more and (length := common(kept.ids, wanted)) > same:
                 longest, same = kept, length
@@ -51,22 +52,26 @@ class PrefixPool:
         self._kept.append(longest)
         return longest.tokens, same
 
-    def worth(self, ids: Sequence[int], size: int) -> bool:
+    def worth(self, ids: Sequence[int], size: int, owner: str = "") -> bool:
         """Whether ``ids``, of ``size`` bytes, fits and is not the beginning of a sequence that is here."""
         if size > self._max_bytes:
             return False
         wanted = np.asarray(ids)
-        return not any(begins(kept.ids, wanted) for kept in self._kept)
+        return not any(begins(kept.ids, wanted) for kept in self._of(owner))
 
-    def put(self, ids: Sequence[int], tokens: Tokens) -> None:
-        """Keep a sequence, in the place of those that it continues."""
-        new = Kept(np.asarray(ids), tokens, sum(one.nbytes for layer in tokens for one in layer))
+    def put(self, ids: Sequence[int], tokens: Tokens, owner: str = "") -> None:
+        """Keep a sequence for ``owner``, in the place of those that it continues."""
+        new = Kept(owner, np.asarray(ids), tokens, sum(one.nbytes for layer in tokens for one in layer))
         if new.size > self._max_bytes:
             return
-        self._kept = [kept for kept in self._kept if not begins(new.ids, kept.ids)] + [new]
+        continued = [kept for kept in self._of(owner) if begins(new.ids, kept.ids)]
+        self._kept = [kept for kept in self._kept if kept not in continued] + [new]
         self.size = sum(kept.size for kept in self._kept)
         while self.size > self._max_bytes:
             self.size -= self._kept.pop(0).size
+
+    def _of(self, owner: str) -> list[Kept]:
+        return [kept for kept in self._kept if kept.owner == owner]
 
 
 def begins(sequence: np.ndarray, beginning: np.ndarray) -> bool:

@@ -58,6 +58,8 @@ export class Chat extends EventTarget {
   #tries = 0;
   #pollTimer = 0;
   #retryTimer = 0;
+  /** Whether an earlier visit's message was looked for. */
+  #settled = false;
   #closed = false;
   #abort = new AbortController();
   #api;
@@ -94,9 +96,9 @@ export class Chat extends EventTarget {
       this.#number = turn;
       this.turns = turnsOf(messages, this.turns);
       this.failure = null;
-      if (!this.loaded && !this.refused) this.#findUnsent();
       this.loaded = true;
       if (this.last?.state === "running") this.#loadIn(POLL_MS);
+      else if (!this.#settled && !this.refused) this.#findUnsent();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (this.busy || this.#closed) return;
@@ -120,14 +122,15 @@ export class Chat extends EventTarget {
     const after = asked(before, ask);
     const turn = after?.at(-1);
     if (!after || !turn) return;
+    this.#settled = true;
     const said = turn.answer;
     const undo = () => {
       turn.answer = said;
       turn.state = "interrupted"; // that of a turn that was there before, and goes on
       this.turns = before;
     };
-    this.turns = after;
     this.#keep(ask);
+    this.turns = after;
     turn.state = "waiting";
     this.busy = turn;
     this.position = 0;
@@ -329,7 +332,7 @@ export class Chat extends EventTarget {
   #keep(ask) {
     if (!("text" in ask)) return;
     const edit = ask.kind === "edit" ? { edit: ask.id } : {};
-    this.#store.setUnsent(this.id, { text: ask.text, ...edit, turn: this.#number });
+    this.#store.setUnsent(this.id, { text: ask.text, ...edit, after: this.last?.id ?? null });
   }
 
   /** @param {Ask} ask that was stopped before its answer began */
@@ -338,11 +341,12 @@ export class Chat extends EventTarget {
     this.#store.setUnsent(this.id, null);
   }
 
-  /** A message of an earlier visit that was not answered. */
+  /** A message of an earlier visit that was not answered. Whether it was is known when no answer is under way. */
   #findUnsent() {
+    this.#settled = true;
     const unsent = this.#store.unsent(this.id);
     if (!unsent) return;
-    if (this.last?.user === unsent.text && (this.#number ?? 0) > (unsent.turn ?? 0)) {
+    if (this.last?.user === unsent.text && this.last.id !== unsent.after) {
       this.#store.setUnsent(this.id, null);
       return;
     }

@@ -19,7 +19,7 @@
  * @typedef {object} Unsent a message that the server has not taken
  * @property {string} text
  * @property {string} [edit] message id of the answer whose message it replaces
- * @property {number | null} [turn] the conversation's turn number when it was sent
+ * @property {string | null} [after] message id of the newest answer when it was sent
  */
 
 /** @typedef {Pick<Storage, "getItem" | "setItem" | "removeItem">} Keeper */

@@ -274,6 +274,19 @@ def test_each_forward_pass_is_told_of() -> None:
     assert steps[3:] == ["prefill", "prefill", "decode", "decode"]
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_users_share_what_was_computed_only_where_they_may(share: bool) -> None:
+    engine = loaded(tiny(), share_prefixes=share)
+    params = GenerationParams(temperature=0, max_new_tokens=4, ignore_eos=True)
+
+    def cached_tokens(owner: str) -> int:
+        return sum(one.cached_tokens for one in engine.generate(Prompt([], some_ids(50), owner=owner), params))
+
+    told = [cached_tokens(owner) for owner in ("anna", "bob", "anna", "bob")]
+    engine.close()
+    assert told == ([0, 49, 49, 49] if share else [0, 0, 49, 49])
+
+
 def test_cached_tokens_tell_what_was_not_computed_again() -> None:
     engine = loaded(tiny())
     ids = some_ids(50)

@@ -42,6 +42,17 @@ def test_common_counts_from_the_beginning(first: list[int], second: list[int], l
     assert common(np.asarray(second), np.asarray(first)) == length
 
 
+def test_what_one_owner_has_is_nobody_elses() -> None:
+    pool = PrefixPool(1000)
+    pool.put([1, 2, 3], tokens_of([1, 2, 3]), "anna")
+    assert pool.match([1, 2, 3], "anna")[1] == 3
+    assert pool.match([1, 2, 3], "bob") == pool.match([1, 2, 3]) == ([], 0)
+    assert pool.worth([1, 2], 32, "bob")
+    assert not pool.worth([1, 2], 32, "anna")
+    pool.put([1, 2, 3, 4], tokens_of([1, 2, 3, 4]), "bob")
+    assert len(pool) == 2, "what it continues is another's, and stays"
+
+
 def test_an_empty_pool_and_an_empty_prompt_match_nothing() -> None:
     pool = PrefixPool(1000)
     assert pool.match([1, 2]) == ([], 0)
