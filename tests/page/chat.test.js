@@ -101,11 +101,26 @@ for (const [ask, body, turns] of [
 
 test("an engine that fails leaves the history as it was, and the message to be sent again", async () => {
   const failure = { event: "error", data: { error: { error: "internal_server_error", detail: "broke" } } };
-  const { chat } = await chatWith(serverOf({ events: [delta("half"), failure] }));
+  const { chat, store } = await chatWith(serverOf({ events: [delta("half"), failure] }));
   await chat.send("Hi");
   assert.deepEqual(said(chat), []);
   assert.equal(chat.refused?.error?.code, "internal_server_error");
+  assert.equal(store.unsent("main")?.text, "Hi");
   assert.equal(chat.giveUp(), "Hi");
+  assert.equal(store.unsent("main"), null);
+  const { chat: going } = await chatWith(serverOf({ events: [delta("half"), failure], messages: HISTORY, turn: 2 }));
+  await going.ask({ kind: "continue" });
+  assert.deepEqual(said(going).at(-1), ["two", "2", "interrupted"]);
+});
+
+test("who is quicker than the history sees it after the answer", async () => {
+  const events = [delta("3"), done({ message_id: "c", turn: 3 })];
+  const after = [...HISTORY, { role: "user", content: "three" }, { role: "assistant", content: "3", message_id: "c" }];
+  const api = serverOf({ events, messages: after, turn: 3 });
+  const chat = new Chat(api, new Store(memoryKeeper(), "/"), "main");
+  await chat.send("three");
+  assert.deepEqual(said(chat).map(([user]) => user), ["one", "two", "three"]);
+  assert.equal(api.asked[0].if_turn, undefined);
 });
 
 test("a full queue is asked again when it said", async (context) => {

@@ -1,33 +1,14 @@
 // One conversation as this tab sees it: what was said, what is being answered, and what the server has not taken.
 
 import { ApiError, errorOf } from "./api.js";
+import { asked, fieldsOf, turnsOf } from "./turns.js";
 
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {import("./store.js").Store} Store */
 /** @typedef {import("./stream.js").ServerEvent} ServerEvent */
 
-/**
- * @typedef {object} Turn a message and its answer
- * @property {string} user
- * @property {string} answer
- * @property {string | null} id the answer's message id
- * @property {"waiting" | "writing" | "running" | "complete" | "interrupted"} state
- *   waiting: no text yet; writing: this tab is told it; running: another one is
- * @property {string} [finish] finish reason
- * @property {Usage} [usage]
- * @property {Timing} [timing]
- * @property {boolean | null} [like]
- */
-
-/** @typedef {{ prompt_tokens: number, cached_tokens: number, completion_tokens: number }} Usage */
-/** @typedef {{ queue_s: number, ttft_s: number, total_s: number }} Timing seconds */
-
-/**
- * @typedef {{ kind: "send", text: string }
- *   | { kind: "edit", text: string, id: string }
- *   | { kind: "regenerate" }
- *   | { kind: "continue" }} Ask
- */
+/** @typedef {import("./turns.js").Ask} Ask */
+/** @typedef {import("./turns.js").Turn} Turn */
 
 /**
  * @typedef {object} Refused what was asked and not answered
@@ -113,11 +94,11 @@ export class Chat extends EventTarget {
       const { turn, messages } = await this.#api.history(this.id);
       if (this.busy || this.#closed) return;
       this.#number = turn;
-      this.turns = this.#merged(messages);
+      this.turns = turnsOf(messages, this.turns);
       this.failure = null;
       this.loaded = true;
       if (this.last?.state === "running") this.#loadIn(POLL_MS);
-      else if (!this.#settled) this.#findUnsent();
+      else if (!this.#settled && !this.refused) this.#findUnsent();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (this.busy || this.#closed) return;
@@ -138,13 +119,19 @@ export class Chat extends EventTarget {
     if (this.busy) return;
     this.#forgetTimers();
     const before = this.turns;
-    const turn = this.#begin(ask);
-    if (!turn) return;
+    const after = asked(before, ask);
+    const turn = after?.at(-1);
+    if (!after || !turn) return;
+    this.#settled = true;
     const said = turn.answer;
     const undo = () => {
+      turn.answer = said;
+      turn.state = "interrupted"; // that of a turn that was there before, and goes on
       this.turns = before;
-      if (ask.kind === "continue") turn.state = "interrupted";
     };
+    this.#keep(ask);
+    this.turns = after;
+    turn.state = "waiting";
     this.busy = turn;
     this.position = 0;
     this.refused = null;
@@ -157,8 +144,9 @@ export class Chat extends EventTarget {
         undo();
         this.#giveBack(ask);
       } else if (done.usage?.completion_tokens === 0 && done.usage.prompt_tokens === 0 && turn.answer !== said) {
+        const detail = turn.answer;
         undo();
-        this.dispatchEvent(new CustomEvent("said", { detail: turn.answer }));
+        this.dispatchEvent(new CustomEvent("said", { detail }));
       } else {
         this.#finished(turn, done);
       }
@@ -179,6 +167,7 @@ export class Chat extends EventTarget {
       }
     }
     this.#changed();
+    if (!this.loaded) await this.load();
   }
 
   /** Stop the answer under way; what there is of it stays. */
@@ -230,33 +219,6 @@ export class Chat extends EventTarget {
     this.#abort.abort();
   }
 
-  /** @param {Ask} ask @returns {Turn | null} */
-  #begin(ask) {
-    const last = this.last;
-    if (ask.kind === "continue") {
-      if (last) last.state = "waiting";
-      return last;
-    }
-    const at = {
-      send: () => this.turns.length,
-      edit: () => this.turns.findIndex((one) => "id" in ask && one.id === ask.id),
-      regenerate: () => this.turns.length - 1,
-    }[ask.kind]();
-    const user = "text" in ask ? ask.text : last?.user;
-    if (at < 0 || user === undefined) return null;
-    /** @type {Turn} */
-    const turn = { user, answer: "", id: null, state: "waiting" };
-    this.turns = [...this.turns.slice(0, at), turn];
-    const after = last?.id ?? null;
-    if ("text" in ask) this.#store.setUnsent(this.id, { text: ask.text, ...this.#replaced(ask), after });
-    return turn;
-  }
-
-  /** @param {Ask} ask */
-  #replaced(ask) {
-    return ask.kind === "edit" ? { edit: ask.id } : {};
-  }
-
   /**
    * Ask, and hear the answer out.
    * @param {Ask} ask
@@ -291,10 +253,7 @@ export class Chat extends EventTarget {
     const system = this.#store.system(this.id);
     return {
       conversation: this.id,
-      ...("text" in ask ? { user_input: ask.text } : {}),
-      ...(ask.kind === "edit" ? { edit_message_id: ask.id } : {}),
-      ...(ask.kind === "regenerate" ? { regenerate: true } : {}),
-      ...(ask.kind === "continue" ? { continue: true } : {}),
+      ...fieldsOf(ask),
       ...(this.#number === null ? {} : { if_turn: this.#number }),
       ...(system ? { system } : {}),
     };
@@ -360,12 +319,20 @@ export class Chat extends EventTarget {
    */
   #refuse(ask, error) {
     this.refused = { ask, error, at: null };
+    this.#keep(ask);
     if (error.retryAfter !== null && this.#tries < AUTOMATIC_TRIES) {
       this.#tries += 1;
       this.refused.at = Date.now() + error.retryAfter * 1000;
       this.#retryTimer = setTimeout(() => this.retry(), error.retryAfter * 1000);
     }
     if (error.status === 409 || error.status === 404) this.#loadIn(0); // it changed elsewhere: show how
+  }
+
+  /** @param {Ask} ask whose message is not to be lost, whatever happens to the page */
+  #keep(ask) {
+    if (!("text" in ask)) return;
+    const edit = ask.kind === "edit" ? { edit: ask.id } : {};
+    this.#store.setUnsent(this.id, { text: ask.text, ...edit, after: this.last?.id ?? null });
   }
 
   /** @param {Ask} ask that was stopped before its answer began */
@@ -385,22 +352,6 @@ export class Chat extends EventTarget {
     }
     const { text, edit } = unsent;
     this.refused = { ask: edit ? { kind: "edit", text, id: edit } : { kind: "send", text }, error: null, at: null };
-  }
-
-  /**
-   * The turns of a history; those that were here already are the same objects.
-   * @param {import("./api.js").HistoryMessage[]} messages
-   */
-  #merged(messages) {
-    const known = new Map(this.turns.map((turn) => [turn.id, turn]));
-    /** @type {Turn[]} */
-    const turns = [];
-    let user = "";
-    for (const { role, content, message_id: id = null, state = "complete" } of messages) {
-      if (role === "user") user = content;
-      else turns.push(Object.assign(known.get(id) ?? {}, { user, answer: content, id, state }));
-    }
-    return turns;
   }
 
   /**

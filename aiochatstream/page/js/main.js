@@ -157,11 +157,12 @@ function showSettings() {
 function drawHeading() {
   const title = localised(config.title) ?? t("title");
   const heading = store.entry(store.current)?.title;
-  const said = current().turns.length > 0;
+  const chat = current();
+  const said = chat.turns.length > 0;
   byId("heading").textContent = heading || title;
   document.title = heading ? `${heading} – ${title}` : title;
   byId("export").hidden = !said || !may("export_conversation");
-  byId("clear").hidden = !said || !may("clear_context");
+  byId("clear").hidden = !(said || chat.failure) || !may("clear_context");
 }
 
 /** What the owner and the user have chosen, all over the page. */

@@ -6,7 +6,7 @@ import { refusal } from "./refusal.js";
 import { TurnView } from "./turn.js";
 
 /** @typedef {import("../chat.js").Chat} Chat */
-/** @typedef {import("../chat.js").Turn} Turn */
+/** @typedef {import("../turns.js").Turn} Turn */
 
 /** Pixels from the end within which one still follows what is being written. */
 const NEAR = 80;
@@ -123,7 +123,8 @@ export class Thread {
       this.#state.replaceChildren(refusal(chat, this.#controls.giveBack));
       this.#following = true;
     } else if (chat.failure) {
-      const detail = chat.failure.code === "unreachable" ? t("unreachable") : t("no_history");
+      const { code } = chat.failure;
+      const detail = code === "unreachable" || code === "answer_elsewhere" ? t(code) : t("no_history");
       this.#state.replaceChildren(
         h("div", { class: "refusal", role: "alert" }, [
           h("p", {}, [detail]),

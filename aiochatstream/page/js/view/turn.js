@@ -8,7 +8,7 @@ import { avatar } from "./avatar.js";
 import { feedbackForm } from "./feedback.js";
 import { h, iconButton, textButton } from "./dom.js";
 
-/** @typedef {import("../chat.js").Turn} Turn */
+/** @typedef {import("../turns.js").Turn} Turn */
 
 /**
  * @typedef {object} Surroundings what a turn needs to know besides itself
