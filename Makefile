@@ -4,13 +4,19 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 
-.PHONY: run test lint bench bench-measure setup page-tools
+.PHONY: run test test-clients lint bench bench-measure setup page-tools
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
 
 test: setup page-tools
 	$(BIN)/python -m pytest $(ARGS)
+
+# other people's clients, in an environment of their own; not in CI
+test-clients: setup
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement clients/requirements.txt
+	.venv-clients/bin/python clients/try_clients.py
 
 lint: setup page-tools
 	$(BIN)/ruff check .

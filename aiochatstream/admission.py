@@ -111,25 +111,25 @@ class Admission:
         return len(self._waiting)
 
     def reserve(self) -> Ticket:
-        """Take a slot or a place in the queue, in one step.
+        """Take a slot or a place in the queue, in one step. Raises as :meth:`reserve_all`."""
+        return self.reserve_all(1)[0]
 
-        Raises :class:`~aiochatstream.errors.TooManyRequests` when both are full,
+    def reserve_all(self, count: int) -> list[Ticket]:
+        """Take ``count`` slots or places in the queue, in one step: all or none.
+
+        Raises :class:`~aiochatstream.errors.TooManyRequests` when there is no room for them,
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.
         """
         if self._draining:
             raise self._draining_error()
-        if self.running >= self.slots and self.waiting >= self.queue_size:
+        free = self.slots + self.queue_size - self.running - self.waiting
+        if free < count:
+            taken = "taken" if not free else f"taken but {free}, and {count} are asked for"
             raise TooManyRequests(
-                f"All {self.slots} slots and all {self.queue_size} places in the queue are taken.",
+                f"All {self.slots} slots and all {self.queue_size} places in the queue are {taken}.",
                 retry_after=self.retry_after(),
             )
-        ticket = Ticket(self)
-        if self.running < self.slots:
-            self._grant(ticket)
-        else:
-            self._waiting[ticket] = None
-            ticket._move(self.waiting)
-        return ticket
+        return [self._reserve() for _ in range(count)]
 
     def drain(self) -> None:
         """Refuse all who come and send away all who wait; who runs goes on."""
@@ -145,6 +145,15 @@ class Admission:
 
     def _draining_error(self) -> Draining:
         return Draining("The server is shutting down and takes no new requests.", retry_after=self.retry_after())
+
+    def _reserve(self) -> Ticket:
+        ticket = Ticket(self)
+        if self.running < self.slots:
+            self._grant(ticket)
+        else:
+            self._waiting[ticket] = None
+            ticket._move(self.waiting)
+        return ticket
 
     def _grant(self, ticket: Ticket) -> None:
         ticket._granted_at = self._clock()

@@ -31,10 +31,28 @@ from aiochatstream.sessions import (
     load_session,
     recent_params,
 )
-from aiochatstream.web import cors, feedback, generation_params, handlers, history, inspection, page, place, routes
+from aiochatstream.web import (
+    cors,
+    documents,
+    feedback,
+    generation_params,
+    handlers,
+    history,
+    inspection,
+    page,
+    place,
+    routes,
+)
 from aiochatstream.web.access import is_agent
+from aiochatstream.web.api import mount
 from aiochatstream.web.completion import Callback, Completions
+from aiochatstream.web.documents import Documents
 from aiochatstream.web.feedback import FeedbackCallback
+from aiochatstream.web.openai import errors as openai_errors
+from aiochatstream.web.openai import routes as openai_routes
+from aiochatstream.web.openai.keys import ApiKeys
+from aiochatstream.web.openai.service import Service
+from aiochatstream.web.openapi import DIALECT, Table
 from aiochatstream.web.page import Page
 from aiochatstream.web.presence import Presence, comes_from_here
 from aiochatstream.web.promotion import phrase_attempts
@@ -256,6 +274,7 @@ class ChatStream(Chat):
         self.page = Page({} if web_ui_params is None else web_ui_params)
         self.presence = Presence()
         self.completions = Completions()
+        self.documents = Documents((Table("Chat", routes.APIS), Table(DIALECT, openai_routes.APIS)))
         self.allow_metrics = allow_metrics
         self._store = conversation_store
         self._identify_user = identify_user
@@ -300,6 +319,32 @@ class ChatStream(Chat):
         if self.allowed_origins:
             cors.allow_origins(app, added, self.allowed_origins)
 
+    def setup_openai(
+        self,
+        app: web.Application,
+        prefix: str = "/v1",
+        api_keys: Sequence[str] | os.PathLike[str] | None = None,
+        *,
+        model_name: str | None = None,
+    ) -> None:
+        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
+
+        It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles.
+
+        :param prefix: before each path, as clients have it in their base URL.
+        :param api_keys: who says one of them may call: a list, or the path of a file with a key a line. None: everyone.
+        :param model_name: what clients call the model; None is its own name.
+
+        Raises ValueError for other values, and OSError for a file that cannot be read.
+        """
+        service = Service(ApiKeys(api_keys), model_name)
+        added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, service=service))
+        self.setup(app)
+        if self.allowed_origins:
+            cors.allow_origins(
+                app, added, self.allowed_origins, allow_headers="*", expose_headers=openai_errors.EXPOSED_HEADERS
+            )
+
     def append_middlewares(self, app: web.Application, opts: Mapping[str, Any] | None = None) -> None:
         """Give ``app`` sessions, unless it has some.
 
@@ -333,6 +378,8 @@ class ChatStream(Chat):
     handle_readyz_request = handlers.readyz
     handle_metrics_request = handlers.metrics
     handle_webui_index_request = page.webui_index
+    handle_openapi_request = documents.openapi
+    handle_docs_request = documents.docs
 
     async def handle_chat_stream_request(
         self,

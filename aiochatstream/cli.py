@@ -26,7 +26,8 @@ from aiochatstream.errors import ChatStreamError
 from aiochatstream.load_time import LoadTime
 from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
 from aiochatstream.threads import any_daemon_thread
-from aiochatstream.web.errors import json_errors
+from aiochatstream.web.errors import errors_as_json
+from aiochatstream.web.openai import errors as openai_errors
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ OPTION_OF = {
     "--top-p": "top_p",
 }
 """What the parameters of ChatStream are called on the command line."""
+
+OPENAI_PREFIX = "/v1"
+
+API_KEYS = "AIOCHATSTREAM_API_KEYS"
+"""The environment's variable with API keys, separated by spaces or line breaks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,12 +95,13 @@ def serve(options: argparse.Namespace) -> int:
         tasks.append(asyncio.create_task(announce()))
 
     tasks: list[asyncio.Task[None]] = []
-    app = web.Application(middlewares=[json_errors])
+    openai_shape = errors_as_json(f"{OPENAI_PREFIX}/", openai_errors.error_response)
+    app = web.Application(middlewares=[errors_as_json(), openai_shape])
     if sessions.connection is not None:
         app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
     aiohttp_session.setup(app, sessions.storage)
     app.add_routes(chat_stream.routes())
-    chat_stream.setup(app)
+    chat_stream.setup_openai(app, OPENAI_PREFIX, _api_keys(options.api_key_file), model_name=_model_name(options))
     app.on_startup.append(start_announcing)
     web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
     return _end(_complain(failures[0]) if failures else 0)
@@ -139,6 +146,16 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
     if options.compile:
         return {"engine": TransformersEngine(model, tokenizer, compile=True)}
     return {"model": model, "tokenizer": tokenizer}
+
+
+def _model_name(options: argparse.Namespace) -> str | None:
+    """What OpenAI's clients call what answers; None is the model's own name."""
+    return "replay" if options.replay is not None else None if options.mock is None else f"mock-{options.mock}"
+
+
+def _api_keys(file: Path | None) -> list[str] | Path | None:
+    """Where the API keys are: in the file, or in the environment, where that has any."""
+    return file if file is not None else os.environ.get(API_KEYS, "").split() or None
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -191,6 +208,7 @@ def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
         lines.append(messages.row_context.format(context=context, answer=answer))
     if isinstance(engine, RecordingEngine):
         lines.append(messages.row_recording.format(folder=engine.folder))
+    lines.append(messages.row_openai.format(url=f"{url}{OPENAI_PREFIX}"))
     command = f"curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     return "\n".join([*lines, messages.talk.format(url=url, command=command)])
 
@@ -270,4 +288,5 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
     add("--temperature", type=float, default=0.2, metavar="T", help="0 (greedy) to 2")
     add("--top-p", type=float, default=0.7, metavar="P", help="above 0, up to 1 (off)")
+    add("--api-key-file", type=Path, metavar="FILE", help=f"API keys of /v1, one a line (or in {API_KEYS})")
     session_options.add_arguments(parser)

@@ -4,9 +4,12 @@
 
     ChatStreamError                  500 internal_server_error
     ├── BadRequest                   400 bad_request
+    ├── ContextLengthExceeded        400 context_length_exceeded
     ├── Unauthorized                 401 unauthorized
+    │   └── InvalidKey                   invalid_api_key
     ├── Forbidden                    403 forbidden
     ├── NotFound                     404 not_found
+    │   └── ModelNotFound                model_not_found
     ├── NotRunningHere               404 not_running_here
     ├── NoRecording                  404 no_recording
     ├── MethodNotAllowed             405 method_not_allowed
@@ -56,11 +59,24 @@ class BadRequest(ChatStreamError):
     code = "bad_request"
 
 
+class ContextLengthExceeded(ChatStreamError):
+    """The prompt that a client gives whole is too long. (A conversation of ours is cut to fit.)"""
+
+    status = 400
+    code = "context_length_exceeded"
+
+
 class Unauthorized(ChatStreamError):
     """This client does not say who it is, or says it wrongly."""
 
     status = 401
     code = "unauthorized"
+
+
+class InvalidKey(Unauthorized):
+    """There is no API key, or a wrong one."""
+
+    code = "invalid_api_key"
 
 
 class Forbidden(ChatStreamError):
@@ -75,6 +91,12 @@ class NotFound(ChatStreamError):
 
     status = 404
     code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """The model that is asked for is not the one that is served here."""
+
+    code = "model_not_found"
 
 
 class NotRunningHere(ChatStreamError):

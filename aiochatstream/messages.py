@@ -34,6 +34,7 @@ class Messages:
     row_queue: str
     row_context: str
     row_recording: str
+    row_openai: str
     talk: str
     cannot_listen: str
     key_file_alone: str
@@ -108,6 +109,7 @@ EN = Messages(
     row_queue="  queue        {places} requests wait, the next one gets {status}",
     row_context="  context      {context} tokens, {answer} of them for the answer",
     row_recording="  recording    every answer, in {folder}",
+    row_openai="  OpenAI API   {url}",
     talk="\nTalk to it: open {url} in a browser, or\n  {command}\nCtrl-C stops it.",
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
     key_file_alone="--secret-key-file and --dev go with --session cookie.",
@@ -174,6 +176,7 @@ JA = Messages(
     row_queue="  待ち行列      {places} 件まで待ち、その次は {status} を返します",
     row_context="  コンテキスト  {context} トークン (うち回答 {answer})",
     row_recording="  記録          すべての回答を {folder} に残します",
+    row_openai="  OpenAI API    {url}",
     talk="\n話しかけるには: ブラウザで {url} を開くか、\n  {command}\nCtrl-C で終了します。",
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
     key_file_alone="--secret-key-file と --dev は --session cookie と一緒に指定します。",

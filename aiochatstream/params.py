@@ -227,19 +227,35 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The first error of a validation as one sentence that names the field and the range."""
     first = error.errors(include_url=False, include_context=False)[0]
-    path = [part for part in first["loc"] if isinstance(part, str)]
     schema = model.model_json_schema()
-    known, sentence = [], first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ")
+    known, sentence = [], message
     node: dict[str, Any] = schema
-    for part in path:
-        node = _resolve(node.get("items", node), schema).get("properties", {}).get(part)
-        if node is None:
+    for part in first["loc"]:
+        inner = _inner(node, part, schema)
+        if inner is None:
             break
-        known.append(part)
+        node = inner
+        known.append(str(part))
         described = [option["description"] for option in _options(node) if "description" in option]
-        if described and "properties" not in _resolve(node, schema):
-            sentence = f"must be {described[0]}"
-    return f"{'.'.join(known)}: {sentence}." if known else f"{sentence}."
+        is_object = "properties" in _resolve(node, schema)
+        sentence = f"must be {described[0]}" if described and not is_object else message
+    if not known:
+        return f"{sentence}."
+    names_field = first["type"] == "value_error" and "properties" in _resolve(node, schema)
+    return f"{'.'.join(known)}{'.' if names_field else ': '}{sentence}."
+
+
+def _inner(node: dict[str, Any], part: str | int, schema: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema of a field of an object, or of an object in a list; None where that is not what ``part`` says."""
+    if isinstance(part, str):
+        field: dict[str, Any] | None = _resolve(node, schema).get("properties", {}).get(part)
+        return field
+    for option in _options(node):
+        items: dict[str, Any] = option.get("items", {})
+        if "properties" in _resolve(items, schema):
+            return items
+    return None
 
 
 def _options(node: dict[str, Any]) -> list[dict[str, Any]]:

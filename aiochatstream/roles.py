@@ -45,6 +45,8 @@ ALLOWED_BY_DEFAULT = frozenset(
         "set_generation_params",
         "get_load",
         "webui_index",
+        "openapi",
+        "docs",
     }
 )
 """For the one role of a server without ``client_roles``: what the chat page needs, and get_load."""

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from aiochatstream.admission import Ticket
 from aiochatstream.conversation import AnswerState, Conversation, Turn
-from aiochatstream.engines import Delta, DeltaStream, FinishReason
+from aiochatstream.engines import Delta, DeltaStream, FinishReason, TokenLogprob
 from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
 from aiochatstream.sessions import Kept
 
@@ -67,9 +67,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the answer."""
+    """A piece of the answer; the text may be empty where logprobs were asked for."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +108,21 @@ class Job:
     begun: how the answer begins already.
     prompt_tokens: the prompt's length.
     generate: starts the generation; hands each delta to the function that it is given.
-    save: keeps a conversation.
-    leave: says what stays where there is no answer.
+    save: keeps a conversation; None for an answer that belongs to none.
+    leave: says what stays where there is no answer; None with that.
     on_gap: told the seconds between two pieces of text.
     retry_after: whole seconds for the one who waited in vain.
     """
 
-    before: Conversation
-    base: Conversation
-    user_text: str
-    begun: str
+    before: Conversation = field(default_factory=Conversation)
+    base: Conversation = field(default_factory=Conversation)
+    user_text: str = ""
+    begun: str = ""
     prompt_tokens: int
     ticket: Ticket
     generate: Callable[[Callable[[Delta], None]], DeltaStream]
-    save: Callable[[Conversation], Awaitable[Kept]]
-    leave: Callable[[], Awaitable[Kept]]
+    save: Callable[[Conversation], Awaitable[Kept]] | None = None
+    leave: Callable[[], Awaitable[Kept]] | None = None
     on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
     max_queue_wait: float
@@ -273,26 +274,29 @@ class RunningTurn:
         if self.discarded:
             return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
-            kept = await self._keep(job.leave())
+            kept = await self._keep(job.leave and job.leave())
             if isinstance(failure, ChatStreamError):
                 return Failed(failure, kept)
             logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
-            detail = "The model failed to answer. The history is as it was before; send again."
-            return Failed(EngineFailed(f"{detail} (request {self.message_id})"), kept)
+            history = "" if kept is None else " The history is as it was before; send again."
+            return Failed(EngineFailed(f"The model failed to answer.{history} (request {self.message_id})"), kept)
         if failure is not None:
             logger.warning("The engine failed at the end of request %s", self.message_id, exc_info=failure)
         whole = self._finish_reason not in (None, "cancelled")
-        if whole or self.text:
+        if job.save is not None and (whole or self.text):
             state: AnswerState = "complete" if whole else "interrupted"
             turn = Turn(job.user_text, self.begun + self.text, self.message_id, state)
             kept = await self._keep(job.save(job.base.with_turn(turn)))
         else:
-            kept = await self._keep(job.leave())
+            kept = await self._keep(job.leave and job.leave())
         if self._stop_reason == "shutdown" and self._finish_reason is None:
-            return Failed(Draining("The server is shutting down; the answer so far was kept.", job.retry_after()), kept)
+            was = "" if kept is None else "; the answer so far was kept"
+            return Failed(Draining(f"The server is shutting down{was}.", job.retry_after()), kept)
         return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"), kept)
 
-    async def _keep(self, keeping: Awaitable[Kept]) -> Kept:
+    async def _keep(self, keeping: Awaitable[Kept] | None) -> Kept | None:
+        if keeping is None:
+            return None
         async with asyncio.timeout(SAVE_SECONDS):
             kept = await keeping
         self.conversation = kept.conversation
@@ -333,7 +337,8 @@ class RunningTurn:
                 on_gap(now - self._last_text)
             self._last_text = now
             self.text += delta.text
-            self._tell(Text(delta.text))
+        if delta.text or delta.logprobs:
+            self._tell(Text(delta.text, delta.logprobs))
         self._finish_reason = delta.finish_reason or self._finish_reason
 
     def _time_is_up(self) -> None:
@@ -385,6 +390,12 @@ class Turns:
     def of_user(self, user_id: str) -> dict[str, RunningTurn]:
         """The turns of this user that are under way, by conversation."""
         return {name: turn for (owner, name), turn in self._turns.items() if owner == user_id}
+
+    def take_new(self) -> RunningTurn:
+        """Begin a turn of no conversation, as :meth:`take` does; its message id is its name, of the user ``""``."""
+        turn = RunningTurn()
+        self._turns["", turn.message_id] = turn
+        return turn
 
     async def take(self, user_id: str, name: str, hold: Hold) -> RunningTurn:
         """Begin a turn of this conversation; then :meth:`start` it or :meth:`give_up`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import json
 import os
 import resource
 import sys
@@ -26,14 +27,14 @@ from starting import listening, program
 
 from aiochatstream.bench.metrics import Distribution
 
-PARTS = ("answers", "latency", "memory", "lag")
+PARTS = ("answers", "latency", "memory", "conversations", "lag")
 LATENCY_PIECES = 20
 PATIENCE = 60.0
 """Seconds until a measurement that does not come to its end is given up."""
 LAG_TOKENS = 64
 
 HELP = """\
-Four parts, each against servers in processes of their own on 127.0.0.1, all with uvloop where it is installed.
+Five parts, each in servers in processes of their own on 127.0.0.1, all with uvloop where it is installed.
 
 answers: an engine without a model yields --pieces pieces at once. The whole stack (session, admission, turn, stream)
 and a bare aiohttp handler that writes the same chunks one by one take turns (A B A B), with the same --clients clients,
@@ -56,6 +57,9 @@ has it, in milliseconds, while --clients clients each get a piece every 50 ms: o
 memory: resident memory that a fresh server gains with --held clients, per client, in KiB: while they wait in the queue,
 while they hold a slot and have got their first piece (the thread of each included), and that of the bare handler. One
 run each.
+
+conversations: resident memory that --conversations idle ones take in the default storage, of 4 turns of 500 characters,
+with the sessions of their users, per conversation, in bytes: in all, and above their text itself. One run.
 
 lag: how late the event loop of a server runs what is due (looked at each 5 ms), in milliseconds: idle, and while the
 small real model answers two clients. One run each.
@@ -108,6 +112,7 @@ class Results:
     rounds: dict[str, dict[str, list[Round]]] = field(default_factory=dict)
     latency: dict[str, Distribution | None] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
+    conversations: dict[str, float] = field(default_factory=dict)
     lag: dict[str, Distribution | None] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
 
@@ -126,6 +131,9 @@ class Results:
         if self.memory:
             rows = [(name, f"{kib:.1f}") for name, kib in self.memory.items()]
             parts.append(table(("memory", "KiB/client"), rows))
+        if self.conversations:
+            rows = [(name, f"{count:.0f}") for name, count in self.conversations.items()]
+            parts.append(table(("idle conversations", "bytes each"), rows))
         for title, measured in (("latency of a piece, ms", self.latency), ("event-loop lag, ms", self.lag)):
             rows = [
                 (name, f"{told.p50 * 1e3:.2f}", f"{told.p99 * 1e3:.2f}", f"{told.mean * 1e3:.2f}", str(told.count))
@@ -168,6 +176,7 @@ class Results:
             },
             "latency_s": {name: as_dict(latency) for name, latency in self.latency.items()},
             "memory_kib_per_client": self.memory,
+            "conversation_bytes": self.conversations,
             "not_measured": self.not_measured,
             "lag_s": {name: as_dict(lag) for name, lag in self.lag.items()},
         }
@@ -277,6 +286,23 @@ async def held(clients: list[Client]) -> None:
     await asyncio.gather(*(client.begun for client in clients))
 
 
+# Conversations
+
+
+async def measure_conversations(options: argparse.Namespace, results: Results) -> None:
+    progress(f"{options.conversations} idle conversations")
+    script = str(Path(__file__).with_name("keeping.py"))
+    keeping = await asyncio.create_subprocess_exec(
+        sys.executable, script, str(options.conversations), stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await keeping.communicate()
+    if keeping.returncode:
+        raise RuntimeError(f"bench/keeping.py ended with exit code {keeping.returncode}.")
+    kept = json.loads(told)
+    results.conversations["in all"] = kept["memory"] / kept["conversations"]
+    results.conversations["above the text"] = (kept["memory"] - kept["text"]) / kept["conversations"]
+
+
 # Lag
 
 
@@ -315,7 +341,13 @@ async def measure_lag(options: argparse.Namespace, results: Results) -> None:
 
 
 async def measure(options: argparse.Namespace, results: Results) -> None:
-    measured = {"answers": measure_answers, "latency": measure_latency, "memory": measure_memory, "lag": measure_lag}
+    measured = {
+        "answers": measure_answers,
+        "latency": measure_latency,
+        "memory": measure_memory,
+        "conversations": measure_conversations,
+        "lag": measure_lag,
+    }
     for part in options.parts:
         await measured[part](options, results)
 
@@ -335,6 +367,9 @@ def read_options() -> argparse.Namespace:
         "--seconds", type=number(0.1, 3600), default=2.0, metavar="S", help="of a round, of latency and lag (2)"
     )
     made.add_argument("--held", type=whole(1, 1023), default=1000, metavar="N", help="clients, for memory (1000)")
+    made.add_argument(
+        "--conversations", type=whole(1, 10_000_000), default=100_000, metavar="N", help="idle ones (100000)"
+    )
     made.add_argument("--peers", type=Path, default=PEERS, metavar="DIR", help="where peers.py made environments")
     options = made.parse_args()
     if options.slots is None and options.clients > 1024:

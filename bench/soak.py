@@ -48,7 +48,8 @@ HELP = """\
 --clients users talk at once, each with one conversation of up to --turns messages, which is then cleared and begun
 anew: turns (as events and as text), answers made again, hanging up within an answer and before it (so that some are
 still queued), reading slowly, bad input. There are more of them than places, so that some are refused; those come
-again after a moment. Without URL, the script starts a server whose engine echoes without a model.
+again after a moment. At last --hang-ups streams of new users begin at once, and all of them hang up. Without URL, the
+script starts a server whose engine echoes without a model.
 
 the verdict (exit code 0 if all hold, 1 if one does not):
   server errors     answers with status 500 or above that are no refusal: must be 0
@@ -58,6 +59,7 @@ the verdict (exit code 0 if all hold, 1 if one does not):
                     streamed, whole turns that are missing: must be 0
   server alive      its process ended before the traffic did: must be 0
   gauges            answers running and waiting in /get_load at the end: must be 0, and told
+  rest              seconds from the moment when --hang-ups streams have hung up until these are 0: at most --settle
   memory            growth of resident memory in KiB per 1,000 requests: the slope over the second half of them; at
                     most --max-growth. What /metrics tells of the prefix cache, which has a limit of its own, is taken
                     off. Short runs still fill other caches: judge by minutes
@@ -85,6 +87,7 @@ class Soak:
         self.samples: list[Sample] = []
         self.files = self.threads = 0
         self.gauges: tuple[int, int] | None = None
+        self.rest_s: float | None = None
         self.requests = 0
         self._random = random.Random(options.seed)  # noqa: S311 - nothing here is secret
         self._deadline = 0.0
@@ -248,13 +251,29 @@ class Soak:
 
     async def _end(self, talkers: list[Talker], connector: aiohttp.TCPConnector) -> None:
         """The server must come to rest now, with every history as it was said."""
+        await self._come_to_rest(connector)
+        if self.options.hang_ups:
+            await self._begin_and_hang_up(self.options.hang_ups)
+            start = time.monotonic()
+            await self._come_to_rest(connector)
+            self.rest_s = time.monotonic() - start
+        for talker in talkers:
+            await self._look_at_history(talker)
+
+    async def _come_to_rest(self, connector: aiohttp.TCPConnector) -> None:
         deadline = time.monotonic() + self.options.settle
         self.gauges = await self._look_at_gauges(connector)
         while self.gauges != (0, 0) and time.monotonic() < deadline:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.02)
             self.gauges = await self._look_at_gauges(connector)
-        for talker in talkers:
-            await self._look_at_history(talker)
+
+    async def _begin_and_hang_up(self, count: int) -> None:
+        """Streams of users without a cookie, that all hang up once each has its headers."""
+        body, accept = {"user_input": "Tell me a long story."}, {"Accept": "text/event-stream"}
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            asking = [session.post(f"{self.url}/chat_stream", json=body, headers=accept) for _ in range(count)]
+            await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 60)
+        self.counts["hang up at once"] += count
 
     async def checks(self) -> list[Check]:
         """The verdict. To be asked when the clients' connections are closed."""
@@ -273,6 +292,7 @@ class Soak:
             Check("bad input", len(self.accepted), 0, first(self.accepted)),
             Check("histories", len(self.wrong_histories), 0, first(self.wrong_histories)),
             Check("gauges", None if self.gauges is None else sum(self.gauges), 0, needed=True),
+            Check("rest", self.rest_s, self.options.settle, "seconds"),
             Check("memory", memory_growth(self.samples), self.options.max_growth, "KiB per 1,000 requests"),
             Check("open files", None if files is None else files - self.files, FILES_SLACK),
             Check("threads", None if threads is None else threads - self.threads, THREADS_SLACK),
@@ -290,6 +310,9 @@ def read_options() -> argparse.Namespace:
     made.add_argument("--queue", type=whole(0, 10_000), default=12, metavar="N", help="of the server started here (12)")
     made.add_argument(
         "--settle", type=number(0, 3600), default=5.0, metavar="S", help="to come to rest after the traffic (5)"
+    )
+    made.add_argument(
+        "--hang-ups", type=whole(0, 1000), default=200, metavar="N", help="streams that hang up at once at last (200)"
     )
     made.add_argument("--seed", type=whole(0, 2**31), default=0, metavar="N", help="of the traffic (0)")
     made.add_argument(
@@ -342,6 +365,8 @@ def main() -> int:
     enough = code != INTERRUPTED or soak.requests >= ENOUGH
     word = "FAILED" if not holds else "all holds" if enough else "too little was seen"
     print(render_traffic(soak.counts, soak.outcomes), render_verdict(checks, word), sep="\n\n")
+    if soak.rest_s is not None:
+        print(f"{options.hang_ups} streams hung up at once: at rest after {soak.rest_s:.2f} s")
     results = {
         "verdict": {
             "holds": holds,
@@ -352,6 +377,7 @@ def main() -> int:
         "actions": soak.counts,
         "outcomes": soak.outcomes,
         "faults": [*soak.server_errors, *soak.reasons, *soak.accepted, *soak.wrong_histories][:100],
+        "rest_s": soak.rest_s,
         "samples": [asdict(sample) for sample in soak.samples],
     }
     write_json(options, "soak", results, interrupted=code == INTERRUPTED)

@@ -67,21 +67,13 @@ StartServer = Callable[..., Any]
 
 @pytest.fixture
 async def start() -> AsyncIterator[StartServer]:
-    """``await start(chat_stream, storage=..., handler_cancellation=...)`` gives a running :class:`Server`."""
+    """``await start(chat_stream, storage=..., ...)`` gives a running :class:`Server`, see :func:`running_server`."""
     async with AsyncExitStack() as stack:
 
         async def start_server(
-            chat_stream: ChatStream,
-            storage: AbstractStorage | None = None,
-            *,
-            handler_cancellation: bool = False,
-            client_max_size: int = 1 << 20,
+            chat_stream: ChatStream, storage: AbstractStorage | None = None, **options: Any
         ) -> Server:
-            return await stack.enter_async_context(
-                running_server(
-                    chat_stream, storage, handler_cancellation=handler_cancellation, client_max_size=client_max_size
-                )
-            )
+            return await stack.enter_async_context(running_server(chat_stream, storage, **options))
 
         yield start_server
 

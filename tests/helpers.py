@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,11 +55,12 @@ async def running_server(
     handler_cancellation: bool = False,
     client_max_size: int = 1 << 20,
     port: int = 0,
+    api_keys: Sequence[str] | None = None,
 ) -> AsyncIterator[Server]:
     app = web.Application(client_max_size=client_max_size)
     aiohttp_session.setup(app, MemoryStorage() if storage is None else storage)
     app.add_routes(chat_stream.routes())
-    chat_stream.setup(app)
+    chat_stream.setup_openai(app, api_keys=api_keys)
     runner = web.AppRunner(app, handler_cancellation=handler_cancellation, shutdown_timeout=1)
     await runner.setup()
     try:

@@ -28,6 +28,16 @@ def test_exactly_n_run_exactly_q_wait_and_one_more_is_refused_at_once(slots: int
     assert (admission.running, admission.waiting) == (slots, queue_size)
 
 
+def test_several_places_are_taken_all_or_none() -> None:
+    admission = Admission(2, 2)
+    first = admission.reserve_all(3)
+    assert [ticket.position for ticket in first] == [0, 0, 1]
+    with pytest.raises(TooManyRequests, match="taken but 1, and 2 are asked for"):
+        admission.reserve_all(2)
+    assert (admission.running, admission.waiting) == (2, 1)
+    assert admission.reserve_all(1)[0].position == 2
+
+
 def test_without_a_queue_a_freed_slot_goes_to_the_next_who_comes() -> None:
     admission = Admission(1, 0)
     admission.reserve().release()

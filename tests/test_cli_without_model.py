@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from openai import OpenAI
 
 from aiochatstream.cli import main
 from tests.helpers import Client
@@ -50,6 +51,31 @@ def test_the_small_models_answers_are_recorded(tmp_path: Path) -> None:
         assert str(folder) in told(process.out)["recording"]
         assert ask(f"{url}/chat_stream", {"user_input": "Hello"}).status == 200
         assert len(list(folder.iterdir())) == 1
+
+
+def test_openais_api_is_served_too_to_those_who_have_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("a-key\n")
+    for options, env in ((["--api-key-file", str(file)], {}), ([], {"AIOCHATSTREAM_API_KEYS": "a-key another"})):
+        with serve(tmp_path / str(len(env)), "--mock", "echo", *options, env=env) as process:
+            base = f"{url_when_ready(process)}/v1"
+            assert f"OpenAI API   {base}" in process.out
+            assert ask(f"{base}/models").json["error"]["code"] == "invalid_api_key"
+            unknown = ask(f"{base}/embeddings", {})
+            assert (unknown.status, unknown.json["error"]["code"]) == (404, "not_found")
+            with OpenAI(base_url=base, api_key="a-key") as client:
+                assert [model.id for model in client.models.list()] == ["mock-echo"]
+                answer = client.responses.create(model="mock-echo", input="Say 東京.")
+                assert answer.output_text == "Say 東京."
+            assert process.end() == 0
+            assert "a-key" not in process.told
+
+
+def test_a_file_without_a_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# none yet\n")
+    assert main(["serve", "--mock", "echo", "--port", "0", "--api-key-file", str(file)]) == 2
+    assert "has no key" in capsys.readouterr().err
 
 
 def test_conversations_in_redis_go_on_after_a_restart(tmp_path: Path, redis_server: RedisServer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from aiohttp import hdrs, web
 from aiohttp_cors import CorsConfig
@@ -37,12 +37,23 @@ def _checked(origin: object) -> str:
     raise ValueError(f"allowed_origins: must be scheme://host or scheme://host:port, without a path, not {origin!r}.")
 
 
-def allow_origins(app: web.Application, routes: Iterable[web.AbstractRoute], origins: Iterable[str]) -> None:
-    """Answer preflight requests of ``routes``, and let pages of ``origins`` read what is answered there."""
+def allow_origins(
+    app: web.Application,
+    routes: Iterable[web.AbstractRoute],
+    origins: Iterable[str],
+    *,
+    allow_headers: Sequence[str] = ALLOWED_HEADERS,
+    expose_headers: Sequence[str] = EXPOSED_HEADERS,
+) -> None:
+    """Answer preflight requests of ``routes``, and let pages of ``origins`` read what is answered there.
+
+    :param allow_headers: what such pages may send, or ``"*"``, whatever they like.
+    :param expose_headers: what they may read.
+    """
     options = {
         "allow_credentials": True,
-        "expose_headers": EXPOSED_HEADERS,
-        "allow_headers": ALLOWED_HEADERS,
+        "expose_headers": expose_headers,
+        "allow_headers": allow_headers,
         "max_age": PREFLIGHT_SECONDS,
     }
     cors = CorsConfig(app)  # of our own: it knows these routes only, and one of the app's lives beside it

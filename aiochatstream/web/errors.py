@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from aiochatstream.errors import (
     ChatStreamError,
@@ -31,6 +31,8 @@ P = ParamSpec("P")
 
 ServerHandler = Callable[Concatenate["ChatStream", web.Request, P], Awaitable[web.StreamResponse]]
 
+Respond = Callable[[ChatStreamError, int], web.Response]
+
 
 def error_body(error: ChatStreamError) -> dict[str, Any]:
     """The JSON that tells of ``error``; a refusal has chatstream's keys wherever it happens."""
@@ -41,12 +43,16 @@ def error_body(error: ChatStreamError) -> dict[str, Any]:
 
 
 def error_response(
-    error: ChatStreamError, *, overload_status: int = TooManyRequests.status, more: dict[str, Any] | None = None
+    error: ChatStreamError, overload_status: int = TooManyRequests.status, more: dict[str, Any] | None = None
 ) -> web.Response:
     """The response that tells of ``error``; ``more`` goes into its body."""
     status = overload_status if isinstance(error, TooManyRequests) else error.status
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return json_response({**(more or {}), **error_body(error)}, status=status, headers=headers)
+
+
+def _as_chatstream(error: ChatStreamError, overload_status: int) -> web.Response:
+    return error_response(error, overload_status, {"success": False, "message": error.detail})
 
 
 def answers_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
@@ -59,12 +65,7 @@ def answers_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
 
 def answers_errors_as_chatstream(handler: ServerHandler[P]) -> ServerHandler[P]:
     """The same, with the keys that chatstream's clients look for beside ours."""
-    return _guarded(_checks_access(handler), lambda error: {"success": False, "message": error.detail})
-
-
-def answers_all_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
-    """The same as :func:`answers_errors` for one that checks itself who may call it."""
-    return _guarded(handler, lambda error: {})
+    return answers_all_errors(_checks_access(handler), _as_chatstream)
 
 
 def _checks_access(handler: ServerHandler[P]) -> ServerHandler[P]:
@@ -79,7 +80,12 @@ def _checks_access(handler: ServerHandler[P]) -> ServerHandler[P]:
     return checked
 
 
-def _guarded(handler: ServerHandler[P], more: Callable[[ChatStreamError], dict[str, Any]]) -> ServerHandler[P]:
+def answers_all_errors(handler: ServerHandler[P], respond: Respond = error_response) -> ServerHandler[P]:
+    """The same as :func:`answers_errors` for one that checks itself who may call it.
+
+    :param respond: makes the response to an error, given it and the status of a full queue.
+    """
+
     @functools.wraps(handler)
     async def guarded(
         server: ChatStream, request: web.Request, /, *args: P.args, **kwargs: P.kwargs
@@ -96,20 +102,30 @@ def _guarded(handler: ServerHandler[P], more: Callable[[ChatStreamError], dict[s
             request_id = uuid.uuid4().hex
             logger.exception("%s %s failed (request %s)", request.method, request.path, request_id)
             refusal = ChatStreamError(f"Something went wrong here. (request {request_id})")
-        return error_response(refusal, overload_status=server.limits.overload_status, more=more(refusal))
+        return respond(refusal, server.limits.overload_status)
 
     return guarded
 
 
-@web.middleware
-async def json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """For an app that is nothing but ChatStream: unknown paths and methods are answered as JSON, too."""
-    try:
-        return await handler(request)
-    except web.HTTPNotFound:
-        return error_response(NotFound(f"There is nothing at {request.path}."))
-    except web.HTTPMethodNotAllowed as refused:
-        allowed = ", ".join(sorted(refused.allowed_methods))
-        response = error_response(MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}."))
-        response.headers["Allow"] = allowed
-        return response
+def errors_as_json(under: str = "/", respond: Respond = error_response) -> Middleware:
+    """For an app that is nothing but ChatStream: unknown paths and methods are answered as JSON, too.
+
+    :param under: of the paths that begin so.
+    """
+
+    @web.middleware
+    async def json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not request.path.startswith(under):
+            return await handler(request)
+        try:
+            return await handler(request)
+        except web.HTTPNotFound:
+            return respond(NotFound(f"There is nothing at {request.path}."), TooManyRequests.status)
+        except web.HTTPMethodNotAllowed as refused:
+            allowed = ", ".join(sorted(refused.allowed_methods))
+            error = MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}.")
+            response = respond(error, TooManyRequests.status)
+            response.headers["Allow"] = allowed
+            return response
+
+    return json_errors

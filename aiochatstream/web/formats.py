@@ -6,11 +6,8 @@ Each format is a function of an :class:`Exchange` that consumes the turn's event
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -20,14 +17,8 @@ from aiochatstream.params import WireFormat
 from aiochatstream.sessions import Kept, UserSession
 from aiochatstream.turns import Ended, Event, Failed, Queued, RunningTurn, Started, Text, TimePassed
 from aiochatstream.web.errors import error_body
-from aiochatstream.web.json import COMMON_HEADERS, dumps, json_response
-from aiochatstream.web.presence import is_gone
-
-HEARTBEAT_SECONDS = 15.0
-"""An event stream with nothing to send gets a comment line this often, so that proxies keep it open."""
-
-BUFFER_BYTES = 1 << 14
-"""A write that leaves less than this in the transport's buffer never waits: it is asyncio's low-water mark."""
+from aiochatstream.web.json import dumps, json_response
+from aiochatstream.web.sending import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
 
 MEDIA_TYPES: dict[str, WireFormat] = {
     "text/plain": "text",
@@ -78,30 +69,32 @@ def choose_format(accept: Sequence[str], default: WireFormat) -> WireFormat:
     return best
 
 
-@dataclass(slots=True)
-class Exchange:
-    """One request, its user, the turn that answers it, and the response once its headers are out.
+class Exchange(Sending):
+    """One request, its user, and the turn that answers it.
 
-    write_timeout: seconds that the client may take nothing.
-    dev_tool: the client's role has the developer's tool.
+    :param write_timeout: seconds that the client may take nothing.
+    :param dev_tool: the client's role has the developer's tool.
     """
 
-    request: web.Request
-    user: UserSession
-    conversation: str
-    turn: RunningTurn
-    write_timeout: float
-    dev_tool: bool = False
-    response: web.StreamResponse | None = None
-    held: ExitStack = field(default_factory=ExitStack)
-    """What is given back when the exchange is over."""
+    def __init__(
+        self,
+        request: web.Request,
+        user: UserSession,
+        conversation: str,
+        turn: RunningTurn,
+        write_timeout: float,
+        dev_tool: bool = False,
+    ) -> None:
+        super().__init__(request, write_timeout)
+        self.user, self.conversation, self.turn, self.dev_tool = user, conversation, turn, dev_tool
+        self.held = ExitStack()
+        """What is given back when the exchange is over."""
 
     @property
     def headers(self) -> dict[str, str]:
         """Those of every format."""
         return {
-            **COMMON_HEADERS,
-            "X-Accel-Buffering": "no",
+            **STREAM_HEADERS,
             MESSAGE_ID_HEADER: self.turn.message_id,
             **({DEV_TOOL_HEADER: "enabled"} if self.dev_tool else {}),
         }
@@ -112,38 +105,11 @@ class Exchange:
             answered = self.turn.ended.is_set()
             await self.user.put_in_session(self.conversation, self.turn.conversation, answered=answered)
 
-    async def open(self, content_type: str) -> web.StreamResponse:
-        """Send the headers, the session's cookie among them, if they are not out yet."""
-        if self.response is None:
-            if is_gone(self.request):
-                raise ConnectionResetError("The client left before the headers.")
-            response = web.StreamResponse(headers=self.headers)
-            response.content_type = content_type
-            response.charset = "utf-8"
-            await self.put_in_session()
-            await self.user.save_with_stream(response)
-            self.held.enter_context(self.user.pinned())  # a new session has its identity only now
-            await response.prepare(self.request)
-            self.response = response
-        return self.response
-
-    async def write(self, content_type: str, text: str) -> None:
-        """Send ``text``. Raises TimeoutError when the client takes nothing for too long."""
-        response = await self.open(content_type)
-        data = text.encode()
-        transport = self.request.transport
-        if transport is not None and transport.get_write_buffer_size() + len(data) < BUFFER_BYTES:
-            await response.write(data)  # cannot wait; a timeout for each piece would cost more than the piece
-        else:
-            async with asyncio.timeout(self.write_timeout):
-                await response.write(data)
-
-    async def finish(self, content_type: str) -> web.StreamResponse:
-        """Send the end of the body. Raises TimeoutError as :meth:`write`."""
-        response = await self.open(content_type)
-        async with asyncio.timeout(self.write_timeout):
-            await response.write_eof()
-        return response
+    async def before_headers(self, response: web.StreamResponse) -> None:
+        """The session's cookie goes with them."""
+        await self.put_in_session()
+        await self.user.save_with_stream(response)
+        self.held.enter_context(self.user.pinned())  # a new session has its identity only now
 
     @contextmanager
     def unbuffered(self) -> Iterator[None]:
@@ -164,19 +130,6 @@ class Exchange:
         if transport is not None and transport.get_write_buffer_size():
             async with asyncio.timeout(self.write_timeout):
                 await self.request.writer.drain()
-
-    def abort(self) -> None:
-        """End the connection so that the client cannot take what it has for the whole answer.
-
-        A reset, because where the end of the connection is the end of the body (HTTP/1.0) a plain close looks right.
-        """
-        transport = self.request.transport
-        if transport is not None:
-            connection = transport.get_extra_info("socket")
-            if connection is not None:
-                with suppress(OSError):
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
 
 
 async def write_text(exchange: Exchange) -> web.StreamResponse:
@@ -253,7 +206,7 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
         case Text(text):  # most of them by far
             return f'event: delta\ndata: {{"text":{dumps(text)}}}\n\n'
         case TimePassed():
-            return ": still here\n\n"
+            return HEARTBEAT
         case Queued(position):
             name, data = "queued", {"position": position}
         case Started():

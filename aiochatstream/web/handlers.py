@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -20,8 +19,6 @@ from aiochatstream.web.schemas import ChatRequest, ConversationRef, read_body, r
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
-
-logger = logging.getLogger(__name__)
 
 
 @answers_all_errors
@@ -78,21 +75,10 @@ async def _answer(
         turn.stop("left")
 
     try:
-        with exchange.held, user.pinned(), server.presence.watch(request, client_left):
-            return await WRITERS[wire_format](exchange)
-    except Exception as error:
-        if exchange.response is None:
-            if isinstance(error, ConnectionError):
-                outcome.failed(error)
-                return web.Response(status=499)  # the client left; nobody reads this
-            raise
-        if isinstance(error, ConnectionError | TimeoutError):
-            outcome.left = True
-        else:
-            outcome.failed(error)
-            logger.exception("The answer %s broke off", turn.message_id)
-        exchange.abort()
-        return exchange.response
+        with exchange.held, user.pinned():
+            return await exchange.carry_out(
+                lambda: WRITERS[wire_format](exchange), server.presence, client_left, outcome.failed
+            )
     finally:
         turn.stop("left")  # no effect on a turn that has ended
 

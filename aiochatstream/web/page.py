@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from aiohttp import ETag, hdrs, web
@@ -13,7 +14,7 @@ from aiochatstream.errors import NotFound
 from aiochatstream.messages import Locale
 from aiochatstream.params import STRICT, validated
 from aiochatstream.web.access import check_access
-from aiochatstream.web.errors import answers_all_errors, answers_errors
+from aiochatstream.web.errors import ServerHandler, answers_all_errors, answers_errors
 from aiochatstream.web.json import json_response
 from aiochatstream.web.page_files import PageFile, PageFiles
 
@@ -153,6 +154,12 @@ async def ui_config(server: ChatStream, request: web.Request) -> web.StreamRespo
         "max_new_tokens": server.params.max_new_tokens,
     }
     return json_response(config)
+
+
+PARTS: Mapping[str, ServerHandler[...]] = MappingProxyType(
+    {"/page/{version}/{name:.+}": page_file, "/ui_config": ui_config}
+)
+"""What the page is of no use without, by path."""
 
 
 def _response(request: web.Request, file: PageFile, headers: dict[str, str]) -> web.Response:

@@ -2,58 +2,172 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from aiochatstream.web import feedback, generation_params, handlers, history, inspection, page
-from aiochatstream.web.errors import ServerHandler
+from aiochatstream.errors import (
+    AnswerElsewhere,
+    ConversationBusy,
+    ConversationChanged,
+    Draining,
+    Forbidden,
+    NoRecording,
+    NotFound,
+    NothingToContinue,
+    NothingToRegenerate,
+    NotRunningHere,
+    Starting,
+    TooLarge,
+    TooManyRequests,
+)
+from aiochatstream.saved import Saved
+from aiochatstream.web import (
+    answers,
+    documents,
+    feedback,
+    generation_params,
+    handlers,
+    history,
+    inspection,
+    page,
+    schemas,
+)
+from aiochatstream.web.api import EVENTS, JSON, TEXT, Api, mount
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
 
 
-class Api(NamedTuple):
-    """One endpoint. Its name is also that of its handler, and what the roles' ``allow`` lists say.
+NOT_NOW = (TooManyRequests, Starting, Draining)
 
-    parts: other paths that come with it, and are of no use without.
-    """
+CHANGING = (ConversationBusy, ConversationChanged, AnswerElsewhere)
 
-    name: str
-    route: Callable[..., web.RouteDef]
-    path: str
-    handler: ServerHandler[...]
-    parts: Mapping[str, ServerHandler[...]] = MappingProxyType({})
-
-
-PAGE_PARTS: Mapping[str, ServerHandler[...]] = MappingProxyType(
-    {"/page/{version}/{name:.+}": page.page_file, "/ui_config": page.ui_config}
-)
+TALKING = (NotFound, NoRecording, NothingToRegenerate, NothingToContinue, TooLarge, *CHANGING, *NOT_NOW)
 
 APIS = {
     api.name: api
     for api in (
-        Api("chat_stream", web.post, "/chat_stream", handlers.chat_stream),
-        Api("stop", web.post, "/chat_stream/stop", handlers.stop),
-        Api("clear_context", web.post, "/clear_context", handlers.clear_context),
-        Api("history", web.get, "/history", history.history),
-        Api("delete_message", web.delete, "/history/{message_id}", history.delete_message),
-        Api("export_conversation", web.get, "/export", history.export_conversation),
-        Api("import_conversation", web.post, "/import", history.import_conversation),
-        Api("commit", web.post, "/commit", history.commit),
-        Api("get_prompt", web.get, "/get_prompt", inspection.get_prompt),
-        Api("set_feedback", web.post, "/set_feedback", feedback.set_feedback),
-        Api("set_generation_params", web.post, "/set_generation_params", generation_params.set_generation_params),
-        Api("get_generation_params", web.get, "/get_generation_params", generation_params.get_generation_params),
-        Api("get_load", web.get, "/get_load", inspection.get_load),
-        Api("get_resource_usage", web.get, "/get_resource_usage", inspection.get_resource_usage),
-        Api("healthz", web.get, "/healthz", handlers.healthz),
-        Api("readyz", web.get, "/readyz", handlers.readyz),
-        Api("metrics", web.get, "/metrics", handlers.metrics),
-        Api("webui_index", web.get, "/", page.webui_index, PAGE_PARTS),
+        Api(
+            "chat_stream",
+            web.post,
+            "/chat_stream",
+            handlers.chat_stream,
+            body=schemas.ChatRequest,
+            answers={TEXT: str, EVENTS: str, JSON: answers.ChatAnswer},
+            errors=TALKING,
+        ),
+        Api(
+            "stop",
+            web.post,
+            "/chat_stream/stop",
+            handlers.stop,
+            body=schemas.ConversationRef,
+            answers={JSON: answers.Stopped},
+            errors=(NotRunningHere,),
+        ),
+        Api(
+            "clear_context",
+            web.post,
+            "/clear_context",
+            handlers.clear_context,
+            body=schemas.ConversationRef,
+            answers={JSON: answers.Done},
+            errors=(ConversationBusy,),
+        ),
+        Api(
+            "history",
+            web.get,
+            "/history",
+            history.history,
+            query=schemas.ConversationRef,
+            answers={JSON: answers.History},
+            errors=(AnswerElsewhere,),
+        ),
+        Api(
+            "delete_message",
+            web.delete,
+            "/history/{message_id}",
+            history.delete_message,
+            query=schemas.HistoryChange,
+            answers={JSON: answers.Changed},
+            errors=(NotFound, *CHANGING),
+        ),
+        Api(
+            "export_conversation",
+            web.get,
+            "/export",
+            history.export_conversation,
+            query=schemas.ConversationRef,
+            answers={JSON: Saved},
+            errors=(AnswerElsewhere,),
+        ),
+        Api(
+            "import_conversation",
+            web.post,
+            "/import",
+            history.import_conversation,
+            body=schemas.ImportRequest,
+            answers={JSON: answers.Changed},
+            errors=CHANGING,
+        ),
+        Api(
+            "commit",
+            web.post,
+            "/commit",
+            history.commit,
+            body=schemas.CommitRequest,
+            answers={JSON: answers.Changed},
+            errors=CHANGING,
+        ),
+        Api(
+            "get_prompt",
+            web.get,
+            "/get_prompt",
+            inspection.get_prompt,
+            query=schemas.ConversationRef,
+            answers={JSON: answers.PromptText},
+            errors=(AnswerElsewhere, TooLarge, *NOT_NOW),
+        ),
+        Api(
+            "set_feedback",
+            web.post,
+            "/set_feedback",
+            feedback.set_feedback,
+            body=schemas.FeedbackRequest,
+            answers={JSON: answers.FeedbackTaken},
+            errors=(NotFound, AnswerElsewhere),
+        ),
+        Api(
+            "set_generation_params",
+            web.post,
+            "/set_generation_params",
+            generation_params.set_generation_params,
+            body=schemas.GenerationParamsChange,
+            answers={JSON: answers.ParamsAnswer},
+        ),
+        Api(
+            "get_generation_params",
+            web.get,
+            "/get_generation_params",
+            generation_params.get_generation_params,
+            answers={JSON: answers.ParamsAnswer},
+        ),
+        Api("get_load", web.get, "/get_load", inspection.get_load, answers={JSON: answers.Load}),
+        Api(
+            "get_resource_usage",
+            web.get,
+            "/get_resource_usage",
+            inspection.get_resource_usage,
+            answers={JSON: answers.ResourceUsage},
+        ),
+        Api("healthz", web.get, "/healthz", handlers.healthz, answers={JSON: answers.Status}),
+        Api("readyz", web.get, "/readyz", handlers.readyz, answers={JSON: answers.Status}, errors=NOT_NOW),
+        Api("metrics", web.get, "/metrics", handlers.metrics, answers={TEXT: str}, errors=(Forbidden,)),
+        Api("openapi", web.get, "/openapi.json", documents.openapi, answers={JSON: dict[str, Any]}),
+        Api("docs", web.get, "/docs", documents.docs, answers={"text/html": str}),
+        Api("webui_index", web.get, "/", page.webui_index, answers={"text/html": str}, parts=page.PARTS),
     )
 }
 
@@ -69,14 +183,8 @@ def routes(
         raise ValueError("include and exclude: give one of the two.")
     chosen = APIS.keys() if include is None else _names("include", include)
     left_out = frozenset() if exclude is None else _names("exclude", exclude)
-    if prefix and not (prefix.startswith("/") and not prefix.endswith("/")):
-        raise ValueError(f"prefix: must begin with a slash and not end with one, not {prefix!r}.")
-    found = []
-    for api in APIS.values():
-        if api.name in chosen and api.name not in left_out:
-            found.append(api.route(prefix + api.path, functools.partial(api.handler, server)))
-            found += [api.route(prefix + path, functools.partial(part, server)) for path, part in api.parts.items()]
-    return found
+    chosen_apis = (api for api in APIS.values() if api.name in chosen and api.name not in left_out)
+    return mount(chosen_apis, server, prefix)
 
 
 def chosen_routes(server: ChatStream, options: object) -> list[web.RouteDef]:

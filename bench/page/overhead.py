@@ -51,6 +51,9 @@ def write(section: Section, report: Report) -> None:
         section.table(("clients", HELD), [(name, f"{kib:.1f}") for name, kib in memory.items()])
         held = [Amount(name, kib, kib, kib, COLOURS[2]) for name, kib in memory.items()]
         section.picture("memory", "Memory per client", _plot("Memory per client", HELD, held))
+    if kept := report.get("conversation_bytes"):
+        section.say("Resident memory of an idle conversation of 4 turns (2,000 characters) and its session:")
+        section.table(("idle conversations", "bytes each"), [(name, f"{count:.0f}") for name, count in kept.items()])
     for key, measured in report.items():
         if key.endswith("_s") and any(measured.values()):
             _times(section, key, {name: times for name, times in measured.items() if times})

@@ -10,7 +10,8 @@ from tests.bench.scripts import run
 
 
 def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> None:
-    options = "--parts answers latency memory --clients 4 --pieces 20 --seconds 0.1 --rounds 2 --held 20"
+    parts = "--parts answers latency memory conversations"
+    options = f"{parts} --clients 4 --pieces 20 --seconds 0.1 --rounds 2 --held 20 --conversations 2000"
     ran = run("overhead.py", tmp_path, *options.split(), "--peers", "nowhere")
     assert ran.code == 0, ran.err
     assert "chatstream: not measured: not installed: python bench/peers.py install chatstream" in ran.out
@@ -33,6 +34,8 @@ def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> Non
     assert set(ran.json["latency_s"]) == {"text ours", "text bare", "sse ours", "sse bare"}
     assert all(told["count"] >= 80 and told["count"] % 80 == 0 for told in ran.json["latency_s"].values())
     assert set(ran.json["memory_kib_per_client"]) == {"waiting", "streaming", "bare, streaming"}
+    told = ran.json["conversation_bytes"]
+    assert told["in all"] == pytest.approx(told["above the text"] + 4 * 500)
 
 
 @pytest.mark.parametrize("options", [["--seconds", "nan"], ["--clients", "2000"]])

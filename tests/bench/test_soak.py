@@ -34,7 +34,7 @@ def test_a_server_that_leaks_fails_in_each_point(tmp_path: Path) -> None:
     assert ran.code == 1, ran.out + ran.err
     assert "VERDICT: FAILED" in ran.out
     failed = {name for name, word in words(ran.json).items() if word == "FAILED"}
-    assert failed == {"server errors", "histories", "gauges", "memory", "open files", "threads"}
+    assert failed == {"server errors", "histories", "gauges", "rest", "memory", "open files", "threads"}
 
 
 def test_a_server_that_dies_fails_the_soak_at_once(tmp_path: Path) -> None:

@@ -53,5 +53,5 @@ async def test_a_silent_event_stream_is_kept_awake(
             told += await response.content.readany()
         engine.allow()
         told += await response.read()
-    assert told.endswith(b"}}\n\n")
+    assert told.endswith(b"}\n\n")
     assert b"event: done" in told

@@ -423,3 +423,79 @@ async def test_an_engine_is_told_whose_a_prompt_is(start: Any, client_of: Any) -
     await one.say("hello", conversation="another")
     assert owners[0] == owners[2] == owners[3] != owners[1]
     assert all(owners)
+
+
+async def bring_interrupted(client: Any, asked: str, answer: str) -> None:
+    messages = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": answer, "state": "interrupted"},
+    ]
+    async with client.post("/import", messages=messages) as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_an_interrupted_answer_goes_on_and_only_what_is_new_is_sent(
+    start: Any, stepper: Any, client_of: Any, accept: str
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    await bring_interrupted(client, "hello", "1 ")
+    before = (await client.history())[1]
+    assert (before["content"], before["state"]) == ("1 ", "interrupted")
+    engine.allow(2)
+    body = await read(client.post(accept=accept, **{"continue": True}))
+    assert body.count("1 ") == 1
+    assert engine.calls[-1] == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "1 "}]
+    after = (await client.history())[1]
+    assert (after["content"], after["state"]) == ("1 1 2 ", "complete")
+    assert after["message_id"] != before["message_id"]
+    async with client.post(**{"continue": True}) as response:
+        assert response.status == 409
+        assert (await response.json())["error"] == "nothing_to_continue"
+
+
+async def test_an_answer_that_cannot_go_on_stays_as_it_was(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    await bring_interrupted(client, "hello", "1 ")
+    before = await client.history()
+    engine.fail_at = 0
+    engine.allow(1)
+    async with client.post(**{"continue": True}) as response:
+        assert response.status == 500
+    assert await client.history() == before
+
+
+async def test_history_shows_the_whole_of_an_answer_that_goes_on(start: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    client = client_of(server)
+    await bring_interrupted(client, "hello", "1 ")
+    going_on = asyncio.create_task(read(client.post(**{"continue": True})))
+    engine.allow(1)
+    await until(lambda: any(turn.text for turn in server.chat_stream._turns._turns.values()))
+    messages = await client.history()
+    assert [(message["content"], message.get("state")) for message in messages] == [
+        ("hello", None),
+        ("1 1 ", "running"),
+    ]
+    engine.allow(1)
+    await going_on
+
+
+async def test_the_real_model_goes_on_from_its_own_words(
+    start: Any, model: Any, tokenizer: Any, client_of: Any
+) -> None:
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24)
+    client = client_of(await start(chat_stream))
+    question = "What is the capital of France?"
+    whole = (await client.say(question))["text"]
+    half = whole[: whole.index(" ", len(whole) // 2)]
+    await bring_interrupted(client, question, half)
+    rest = (await client.say(**{"continue": True}))["text"]
+    assert rest.startswith(" ")
+    assert whole.startswith(half + rest[:10])
+    assert await client.texts() == [question, half + rest]

@@ -86,5 +86,9 @@ class RedisStorage(SessionStorage):
             raise web.HTTPServiceUnavailable(
                 text=json.dumps(told),
                 content_type="application/json",
-                headers={"Retry-After": str(error.retry_after), "Cache-Control": "no-store"},
+                headers={
+                    "Retry-After": str(error.retry_after),
+                    "Cache-Control": "no-store",
+                    "X-Content-Type-Options": "nosniff",
+                },
             ) from error

@@ -1,0 +1,103 @@
+"""The endpoints' description as a page: plain HTML, which loads nothing and runs nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+STYLE = """
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+summary { cursor: pointer; padding: .3rem 0; }
+summary code { font-weight: 600; }
+details { border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+details > :not(summary) { margin-left: 1.5rem; }
+table { border-collapse: collapse; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; }
+pre { overflow-x: auto; padding: .5rem; background: color-mix(in srgb, currentColor 8%, transparent); }
+:root { color-scheme: light dark; }
+"""
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; style-src 'sha256-"
+    + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    + "'"
+)
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The page of an OpenAPI document that :mod:`aiochatstream.web.openapi` has made."""
+    by_tag: dict[str, list[str]] = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            by_tag.setdefault(operation["tags"][0], []).append(_operation(method, path, operation))
+    sections = "".join(f"<h2>{escape(tag)}</h2>{''.join(operations)}" for tag, operations in by_tag.items())
+    schemas = "".join(_schema(name, schema) for name, schema in document["components"]["schemas"].items())
+    title = escape(f"{document['info']['title']} {document['info']['version']}")
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
+        f'<h1>{title}</h1><p>For programs: <a href="openapi.json">openapi.json</a></p>'
+        f"{sections}<h2>Types</h2>{schemas}</body></html>"
+    )
+
+
+def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
+    parts = [f"<p>{escape(operation['description'])}</p>" if "description" in operation else ""]
+    if "parameters" in operation:
+        rows = (
+            _row(f"{one['name']} ({one['in']})", one["schema"], required=one.get("required", False))
+            for one in operation["parameters"]
+        )
+        parts.append(f"<h4>Parameters</h4><table>{''.join(rows)}</table>")
+    command = f"curl {'' if method == 'get' else '-X ' + method.upper() + ' '}http://127.0.0.1:8080{path}"
+    if "requestBody" in operation:
+        for media, content in operation["requestBody"]["content"].items():
+            parts.append(f"<h4>Body</h4><p><code>{escape(media)}</code>: {_type(content['schema'])}</p>")
+            command = f"curl http://127.0.0.1:8080{path} -H 'Content-Type: {media}' -d '{{...}}'"
+    rows = (_response(status, response) for status, response in operation["responses"].items())
+    parts.append(f"<h4>Answers</h4><table>{''.join(rows)}</table><pre>{escape(command)}</pre>")
+    head = f"<code>{method.upper()} {escape(path)}</code> {escape(operation['summary'])}"
+    return f"<details><summary>{head}</summary>{''.join(parts)}</details>"
+
+
+def _response(status: str, response: Mapping[str, Any]) -> str:
+    content = response.get("content", {})
+    kinds = "<br>".join(f"<code>{escape(media)}</code>: {_type(one['schema'])}" for media, one in content.items())
+    return f"<tr><th>{status}</th><td>{escape(response['description'])}</td><td>{kinds}</td></tr>"
+
+
+def _schema(name: str, schema: Mapping[str, Any]) -> str:
+    required = schema.get("required", ())
+    fields = schema.get("properties", {}).items()
+    rows = "".join(_row(field, one, required=field in required) for field, one in fields)
+    told = f"<p>{escape(schema['description'])}</p>" if "description" in schema else ""
+    body = f"<table>{rows}</table>" if rows else f"<p>{_type(schema)}</p>"
+    return f'<details id="{escape(name)}"><summary><code>{escape(name)}</code></summary>{told}{body}</details>'
+
+
+def _row(name: str, schema: Mapping[str, Any], *, required: bool) -> str:
+    told = next((one["description"] for one in (schema, *schema.get("anyOf", ())) if "description" in one), "")
+    need = "" if required else "optional"
+    return (
+        f"<tr><th><code>{escape(name)}</code></th><td>{_type(schema)}</td><td>{need}</td><td>{escape(told)}</td></tr>"
+    )
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """A type in few words, with a link to where more is said."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rsplit("/", 1)[-1])
+        return f'<a href="#{name}">{name}</a>'
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return " | ".join(dict.fromkeys(map(_type, schema[several])))
+    if "const" in schema or "enum" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        return " | ".join(f"<code>{escape(json.dumps(value))}</code>" for value in values)
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return escape(str(schema.get("type", "anything")))

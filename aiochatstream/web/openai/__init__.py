@@ -1,0 +1,1 @@
+"""OpenAI's API, without sessions: https://platform.openai.com/docs/api-reference."""

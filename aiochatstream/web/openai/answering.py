@@ -1,0 +1,174 @@
+"""From turns to responses: what all endpoints that answer have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, aclosing
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from aiochatstream.errors import ChatStreamError
+from aiochatstream.params import ParamOverrides
+from aiochatstream.prompts import GivenMessages, GivenTexts
+from aiochatstream.turns import Ended, Event, Failed, RunningTurn, Text, TimePassed
+from aiochatstream.web.json import dumps, json_response
+from aiochatstream.web.openai.errors import error_body
+from aiochatstream.web.sending import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+EVENTS = "text/event-stream"
+
+
+class Answer(ABC):
+    """One response in the making: of one answer or several, streamed or whole."""
+
+    id: str
+    """Also the response's header ``X-Request-Id``."""
+
+    @abstractmethod
+    def take(self, index: int, text: Text) -> str:
+        """What a stream tells of more text of answer ``index``, as server-sent events; may be empty."""
+
+    @abstractmethod
+    def end(self, index: int, ended: Ended) -> str:
+        """What it tells of the end of one."""
+
+    @abstractmethod
+    def last(self) -> str:
+        """What it tells when all have ended."""
+
+    @abstractmethod
+    def whole(self) -> Any:
+        """What a response without a stream is, when all have ended."""
+
+    def failed(self, error: ChatStreamError) -> str:
+        """What a stream tells of a failure, at its end."""
+        return sse(error_body(error))
+
+
+def sse(data: Any) -> str:
+    """A server-sent event."""
+    return f"data: {dumps(data)}\n\n"
+
+
+async def answer_with(
+    server: ChatStream,
+    request: web.Request,
+    given: GivenMessages | GivenTexts,
+    overrides: ParamOverrides,
+    answer: Answer,
+    *,
+    stream: bool,
+    owner: str,
+    count: int = 1,
+    **more: Any,
+) -> web.StreamResponse:
+    """Begin the answers, and tell of them as ``answer`` does, to the end or until the client leaves.
+
+    A stream's headers go out with its first text, so that a failure before it has a status; where that takes long, with
+    the first heartbeat.
+
+    :param owner: who asks. more: both as :meth:`~aiochatstream.chat.Chat.begin_answers` has them.
+
+    Raises what the request is to be refused with.
+    """
+    try:
+        turns = await server.begin_answers(given, overrides, count, owner=owner, **more)
+    except ChatStreamError as error:
+        server.metrics.refused(error.code)
+        raise
+
+    def stop() -> None:
+        for turn in turns:
+            turn.stop("left")  # no effect on one that has ended
+
+    sending = _Sending(request, server.limits.write_timeout, answer.id)
+    write = _write_stream if stream else _write_whole
+    try:
+        return await sending.carry_out(lambda: write(sending, turns, answer), server.presence, stop)
+    finally:
+        stop()
+
+
+class _Sending(Sending):
+    def __init__(self, request: web.Request, write_timeout: float, request_id: str) -> None:
+        super().__init__(request, write_timeout)
+        self.request_id = request_id
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {**STREAM_HEADERS, "X-Request-Id": self.request_id}
+
+
+async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
+    with ExitStack() as stack:
+        for turn in turns:
+            stack.enter_context(turn.ticking(HEARTBEAT_SECONDS))
+        async with aclosing(_events(turns)) as events:
+            async for index, event in events:
+                if isinstance(event, Failed):
+                    if sending.response is None:
+                        raise event.error
+                    await sending.write(EVENTS, answer.failed(event.error))
+                    return await sending.finish(EVENTS)
+                told = ""
+                if isinstance(event, Text):
+                    told = answer.take(index, event)
+                elif isinstance(event, TimePassed):
+                    told = HEARTBEAT
+                elif isinstance(event, Ended):
+                    told = answer.end(index, event)
+                if told:
+                    await sending.write(EVENTS, told)
+        await sending.write(EVENTS, answer.last())
+        return await sending.finish(EVENTS)
+
+
+async def _write_whole(sending: _Sending, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
+    async with aclosing(_events(turns)) as events:
+        async for index, event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Text):
+                answer.take(index, event)
+            elif isinstance(event, Ended):
+                answer.end(index, event)
+    return json_response(answer.whole(), headers=sending.headers)
+
+
+async def _events(turns: Sequence[RunningTurn]) -> AsyncGenerator[tuple[int, Event], None]:
+    """What happens in any of the turns, until all have ended."""
+    if len(turns) == 1:
+        async with aclosing(_events_of(turns[0])) as events:
+            async for event in events:
+                yield 0, event
+        return
+    happened: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+    async def watch(index: int, turn: RunningTurn) -> None:
+        async with aclosing(_events_of(turn)) as events:
+            async for event in events:
+                happened.put_nowait((index, event))
+
+    watching = [asyncio.create_task(watch(index, turn)) for index, turn in enumerate(turns)]
+    try:
+        left = len(turns)
+        while left:
+            index, event = await happened.get()
+            left -= isinstance(event, Ended | Failed)
+            yield index, event
+    finally:
+        for task in watching:
+            task.cancel()
+
+
+async def _events_of(turn: RunningTurn) -> AsyncGenerator[Event, None]:
+    event: Event | None = None
+    while not isinstance(event, Ended | Failed):
+        event = await turn.next_event()
+        yield event

@@ -1,0 +1,133 @@
+"""The body of ``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from aiochatstream.params import STRICT, Flag, Logprobs, MaxNewTokens
+from aiochatstream.web.openai.schemas import ChoicesRequest, Content, Name, ResponseFormat, Text
+
+
+class Called(BaseModel):
+    """A function and what it is called with, as JSON."""
+
+    model_config = STRICT
+
+    name: Name
+    arguments: Text
+
+
+class PastCall(BaseModel):
+    """What the model asked for in an earlier answer."""
+
+    model_config = STRICT
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: Called
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    model_config = STRICT
+
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant", "tool"],
+        Field(description="'system', 'developer', 'user', 'assistant' or 'tool'"),
+    ]
+    content: Content | None = None
+    name: Text | None = None
+    tool_calls: list[PastCall] | None = None
+    tool_call_id: Text | None = None
+
+    @model_validator(mode="after")
+    def _say_something(self) -> Message:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("content: must be a string or a list of parts {'type': 'text', 'text': ...}")
+        return self
+
+
+class Function(BaseModel):
+    """A function that the model may ask to be called. parameters: their JSON schema."""
+
+    model_config = STRICT
+
+    name: Name
+    description: Text | None = None
+    parameters: Annotated[dict[str, Any], Field(description="a JSON schema, an object")] | None = None
+    strict: Flag | None = None
+
+
+class Tool(BaseModel):
+    """A tool: functions only."""
+
+    model_config = STRICT
+
+    type: Annotated[Literal["function"], Field(description="'function'; other tools are not supported")]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    """The name of a function."""
+
+    model_config = STRICT
+
+    name: Name
+
+
+class NamedTool(BaseModel):
+    """This function is to be called."""
+
+    model_config = STRICT
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ChatCompletionRequest(ChoicesRequest):
+    """The body of ``POST /v1/chat/completions``."""
+
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "modalities": (["text"],),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "web_search_options": (),
+        "moderation": (),
+    }
+
+    messages: Annotated[list[Message], Field(min_length=1, description="a list of one message or more")]
+    max_completion_tokens: MaxNewTokens | None = None
+    logprobs: Flag | None = None
+    top_logprobs: Logprobs | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, description="a list of up to 128 tools")] | None = None
+    tool_choice: (
+        Annotated[Literal["none", "auto", "required"], Field(description="'none', 'auto', 'required' or a function")]
+        | NamedTool
+        | None
+    ) = None
+    parallel_tool_calls: Flag | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @model_validator(mode="after")
+    def _must_make_sense(self) -> ChatCompletionRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: go with logprobs=true only")
+        names = [tool.function.name for tool in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice: must be one of the functions in tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice: 'required' takes tools")
+        if len(set(names)) < len(names):
+            raise ValueError("tools: must have different names")
+        wants_form = self.response_format is not None and self.response_format.type != "text"
+        if wants_form and names and self.tool_choice != "none":
+            raise ValueError("response_format: does not go with tools, unless tool_choice is 'none'")
+        return self

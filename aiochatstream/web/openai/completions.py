@@ -1,0 +1,143 @@
+"""Completions: the model goes on with a text, as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from aiochatstream.prompts import GivenTexts
+from aiochatstream.turns import Ended, Text, Usage
+from aiochatstream.web.openai.answering import Answer, answer_with, sse
+from aiochatstream.web.openai.answers import (
+    Completion,
+    CompletionChunk,
+    TextChoice,
+    TextChunkChoice,
+    TextFinish,
+    TextLogprobs,
+    usage_of,
+)
+from aiochatstream.web.openai.completion_request import CompletionRequest
+from aiochatstream.web.openai.errors import answers_openai_errors
+from aiochatstream.web.openai.logprobs import LogprobWriter
+from aiochatstream.web.openai.service import Service
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+
+@answers_openai_errors
+async def completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
+    """``POST /v1/completions``: what comes after a text."""
+    asked, owner = await service.read(server, request, CompletionRequest)
+    given, tokenizer = GivenTexts(asked.texts), server.engine.tokenizer
+    more: dict[str, Any] = {} if asked.logprobs is None else {"logprobs": asked.logprobs}
+    echoed = [""] * len(given)
+    if asked.echo:
+        echoed = await asyncio.to_thread(_as_text, given.texts, tokenizer)
+    return await answer_with(
+        server,
+        request,
+        given,
+        asked.overrides,
+        CompletionAnswer(asked, service.name(server), tokenizer, echoed),
+        stream=bool(asked.stream),
+        owner=owner,
+        count=asked.n or 1,
+        **more,
+    )
+
+
+def _as_text(texts: list[str | list[int]], tokenizer: Any) -> list[str]:
+    return [text if isinstance(text, str) else str(tokenizer and tokenizer.decode(text)) for text in texts]
+
+
+class Choice:
+    """One answer in the making.
+
+    :param echoed: what comes before it, of the prompt.
+    """
+
+    def __init__(self, index: int, logprobs: LogprobWriter | None, echoed: str) -> None:
+        self._index, self._logprobs = index, logprobs
+        self._text, self._echo = "", echoed
+        self._told: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        self.usage = Usage(0, 0, 0)
+        self._finish: TextFinish = "stop"
+
+    def take(self, text: Text) -> TextChunkChoice:
+        """More of it, as a stream's chunk tells of it."""
+        logprobs = None
+        if self._logprobs is not None:
+            offset = sum(map(len, self._told["tokens"]))
+            logprobs = self._logprobs.of_text(text.logprobs, offset)
+            for name, values in self._told.items():
+                values += logprobs[name]  # type: ignore[literal-required]
+        return self._chunk(text.text, logprobs)
+
+    def end(self, ended: Ended) -> TextChunkChoice:
+        """Its end."""
+        self.usage = ended.usage
+        self._finish = "length" if ended.finish_reason == "length" else "stop"
+        return self._chunk("", None, self._finish)
+
+    def whole(self) -> TextChoice:
+        """All of it."""
+        logprobs = None if self._logprobs is None else self._told
+        return {"index": self._index, "text": self._text, "logprobs": logprobs, "finish_reason": self._finish}
+
+    def _chunk(self, text: str, logprobs: TextLogprobs | None, finish: TextFinish | None = None) -> TextChunkChoice:
+        text, self._echo = self._echo + text, ""
+        self._text += text
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+class CompletionAnswer(Answer):
+    """A completion in the making.
+
+    :param echoed: what comes before the answers to each prompt.
+    """
+
+    def __init__(self, asked: CompletionRequest, model: str, tokenizer: Any, echoed: list[str]) -> None:
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self._model, self._created = model, int(time.time())
+        self._tells_usage, self._per_prompt = asked.include_usage, asked.n or 1
+        logprobs = LogprobWriter(tokenizer) if asked.logprobs is not None and tokenizer is not None else None
+        before = [text for text in echoed for _ in range(self._per_prompt)]
+        self._choices = [Choice(index, logprobs, text) for index, text in enumerate(before)]
+
+    def take(self, index: int, text: Text) -> str:
+        return sse(self._chunk([self._choices[index].take(text)]))
+
+    def end(self, index: int, ended: Ended) -> str:
+        return sse(self._chunk([self._choices[index].end(ended)]))
+
+    def last(self) -> str:
+        usage = ""
+        if self._tells_usage:
+            usage = sse(self._chunk([]) | {"usage": usage_of([one.usage for one in self._choices], self._per_prompt)})
+        return f"{usage}data: [DONE]\n\n"
+
+    def whole(self) -> Completion:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [choice.whole() for choice in self._choices],
+            "usage": usage_of([choice.usage for choice in self._choices], self._per_prompt),
+        }
+
+    def _chunk(self, choices: list[TextChunkChoice]) -> CompletionChunk:
+        chunk: CompletionChunk = {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
+        return {**chunk, "usage": None} if self._tells_usage else chunk

@@ -1,0 +1,55 @@
+"""Errors in OpenAI's shape, as its clients understand them."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from aiohttp import web
+
+from aiochatstream.errors import ChatStreamError, InvalidValue, TooManyRequests, Unauthorized
+from aiochatstream.web.errors import P, ServerHandler, answers_all_errors
+from aiochatstream.web.json import json_response
+from aiochatstream.web.openai.answers import OpenAIErrorBody
+
+FIELD = re.compile(r"([a-z][a-z_0-9]*(?:\.[a-z_0-9]+)*): ")
+"""The errors of this project begin with the field that they are about."""
+
+EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "Retry-After-Ms")
+"""What pages of other origins may read."""
+
+OUR_NAMES = {"max_new_tokens": "max_tokens", "constraint": "response_format"}
+"""Fields that are called otherwise in OpenAI's API."""
+
+
+def error_body(error: ChatStreamError) -> OpenAIErrorBody:
+    """What tells of ``error``."""
+    message, param = error.detail, None
+    if error.status < 500 and (named := FIELD.match(message)):
+        param = OUR_NAMES.get(named[1], named[1])
+        message = f"{param}: {message[named.end() :]}"
+    if isinstance(error, TooManyRequests):
+        kind = "rate_limit_error"
+    else:
+        kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+
+
+def error_response(error: ChatStreamError, overload_status: int) -> web.Response:
+    """The response that tells of ``error``, with what clients go by that try again."""
+    status = error.status
+    headers = {"X-Request-Id": f"req_{uuid.uuid4().hex}"}
+    if isinstance(error, InvalidValue):
+        status = 400
+    elif isinstance(error, TooManyRequests):
+        status = overload_status
+    elif isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        headers |= {"Retry-After": str(error.retry_after), "Retry-After-Ms": str(1000 * error.retry_after)}
+    return json_response(error_body(error), status=status, headers=headers)
+
+
+def answers_openai_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
+    """Answer what ``handler`` raises in OpenAI's shape; an unexpected error is logged with an id that is told, too."""
+    return answers_all_errors(handler, error_response)

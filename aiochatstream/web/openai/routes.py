@@ -1,0 +1,70 @@
+"""The endpoints of OpenAI's API as a table."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from aiochatstream.errors import (
+    ContextLengthExceeded,
+    Draining,
+    ModelNotFound,
+    NoRecording,
+    Starting,
+    TooManyRequests,
+)
+from aiochatstream.web.api import EVENTS, JSON, Api
+from aiochatstream.web.openai import answers, chat, completions, models, response_answers, responses
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest
+from aiochatstream.web.openai.completion_request import CompletionRequest
+from aiochatstream.web.openai.response_request import ResponseRequest
+
+ANSWERING = (ModelNotFound, NoRecording, ContextLengthExceeded, TooManyRequests, Starting, Draining)
+
+APIS = {
+    api.name: api
+    for api in (
+        Api(
+            "list_models",
+            web.get,
+            "/models",
+            models.list_models,
+            answers={JSON: answers.ModelList},
+            errors=(Starting, Draining),
+        ),
+        Api(
+            "retrieve_model",
+            web.get,
+            "/models/{model:.+}",
+            models.retrieve_model,
+            answers={JSON: answers.Model},
+            errors=(ModelNotFound, Starting, Draining),
+        ),
+        Api(
+            "chat_completions",
+            web.post,
+            "/chat/completions",
+            chat.chat_completions,
+            body=ChatCompletionRequest,
+            answers={JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
+            errors=ANSWERING,
+        ),
+        Api(
+            "completions",
+            web.post,
+            "/completions",
+            completions.completions,
+            body=CompletionRequest,
+            answers={JSON: answers.Completion, EVENTS: answers.CompletionChunk},
+            errors=ANSWERING,
+        ),
+        Api(
+            "responses",
+            web.post,
+            "/responses",
+            responses.responses,
+            body=ResponseRequest,
+            answers={JSON: response_answers.Response, EVENTS: response_answers.ResponseEvent},
+            errors=ANSWERING,
+        ),
+    )
+}

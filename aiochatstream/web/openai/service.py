@@ -1,0 +1,76 @@
+"""One mounted OpenAI API: who may call it, and what its model is called."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from aiohttp import web
+
+from aiochatstream.errors import ModelNotFound
+from aiochatstream.web.access import SAFE_METHODS, check_origin
+from aiochatstream.web.openai.answers import Model
+from aiochatstream.web.openai.keys import ApiKeys
+from aiochatstream.web.openai.schemas import GenerationRequest
+from aiochatstream.web.schemas import read_body
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+Asked = TypeVar("Asked", bound=GenerationRequest)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the handlers need besides the server.
+
+    model_name: what clients call the model; None is its own name.
+    began: seconds since 1970.
+    """
+
+    keys: ApiKeys
+    model_name: str | None = None
+    began: int = field(default_factory=lambda: int(time.time()))
+
+    def check(self, server: ChatStream, request: web.Request) -> str:
+        """Who asks, see :meth:`ApiKeys.check`. Reads no body.
+
+        Raises :class:`~aiochatstream.errors.Forbidden` for what a foreign page sends, and
+        :class:`~aiochatstream.errors.InvalidKey`.
+        """
+        if request.method not in SAFE_METHODS:
+            check_origin(request, server.allowed_origins)
+        return self.keys.check(request)
+
+    async def read(self, server: ChatStream, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:
+        """What an admitted client asks for, validated, and who asks.
+
+        Raises as :meth:`check` and :func:`read_body`, and :class:`~aiochatstream.errors.ModelNotFound`.
+        """
+        owner = self.check(server, request)
+        asked = await read_body(request, schema, max_bytes=server.limits.max_request_bytes)
+        server.check_ready()
+        if asked.model:
+            self.check_model(server, asked.model)
+        return asked, owner
+
+    def check_model(self, server: ChatStream, name: str) -> None:
+        """Raises :class:`~aiochatstream.errors.ModelNotFound` for any but the one that is served."""
+        here = self.name(server)
+        if name != here:
+            raise ModelNotFound(f"model: {name[:200]!r} is not served here; {here!r} is.")
+
+    def name(self, server: ChatStream) -> str:
+        """What clients call the model. Known when the server is ready."""
+        return self.model_name or server.engine.describe().get("model") or "model"
+
+    def describe(self, server: ChatStream) -> Model:
+        """The model, as clients are told of it."""
+        return {
+            "id": self.name(server),
+            "object": "model",
+            "created": self.began,
+            "owned_by": "aiochatstream",
+            "max_model_len": server.context_len,
+        }

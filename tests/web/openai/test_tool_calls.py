@@ -1,0 +1,68 @@
+"""Calls of tools in what models write."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from aiochatstream.web.openai.tool_calls import CallPart, CallReader, OneCallReader, Part, Reader, WholeReader
+
+NAMES = {"f", "g"}
+CALL = '{"name": "f", "arguments": {"x": 1}}'
+
+
+def read(reader: Reader, text: str, step: int) -> list[Part]:
+    parts = [part for at in range(0, len(text), step) for part in reader.push(text[at : at + step])]
+    parts += reader.end()
+    joined: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"<tool_call>\n{CALL}\n</tool_call>", [CallPart(0, '{"x": 1}', "f")]),
+        (f"Let me see. <tool_call>{CALL}</tool_call>", ["Let me see. ", CallPart(0, '{"x": 1}', "f")]),
+        (
+            f'<tool_call>{CALL}</tool_call>\n<tool_call>{{"name": "g"}}</tool_call>',
+            [CallPart(0, '{"x": 1}', "f"), CallPart(1, "{}", "g")],
+        ),
+        (f"<tool_call>[{CALL}, {CALL}]", [CallPart(0, '{"x": 1}', "f"), CallPart(1, '{"x": 1}', "f")]),
+        (f"  {CALL}", [CallPart(0, '{"x": 1}', "f")]),
+        ('{"name": "g", "parameters": {}}', [CallPart(0, "{}", "g")]),
+        (f"[TOOL_CALLS][{CALL}]", [CallPart(0, '{"x": 1}', "f")]),
+        ('{"name": "g", "arguments": "{}"}', [CallPart(0, "{}", "g")]),
+        ("Just text, a <tool and more.", ["Just text, a <tool and more."]),
+        ('{"name": "unknown"}', ['{"name": "unknown"}']),
+        ("<tool_call>{broken</tool_call>", ["<tool_call>{broken</tool_call>"]),
+        (f"<tool_call>{CALL}</tool_call> and so on", [f"<tool_call>{CALL}</tool_call> and so on"]),
+        ("[1] is a footnote", ["[1] is a footnote"]),
+        ("5", ["5"]),
+        ("", []),
+    ],
+)
+def test_calls_are_found_however_the_text_arrives(text: str, expected: list[Any], step: int) -> None:
+    assert read(CallReader(NAMES), text, step) == expected
+
+
+def test_text_is_told_as_it_comes() -> None:
+    reader = CallReader(NAMES)
+    assert reader.push("Hello ") == ["Hello "]
+    assert reader.push("a <tool") == ["a "]
+    assert reader.push("s>") == ["<tools>"]
+
+
+def test_forced_calls_are_read_as_what_their_form_makes_them() -> None:
+    parts = read(OneCallReader("f"), '{"x":1}', 2)
+    assert [part.name for part in parts if isinstance(part, CallPart)] == ["f", None, None, None]
+    assert json.loads("".join(part.arguments for part in parts if isinstance(part, CallPart))) == {"x": 1}
+    assert read(WholeReader(NAMES), f"[{CALL}]", 4) == [CallPart(0, '{"x": 1}', "f")]
+    assert read(WholeReader(NAMES), f"[{CALL}", 4) == [f"[{CALL}"]  # was cut off
