@@ -31,7 +31,18 @@ from aiochatstream.sessions import (
     load_session,
     recent_params,
 )
-from aiochatstream.web import cors, documents, feedback, generation_params, handlers, history, inspection, place, routes
+from aiochatstream.web import (
+    cors,
+    documents,
+    feedback,
+    generation_params,
+    handlers,
+    history,
+    inspection,
+    page,
+    place,
+    routes,
+)
 from aiochatstream.web.access import is_agent
 from aiochatstream.web.api import mount
 from aiochatstream.web.completion import Callback, Completions
@@ -42,6 +53,7 @@ from aiochatstream.web.openai import routes as openai_routes
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openapi import DIALECT, Table
+from aiochatstream.web.page import Page
 from aiochatstream.web.presence import Presence, comes_from_here
 from aiochatstream.web.promotion import phrase_attempts
 
@@ -93,6 +105,8 @@ class ChatStream(Chat):
     :param logit_bias: up to 300 token ids with numbers from -100 to 100; None is off.
     :param param_limits: the least and the most that requests and users may set, by name, where that is to be less than
         anyone may: ``{"temperature": (0, 1), "top_k": (1, 500)}``. The server's own value must be among them.
+    :param allow_system_prompt: whether a request may say what the model is told first (``system``), in place of what
+        the prompt class says.
     :param token_sampler: chooses the tokens of the model's answers, in place of the built-in sampler.
     :param seed: seeds the sequence of the answers' seeds, 0 to 2**63 - 1; None is random.
     :param max_queue_wait: seconds that a request waits for a slot before it gets 503.
@@ -122,6 +136,7 @@ class ChatStream(Chat):
         role for all browsers, which may call all but get_prompt and get_resource_usage.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
+    :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.
     :param locale: ``en`` or ``ja``: what the log's lines for people are written in (a model that cannot be loaded,
         answers that are stopped at shutdown). Errors for clients and programs are English.
     :param logger: for the lines on loading, answers and shutdown; by default ``aiochatstream.chat``. All others go to
@@ -160,6 +175,7 @@ class ChatStream(Chat):
         no_repeat_ngram_size: int = 0,
         logit_bias: Mapping[int, float] | None = None,
         param_limits: Mapping[str, Sequence[float]] | None = None,
+        allow_system_prompt: bool = False,
         token_sampler: TokenSampler | None = None,
         seed: int | None = None,
         max_queue_wait: float = 60.0,
@@ -180,6 +196,7 @@ class ChatStream(Chat):
         namespace: str = "",
         client_roles: Mapping[str, Any] | None = None,
         allowed_origins: Collection[str] = (),
+        web_ui_params: Mapping[str, Any] | None = None,
         locale: Locale = "en",
         logger: logging.Logger | None = None,
     ) -> None:
@@ -252,7 +269,9 @@ class ChatStream(Chat):
         self.allowed_origins = cors.checked_origins(allowed_origins)
         self.place = place.Place(namespace, cross_origin=bool(self.allowed_origins))
         self.num_gpus = num_gpus
+        self.allow_system_prompt = allow_system_prompt
         self.on_feedback_received = on_feedback_received
+        self.page = Page({} if web_ui_params is None else web_ui_params)
         self.presence = Presence()
         self.completions = Completions()
         self.documents = Documents((Table("Chat", routes.APIS), Table(DIALECT, openai_routes.APIS)))
@@ -285,11 +304,14 @@ class ChatStream(Chat):
     def append_apis(self, app: web.Application, options: Mapping[str, Any]) -> None:
         """Add endpoints to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
 
-        :param options: exactly one of ``{"include": [API names]}``, ``{"exclude": [API names]}`` and ``{"all": True}``.
+        :param options: exactly one of ``{"include": [API names]}``, ``{"exclude": [API names]}`` and ``{"all": True}``,
+            and, where it is not given to the constructor, ``"web_ui_params": {...}``.
 
         Raises ValueError for other options.
         """
         chosen = routes.chosen_routes(self, options)
+        if "web_ui_params" in options:
+            self.page = Page(options["web_ui_params"])
         self.setup(app)
         added = app.add_routes(chosen)
         if self.allowed_origins:
@@ -355,6 +377,7 @@ class ChatStream(Chat):
     handle_healthz_request = handlers.healthz
     handle_readyz_request = handlers.readyz
     handle_metrics_request = handlers.metrics
+    handle_webui_index_request = page.webui_index
     handle_openapi_request = documents.openapi
     handle_docs_request = documents.docs
 

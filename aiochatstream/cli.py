@@ -78,6 +78,7 @@ def serve(options: argparse.Namespace) -> int:
         context_len=options.context_len,
         temperature=options.temperature,
         top_p=options.top_p,
+        allow_system_prompt=True,
         conversation_store=sessions.store,
         locale=options.locale,
     )
@@ -212,7 +213,7 @@ def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
         lines.append(messages.row_recording.format(folder=engine.folder))
     lines.append(messages.row_openai.format(url=f"{url}{OPENAI_PREFIX}"))
     command = f"curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-    return "\n".join([*lines, messages.talk.format(command=command)])
+    return "\n".join([*lines, messages.talk.format(url=url, command=command)])
 
 
 def _listen(host: str, port: int, messages: Messages) -> socket.socket:
