@@ -30,6 +30,7 @@ from aiochatstream.sessions import (
     keeps_data_in_cookie,
     load_session,
     recent_params,
+    reload_session,
 )
 from aiochatstream.web import (
     cors,
@@ -267,7 +268,9 @@ class ChatStream(Chat):
         self.roles = Roles(client_roles, routes.APIS)
         self.phrase_attempts = phrase_attempts()
         self.allowed_origins = cors.checked_origins(allowed_origins)
-        self.place = place.Place(namespace, cross_origin=bool(self.allowed_origins))
+        self.place = place.Place(
+            namespace, cross_origin=bool(self.allowed_origins), grants_roles=self.roles.can_be_granted
+        )
         self.num_gpus = num_gpus
         self.allow_system_prompt = allow_system_prompt
         self.on_feedback_received = on_feedback_received
@@ -409,13 +412,17 @@ class ChatStream(Chat):
 
         Who has come to know the old identity does not have the new one. Call it before the response begins.
         """
-        await (await self.user_session(request)).renew()
+        await (await self._browser_session(request)).renew()  # whatever the client says of itself
 
     async def user_session(self, request: web.Request) -> UserSession:
         """The request's user and where the user's conversations are."""
-        if is_agent(request):
-            return AgentSession(request)
+        return AgentSession(request) if is_agent(request) else await self._browser_session(request)
+
+    async def _browser_session(self, request: web.Request) -> UserSession:
+        early = request.get(aiohttp_session.SESSION_KEY)
         session = await self.session(request)
+        if session is early and not session._changed:  # before the body, which may have taken its time
+            await reload_session(request, session)
         account = None if self._identify_user is None else await self._identify_user(request)
         if account is not None and not (isinstance(account, str) and account):  # one for many would be a leak
             raise TypeError(f"identify_user: must return a name that is not empty, or None, not {account!r}.")

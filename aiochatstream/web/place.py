@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from types import FunctionType
 
 from aiohttp import web
-from aiohttp_session import STORAGE_KEY, AbstractStorage
+from aiohttp_session import STORAGE_KEY, AbstractStorage, SimpleCookieStorage
 
 from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions import SESSIONS_HINT, MemoryStorage
@@ -25,11 +25,13 @@ class Place:
 
     :param namespace: what its conversations and roles go by in the sessions; no other's there.
     :param cross_origin: pages of other origins are to reach it with their session's cookie.
+    :param grants_roles: sessions are to hold roles.
     """
 
-    def __init__(self, namespace: str, *, cross_origin: bool) -> None:
+    def __init__(self, namespace: str, *, cross_origin: bool, grants_roles: bool) -> None:
         self.namespace = namespace
         self._cross_origin = cross_origin
+        self._grants_roles = grants_roles
         self._app: web.Application | None = None
         self._storage: AbstractStorage | None = None
         self._needs_sessions = False
@@ -66,7 +68,9 @@ class Place:
                 self._use(storage, app)
 
     def check(self, request: web.Request) -> None:
-        """Raises SessionsNotSetUp where another ChatStream has the same namespace in the sessions of ``request``."""
+        """Raises SessionsNotSetUp where the sessions of ``request`` hold another ChatStream's of the same namespace, or
+        cannot hold roles.
+        """
         storage = request.get(STORAGE_KEY)
         if storage is not None and storage is not self._storage:
             self._use(storage, request.match_info.apps[0])
@@ -86,6 +90,11 @@ class Place:
                     f"Two ChatStreams use the same sessions with the same namespace {self.namespace!r}: make them with "
                     f"different ones, ChatStream(namespace='...')."
                 )
+        if self._grants_roles and isinstance(storage, SimpleCookieStorage):
+            raise SessionsNotSetUp(
+                "client_roles: with SimpleCookieStorage everybody writes into the session what they like, and so takes "
+                "any role. Use MemoryStorage, or another storage that clients cannot write into."
+            )
         self._storage = storage
         cookie = storage.cookie_params
         # samesite is None where the cookie says nothing of it, which browsers take for Lax
