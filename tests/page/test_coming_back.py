@@ -91,6 +91,30 @@ async def test_a_second_tab_shows_the_answer_that_is_under_way_and_can_stop_it(
     await chat.see_state("interrupted")
 
 
+async def test_another_tab_that_is_open_shows_what_is_said_in_this_one(start: Any, visit: Visit) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    second = Chat(await chat.page.context.new_page())
+    await second.page.goto(chat.page.url)
+    await chat.ask("one")
+    await second.see_turns("one", "one")
+
+
+async def test_what_a_server_has_forgotten_is_told(visit: Visit) -> None:
+    async with running_server(ChatStream(engine=repeats)) as first:
+        chat = Chat(await visit(first.url))
+        await chat.ask("one")
+        gone = chat.page.get_by_text("Nothing of this conversation is kept any more.")
+        await expect(gone).to_be_hidden()
+    async with running_server(ChatStream(engine=repeats), port=first.port):
+        await chat.page.reload()
+        await expect(gone).to_be_visible()
+        await chat.ask("two")
+        await expect(gone).to_be_hidden()
+        await chat.page.locator("#new-chat").click()
+        await expect(chat.page.locator("#welcome")).to_be_visible()
+        await expect(gone).to_be_hidden()
+
+
 async def test_what_was_said_elsewhere_is_not_overwritten(start: Any, visit: Visit) -> None:
     server = await start(ChatStream(engine=repeats))
     chat = Chat(await visit(server.url))

@@ -127,6 +127,7 @@ async def test_axe_finds_nothing_and_nothing_sticks_out(
             await page.locator(opener).click()
 
     await expect(page.locator("#welcome")).to_be_visible()
+    assert await page.locator("#scroll").evaluate("(one) => one.scrollTop") == 0, "the welcome begins at its beginning"
     await look_at("empty")
     await chat.write("Show everything")
     await chat.send_button.click()

@@ -41,6 +41,8 @@ DEFAULTS = {
     "seed": None,
     "stop": [],
     "ignore_eos": False,
+    "logprobs": None,
+    "constraint": None,
 }
 
 

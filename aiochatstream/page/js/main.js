@@ -49,6 +49,7 @@ const thread = new Thread(
       orTell(() => api.feedback(current().id, turn.id ?? "", like, comment ? { comment } : null)),
     giveBack: (text) => composer.giveBack(text),
     stats: () => Boolean(store.settings.stats),
+    listed: (id) => store.entry(id) !== undefined,
   },
   (text) => void current().send(text),
 );
@@ -252,12 +253,17 @@ function setUp() {
     dress();
     show();
   });
-  window.addEventListener("storage", (event) => store.heard(event.key));
+  const lookAgain = () => {
+    if (!current().answering) void current().load(); // another tab may have gone on
+  };
+  window.addEventListener("storage", (event) => {
+    if (store.heard(event.key)) lookAgain();
+  });
   window.addEventListener("online", () => {
     if (current().failure) void current().load();
   });
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden && !current().answering) void current().load(); // another tab may have gone on
+    if (!document.hidden) lookAgain();
   });
 }
 

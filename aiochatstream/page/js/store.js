@@ -172,9 +172,12 @@ export class Store extends EventTarget {
   /**
    * Another tab has written.
    * @param {string | null} key null: everything is gone
+   * @returns {boolean} whether something was said, or the list changed
    */
   heard(key) {
-    if (key === null || key === this.#key("conversations")) this.#changed();
+    const changed = key === null || key === this.#key("conversations");
+    if (changed) this.#changed();
+    return changed;
   }
 
   /** @param {string} id */

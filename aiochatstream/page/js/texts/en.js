@@ -13,6 +13,7 @@ export const en = {
   skip: "Skip to the message box",
   title: "Chat",
   welcome: "What would you like to talk about?",
+  gone: "Nothing of this conversation is kept any more.",
   examples: [
     "Explain how a rainbow comes about, in three sentences.",
     "Write a Python function that finds the primes below n.",

@@ -28,7 +28,8 @@ export class Thread {
   #refused = /** @type {unknown} */ (null);
 
   /**
-   * @param {import("./turn.js").Controls & { giveBack: (text: string) => void, stats: () => boolean }} controls
+   * @param {import("./turn.js").Controls & { giveBack: (text: string) => void, stats: () => boolean,
+   *   listed: (id: string) => boolean }} controls
    * @param {(text: string) => void} example what choosing an example does
    */
   constructor(controls, example) {
@@ -64,7 +65,7 @@ export class Thread {
   follow() {
     this.#following = true;
     this.#latest.hidden = true;
-    this.#scroll.scrollTop = this.#scroll.scrollHeight;
+    this.#stay();
   }
 
   /** @param {import("../api.js").Config} config */
@@ -110,6 +111,7 @@ export class Thread {
     }
     this.#drawState(chat);
     this.#empty.hidden = !chat.loaded || chat.turns.length > 0 || chat.refused !== null;
+    byId("gone").hidden = !this.#controls.listed(chat.id);
     if (asked) this.follow();
     else this.#stay();
   }
@@ -149,10 +151,10 @@ export class Thread {
   #scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.#scroll;
     this.#following = scrollHeight - scrollTop - clientHeight < NEAR;
-    this.#latest.hidden = this.#following;
+    this.#latest.hidden = this.#following || !this.#empty.hidden;
   }
 
   #stay() {
-    if (this.#following) this.#scroll.scrollTop = this.#scroll.scrollHeight;
+    if (this.#following) this.#scroll.scrollTop = this.#empty.hidden ? this.#scroll.scrollHeight : 0;
   }
 }
