@@ -24,7 +24,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it looks for prices el
 import litellm
 from langchain_openai import ChatOpenAI
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PORT = 8917
 BASE = f"http://127.0.0.1:{PORT}/v1"
 START_SECONDS = 300
