@@ -2,25 +2,27 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
+PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 
-.PHONY: run test test-clients lint bench bench-measure setup
+.PHONY: run test test-clients lint bench bench-measure setup page-tools
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
 
-test: setup
+test: setup page-tools
 	$(BIN)/python -m pytest $(ARGS)
 
 # other people's clients, in an environment of their own; not in CI
 test-clients: setup
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement clients/requirements.txt
-	.venv-clients/bin/python clients/try_clients.py
+	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement tests/clients/requirements.txt
+	.venv-clients/bin/python tests/clients/try_clients.py
 
-lint: setup
+lint: setup page-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	if command -v npm >/dev/null; then tests/page/node_modules/.bin/tsc --project tests/page; fi
 
 bench: setup
 	$(BIN)/python bench/report.py $(ARGS)
@@ -33,10 +35,20 @@ bench-measure: setup
 	$(BIN)/python bench/overhead.py --json bench/results/overhead.json
 	$(BIN)/python bench/engine.py --json bench/results/engine.json
 	$(BIN)/python bench/engine.py --compile --json bench/results/engine-compile.json
+	$(BIN)/python bench/browser.py --json bench/results/browser.json
 	$(BIN)/python bench/soak.py --json bench/results/soak.json
 	$(BIN)/python bench/report.py
 
 setup: $(STAMP)
+
+# what checks the page; using it needs none of this
+page-tools:
+	@if command -v npm >/dev/null; then $(MAKE) -s $(PAGE_TOOLS); \
+	else echo "npm is missing, so some checks of the page are left out: apt-get install npm"; fi
+
+$(PAGE_TOOLS): tests/page/package.json tests/page/package-lock.json tests/page/.npmrc
+	npm ci --prefix tests/page --ignore-scripts
+	@touch $@
 
 # the small model's package names dependencies that only its own tool needs, hence --no-deps
 $(STAMP): setup.cfg pyproject.toml constraints.txt

@@ -32,7 +32,18 @@ from aiochatstream.sessions import (
     recent_params,
     reload_session,
 )
-from aiochatstream.web import cors, documents, feedback, generation_params, handlers, history, inspection, place, routes
+from aiochatstream.web import (
+    cors,
+    documents,
+    feedback,
+    generation_params,
+    handlers,
+    history,
+    inspection,
+    page,
+    place,
+    routes,
+)
 from aiochatstream.web.access import is_agent
 from aiochatstream.web.api import mount
 from aiochatstream.web.completion import Callback, Completions
@@ -43,6 +54,7 @@ from aiochatstream.web.openai import routes as openai_routes
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openapi import DIALECT, Table
+from aiochatstream.web.page import Page
 from aiochatstream.web.presence import Presence, comes_from_here
 from aiochatstream.web.promotion import phrase_attempts
 
@@ -94,6 +106,8 @@ class ChatStream(Chat):
     :param logit_bias: up to 300 token ids with numbers from -100 to 100; None is off.
     :param param_limits: the least and the most that requests and users may set, by name, where that is to be less than
         anyone may: ``{"temperature": (0, 1), "top_k": (1, 500)}``. The server's own value must be among them.
+    :param allow_system_prompt: whether a request may say what the model is told first (``system``), in place of what
+        the prompt class says.
     :param token_sampler: chooses the tokens of the model's answers, in place of the built-in sampler.
     :param seed: seeds the sequence of the answers' seeds, 0 to 2**63 - 1; None is random.
     :param max_queue_wait: seconds that a request waits for a slot before it gets 503.
@@ -123,6 +137,7 @@ class ChatStream(Chat):
         role for all browsers, which may call all but get_prompt and get_resource_usage.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
+    :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.
     :param locale: ``en`` or ``ja``: what the log's lines for people are written in (a model that cannot be loaded,
         answers that are stopped at shutdown). Errors for clients and programs are English.
     :param logger: for the lines on loading, answers and shutdown; by default ``aiochatstream.chat``. All others go to
@@ -161,6 +176,7 @@ class ChatStream(Chat):
         no_repeat_ngram_size: int = 0,
         logit_bias: Mapping[int, float] | None = None,
         param_limits: Mapping[str, Sequence[float]] | None = None,
+        allow_system_prompt: bool = False,
         token_sampler: TokenSampler | None = None,
         seed: int | None = None,
         max_queue_wait: float = 60.0,
@@ -181,6 +197,7 @@ class ChatStream(Chat):
         namespace: str = "",
         client_roles: Mapping[str, Any] | None = None,
         allowed_origins: Collection[str] = (),
+        web_ui_params: Mapping[str, Any] | None = None,
         locale: Locale = "en",
         logger: logging.Logger | None = None,
     ) -> None:
@@ -255,7 +272,9 @@ class ChatStream(Chat):
             namespace, cross_origin=bool(self.allowed_origins), grants_roles=self.roles.can_be_granted
         )
         self.num_gpus = num_gpus
+        self.allow_system_prompt = allow_system_prompt
         self.on_feedback_received = on_feedback_received
+        self.page = Page({} if web_ui_params is None else web_ui_params)
         self.presence = Presence()
         self.completions = Completions()
         self.documents = Documents((Table("Chat", routes.APIS), Table(DIALECT, openai_routes.APIS)))
@@ -272,9 +291,7 @@ class ChatStream(Chat):
 
         Once or more often for one app. Raises RuntimeError for a second app.
         """
-        if self.place.enter(app):
-            app.cleanup_ctx.append(self._run_in)
-            app.on_shutdown.append(self._on_shutdown)
+        self._live_in(app, sessions=True)
 
     def routes(
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None, *, prefix: str = ""
@@ -290,11 +307,14 @@ class ChatStream(Chat):
     def append_apis(self, app: web.Application, options: Mapping[str, Any]) -> None:
         """Add endpoints to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
 
-        :param options: exactly one of ``{"include": [API names]}``, ``{"exclude": [API names]}`` and ``{"all": True}``.
+        :param options: exactly one of ``{"include": [API names]}``, ``{"exclude": [API names]}`` and ``{"all": True}``,
+            and, where it is not given to the constructor, ``"web_ui_params": {...}``.
 
         Raises ValueError for other options.
         """
         chosen = routes.chosen_routes(self, options)
+        if "web_ui_params" in options:
+            self.page = Page(options["web_ui_params"])
         self.setup(app)
         added = app.add_routes(chosen)
         if self.allowed_origins:
@@ -304,23 +324,25 @@ class ChatStream(Chat):
         self,
         app: web.Application,
         prefix: str = "/v1",
-        api_keys: Sequence[str] | os.PathLike[str] | None = None,
+        api_keys: Sequence[str] | os.PathLike[str] | ApiKeys | None = None,
         *,
         model_name: str | None = None,
     ) -> None:
-        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
+        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and let it own the start-up and clean-up.
 
-        It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles.
+        It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles. An app with
+        those, too, calls :meth:`setup` beside it.
 
         :param prefix: before each path, as clients have it in their base URL.
-        :param api_keys: who says one of them may call: a list, or the path of a file with a key a line. None: everyone.
+        :param api_keys: who says one of them may call: a list, or the path of a file with a key a line; or
+            :class:`~aiochatstream.web.openai.keys.ApiKeys` of these. None: everyone.
         :param model_name: what clients call the model; None is its own name.
 
         Raises ValueError for other values, and OSError for a file that cannot be read.
         """
-        service = Service(ApiKeys(api_keys), model_name)
+        service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
         added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, service=service))
-        self.setup(app)
+        self._live_in(app, sessions=False)
         if self.allowed_origins:
             cors.allow_origins(
                 app, added, self.allowed_origins, allow_headers="*", expose_headers=openai_errors.EXPOSED_HEADERS
@@ -358,6 +380,7 @@ class ChatStream(Chat):
     handle_healthz_request = handlers.healthz
     handle_readyz_request = handlers.readyz
     handle_metrics_request = handlers.metrics
+    handle_webui_index_request = page.webui_index
     handle_openapi_request = documents.openapi
     handle_docs_request = documents.docs
 
@@ -418,6 +441,11 @@ class ChatStream(Chat):
         except (InvalidValue, ValidationError):
             return ParamOverrides()
         return kept
+
+    def _live_in(self, app: web.Application, *, sessions: bool) -> None:
+        if self.place.enter(app, sessions=sessions):
+            app.cleanup_ctx.append(self._run_in)
+            app.on_shutdown.append(self._on_shutdown)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
         self.place.check_start(app)

@@ -1,4 +1,4 @@
-"""Narrower ranges of one server's parameters, as its owner sets them."""
+"""The ranges of one server's parameters: narrower ones as its owner sets them, and what they come to."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ LIMITED = (
     "no_repeat_ngram_size",
 )
 """What can have limits. Of ``max_new_tokens``, the server's own value is the most."""
+
+ABOVE_ZERO = 0.01
+"""Is told as the least value where a range begins above 0."""
 
 
 def checked_limits(
@@ -49,3 +52,15 @@ def checked_limits(
             raise ValueError(f"param_limits: {name}: must hold the server's own, {own}; {least} to {most} does not.")
         limits[name] = (least, most)
     return limits
+
+
+def allowed_ranges(limits: Mapping[str, tuple[float, float]], own: GenerationParams) -> dict[str, tuple[float, float]]:
+    """The least and the most of what is a number, by name: as anyone may, or narrower where ``limits`` say so.
+
+    :param own: the parameters that hold beside them.
+    """
+    schema = GenerationParams.model_json_schema()["properties"]
+    ranges = {name: (schema[name].get("minimum", ABOVE_ZERO), schema[name]["maximum"]) for name in LIMITED}
+    if own.repetition_penalty_method == "multiplicative":
+        ranges["repetition_penalty"] = (ABOVE_ZERO, ranges["repetition_penalty"][1])
+    return {"max_new_tokens": (1, own.max_new_tokens), **ranges, **limits}

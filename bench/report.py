@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import OK, SCHEMA_VERSION, WRONG_USE
-from page import compare, engine, overhead, soak
+from page import browser, compare, engine, overhead, soak
 from page.section import Report, Section
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,6 +27,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Section, Report], None]]] = {
     "overhead": ("overhead.py", overhead.TITLE, overhead.write),
     "engine": ("engine.py", engine.TITLE, engine.write),
     "engine-compile": ("engine.py --compile", f"{engine.TITLE}, compiled", engine.write),
+    "browser": ("browser.py", browser.TITLE, browser.write),
     "soak": ("soak.py", soak.TITLE, soak.write),
 }
 """By file: what makes it, the title, and what writes the section."""

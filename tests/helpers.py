@@ -54,16 +54,18 @@ async def running_server(
     *,
     handler_cancellation: bool = False,
     client_max_size: int = 1 << 20,
+    port: int = 0,
     api_keys: Sequence[str] | None = None,
 ) -> AsyncIterator[Server]:
     app = web.Application(client_max_size=client_max_size)
     aiohttp_session.setup(app, MemoryStorage() if storage is None else storage)
     app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
     chat_stream.setup_openai(app, api_keys=api_keys)
     runner = web.AppRunner(app, handler_cancellation=handler_cancellation, shutdown_timeout=1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
         await chat_stream.wait_ready()
         yield Server(chat_stream, runner, f"http://127.0.0.1:{runner.addresses[0][1]}")

@@ -34,6 +34,7 @@ class ServerBackend(Backend):
         self._url, self._messages = _base(url), messages
         self.name = str(self._url.with_user(None))  # what is shown has no password
         self._answering = False
+        self._system = ""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -54,6 +55,8 @@ class ServerBackend(Backend):
         body: dict[str, Any] = {"user_input": message, "regenerate": message is None}
         if changes := params.model_dump(exclude_none=True):
             body["params"] = changes
+        if self._system:
+            body["system"] = self._system
         with self._one_sentence_errors():
             async with self._request("POST", "/chat_stream", body, accept="text/event-stream") as response:
                 await self._check(response, "text/event-stream")
@@ -89,21 +92,31 @@ class ServerBackend(Backend):
         """Only the server knows its limits."""
 
     async def get_system(self) -> str:
-        raise ChatStreamError(self._messages.server_sets_system)
+        return self._system
 
     async def set_system(self, text: str) -> None:
-        raise ChatStreamError(self._messages.server_sets_system)
+        if not await self._lets_users_set_system():
+            raise ChatStreamError(self._messages.server_sets_system)
+        self._system = text
 
     async def save(self) -> Saved:
         history = await self._ask("GET", "/history")
         try:
-            return Saved.model_validate({"messages": history.get("messages")})
+            saved = Saved.model_validate({"messages": history.get("messages")})
+            return saved.model_copy(update={"system": self._system}) if self._system else saved
         except ValueError:
             raise self._not_a_server("no history") from None
 
     async def load(self, saved: Saved) -> None:
         body = {"messages": saved.model_dump(exclude_unset=True)["messages"]}
         await self._ask("POST", "/import", body)
+        self._system = saved.system if saved.system and await self._lets_users_set_system() else ""
+
+    async def _lets_users_set_system(self) -> bool:
+        try:
+            return bool((await self._ask("GET", "/ui_config")).get("system_prompt"))
+        except ChatStreamError:  # it has no page, or is older
+            return False
 
     async def _commit(self, token: object) -> None:
         with suppress(ChatStreamError):  # the process that answered keeps the turn, too

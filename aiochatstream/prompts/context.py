@@ -49,7 +49,8 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     if len(ids) > room:
         raise TooLarge(
             f"{newest}: {len(ids) - room} tokens too long. With max_new_tokens={max_new_tokens}, "
-            f"a message has room for {room} of the {context_len} tokens of the context, the template's included."
+            f"a message has room for {room} of the {context_len} tokens of the context, those of template and system "
+            "prompt included."
         )
     return ids
 

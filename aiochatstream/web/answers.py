@@ -81,6 +81,7 @@ class FeedbackTaken(Done):
 
 class ParamsAnswer(Done):
     generation_params: dict[str, Any]
+    limits: dict[str, list[float]]
 
 
 class Worker(TypedDict):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 
-NO_TYPES: Mapping[str, Any] = {}
+NOTHING: Mapping[str, Any] = {}
 
 
 class Api(NamedTuple):
@@ -26,6 +26,7 @@ class Api(NamedTuple):
     name: also the handler's, and what the roles' ``allow`` lists say.
     body: the model of the JSON that it reads. query: that of the query's parameters.
     answers: what a status of 200 comes with, by media type: a type that pydantic knows. ``str`` is text.
+    parts: handlers of other paths that come with it, and are of no use without; nothing is said of them.
     errors: what it is refused with, besides what goes for all (see :mod:`aiochatstream.web.openapi`).
     """
 
@@ -35,8 +36,9 @@ class Api(NamedTuple):
     handler: ServerHandler[...]
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
-    answers: Mapping[str, Any] = NO_TYPES
+    answers: Mapping[str, Any] = NOTHING
     errors: tuple[type[ChatStreamError], ...] = ()
+    parts: Mapping[str, ServerHandler[...]] = NOTHING
 
 
 def mount(apis: Iterable[Api], server: ChatStream, prefix: str, **more: Any) -> list[web.RouteDef]:
@@ -46,4 +48,8 @@ def mount(apis: Iterable[Api], server: ChatStream, prefix: str, **more: Any) -> 
     """
     if prefix and not (prefix.startswith("/") and not prefix.endswith("/")):
         raise ValueError(f"prefix: must begin with a slash and not end with one, not {prefix!r}.")
-    return [api.route(prefix + api.path, functools.partial(api.handler, server, **more)) for api in apis]
+    return [
+        api.route(prefix + path, functools.partial(handler, server, **more))
+        for api in apis
+        for path, handler in ((api.path, api.handler), *api.parts.items())
+    ]

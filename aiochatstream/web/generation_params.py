@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from aiochatstream.param_limits import allowed_ranges
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.errors import answers_errors_as_chatstream
 from aiochatstream.web.json import json_response
@@ -34,7 +35,10 @@ async def get_generation_params(server: ChatStream, request: web.Request) -> web
 
 
 def _effective(server: ChatStream, wanted: ParamOverrides) -> web.Response:
-    """All values, the server's own too, under chatstream's names where it has any. A seed of null is a random one."""
+    """All values, the server's own too, under chatstream's names where it has any, and the ranges that they may be in.
+
+    A seed of null is a random one.
+    """
     others = server.override(wanted).model_dump(mode="json")
     params = {
         "temperature": others.pop("temperature"),
@@ -43,4 +47,5 @@ def _effective(server: ChatStream, wanted: ParamOverrides) -> web.Response:
         **others,
         "seed": wanted.seed,
     }
-    return json_response({"success": True, "message": "success", "generation_params": params})
+    limits = allowed_ranges(server.param_limits, server.params)
+    return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from aiochatstream.errors import ChatStreamError, Forbidden, NotRunningHere
+from aiochatstream.errors import ChatStreamError, Forbidden, InvalidValue, NotRunningHere
 from aiochatstream.metrics import CONTENT_TYPE
 from aiochatstream.turns import RunningTurn
 from aiochatstream.web.access import check_access
@@ -59,7 +59,11 @@ async def _answer(
     else:
         params = server.user_params(user)
         try:
-            turn = await server.begin_turn(user, asked.conversation, asked.ask, params, asked.params)
+            if asked.system and not server.allow_system_prompt:
+                raise InvalidValue("system: must be left out; this server sets the system prompt itself.")
+            turn = await server.begin_turn(
+                user, asked.conversation, asked.ask, params, asked.params, system=asked.system or ""
+            )
         except ChatStreamError as error:
             server.metrics.refused(error.code)
             raise

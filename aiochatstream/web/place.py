@@ -34,10 +34,15 @@ class Place:
         self._grants_roles = grants_roles
         self._app: web.Application | None = None
         self._storage: AbstractStorage | None = None
+        self._needs_sessions = False
         self._warned = False
 
-    def enter(self, app: web.Application) -> bool:
-        """Be in ``app``; False where that is so already. Raises RuntimeError for a second app."""
+    def enter(self, app: web.Application, *, sessions: bool) -> bool:
+        """Be in ``app``; False where that is so already. Raises RuntimeError for a second app.
+
+        :param sessions: whether it takes some there.
+        """
+        self._needs_sessions |= sessions
         if self._app is app:
             return False
         if self._app is not None:
@@ -50,11 +55,12 @@ class Place:
     async def _stay_in(self, app: web.Application) -> AsyncIterator[None]:
         yield
         self._app = self._storage = None  # the app has ended; another may begin
+        self._needs_sessions = False
 
     def check_start(self, app: web.Application) -> None:
         """When ``app`` starts: raises SessionsNotSetUp where it is certain that there are none, or as :meth:`check`."""
         # a sub-app is frozen before its start; its parent's sessions cannot be seen from it
-        if not app.pre_frozen and not has_sessions(app):
+        if self._needs_sessions and not app.pre_frozen and not has_sessions(app):
             raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
         for middleware in _session_middlewares(app):
             storage = inspect.getclosurevars(middleware).nonlocals.get("storage")

@@ -23,7 +23,17 @@ from aiochatstream.errors import (
     TooManyRequests,
 )
 from aiochatstream.saved import Saved
-from aiochatstream.web import answers, documents, feedback, generation_params, handlers, history, inspection, schemas
+from aiochatstream.web import (
+    answers,
+    documents,
+    feedback,
+    generation_params,
+    handlers,
+    history,
+    inspection,
+    page,
+    schemas,
+)
 from aiochatstream.web.api import EVENTS, JSON, TEXT, Api, mount
 
 if TYPE_CHECKING:
@@ -157,6 +167,7 @@ APIS = {
         Api("metrics", web.get, "/metrics", handlers.metrics, answers={TEXT: str}, errors=(Forbidden,)),
         Api("openapi", web.get, "/openapi.json", documents.openapi, answers={JSON: dict[str, Any]}),
         Api("docs", web.get, "/docs", documents.docs, answers={"text/html": str}),
+        Api("webui_index", web.get, "/", page.webui_index, answers={"text/html": str}, parts=page.PARTS),
     )
 }
 
@@ -181,10 +192,11 @@ def chosen_routes(server: ChatStream, options: object) -> list[web.RouteDef]:
     if not isinstance(options, Mapping):
         raise ValueError(f"options: must be a dict, not {options!r}.")
     for key in options:
-        if key not in ("include", "exclude", "all"):
-            raise ValueError(f"options: {key!r} is none of 'include', 'exclude' and 'all'.")
-    if len(options) != 1:
-        given = " and ".join(map(repr, options)) or "none"
+        if key not in ("include", "exclude", "all", "web_ui_params"):
+            raise ValueError(f"options: {key!r} is none of 'include', 'exclude', 'all' and 'web_ui_params'.")
+    choices = [key for key in options if key != "web_ui_params"]
+    if len(choices) != 1:
+        given = " and ".join(map(repr, choices)) or "none"
         raise ValueError(f"options: must have exactly one of 'include', 'exclude' and 'all', not {given}.")
     if options.get("all", True) is not True:
         raise ValueError(f"options: 'all' must be True, not {options['all']!r}.")

@@ -67,6 +67,7 @@ class ChatRequest(ConversationRef):
     continues: Annotated[Flag, Field(alias="continue")] = False
     edit_message_id: Annotated[str, Field(description="the message id of an answer, a string")] | None = None
     if_turn: TurnNumber | None = None
+    system: Annotated[str, Field(max_length=10_000, description="a string of at most 10000 characters")] | None = None
     params: ParamOverrides | None = None
 
     @property

@@ -16,7 +16,7 @@ import pytest
 from tests.processes import END_PATIENCE, PYTHON, ROOT
 
 RESULTS = ROOT / "bench" / "results"
-NAMES = ("compare", "overhead", "engine", "soak")
+NAMES = ("compare", "overhead", "engine", "browser", "soak")
 TEXT = "{http://www.w3.org/2000/svg}text"
 
 
@@ -188,7 +188,14 @@ SOAK = {
     "samples": [{"requests": 10, "rss": 60 * 2**20}, {"requests": 100, "rss": 70 * 2**20}],
 }
 
-MADE = {"compare": COMPARE, "overhead": OVERHEAD, "engine": ENGINE, "soak": SOAK}
+BROWSER = {
+    "rounds": [
+        {"first_paint_ms": 100.4, "first_bytes": 123456, "long_tasks": 0, "something_new": 0.25},
+        {"first_paint_ms": 300.0, "first_bytes": 123456, "long_tasks": 3, "something_new": 0.25},
+    ]
+}
+
+MADE = {"compare": COMPARE, "overhead": OVERHEAD, "engine": ENGINE, "browser": BROWSER, "soak": SOAK}
 
 
 def put(folder: Path, name: str, **more: Any) -> None:
@@ -221,7 +228,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With all four files, and the page made from them."""
+    """With all files, and the page made from them."""
     made = tmp_path_factory.mktemp("results")
     for name in NAMES:
         put(made, name)
@@ -315,13 +322,28 @@ def test_soak_shows_the_verdict_of_the_json(lines: list[str], line: str) -> None
     assert line in lines
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "| first contentful paint, ms | 200 (100-300) |",
+        "| over the wire at the first visit, bytes | 123,456 (123,456-123,456) |",
+        "| tasks of 50 ms or more meanwhile | 2 (0-3) |",
+        "| something_new | 0.2 (0.2-0.2) |",
+    ],
+)
+def test_browser_shows_the_figures_of_the_json(lines: list[str], line: str) -> None:
+    assert line in lines
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_section_tells_when_where_and_how_it_was_measured(lines: list[str], name: str) -> None:
     assert f"python bench/{name}.py --rounds 3" in lines
-    assert lines.count("- measured: 2026-01-02 03:04 UTC") == 4
-    assert lines.count("- machine: Abacus, 2 cores, Os, load average 0.5, 1, 2.25 (1, 5, 15 minutes) at the end") == 4
-    assert lines.count("- software: python 3.99") == 4
-    assert lines.count("- parameters: rounds 3, parts a b") == 4
+    assert lines.count("- measured: 2026-01-02 03:04 UTC") == len(NAMES)
+    assert lines.count(
+        "- machine: Abacus, 2 cores, Os, load average 0.5, 1, 2.25 (1, 5, 15 minutes) at the end"
+    ) == len(NAMES)
+    assert lines.count("- software: python 3.99") == len(NAMES)
+    assert lines.count("- parameters: rounds 3, parts a b") == len(NAMES)
 
 
 CONCURRENCY = "users at a time (concurrency, log)"
@@ -368,8 +390,8 @@ def test_files_that_are_absent_are_told_with_the_command_that_measures_them(tmp_
     put(tmp_path, "soak", interrupted=True)
     assert report(tmp_path).returncode == 0
     page = (tmp_path / "README.md").read_text()
-    assert page.count("Not measured yet.") == 5
-    for command in ("compare.py --rounds 2", "overhead.py", "engine.py", "engine.py --compile"):
+    assert page.count("Not measured yet.") == 6
+    for command in ("compare.py --rounds 2", "overhead.py", "engine.py", "engine.py --compile", "browser.py"):
         assert f"python bench/{command} --json bench/results/" in page
     assert "**Interrupted**" in page
 

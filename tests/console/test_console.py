@@ -208,23 +208,25 @@ async def test_help_names_every_command_and_exit_leaves(open_: Open) -> None:
     assert console.leaving
 
 
-async def test_the_system_prompt_of_a_model_here_can_be_shown_set_and_taken_back(local: Open) -> None:
+async def test_the_system_prompt_can_be_shown_set_and_taken_back(open_: Open) -> None:
     engine = Engine()
-    console = await local(engine)
+    console = await open_(engine, allow_system_prompt=True)
     screen = await take(console, "/system", "/system 猫として話す。", "one", "/system default", "two")
     assert screen.said == [EN.models_own_system, "System prompt: 猫として話す。", EN.models_own_system]
     assert engine.messages[0][0] == {"role": "system", "content": "猫として話す。"}
     assert [message["role"] for message in engine.messages[1]] == ["user", "assistant", "user"]
 
 
-async def test_a_servers_system_prompt_is_its_own_and_it_takes_a_conversation(remote: Open, tmp_path: Path) -> None:
+async def test_a_server_may_keep_its_system_prompt_to_itself_and_it_takes_a_conversation(
+    remote: Open, tmp_path: Path
+) -> None:
     engine = Engine()
     console = await remote(engine)
     file = tmp_path / "talk.json"
     screen = await take(
         console, "/system be a cat", "/system", "one", f"/save {file}", "/clear", f"/load {file}", "two"
     )
-    assert screen.complaints == [EN.server_sets_system, EN.server_sets_system]
+    assert screen.complaints == [EN.server_sets_system]
     assert screen.answers == ["1: one", "2: two"]
     assert [message["content"] for message in engine.messages[1]] == ["one", "1: one", "two"]
 
@@ -248,17 +250,17 @@ async def test_a_saved_conversation_of_either_goes_on_in_a_model_here(open_: Ope
 
 
 async def test_a_saved_conversation_keeps_its_system_prompt_and_what_was_interrupted(
-    local: Open, stepper: Callable[..., Stepper], tmp_path: Path
+    open_: Open, stepper: Callable[..., Stepper], tmp_path: Path
 ) -> None:
     engine, file = stepper(), tmp_path / "talk.json"
-    console = await local(engine)
+    console = await open_(engine, allow_system_prompt=True)
     await take(console, "/system be a cat")
     await interrupted(console, engine, "Count")
     await take(console, f"/save {file}")
     saved = json.loads(file.read_text())
     assert saved["system"] == "be a cat"
     assert [message.get("state") for message in saved["messages"]] == [None, "interrupted"]
-    another = await local(Engine())
+    another = await open_(Engine(), allow_system_prompt=True)
     await take(another, f"/load {file}")
     assert await another.backend.get_system() == "be a cat"
     assert await another.backend.save() == Saved.read(file)

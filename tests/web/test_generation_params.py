@@ -41,6 +41,8 @@ DEFAULTS = {
     "seed": None,
     "stop": [],
     "ignore_eos": False,
+    "logprobs": None,
+    "constraint": None,
 }
 
 
@@ -192,6 +194,19 @@ async def test_the_servers_narrower_limits_hold_for_users_and_requests(start: An
     async with client.post(user_input="hi", params={"temperature": 1.5}) as response:
         assert response.status == 422
         assert (await response.json())["detail"] == "params.temperature: must be from 0 to 1 on this server."
+
+
+async def test_the_ranges_that_are_told_are_those_that_hold(start: Any, client_of: Any) -> None:
+    server = await start(ChatStream(engine=tells_params, top_k=50, param_limits={"top_k": (1, 500)}))
+    client = client_of(server)
+    async with client.session.get(f"{server.url}/get_generation_params") as response:
+        limits = (await response.json())["limits"]
+    assert (limits["max_new_tokens"], limits["top_k"], limits["temperature"]) == ([1, 256], [1, 500], [0, 2])
+    for name, (least, most) in limits.items():
+        for allowed in (least, most):
+            await put(client, **{name: allowed})
+        for beyond in (least - 0.01 if type(least) is float else least - 1, most + 1):
+            assert (await refused(client, **{name: beyond})).startswith(f"{name}: must be"), name
 
 
 async def test_settings_that_a_server_no_longer_allows_are_as_if_never_set(start: Any, client_of: Any) -> None:

@@ -37,6 +37,8 @@ WRONG = [
     ('{"user_input": "hi", "conversation": ""}', 422, "invalid_value", "conversation: must be a name of 1 to 64"),
     ('{"user_input": "hi", "conversation": "a/b"}', 422, "invalid_value", "conversation"),
     ('{"user_input": "hi", "conversation": "a\\n"}', 422, "invalid_value", "conversation"),
+    ('{"user_input": "hi", "system": 5}', 422, "invalid_value", "system: must be a string of at most 10000 characters"),
+    ('{"user_input": "hi", "system": "cat"}', 422, "invalid_value", "system: must be left out"),
     ('{"user_input": "hi", "params": []}', 422, "invalid_value", "params"),
     ('{"user_input": "hi", "params": {"temperature": 2.1}}', 422, "invalid_value", "from 0 (greedy) to 2"),
     ('{"user_input": "hi", "params": {"temperature": NaN}}', 422, "invalid_value", "params.temperature"),
@@ -154,7 +156,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = ["user_input", "regenerate", "conversation", "params", "edit_message_id", "continue", "if_turn"]
+FIELDS = ["user_input", "regenerate", "conversation", "system", "params", "edit_message_id", "continue", "if_turn"]
 PARAMS = sorted(ParamOverrides.model_fields)
 SET = st.dictionaries(st.sampled_from(PARAMS), JSON)
 BODY = st.dictionaries(st.sampled_from(FIELDS), JSON | SET, max_size=5) | SET

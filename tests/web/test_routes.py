@@ -14,6 +14,9 @@ from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.web.routes import APIS
 from tests.helpers import browser, echo, serving
 
+PARTS = [part.__name__ for api in APIS.values() for part in api.parts.values()]
+PATHS = {path.replace(":.+", "") for api in APIS.values() for path in (api.path, *api.parts)}
+
 
 def names(routes: list[web.RouteDef]) -> list[str]:
     found = []
@@ -36,9 +39,12 @@ def test_an_api_is_called_as_its_handler_and_has_a_method_for_own_routes() -> No
 
 def test_routes_are_all_or_those_chosen() -> None:
     chat_stream = ChatStream(engine=echo)
-    assert names(chat_stream.routes()) == list(APIS)
+    assert [name for name in names(chat_stream.routes()) if name not in PARTS] == list(APIS)
     assert names(chat_stream.routes(include=["get_load", "chat_stream"])) == ["chat_stream", "get_load"]
-    assert names(chat_stream.routes(exclude=("metrics",))) == [name for name in APIS if name != "metrics"]
+    assert names(chat_stream.routes(exclude=("metrics",))) == [
+        name for name in names(chat_stream.routes()) if name != "metrics"
+    ]
+    assert names(chat_stream.routes(include=["webui_index"])) == ["webui_index", *PARTS]
     assert names(chat_stream.routes(include=[])) == []
     (route,) = chat_stream.routes(include=["stop"], prefix="/support")
     assert (route.method, route.path) == ("POST", "/support/chat_stream/stop")
@@ -63,9 +69,9 @@ def test_a_wrong_choice_of_routes_is_a_value_error(chosen: Any, says: str) -> No
 @pytest.mark.parametrize(
     ("options", "paths"),
     [
-        ({"all": True}, {api.path for api in APIS.values()}),
+        ({"all": True}, PATHS),
         ({"include": ["chat_stream", "clear_context"]}, {"/chat_stream", "/clear_context"}),
-        ({"exclude": ["metrics"]}, {api.path for api in APIS.values()} - {"/metrics"}),
+        ({"exclude": ["metrics"]}, PATHS - {"/metrics"}),
     ],
 )
 async def test_append_apis_mounts_what_is_chosen_and_sets_up(options: Any, paths: set[str]) -> None:

@@ -1,0 +1,60 @@
+// A block of code: its language, a button that copies it, and colours once the highlighter is there.
+
+import { highlight } from "./highlight.js";
+import { t } from "./i18n.js";
+import { copyText } from "./copy.js";
+import { h, icon } from "./view/dom.js";
+
+/** Characters; longer code stays plain while it is being written. */
+const HIGHLIGHT_WHILE_WRITTEN = 6000;
+
+/**
+ * @param {string} language as the fence says it, or empty
+ * @param {string} text
+ * @param {boolean} complete whether nothing more is to come
+ * @returns {HTMLElement}
+ */
+export function codeBlock(language, text, complete) {
+  const code = h("code", {});
+  const copy = h("button", { type: "button", class: "button quiet small", "data-action": "copy-code" }, [
+    icon("copy"),
+    h("span", {}, [t("copy")]),
+  ]);
+  copy.addEventListener("click", () => copyText(code.textContent ?? "", copy));
+  const figure = h("figure", { class: "code" }, [
+    h("figcaption", {}, [h("span", { class: "language" }, [language]), copy]),
+    h("pre", { tabindex: "0" }, [code]),
+  ]);
+  figure.dataset.language = language;
+  write(code, language, text, complete);
+  return figure;
+}
+
+/**
+ * Write on in the block that is there.
+ * @param {HTMLElement} figure
+ * @param {string} text all of it
+ * @param {boolean} complete
+ */
+export function rewrite(figure, text, complete) {
+  const code = figure.querySelector("code");
+  if (code) write(code, figure.dataset.language ?? "", text, complete);
+}
+
+/**
+ * @param {HTMLElement} code
+ * @param {string} language
+ * @param {string} text
+ * @param {boolean} complete
+ */
+function write(code, language, text, complete) {
+  if (!complete && text.length > HIGHLIGHT_WHILE_WRITTEN) {
+    code.textContent = text;
+    return;
+  }
+  const shown = highlight(language, text, () => {
+    if (code.textContent === text) write(code, language, text, complete);
+  });
+  if (shown) code.replaceChildren(shown);
+  else code.textContent = text;
+}

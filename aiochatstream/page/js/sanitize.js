@@ -1,0 +1,40 @@
+// The one place where HTML becomes nodes. What is not listed here is left out.
+
+import DOMPurify from "../vendor/purify.js";
+
+const ALLOWED = {
+  ALLOWED_TAGS: (
+    "p br hr h3 h4 h5 h6 strong em del code pre blockquote ul ol li table thead tbody tr th td a img span div"
+  ).split(" "),
+  ALLOWED_ATTR: ["href", "src", "alt", "title", "class", "start", "align"],
+  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:|data:image\/(?:png|jpeg|gif|webp);)/i,
+  ADD_URI_SAFE_ATTR: ["start", "align"],
+  ALLOW_DATA_ATTR: false,
+  ALLOW_ARIA_ATTR: false,
+  RETURN_DOM_FRAGMENT: true,
+};
+
+/** Those that markdown.js and the highlighter give. */
+const CLASSES = /^(maths|maths-block|language-\S+|hljs[\w -]*)$/;
+
+const purify = DOMPurify(window);
+
+purify.setConfig(ALLOWED); // once: it takes longer than the sanitizing of a line
+
+purify.addHook("afterSanitizeAttributes", (node) => {
+  if (node.hasAttribute("class") && !CLASSES.test(node.getAttribute("class") ?? "")) node.removeAttribute("class");
+  if (node.nodeName === "A") {
+    node.setAttribute("target", "_blank");
+    node.setAttribute("rel", "noopener noreferrer");
+    if (/^data:/i.test(node.getAttribute("href") ?? "")) node.removeAttribute("href");
+  }
+  if (node.nodeName === "IMG" && !/^data:image\//i.test(node.getAttribute("src") ?? "")) node.remove();
+});
+
+/**
+ * @param {string} html
+ * @returns {DocumentFragment} without anything that could run, load or navigate by itself
+ */
+export function sanitized(html) {
+  return purify.sanitize(html);
+}

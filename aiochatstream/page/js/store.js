@@ -1,0 +1,246 @@
+// What this browser keeps: the list of conversations, drafts, and how the page looks. Nothing that was answered.
+
+/**
+ * @typedef {object} Entry one conversation of the list
+ * @property {string} id its name on the server
+ * @property {string} title empty: it has none yet
+ * @property {number} updated milliseconds since 1970
+ */
+
+/**
+ * @typedef {object} Settings
+ * @property {"" | "light" | "dark"} [theme] empty: the system's
+ * @property {"en" | "ja"} [locale]
+ * @property {boolean} [stats] show times under each answer
+ * @property {boolean} [sidebar] false: folded, where the window is wide
+ */
+
+/**
+ * @typedef {object} Unsent a message that the server has not taken
+ * @property {string} text
+ * @property {string} [edit] message id of the answer whose message it replaces
+ * @property {string | null} [after] message id of the newest answer when it was sent
+ */
+
+/** @typedef {Pick<Storage, "getItem" | "setItem" | "removeItem">} Keeper */
+
+const TITLE_LENGTH = 60;
+
+/** The conversation that a client talks in which names none. */
+export const MAIN = "main";
+
+/** The newest first. Tells `change` when the list changes, here or in another tab. */
+export class Store extends EventTarget {
+  #keeper;
+  #scope;
+  #current;
+
+  /**
+   * @param {Keeper} keeper localStorage
+   * @param {string} scope what keeps two pages of one origin apart
+   */
+  constructor(keeper, scope) {
+    super();
+    this.#keeper = keeper;
+    this.#scope = scope;
+    this.#current = String(this.#read("current", MAIN));
+  }
+
+  /** @returns {Entry[]} */
+  get conversations() {
+    const kept = this.#read("conversations", []);
+    const entries = Array.isArray(kept) ? kept.filter((one) => typeof one?.id === "string") : [];
+    return entries.sort((a, b) => b.updated - a.updated);
+  }
+
+  /** The one that this tab shows, and that the next tab will begin with; there is always one. */
+  get current() {
+    return this.#current;
+  }
+
+  set current(id) {
+    this.#current = id;
+    this.#write("current", id);
+    this.#changed();
+  }
+
+  /** @param {string} id */
+  entry(id) {
+    return this.conversations.find((one) => one.id === id);
+  }
+
+  /** @returns {string} the id of a new conversation, which joins the list when something is said in it */
+  fresh() {
+    const random = crypto.getRandomValues(new Uint8Array(9));
+    return `c-${btoa(String.fromCharCode(...random)).replaceAll("+", "-").replaceAll("/", "_")}`;
+  }
+
+  /**
+   * Something happened in a conversation: it moves to the top, and gets a title if it has none.
+   * @param {string} id
+   * @param {string} said
+   * @param {number} now
+   */
+  touch(id, said, now = Date.now()) {
+    const title = this.entry(id)?.title || titleOf(said);
+    this.#save([{ id, title, updated: now }, ...this.#others(id)]);
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} title
+   */
+  rename(id, title) {
+    const updated = this.entry(id)?.updated ?? Date.now();
+    this.#save([{ id, title: titleOf(title), updated }, ...this.#others(id)]);
+  }
+
+  /**
+   * Forget what is kept of a conversation.
+   * @param {string} id
+   */
+  remove(id) {
+    for (const kind of ["draft", "unsent", "system"]) this.#write(`${kind} ${id}`, null);
+    this.#save(this.#others(id));
+  }
+
+  /**
+   * @param {string} text
+   * @returns {Entry[]} those whose titles have all words of `text`
+   */
+  search(text) {
+    const words = text.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+    return this.conversations.filter((one) => {
+      const title = one.title.toLocaleLowerCase();
+      return words.every((word) => title.includes(word));
+    });
+  }
+
+  /** @param {string} id */
+  draft(id) {
+    return String(this.#read(`draft ${id}`, ""));
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} text
+   */
+  setDraft(id, text) {
+    this.#write(`draft ${id}`, text || null);
+  }
+
+  /**
+   * @param {string} id
+   * @returns {Unsent | null}
+   */
+  unsent(id) {
+    const kept = this.#read(`unsent ${id}`, null);
+    return typeof kept?.text === "string" ? kept : null;
+  }
+
+  /**
+   * @param {string} id
+   * @param {Unsent | null} unsent
+   */
+  setUnsent(id, unsent) {
+    this.#write(`unsent ${id}`, unsent);
+  }
+
+  /** @param {string} id */
+  system(id) {
+    return String(this.#read(`system ${id}`, ""));
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} text
+   */
+  setSystem(id, text) {
+    this.#write(`system ${id}`, text || null);
+  }
+
+  /** @returns {Settings} */
+  get settings() {
+    return this.#read("settings", {}) ?? {};
+  }
+
+  /** @param {Settings} changes */
+  set(changes) {
+    this.#write("settings", { ...this.settings, ...changes });
+  }
+
+  /**
+   * Another tab has written.
+   * @param {string | null} key null: everything is gone
+   * @returns {boolean} whether something was said, or the list changed
+   */
+  heard(key) {
+    const changed = key === null || key === this.#key("conversations");
+    if (changed) this.#changed();
+    return changed;
+  }
+
+  /** @param {string} id */
+  #others(id) {
+    return this.conversations.filter((one) => one.id !== id);
+  }
+
+  /** @param {Entry[]} conversations */
+  #save(conversations) {
+    this.#write("conversations", conversations);
+    this.#changed();
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** @param {string} name */
+  #key(name) {
+    return `aiochatstream ${this.#scope} ${name}`;
+  }
+
+  /**
+   * @param {string} name
+   * @param {any} otherwise
+   * @returns {any}
+   */
+  #read(name, otherwise) {
+    try {
+      return JSON.parse(this.#keeper.getItem(this.#key(name)) ?? "null") ?? otherwise;
+    } catch {
+      return otherwise; // what we did not write
+    }
+  }
+
+  /**
+   * @param {string} name
+   * @param {unknown} value null removes it
+   */
+  #write(name, value) {
+    try {
+      if (value === null) this.#keeper.removeItem(this.#key(name));
+      else this.#keeper.setItem(this.#key(name), JSON.stringify(value));
+    } catch {
+      // full or forbidden: the page works on, and remembers less
+    }
+  }
+}
+
+/** @param {string} said */
+export function titleOf(said) {
+  const line = (said.trim().split("\n", 1)[0] ?? "").trimEnd();
+  const characters = [...line];
+  return characters.length > TITLE_LENGTH ? `${characters.slice(0, TITLE_LENGTH - 1).join("")}…` : line;
+}
+
+/** A keeper for where the browser has none for us. @returns {Keeper} */
+export function memoryKeeper() {
+  /** @type {Map<string, string>} */
+  const kept = new Map();
+  return {
+    getItem: (key) => kept.get(key) ?? null,
+    setItem: (key, value) => void kept.set(key, value),
+    removeItem: (key) => void kept.delete(key),
+  };
+}

@@ -1,0 +1,69 @@
+// What the server has not taken: the message, why, and what can be done about it.
+
+import { t } from "../i18n.js";
+import { h, textButton } from "./dom.js";
+
+/** @typedef {import("../chat.js").Chat} Chat */
+/** @typedef {import("../chat.js").Refused} Refused */
+
+const TICK_MS = 250;
+
+/**
+ * @param {Chat} chat whose `refused` is shown
+ * @param {(text: string) => void} giveBack puts a message into the message box
+ * @returns {HTMLElement}
+ */
+export function refusal(chat, giveBack) {
+  const refused = /** @type {Refused} */ (chat.refused);
+  const { ask, error } = refused;
+  const countdown = h("span", { class: "countdown", "data-role": "countdown" });
+  const box = h("div", { class: "refusal", role: "alert", "data-code": error?.code ?? "not_answered" }, [
+    h("p", {}, [reason(refused), " ", countdown]),
+    h("div", { class: "refusal-actions" }, [
+      textButton(refused.at ? t("send_now") : t("send_again"), () => chat.retry(), "primary small"),
+      "text" in ask
+        ? textButton(t("back_to_box"), () => giveBack(chat.giveUp()), "quiet small")
+        : textButton(t("give_up"), () => chat.giveUp(), "quiet small"),
+    ]),
+  ]);
+  tick(countdown, chat, refused);
+  if (!("text" in ask)) return box;
+  const bubble = h("div", { class: "bubble", "data-role": "unsent" }, [ask.text]);
+  return h("div", { class: "unsent" }, [h("div", { class: "user" }, [bubble]), box]);
+}
+
+/**
+ * Show the seconds that are left; a live region would read out each of them.
+ * @param {HTMLElement} countdown
+ * @param {Chat} chat
+ * @param {Refused} refused
+ */
+function tick(countdown, chat, refused) {
+  if (refused.at === null || chat.refused !== refused) return;
+  const seconds = Math.max(0, Math.ceil((refused.at - Date.now()) / 1000));
+  const text = t("again_in", seconds);
+  if (countdown.textContent !== text) countdown.textContent = text;
+  setTimeout(() => tick(countdown, chat, refused), TICK_MS);
+}
+
+/** @param {Refused} refused */
+function reason({ error }) {
+  switch (error?.code) {
+    case undefined:
+      return t("not_answered");
+    case "too_many_requests":
+      return t("busy");
+    case "starting":
+    case "draining":
+    case "store_unavailable":
+    case "unreachable":
+    case "conversation_busy":
+    case "conversation_changed":
+    case "answer_elsewhere":
+      return t(error.code);
+    case "internal_server_error":
+      return t("broke", error.detail);
+    default:
+      return t("refused", error?.detail ?? "");
+  }
+}

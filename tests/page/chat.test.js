@@ -1,0 +1,204 @@
+// One conversation, against a server that says what the test wants.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { ApiError } from "../../aiochatstream/page/js/api.js";
+import { Chat } from "../../aiochatstream/page/js/chat.js";
+import { memoryKeeper, Store } from "../../aiochatstream/page/js/store.js";
+
+const USAGE = { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 2 };
+
+const done = (more = {}) => ({
+  event: "done",
+  data: { message_id: "id-1", finish_reason: "stop", usage: USAGE, timing: {}, turn: 1, ...more },
+});
+
+const delta = (text) => ({ event: "delta", data: { text } });
+
+/** An api whose chat gives these events (an error among them is thrown), and whose history has these messages. */
+function serverOf({ events = [], messages = [], turn = 0, ...more }) {
+  const asked = [];
+  const committed = [];
+  const api = {
+    asked,
+    committed,
+    history: async () => ({ turn, messages }),
+    commit: async (commit) => void committed.push(commit),
+    async chat(body) {
+      asked.push(body);
+      if (events[0] instanceof Error) throw events[0];
+      return {
+        devTool: false,
+        events: (async function* () {
+          for (const event of events) {
+            if (event instanceof Error) throw event;
+            yield event;
+          }
+        })(),
+      };
+    },
+    ...more,
+  };
+  return api;
+}
+
+async function chatWith(api, store = new Store(memoryKeeper(), "/")) {
+  const chat = new Chat(api, store, "main");
+  await chat.load();
+  return { chat, store };
+}
+
+const said = (chat) => chat.turns.map(({ user, answer, state }) => [user, answer, state]);
+
+const HISTORY = [
+  { role: "user", content: "one" },
+  { role: "assistant", content: "1", message_id: "a", state: "complete" },
+  { role: "user", content: "two" },
+  { role: "assistant", content: "2", message_id: "b", state: "interrupted" },
+];
+
+test("an answer grows, and is complete when the server says so", async () => {
+  const { chat, store } = await chatWith(serverOf({ events: [delta("Hel"), delta("lo"), done({ commit: "sealed" })] }));
+  await chat.send("Hi");
+  assert.deepEqual(said(chat), [["Hi", "Hello", "complete"]]);
+  assert.equal(chat.busy, null);
+  assert.equal(store.entry("main")?.title, "Hi");
+  assert.equal(store.unsent("main"), null);
+});
+
+test("what the server seals is committed at once, and the turn number that was seen goes with each message", async () => {
+  const api = serverOf({ events: [delta("a"), done({ commit: "sealed", turn: 7 })], messages: HISTORY, turn: 6 });
+  const { chat } = await chatWith(api);
+  await chat.send("Hi");
+  await chat.send("Again");
+  assert.deepEqual(api.committed, ["sealed", "sealed"]);
+  assert.deepEqual(api.asked.map((body) => body.if_turn), [6, 7]);
+});
+
+for (const [ask, body, turns] of [
+  [{ kind: "edit", text: "new", id: "a" }, { user_input: "new", edit_message_id: "a" }, [["new", "x", "complete"]]],
+  [{ kind: "regenerate" }, { regenerate: true }, [["one", "1", "complete"], ["two", "x", "complete"]]],
+  [{ kind: "continue" }, { continue: true }, [["one", "1", "complete"], ["two", "2x", "complete"]]],
+]) {
+  test(`${ask.kind}: what is asked, and what stands there then`, async () => {
+    const api = serverOf({ events: [delta("x"), done()], messages: HISTORY, turn: 2 });
+    const { chat } = await chatWith(api);
+    await chat.ask(ask);
+    assert.deepEqual(api.asked, [{ conversation: "main", if_turn: 2, ...body }]);
+    assert.deepEqual(said(chat), turns);
+  });
+
+  test(`${ask.kind}: a refusal leaves what was there`, async () => {
+    const refusal = new ApiError(422, "invalid_value", "no");
+    const { chat } = await chatWith(serverOf({ events: [refusal], messages: HISTORY, turn: 2 }));
+    const before = said(chat);
+    await chat.ask(ask);
+    assert.deepEqual(said(chat), before);
+    assert.deepEqual(chat.refused, { ask, error: refusal, at: null });
+  });
+}
+
+test("an engine that fails leaves the history as it was, and the message to be sent again", async () => {
+  const failure = { event: "error", data: { error: { error: "internal_server_error", detail: "broke" } } };
+  const { chat, store } = await chatWith(serverOf({ events: [delta("half"), failure] }));
+  await chat.send("Hi");
+  assert.deepEqual(said(chat), []);
+  assert.equal(chat.refused?.error?.code, "internal_server_error");
+  assert.equal(store.unsent("main")?.text, "Hi");
+  assert.equal(chat.giveUp(), "Hi");
+  assert.equal(store.unsent("main"), null);
+  const { chat: going } = await chatWith(serverOf({ events: [delta("half"), failure], messages: HISTORY, turn: 2 }));
+  await going.ask({ kind: "continue" });
+  assert.deepEqual(said(going).at(-1), ["two", "2", "interrupted"]);
+});
+
+test("who is quicker than the history sees it after the answer", async () => {
+  const events = [delta("3"), done({ message_id: "c", turn: 3 })];
+  const after = [...HISTORY, { role: "user", content: "three" }, { role: "assistant", content: "3", message_id: "c" }];
+  const api = serverOf({ events, messages: after, turn: 3 });
+  const chat = new Chat(api, new Store(memoryKeeper(), "/"), "main");
+  await chat.send("three");
+  assert.deepEqual(said(chat).map(([user]) => user), ["one", "two", "three"]);
+  assert.equal(api.asked[0].if_turn, undefined);
+});
+
+test("a full queue is asked again when it said", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
+  const events = [new ApiError(503, "too_many_requests", "full", 7)];
+  const api = serverOf({ events });
+  const { chat, store } = await chatWith(api);
+  await chat.send("Hi");
+  assert.equal(chat.refused?.at, Date.now() + 7000);
+  assert.equal(store.unsent("main")?.text, "Hi");
+  events.splice(0, 1, delta("Hello"), done());
+  context.mock.timers.tick(6999);
+  assert.equal(api.asked.length, 1);
+  const over = new Promise((resolve) => chat.addEventListener("change", () => chat.busy ?? resolve(null)));
+  context.mock.timers.tick(1);
+  await over;
+  assert.deepEqual(said(chat), [["Hi", "Hello", "complete"]]);
+  assert.equal(store.unsent("main"), null);
+});
+
+test("a connection that breaks keeps the text that came", async () => {
+  const { chat } = await chatWith(serverOf({ events: [delta("half"), new TypeError("network")] }));
+  await chat.send("Hi");
+  chat.close();
+  assert.deepEqual(said(chat), [["Hi", "half", "interrupted"]]);
+});
+
+test("a stream that ends without a word is no complete answer", async () => {
+  const { chat } = await chatWith(serverOf({ events: [delta("half")] }));
+  await chat.send("Hi");
+  chat.close();
+  assert.deepEqual(said(chat), [["Hi", "half", "interrupted"]]);
+});
+
+test("a message that was stopped before its answer began is given back", async () => {
+  const { chat } = await chatWith(serverOf({ events: [done({ finish_reason: "cancelled" })] }));
+  const returned = [];
+  chat.addEventListener("returned", (event) => returned.push(event.detail));
+  await chat.send("Hi");
+  assert.deepEqual([returned, said(chat)], [["Hi"], []]);
+});
+
+test("words of the server's own are no turn, and a pass phrase becomes no title", async () => {
+  const nothing = { prompt_tokens: 0, cached_tokens: 0, completion_tokens: 0 };
+  const { chat, store } = await chatWith(serverOf({ events: [delta("New role"), done({ usage: nothing })] }));
+  const told = [];
+  chat.addEventListener("said", (event) => told.push(event.detail));
+  await chat.send("open sesame");
+  assert.deepEqual([told, said(chat), store.conversations.map((one) => one.title)], [["New role"], [], [""]]);
+});
+
+test("a message that was left unanswered is found again, unless the server has it", async () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.setUnsent("main", { text: "two", after: "a" });
+  const { chat: lost } = await chatWith(serverOf({ messages: HISTORY.slice(0, 2), turn: 1 }), store);
+  assert.deepEqual(lost.refused, { ask: { kind: "send", text: "two" }, error: null, at: null });
+  const { chat: arrived } = await chatWith(serverOf({ messages: HISTORY, turn: 2 }), store);
+  assert.equal(arrived.refused, null);
+  assert.equal(store.unsent("main"), null);
+  store.setUnsent("main", { text: "two", after: "b" });
+  const { chat: again } = await chatWith(serverOf({ messages: HISTORY, turn: 3 }), store);
+  assert.equal(again.refused?.ask.text, "two", "it was said before, and then once more");
+});
+
+test("a message whose answer is under way elsewhere counts as unanswered only when that came to nothing", async () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.setUnsent("main", { text: "two", after: "a" });
+  const api = serverOf({ messages: [...HISTORY.slice(0, 3), { ...HISTORY[3], state: "running" }], turn: 2 });
+  const { chat } = await chatWith(api, store);
+  assert.equal(chat.refused, null);
+  api.history = async () => ({ messages: HISTORY.slice(0, 2), turn: 2 });
+  await chat.load();
+  assert.equal(chat.refused?.ask.text, "two");
+});
+
+test("turns that are still there stay the same objects, so that nothing of them is drawn anew", async () => {
+  const { chat } = await chatWith(serverOf({ messages: HISTORY, turn: 2 }));
+  const before = [...chat.turns];
+  await chat.load();
+  assert.ok(chat.turns.every((turn, index) => turn === before[index]));
+});

@@ -1,0 +1,98 @@
+"""The list of conversations: new, renamed, deleted, searched, saved to a file and read from one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from aiochatstream import ChatStream
+from aiochatstream.saved import Saved
+from tests.page.chatting import Chat, repeats
+from tests.page.conftest import Visit
+
+pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
+
+
+async def test_conversations_are_listed_renamed_searched_and_deleted(start: Any, visit: Visit) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    page, listed = chat.page, chat.page.locator("#conversations > li")
+    for title in ("Tea", "Coffee", "紅茶の話"):
+        await page.locator("#new-chat").click()
+        await chat.ask(title)
+    await expect(listed).to_have_text(["紅茶の話", "Coffee", "Tea"])
+    await listed.nth(1).hover()
+    await listed.nth(1).get_by_role("button", name="Rename").click()
+    await page.keyboard.type("Espresso")
+    await page.keyboard.press("Enter")
+    await expect(listed).to_have_text(["紅茶の話", "Espresso", "Tea"])
+    await page.locator("#search").fill("紅茶")
+    await expect(listed).to_have_text(["紅茶の話"])
+    await page.locator("#search").fill("cocoa")
+    await expect(listed).to_have_text(["No conversation has these words in its title."])
+    await page.locator("#search").fill("")
+    await page.reload()
+    await listed.nth(1).get_by_role("button", name="Espresso").click()
+    await chat.see_turns("Coffee", "Coffee")
+    await listed.nth(1).hover()
+    await listed.nth(1).get_by_role("button", name="Delete the conversation").click()
+    await chat.confirm()
+    await expect(listed).to_have_text(["紅茶の話", "Tea"])
+    await chat.see_turns("紅茶の話", "紅茶の話")
+    await listed.nth(1).click()
+    await chat.see_turns("Tea", "Tea")
+
+
+async def test_a_conversation_goes_into_a_file_and_back(start: Any, visit: Visit, tmp_path: Path) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    page, file = chat.page, tmp_path / "saved.json"
+    await chat.ask("Guten Tag")
+    await chat.ask("さようなら")
+    async with page.expect_download() as downloading:
+        await page.locator("#export").click()
+    download = await downloading.value
+    assert download.suggested_filename == "Guten Tag.json"
+    await download.save_as(file)
+    assert Saved.read(file).turns == 2, "aiochatstream chat reads it, too"
+    other = Chat(await visit(page.url))
+    for path, texts in (
+        (file, ["Guten Tag"] * 2 + ["さようなら"] * 2),
+        (written(tmp_path / "attack.json", "<img src=x onerror=alert(1)>"), ["<img src=x onerror=alert(1)>"] * 2),
+    ):
+        async with other.page.expect_file_chooser() as choosing:
+            await other.page.locator("#import").click()
+        await (await choosing.value).set_files(path)
+        await other.see_turns(*texts)
+    await other.page.reload()
+    await other.see_turns(*["<img src=x onerror=alert(1)>"] * 2)
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    async with other.page.expect_file_chooser() as choosing:
+        await other.page.locator("#import").click()
+    await (await choosing.value).set_files(broken)
+    await expect(other.page.locator("#notices")).to_contain_text("This file holds no conversation.")
+
+
+def written(file: Path, text: str) -> Path:
+    """A conversation of one turn as a file."""
+    file.write_text(
+        json.dumps({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]})
+    )
+    return file
+
+
+async def test_an_answer_goes_on_while_another_conversation_is_shown(start: Any, visit: Visit, stepper: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=3))
+    chat = Chat(await visit(server.url))
+    await chat.send("Count")
+    engine.allow(2)
+    await expect(chat.answer()).to_have_text("1 2")
+    await chat.page.locator("#new-chat").click()
+    await expect(chat.turns).to_have_count(0)
+    engine.allow(1)
+    await chat.page.locator("#conversations").get_by_text("Count").click()
+    await chat.see_turns("Count", "1 2 3")

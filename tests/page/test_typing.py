@@ -1,0 +1,149 @@
+"""The message box: keys, input methods, phones, and doing without a mouse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+
+from aiochatstream import ChatStream
+from tests.page.chatting import Chat, repeats
+from tests.page.conftest import Visit
+
+pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
+
+PHONE = {"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True}
+
+
+async def test_enter_sends_and_shift_enter_breaks_the_line(start: Any, visit: Visit) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    await expect(chat.message).to_be_focused()
+    await expect(chat.send_button).to_be_disabled()
+    for keys in ("Enter", " ", "Enter"):
+        await chat.page.keyboard.press(keys)
+    await expect(chat.turns).to_have_count(0)
+    await chat.write("")
+    await chat.page.keyboard.type("one")
+    await chat.page.keyboard.press("Shift+Enter")
+    await chat.page.keyboard.type("two")
+    await chat.page.keyboard.press("Enter")
+    await expect(chat.said()).to_have_text("one\ntwo", use_inner_text=True)
+    await expect(chat.message).to_have_value("")
+
+
+async def test_enter_that_ends_a_composition_does_not_send(start: Any, visit: Visit) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    devtools = await chat.page.context.new_cdp_session(chat.page)
+
+    async def compose(text: str) -> None:
+        await devtools.send("Input.imeSetComposition", {"text": text, "selectionStart": -1, "selectionEnd": -1})
+
+    async def enter_in_the_input_method() -> None:
+        key = {"key": "Process", "code": "Enter", "windowsVirtualKeyCode": 229}
+        await devtools.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **key})
+        await devtools.send("Input.dispatchKeyEvent", {"type": "keyUp", **key})
+
+    await chat.message.focus()
+    await compose("にほん")
+    await enter_in_the_input_method()
+    await devtools.send("Input.insertText", {"text": "日本"})
+    await compose("ご")
+    await press_enter(chat.page, composing=True)  # as Chromium and Firefox tell of it
+    await devtools.send("Input.insertText", {"text": "語"})
+    await press_enter(chat.page, key_code=229)  # as Safari does, when the composition is over already
+    await expect(chat.message).to_have_value("日本語")
+    await expect(chat.turns).to_have_count(0)
+    await chat.page.keyboard.press("Enter")
+    await chat.see_turns("日本語", "日本語")
+
+
+async def test_on_a_phone_enter_breaks_the_line_and_the_button_sends(start: Any, visit: Visit) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url, **PHONE))
+    await chat.message.tap()
+    await chat.page.keyboard.type("one")
+    await chat.page.keyboard.press("Enter")
+    await chat.page.keyboard.type("two")
+    await expect(chat.message).to_have_value("one\ntwo")
+    await expect(chat.turns).to_have_count(0)
+    await chat.send_button.tap()
+    await expect(chat.said()).to_have_text("one\ntwo", use_inner_text=True)
+
+
+async def test_everything_can_be_done_without_a_mouse(start: Any, visit: Visit, stepper: Any) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine))
+    chat, keys = Chat(await visit(server.url)), None
+    keys = chat.page.keyboard
+    await keys.type("Count")
+    await keys.press("Enter")
+    engine.allow(2)
+    await expect(chat.answer()).to_have_text("1 2")
+    await keys.press("Escape")
+    engine.allow(1)
+    await chat.see_state("interrupted")
+    await expect(chat.message).to_be_focused()
+    await tab_to(chat.page, "Answer again", "Shift+Tab")
+    await keys.press("Enter")
+    engine.allow(2)
+    await expect(chat.answer()).to_have_text("1 2")
+    await tab_to(chat.page, "Stop")
+    await keys.press("Space")
+    engine.allow(1)
+    await chat.see_state("interrupted")
+    await expect(chat.message).to_be_focused()
+    await keys.press("ArrowUp")  # in an empty box: edits what was said last
+    await expect(chat.page.get_by_role("textbox", name="Edit the message")).to_be_focused()
+    await keys.press("Escape")
+    await expect(chat.button("edit")).to_be_focused()
+    await tab_to(chat.page, "Settings", "Shift+Tab")
+    await keys.press("Enter")
+    await tab_to(chat.page, "Temperature")
+    await keys.press("Escape")
+    await tab_to(chat.page, "New chat", "Shift+Tab")
+    await keys.press("Enter")
+    await expect(chat.turns).to_have_count(0)
+    await expect(chat.message).to_be_focused()
+
+
+async def test_each_stop_of_the_tab_key_shows_where_it_is(start: Any, visit: Visit) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    await chat.ask("Hello")
+    for _ in range(30):
+        await chat.page.keyboard.press("Tab")
+        shown = await chat.page.evaluate(
+            """() => {
+              const one = document.activeElement, style = getComputedStyle(one);
+              if (one === document.body) return true;
+              const outlined = (node) => {
+                const { outlineStyle, outlineWidth, boxShadow } = getComputedStyle(node);
+                return (outlineStyle !== "none" && parseFloat(outlineWidth) > 0) || boxShadow !== "none";
+              };
+              return outlined(one) || outlined(one.parentElement) || one.outerHTML.slice(0, 200);
+            }"""
+        )
+        assert shown is True
+
+
+async def press_enter(page: Page, *, composing: bool = False, key_code: int = 13) -> None:
+    """What a browser tells the page of a key that an input method has taken."""
+    await page.locator("#message").evaluate(
+        """(box, [isComposing, keyCode]) => box.dispatchEvent(new KeyboardEvent(
+             "keydown", { key: "Enter", isComposing, keyCode, bubbles: true, cancelable: true }))""",
+        [composing, key_code],
+    )
+
+
+async def tab_to(page: Page, name: str, key: str = "Tab") -> None:
+    """Press ``key`` until what is called ``name`` has the focus."""
+    for _ in range(40):
+        await page.keyboard.press(key)
+        focused = await page.evaluate(
+            """() => {
+              const one = document.activeElement;
+              return [one.ariaLabel, one.textContent, ...[...(one.labels ?? [])].map((label) => label.textContent)];
+            }"""
+        )
+        if any((text or "").strip().startswith(name) for text in focused):
+            return
+    raise AssertionError(f"{key} does not reach {name}")
