@@ -182,12 +182,15 @@ async def test_imported_answers_have_ids_of_their_own(client: Client) -> None:
         (None, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}], "messages: must be of user and assistant in turn"),
-        ([{"role": "system", "content": "x"}], "messages.role: must be 'user' or 'assistant'"),
+        ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
         ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user says"),
-        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}], "messages.content: must be a string"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}],
+            "messages.1.content: must be a string",
+        ),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x", "message_id": "<b>"}],
-            "messages.message_id: must be a string of up to 64 of the characters",
+            "messages.1.message_id: must be a string of up to 64 of the characters",
         ),
     ],
 )
