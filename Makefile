@@ -15,8 +15,8 @@ test: setup page-tools
 # other people's clients, in an environment of their own; not in CI
 test-clients: setup
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement clients/requirements.txt
-	.venv-clients/bin/python clients/try_clients.py
+	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement tests/clients/requirements.txt
+	.venv-clients/bin/python tests/clients/try_clients.py
 
 lint: setup page-tools
 	$(BIN)/ruff check .

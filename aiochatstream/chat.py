@@ -25,7 +25,7 @@ from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import CHARS_PER_TOKEN, AbstractChatPrompt, GivenMessages, GivenTexts, fit
-from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User
+from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User, random_id
 from aiochatstream.threads import in_daemon_thread
 from aiochatstream.turns import ENDING_SECONDS, Ended, Event, Failed, Job, RunningTurn, Text, Turns
 
@@ -79,7 +79,7 @@ class Chat:
         self._chat_prompt_clazz = chat_prompt_clazz
         self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
         self._memory = MemoryConversationStore()
-        self._console_user = User("console", self._memory)
+        self._console_user = User(random_id(), self._memory)  # no account of an app is called that
         self._turns = Turns(self._turn_ended)
         self._loading: asyncio.Task[None] | None = None
         self.metrics = Metrics(

@@ -30,6 +30,7 @@ from aiochatstream.sessions import (
     keeps_data_in_cookie,
     load_session,
     recent_params,
+    reload_session,
 )
 from aiochatstream.web import (
     cors,
@@ -267,7 +268,9 @@ class ChatStream(Chat):
         self.roles = Roles(client_roles, routes.APIS)
         self.phrase_attempts = phrase_attempts()
         self.allowed_origins = cors.checked_origins(allowed_origins)
-        self.place = place.Place(namespace, cross_origin=bool(self.allowed_origins))
+        self.place = place.Place(
+            namespace, cross_origin=bool(self.allowed_origins), grants_roles=self.roles.can_be_granted
+        )
         self.num_gpus = num_gpus
         self.allow_system_prompt = allow_system_prompt
         self.on_feedback_received = on_feedback_received
@@ -288,9 +291,7 @@ class ChatStream(Chat):
 
         Once or more often for one app. Raises RuntimeError for a second app.
         """
-        if self.place.enter(app):
-            app.cleanup_ctx.append(self._run_in)
-            app.on_shutdown.append(self._on_shutdown)
+        self._live_in(app, sessions=True)
 
     def routes(
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None, *, prefix: str = ""
@@ -323,23 +324,25 @@ class ChatStream(Chat):
         self,
         app: web.Application,
         prefix: str = "/v1",
-        api_keys: Sequence[str] | os.PathLike[str] | None = None,
+        api_keys: Sequence[str] | os.PathLike[str] | ApiKeys | None = None,
         *,
         model_name: str | None = None,
     ) -> None:
-        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
+        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and let it own the start-up and clean-up.
 
-        It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles.
+        It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles. An app with
+        those, too, calls :meth:`setup` beside it.
 
         :param prefix: before each path, as clients have it in their base URL.
-        :param api_keys: who says one of them may call: a list, or the path of a file with a key a line. None: everyone.
+        :param api_keys: who says one of them may call: a list, or the path of a file with a key a line; or
+            :class:`~aiochatstream.web.openai.keys.ApiKeys` of these. None: everyone.
         :param model_name: what clients call the model; None is its own name.
 
         Raises ValueError for other values, and OSError for a file that cannot be read.
         """
-        service = Service(ApiKeys(api_keys), model_name)
+        service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
         added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, service=service))
-        self.setup(app)
+        self._live_in(app, sessions=False)
         if self.allowed_origins:
             cors.allow_origins(
                 app, added, self.allowed_origins, allow_headers="*", expose_headers=openai_errors.EXPOSED_HEADERS
@@ -409,13 +412,17 @@ class ChatStream(Chat):
 
         Who has come to know the old identity does not have the new one. Call it before the response begins.
         """
-        await (await self.user_session(request)).renew()
+        await (await self._browser_session(request)).renew()  # whatever the client says of itself
 
     async def user_session(self, request: web.Request) -> UserSession:
         """The request's user and where the user's conversations are."""
-        if is_agent(request):
-            return AgentSession(request)
+        return AgentSession(request) if is_agent(request) else await self._browser_session(request)
+
+    async def _browser_session(self, request: web.Request) -> UserSession:
+        early = request.get(aiohttp_session.SESSION_KEY)
         session = await self.session(request)
+        if session is early and not session._changed:  # before the body, which may have taken its time
+            await reload_session(request, session)
         account = None if self._identify_user is None else await self._identify_user(request)
         if account is not None and not (isinstance(account, str) and account):  # one for many would be a leak
             raise TypeError(f"identify_user: must return a name that is not empty, or None, not {account!r}.")
@@ -434,6 +441,11 @@ class ChatStream(Chat):
         except (InvalidValue, ValidationError):
             return ParamOverrides()
         return kept
+
+    def _live_in(self, app: web.Application, *, sessions: bool) -> None:
+        if self.place.enter(app, sessions=sessions):
+            app.cleanup_ctx.append(self._run_in)
+            app.on_shutdown.append(self._on_shutdown)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
         self.place.check_start(app)

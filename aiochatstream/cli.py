@@ -28,6 +28,7 @@ from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import errors_as_json
 from aiochatstream.web.openai import errors as openai_errors
+from aiochatstream.web.openai.keys import ApiKeys
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def serve(options: argparse.Namespace) -> int:
     _check_what_answers(options)
     messages = messages_of(options.locale)
     sessions = session_options.sessions_of(options, messages, os.environ)
+    api_keys = _api_keys(options.api_key_file)
     listener = _listen(options.host, options.port, messages)
     url = _url(options.host, listener.getsockname()[1])
     chat_stream = ChatStream(
@@ -101,7 +103,8 @@ def serve(options: argparse.Namespace) -> int:
         app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
     aiohttp_session.setup(app, sessions.storage)
     app.add_routes(chat_stream.routes())
-    chat_stream.setup_openai(app, OPENAI_PREFIX, _api_keys(options.api_key_file), model_name=_model_name(options))
+    chat_stream.setup(app)
+    chat_stream.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
     app.on_startup.append(start_announcing)
     web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
     return _end(_complain(failures[0]) if failures else 0)
@@ -153,9 +156,9 @@ def _model_name(options: argparse.Namespace) -> str | None:
     return "replay" if options.replay is not None else None if options.mock is None else f"mock-{options.mock}"
 
 
-def _api_keys(file: Path | None) -> list[str] | Path | None:
-    """Where the API keys are: in the file, or in the environment, where that has any."""
-    return file if file is not None else os.environ.get(API_KEYS, "").split() or None
+def _api_keys(file: Path | None) -> ApiKeys:
+    """The API keys of the file, or of the environment, where that has any."""
+    return ApiKeys(file if file is not None else os.environ.get(API_KEYS, "").split() or None)
 
 
 def bench(options: argparse.Namespace) -> int:

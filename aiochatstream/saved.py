@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from aiochatstream.conversation import MAX_CHARS, AnswerState, Conversation, Turn
+from aiochatstream.conversation import MAX_CHARS, MAX_TURNS, AnswerState, Conversation, Turn
 from aiochatstream.params import STRICT, describe
 
 MessageId = Annotated[
@@ -35,7 +35,7 @@ class Saved(BaseModel):
     model_config = STRICT
 
     system: str = Field(default="", description="a string")
-    messages: list[Message] = Field(description="a list of messages")
+    messages: list[Message] = Field(max_length=2 * MAX_TURNS, description=f"a list of at most {2 * MAX_TURNS} messages")
 
     @model_validator(mode="after")
     def _turns_are_whole(self) -> Saved:
@@ -66,14 +66,16 @@ class Saved(BaseModel):
 
     def to_conversation(self) -> Conversation:
         """The conversation; an answer that was under way is an interrupted one. Each answer has an id of its own."""
-        conversation = Conversation()
+        turns: list[Turn] = []
+        used: set[str] = set()
         for user, answer in zip(self.messages[::2], self.messages[1::2], strict=True):
             state: AnswerState = "complete" if answer.state == "complete" else "interrupted"
-            used = not answer.message_id or conversation.find(answer.message_id) is not None
-            message_id = str(uuid.uuid4()) if used else answer.message_id
-            turn = Turn(user.content, answer.content, message_id, state)
-            conversation = conversation.begin(message_id).with_turn(turn)
-        return conversation
+            message_id = answer.message_id or str(uuid.uuid4())
+            if message_id in used:
+                message_id = str(uuid.uuid4())
+            used.add(message_id)
+            turns.append(Turn(user.content, answer.content, message_id, state))
+        return Conversation(tuple(turns), number=len(turns), begun=turns[-1].message_id if turns else "")
 
     def write(self, file: Path) -> None:
         """Put it into ``file``. Raises OSError."""

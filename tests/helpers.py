@@ -60,6 +60,7 @@ async def running_server(
     app = web.Application(client_max_size=client_max_size)
     aiohttp_session.setup(app, MemoryStorage() if storage is None else storage)
     app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
     chat_stream.setup_openai(app, api_keys=api_keys)
     runner = web.AppRunner(app, handler_cancellation=handler_cancellation, shutdown_timeout=1)
     await runner.setup()

@@ -19,6 +19,7 @@ from aiochatstream import (
     ScriptedEngine,
     prompts,
 )
+from aiochatstream.ask import Ask
 from aiochatstream.sessions import User
 from tests.helpers import echo, until
 
@@ -150,7 +151,7 @@ async def test_the_option_for_special_tokens_counts_more_than_the_prompt_class(
         model=model, tokenizer=tokenizer, chat_prompt_clazz=WithBos, add_special_tokens=option, max_new_tokens=1
     )
     async with chat_stream:
-        turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", "Hello")
+        turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", Ask("Hello"))
         assert await turn.wait_ended()
         assert turn.usage.prompt_tokens == len(tokenizer("Hello")["input_ids"]) + begins
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from cryptography.fernet import Fernet
 from openai import OpenAI
 
 from aiochatstream.cli import main
@@ -78,26 +79,44 @@ def test_a_file_without_a_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "has no key" in capsys.readouterr().err
 
 
+async def talk(url: str, text: str, jar: aiohttp.CookieJar) -> list[str]:
+    """All that was said in the conversation, when ``text`` was."""
+    async with aiohttp.ClientSession(cookie_jar=jar) as session:
+        client = Client(session, url)
+        await client.say(text)
+        return await client.texts()
+
+
+async def with_restart(folder: Path, storage: str, *starts: tuple[list[str], dict[str, str]]) -> list[str]:
+    """What one browser has said at one server after the other, which are started with options and an environment."""
+    jar = aiohttp.CookieJar(unsafe=True)
+    for at, (options, env) in enumerate(starts):
+        with serve(folder / str(at), "--mock", "echo", "--session", storage, *options, env=env) as process:
+            texts = await talk(url_when_ready(process), str(at), jar)
+            assert process.end() == 0
+            assert "Traceback" not in process.err
+    return texts
+
+
 def test_conversations_in_redis_go_on_after_a_restart(tmp_path: Path, redis_server: RedisServer) -> None:
-    async def talk(url: str, text: str, jar: aiohttp.CookieJar) -> list[str]:
-        async with aiohttp.ClientSession(cookie_jar=jar) as session:
-            client = Client(session, url)
-            await client.say(text)
-            return await client.texts()
+    starts = (["--redis", redis_server.url], {}), ([], {"REDIS_URL": redis_server.url})
+    assert asyncio.run(with_restart(tmp_path, "redis", *starts)) == ["0", "0", "1", "1"]
 
-    async def with_restart() -> list[str]:
-        jar = aiohttp.CookieJar(unsafe=True)
-        for text, options, env in (
-            ("one", ["--redis", redis_server.url], {}),
-            ("two", [], {"REDIS_URL": redis_server.url}),
-        ):
-            with serve(tmp_path / text, "--mock", "echo", "--session", "redis", *options, env=env) as process:
-                texts = await talk(url_when_ready(process), text, jar)
-                assert process.end() == 0
-                assert "Traceback" not in process.err
-        return texts
 
-    assert asyncio.run(with_restart()) == ["one", "one", "two", "two"]
+def test_conversations_in_cookies_go_on_after_a_restart_with_a_new_key_before_the_old(tmp_path: Path) -> None:
+    old, new = (Fernet.generate_key().decode() for _ in range(2))
+    file = tmp_path / "keys"
+    file.write_text(f"{new}\n{old}\n")
+    starts = ([], {"AIOCHATSTREAM_SECRET_KEY": old}), (["--secret-key-file", str(file)], {})
+    assert asyncio.run(with_restart(tmp_path, "cookie", *starts)) == ["0", "0", "1", "1"]
+
+
+def test_a_key_that_is_made_at_the_start_is_warned_of_and_lasts_no_longer(tmp_path: Path) -> None:
+    with serve(tmp_path, "--mock", "echo", "--session", "cookie", "--dev") as process:
+        url_when_ready(process)
+        assert "--dev: the key of the cookies is made at this start" in process.err
+        assert process.end() == 0
+    assert asyncio.run(with_restart(tmp_path, "cookie", *[(["--dev"], {})] * 2)) == ["1", "1"]
 
 
 @pytest.mark.parametrize(

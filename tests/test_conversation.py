@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiochatstream import Conversation, Turn
-from aiochatstream.conversation import MAX_CHARS
+from aiochatstream.conversation import MAX_CHARS, MAX_TURNS
 
 TURNS = tuple(Turn(f"question {number}", f"answer {number}", f"id {number}") for number in range(4))
 
@@ -85,6 +85,12 @@ def test_a_conversation_that_grows_too_long_loses_as_many_of_its_oldest_turns_as
     assert full.with_turn(Turn("x", "", "4")) == Conversation((*a_quarter[1:], Turn("x", "", "4")), first=1)
     longer = Turn("x" * MAX_CHARS, "y", "5")
     assert full.with_turn(longer) == Conversation((longer,))
+
+
+def test_a_conversation_of_too_many_turns_loses_the_oldest() -> None:
+    short = tuple(Turn("x", "", str(number)) for number in range(MAX_TURNS + 1))
+    full = Conversation(short[:-1], first=5)
+    assert full.with_turn(short[-1]) == Conversation(short[1:], first=4)
 
 
 def test_starting_at_moves_first_and_keeps_every_turn() -> None:

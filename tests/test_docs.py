@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
+from cryptography.fernet import Fernet
 
 import aiochatstream
 from aiochatstream import ChatStream, MemoryConversationStore
@@ -48,10 +49,11 @@ def test_everything_there_is_has_its_place(folder: Path, page: str, names: list[
     assert [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)] == []
 
 
-def test_migrating_names_tests_that_there_are() -> None:
-    named = re.findall(r"`(test_\w+)`", (DOCS / "migrating.md").read_text())
+@pytest.mark.parametrize(("page", "least"), [("migrating.md", 13), ("security.md", 60), ("ja/security.md", 60)])
+def test_a_page_names_tests_that_there_are(page: str, least: int) -> None:
+    named = re.findall(r"`(test_\w+)`", (DOCS / page).read_text())
     tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
-    assert len(named) > 13
+    assert len(named) > least
     assert [name for name in named if f"def {name}(" not in tests] == []
 
 
@@ -77,6 +79,7 @@ def anchors(text: str) -> set[str]:
 def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVELOPER_PHRASE", "sesame")
     monkeypatch.setenv("MONITOR_KEY_SHA256", "0" * 64)
+    monkeypatch.setenv("SECRET_KEYS", Fernet.generate_key().decode())
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:

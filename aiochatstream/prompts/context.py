@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from aiochatstream.conversation import Conversation
 from aiochatstream.errors import TooLarge
 from aiochatstream.prompts.base import AbstractChatPrompt
 
 CHARS_PER_TOKEN = 16
-"""No real text has more characters a token on average. A longer message is refused before it is tokenised, because
-encoding a megabyte holds the GIL for a second."""
+"""No real text has more characters a token on average. A longer message is refused before it is tokenised, and of a
+longer history only the end is, because encoding a megabyte holds the GIL for a second."""
 
 KEEP_AFTER_CUT = 0.75
 """Share of the room that is left filled by a cut, so that the start of the prompt then stays for many turns."""
@@ -29,6 +30,7 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     length = len(prompt.message) + len(prompt.open_answer)
     if length > longest:
         raise TooLarge(f"{newest}: {length} characters, at most {longest} are read.")
+    prompt.conversation = _end_of(prompt.conversation, longest)
     room = context_len - max_new_tokens
     ids = prompt.encode()
     if len(ids) <= room:
@@ -51,3 +53,14 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
             "prompt included."
         )
     return ids
+
+
+def _end_of(conversation: Conversation, chars: int) -> Conversation:
+    """``conversation``, of which the model is told no more than the newest turns of so many characters."""
+    first, read = len(conversation.turns), 0
+    for turn in reversed(conversation.turns[conversation.first :]):
+        read += len(turn.user) + len(turn.answer)
+        if read > chars:
+            break
+        first -= 1
+    return conversation.starting_at(first)

@@ -39,7 +39,8 @@ class GivenMessages:
     @property
     def chars(self) -> int:
         """How long it is."""
-        return sum(len(message.get("content") or "") for message in self.messages) + len(str(self.tools))
+        texts = sum(len(one.get("content") or "") for one in self.messages)
+        return texts + sum(len(str(one.get("tool_calls", ""))) for one in self.messages) + len(str(self.tools))
 
     def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
         """The one prompt.

@@ -57,6 +57,6 @@ def in_words(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> lis
 
 def _call(function: dict[str, Any]) -> str:
     told = dict(function)
-    with suppress(ValueError):  # as the model wrote them
+    with suppress(ValueError, RecursionError):  # as the model wrote them
         told["arguments"] = json.loads(function["arguments"])
     return f"{BEGIN_CALL}\n{json.dumps(told, ensure_ascii=False)}\n{END_CALL}"

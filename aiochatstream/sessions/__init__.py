@@ -2,7 +2,7 @@
 
 from aiochatstream.sessions.agent import AgentSession
 from aiochatstream.sessions.cookie import CookieUserSession
-from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, recent_params
+from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, random_id, recent_params
 from aiochatstream.sessions.sealed import CookieStorage
 from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 from aiochatstream.sessions.user import (
@@ -13,6 +13,7 @@ from aiochatstream.sessions.user import (
     granted_role,
     keeps_data_in_cookie,
     load_session,
+    reload_session,
 )
 
 __all__ = [
@@ -31,5 +32,7 @@ __all__ = [
     "granted_role",
     "keeps_data_in_cookie",
     "load_session",
+    "random_id",
     "recent_params",
+    "reload_session",
 ]

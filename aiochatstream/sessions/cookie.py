@@ -43,6 +43,10 @@ class CookieUserSession(UserSession):
         if here is not None and (here.number > sealed.number or here.begun == sealed.begun):
             return await self._what_fits(name, here)
         if entry["awaits_answer"]:
+            for user_id in self._earlier_ids:  # by which the turn was begun, before a login
+                here = await self._store.load(user_id, name)
+                if here is not None and here.begun == sealed.begun:
+                    return await self._what_fits(name, here)
             raise AnswerElsewhere(
                 "The last answer of this conversation is held by another worker process, or was lost with it. "
                 "Send again to reach that worker, or POST /clear_context to begin anew."
@@ -73,7 +77,8 @@ class CookieUserSession(UserSession):
         the conversation; nothing has changed then.
         """
         commit = Commit.open(token, self._fernet)
-        if commit.user_id != self.id:
+        ours = commit.name == self._full(commit.name.rpartition("/")[2])
+        if not ours or commit.user_id not in (self.id, *self._earlier_ids):
             raise ConversationChanged("commit: the token was made for another session.")
         entry = self._entries.get(commit.name)
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
@@ -124,14 +129,6 @@ class CookieUserSession(UserSession):
         await self._put(name, cleared, answered=True)
         return bool(sealed.turns or (here and here.turns) or (entry and entry["awaits_answer"]))
 
-    async def _change_id(self) -> None:
-        """An older cookie, which goes by the old id, is not to find in this process what is said from now on."""
-        for name, entry in self._entries.items():
-            here = await self._store.load(self.id, name)
-            if entry["awaits_answer"] and here is not None and here.begun == unpack(entry["sealed"]).begun:
-                self._entries[name] = _entry(here, answered=True)
-        self._data["id"] = random_id()
-
     async def _make_room(self) -> None:
         if self._entries:
             self._data["conversations"] = await self._shrunk(self._entries)
@@ -172,14 +169,17 @@ class CookieUserSession(UserSession):
     async def _shrunk(self, entries: dict[str, Any], newest: str | None = None) -> dict[str, Any]:
         """``entries`` without the oldest turns of the largest conversations, so that browsers keep the cookies.
 
-        The newest turn of the conversation ``newest`` goes last.
+        Conversations that were cleared go first, the newest turn of the conversation ``newest`` last.
         """
         entries = dict(entries)
         while await self._cookie_bytes(entries) > self._budget:
             turns = {name: _turns_in(entry) for name, entry in entries.items()}
-            droppable = [name for name, count in turns.items() if count > (name == newest)]
             others = [name for name in entries if name != newest]
-            if droppable:
+            cleared = [name for name in others if not turns[name] and not entries[name]["awaits_answer"]]
+            droppable = [name for name, count in turns.items() if count > (name == newest)]
+            if cleared:
+                del entries[cleared[0]]
+            elif droppable:
                 largest = max(droppable, key=lambda name: len(entries[name]["sealed"]))
                 entries[largest] = await self._without_oldest(entries, largest, keep=int(largest == newest))
             elif others:
@@ -208,7 +208,7 @@ class CookieUserSession(UserSession):
 
     async def _cookie_bytes(self, entries: dict[str, Any]) -> int:
         """How long the session's cookies are with ``entries`` in them."""
-        session = Session(None, data=None, new=True)
+        session = Session(None, data=None, new=True, max_age=self._session.max_age)
         session.update({**self._session, SESSION_KEY: {**self._data, "conversations": entries}})
         probe = web.Response()
         await self._storage.save_session(self._request, probe, session)

@@ -39,7 +39,8 @@ class MemoryStorage(SessionStorage):
     :param idle_seconds: how long one is kept after its last use.
     :param max_bytes: how much all of them may take.
 
-    The other parameters are those of :class:`SessionStorage`. An id that was not given out here is never taken over.
+    The other parameters are those of :class:`SessionStorage`. An id that was not given out here is never taken over,
+    and one that was given up is not revived by a request that began before.
     """
 
     def __init__(
@@ -83,8 +84,11 @@ class MemoryStorage(SessionStorage):
                 self._sessions.pop(session.identity)
             self.save_cookie(response, "", max_age=session.max_age)
             return
-        identity: str = session.identity or random_id()
-        if session.identity is None:
+        known: str | None = session.identity
+        if known is not None and self._sessions.get(known) is None:  # given up meanwhile
+            return  # who has the new cookie must not lose it
+        identity = known or random_id()
+        if known is None:
             session.set_new_identity(identity)
         self._sessions.put(identity, self._encoder(self._get_session_data(session)))
         self.save_cookie(response, identity, max_age=session.max_age)

@@ -37,7 +37,7 @@ class CookieStorage(SessionStorage):
         first; take the old one out when its cookies may go.)
     :param max_age: seconds after which a cookie is no longer taken, since it was set last; None is never.
     :param max_bytes: what both cookies may take, with their names and attributes, 256 to 8,000. Conversations keep
-        within it; a session of an app's own that does not is logged.
+        within it, beside what an app itself has in the session; where that alone is more, the log says so.
 
     The other parameters are those of :class:`SessionStorage`. Raises ValueError for what is no key.
     """

@@ -29,6 +29,10 @@ MAX_PARAMS_BYTES = 1024
 """What the parameters of a user may take as JSON: a cookie has to hold them beside the conversation."""
 
 
+EARLIER_IDS = 4
+"""How many of a user's earlier ids a session knows: a cookie has to hold them."""
+
+
 class Kept(NamedTuple):
     """What became of a conversation that was to be kept.
 
@@ -136,6 +140,17 @@ class UserSession(User):
         """The user's account, or the random id of the session; a fresh one where that knows none yet."""
         return str(self._data["id"]) if self._account is None else self._account
 
+    async def load(self, name: str) -> Conversation:
+        for user_id in (self.id, *self._earlier_ids):
+            kept = await self._store.load(user_id, self._full(name))
+            if kept is not None:
+                return kept
+        return Conversation()
+
+    async def forget(self, name: str) -> bool:
+        user_ids = (self.id, *self._earlier_ids)
+        return any([await self._store.forget(user_id, self._full(name)) for user_id in user_ids])
+
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         """Write into the session what it has to hold, just before a response begins.
 
@@ -190,7 +205,7 @@ class UserSession(User):
         """
         await self.refresh()
         if SESSION_KEY in self._session:
-            await self._change_id()
+            self._change_id()
             await self._make_room()
             self._write()
         self._session.changed()
@@ -212,8 +227,19 @@ class UserSession(User):
             await self._refresh()
         self._take_from_session()
 
-    async def _change_id(self) -> None:
-        """Go by another id from now on, where the old one can be found out. In the server's memory, none can."""
+    def _change_id(self) -> None:
+        """Go by another id from now on, where an older cookie still holds the one of now. What was said goes by that
+        one until the conversation goes on; what an older cookie adds to it is not seen then.
+        """
+        if self._session.identity is None:
+            self._data["was"] = [self._data["id"], *self._data.get("was", [])][:EARLIER_IDS]
+            self._data["id"] = random_id()
+
+    @property
+    def _earlier_ids(self) -> list[str]:
+        """By which what was said before a renewal is found, the newest first."""
+        earlier: list[str] = self._data.get("was", []) if self._account is None else []
+        return earlier
 
     async def _make_room(self) -> None:
         """See to it that the session can be kept with all that is in ``_data``."""
@@ -234,12 +260,7 @@ class UserSession(User):
             self._session._mapping[SESSION_KEY] = self._data
 
     async def _refresh(self) -> None:
-        """Bring the session up to date, in place: the app may hold on to the object."""
-        self._request[AIOHTTP_SESSION_KEY] = None
-        fresh = await load_session(self._request)
-        self._session._mapping = dict(fresh)
-        self._session._identity, self._session._new = fresh.identity, fresh.new
-        self._request[AIOHTTP_SESSION_KEY] = self._session
+        await reload_session(self._request, self._session)
 
     def pinned(self) -> AbstractContextManager[None]:
         """In this block, a storage in memory keeps the session, however many others there are."""
@@ -290,6 +311,15 @@ async def load_session(request: web.Request) -> Session:
         return await get_session(request)
     except ValueError:  # the stock storages do not expect bytes that are no UTF-8
         return await new_session(request)
+
+
+async def reload_session(request: web.Request, session: Session) -> None:
+    """Bring ``session``, that of ``request``, up to date, in place: the app may hold on to the object."""
+    request[AIOHTTP_SESSION_KEY] = None
+    fresh = await load_session(request)
+    session._mapping = dict(fresh)
+    session._identity, session._new = fresh.identity, fresh.new
+    request[AIOHTTP_SESSION_KEY] = session
 
 
 def keeps_data_in_cookie(request: web.Request) -> bool:

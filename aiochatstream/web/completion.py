@@ -89,7 +89,7 @@ class Completions:
 
     def tell(self, callback: Callback, request: web.Request, message: str) -> None:
         """Have ``callback(request, message)`` called soon. What it raises is logged."""
-        task = asyncio.create_task(_call(callback, request, message), name=f"callback {message}")
+        task = asyncio.create_task(_call(callback, request, message), name="callback")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -100,4 +100,4 @@ async def _call(callback: Callback, request: web.Request, message: str) -> None:
         if inspect.isawaitable(result):
             await result
     except Exception:
-        logger.exception("The callback of %s %s failed (%s)", request.method, request.path, message)
+        logger.exception("The callback of %s %s failed", request.method, request.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -46,7 +47,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
-    parts = [f"<p>{escape(operation['description'])}</p>" if "description" in operation else ""]
+    parts = [f"<p>{_words(operation['description'])}</p>" if "description" in operation else ""]
     if "parameters" in operation:
         rows = (
             _row(f"{one['name']} ({one['in']})", one["schema"], required=one.get("required", False))
@@ -60,7 +61,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
             command = f"curl http://127.0.0.1:8080{path} -H 'Content-Type: {media}' -d '{{...}}'"
     rows = (_response(status, response) for status, response in operation["responses"].items())
     parts.append(f"<h4>Answers</h4><table>{''.join(rows)}</table><pre>{escape(command)}</pre>")
-    head = f"<code>{method.upper()} {escape(path)}</code> {escape(operation['summary'])}"
+    head = f"<code>{method.upper()} {escape(path)}</code> {_words(operation['summary'])}"
     return f"<details><summary>{head}</summary>{''.join(parts)}</details>"
 
 
@@ -74,7 +75,7 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
     required = schema.get("required", ())
     fields = schema.get("properties", {}).items()
     rows = "".join(_row(field, one, required=field in required) for field, one in fields)
-    told = f"<p>{escape(schema['description'])}</p>" if "description" in schema else ""
+    told = f"<p>{_words(schema['description'])}</p>" if "description" in schema else ""
     body = f"<table>{rows}</table>" if rows else f"<p>{_type(schema)}</p>"
     return f'<details id="{escape(name)}"><summary><code>{escape(name)}</code></summary>{told}{body}</details>'
 
@@ -83,8 +84,13 @@ def _row(name: str, schema: Mapping[str, Any], *, required: bool) -> str:
     told = next((one["description"] for one in (schema, *schema.get("anyOf", ())) if "description" in one), "")
     need = "" if required else "optional"
     return (
-        f"<tr><th><code>{escape(name)}</code></th><td>{_type(schema)}</td><td>{need}</td><td>{escape(told)}</td></tr>"
+        f"<tr><th><code>{escape(name)}</code></th><td>{_type(schema)}</td><td>{need}</td><td>{_words(told)}</td></tr>"
     )
+
+
+def _words(text: str) -> str:
+    """Text, and code between backticks."""
+    return re.sub("`+([^`]+)`+", r"<code>\1</code>", escape(text))
 
 
 def _type(schema: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from aiochatstream.errors import (
     Forbidden,
     InvalidKey,
     InvalidValue,
+    StoreUnavailable,
     TooLarge,
     TooManyRequests,
     Unauthorized,
@@ -115,7 +116,7 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
 
 def _operation(one: Mounted, schemas: Mapping[Any, dict[str, Any]], overload_status: int) -> dict[str, Any]:
     api = one.api
-    text = ROUTE.sub("", (api.handler.__doc__ or "").strip(), count=1)
+    text = ROUTE.sub("", (api.handler.__doc__ or "").strip(), count=1).replace("``", "`")
     summary, _, description = (text[:1].upper() + text[1:]).partition("\n\n")
     is_openai = one.tag == DIALECT
     operation: dict[str, Any] = {
@@ -160,7 +161,7 @@ def _responses(
     if is_openai:
         errors |= {InvalidKey, Forbidden}
     elif api.name not in ALWAYS_ALLOWED:
-        errors |= {Unauthorized, Forbidden}
+        errors |= {Unauthorized, Forbidden, StoreUnavailable}
     body = {JSON: {"schema": schemas[openai_answers.OpenAIErrorBody if is_openai else ErrorBody]}}
     for status, codes in sorted(_by_status(errors, overload_status, is_openai=is_openai).items()):
         responses[str(status)] = {"description": "; ".join(codes), "content": body}

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from types import FunctionType
 
 from aiohttp import web
-from aiohttp_session import STORAGE_KEY, AbstractStorage
+from aiohttp_session import STORAGE_KEY, AbstractStorage, SimpleCookieStorage
 
 from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions import SESSIONS_HINT, MemoryStorage
@@ -25,17 +25,24 @@ class Place:
 
     :param namespace: what its conversations and roles go by in the sessions; no other's there.
     :param cross_origin: pages of other origins are to reach it with their session's cookie.
+    :param grants_roles: sessions are to hold roles.
     """
 
-    def __init__(self, namespace: str, *, cross_origin: bool) -> None:
+    def __init__(self, namespace: str, *, cross_origin: bool, grants_roles: bool) -> None:
         self.namespace = namespace
         self._cross_origin = cross_origin
+        self._grants_roles = grants_roles
         self._app: web.Application | None = None
         self._storage: AbstractStorage | None = None
+        self._needs_sessions = False
         self._warned = False
 
-    def enter(self, app: web.Application) -> bool:
-        """Be in ``app``; False where that is so already. Raises RuntimeError for a second app."""
+    def enter(self, app: web.Application, *, sessions: bool) -> bool:
+        """Be in ``app``; False where that is so already. Raises RuntimeError for a second app.
+
+        :param sessions: whether it takes some there.
+        """
+        self._needs_sessions |= sessions
         if self._app is app:
             return False
         if self._app is not None:
@@ -48,11 +55,12 @@ class Place:
     async def _stay_in(self, app: web.Application) -> AsyncIterator[None]:
         yield
         self._app = self._storage = None  # the app has ended; another may begin
+        self._needs_sessions = False
 
     def check_start(self, app: web.Application) -> None:
         """When ``app`` starts: raises SessionsNotSetUp where it is certain that there are none, or as :meth:`check`."""
         # a sub-app is frozen before its start; its parent's sessions cannot be seen from it
-        if not app.pre_frozen and not has_sessions(app):
+        if self._needs_sessions and not app.pre_frozen and not has_sessions(app):
             raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
         for middleware in _session_middlewares(app):
             storage = inspect.getclosurevars(middleware).nonlocals.get("storage")
@@ -60,7 +68,9 @@ class Place:
                 self._use(storage, app)
 
     def check(self, request: web.Request) -> None:
-        """Raises SessionsNotSetUp where another ChatStream has the same namespace in the sessions of ``request``."""
+        """Raises SessionsNotSetUp where the sessions of ``request`` hold another ChatStream's of the same namespace, or
+        cannot hold roles.
+        """
         storage = request.get(STORAGE_KEY)
         if storage is not None and storage is not self._storage:
             self._use(storage, request.match_info.apps[0])
@@ -80,6 +90,11 @@ class Place:
                     f"Two ChatStreams use the same sessions with the same namespace {self.namespace!r}: make them with "
                     f"different ones, ChatStream(namespace='...')."
                 )
+        if self._grants_roles and isinstance(storage, SimpleCookieStorage):
+            raise SessionsNotSetUp(
+                "client_roles: with SimpleCookieStorage everybody writes into the session what they like, and so takes "
+                "any role. Use MemoryStorage, or another storage that clients cannot write into."
+            )
         self._storage = storage
         cookie = storage.cookie_params
         # samesite is None where the cookie says nothing of it, which browsers take for Lax

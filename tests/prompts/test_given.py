@@ -21,9 +21,10 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "Does f."}}
 
 
 class Transcript(AbstractChatPrompt):
-    def build_initial_prompt(self) -> None:
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
         self.set_system("Be kind.")
-        self.add_example("Q", "A")
+        self.add_requester_msg("Q")
+        self.add_responder_msg("A")
 
     def create_prompt(self) -> str:
         lines = [f"{one.role}: {one.message or ''}" for one in self.get_contents()]

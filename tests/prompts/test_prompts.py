@@ -225,6 +225,22 @@ def test_a_far_too_long_message_is_refused_without_tokenising_it(tokenizer: Any)
     assert refused.encoded == 0
 
 
+def test_of_a_history_that_cannot_fit_only_the_end_is_tokenised(tokenizer: Any) -> None:
+    read = []
+
+    class Measured(ChatPrompt):
+        def encode(self) -> list[int]:
+            read.append(
+                sum(len(turn.user + turn.answer) for turn in self.conversation.turns[self.conversation.first :])
+            )
+            return super().encode()
+
+    prompt = made(tokenizer, "And?", tuple(Turn("x" * 40, "y" * 40, str(n)) for n in range(1000)), clazz=Measured)
+    assert len(fit(prompt, context_len=200, max_new_tokens=20)) <= 180
+    assert 0 < max(read) <= 16 * 200
+    assert 900 < prompt.conversation.first < 1000
+
+
 def test_a_prompt_class_that_was_written_for_chatstream_needs_no_change(tokenizer: Any) -> None:
     prompt = ForChatStream()
     prompt.conversation, prompt.message, prompt.tokenizer = (

@@ -292,6 +292,17 @@ async def test_a_second_conversation_remembers_while_the_first_fills_the_cookie(
     assert len(await client.texts()) >= 4
 
 
+async def test_conversations_that_were_cleared_take_no_room_from_others(start_worker: Any, client_of: Any) -> None:
+    client = client_of(await start_worker())
+    for number in range(70):
+        await client.say("x", conversation=f"c{number}")
+        async with client.post("/clear_context", conversation=f"c{number}") as response:
+            assert response.status == 200
+    for number in range(20):
+        await client.say(f"turn {number}")
+    assert len(await client.texts()) == 40
+
+
 async def test_a_message_far_too_large_for_a_cookie_is_answered_and_never_packed(
     start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

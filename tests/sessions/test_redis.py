@@ -7,14 +7,12 @@ import json
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-import aiohttp_session
 import pytest
-from aiohttp import web
 from redis.asyncio import Redis
 
 from aiochatstream.errors import ConversationBusy, ConversationChanged
 from aiochatstream.sessions.redis import RedisConversationStore, RedisStorage
-from tests.helpers import PATIENCE, browser, serving, until
+from tests.helpers import PATIENCE, until
 from tests.redis_server import RedisServer
 from tests.sessions.conftest import NewUser
 from tests.sessions.test_storages import ONE, TWO
@@ -76,34 +74,6 @@ async def test_nothing_is_kept_of_sessions_that_hold_nothing_or_nothing_any_more
     await user.remember("blue")
     assert await redis.dbsize() == 1
     await user.invalidate()
-    assert await redis.dbsize() == 0
-
-
-async def test_a_session_that_was_given_up_is_not_revived_by_a_request_that_began_before(redis: Redis) -> None:
-    loaded, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(request: web.Request) -> web.Response:
-        session = await aiohttp_session.get_session(request)
-        if not session.empty:
-            loaded.set()
-            await go_on.wait()
-        session["note"] = "slow"
-        return web.Response()
-
-    async def log_out(request: web.Request) -> web.Response:
-        (await aiohttp_session.get_session(request)).invalidate()
-        return web.Response()
-
-    app = web.Application()
-    aiohttp_session.setup(app, RedisStorage(redis))
-    app.add_routes([web.post("/slow", slow), web.post("/log_out", log_out)])
-    async with serving(app) as url, browser(url) as user:
-        await user.post("/slow")
-        late = asyncio.create_task(user.session.post(f"{url}/slow"))
-        await loaded.wait()
-        await user.post("/log_out")
-        go_on.set()
-        assert "Set-Cookie" not in (await late).headers
     assert await redis.dbsize() == 0
 
 

@@ -12,18 +12,14 @@ from aiohttp_session import AbstractStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, CookieStorage, MemoryStorage
+from aiochatstream import ChatStream, ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
 from tests.helpers import Client, browser, echo, serving, sse_events
 
 KEY = Fernet.generate_key()
 
-STORAGES = [MemoryStorage, lambda: CookieStorage(KEY), lambda: EncryptedCookieStorage(Fernet(KEY))]
 
-storages = pytest.mark.parametrize("make", STORAGES, ids=["memory", "cookie", "aiohttp-session's cookie"])
-
-
-def app_with_login(storage: AbstractStorage) -> web.Application:
-    chat_stream = ChatStream(engine=echo)
+def app_with_login(storage: AbstractStorage, store: ConversationStore | None = None) -> web.Application:
+    chat_stream = ChatStream(engine=echo, conversation_store=store)
     app = web.Application()
     aiohttp_session.setup(app, storage)
     app.add_routes(chat_stream.routes())
@@ -42,8 +38,18 @@ def app_with_login(storage: AbstractStorage) -> web.Application:
     return app
 
 
-async def log_in(client: Client) -> None:
-    async with client.post("/login") as response:
+APPS = {
+    "memory": lambda: app_with_login(MemoryStorage()),
+    "cookie": lambda: app_with_login(CookieStorage(KEY)),
+    "aiohttp-session's cookie": lambda: app_with_login(EncryptedCookieStorage(Fernet(KEY))),
+    "cookie and a store": lambda: app_with_login(CookieStorage(KEY), MemoryConversationStore()),
+}
+
+everywhere = pytest.mark.parametrize("make", APPS.values(), ids=APPS)
+
+
+async def log_in(client: Client, headers: dict[str, str] | None = None) -> None:
+    async with client.session.post(f"{client.url}/login", headers=headers) as response:
         assert response.status == 200
 
 
@@ -57,9 +63,9 @@ def cookies(client: Client) -> dict[str, str]:
     return {cookie.key: cookie.value for cookie in client.session.cookie_jar}
 
 
-@storages
+@everywhere
 async def test_the_conversation_goes_on_and_the_old_identity_learns_nothing_more(make: Any) -> None:
-    async with serving(app_with_login(make())) as url, browser(url) as client, browser(url) as thief:
+    async with serving(make()) as url, browser(url) as client, browser(url) as thief:
         await client.say("before")
         thief.session.cookie_jar.update_cookies(cookies(client))
         assert await thief.texts() == ["before", "before "]
@@ -70,25 +76,61 @@ async def test_the_conversation_goes_on_and_the_old_identity_learns_nothing_more
         assert await who(client) == "anna"
         assert await who(thief) == "nobody"
         assert "after" not in await thief.texts()
+        await thief.say("planted")
+        assert "planted" not in await client.texts()
+        async with client.post("/clear_context") as response:
+            assert response.status == 200
+        assert await client.texts() == []
 
 
-@storages
+@everywhere
 async def test_a_streamed_answer_that_waits_in_the_process_survives_the_login(make: Any) -> None:
-    async with serving(app_with_login(make())) as url, browser(url) as client:
+    async with serving(make()) as url, browser(url) as client:
         async with client.post(accept="text/plain", user_input="before") as response:
             await response.read()
         await log_in(client)
         assert await client.texts() == ["before", "before "]
 
 
-@storages
+@everywhere
 async def test_one_who_logs_in_before_saying_anything_has_a_conversation_from_then_on(make: Any) -> None:
-    async with serving(app_with_login(make())) as url, browser(url) as client:
+    async with serving(make()) as url, browser(url) as client:
         await log_in(client)
         for text in ("one", "two"):
             await client.say(text)
         assert await client.texts() == ["one", "one ", "two", "two "]
         assert await who(client) == "anna"
+
+
+async def test_a_login_that_says_it_comes_from_an_agent_renews_the_session_too() -> None:
+    async with serving(APPS["memory"]()) as url, browser(url) as client, browser(url) as thief:
+        await client.say("before")
+        thief.session.cookie_jar.update_cookies(cookies(client))
+        await log_in(client, {"X-FastSession-Skip": "skip"})
+        await client.say("after")
+        assert await thief.texts() == []
+
+
+async def test_the_token_of_an_answer_is_taken_after_a_login_on_another_worker_and_the_thief_has_none_to_give() -> None:
+    async with serving(APPS["cookie"]()) as url, serving(APPS["cookie"]()) as other, browser(url) as client:
+        async with client.post(accept="text/event-stream", user_input="before") as response:
+            token = [event async for event in sse_events(response)][-1][1]["commit"]
+        stolen = cookies(client)
+        client = Client(client.session, other)
+        await log_in(client)
+        async with client.session.get(f"{other}/history") as response:
+            assert (await response.json())["error"] == "answer_elsewhere"
+        async with client.post("/commit", commit=token) as response:
+            assert response.status == 200
+        assert await client.texts() == ["before", "before "]
+        async with browser(url) as thief:
+            thief.session.cookie_jar.update_cookies(stolen)
+            async with thief.post(accept="text/event-stream", user_input="planted") as response:
+                planted = [event async for event in sse_events(response)][-1][1]["commit"]
+        await client.say("after")
+        async with client.post("/commit", commit=planted) as response:
+            assert response.status == 409
+        assert await client.texts() == ["before", "before ", "after", "after "]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 
+import aiohttp_session
 import pytest
+from aiohttp import web
 from aiohttp_session import AbstractStorage
 
 from aiochatstream import Conversation, ConversationStore, Turn
 from aiochatstream.errors import ConversationChanged
+from tests.helpers import browser, serving
 from tests.sessions.conftest import NewUser
 from tests.sessions.users import COOKIE, cookie_of
 
@@ -75,6 +79,38 @@ async def test_an_emptied_session_is_forgotten_and_its_cookie_deleted(
     assert (deleted.value, deleted["max-age"], deleted["path"]) == ("", "0", "/")
     assert await (await new_user(storage)).recalls(cookie=old) == "nothing"
     assert cookie_of(await user.remember("red")).value != old
+
+
+async def test_a_session_that_was_given_up_is_not_revived_by_a_request_that_began_before(
+    new_user: NewUser, new_storage: NewStorage
+) -> None:
+    loaded, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        session = await aiohttp_session.get_session(request)
+        if not session.empty:
+            loaded.set()
+            await go_on.wait()
+        session["note"] = "slow"
+        return web.Response()
+
+    async def log_out(request: web.Request) -> web.Response:
+        (await aiohttp_session.get_session(request)).invalidate()
+        return web.Response()
+
+    storage = new_storage()
+    app = web.Application()
+    aiohttp_session.setup(app, storage)
+    app.add_routes([web.post("/slow", slow), web.post("/log_out", log_out)])
+    async with serving(app) as url, browser(url) as user:
+        await user.post("/slow")
+        [old] = [cookie.value for cookie in user.session.cookie_jar]
+        late = asyncio.create_task(user.session.post(f"{url}/slow"))
+        await loaded.wait()
+        await user.post("/log_out")
+        go_on.set()
+        assert "Set-Cookie" not in (await late).headers
+    assert await (await new_user(storage)).recalls(cookie=old) == "nothing"
 
 
 ONE = Conversation((Turn("日本の首都は？", "東京です。🗼", "id 1", "interrupted"),), number=1, begun="id 1")

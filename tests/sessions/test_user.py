@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, Conversation, ConversationStore, MemoryStorage
 from aiochatstream.errors import ConversationChanged, SessionsNotSetUp
-from tests.helpers import Client, browser, echo, serving, until
+from tests.helpers import Client, browser, echo, running_server, serving, until
 
 
 async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
@@ -267,6 +267,16 @@ async def test_an_account_has_the_same_conversations_in_every_session_and_nobody
         assert await nobody.texts() == await ann.texts()
         del nobody.session.headers["Account"]  # and out
         assert await nobody.texts() == ["three", "three "]
+
+
+async def test_no_account_has_the_conversation_of_the_program_itself() -> None:
+    async def account(request: web.Request) -> str:
+        return "console"
+
+    chat_stream = ChatStream(engine=echo, identify_user=account)
+    async with running_server(chat_stream) as server, browser(server.url) as client:
+        assert [text async for text, _, _ in chat_stream.handle_console_input("secret")]
+        assert await client.texts() == []
 
 
 async def test_what_is_no_account_is_nobody(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -177,7 +179,8 @@ async def test_imported_answers_have_ids_of_their_own(client: Client) -> None:
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        (None, "messages: must be a list of messages"),
+        (None, "messages: must be a list of at most 4000 messages"),
+        ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}], "messages: must be of user and assistant in turn"),
         ([{"role": "system", "content": "x"}], "messages.role: must be 'user' or 'assistant'"),
         ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user says"),
@@ -202,6 +205,23 @@ def test_an_import_over_the_greatest_size_is_refused() -> None:
     assert len(Saved.model_validate({"messages": messages}).to_conversation().turns) == 1
     with pytest.raises(ValueError, match="messages: must have at most 1048576 characters in all"):
         Saved.model_validate({"messages": [messages[0], {**messages[1], "content": text + "x"}]})
+
+
+def test_an_import_takes_steps_in_proportion_to_its_length() -> None:
+    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "message_id": "same"}]
+
+    def steps(turns: int) -> int:
+        saved, counted = Saved.model_validate({"messages": turn * turns}), Counter[str]()
+        sys.setprofile(lambda frame, event, arg: counted.update([event]))
+        try:
+            conversation = saved.to_conversation()
+            conversation.to_dict()
+        finally:
+            sys.setprofile(None)
+        assert len({turn.message_id for turn in conversation.turns}) == turns
+        return counted.total()
+
+    assert steps(400) < 3 * steps(200)
 
 
 async def test_nothing_is_changed_while_an_answer_is_running(start_with: Any, client_of: Any, stepper: Any) -> None:

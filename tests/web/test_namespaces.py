@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet
 from aiochatstream import ChatStream, Conversation, GenerationParams, MemoryStorage
 from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions.cookie import MAX_COOKIE_BYTES
-from tests.helpers import Client, browser, echo, serving
+from tests.helpers import Client, browser, echo, serving, sse_events
 from tests.sessions.test_user import Database
 
 KEY = Fernet.generate_key()
@@ -53,6 +53,19 @@ async def two(
 
 both_ways = pytest.mark.parametrize("how", ["one app", "sub-apps"])
 both_kinds = pytest.mark.parametrize("kind", ["memory", "cookie"])
+
+
+@pytest.mark.parametrize("namespaces", [("a", "b"), ("a", ""), ("", "b")])
+async def test_one_takes_no_commit_token_of_the_other(namespaces: tuple[str, str]) -> None:
+    first, second = ({"namespace": namespace} for namespace in namespaces)
+    async with two("one app", "cookie", first, second) as (one, other):
+        async with one.post(accept="text/event-stream", user_input="hi") as response:
+            token = [event async for event in sse_events(response)][-1][1]["commit"]
+        for client, status in ((other, 409), (one, 200)):
+            async with client.post("/commit", commit=token) as response:
+                assert response.status == status
+        assert await one.texts() == ["hi", "hi "]
+        assert await other.texts() == []
 
 
 @both_ways

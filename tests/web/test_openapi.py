@@ -106,10 +106,8 @@ async def test_what_is_described_is_what_is_mounted_and_where() -> None:
             async with aiohttp.request("GET", f"{url}/{name}/openapi.json") as response:
                 paths[name] = list((await response.json())["paths"])
     assert paths["one"] == ["/one/chat_stream", "/one/openapi.json"]
-    assert paths["other"] == [
-        *(f"/other/v1{api.path.replace(':.+', '')}" for api in OPENAI_APIS.values()),
-        "/other/openapi.json",
-    ]
+    others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_APIS.values()]
+    assert paths["other"] == [*others, "/other/openapi.json"]
 
 
 async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, client_of: Any) -> None:
@@ -123,7 +121,7 @@ async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, clien
         assert f"{api.path}</code>" in page
     for api in OPENAI_APIS.values():
         assert f"/v1{api.path.partition(':')[0].rstrip('}')}" in page
-    assert not re.search(r"<script|src=|url\(|https?://(?!127\.0\.0\.1)", page)
+    assert not re.search(r"<script|<link|src=|url\(|href=\"\w+:", page)
     links = set(re.findall(r'href="#([^"]+)"', page))
     assert links <= set(re.findall(r'id="([^"]+)"', page))
 

@@ -13,15 +13,16 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
-from aiohttp_session import AbstractStorage
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, MemoryStorage, hash_phrase, phrases
+from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions.cookie import MAX_COOKIE_BYTES
 from aiochatstream.web.promotion import ATTEMPTS, phrase_attempts
 from aiochatstream.web.routes import APIS
-from tests.helpers import Client, Server, browser, echo, role_of, serving, sse_events
+from tests.helpers import Client, Server, browser, echo, post_bytes, role_of, serving, sse_events, until
 
 SHA256 = hashlib.sha256(b"hashed").hexdigest()
 
@@ -188,6 +189,42 @@ async def test_the_session_of_before_is_dead_after_the_grant(start: Any, client_
     assert await may_see_load(client)
     assert not await may_see_load(thief)
     assert await thief.texts() == []
+
+
+async def test_a_request_whose_body_comes_after_the_grant_is_not_of_the_session_of_before(
+    start: Any, client_of: Any
+) -> None:
+    class Counting(MemoryStorage):
+        loads = 0
+
+        async def load_session(self, request: web.Request) -> aiohttp_session.Session:
+            self.loads += 1
+            return await super().load_session(request)
+
+    sessions = Counting()
+    server = await start(ChatStream(engine=echo, client_roles=ROLES), sessions)
+    client = client_of(server)
+    await client.say("secret")
+    headers = f"Connection: close\r\nCookie: AIOHTTP_SESSION={cookie(client)}\r\n"
+    request = post_bytes('{"regenerate": true}', headers=headers)
+    head, _, body = request.partition(b"{")
+    loads = sessions.loads
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head)
+    await until(lambda: sessions.loads > loads)  # it was let in by its role, and waits for the body
+    await client.say("sesame")
+    writer.write(b"{" + body)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert b"nothing_to_regenerate" in answer
+    assert b"secret" not in answer
+
+
+async def test_no_role_is_kept_where_clients_could_write_it_themselves(start: Any) -> None:
+    with pytest.raises(SessionsNotSetUp, match="client_roles: with SimpleCookieStorage everybody"):
+        await start(ChatStream(engine=echo, client_roles=ROLES), SimpleCookieStorage())
+    await start(ChatStream(engine=echo, client_roles={"user": ROLES["user"]}), SimpleCookieStorage())
 
 
 async def test_what_an_app_keeps_in_the_session_survives_the_grant() -> None:

@@ -26,7 +26,7 @@ from aiochatstream.web.openai.answers import (
     ToolCallDelta,
     usage_of,
 )
-from aiochatstream.web.openai.chat_request import ChatCompletionRequest, Message, NamedTool
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, NamedTool
 from aiochatstream.web.openai.errors import answers_openai_errors
 from aiochatstream.web.openai.logprobs import LogprobWriter
 from aiochatstream.web.openai.service import Service
@@ -66,7 +66,7 @@ async def chat_completions(server: ChatStream, request: web.Request, service: Se
     )
 
 
-def told(message: Message) -> dict[str, Any]:
+def told(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates know it."""
     return {"content": "", **message.model_dump(exclude_none=True)}
 

@@ -29,7 +29,7 @@ class PastCall(BaseModel):
     function: Called
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One message of a chat."""
 
     model_config = STRICT
@@ -44,7 +44,7 @@ class Message(BaseModel):
     tool_call_id: Text | None = None
 
     @model_validator(mode="after")
-    def _say_something(self) -> Message:
+    def _say_something(self) -> ChatMessage:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             raise ValueError("content: must be a string or a list of parts {'type': 'text', 'text': ...}")
         return self
@@ -99,7 +99,7 @@ class ChatCompletionRequest(ChoicesRequest):
         "moderation": (),
     }
 
-    messages: Annotated[list[Message], Field(min_length=1, description="a list of one message or more")]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, description="a list of one message or more")]
     max_completion_tokens: MaxNewTokens | None = None
     logprobs: Flag | None = None
     top_logprobs: Logprobs | None = None

@@ -34,7 +34,7 @@ APIS = {
         Api(
             "retrieve_model",
             web.get,
-            "/models/{model:.+}",
+            r"/models/{model:[\s\S]+}",
             models.retrieve_model,
             answers={JSON: answers.Model},
             errors=(ModelNotFound, Starting, Draining),

@@ -64,9 +64,7 @@ class GenerationRequest(BaseModel):
     top_k: TopK | None = None
     min_p: MinP | None = None
     seed: Seed | None = None
-    stop: Annotated[
-        StopStrings | None, BeforeValidator(_list_of_one, json_schema_input_type=str | StopStrings | None)
-    ] = None
+    stop: Stop | None = None
     presence_penalty: CountPenalty | None = None
     frequency_penalty: CountPenalty | None = None
     repetition_penalty: RepetitionPenalty | None = None

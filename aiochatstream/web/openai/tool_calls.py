@@ -68,15 +68,15 @@ class CallReader(Reader):
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
         self._held = ""
-        self._began = False
+        self._is_json: bool | None = None
+        """Whether it begins as JSON does; None until it has begun."""
 
     def push(self, text: str) -> list[Part]:
         self._held += text
-        if not self._began:
-            begin = self._held.lstrip()[:1]
-            if begin in ("", "{", "["):
-                return []
-            self._began = True
+        if self._is_json is None and (begin := self._held.lstrip()[:1]):
+            self._is_json = begin in ("{", "[")
+        if self._is_json is not False:
+            return []
         safe = _before(self._held, BEGIN_CALL)
         told, self._held = self._held[:safe], self._held[safe:]
         return [told] if told else []
@@ -121,7 +121,7 @@ def find_calls(text: str, names: Collection[str]) -> list[CallPart] | None:
     for one in written:
         try:
             value = json.loads(one)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         calls += value if isinstance(value, list) else [value]
     found = []

@@ -9,10 +9,11 @@ from typing import Any
 
 import openai
 import pytest
-from openai import OpenAI
+from aiohttp import web
+from openai import AsyncOpenAI, OpenAI
 
 from aiochatstream import ChatStream, GenerationParams
-from tests.helpers import echo, until
+from tests.helpers import echo, serving, until
 
 HI = [{"role": "user", "content": "one two three"}]
 
@@ -347,6 +348,14 @@ async def test_a_response_is_told_in_the_events_that_the_client_gathers(start: A
         with pytest.raises(openai.BadRequestError) as refused:
             await client.responses.create(model="", input="a", **asked)
         assert refused.value.param == next(iter(asked))
+
+
+async def test_an_app_of_nothing_else_needs_no_sessions() -> None:
+    app = web.Application()
+    ChatStream(engine=echo).setup_openai(app, "/api", model_name="parrot")
+    async with serving(app) as url, AsyncOpenAI(base_url=f"{url}/api", api_key="none") as client:
+        assert [model.id async for model in client.models.list()] == ["parrot"]
+        assert (await client.responses.create(model="parrot", input="hi")).output_text == "hi "
 
 
 async def test_the_figures_count_these_answers_too(start: Any, openai_of: Any, client_of: Any) -> None:

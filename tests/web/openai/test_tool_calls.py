@@ -53,6 +53,11 @@ def test_calls_are_found_however_the_text_arrives(text: str, expected: list[Any]
     assert read(CallReader(NAMES), text, step) == expected
 
 
+def test_what_is_nested_too_deeply_is_text() -> None:
+    text = "[" * 100_000
+    assert read(CallReader(NAMES), text, len(text)) == [text]
+
+
 def test_text_is_told_as_it_comes() -> None:
     reader = CallReader(NAMES)
     assert reader.push("Hello ") == ["Hello "]

@@ -6,6 +6,7 @@ Runs in an environment of its own, .venv-clients: these libraries bring many oth
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,11 +17,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import litellm
-from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 
-ROOT = Path(__file__).parent.parent
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it looks for prices elsewhere
+
+import litellm
+from langchain_openai import ChatOpenAI
+
+ROOT = Path(__file__).parents[2]
 PORT = 8917
 BASE = f"http://127.0.0.1:{PORT}/v1"
 START_SECONDS = 300
@@ -55,16 +59,13 @@ def server() -> Iterator[str]:
 
 def tries(model: str) -> dict[str, Callable[[], object]]:
     """What is tried, by name. Each raises where it does not work."""
-    chat = ChatOpenAI(base_url=BASE, api_key="none", model=model, max_tokens=12, max_retries=0)
+    settings: dict[str, Any] = {"base_url": BASE, "api_key": "none", "model": model, "max_retries": 0}
+    chat, longer = (ChatOpenAI(**settings, max_tokens=tokens) for tokens in (12, 48))
     through: dict[str, Any] = {"model": f"openai/{model}", "api_base": BASE, "api_key": "none", "max_tokens": 12}
     through["messages"] = [{"role": "user", "content": QUESTION}]
-    weather = {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris"]}}},
-        },
-    }
+    parameters: dict[str, Any] = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}}
+    parameters |= {"required": ["city"], "additionalProperties": False}
+    weather = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
 
     def langchain_text() -> None:
         answer = chat.invoke(QUESTION)
@@ -80,11 +81,11 @@ def tries(model: str) -> dict[str, Callable[[], object]]:
         assert chat.invoke(QUESTION, stop=[" of"]).content == "The capital"
 
     def langchain_schema() -> None:
-        city = chat.bind(max_tokens=48).with_structured_output(City, method="json_schema").invoke("A city, please.")
+        city = longer.with_structured_output(City, method="json_schema").invoke("A city, please.")
         assert isinstance(city, City), city
 
     def langchain_tool() -> None:
-        bound = chat.bind_tools([weather], tool_choice="get_weather")
+        bound = longer.bind_tools([weather], tool_choice="get_weather")
         (call,) = bound.invoke("Weather in Paris?").tool_calls
         assert call["name"] == "get_weather"
 

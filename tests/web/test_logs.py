@@ -1,0 +1,68 @@
+"""What the log's lines hold: neither words, nor what a person could pass for another with."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+
+from aiochatstream import ChatStream, CookieStorage, MemoryStorage
+from tests.helpers import Client, Server, role_of, sse_events
+
+WORD = "unmistakable"
+
+ROLES = {"user": role_of("nothing"), "admin": role_of("ui_pass_phrase", "sesame")}
+
+KEY = Fernet.generate_key().decode()
+
+STORAGES = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
+
+
+def engine(messages: list[dict[str, str]], params: Any) -> Any:
+    yield f"{WORD} too"
+    if "break" in messages[-1]["content"]:
+        raise ZeroDivisionError
+
+
+def refuse(request: Any, feedback: Any) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+async def test_no_line_at_any_level_holds_words_or_secrets(
+    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server: Server = await start(
+        ChatStream(engine=engine, client_roles=ROLES, on_feedback_received=refuse), STORAGES[kind]()
+    )
+    client: Client = client_of(server)
+    secrets = {WORD, "sesame", KEY}
+
+    async def send(path: str, status: int, accept: str = "*/*", **body: Any) -> str:
+        secrets.update(cookie.value for cookie in client.session.cookie_jar)
+        async with client.post(path, accept, **body) as response:
+            assert response.status == status
+            return str(await response.text())
+
+    message_id = (await client.say(f"{WORD} one"))["message_id"]
+    async with client.post(accept="text/event-stream", user_input=f"{WORD} two") as response:
+        token = [event async for event in sse_events(response)][-1][1].get("commit", WORD)
+    secrets.add(token)
+    await send("/commit", 200 if kind == "cookie" else 400, commit=token)
+    await send("/commit", 400, commit=WORD)
+    await send("/chat_stream", 200, "text/event-stream", user_input=f"{WORD} break")
+    await send("/chat_stream", 404, user_input=WORD, edit_message_id=WORD)
+    await send("/chat_stream", 422, user_input=5, regenerate=WORD)
+    await send("/set_feedback", 500, message_id=message_id, form_data=WORD)
+    await send("/import", 422, messages=[{"role": "user", "content": WORD}])
+    await send("/chat_stream", 200, user_input="sesame")
+    await send("/clear_context", 200)
+    async with client.session.get(f"{server.url}/history", headers={"Cookie": f"AIOHTTP_SESSION={WORD}"}) as response:
+        assert response.status == 200
+    assert "answer " in caplog.text
+    assert "The engine failed" in caplog.text
+    assert "role 'admin' granted" in caplog.text
+    assert [secret for secret in secrets if secret in caplog.text] == []
