@@ -11,7 +11,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 from playwright.async_api import expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, CookieStorage
 from tests.helpers import Server, running_server, until
 from tests.page.chatting import Chat, repeats
 from tests.page.conftest import Visit
@@ -216,6 +216,28 @@ async def test_over_the_cookies_budget_the_oldest_turns_go_and_that_is_told(star
     assert 0 < count < 6
     await chat.page.reload()
     await expect(chat.turns).to_have_count(count)
+
+
+async def test_what_no_cookie_can_hold_is_told(start: Any, visit: Visit) -> None:
+    server = await start(ChatStream(engine=repeats), CookieStorage(Fernet.generate_key()))
+    chat = Chat(await visit(server.url))
+    await chat.send("short")
+    await chat.see_state("complete")
+    await chat.send("".join(chr(0x4E00 + (place * 7919) % 20000) for place in range(3000)))
+    await expect(chat.page.get_by_text("too long to be kept").first).to_be_visible()
+    await chat.page.reload()
+    await chat.see_turns("short", "short")
+
+
+async def test_an_answer_that_broke_off_is_told_to_the_cookie_too(start: Any, visit: Visit, stepper: Any) -> None:
+    engine = stepper(fail_at=1)
+    server = await start(ChatStream(engine=engine, max_new_tokens=2), CookieStorage(Fernet.generate_key()))
+    chat = Chat(await visit(server.url))
+    engine.allow(2)
+    async with chat.page.expect_response("**/commit") as committed:
+        await chat.send("Count")
+    assert (await committed.value).status == 200
+    await expect(chat.refusal).to_contain_text("The answer broke off")
 
 
 def break_connections(server: Server) -> None:

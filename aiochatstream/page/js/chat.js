@@ -35,7 +35,7 @@ const CLEARED = "cleared";
 /**
  * Tells `change` (turns came, went, or changed state), `text` (the newest answer grew), `event` (the server said
  * something), `returned` (a message that was not answered; detail is its text), `said` (words of the server's own),
- * `dropped` (the oldest turns went, for want of room).
+ * `dropped` (the oldest turns went, for want of room), `unkept` (the newest one has no room).
  */
 export class Chat extends EventTarget {
   /** @type {Turn[]} */
@@ -238,7 +238,10 @@ export class Chat extends EventTarget {
         else if (event === "queued") this.#wait(data.position);
         else if (event === "start") this.#wait(0, turn, data.message_id);
         else if (event === "done") done = data;
-        else if (event === "error") throw errorOf(0, data.error);
+        else if (event === "error") {
+          if (data.commit) await this.#commit(data.commit);
+          throw errorOf(0, data.error);
+        }
       }
     } catch (error) {
       const reason = this.#abort.signal.reason;
@@ -303,6 +306,7 @@ export class Chat extends EventTarget {
       this.dispatchEvent(new Event("dropped"));
       void this.load();
     }
+    if (done.stored === false) this.dispatchEvent(new Event("unkept"));
   }
 
   /**

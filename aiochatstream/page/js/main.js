@@ -130,6 +130,7 @@ function listen(chat) {
     else store.setDraft(chat.id, /** @type {CustomEvent} */ (event).detail);
   });
   chat.addEventListener("dropped", () => notice(t("dropped")));
+  chat.addEventListener("unkept", () => notice(t("unkept")));
   chat.addEventListener("said", (event) => {
     notice(/** @type {CustomEvent} */ (event).detail);
     void refreshConfig();

@@ -106,6 +106,7 @@ export const en = {
   not_a_conversation: "This file holds no conversation.",
   imported: "The conversation is here.",
   dropped: "The oldest messages were left out, because the conversation grew too long.",
+  unkept: "This message and its answer are too long to be kept. Copy what you need.",
 
   // asking first
   confirm_delete: "Delete this message and its answer?",
