@@ -65,6 +65,9 @@ def on_sigint(call: Callable[[], object]) -> Iterator[None]:
     """
     loop = asyncio.get_running_loop()
     before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # as shells start what they leave in the background
+        yield
+        return
     loop.add_signal_handler(signal.SIGINT, call)
     try:
         yield

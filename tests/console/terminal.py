@@ -51,8 +51,9 @@ class Terminal:
 
     def wait_ended(self) -> int:
         """The exit code, once all that it wrote is read."""
+        deadline = time.monotonic() + START_PATIENCE
         while self._read(END_PATIENCE):
-            pass
+            assert time.monotonic() < deadline, f"It did not end in {START_PATIENCE:g} seconds:\n{self.text}"
         return self.popen.wait(END_PATIENCE)
 
     def _read(self, seconds: float) -> bool:
