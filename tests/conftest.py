@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import signal
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,9 +25,33 @@ from aiochatstream.engines.transformers import small_model
 from tests.helpers import Client, Server, Stepper, running_server
 from tests.redis_server import RedisServer, running_redis
 
+LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+ON_BOTH = (
+    "test_admission",
+    "test_chat_stream",
+    "test_chatstream_wire",
+    "test_completion",
+    "test_disconnect",
+    "test_formats",
+    "test_queue",
+    "test_redis",
+    "test_shutdown",
+    "test_stream",
+    "test_turns",
+)
+"""Modules whose promises are about tasks, connections and their ends: both event loops have to keep them."""
+
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    """Both loops for these modules and for tests that choose themselves; every other test has one of the two, by its
+    name, so that half of them run on each.
+    """
+    chosen = item.get_closest_marker("asyncio")
+    if item.path.stem in ON_BOTH or (chosen is not None and "loop_factories" in chosen.kwargs):
+        return LOOPS
+    name = list(LOOPS)[zlib.crc32(f"{item.path.name}::{item.name}".encode()) % 2]
+    return {name: LOOPS[name]}
 
 
 def pytest_configure(config: pytest.Config) -> None:
