@@ -275,7 +275,7 @@ WRONG_USE = [
     Case("--port x", "--port x", "--port: must be from 0 to 65535"),
     Case("a key file with rubbish", "--session cookie --secret-key-file {folder}/notes.txt", "notes.txt holds no key"),
     Case("a key file with bytes", "--session cookie --secret-key-file {folder}/bytes", "bytes holds no key"),
-    Case("a key file without --session cookie", "--secret-key-file {folder}/bytes", "goes with --session cookie"),
+    Case("a key file without --session cookie", "--secret-key-file {folder}/bytes", "go with --session cookie"),
     Case(
         "in Japanese",
         "--secret-key-file {folder}/bytes",
