@@ -36,9 +36,11 @@ def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_non
         "readyz",
         "metrics",
         "webui_index",
+        "openapi",
+        "docs",
     }
     assert {api for api in APIS if not role.may_call(api)} == {"get_prompt", "get_resource_usage"}
-    for api in ("get_prompt", "get_resource_usage", "commit"):
+    for api in ("get_prompt", "get_resource_usage", "unknown"):
         assert not role.may_call(api)
     assert not role.enable_dev_tool
     assert not roles.can_be_granted
