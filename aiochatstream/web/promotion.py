@@ -45,6 +45,8 @@ async def typed_role(server: ChatStream, request: web.Request, asked: ChatReques
     text = asked.says or ""
     if is_agent(request) or not server.roles.can_be_granted or not is_comparable(text):
         return None
+    if server.state != "ready":  # who sends again until it is must not use up the tries
+        return None
     address = _address(request)
     if not server.phrase_attempts.take(address):
         return None

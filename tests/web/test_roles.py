@@ -358,6 +358,17 @@ async def test_above_the_limit_messages_are_not_compared_with_one_warning(
     assert (await client.say("sesame"))["text"] == GRANTED
 
 
+async def test_who_sends_again_until_the_model_is_loaded_has_not_used_up_the_tries(start: Any, client_of: Any) -> None:
+    chat_stream = ChatStream(engine=echo, client_roles=ROLES)
+    client = client_of(await start(chat_stream))
+    chat_stream.state = "starting"
+    for _ in range(ATTEMPTS + 1):
+        async with client.post(user_input="sesame") as response:
+            assert response.status == 503
+    chat_stream.state = "ready"
+    assert (await client.say("sesame"))["text"] == GRANTED
+
+
 async def test_a_hashed_phrase_is_compared_off_the_event_loop(
     start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
