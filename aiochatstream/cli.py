@@ -27,7 +27,6 @@ from aiochatstream.load_time import LoadTime
 from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import errors_as_json
-from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai.keys import ApiKeys
 
 logger = logging.getLogger(__name__)
@@ -97,8 +96,7 @@ def serve(options: argparse.Namespace) -> int:
         tasks.append(asyncio.create_task(announce()))
 
     tasks: list[asyncio.Task[None]] = []
-    openai_shape = errors_as_json(f"{OPENAI_PREFIX}/", openai_errors.error_response)
-    app = web.Application(middlewares=[errors_as_json(), openai_shape])
+    app = web.Application(middlewares=[errors_as_json()])
     if sessions.connection is not None:
         app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
     aiohttp_session.setup(app, sessions.storage)

@@ -6,9 +6,10 @@ import re
 import uuid
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from aiochatstream.errors import ChatStreamError, InvalidValue, TooManyRequests, Unauthorized
-from aiochatstream.web.errors import P, ServerHandler, answers_all_errors
+from aiochatstream.web.errors import P, ServerHandler, answers_all_errors, errors_as_json
 from aiochatstream.web.json import json_response
 from aiochatstream.web.openai.answers import OpenAIErrorBody
 
@@ -53,3 +54,16 @@ def error_response(error: ChatStreamError, overload_status: int) -> web.Response
 def answers_openai_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
     """Answer what ``handler`` raises in OpenAI's shape; an unexpected error is logged with an id that is told, too."""
     return answers_all_errors(handler, error_response)
+
+
+def errors_as_openai(models: web.AbstractRoute) -> Middleware:
+    """Unknown paths and methods below the prefix of a mounted API are answered in OpenAI's shape, too.
+
+    :param models: that of ``/models`` there; a sub-application puts its own prefix before it later.
+    """
+
+    def concerns(request: web.Request) -> bool:
+        prefix = models.resource.canonical.removesuffix("/models") if models.resource is not None else ""
+        return prefix != "" and f"{request.path}/".startswith(f"{prefix}/")
+
+    return errors_as_json(error_response, concerns)
