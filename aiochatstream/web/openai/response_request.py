@@ -85,6 +85,15 @@ class ResponseRequest(GenerationRequest):
         "truncation": ("disabled",),
         "moderation": (),
         "image": (),
+        "n": (1,),
+    }
+
+    ELSEWHERE: ClassVar[dict[str, str]] = {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "logprobs": "top_logprobs",
     }
 
     input: Input

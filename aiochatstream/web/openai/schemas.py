@@ -57,6 +57,9 @@ class GenerationRequest(BaseModel):
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Fields of OpenAI's that are not supported, each with the values that change nothing, beside null."""
 
+    ELSEWHERE: ClassVar[dict[str, str]] = {}
+    """Fields of OpenAI's other endpoints, each with what it is called here."""
+
     model: Text | None = None
     stream: Flag | None = None
     temperature: Temperature | None = None
@@ -92,6 +95,9 @@ class GenerationRequest(BaseModel):
                 value = data.get(field)
                 if value is not None and value not in harmless:
                     raise ValueError(f"{field}: is not supported by this server")
+            for field, name in cls.ELSEWHERE.items():
+                if data.get(field) is not None:
+                    raise ValueError(f"{field}: is called {name} here")
         return data
 
 
