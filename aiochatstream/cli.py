@@ -155,8 +155,16 @@ def _model_name(options: argparse.Namespace) -> str | None:
 
 
 def _api_keys(file: Path | None) -> ApiKeys:
-    """The API keys of the file, or of the environment, where that has any."""
-    return ApiKeys(file if file is not None else os.environ.get(API_KEYS, "").split() or None)
+    """The API keys of the file; else those of the environment's variable, where there is one.
+
+    Raises ValueError for a variable without a key, which is a mistake: everyone could call.
+    """
+    if file is not None or API_KEYS not in os.environ:
+        return ApiKeys(file)
+    try:
+        return ApiKeys(os.environ[API_KEYS].split())
+    except ValueError as error:
+        raise ValueError(str(error).replace("api_keys", API_KEYS)) from None
 
 
 def bench(options: argparse.Namespace) -> int:

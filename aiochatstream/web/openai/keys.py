@@ -31,7 +31,7 @@ class ApiKeys:
         where = "api_keys"
         if isinstance(keys, os.PathLike):
             where = os.fspath(keys)
-            lines = map(str.strip, Path(keys).read_text(encoding="utf-8").splitlines())
+            lines = map(str.strip, Path(keys).read_text(encoding="utf-8-sig", errors="replace").splitlines())
             keys = [line for line in lines if line and not line.startswith("#")]
         if isinstance(keys, str) or not (keys is None or isinstance(keys, Sequence)):
             raise ValueError("api_keys: must be a list of strings, the path of a file, or None.")
