@@ -363,6 +363,7 @@ async def test_a_response_that_cannot_be_made_is_a_400_that_names_the_field(star
         "max_tokens": (5, "is called max_output_tokens here"),  # as are other endpoints' fields
         "response_format": ({"type": "json_object"}, "is called text.format here"),
         "logprobs": (True, "is called top_logprobs here"),
+        "include": ("x", "include: must be a valid array"),
     }
     for field, (value, says) in refused.items():
         with pytest.raises(openai.BadRequestError, match=says) as error:
