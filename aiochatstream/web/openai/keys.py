@@ -42,6 +42,11 @@ class ApiKeys:
                 raise ValueError(f"{where}: key {at} must be 1 to 512 printable ASCII characters without spaces.")
         self._hashes = None if keys is None else [_hash(key) for key in keys]
 
+    @property
+    def needed(self) -> bool:
+        """Whether who calls must say one."""
+        return self._hashes is not None
+
     def __repr__(self) -> str:
         return f"<ApiKeys {'open' if self._hashes is None else len(self._hashes)}>"
 

@@ -189,6 +189,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": 1000}, "max_tokens", "must be from 1 to 256 on this server"),
     ({"max_completion_tokens": 1000}, "max_completion_tokens", "must be from 1 to 256 on this server"),
     ({"extra_body": {"audio": {"voice": "x"}}}, "audio", "is not supported"),
+    ({"stop": ""}, "stop", "must be a string, or a list of up to 16, of 1 to 128 characters each"),
     ({"functions": [{"name": "f"}]}, "functions", "is not supported"),
     ({"top_logprobs": 3}, "top_logprobs", "go with logprobs=true"),
     ({"logprobs": True}, "logprobs", "this engine cannot tell them"),
