@@ -1,4 +1,4 @@
-"""What is answered below the prefix where there is nothing, in whatever application the API is."""
+"""Where the API is mounted, and what is answered below its prefix where there is nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,20 @@ def app_with_the_api(prefix: str) -> web.Application:
     app = web.Application()
     ChatStream(engine=echo).setup_openai(app, prefix)
     return app
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"prefix": "v1"}, "prefix: must begin with a slash"),
+        ({"prefix": "/v1/"}, "prefix: must begin with a slash and not end with one"),
+        ({"model_name": ""}, "model_name: must be a string that is not empty"),
+        ({"model_name": 5}, "model_name: must be a string that is not empty"),
+    ],
+)
+def test_what_it_cannot_be_mounted_as_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ChatStream(engine=echo).setup_openai(web.Application(), **options)
 
 
 async def ask(url: str, method: str = "GET") -> tuple[int, str, Any]:
