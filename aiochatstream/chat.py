@@ -20,7 +20,7 @@ from aiochatstream.ask import Ask, check_turn
 from aiochatstream.conversation import Conversation
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import ContextLengthExceeded, ConversationBusy, Draining, InvalidValue, Starting
+from aiochatstream.errors import ContextLengthExceeded, ConversationBusy, Draining, InvalidValue, LoadFailed, Starting
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
@@ -157,7 +157,7 @@ class Chat:
         if self.state == "starting":
             raise Starting("The model is being loaded.", retry_after=5)
         if self.state == "failed":
-            raise Starting("The model could not be loaded; the server's log says why.", retry_after=60)
+            raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
         if self.state == "draining":
             raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
 

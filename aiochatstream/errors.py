@@ -26,6 +26,7 @@
     └── Unavailable                  503, with Retry-After
         ├── TooManyRequests              too_many_requests
         ├── Starting                     starting
+        │   └── LoadFailed                   starting
         ├── Draining                     draining
         └── StoreUnavailable             store_unavailable
 
@@ -205,6 +206,10 @@ class Starting(Unavailable):
     """The model is being loaded."""
 
     code = "starting"
+
+
+class LoadFailed(Starting):
+    """The model could not be loaded, and will not be in this process."""
 
 
 class Draining(Unavailable):

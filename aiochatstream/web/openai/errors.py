@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aiochatstream.errors import ChatStreamError, InvalidValue, TooManyRequests, Unauthorized
+from aiochatstream.errors import ChatStreamError, InvalidValue, LoadFailed, TooManyRequests, Unauthorized
 from aiochatstream.web.errors import P, ServerHandler, answers_all_errors, errors_as_json
 from aiochatstream.web.json import json_response
 from aiochatstream.web.openai.answers import OpenAIErrorBody
@@ -49,6 +49,8 @@ def error_response(error: ChatStreamError, overload_status: int) -> web.Response
         status = overload_status
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, LoadFailed):
+        headers["X-Should-Retry"] = "false"  # clients of OpenAI's would wait for minutes before they tell
     if error.retry_after is not None:
         headers |= {"Retry-After": str(error.retry_after), "Retry-After-Ms": str(1000 * error.retry_after)}
     return json_response(error_body(error), status=status, headers=headers)

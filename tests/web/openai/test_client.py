@@ -14,7 +14,7 @@ from aiohttp import web
 from openai import AsyncOpenAI, OpenAI
 
 from aiochatstream import ChatStream, GenerationParams
-from tests.helpers import echo, serving, until
+from tests.helpers import PATIENCE, echo, serving, until
 
 HI = [{"role": "user", "content": "one two three"}]
 
@@ -269,6 +269,24 @@ async def test_a_full_queue_says_when_to_come_back_and_the_client_does(
     assert (await patient).choices[0].message.content == "1 "
     await running
     assert server.idle
+
+
+async def test_a_model_that_could_not_be_loaded_is_told_at_once() -> None:
+    def load() -> Any:
+        raise OSError("no such model")
+
+    app, chat_stream = web.Application(), ChatStream(model=load, tokenizer=load)
+    chat_stream.setup_openai(app)
+    async with serving(app) as url:
+        with pytest.raises(OSError, match="no such model"):
+            await chat_stream.wait_ready()
+        async with (
+            asyncio.timeout(PATIENCE),
+            AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
+        ):  # tries again
+            with pytest.raises(openai.InternalServerError, match="The model could not be loaded") as failed:
+                await client.chat.completions.create(model="", messages=HI)
+    assert failed.value.code == "starting"
 
 
 async def test_raw_responses_have_the_answers_id_as_request_id_and_the_log_has_it(
