@@ -122,7 +122,7 @@ def errors_as_json(
             return await handler(request)
         except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as refused:
             if request.match_info.http_exception is None or not concerns(request):
-                raise  # a handler has answered so itself
+                raise  # what a handler has said itself, or of another's path
             if isinstance(refused, web.HTTPNotFound):
                 return respond(NotFound(f"There is nothing at {request.path}."), TooManyRequests.status)
             allowed = ", ".join(sorted(refused.allowed_methods))
