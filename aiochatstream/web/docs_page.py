@@ -17,14 +17,14 @@ summary code { font-weight: 600; }
 details { border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
 details > :not(summary) { margin-left: 1.5rem; }
 h3 { font-size: 1rem; }
-h1, summary, td, th { overflow-wrap: anywhere; }
+h1, summary { overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; }
 th { white-space: nowrap; }
 [id] { scroll-margin-top: 3rem; }
 @media (max-width: 40rem) {
   tr { display: block; margin-bottom: .5rem; }
-  th, td { display: inline-block; max-width: 100%; padding: 0 .8rem 0 0; white-space: normal; }
+  th, td { display: inline-block; max-width: 100%; padding: 0 .8rem 0 0; white-space: normal; overflow-wrap: anywhere; }
 }
 pre { overflow-x: auto; padding: .5rem; background: color-mix(in srgb, currentColor 8%, transparent); }
 :root { color-scheme: light dark; }

@@ -23,4 +23,6 @@ async def test_it_fits_a_phone_and_a_link_to_a_type_unfolds_it(start: Any, visit
     await page.get_by_role("link", name="ChatRequest").click()
     await expect(told.get_by_text("user_input")).to_be_in_viewport()
     await page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
-    assert await page.evaluate("document.documentElement.scrollWidth") == 390
+    for width in (390, 700):
+        await page.set_viewport_size({"width": width, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") == width

@@ -17,7 +17,7 @@ from aiochatstream.web.openai.answers import OpenAIErrorBody
 FIELD = re.compile(r"([a-z][a-z_0-9]*(?:\.[a-z_0-9]+)*): ")
 """The errors of this project begin with the field that they are about."""
 
-EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "Retry-After-Ms")
+EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "Retry-After-Ms", "X-Should-Retry")
 """What pages of other origins may read."""
 
 
