@@ -11,7 +11,7 @@ import pytest
 import schemathesis
 from aiohttp import web
 from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis import Case
+from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -49,6 +49,7 @@ async def document_of(server: Server, client: Any) -> dict[str, Any]:
 async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, client_of: Any, name: str) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
+    api = {**APIS, **OPENAI_APIS}[name]
 
     def send() -> None:
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -56,7 +57,11 @@ async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, 
             one.ok() for one in described.get_all_operations() if one.ok().definition.raw["operationId"] == name
         )
 
-        @given(case=operation.as_strategy())
+        cases = operation.as_strategy()
+        if api.body is not None or api.query is not None:
+            cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)  # not as described, mostly
+
+        @given(case=cases)
         @settings(
             max_examples=EXAMPLES,
             deadline=None,
