@@ -9,8 +9,9 @@ PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
 
+# in two processes, a file in one of them, so that what its tests share is made once
 test: setup page-tools
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # other people's clients, in an environment of their own; not in CI
 test-clients: setup

@@ -37,6 +37,18 @@ test("search finds all words, in any case and order", () => {
   assert.equal(store.search(" ").length, 2);
 });
 
+test("each message that is being edited is kept until that is over, or the conversation goes", () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.setEdit("a", "first", "one");
+  store.setEdit("a", "second", "");
+  store.setEdit("b", "first", "other");
+  assert.deepEqual([store.edit("a", "first"), store.edit("a", "second"), store.edit("a", "third")], ["one", "", null]);
+  store.setEdit("a", "first", null);
+  assert.deepEqual([store.edit("a", "first"), store.edit("a", "second"), store.edit("b", "first")], [null, "", "other"]);
+  store.remove("a");
+  assert.equal(store.edit("a", "second"), null);
+});
+
 test("drafts, unsent messages and system prompts are of one conversation, and go with it", () => {
   const store = new Store(memoryKeeper(), "/");
   store.touch("a", "one", 1);

@@ -48,6 +48,7 @@ async def test_stop_keeps_what_is_there_and_continue_goes_on_from_it(start: Any,
     await expect(chat.answer()).to_have_text("1 2 3")
     await expect(chat.send_button).to_be_hidden()
     await chat.stop_button.click()
+    await until(lambda: server.stopping)
     engine.allow(1)
     await chat.see_state("interrupted")
     await expect(chat.message).to_be_focused()
@@ -86,6 +87,28 @@ async def test_a_message_is_edited_and_what_came_after_it_goes(start: Any, visit
     await chat.see_turns("one", "answer 1", "zwei", "answer 4")
     await chat.page.reload()
     await chat.see_turns("one", "answer 1", "zwei", "answer 4")
+
+
+async def test_a_message_that_is_being_edited_is_so_after_another_conversation_and_a_reload(
+    start: Any, visit: Visit
+) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=counts()))).url))
+    for text in ("one", "two"):
+        await chat.ask(text)
+    await chat.act("edit", 0)
+    box = chat.page.get_by_role("textbox", name="Edit the message")
+    await box.fill("un")
+    await chat.page.get_by_role("button", name="New chat").click()
+    await expect(chat.turns).to_have_count(0)
+    await chat.page.locator("#conversations button").first.click()
+    await expect(box).to_have_value("un")
+    await chat.page.reload()
+    await expect(box).to_have_value("un")
+    await expect(chat.message).to_be_focused()
+    await box.press("Escape")
+    await chat.page.reload()
+    await chat.see_turns("one", "answer 1", "two", "answer 2")
+    await expect(box).to_have_count(0)
 
 
 async def test_a_turn_is_deleted_after_a_question_and_all_of_them_are_cleared(start: Any, visit: Visit) -> None:

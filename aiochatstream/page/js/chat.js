@@ -201,6 +201,7 @@ export class Chat extends EventTarget {
   /** @param {string} id a message id */
   async delete(id) {
     await this.#api.deleteMessage(this.id, id);
+    this.#store.setEdit(this.id, id, null);
     await this.load();
   }
 
@@ -208,6 +209,7 @@ export class Chat extends EventTarget {
   async clear() {
     this.#abort.abort(new ApiError(0, CLEARED, ""));
     await this.#api.clear(this.id);
+    for (const { id } of this.turns) if (id) this.#store.setEdit(this.id, id, null);
     this.giveUp();
     await this.load();
   }

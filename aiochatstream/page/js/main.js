@@ -38,6 +38,8 @@ const thread = new Thread(
   {
     may,
     edit: (id, text) => void current().ask({ kind: "edit", id, text }),
+    edited: (id) => store.edit(store.current, id),
+    setEdited: (id, text) => store.setEdit(store.current, id, text),
     regenerate: () => void current().ask({ kind: "regenerate" }),
     goOn: () => void current().ask({ kind: "continue" }),
     remove: async ({ id }) => {

@@ -100,7 +100,7 @@ export class Store extends EventTarget {
    * @param {string} id
    */
   remove(id) {
-    for (const kind of ["draft", "unsent", "system"]) this.#write(`${kind} ${id}`, null);
+    for (const kind of ["draft", "unsent", "system", "edits"]) this.#write(`${kind} ${id}`, null);
     this.#save(this.#others(id));
   }
 
@@ -127,6 +127,37 @@ export class Store extends EventTarget {
    */
   setDraft(id, text) {
     this.#write(`draft ${id}`, text || null);
+  }
+
+  /**
+   * What an earlier message is about to become.
+   * @param {string} id
+   * @param {string} messageId of its answer
+   * @returns {string | null} null: it is not being edited
+   */
+  edit(id, messageId) {
+    const text = this.#edits(id)[messageId];
+    return typeof text === "string" ? text : null;
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} messageId
+   * @param {string | null} text
+   */
+  setEdit(id, messageId, text) {
+    const { [messageId]: _, ...others } = this.#edits(id);
+    const edits = text === null ? others : { ...others, [messageId]: text };
+    this.#write(`edits ${id}`, Object.keys(edits).length ? edits : null);
+  }
+
+  /**
+   * @param {string} id
+   * @returns {Record<string, unknown>} by message id
+   */
+  #edits(id) {
+    const kept = this.#read(`edits ${id}`, {});
+    return typeof kept === "object" ? kept : {};
   }
 
   /**

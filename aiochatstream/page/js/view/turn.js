@@ -22,6 +22,8 @@ import { h, iconButton, textButton } from "./dom.js";
  * @typedef {object} Controls what its buttons do
  * @property {(api: string) => boolean} may whether the user's role may call this
  * @property {(id: string, text: string) => void} edit
+ * @property {(id: string) => string | null} edited what its message is about to become; null: nothing else
+ * @property {(id: string, text: string | null) => void} setEdited keeps that, until the edit is over
  * @property {() => void} regenerate
  * @property {() => void} goOn
  * @property {(turn: Turn) => void} remove
@@ -40,6 +42,7 @@ export class TurnView {
   #userActions = h("div", { class: "actions" });
   #user = h("div", { class: "user" });
   #statsOpen = false;
+  #editing = false;
   #drawn = "";
   #announced = "";
   #bubbleText = "";
@@ -87,6 +90,8 @@ export class TurnView {
     this.#drawNote(around);
     this.#drawStats(around);
     this.#drawActions(around);
+    const edited = turn.id && !around.answering ? this.#controls.edited(turn.id) : null;
+    if (edited !== null && !this.#editing) this.#edit(edited);
   }
 
   /**
@@ -150,7 +155,7 @@ export class TurnView {
     const { turn } = this;
     const { may } = this.#controls;
     const copyMessage = iconButton("copy", t("copy"), () => copyText(turn.user, copyMessage));
-    const editing = turn.id && !answering && iconButton("edit", t("edit"), () => this.#edit(), { "data-action": "edit" });
+    const editing = turn.id && !answering && iconButton("edit", t("edit"), () => this.#edit(turn.user).focus(), { "data-action": "edit" });
     this.#userActions.replaceChildren(...[copyMessage, editing].filter((one) => one instanceof Node));
     this.#actions.hidden = this.#underWay;
     if (this.#underWay) return;
@@ -198,23 +203,27 @@ export class TurnView {
     this.#actions.after(form);
   }
 
-  #edit() {
+  /** @param {string} text what the box begins with */
+  #edit(text) {
+    const { id } = this.turn;
     const box = h("textarea", { "aria-label": t("edit_message"), rows: "3", "data-role": "edit" });
-    box.value = this.turn.user;
+    box.value = text;
+    this.#editing = true;
     const done = () => {
+      if (id) this.#controls.setEdited(id, null);
+      this.#editing = false;
       form.replaceWith(this.#bubble);
       this.#userActions.hidden = false;
     };
     const cancel = () => {
       done();
-      this.#userActions.querySelector("button:last-child")?.dispatchEvent(new Event("focus"));
       /** @type {HTMLElement | null} */ (this.#userActions.querySelector("[data-action=edit]"))?.focus();
     };
     const send = () => {
-      const text = box.value.trim();
-      if (!text || !this.turn.id) return;
+      const said = box.value.trim();
+      if (!said || !id) return;
       done();
-      this.#controls.edit(this.turn.id, text);
+      this.#controls.edit(id, said);
     };
     const onkeydown = (/** @type {KeyboardEvent} */ event) => {
       if (event.isComposing || event.keyCode === 229) return;
@@ -222,6 +231,7 @@ export class TurnView {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send();
     };
     box.addEventListener("keydown", onkeydown);
+    box.addEventListener("input", () => id && this.#controls.setEdited(id, box.value));
     const form = h("div", { class: "edit" }, [
       box,
       h("div", { class: "edit-actions" }, [
@@ -231,7 +241,7 @@ export class TurnView {
     ]);
     this.#bubble.replaceWith(form);
     this.#userActions.hidden = true;
-    box.focus();
+    return box;
   }
 }
 
