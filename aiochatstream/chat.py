@@ -313,7 +313,8 @@ class Chat:
         params = self.override(overrides, stop=stop, where="").model_copy(update=more)
         slots, total = self.admission.slots, count * len(given)
         if total > slots:
-            raise InvalidValue(f"n: {total} answers are more than this server makes at a time, {slots}.")
+            field = "n" if count > 1 else "prompt"
+            raise InvalidValue(f"{field}: {total} answers are more than this server makes at a time, {slots}.")
         asked = overrides.max_new_tokens
         tickets = self.admission.reserve_all(total)
         turns = [self._turns.take_new() for _ in tickets]
@@ -412,7 +413,8 @@ class Chat:
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None and given.chars > CHARS_PER_TOKEN * self.context_len:
             raise ContextLengthExceeded(f"The prompt's {given.chars} characters are too many for this model.")
-        made = [Prompt(messages, ids) for messages, ids in given.encode(prompt)]
+        goes_on = isinstance(given, GivenTexts)
+        made = [Prompt(messages, ids, continued=goes_on) for messages, ids in given.encode(prompt)]
         if prompt.tokenizer is None:
             return [(one, params.max_new_tokens) for one in made]
         highest = max(max(one.token_ids, default=0) for one in made)

@@ -68,7 +68,7 @@ async def chat_completions(server: ChatStream, request: web.Request, service: Se
 
 def told(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates know it."""
-    return {"content": "", **message.model_dump(exclude_none=True)}
+    return {"content": message.refusal or "", **message.model_dump(exclude_none=True, exclude={"refusal"})}
 
 
 def tools_of(asked: ChatCompletionRequest) -> list[dict[str, Any]]:
@@ -95,8 +95,9 @@ def reader_of(asked: ChatCompletionRequest) -> Reader:
         return OneCallReader(asked.tool_choice.function.name)
     if not asked.tools or asked.tool_choice == "none":
         return PlainReader()
-    names = {tool.function.name for tool in asked.tools}
-    return WholeReader(names) if asked.tool_choice == "required" else CallReader(names)
+    reader = WholeReader if asked.tool_choice == "required" else CallReader
+    parallel = asked.parallel_tool_calls is not False
+    return reader({tool.function.name for tool in asked.tools}, parallel=parallel)
 
 
 class Choice:

@@ -63,10 +63,11 @@ class CallReader(Reader):
     What may be a call is held back until the answer ends; where it is none, it is text.
 
     :param names: the functions that there are.
+    :param parallel: whether there may be several calls; else the first one counts.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = names
+    def __init__(self, names: Collection[str], *, parallel: bool = True) -> None:
+        self._names, self._parallel = names, parallel
         self._held = ""
         self._is_json: bool | None = None
         """Whether it begins as JSON does; None until it has begun."""
@@ -85,7 +86,7 @@ class CallReader(Reader):
         found = find_calls(self._held, self._names)
         if found is None:
             return [self._held] if self._held else []
-        return list(found)
+        return list(found if self._parallel else found[:1])
 
 
 class WholeReader(CallReader):
