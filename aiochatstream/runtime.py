@@ -31,6 +31,9 @@ DEFAULT_CONTEXT_LEN = 2048
 PROMPT_THREADS = 2
 """Threads for the short jobs of rendering and tokenising prompts."""
 
+CONSTRAINT_THREADS = 1
+"""For those of checking constraints, which may take seconds: nobody else's prompt is to wait for one."""
+
 
 class Runtime:
     """Owns the engine, its threads, slots and queue, and the turns under way.
@@ -95,6 +98,7 @@ class Runtime:
         self.admission = Admission(slots, self.limits.max_queue_size)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
+        self._constraint_threads = ThreadPoolExecutor(CONSTRAINT_THREADS, thread_name_prefix="aiochatstream-check")
         self._housekeeping = [asyncio.create_task(chore()) for chore in self._chores]
         self._loading = asyncio.create_task(self._load())
         if self.engine.loads_slowly:
@@ -121,7 +125,8 @@ class Runtime:
             task.cancel()
         if self._loading is not None:
             self._loading.cancel()
-        self._prompt_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._prompt_threads, self._constraint_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(wait=not self._turns)
         if not self._turns:
             self.engine.close()
@@ -191,13 +196,21 @@ class Runtime:
         return Prompt(prompt.get_messages(), ids, continued=bool(prompt.open_answer))
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
+        return await self._in_thread_of(self._prompt_threads, function, *args)
+
+    async def _check_constraint(self, params: GenerationParams) -> None:
+        """Raises what an answer with ``params`` is to be refused with, where that takes time to find out."""
+        if params.constraint is not None:
+            await self._in_thread_of(self._constraint_threads, self.engine.check, params)
+
+    async def _in_thread_of(self, threads: ThreadPoolExecutor, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:
             try:
                 return function(*args)
             except StopIteration as error:  # which a future cannot hold
                 raise RuntimeError("StopIteration in a prompt class") from error
 
-        return await asyncio.get_running_loop().run_in_executor(self._prompt_threads, call)
+        return await asyncio.get_running_loop().run_in_executor(threads, call)
 
     def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code

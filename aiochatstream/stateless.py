@@ -42,6 +42,7 @@ class Stateless(Runtime):
         tickets = self.admission.reserve_all(total)
         turns = [self._turns.take_new() for _ in tickets]
         try:
+            await self._check_constraint(params)
             made = await self._in_prompt_thread(self._make_prompts, given, prompt, params, asked)
             self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, FunctionEngine, GenerationParams
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
+from aiochatstream.runtime import PROMPT_THREADS
 from tests.engines.test_detokenizing import BYTE_FALLBACK
 from tests.engines.transformers.models import tiny
-from tests.helpers import echo
+from tests.helpers import PATIENCE, echo, until
 
 HI = [{"role": "user", "content": "one two three"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -31,6 +34,19 @@ class Hearing:
         self.messages.append(messages)
         self.params.append(params)
         yield from self.texts
+
+
+class SlowToCheck(FunctionEngine):
+    """Takes constraints, but takes its time until ``decided``."""
+
+    def __init__(self) -> None:
+        super().__init__(echo)
+        self.begun, self.decided = threading.Event(), threading.Event()
+
+    def check(self, params: GenerationParams) -> None:
+        if params.constraint is not None:
+            self.begun.set()
+            self.decided.wait(PATIENCE)
 
 
 MESSAGES_REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -103,3 +119,17 @@ async def test_a_completion_goes_on_in_the_middle_of_a_text(start: Any, openai_o
     for token, text in ((space, " "), (a, "a")):
         answer = await openai_of(server).completions.create(model="", prompt="ab", logit_bias={str(token): 100})
         assert answer.choices[0].text == text
+
+
+async def test_a_constraint_that_takes_time_to_check_holds_up_nobody_elses_prompt(start: Any, openai_of: Any) -> None:
+    engine = SlowToCheck()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=PROMPT_THREADS + 2))
+    create = openai_of(server).chat.completions.create
+    asked = {"model": "", "messages": HI, "response_format": {"type": "json_object"}}
+    constrained = [asyncio.create_task(create(**asked)) for _ in range(PROMPT_THREADS + 1)]
+    await until(lambda: engine.begun.is_set() and server.chat_stream.admission.running == PROMPT_THREADS + 1)
+    assert (await create(model="", messages=HI)).choices[0].message.content == "one two three "
+    assert not any(task.done() for task in constrained)
+    engine.decided.set()
+    await asyncio.gather(*constrained)
+    assert server.idle
