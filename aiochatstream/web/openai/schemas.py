@@ -188,7 +188,8 @@ class ResponseFormat(BaseModel):
     @property
     def constraint(self) -> Constraint | None:
         """The same for the engine."""
-        return constraint_of(self.type, None if self.json_schema is None else self.json_schema.json_schema)
+        schema = None if self.json_schema is None else self.json_schema.json_schema
+        return constraint_of(self.type, schema, "response_format")
 
     @model_validator(mode="after")
     def _have_a_schema(self) -> ResponseFormat:
@@ -197,8 +198,8 @@ class ResponseFormat(BaseModel):
         return self
 
 
-def constraint_of(kind: str, schema: dict[str, Any] | None) -> Constraint | None:
-    """The form that an answer of this format has."""
+def constraint_of(kind: str, schema: dict[str, Any] | None, field: str) -> Constraint | None:
+    """The form that an answer of this format has, which ``field`` asks for."""
     if schema is not None:
-        return Constraint.json_schema(schema)
-    return Constraint("json_object") if kind == "json_object" else None
+        return Constraint.json_schema(schema, field)
+    return Constraint("json_object", field=field) if kind == "json_object" else None

@@ -137,7 +137,7 @@ def find_calls(text: str, names: Collection[str]) -> list[CallPart] | None:
 
 def one_call(function: Function) -> Constraint:
     """The arguments of ``function``."""
-    return Constraint.json_schema(_schema(function))
+    return Constraint.json_schema(_schema(function), "tools")
 
 
 def some_calls(functions: Sequence[Function], *, parallel: bool) -> Constraint:
@@ -148,7 +148,7 @@ def some_calls(functions: Sequence[Function], *, parallel: bool) -> Constraint:
         begin = json.dumps(f'{{"name":"{function.name}","arguments":')
         schema = {**_schema(function), "x-guidance": {"whitespace_flexible": False}}
         lines += [f'call_{at}: {begin} arguments_{at} "}}"', f"arguments_{at}: %json {json.dumps(schema)}"]
-    return Constraint("lark", "\n".join(lines))
+    return Constraint("lark", "\n".join(lines), "tools")
 
 
 def _schema(function: Function) -> dict[str, Any]:
