@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -227,7 +228,7 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The first error of a validation as one sentence that names the field and the range."""
     first = error.errors(include_url=False, include_context=False)[0]
-    schema = model.model_json_schema()
+    schema = _schema_of(model)
     message = first["msg"].removeprefix("Value error, ")
     known, sentence = [], message
     node: dict[str, Any] = schema
@@ -244,6 +245,12 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{sentence}."
     names_field = first["type"] == "value_error" and "properties" in _resolve(node, schema)
     return f"{'.'.join(known)}{'.' if names_field else ': '}{sentence}."
+
+
+@functools.cache
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Not to be changed. To make it holds the event loop for several milliseconds."""
+    return model.model_json_schema()
 
 
 def _inner(node: dict[str, Any], part: str | int, schema: dict[str, Any]) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from aiochatstream.web.openai.answers import (
 )
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.errors import answers_openai_errors
-from aiochatstream.web.openai.logprobs import LogprobWriter
+from aiochatstream.web.openai.logprobs import LogprobWriter, Offsets
 from aiochatstream.web.openai.service import Service
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Choice:
     """
 
     def __init__(self, index: int, logprobs: LogprobWriter | None, echoed: str) -> None:
-        self._index, self._logprobs = index, logprobs
+        self._index, self._logprobs, self._offsets = index, logprobs, Offsets()
         self._text, self._echo = "", echoed
         self._told: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self.usage = Usage(0, 0, 0)
@@ -73,8 +73,7 @@ class Choice:
         """More of it, as a stream's chunk tells of it."""
         logprobs = None
         if self._logprobs is not None:
-            offset = sum(map(len, self._told["tokens"]))
-            logprobs = self._logprobs.of_text(text.logprobs, offset)
+            logprobs = self._logprobs.of_text(text.logprobs, self._offsets)
             for name, values in self._told.items():
                 values += logprobs[name]  # type: ignore[literal-required]
         return self._chunk(text.text, logprobs)
