@@ -111,7 +111,10 @@ class OneCallReader(Reader):
 
 
 def find_calls(text: str, names: Collection[str]) -> list[CallPart] | None:
-    """The calls that ``text`` is; None where it is (also) something else, or calls what there is not."""
+    """The calls that ``text`` is; None where it is (also) something else, or calls what there is not, or how one cannot.
+
+    Their arguments are JSON objects, whatever the model has written.
+    """
     if BEGIN_CALL in text:
         written = CALL.findall(text)
         if CALL.sub("", text).strip():
@@ -127,12 +130,25 @@ def find_calls(text: str, names: Collection[str]) -> list[CallPart] | None:
         calls += value if isinstance(value, list) else [value]
     found = []
     for index, call in enumerate(calls):
-        if not isinstance(call, dict) or call.get("name") not in names:
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(name, str) or name not in names:
             return None
-        arguments = call.get("arguments", call.get("parameters", {}))
-        told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        found.append(CallPart(index, told, call["name"]))
+        arguments = _arguments(call.get("arguments", call.get("parameters")))
+        if arguments is None:
+            return None
+        found.append(CallPart(index, arguments, name))
     return found or None
+
+
+def _arguments(written: Any) -> str | None:
+    """What a function is called with, as JSON; None where it is nothing to call one with."""
+    try:
+        arguments = json.loads(written) if isinstance(written, str) else {} if written is None else written
+        told = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        told.encode()  # which half a surrogate pair cannot be
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(arguments, dict) else None
 
 
 def one_call(function: Function) -> Constraint:
