@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,6 +15,16 @@ from aiochatstream.errors import InvalidValue
 WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 
 STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+MOST_BIASES = 300
+
+
+def refuse_too_many(value: Any) -> Any:
+    """Before each is looked at, which would hold the event loop."""
+    if isinstance(value, Sized) and len(value) > MOST_BIASES:
+        raise ValueError("too many")
+    return value
 
 
 def number_of_text(value: Any) -> Any:
@@ -43,7 +53,10 @@ LogitBias = Annotated[
         Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(number_of_text)],
         Annotated[float, Field(ge=-100, le=100)],
     ],
-    Field(max_length=300, description="an object of up to 300 token ids with numbers from -100 to 100"),
+    BeforeValidator(refuse_too_many),
+    Field(
+        max_length=MOST_BIASES, description=f"an object of up to {MOST_BIASES} token ids with numbers from -100 to 100"
+    ),
 ]
 Logprobs = Annotated[int, Field(ge=0, le=20, description="a whole number of tokens from 0 to 20")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number from 0 to 2**63 - 1")]

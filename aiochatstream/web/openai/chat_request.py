@@ -7,7 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from aiochatstream.params import STRICT, Flag, Logprobs, MaxNewTokens
-from aiochatstream.web.openai.schemas import ChoicesRequest, Content, Name, Refusing, ResponseFormat, Text
+from aiochatstream.web.openai.schemas import (
+    MOST_ITEMS,
+    ChoicesRequest,
+    Content,
+    Name,
+    Refusing,
+    ResponseFormat,
+    Text,
+)
 
 
 class Called(BaseModel):
@@ -43,7 +51,7 @@ class ChatMessage(Refusing):
     content: Content | None = None
     refusal: Text | None = None
     name: Text | None = None
-    tool_calls: list[PastCall] | None = None
+    tool_calls: Annotated[list[PastCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: Text | None = None
 
     @model_validator(mode="after")
@@ -104,7 +112,10 @@ class ChatCompletionRequest(ChoicesRequest):
         "moderation": (),
     }
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, description="a list of one message or more")]
+    messages: Annotated[
+        list[ChatMessage],
+        Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True, description=f"a list of 1 to {MOST_ITEMS} messages"),
+    ]
     max_completion_tokens: MaxNewTokens | None = None
     logprobs: Flag | None = None
     top_logprobs: Logprobs | None = None

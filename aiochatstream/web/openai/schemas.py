@@ -35,6 +35,11 @@ TopK = Annotated[int, Field(ge=-1, le=1000, description="a whole number from 1 t
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="a whole number from -2**63 to 2**63 - 1")]
 Count = Annotated[int, Field(ge=1, le=128, description="a whole number from 1 to 128")]
 Text = Annotated[str, Field(description="a string")]
+
+MOST_ITEMS = 2048
+"""Of a list of messages or texts, as with OpenAI. Lists that may be long fail with the first item that is wrong
+(``fail_fast``): to gather all that is would hold the event loop for seconds."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="1 to 64 of A-Z a-z 0-9 - _ .")]
 
 

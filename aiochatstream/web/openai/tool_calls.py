@@ -111,9 +111,9 @@ class OneCallReader(Reader):
 
 
 def find_calls(text: str, names: Collection[str]) -> list[CallPart] | None:
-    """The calls that ``text`` is; None where it is (also) something else, or calls what there is not, or how one cannot.
+    """The calls that ``text`` is; None where it is (also) something else, or calls what there is not.
 
-    Their arguments are JSON objects, whatever the model has written.
+    Their arguments are JSON objects; what has others is no call.
     """
     if BEGIN_CALL in text:
         written = CALL.findall(text)

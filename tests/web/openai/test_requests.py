@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from aiochatstream import ChatStream, FunctionEngine, GenerationParams
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.runtime import PROMPT_THREADS
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest
+from aiochatstream.web.openai.completion_request import CompletionRequest
 from tests.engines.test_detokenizing import BYTE_FALLBACK
 from tests.engines.transformers.models import tiny
 from tests.helpers import PATIENCE, echo, until
@@ -67,6 +71,25 @@ async def test_of_a_message_too_nothing_is_dropped_that_would_change_the_answer(
             await client.chat.completions.create(model="", messages=[*HI, message, *HI])
         assert refused.value.param == f"messages.1.{field}"
     assert server.idle
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (ChatCompletionRequest, {"messages": [{}] * 10_000}),
+        (ChatCompletionRequest, {"messages": HI * 10_000}),
+        (ChatCompletionRequest, {"messages": [{"role": "assistant", "tool_calls": [{}] * 10_000}]}),
+        (ChatCompletionRequest, {"messages": HI, "logit_bias": {f"x{number}": 1 for number in range(10_000)}}),
+        (ChatCompletionRequest, {"messages": HI, "stop": [1] * 10_000}),
+        (CompletionRequest, {"prompt": [{}] * 10_000}),
+        (CompletionRequest, {"prompt": [[{}] * 10_000]}),
+    ],
+)
+def test_of_long_lists_only_the_first_faults_are_gathered(schema: type[BaseModel], body: dict[str, Any]) -> None:
+    """All of them, of a body of the size that is allowed, would hold the event loop for seconds."""
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate_json(json.dumps(body))
+    assert refused.value.error_count() < 50
 
 
 async def test_a_refusal_is_what_the_model_has_said(start: Any, openai_of: Any) -> None:
