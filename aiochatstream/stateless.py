@@ -8,7 +8,7 @@ from typing import Any
 from aiochatstream.engines import Prompt
 from aiochatstream.errors import ContextLengthExceeded, InvalidValue
 from aiochatstream.params import GenerationParams, ParamOverrides
-from aiochatstream.prompts import CHARS_PER_TOKEN, AbstractChatPrompt, GivenMessages, GivenTexts
+from aiochatstream.prompts import AbstractChatPrompt, GivenMessages, GivenTexts
 from aiochatstream.runtime import Runtime
 from aiochatstream.turns import RunningTurn
 
@@ -65,8 +65,8 @@ class Stateless(Runtime):
         """In a thread: the prompts, each with the tokens that its answer may have, ``asked`` where that is said."""
         self.engine.check(params)
         prompt.tokenizer = self.engine.tokenizer
-        if prompt.tokenizer is not None and given.chars > CHARS_PER_TOKEN * self.context_len:
-            raise ContextLengthExceeded(f"The prompt's {given.chars} characters are too many for this model.")
+        if prompt.tokenizer is not None and given.too_long(self.context_len):
+            raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
         goes_on = isinstance(given, GivenTexts)
         made = [Prompt(messages, ids, continued=goes_on) for messages, ids in given.encode(prompt)]
         if prompt.tokenizer is None:

@@ -105,3 +105,19 @@ def test_texts_are_gone_on_with_as_they_are(tokenizer: Any) -> None:
     assert made == [([{"role": "user", "content": "One two"}], ids)] * 2
     with pytest.raises(InvalidValue, match="prompt: must have at least one token"):
         list(GivenTexts([""]).encode(with_tokenizer(ChatPrompt(), tokenizer)))
+
+
+@pytest.mark.parametrize(
+    ("given", "too_long"),
+    [
+        (GivenTexts(["a" * 160]), False),
+        (GivenTexts(["a", "a" * 161]), True),
+        (GivenTexts([[1] * 10]), False),
+        (GivenTexts([[1], [1] * 11]), True),
+        (GivenMessages([USER, {"role": "user", "content": "a" * 160}]), True),
+        (GivenMessages([USER, ANSWER]), False),
+        (GivenMessages([USER], [TOOL] * 10), True),
+    ],
+)
+def test_what_cannot_fit_is_known_before_it_is_read(given: GivenMessages | GivenTexts, too_long: bool) -> None:
+    assert given.too_long(10) == too_long

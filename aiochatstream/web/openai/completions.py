@@ -37,7 +37,7 @@ async def completions(server: ChatStream, request: web.Request, service: Service
     given, tokenizer = GivenTexts(asked.texts), server.engine.tokenizer
     more: dict[str, Any] = {} if asked.logprobs is None else {"logprobs": asked.logprobs}
     echoed = [""] * len(given)
-    if asked.echo:
+    if asked.echo and not given.too_long(server.context_len):  # what is too long is about to be refused
         echoed = await asyncio.to_thread(_as_text, given.texts, tokenizer)
     return await answer_with(
         server,
