@@ -50,7 +50,8 @@ class Stateless(Runtime):
                 ticket.release()
                 await self._turns.give_up("", turn.message_id)
             raise
-        pairs = prompt.get_replacement_when_output() if is_chat else []
+        plain = is_chat and params.constraint is None  # what is put in could break the form
+        pairs = prompt.get_replacement_when_output() if plain else []
         for at, (turn, ticket) in enumerate(zip(turns, tickets, strict=True)):
             one, room = made[at // count]
             seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + at % count) % 2**63

@@ -83,6 +83,9 @@ def test_the_words_keep_to_roles_in_turn() -> None:
     assert told[3]["content"].count("<tool_response>") == 2
     assert all(message.keys() == {"role", "content"} for message in told)
     assert in_words([USER, ANSWER], []) == [USER, ANSWER]
+    told = in_words([USER, CALLING, RESULT, USER], [])
+    assert [message["role"] for message in told] == ["user", "assistant", "user"]
+    assert told[-1]["content"] == "<tool_response>\n5\n</tool_response>\nHello"
 
 
 def test_a_template_that_knows_tools_is_given_them_as_they_are(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

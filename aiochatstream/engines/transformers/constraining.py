@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from aiochatstream.constraint import Constraint, ConstraintKind
-from aiochatstream.engines.transformers.grammar_trial import ends
+from aiochatstream.engines.transformers.grammar_trial import LEXER_FUEL, ends
 from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.errors import InvalidValue
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WORD = 32
 """Tokens a number of a mask."""
 
-KEPT_GRAMMARS = 32
+KEPT_GRAMMARS = 16
 """That were used last. Most clients send the same one again and again."""
 
 LONGEST_REASON = 300
@@ -176,7 +176,8 @@ def _compiled(tokenizer: LLTokenizer, mask_words: int, constraint: Constraint) -
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
         if constraint.kind != "json_object" and not ends(grammar):
             raise InvalidValue(f"{constraint.field}: {CALLED[constraint.kind]} takes too long to work out.")
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         _mask_of(matcher, mask_words)  # of a huge grammar, the first takes long: here, nobody else waits for it
         reason = matcher.get_error()
     except ValueError as error:

@@ -13,6 +13,10 @@ import sys
 CPU_SECONDS = 2
 """What a grammar may take. Of the processor, so that a busy machine refuses no others."""
 
+LEXER_FUEL = 300_000
+"""How much llguidance may make of a grammar at its beginning: so much takes a second, and 50 MB, of which there are as
+many as there are grammars kept. 20,000 strings to choose from are less."""
+
 PATIENCE = 60.0
 """Seconds until that must have been spent, however busy the machine is."""
 
@@ -31,10 +35,11 @@ def main() -> None:
     """Try the grammar on the standard input."""
     import resource
 
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    LLMatcher(LLTokenizer("byte"), sys.stdin.buffer.read().decode(), log_level=0)
+    limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL)
+    LLMatcher(LLTokenizer("byte"), sys.stdin.buffer.read().decode(), log_level=0, limits=limits).compute_bitmask()
 
 
 if __name__ == "__main__":

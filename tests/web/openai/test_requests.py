@@ -12,7 +12,7 @@ import openai
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from aiochatstream import ChatStream, FunctionEngine, GenerationParams
+from aiochatstream import ChatPrompt, ChatStream, FunctionEngine, GenerationParams
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.runtime import PROMPT_THREADS
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
@@ -38,6 +38,13 @@ class Hearing:
         self.messages.append(messages)
         self.params.append(params)
         yield from self.texts
+
+
+class FormFollower(FunctionEngine):
+    """Takes constraints, and trusts its function to follow them."""
+
+    def check(self, params: GenerationParams) -> None:
+        pass
 
 
 class SlowToCheck(FunctionEngine):
@@ -124,6 +131,19 @@ async def test_without_parallel_calls_the_first_one_counts(start: Any, openai_of
         else:
             calls = answer.choices[0].message.tool_calls
         assert [call.function.arguments for call in calls] == ['{"x": 1}'] * count
+
+
+async def test_no_replacement_breaks_the_form_that_was_asked_for(start: Any, openai_of: Any) -> None:
+    class Lines(ChatPrompt):
+        def get_replacement_when_output(self) -> list[tuple[str, str]]:
+            return [("<NL>", "\n")]
+
+    engine = FormFollower(Hearing('{"a": "b<NL>c"}'))
+    create = openai_of(await start(ChatStream(engine=engine, chat_prompt_clazz=Lines))).chat.completions.create
+    plain = await create(model="", messages=HI)
+    assert plain.choices[0].message.content == '{"a": "b\nc"}'
+    formed = await create(model="", messages=HI, response_format={"type": "json_object"})
+    assert json.loads(formed.choices[0].message.content) == {"a": "b<NL>c"}
 
 
 async def test_too_many_answers_are_the_fault_of_n_or_of_the_prompts(start: Any, openai_of: Any) -> None:
