@@ -22,13 +22,13 @@ PATIENCE = 60.0
 
 
 def ends(grammar: str) -> bool:
-    """Whether llguidance comes to an end with ``grammar``, be it that it refuses it. Blocking."""
+    """Whether llguidance comes to an end with ``grammar``, be it that it refuses it. Blocks for a moment."""
     trial = [sys.executable, "-P", __file__]
     try:
         tried = subprocess.run(trial, input=grammar.encode(), capture_output=True, timeout=PATIENCE, check=False)  # noqa: S603 - ourselves
     except subprocess.TimeoutExpired:
         return False
-    return tried.returncode == 0
+    return tried.returncode >= 0  # below, a signal has ended it
 
 
 def main() -> None:
