@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from aiochatstream.errors import InvalidValue
@@ -23,20 +23,18 @@ class Constraint:
         https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. (A rule may be ``%json {...}``, a schema;
         that says ``"x-guidance": {"whitespace_flexible": false}`` itself where it is to be without spaces.)
     text: the schema as JSON, the regular expression or the grammar; empty for ``json_object``.
-    field: the field of a request that it comes from, which errors name.
     """
 
     kind: ConstraintKind
     text: str = ""
-    field: str = field(default="constraint", compare=False)
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, Any], field: str = "constraint") -> Constraint:
+    def json_schema(cls, schema: Mapping[str, Any]) -> Constraint:
         """JSON of this schema, with the properties in its order.
 
         Raises :class:`~aiochatstream.errors.InvalidValue` for one that is nested too deeply.
         """
         try:
-            return cls("json_schema", json.dumps(schema, ensure_ascii=False), field)
+            return cls("json_schema", json.dumps(schema, ensure_ascii=False))
         except RecursionError:
-            raise InvalidValue(f"{field}: the JSON schema is nested too deeply.") from None
+            raise InvalidValue("constraint: the JSON schema is nested too deeply.") from None

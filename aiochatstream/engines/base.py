@@ -111,7 +111,7 @@ class Engine(ABC):
         if params.logprobs is not None:
             raise InvalidValue("logprobs: this engine cannot tell them.")
         if params.constraint is not None:
-            raise InvalidValue(f"{params.constraint.field}: this engine cannot follow one.")
+            raise InvalidValue("constraint: this engine cannot follow one.")
 
     @abstractmethod
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:

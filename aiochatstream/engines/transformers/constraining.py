@@ -43,13 +43,10 @@ CALLED: dict[ConstraintKind, str] = {
 
 
 class Matcher:
-    """Where one answer stands in its grammar. What may come next is found out while the model computes.
+    """Where one answer stands in its grammar. What may come next is found out while the model computes."""
 
-    :param field: what errors name.
-    """
-
-    def __init__(self, matcher: LLMatcher, mask_words: int, threads: Executor, field: str) -> None:
-        self._matcher, self._mask_words, self._threads, self._field = matcher, mask_words, threads, field
+    def __init__(self, matcher: LLMatcher, mask_words: int, threads: Executor) -> None:
+        self._matcher, self._mask_words, self._threads = matcher, mask_words, threads
         self._mask = threads.submit(self._compute)
 
     @property
@@ -75,7 +72,7 @@ class Matcher:
     def _compute(self) -> NDArray[np.int32]:
         mask = _mask_of(self._matcher, self._mask_words)
         if reason := self._matcher.get_error():
-            raise InvalidValue(f"{self._field}: cannot be followed to its end: {_told(reason)}.")
+            raise InvalidValue(f"constraint: cannot be followed to its end: {_told(reason)}.")
         return mask
 
 
@@ -106,8 +103,7 @@ class Grammars:
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """For a new answer. Raises as :meth:`compile`."""
-        grammar = self.compile(constraint)
-        return Matcher(grammar.deep_copy(), self._mask_words, self._threads, constraint.field)
+        return Matcher(self.compile(constraint).deep_copy(), self._mask_words, self._threads)
 
     def compile(self, constraint: Constraint) -> LLMatcher:
         """The grammar, at its beginning; not to be moved. One that is new takes a moment, a huge one seconds.
@@ -115,7 +111,7 @@ class Grammars:
         Raises :class:`~aiochatstream.errors.InvalidValue` for what cannot be followed.
         """
         if self._tokenizer is None:
-            raise InvalidValue(f"{constraint.field}: {self._missing}")
+            raise InvalidValue(f"constraint: {self._missing}")
         with self._lock:
             found = self._compiled.get(constraint)
             if found is not None:
@@ -175,7 +171,7 @@ def _compiled(tokenizer: LLTokenizer, mask_words: int, constraint: Constraint) -
             # small models, once in white space, may never leave it
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
         if constraint.kind != "json_object" and not ends(grammar):
-            raise InvalidValue(f"{constraint.field}: {CALLED[constraint.kind]} takes too long to work out.")
+            raise InvalidValue(f"constraint: {CALLED[constraint.kind]} takes too long to work out.")
         limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         _mask_of(matcher, mask_words)  # of a huge grammar, the first takes long: here, nobody else waits for it
@@ -183,7 +179,7 @@ def _compiled(tokenizer: LLTokenizer, mask_words: int, constraint: Constraint) -
     except ValueError as error:
         reason = str(error)
     if reason:
-        raise InvalidValue(f"{constraint.field}: {CALLED[constraint.kind]} cannot be followed: {_told(reason)}.")
+        raise InvalidValue(f"constraint: {CALLED[constraint.kind]} cannot be followed: {_told(reason)}.")
     return matcher
 
 

@@ -18,7 +18,7 @@ FIELD = re.compile(r"([a-z][a-z_0-9]*(?:\.[a-z_0-9]+)*): ")
 EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "Retry-After-Ms")
 """What pages of other origins may read."""
 
-OUR_NAMES = {"max_new_tokens": "max_tokens"}
+OUR_NAMES = {"max_new_tokens": "max_tokens", "constraint": "response_format"}
 """Fields that are called otherwise in OpenAI's API."""
 
 

@@ -39,7 +39,7 @@ async def responses(server: ChatStream, request: web.Request, service: Service) 
         stream=bool(asked.stream),
         owner=owner,
         logprobs=asked.logprobs,
-        constraint=None if form is None else constraint_of(form.type, form.json_schema, "text.format"),
+        constraint=None if form is None else constraint_of(form.type, form.json_schema),
     )
 
 

@@ -193,8 +193,7 @@ class ResponseFormat(BaseModel):
     @property
     def constraint(self) -> Constraint | None:
         """The same for the engine."""
-        schema = None if self.json_schema is None else self.json_schema.json_schema
-        return constraint_of(self.type, schema, "response_format")
+        return constraint_of(self.type, None if self.json_schema is None else self.json_schema.json_schema)
 
     @model_validator(mode="after")
     def _have_a_schema(self) -> ResponseFormat:
@@ -203,8 +202,8 @@ class ResponseFormat(BaseModel):
         return self
 
 
-def constraint_of(kind: str, schema: dict[str, Any] | None, field: str) -> Constraint | None:
-    """The form that an answer of this format has, which ``field`` asks for."""
+def constraint_of(kind: str, schema: dict[str, Any] | None) -> Constraint | None:
+    """The form that an answer of this format has."""
     if schema is not None:
-        return Constraint.json_schema(schema, field)
-    return Constraint("json_object", field=field) if kind == "json_object" else None
+        return Constraint.json_schema(schema)
+    return Constraint("json_object") if kind == "json_object" else None

@@ -153,7 +153,7 @@ def _arguments(written: Any) -> str | None:
 
 def one_call(function: Function) -> Constraint:
     """The arguments of ``function``."""
-    return Constraint.json_schema(_schema(function), "tools")
+    return Constraint.json_schema(_schema(function))
 
 
 def some_calls(functions: Sequence[Function], *, parallel: bool) -> Constraint:
@@ -164,7 +164,7 @@ def some_calls(functions: Sequence[Function], *, parallel: bool) -> Constraint:
         begin = json.dumps(f'{{"name":"{function.name}","arguments":')
         schema = {**_schema(function), "x-guidance": {"whitespace_flexible": False}}
         lines += [f'call_{at}: {begin} arguments_{at} "}}"', f"arguments_{at}: %json {json.dumps(schema)}"]
-    return Constraint("lark", "\n".join(lines), "tools")
+    return Constraint("lark", "\n".join(lines))
 
 
 def _schema(function: Function) -> dict[str, Any]:
