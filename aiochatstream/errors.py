@@ -26,6 +26,7 @@
     └── Unavailable                  503, with Retry-After
         ├── TooManyRequests              too_many_requests
         ├── Starting                     starting
+        │   └── LoadFailed                   starting
         ├── Draining                     draining
         └── StoreUnavailable             store_unavailable
 
@@ -178,7 +179,7 @@ class InvalidValue(ChatStreamError):
 
 
 class EngineFailed(ChatStreamError):
-    """The engine raised: the history is as it was before the turn."""
+    """The engine raised; a conversation is as it was before the turn."""
 
 
 class SessionsNotSetUp(ChatStreamError):
@@ -205,6 +206,10 @@ class Starting(Unavailable):
     """The model is being loaded."""
 
     code = "starting"
+
+
+class LoadFailed(Starting):
+    """The model could not be loaded, and will not be in this process."""
 
 
 class Draining(Unavailable):

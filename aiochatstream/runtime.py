@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import Draining, InvalidValue, Starting
+from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
@@ -148,7 +148,7 @@ class Runtime:
         if self.state == "starting":
             raise Starting("The model is being loaded.", retry_after=5)
         if self.state == "failed":
-            raise Starting("The model could not be loaded; the server's log says why.", retry_after=60)
+            raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
         if self.state == "draining":
             raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
 

@@ -11,7 +11,7 @@ import pytest
 import schemathesis
 from aiohttp import web
 from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis import Case
+from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -49,6 +49,7 @@ async def document_of(server: Server, client: Any) -> dict[str, Any]:
 async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, client_of: Any, name: str) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
+    api = {**APIS, **OPENAI_APIS}[name]
 
     def send() -> None:
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -56,7 +57,11 @@ async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, 
             one.ok() for one in described.get_all_operations() if one.ok().definition.raw["operationId"] == name
         )
 
-        @given(case=operation.as_strategy())
+        cases = operation.as_strategy()
+        if api.body is not None or api.query is not None:
+            cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)  # not as described, mostly
+
+        @given(case=cases)
         @settings(
             max_examples=EXAMPLES,
             deadline=None,
@@ -81,13 +86,15 @@ async def test_every_endpoint_is_described_with_its_words_its_body_and_its_error
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
     }
     assert described.keys() == APIS.keys() | OPENAI_APIS.keys()
+    schemathesis.openapi.from_dict(document).validate()  # OpenAPI 3.1
     for operation in described.values():
         assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
         assert operation["responses"]["200"]["content"]
     chat = described["chat_stream"]
     assert {"400", "401", "403", "409", "413", "415", "422", "429", "503"} <= chat["responses"].keys()
     assert "too_many_requests" in chat["responses"]["429"]["description"]
-    assert "429" in described["chat_completions"]["responses"]
+    assert {"429", "500"} <= described["chat_completions"]["responses"].keys()
+    assert described["chat_completions"]["responses"]["429"]["headers"].keys() == {"Retry-After", "Retry-After-Ms"}
     assert "422" not in described["chat_completions"]["responses"]
     assert not [name for name in document["components"]["schemas"] if "__" in name]  # two of one name
 
@@ -108,6 +115,19 @@ async def test_what_is_described_is_what_is_mounted_and_where() -> None:
     assert paths["one"] == ["/one/chat_stream", "/one/openapi.json"]
     others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_APIS.values()]
     assert paths["other"] == [*others, "/other/openapi.json"]
+
+
+async def test_keys_are_described_where_they_are_asked_for(start: Any, client_of: Any) -> None:
+    for keys in (None, ["a-key"]):
+        server = await start(ChatStream(engine=echo), api_keys=keys)
+        document = await document_of(server, client_of(server))
+        paths = [path for path, (one, *_) in document["paths"].items() if "security" in document["paths"][path][one]]
+        assert ("securitySchemes" in document["components"]) == bool(paths) == (keys is not None)
+        assert all(path.startswith("/v1/") for path in paths)
+        async with client_of(server).session.get(f"{server.url}/docs") as response:
+            page = await response.text()
+        assert ("Bearer" in page) == (keys is not None)
+        assert f"curl {server.url}/v1/chat/completions -H" in page
 
 
 async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, client_of: Any) -> None:

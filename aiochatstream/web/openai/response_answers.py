@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from aiochatstream.web.openai.answers import ContentLogprob
+from aiochatstream.web.openai.answers import ContentLogprob, ErrorDetail
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -98,3 +98,7 @@ class ResponseEvent(TypedDict):
     delta: NotRequired[str]
     text: NotRequired[str]
     logprobs: NotRequired[list[ContentLogprob]]
+    code: NotRequired[str | None]
+    message: NotRequired[str]
+    param: NotRequired[str | None]
+    error: NotRequired[ErrorDetail]

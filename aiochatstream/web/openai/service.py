@@ -23,7 +23,7 @@ Asked = TypeVar("Asked", bound=GenerationRequest)
 
 @dataclass(frozen=True)
 class Service:
-    """What the handlers need besides the server.
+    """What the handlers need besides the server. Raises ValueError for a name that is none.
 
     model_name: what clients call the model; None is its own name.
     began: seconds since 1970.
@@ -32,6 +32,10 @@ class Service:
     keys: ApiKeys
     model_name: str | None = None
     began: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        if self.model_name is not None and not (isinstance(self.model_name, str) and self.model_name):
+            raise ValueError(f"model_name: must be a string that is not empty, or None, not {self.model_name!r}.")
 
     def check(self, server: ChatStream, request: web.Request) -> str:
         """Who asks, see :meth:`ApiKeys.check`. Reads no body.

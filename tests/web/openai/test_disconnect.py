@@ -17,16 +17,22 @@ BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/v1/chat/completions", BODY), ("/v1/completions", {"prompt": "hi"}), ("/v1/responses", {"input": "hi"})],
+    [
+        ("/v1/chat/completions", {**BODY, "stream": True}),
+        ("/v1/chat/completions", BODY),
+        ("/v1/completions", {"prompt": "hi", "stream": True}),
+        ("/v1/responses", {"input": "hi", "stream": True}),
+        ("/v1/responses", {"input": "hi"}),
+    ],
 )
-async def test_who_leaves_a_stream_or_waits_for_one_frees_the_place(
+async def test_who_leaves_an_answer_or_waits_for_one_frees_the_place(
     start: Any, stepper: Any, client_of: Any, path: str, body: dict[str, Any]
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1))
 
     async def ask() -> None:
-        async with client_of(server).post(path, **body, stream=True) as response:
+        async with client_of(server).post(path, **body) as response:
             await response.read()
 
     asking = [asyncio.create_task(ask()) for _ in range(2)]
