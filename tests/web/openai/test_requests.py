@@ -17,6 +17,7 @@ from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCal
 from aiochatstream.runtime import PROMPT_THREADS
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
+from aiochatstream.web.openai.response_request import ResponseRequest
 from tests.engines.test_detokenizing import BYTE_FALLBACK
 from tests.engines.transformers.models import tiny
 from tests.helpers import PATIENCE, echo, until
@@ -88,6 +89,8 @@ async def test_of_a_message_too_nothing_is_dropped_that_would_change_the_answer(
         (ChatCompletionRequest, {"messages": [{"role": "assistant", "tool_calls": [{}] * 10_000}]}),
         (ChatCompletionRequest, {"messages": HI, "logit_bias": {f"x{number}": 1 for number in range(10_000)}}),
         (ChatCompletionRequest, {"messages": HI, "stop": [1] * 10_000}),
+        (ResponseRequest, {"input": [{}] * 10_000}),
+        (ResponseRequest, {"input": HI * 10_000}),
         (CompletionRequest, {"prompt": [{}] * 10_000}),
         (CompletionRequest, {"prompt": [[{}] * 10_000]}),
     ],
