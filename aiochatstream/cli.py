@@ -141,7 +141,7 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
     from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time: say something first
 
     device = loading.choose_device(options.device)
-    dtype = loading.choose_dtype(options.dtype, device)
+    dtype = loading.choose_dtype(device, options.dtype)
     model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
     model = LoadTime(name=messages.loading_name.format(name=name), fn=model).__call__
     if options.compile:

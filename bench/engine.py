@@ -149,9 +149,9 @@ class Bench:
         self._random = random.Random(options.seed)  # noqa: S311 - nothing here is secret
 
     def load(self) -> None:
-        device = choose_device("auto")
+        device = choose_device()
         source = folder(self.options.located)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype("auto", device)).to(device)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(device)).to(device)
         weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in model.parameters()}
         plain = copy.deepcopy(model)  # the engine changes its own
         engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source), compile=self.options.compile)

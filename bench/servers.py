@@ -226,8 +226,8 @@ def chatting(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
     if options.kind == "model":
         from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, loaders, locate
 
-        device = choose_device("auto")
-        model, tokenizer = loaders(locate(None), device, choose_dtype("auto", device))
+        device = choose_device()
+        model, tokenizer = loaders(locate(None), device, choose_dtype(device))
         chat_stream = ChatStream(model=model, tokenizer=tokenizer, device=device, **limits)
     else:
         max_new_tokens = max(256, options.pieces + 1)

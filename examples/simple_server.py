@@ -1,18 +1,17 @@
 """Many people talk to one model: python examples/simple_server.py, or under gunicorn (see the README)."""
 
 import aiohttp_session
-import torch
 from aiohttp import web
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aiochatstream import ChatPrompt, ChatStream, MemoryStorage
-from aiochatstream.engines.transformers import small_model
+from aiochatstream.engines.transformers import choose_device, choose_dtype, small_model
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
+device = choose_device()  # a GPU, where there is one
 
 
 def model():  # small_model() is a local folder; a HuggingFace id does as well
-    return AutoModelForCausalLM.from_pretrained(small_model(), dtype="auto")
+    return AutoModelForCausalLM.from_pretrained(small_model(), dtype=choose_dtype(device))
 
 
 def tokenizer():

@@ -59,6 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(ignored) is signal.SIG_IGN:
             signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
+    # torch's threads wait in busy loops, which costs more than it gains in short answers on few cores
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -80,7 +83,6 @@ def model_folder() -> str:
 @pytest.fixture(scope="session")
 def untouched_model(model_folder: str) -> Any:
     """The small real model, in float32 so that answers can be compared token by token. No engine is given this one."""
-    torch.set_num_threads(1)  # torch's threads wait in busy loops, which costs more than it gains in short answers
     return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
 
 

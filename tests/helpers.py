@@ -46,6 +46,11 @@ class Server:
         admission = self.chat_stream.admission
         return admission.running == admission.waiting == len(self.chat_stream._turns) == 0
 
+    @property
+    def stopping(self) -> bool:
+        """An answer was told to stop, and its engine is still in a step."""
+        return any(turn.ending for turn in self.chat_stream._turns._turns.values())
+
 
 @asynccontextmanager
 async def running_server(

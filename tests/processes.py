@@ -96,8 +96,7 @@ def _running(
         popen = subprocess.Popen(
             command,
             cwd=cwd,
-            # one thread each: where several processes share few cores, torch's threads mostly spin for one another
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", **(env or {})},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

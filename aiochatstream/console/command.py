@@ -89,7 +89,7 @@ async def _model(options: dict[str, Any], messages: Messages) -> AsyncIterator[B
     source = options.get("target")
     name = source or messages.small_model
     device = loading.choose_device(options["device"])
-    dtype = loading.choose_dtype(options["dtype"], device)
+    dtype = loading.choose_dtype(device, options["dtype"])
     load_model, load_tokenizer = loading.loaders(loading.locate(source), device, dtype)
     async with AsyncExitStack() as stack:
         try:

@@ -135,7 +135,7 @@ def test_the_dtype_is_the_one_asked_for_or_the_fastest_that_the_device_computes_
     monkeypatch: pytest.MonkeyPatch, name: str, device: str, cpu: dict[str, bool], dtype: Any
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
-    assert loading.choose_dtype(name, torch.device(device)) == dtype
+    assert loading.choose_dtype(torch.device(device), name) == dtype
 
 
 def test_the_loaders_load_what_is_in_the_folder(tmp_path: Path, tokenizer: Any) -> None:

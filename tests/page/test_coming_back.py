@@ -86,6 +86,7 @@ async def test_a_second_tab_shows_the_answer_that_is_under_way_and_can_stop_it(
     engine.allow(1)
     await expect(second.answer()).to_have_text("1 2 3")
     await second.stop_button.click()
+    await until(lambda: server.stopping)
     engine.allow(1)
     await second.see_state("interrupted")
     await chat.see_state("interrupted")

@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiochatstream import ChatStream, GenerationParams
+from tests.helpers import until
 from tests.page.chatting import Chat
 from tests.page.conftest import Visit
 
@@ -75,6 +76,7 @@ async def test_code_that_was_interrupted_goes_on_in_the_same_frame(start: Any, v
     engine.next()
     await expect(chat.answer()).to_contain_text("x =")
     await chat.stop_button.click()
+    await until(lambda: server.stopping)
     engine.next()
     await chat.see_state("interrupted")
     engine.next()

@@ -48,6 +48,7 @@ async def test_stop_keeps_what_is_there_and_continue_goes_on_from_it(start: Any,
     await expect(chat.answer()).to_have_text("1 2 3")
     await expect(chat.send_button).to_be_hidden()
     await chat.stop_button.click()
+    await until(lambda: server.stopping)
     engine.allow(1)
     await chat.see_state("interrupted")
     await expect(chat.message).to_be_focused()

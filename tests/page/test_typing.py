@@ -8,6 +8,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from aiochatstream import ChatStream
+from tests.helpers import until
 from tests.page.chatting import Chat, repeats
 from tests.page.conftest import Visit
 
@@ -80,6 +81,7 @@ async def test_everything_can_be_done_without_a_mouse(start: Any, visit: Visit, 
     engine.allow(2)
     await expect(chat.answer()).to_have_text("1 2")
     await keys.press("Escape")
+    await until(lambda: server.stopping)
     engine.allow(1)
     await chat.see_state("interrupted")
     await expect(chat.message).to_be_focused()
@@ -89,6 +91,7 @@ async def test_everything_can_be_done_without_a_mouse(start: Any, visit: Visit, 
     await expect(chat.answer()).to_have_text("1 2")
     await tab_to(chat.page, "Stop")
     await keys.press("Space")
+    await until(lambda: server.stopping)
     engine.allow(1)
     await chat.see_state("interrupted")
     await expect(chat.message).to_be_focused()

@@ -27,6 +27,7 @@ from aiochatstream.engines.transformers.attention import Piece, Step, attending
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.constraining import Grammars
 from aiochatstream.engines.transformers.detokenizing import detokenizer
+from aiochatstream.engines.transformers.loading import cpu_computes
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.operations import own_errors
 from aiochatstream.engines.transformers.own_sampler import drawing
@@ -185,6 +186,9 @@ class TransformersEngine(Engine):
         if self._device is not None and not is_on(model, torch.device(self._device)):
             model = model.to(self._device)
         self._model = model.eval()
+        if model.device.type == "cpu" and not cpu_computes(model.dtype):
+            dtype = str(model.dtype).removeprefix("torch.")
+            logger.warning("This CPU computes slowly in %s. Load the model with dtype=torch.float32.", dtype)
         self._eos_ids = self._find_eos_ids()
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         self._special_ids = {str(token): id_ for id_, token in added.items() if token.special}

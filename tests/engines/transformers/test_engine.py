@@ -24,7 +24,7 @@ from transformers import ByT5Tokenizer
 
 from aiochatstream import Delta, GenerationParams, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
-from aiochatstream.engines.transformers import TransformersEngine, batch
+from aiochatstream.engines.transformers import TransformersEngine, batch, choose_dtype
 from aiochatstream.engines.transformers.batch import PIECE_TOKENS
 from aiochatstream.engines.transformers.engine import is_on
 from aiochatstream.engines.transformers.packing import PackedLinear
@@ -148,6 +148,20 @@ def test_models_that_cannot_be_batched_are_served_one_request_a_step_and_the_log
     for ids, one, other in zip(prompts, told_together(engine, prompts, max_new_tokens=12), expected, strict=True):
         assert_same(plain, ids, one, other)
     engine.close()
+
+
+def test_a_dtype_that_the_cpu_computes_slowly_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for units, slow in ({}, True), ({"avx512_bf16": True}, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
+        caplog.clear()
+        loaded(tiny().to(torch.bfloat16)).close()
+        assert ("computes slowly in bfloat16" in caplog.text) is slow
+        assert choose_dtype(torch.device("cpu")) == (torch.float32 if slow else torch.bfloat16)
+    caplog.clear()
+    loaded(tiny()).close()
+    assert "slowly" not in caplog.text
 
 
 def test_a_model_whose_forward_pass_is_of_another_kind_is_served_alone(caplog: pytest.LogCaptureFixture) -> None:
