@@ -14,7 +14,7 @@ import aiohttp_session
 from aiohttp import web
 from pydantic import ValidationError
 
-from aiochatstream.chat import DEFAULT_CONTEXT_LEN, Chat
+from aiochatstream.chat import Chat
 from aiochatstream.engines import Engine, FunctionEngine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
 from aiochatstream.errors import InvalidValue
 from aiochatstream.messages import Locale
@@ -22,6 +22,7 @@ from aiochatstream.param_limits import checked_limits
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.roles import Roles
+from aiochatstream.runtime import DEFAULT_CONTEXT_LEN
 from aiochatstream.sessions import (
     AgentSession,
     ConversationStore,
@@ -32,6 +33,7 @@ from aiochatstream.sessions import (
     recent_params,
     reload_session,
 )
+from aiochatstream.stateless import Stateless
 from aiochatstream.web import (
     cors,
     documents,
@@ -61,7 +63,7 @@ from aiochatstream.web.promotion import phrase_attempts
 PROBE_FOLDER = "probe"
 
 
-class ChatStream(Chat):
+class ChatStream(Chat, Stateless):
     """A streaming chat with one model, for many users at once.
 
     Hand it a model, :meth:`setup` it in an aiohttp application that has aiohttp-session, and call
@@ -70,7 +72,7 @@ class ChatStream(Chat):
         chat_stream = ChatStream(model=model, tokenizer=tokenizer, device="cpu", chat_prompt_clazz=ChatPrompt)
         chat_stream.setup(app)
 
-    A program without an application uses it in an ``async with`` (see :class:`~aiochatstream.chat.Chat`).
+    A program without an application uses it in an ``async with`` (see :class:`~aiochatstream.runtime.Runtime`).
 
     :param num_of_concurrent_executions: answers that are generated at the same time, 1 to 1024.
     :param max_queue_size: requests that wait beyond that, 0 to 100000; the next one gets 503.

@@ -47,8 +47,6 @@ class Metrics:
 
     :param running: slots that are taken, now.
     :param waiting: places in the queue that are taken, now.
-    :param sessions: conversations held in memory, now.
-    :param sessions_bytes: what they take as text, now.
     :param engine: the engine's own figures, now.
     """
 
@@ -56,15 +54,11 @@ class Metrics:
         self,
         running: Callable[[], int],
         waiting: Callable[[], int],
-        sessions: Callable[[], int],
-        sessions_bytes: Callable[[], int],
         engine: Callable[[], dict[str, float]],
     ) -> None:
         self._registry = CollectorRegistry()
         self._gauge("num_requests_running", "Requests that hold a slot.", running)
         self._gauge("num_requests_waiting", "Requests that wait for a slot.", waiting)
-        self._gauge("sessions", "Conversations in the memory of this process.", sessions)
-        self._gauge("sessions_bytes", "Bytes of these conversations.", sessions_bytes)
         self._refused = self._counter("requests_refused", "Requests refused before any work.", "reason")
         self._finished = self._counter("requests_finished", "Requests that were accepted and ended.", "finished_reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
@@ -81,6 +75,11 @@ class Metrics:
             "decode": self._histogram("decode_step_time_seconds", "Forward passes that make a token.", SHORT),
         }
         self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", SHORT)
+
+    def watch_sessions(self, count: Callable[[], int], size: Callable[[], int]) -> None:
+        """Tell of the conversations in memory, too: how many there are, and what they take as text."""
+        self._gauge("sessions", "Conversations in the memory of this process.", count)
+        self._gauge("sessions_bytes", "Bytes of these conversations.", size)
 
     def refused(self, code: str) -> None:
         """A request was refused before any work."""

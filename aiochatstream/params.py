@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sized
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,6 +15,16 @@ from aiochatstream.errors import InvalidValue
 WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 
 STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+MOST_BIASES = 300
+
+
+def refuse_too_many(value: Any) -> Any:
+    """Before each is looked at, which would hold the event loop."""
+    if isinstance(value, Sized) and len(value) > MOST_BIASES:
+        raise ValueError("too many")
+    return value
 
 
 def number_of_text(value: Any) -> Any:
@@ -42,7 +53,10 @@ LogitBias = Annotated[
         Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(number_of_text)],
         Annotated[float, Field(ge=-100, le=100)],
     ],
-    Field(max_length=300, description="an object of up to 300 token ids with numbers from -100 to 100"),
+    BeforeValidator(refuse_too_many),
+    Field(
+        max_length=MOST_BIASES, description=f"an object of up to {MOST_BIASES} token ids with numbers from -100 to 100"
+    ),
 ]
 Logprobs = Annotated[int, Field(ge=0, le=20, description="a whole number of tokens from 0 to 20")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number from 0 to 2**63 - 1")]
@@ -227,7 +241,7 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The first error of a validation as one sentence that names the field and the range."""
     first = error.errors(include_url=False, include_context=False)[0]
-    schema = model.model_json_schema()
+    schema = _schema_of(model)
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1).replace("Field required", "is missing", 1)
     known, sentence = [], message
@@ -245,6 +259,12 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{sentence}."
     names_field = first["type"] == "value_error" and "properties" in _resolve(node, schema)
     return f"{'.'.join(known)}{'.' if names_field else ': '}{sentence}."
+
+
+@functools.cache
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Not to be changed. To make it holds the event loop for several milliseconds."""
+    return model.model_json_schema()
 
 
 def _inner(node: dict[str, Any], part: str | int, schema: dict[str, Any]) -> dict[str, Any] | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
@@ -226,3 +226,21 @@ def test_a_bias_of_a_token_that_the_model_does_not_have_is_refused() -> None:
     assert SERVER.override(overrides).logit_bias == {3: 1, 40: -1}
     with pytest.raises(InvalidValue, match=r"^params\.logit_bias: 40 is none of the model's 40 token ids\.$"):
         SERVER.override(overrides, vocabulary=40)
+
+
+def test_an_error_is_described_without_making_the_schema_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(BaseModel):
+        count: Annotated[int, Field(ge=1, description="a whole number from 1")]
+
+    made: list[dict[str, Any]] = []
+
+    def make() -> dict[str, Any]:
+        made.append(schema)
+        return schema
+
+    schema = Asked.model_json_schema()
+    monkeypatch.setattr(Asked, "model_json_schema", make)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="count: must be a whole number from 1"):
+            validated(Asked, {"count": 0})
+    assert len(made) == 1

@@ -22,7 +22,8 @@ class Prompt:
     messages: dicts of role (system, user, assistant) and content, the newest last: the user's, or where the answer is
         to be continued what it already says.
     token_ids: the same as the model reads it; empty for an engine without a tokenizer.
-    continued: whether the answer already says something.
+    continued: whether the new text goes on from the last of these, and does not begin one of its own: the answer
+        already says something, or a bare text is to be completed.
     owner: whose it is, for an engine that keeps what it computed apart by user.
     """
 

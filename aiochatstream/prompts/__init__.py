@@ -2,7 +2,7 @@
 
 from aiochatstream.prompts.base import AbstractChatPrompt, Content
 from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages, render_messages
-from aiochatstream.prompts.context import CHARS_PER_TOKEN, fit
+from aiochatstream.prompts.context import fit
 from aiochatstream.prompts.given import GivenMessages, GivenTexts
 from aiochatstream.prompts.presets import (
     ChatPromptCyberAgentOpenCalm,
@@ -19,7 +19,6 @@ from aiochatstream.prompts.presets import (
 )
 
 __all__ = [
-    "CHARS_PER_TOKEN",
     "AbstractChatPrompt",
     "ChatPrompt",
     "ChatPromptCyberAgentOpenCalm",

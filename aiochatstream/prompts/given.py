@@ -12,6 +12,7 @@ from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts.base import AbstractChatPrompt
 from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages
+from aiochatstream.prompts.context import CHARS_PER_TOKEN
 from aiochatstream.prompts.tools import in_words, knows_tools
 
 Message = dict[str, Any]
@@ -36,11 +37,11 @@ class GivenMessages:
         """How many prompts it is."""
         return 1
 
-    @property
-    def chars(self) -> int:
-        """How long it is."""
-        texts = sum(len(one.get("content") or "") for one in self.messages)
-        return texts + sum(len(str(one.get("tool_calls", ""))) for one in self.messages) + len(str(self.tools))
+    def too_long(self, context_len: int) -> bool:
+        """Whether it cannot fit into so many tokens: known without a tokenizer, which a long text would hold up."""
+        chars = sum(len(one.get("content") or "") for one in self.messages)
+        chars += sum(len(str(one.get("tool_calls", ""))) for one in self.messages) + len(str(self.tools))
+        return chars > CHARS_PER_TOKEN * context_len
 
     def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
         """The one prompt.
@@ -78,10 +79,9 @@ class GivenTexts:
         """How many prompts they are."""
         return len(self.texts)
 
-    @property
-    def chars(self) -> int:
-        """How long the longest text is."""
-        return max(len(text) if isinstance(text, str) else 0 for text in self.texts)
+    def too_long(self, context_len: int) -> bool:
+        """Whether one of them cannot fit into so many tokens, as :meth:`GivenMessages.too_long`."""
+        return any(len(text) > context_len * (CHARS_PER_TOKEN if isinstance(text, str) else 1) for text in self.texts)
 
     def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
         """A prompt for each text; the tokenizer adds its special tokens to it (a BOS, mostly).

@@ -34,10 +34,10 @@ def in_words(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> lis
         role, text = message["role"], message.get("content") or ""
         if role == "tool":
             text = f"<tool_response>\n{text}\n</tool_response>"
-            if told and told[-1].get("from_tools"):
-                told[-1]["content"] += f"\n{text}"
-            else:
-                told.append({"role": "user", "content": text, "from_tools": True})
+        if role in ("tool", "user") and told and told[-1].get("from_tools"):
+            told[-1]["content"] += f"\n{text}"
+        elif role == "tool":
+            told.append({"role": "user", "content": text, "from_tools": True})
         elif message.get("tool_calls"):
             calls = (_call(call["function"]) for call in message["tool_calls"])
             told.append({"role": role, "content": "\n".join([text, *calls] if text else calls)})

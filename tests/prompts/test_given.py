@@ -83,6 +83,9 @@ def test_the_words_keep_to_roles_in_turn() -> None:
     assert told[3]["content"].count("<tool_response>") == 2
     assert all(message.keys() == {"role", "content"} for message in told)
     assert in_words([USER, ANSWER], []) == [USER, ANSWER]
+    told = in_words([USER, CALLING, RESULT, USER], [])
+    assert [message["role"] for message in told] == ["user", "assistant", "user"]
+    assert told[-1]["content"] == "<tool_response>\n5\n</tool_response>\nHello"
 
 
 def test_a_template_that_knows_tools_is_given_them_as_they_are(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +108,19 @@ def test_texts_are_gone_on_with_as_they_are(tokenizer: Any) -> None:
     assert made == [([{"role": "user", "content": "One two"}], ids)] * 2
     with pytest.raises(InvalidValue, match="prompt: must have at least one token"):
         list(GivenTexts([""]).encode(with_tokenizer(ChatPrompt(), tokenizer)))
+
+
+@pytest.mark.parametrize(
+    ("given", "too_long"),
+    [
+        (GivenTexts(["a" * 160]), False),
+        (GivenTexts(["a", "a" * 161]), True),
+        (GivenTexts([[1] * 10]), False),
+        (GivenTexts([[1], [1] * 11]), True),
+        (GivenMessages([USER, {"role": "user", "content": "a" * 160}]), True),
+        (GivenMessages([USER, ANSWER]), False),
+        (GivenMessages([USER], [TOOL] * 10), True),
+    ],
+)
+def test_what_cannot_fit_is_known_before_it_is_read(given: GivenMessages | GivenTexts, too_long: bool) -> None:
+    assert given.too_long(10) == too_long

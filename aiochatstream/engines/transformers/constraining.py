@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from aiochatstream.constraint import Constraint, ConstraintKind
+from aiochatstream.engines.transformers.grammar_trial import LEXER_FUEL, ends
 from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.errors import InvalidValue
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 WORD = 32
 """Tokens a number of a mask."""
 
-KEPT_GRAMMARS = 32
+KEPT_GRAMMARS = 16
 """That were used last. Most clients send the same one again and again."""
 
 LONGEST_REASON = 300
@@ -105,7 +106,7 @@ class Grammars:
         return Matcher(self.compile(constraint).deep_copy(), self._mask_words, self._threads)
 
     def compile(self, constraint: Constraint) -> LLMatcher:
-        """The grammar, at its beginning; not to be moved. Takes up to a second.
+        """The grammar, at its beginning; not to be moved. One that is new takes a moment, a huge one seconds.
 
         Raises :class:`~aiochatstream.errors.InvalidValue` for what cannot be followed.
         """
@@ -169,7 +170,10 @@ def _compiled(tokenizer: LLTokenizer, mask_words: int, constraint: Constraint) -
         else:
             # small models, once in white space, may never leave it
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        if constraint.kind != "json_object" and not ends(grammar):
+            raise InvalidValue(f"constraint: {CALLED[constraint.kind]} takes too long to work out.")
+        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         _mask_of(matcher, mask_words)  # of a huge grammar, the first takes long: here, nobody else waits for it
         reason = matcher.get_error()
     except ValueError as error:

@@ -79,7 +79,7 @@ async def answer_with(
     A stream's headers go out with its first text, so that a failure before it has a status; where that takes long, with
     the first heartbeat.
 
-    :param owner: who asks. more: both as :meth:`~aiochatstream.chat.Chat.begin_answers` has them.
+    :param owner: who asks. more: both as :meth:`~aiochatstream.stateless.Stateless.begin_answers` has them.
 
     Raises what the request is to be refused with.
     """

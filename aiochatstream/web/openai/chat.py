@@ -68,7 +68,7 @@ async def chat_completions(server: ChatStream, request: web.Request, service: Se
 
 def told(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates know it."""
-    return {"content": "", **message.model_dump(exclude_none=True)}
+    return {"content": message.refusal or "", **message.model_dump(exclude_none=True, exclude={"refusal"})}
 
 
 def tools_of(asked: ChatCompletionRequest) -> list[dict[str, Any]]:
@@ -95,8 +95,9 @@ def reader_of(asked: ChatCompletionRequest) -> Reader:
         return OneCallReader(asked.tool_choice.function.name)
     if not asked.tools or asked.tool_choice == "none":
         return PlainReader()
-    names = {tool.function.name for tool in asked.tools}
-    return WholeReader(names) if asked.tool_choice == "required" else CallReader(names)
+    reader = WholeReader if asked.tool_choice == "required" else CallReader
+    parallel = asked.parallel_tool_calls is not False
+    return reader({tool.function.name for tool in asked.tools}, parallel=parallel)
 
 
 class Choice:
@@ -187,6 +188,8 @@ class ChatAnswer(Answer):
     def __init__(self, asked: ChatCompletionRequest, model: str, tokenizer: Any) -> None:
         if asked.max_completion_tokens is not None:
             self.names = {**self.names, "max_new_tokens": "max_completion_tokens"}
+        if asked.tool_choice not in (None, "none", "auto"):
+            self.names = {**self.names, "constraint": "tools"}
         self._model, self._created = model, int(time.time())
         self._tells_usage = asked.include_usage
         logprobs = LogprobWriter(tokenizer) if asked.logprobs and tokenizer is not None else None

@@ -7,7 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from aiochatstream.params import STRICT, Flag, Logprobs, MaxNewTokens
-from aiochatstream.web.openai.schemas import ChoicesRequest, Content, Name, ResponseFormat, Text
+from aiochatstream.web.openai.schemas import (
+    MOST_ITEMS,
+    ChoicesRequest,
+    Content,
+    Name,
+    Refusing,
+    ResponseFormat,
+    Text,
+)
 
 
 class Called(BaseModel):
@@ -29,23 +37,28 @@ class PastCall(BaseModel):
     function: Called
 
 
-class ChatMessage(BaseModel):
-    """One message of a chat."""
+class ChatMessage(Refusing):
+    """One message of a chat. What a model has refused with is what it has said."""
 
     model_config = STRICT
+
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"function_call": (), "audio": ()}
 
     role: Annotated[
         Literal["system", "developer", "user", "assistant", "tool"],
         Field(description="'system', 'developer', 'user', 'assistant' or 'tool'"),
     ]
     content: Content | None = None
+    refusal: Text | None = None
     name: Text | None = None
-    tool_calls: list[PastCall] | None = None
+    tool_calls: Annotated[list[PastCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: Text | None = None
 
     @model_validator(mode="after")
     def _say_something(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls: go with the role 'assistant' only")
+        if self.content is None and self.refusal is None and not self.tool_calls:
             raise ValueError("content: must be a string or a list of parts {'type': 'text', 'text': ...}")
         return self
 
@@ -99,7 +112,10 @@ class ChatCompletionRequest(ChoicesRequest):
         "moderation": (),
     }
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, description="a list of one message or more")]
+    messages: Annotated[
+        list[ChatMessage],
+        Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True, description=f"a list of 1 to {MOST_ITEMS} messages"),
+    ]
     max_completion_tokens: MaxNewTokens | None = None
     logprobs: Flag | None = None
     top_logprobs: Logprobs | None = None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field, model_validator
 
 from aiochatstream.params import Flag, Logprobs
-from aiochatstream.web.openai.schemas import ChoicesRequest, Count
+from aiochatstream.web.openai.schemas import MOST_ITEMS, ChoicesRequest, Count
 
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, fail_fast=True)]
+Item = TypeVar("Item")
+Several = Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
 
 
 class CompletionRequest(ChoicesRequest):
@@ -18,8 +20,8 @@ class CompletionRequest(ChoicesRequest):
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",)}
 
     prompt: Annotated[
-        str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)],
-        Field(description="a string, a list of token ids, or a list of one or more of either"),
+        str | Several[str] | Ids | Several[Ids],
+        Field(description=f"a string, a list of token ids, or a list of 1 to {MOST_ITEMS} of either"),
     ]
     echo: Flag | None = None
     logprobs: Logprobs | None = None

@@ -22,7 +22,7 @@ from aiochatstream.web.openai.answers import (
 )
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.errors import answers_openai_errors
-from aiochatstream.web.openai.logprobs import LogprobWriter
+from aiochatstream.web.openai.logprobs import LogprobWriter, Offsets
 from aiochatstream.web.openai.service import Service
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ async def completions(server: ChatStream, request: web.Request, service: Service
     given, tokenizer = GivenTexts(asked.texts), server.engine.tokenizer
     more: dict[str, Any] = {} if asked.logprobs is None else {"logprobs": asked.logprobs}
     echoed = [""] * len(given)
-    if asked.echo:
+    if asked.echo and not given.too_long(server.context_len):  # what is too long is about to be refused
         echoed = await asyncio.to_thread(_as_text, given.texts, tokenizer)
     return await answer_with(
         server,
@@ -62,7 +62,7 @@ class Choice:
     """
 
     def __init__(self, index: int, logprobs: LogprobWriter | None, echoed: str) -> None:
-        self._index, self._logprobs = index, logprobs
+        self._index, self._logprobs, self._offsets = index, logprobs, Offsets()
         self._text, self._echo = "", echoed
         self._told: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self.usage = Usage(0, 0, 0)
@@ -72,8 +72,7 @@ class Choice:
         """More of it, as a stream's chunk tells of it."""
         logprobs = None
         if self._logprobs is not None:
-            offset = sum(map(len, self._told["tokens"]))
-            logprobs = self._logprobs.of_text(text.logprobs, offset)
+            logprobs = self._logprobs.of_text(text.logprobs, self._offsets)
             for name, values in self._told.items():
                 values += logprobs[name]  # type: ignore[literal-required]
         return self._chunk(text.text, logprobs)

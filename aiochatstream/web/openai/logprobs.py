@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
 from aiochatstream.engines import TokenBytes, TokenLogprob
 from aiochatstream.web.openai.answers import ContentLogprob, TextLogprobs, TopLogprob
+
+
+class Offsets:
+    """Where the tokens of one answer begin in its text, in characters. A token may be only a part of one."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._characters = 0
+
+    def next(self, data: bytes) -> int:
+        """Where the next token begins, which stands for ``data``."""
+        offset = self._characters
+        self._characters += len(self._decoder.decode(data))
+        return offset
 
 
 class LogprobWriter:
@@ -28,22 +43,23 @@ class LogprobWriter:
             for one in self._told(logprobs)
         ]
 
-    def of_text(self, logprobs: Sequence[TokenLogprob], offset: int) -> TextLogprobs:
-        """As completions have them.
-
-        :param offset: characters of the answer (of what was echoed, too) before the first of these tokens.
-        """
+    def of_text(self, logprobs: Sequence[TokenLogprob], offsets: Offsets) -> TextLogprobs:
+        """As completions have them: the token itself is among the likeliest ones, and parts of characters are bytes."""
         told = self._told(logprobs)
-        tokens = [self._text(one.token_id) for one in told]
-        offsets = [offset]
-        for token in tokens:
-            offsets.append(offsets[-1] + len(token))
         return {
-            "tokens": tokens,
+            "tokens": [self._text(one.token_id) for one in told],
             "token_logprobs": [one.logprob for one in told],
-            "top_logprobs": [{self._text(id_): logprob for id_, logprob in one.top} for one in told],
-            "text_offset": offsets[:-1],
+            "top_logprobs": [self._top(one) for one in told],
+            "text_offset": [offsets.next(self._bytes.of(one.token_id)) for one in told],
         }
+
+    def _top(self, logprob: TokenLogprob) -> dict[str, float]:
+        if not logprob.top:
+            return {}
+        top: dict[str, float] = {}
+        for id_, value in (*logprob.top, (logprob.token_id, logprob.logprob)):
+            top.setdefault(self._text(id_), value)  # of two tokens with one text, the likelier
+        return top
 
     def _told(self, logprobs: Sequence[TokenLogprob]) -> list[TokenLogprob]:
         return [one for one in logprobs if one.token_id not in self._special]
@@ -53,4 +69,8 @@ class LogprobWriter:
         return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
     def _text(self, token_id: int) -> str:
-        return self._bytes.of(token_id).decode(errors="replace")
+        data = self._bytes.of(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

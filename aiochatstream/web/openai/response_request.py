@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.params import STRICT, Flag, Logprobs, MaxNewTokens
 from aiochatstream.web.openai.schemas import (
+    MOST_ITEMS,
     Content,
     FormatType,
     GenerationRequest,
@@ -39,10 +40,10 @@ def _as_messages(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-Messages = Annotated[list[InputMessage], Field(min_length=1)]
+Messages = Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
 Input = Annotated[
     Messages,
-    Field(description="a string or a list of one message or more"),
+    Field(description=f"a string or a list of 1 to {MOST_ITEMS} messages"),
     BeforeValidator(_as_messages, json_schema_input_type=str | Messages),
 ]
 

@@ -1,7 +1,7 @@
 """What requests to OpenAI's API may say.
 
 Fields that are not here are ignored. Those of OpenAI's that would change the answer, and are not supported, are refused
-(:attr:`GenerationRequest.UNSUPPORTED`); those that would not (a user's name, say) are taken and have no effect.
+(:attr:`Refusing.UNSUPPORTED`); those that would not (a user's name, say) are taken and have no effect.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from aiochatstream.params import (
     MinP,
     ParamOverrides,
     RepetitionPenalty,
-    Seed,
     StopStrings,
     Temperature,
     TopP,
@@ -34,8 +33,14 @@ def _list_of_one(value: Any) -> Any:
 Stops = Annotated[StopStrings, Field(description="a string, or a list of up to 16, of 1 to 128 characters each")]
 Stop = Annotated[StopStrings, BeforeValidator(_list_of_one, json_schema_input_type=str | Stops)]
 TopK = Annotated[int, Field(ge=-1, le=1000, description="a whole number from 1 to 1000; -1 and 0 are off")]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="a whole number from -2**63 to 2**63 - 1")]
 Count = Annotated[int, Field(ge=1, le=128, description="a whole number from 1 to 128")]
 Text = Annotated[str, Field(description="a string")]
+
+MOST_ITEMS = 2048
+"""Of a list of messages or texts, as with OpenAI. Lists that may be long fail with the first item that is wrong
+(``fail_fast``): to gather all that is would hold the event loop for seconds."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="1 to 64 of A-Z a-z 0-9 - _ .")]
 
 
@@ -47,19 +52,36 @@ class StreamOptions(BaseModel):
     include_usage: Flag | None = None
 
 
-class GenerationRequest(BaseModel):
+class Refusing(BaseModel):
+    """Something of a request where OpenAI knows fields that are not supported here."""
+
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """These, each with the values that change nothing, beside null."""
+
+    ELSEWHERE: ClassVar[dict[str, str]] = {}
+    """Fields of OpenAI's other endpoints, each with what it is called here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_would_change_the_answer(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for field, harmless in cls.UNSUPPORTED.items():
+                value = data.get(field)
+                if value is not None and value not in harmless:
+                    raise ValueError(f"{field}: is not supported by this server")
+            for field, name in cls.ELSEWHERE.items():
+                if data.get(field) is not None:
+                    raise ValueError(f"{field}: is called {name} here")
+        return data
+
+
+class GenerationRequest(Refusing):
     """What all requests for an answer have in common. What is absent or null keeps the server's own value.
 
     model: the name that /v1/models tells; absent or empty, the only one that there is.
     """
 
     model_config = STRICT
-
-    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Fields of OpenAI's that are not supported, each with the values that change nothing, beside null."""
-
-    ELSEWHERE: ClassVar[dict[str, str]] = {}
-    """Fields of OpenAI's other endpoints, each with what it is called here."""
 
     model: Text | None = None
     stream: Flag | None = None
@@ -86,20 +108,8 @@ class GenerationRequest(BaseModel):
         same = ParamOverrides.model_fields.keys() & type(self).model_fields.keys()
         values = {name: getattr(self, name) for name in same}
         top_k = None if self.top_k is None else max(0, self.top_k)
-        return ParamOverrides(**{**values, "max_new_tokens": self.most_tokens, "top_k": top_k})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_what_would_change_the_answer(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for field, harmless in cls.UNSUPPORTED.items():
-                value = data.get(field)
-                if value is not None and value not in harmless:
-                    raise ValueError(f"{field}: is not supported by this server")
-            for field, name in cls.ELSEWHERE.items():
-                if data.get(field) is not None:
-                    raise ValueError(f"{field}: is called {name} here")
-        return data
+        seed = None if self.seed is None else self.seed % 2**63
+        return ParamOverrides(**{**values, "max_new_tokens": self.most_tokens, "top_k": top_k, "seed": seed})
 
 
 class ChoicesRequest(GenerationRequest):

@@ -63,10 +63,11 @@ class CallReader(Reader):
     What may be a call is held back until the answer ends; where it is none, it is text.
 
     :param names: the functions that there are.
+    :param parallel: whether there may be several calls; else the first one counts.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = names
+    def __init__(self, names: Collection[str], *, parallel: bool = True) -> None:
+        self._names, self._parallel = names, parallel
         self._held = ""
         self._is_json: bool | None = None
         """Whether it begins as JSON does; None until it has begun."""
@@ -85,7 +86,7 @@ class CallReader(Reader):
         found = find_calls(self._held, self._names)
         if found is None:
             return [self._held] if self._held else []
-        return list(found)
+        return list(found if self._parallel else found[:1])
 
 
 class WholeReader(CallReader):
@@ -110,7 +111,10 @@ class OneCallReader(Reader):
 
 
 def find_calls(text: str, names: Collection[str]) -> list[CallPart] | None:
-    """The calls that ``text`` is; None where it is (also) something else, or calls what there is not."""
+    """The calls that ``text`` is; None where it is (also) something else, or calls what there is not.
+
+    Their arguments are JSON objects; what has others is no call.
+    """
     if BEGIN_CALL in text:
         written = CALL.findall(text)
         if CALL.sub("", text).strip():
@@ -126,12 +130,25 @@ def find_calls(text: str, names: Collection[str]) -> list[CallPart] | None:
         calls += value if isinstance(value, list) else [value]
     found = []
     for index, call in enumerate(calls):
-        if not isinstance(call, dict) or call.get("name") not in names:
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(name, str) or name not in names:
             return None
-        arguments = call.get("arguments", call.get("parameters", {}))
-        told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        found.append(CallPart(index, told, call["name"]))
+        arguments = _arguments(call.get("arguments", call.get("parameters")))
+        if arguments is None:
+            return None
+        found.append(CallPart(index, arguments, name))
     return found or None
+
+
+def _arguments(written: Any) -> str | None:
+    """What a function is called with, as JSON; None where it is nothing to call one with."""
+    try:
+        arguments = json.loads(written) if isinstance(written, str) else {} if written is None else written
+        told = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        told.encode()  # which half a surrogate pair cannot be
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(arguments, dict) else None
 
 
 def one_call(function: Function) -> Constraint:

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from aiochatstream import Constraint, Delta, FunctionEngine, GenerationParams, Prompt, ScriptedEngine, TokenSampler
-from aiochatstream.engines.transformers import TransformersEngine
+from aiochatstream.engines.transformers import TransformersEngine, constraining
 from aiochatstream.engines.transformers.constraining import KEPT_GRAMMARS
 from aiochatstream.errors import InvalidValue
 from tests.engines.transformers.models import BYTES, question, reference, tiny
@@ -201,7 +201,15 @@ def test_what_cannot_be_followed_is_refused_with_what_is_wrong(
     assert "\n" not in error.value.detail
 
 
-def test_only_the_grammars_used_last_are_kept(engine: TransformersEngine) -> None:
+def test_a_schema_that_takes_years_to_work_out_is_refused(engine: TransformersEngine) -> None:
+    """As long as the process that tries it is alive, this test does not end."""
+    patterns = [{"type": "string", "pattern": f".*a.{{{length}}}b.*"} for length in range(1, 30)]
+    with pytest.raises(InvalidValue, match=r"^constraint: this JSON schema takes too long to work out\.$"):
+        engine.check(GenerationParams(constraint=Constraint.json_schema({"allOf": patterns})))
+
+
+def test_only_the_grammars_used_last_are_kept(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraining, "ends", lambda grammar: True)  # a process for each is not what this is about
     grammars: Any = engine._grammars
     first = Constraint("regex", "first")
     compiled = grammars.compile(first)

@@ -197,7 +197,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "goes with type"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true"),
     ({"tool_choice": "required"}, "tool_choice", "takes tools"),
-    ({"messages": []}, "messages", "one message or more"),
+    ({"messages": []}, "messages", "1 to 2048 messages"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "messages.0.content",

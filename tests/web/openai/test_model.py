@@ -152,9 +152,15 @@ async def test_every_answer_that_ends_by_itself_follows_its_schema(served: Serve
 
 async def test_a_schema_that_cannot_be_followed_is_a_400(served: Server, openai_of: Any) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such type"}}}
+    client = openai_of(served)
     with pytest.raises(openai.BadRequestError) as refused:
-        await openai_of(served).chat.completions.create(model="", messages=QUESTION, response_format=form)
+        await client.chat.completions.create(model="", messages=QUESTION, response_format=form)
     assert refused.value.param == "response_format"
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "no such type"}}}
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(model="", messages=QUESTION, tools=[tool], tool_choice=choice)
+        assert refused.value.param == "tools"
     assert served.idle
 
 

@@ -1,0 +1,255 @@
+"""What all answers need, whoever they are for: an engine with its threads, slots and queue. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from aiochatstream.admission import Admission, Ticket
+from aiochatstream.engines import DeltaStream, Engine, Prompt
+from aiochatstream.engines.replacements import replaced
+from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting
+from aiochatstream.messages import Locale, messages_of
+from aiochatstream.metrics import Metrics
+from aiochatstream.params import GenerationParams, Limits, ParamOverrides
+from aiochatstream.prompts import AbstractChatPrompt, fit
+from aiochatstream.threads import in_daemon_thread
+from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, Turns
+
+State = Literal["starting", "ready", "draining", "failed"]
+
+Result = TypeVar("Result")
+
+DEFAULT_CONTEXT_LEN = 2048
+
+PROMPT_THREADS = 2
+"""Threads for the short jobs of rendering and tokenising prompts."""
+
+CONSTRAINT_THREADS = 1
+"""For those of checking constraints, which may take seconds: nobody else's prompt is to wait for one."""
+
+
+class Runtime:
+    """Owns the engine, its threads, slots and queue, and the turns under way.
+
+    Lives inside an ``async with``, which loads the engine; it can be entered again after it was left.
+
+    :param engine: what answers.
+    :param chat_prompt_clazz: what writes the prompt.
+    :param params: those of every answer, where a request says nothing else.
+    :param limits: how many at once, and how long.
+    :param param_limits: the least and the most that a request may set, by name.
+    :param seed: seeds the sequence of the answers' seeds; None is random.
+    :param locale: what the log's lines for people are written in.
+    :param logger: for the lines on loading, answers and shutdown.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat_prompt_clazz: type[AbstractChatPrompt],
+        params: GenerationParams,
+        limits: Limits,
+        param_limits: dict[str, tuple[float, float]],
+        seed: int | None,
+        locale: Locale,
+        logger: logging.Logger,
+    ) -> None:
+        self._messages = messages_of(locale)
+        self.logger = logger
+        self.engine, self.params, self.limits, self.param_limits = engine, params, limits, param_limits
+        self.context_len = limits.context_len or DEFAULT_CONTEXT_LEN
+        self.state: State = "starting"
+        self.admission = Admission(limits.num_of_concurrent_executions, limits.max_queue_size)
+        self._chat_prompt_clazz = chat_prompt_clazz
+        self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
+        self._turns = Turns(self._turn_ended)
+        self._loading: asyncio.Task[None] | None = None
+        self.metrics = Metrics(
+            running=lambda: self.admission.running,
+            waiting=lambda: self.admission.waiting,
+            engine=lambda: self.engine.figures(),
+        )
+        self.engine.on_step = self.metrics.step
+        self._chores: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
+        """What goes on from start to end."""
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._shut_down()
+        self._end()
+
+    async def _start(self) -> None:
+        """Begin to load the engine; return when it is loaded, at once where it loads slowly."""
+        # made here, after gunicorn's fork: threads do not survive one
+        slots = self.limits.num_of_concurrent_executions
+        self.state = "starting"
+        self.admission = Admission(slots, self.limits.max_queue_size)
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
+        self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
+        self._constraint_threads = ThreadPoolExecutor(CONSTRAINT_THREADS, thread_name_prefix="aiochatstream-check")
+        self._housekeeping = [asyncio.create_task(chore()) for chore in self._chores]
+        self._loading = asyncio.create_task(self._load())
+        if self.engine.loads_slowly:
+            self._loading.add_done_callback(self._log_failure)
+            return
+        try:
+            await self._loading
+        except BaseException:
+            self._end()  # nobody leaves what could not be entered
+            raise
+
+    async def _shut_down(self) -> None:
+        """Take no more turns; wait for those under way, as long as the limits say, then stop them."""
+        self.drain()
+        if not await self._turns.wait(self.limits.shutdown_timeout):
+            self.logger.warning(self._messages.stopping.format(count=len(self._turns)))
+            self._turns.stop_all("shutdown")
+            if not await self._turns.wait(ENDING_SECONDS):
+                self.logger.error(self._messages.stuck.format(count=len(self._turns)))
+
+    def _end(self) -> None:
+        """Give back what :meth:`_start` took; where a turn is stuck, its thread keeps the engine."""
+        for task in self._housekeeping:
+            task.cancel()
+        if self._loading is not None:
+            self._loading.cancel()
+        for threads in (self._prompt_threads, self._constraint_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=not self._turns)
+        if not self._turns:
+            self.engine.close()
+
+    async def wait_ready(self) -> None:
+        """Return when the model is loaded. Raises what loading it raised."""
+        if self._loading is None:
+            raise RuntimeError("Call chat_stream.setup(app) and start the app first, or use `async with chat_stream`.")
+        logged = self._loading.remove_done_callback(self._log_failure)  # who waits is told
+        try:
+            await asyncio.shield(self._loading)
+        except asyncio.CancelledError:
+            if logged:
+                self._loading.add_done_callback(self._log_failure)
+            raise
+
+    def check_ready(self) -> None:
+        """Raises :class:`~aiochatstream.errors.Starting` or :class:`~aiochatstream.errors.Draining` unless ready."""
+        if self.state == "starting":
+            raise Starting("The model is being loaded.", retry_after=5)
+        if self.state == "failed":
+            raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
+        if self.state == "draining":
+            raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
+
+    def drain(self) -> None:
+        """Take no new requests (503 ``draining``) and send away those who wait; running answers go on."""
+        self.state = "draining"
+        self.admission.drain()
+
+    def override(
+        self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), where: str = "params."
+    ) -> GenerationParams:
+        """:meth:`GenerationParams.override` of this server's own parameters, within its limits."""
+        vocabulary = self.engine.vocabulary
+        return self.params.override(*overrides, stop=stop, limits=self.param_limits, vocabulary=vocabulary, where=where)
+
+    def _job(
+        self, made: Prompt, params: GenerationParams, ticket: Ticket, pairs: list[tuple[str, str]], **turn: Any
+    ) -> Job:
+        """What a turn is to do.
+
+        :param pairs: replacements on the way out.
+        :param turn: what makes it one of a conversation.
+        """
+        answer = functools.partial(self.engine.generate, made, params)
+        if pairs:
+            answer = functools.partial(replaced, answer, pairs)
+        return Job(
+            prompt_tokens=len(made.token_ids),
+            ticket=ticket,
+            generate=functools.partial(DeltaStream, self._threads, answer),
+            on_gap=self.metrics.gap,
+            retry_after=self.admission.retry_after,
+            max_queue_wait=self.limits.max_queue_wait,
+            max_answer=self.limits.max_answer,
+            **turn,
+        )
+
+    def _make_prompt(self, prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
+        """In a thread: templates and tokenizers block."""
+        self.engine.check(params)
+        ids: list[int] = []
+        prompt.tokenizer = self.engine.tokenizer
+        if prompt.tokenizer is not None:
+            ids = fit(prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
+        return Prompt(prompt.get_messages(), ids, continued=bool(prompt.open_answer))
+
+    async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
+        return await self._in_thread_of(self._prompt_threads, function, *args)
+
+    async def _check_constraint(self, params: GenerationParams) -> None:
+        """Raises what an answer with ``params`` is to be refused with, where that takes time to find out."""
+        if params.constraint is not None:
+            await self._in_thread_of(self._constraint_threads, self.engine.check, params)
+
+    async def _in_thread_of(self, threads: ThreadPoolExecutor, function: Callable[..., Result], *args: Any) -> Result:
+        def call() -> Result:
+            try:
+                return function(*args)
+            except StopIteration as error:  # which a future cannot hold
+                raise RuntimeError("StopIteration in a prompt class") from error
+
+        return await asyncio.get_running_loop().run_in_executor(threads, call)
+
+    def _turn_ended(self, turn: RunningTurn, last: Ended | Failed) -> None:
+        reason = last.finish_reason if isinstance(last, Ended) else last.error.code
+        figures = {**turn.usage._asdict(), **turn.timing._asdict()}
+        self.metrics.finished(reason, **figures)
+        told = " ".join(f"{name}={value}" for name, value in figures.items())
+        self.logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
+
+    def _check_logit_bias(self) -> None:
+        """How many token ids there are is known only from the model."""
+        try:
+            self.override(ParamOverrides(logit_bias=self.params.logit_bias), where="")
+        except InvalidValue as error:
+            raise ValueError(error.detail) from None
+
+    async def _load(self) -> None:
+        try:
+            await in_daemon_thread(self._load_engine)
+        except BaseException:
+            self.state = "failed"
+            raise
+        if self.state == "starting":
+            self.state = "ready"
+
+    def _load_engine(self) -> None:
+        self.engine.load(self.limits.num_of_concurrent_executions, self.context_len)
+        limit = self.engine.max_context_len
+        if limit is not None:
+            if self.limits.context_len is not None and self.context_len > limit:
+                raise ValueError(f"context_len: at most {limit} with this model, not {self.context_len}.")
+            self.context_len = min(self.context_len, limit)
+        if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
+            raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
+        self._check_logit_bias()
+        # a prompt class that does not go with this model shows now, not at the first request
+        prompt = self._chat_prompt_clazz()
+        prompt.message = "Hello"
+        self._make_prompt(prompt, self.params)
+
+    def _log_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.logger.error(self._messages.load_failed, exc_info=error)

@@ -1,0 +1,181 @@
+"""What the fields of requests do, and what is refused, where no real model is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from aiochatstream import ChatPrompt, ChatStream, FunctionEngine, GenerationParams
+from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
+from aiochatstream.runtime import PROMPT_THREADS
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest
+from aiochatstream.web.openai.completion_request import CompletionRequest
+from aiochatstream.web.openai.response_request import ResponseRequest
+from tests.engines.test_detokenizing import BYTE_FALLBACK
+from tests.engines.transformers.models import tiny
+from tests.helpers import PATIENCE, echo, until
+
+HI = [{"role": "user", "content": "one two three"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+class Hearing:
+    """An engine that remembers what it was told, and with which parameters."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+        self.messages: list[list[dict[str, str]]] = []
+        self.params: list[GenerationParams] = []
+
+    def __call__(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        self.messages.append(messages)
+        self.params.append(params)
+        yield from self.texts
+
+
+class FormFollower(FunctionEngine):
+    """Takes constraints, and trusts its function to follow them."""
+
+    def check(self, params: GenerationParams) -> None:
+        pass
+
+
+class SlowToCheck(FunctionEngine):
+    """Takes constraints, but takes its time until ``decided``."""
+
+    def __init__(self) -> None:
+        super().__init__(echo)
+        self.begun, self.decided = threading.Event(), threading.Event()
+
+    def check(self, params: GenerationParams) -> None:
+        if params.constraint is not None:
+            self.begun.set()
+            self.decided.wait(PATIENCE)
+
+
+MESSAGES_REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}, "function_call"),
+    ({"role": "assistant", "content": "x", "audio": {"id": "1"}}, "audio"),
+    ({"role": "user", "content": "x", "tool_calls": [CALL]}, "tool_calls"),
+    ({"role": "function", "content": "x", "name": "f"}, "role"),
+    ({"role": "assistant", "content": None}, "content"),
+    ({"role": "tool", "content": None, "tool_call_id": "1"}, "content"),
+]
+
+
+async def test_of_a_message_too_nothing_is_dropped_that_would_change_the_answer(start: Any, openai_of: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    client = openai_of(server)
+    for message, field in MESSAGES_REFUSED:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(model="", messages=[*HI, message, *HI])
+        assert refused.value.param == f"messages.1.{field}"
+    assert server.idle
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (ChatCompletionRequest, {"messages": [{}] * 10_000}),
+        (ChatCompletionRequest, {"messages": HI * 10_000}),
+        (ChatCompletionRequest, {"messages": [{"role": "assistant", "tool_calls": [{}] * 10_000}]}),
+        (ChatCompletionRequest, {"messages": HI, "logit_bias": {f"x{number}": 1 for number in range(10_000)}}),
+        (ChatCompletionRequest, {"messages": HI, "stop": [1] * 10_000}),
+        (ResponseRequest, {"input": [{}] * 10_000}),
+        (ResponseRequest, {"input": HI * 10_000}),
+        (CompletionRequest, {"prompt": [{}] * 10_000}),
+        (CompletionRequest, {"prompt": [[{}] * 10_000]}),
+    ],
+)
+def test_of_long_lists_only_the_first_faults_are_gathered(schema: type[BaseModel], body: dict[str, Any]) -> None:
+    """All of them, of a body of the size that is allowed, would hold the event loop for seconds."""
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate_json(json.dumps(body))
+    assert refused.value.error_count() < 50
+
+
+async def test_a_refusal_is_what_the_model_has_said(start: Any, openai_of: Any) -> None:
+    engine = Hearing("ok")
+    refusal = {"role": "assistant", "content": None, "refusal": "I cannot.", "function_call": None, "audio": None}
+    await openai_of(await start(ChatStream(engine=engine))).chat.completions.create(
+        model="", messages=[*HI, refusal, *HI]
+    )
+    assert engine.messages == [[*HI, {"role": "assistant", "content": "I cannot."}, *HI]]
+
+
+async def test_a_seed_may_be_below_zero(start: Any, openai_of: Any) -> None:
+    engine = Hearing("ok")
+    client = openai_of(await start(ChatStream(engine=engine)))
+    for seed in (-1, -1, -(2**63), 2**63 - 1):
+        await client.chat.completions.create(model="", messages=HI, seed=seed)
+    first, again, *_ = seeds = [params.seed for params in engine.params]
+    assert first == again
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_parallel_calls_the_first_one_counts(start: Any, openai_of: Any, stream: bool) -> None:
+    call = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+    create = openai_of(await start(ChatStream(engine=Hearing(call, call)))).chat.completions.create
+    for parallel, count in ((True, 2), (False, 1)):
+        asked = {"model": "", "messages": HI, "tools": [TOOL], "parallel_tool_calls": parallel, "stream": stream}
+        answer = await create(**asked)
+        if stream:
+            chunks = [chunk async for chunk in answer]
+            calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+        else:
+            calls = answer.choices[0].message.tool_calls
+        assert [call.function.arguments for call in calls] == ['{"x": 1}'] * count
+
+
+async def test_no_replacement_breaks_the_form_that_was_asked_for(start: Any, openai_of: Any) -> None:
+    class Lines(ChatPrompt):
+        def get_replacement_when_output(self) -> list[tuple[str, str]]:
+            return [("<NL>", "\n")]
+
+    engine = FormFollower(Hearing('{"a": "b<NL>c"}'))
+    create = openai_of(await start(ChatStream(engine=engine, chat_prompt_clazz=Lines))).chat.completions.create
+    plain = await create(model="", messages=HI)
+    assert plain.choices[0].message.content == '{"a": "b\nc"}'
+    formed = await create(model="", messages=HI, response_format={"type": "json_object"})
+    assert json.loads(formed.choices[0].message.content) == {"a": "b<NL>c"}
+
+
+async def test_too_many_answers_are_the_fault_of_n_or_of_the_prompts(start: Any, openai_of: Any) -> None:
+    create = openai_of(await start(ChatStream(engine=echo, num_of_concurrent_executions=2))).completions.create
+    for asked, param in (({"prompt": "a", "n": 3}, "n"), ({"prompt": ["a"] * 3}, "prompt")):
+        with pytest.raises(openai.BadRequestError, match="3 answers are more than") as refused:
+            await create(model="", **asked)
+        assert refused.value.param == param
+
+
+async def test_a_completion_goes_on_in_the_middle_of_a_text(start: Any, openai_of: Any) -> None:
+    """A tokenizer of Llama's kind drops the space before the first word of a text; this is not the first."""
+    space, a = BYTE_FALLBACK.convert_tokens_to_ids(["▁", "a"])
+    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "max_new_tokens": 1, "temperature": 0.0}
+    server = await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **options))
+    for token, text in ((space, " "), (a, "a")):
+        answer = await openai_of(server).completions.create(model="", prompt="ab", logit_bias={str(token): 100})
+        assert answer.choices[0].text == text
+
+
+async def test_a_constraint_that_takes_time_to_check_holds_up_nobody_elses_prompt(start: Any, openai_of: Any) -> None:
+    engine = SlowToCheck()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=PROMPT_THREADS + 2))
+    create = openai_of(server).chat.completions.create
+    asked = {"model": "", "messages": HI, "response_format": {"type": "json_object"}}
+    constrained = [asyncio.create_task(create(**asked)) for _ in range(PROMPT_THREADS + 1)]
+    await until(lambda: engine.begun.is_set() and server.chat_stream.admission.running == PROMPT_THREADS + 1)
+    assert (await create(model="", messages=HI)).choices[0].message.content == "one two three "
+    assert not any(task.done() for task in constrained)
+    engine.decided.set()
+    await asyncio.gather(*constrained)
+    assert server.idle
