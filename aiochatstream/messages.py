@@ -51,6 +51,8 @@ class Messages:
     queued: str
     stopped: str
     cut: str
+    dropped: str
+    not_stored: str
     tokens: str
     rate: str
     first: str
@@ -124,6 +126,8 @@ EN = Messages(
     queued="waiting, at place {position} of the queue",
     stopped="(stopped)",
     cut="(cut off at its greatest length)",
+    dropped="(for want of room, the oldest turns were forgotten: {count})",
+    not_stored="(too long to be kept: the conversation is as it was before)",
     tokens="{count} tokens",
     rate="{rate:.1f} tokens/s",
     first="first after {seconds:.2f} s",
@@ -191,6 +195,8 @@ JA = Messages(
     queued="順番待ち: {position} 番目",
     stopped="(停止しました)",
     cut="(長さの上限で打ち切りました)",
+    dropped="(入りきらないため、古いやりとりを {count} 件消しました)",
+    not_stored="(長すぎて保存できません。会話は前のままです)",
     tokens="{count} トークン",
     rate="{rate:.1f} トークン/秒",
     first="最初まで {seconds:.2f} 秒",

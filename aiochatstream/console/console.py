@@ -127,4 +127,8 @@ class Console:
         marks = {"cancelled": self.messages.stopped, "length": self.messages.cut}
         if event.finish_reason in marks:
             self.screen.remark(marks[event.finish_reason])
+        if event.kept is not None and event.kept.dropped_turns:
+            self.screen.remark(self.messages.dropped.format(count=event.kept.dropped_turns))
+        if event.kept is not None and not event.kept.stored:
+            self.screen.remark(self.messages.not_stored)
         self.screen.remark(self.stats.last_answer(self.messages))

@@ -13,10 +13,12 @@ from yarl import URL
 from aiochatstream.bench.asking import connect_error
 from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, shorten
 from aiochatstream.console.backend import Backend
+from aiochatstream.conversation import Conversation
 from aiochatstream.errors import ChatStreamError, Unavailable
 from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides
 from aiochatstream.saved import Saved
+from aiochatstream.sessions import Kept
 from aiochatstream.turns import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
 
 CONNECT_SECONDS = 10.0
@@ -65,13 +67,14 @@ class ServerBackend(Backend):
                     stream = EventStream()
                     async for data in response.content.iter_any():
                         for name, raw in stream.feed(data):
-                            told = parse_object(raw)
-                            event = _event(name, told)
-                            if "commit" in told:  # the server keeps conversations in cookies
-                                await self._commit(told["commit"])
+                            event = _event(name, parse_object(raw))
+                            if not isinstance(event, Ended | Failed):
+                                yield event
+                                continue
+                            if event.kept is not None and event.kept.commit is not None:
+                                await self._commit(event.kept.commit)
                             yield event
-                            if isinstance(event, Ended | Failed):
-                                return
+                            return
                 finally:
                     self._answering = False
         raise ChatStreamError(self._messages.connection_broke.format(url=self.name))
@@ -118,7 +121,7 @@ class ServerBackend(Backend):
         except ChatStreamError:  # it has no page, or is older
             return False
 
-    async def _commit(self, token: object) -> None:
+    async def _commit(self, token: str) -> None:
         with suppress(ChatStreamError):  # the process that answered keeps the turn, too
             await self._ask("POST", "/commit", {"commit": token})
 
@@ -185,7 +188,14 @@ def _event(name: str, data: dict[str, Any]) -> Event:
         case "done":
             usage = Usage(*(data["usage"][name] for name in Usage._fields))
             timing = Timing(*(data["timing"][name] for name in Timing._fields))
-            return Ended(data["finish_reason"], usage, timing)
+            return Ended(data["finish_reason"], usage, timing, _kept(data))
         case "error":
-            return Failed(ChatStreamError(str(data["error"]["detail"])))
+            return Failed(ChatStreamError(str(data["error"]["detail"])), _kept(data))
     raise ValueError(f"event {name!r}")
+
+
+def _kept(data: dict[str, Any]) -> Kept:
+    """What the last event tells of the conversation, which itself stays on the server."""
+    commit = data.get("commit")  # where conversations live in cookies
+    dropped, stored = int(data.get("dropped_turns", 0)), data.get("stored", True) is True
+    return Kept(Conversation(), dropped, stored, None if commit is None else str(commit))

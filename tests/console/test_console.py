@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp_session import AbstractStorage
+from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, GenerationParams, ScriptedEngine
+from aiochatstream import ChatStream, CookieStorage, GenerationParams, ScriptedEngine
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
@@ -97,8 +99,8 @@ async def local() -> AsyncIterator[Open]:
 async def remote() -> AsyncIterator[Open]:
     async with AsyncExitStack() as stack:
 
-        async def open_(engine: Any, **options: Any) -> Console:
-            server = await stack.enter_async_context(running_server(ChatStream(engine=engine, **options)))
+        async def open_(engine: Any, storage: AbstractStorage | None = None, **options: Any) -> Console:
+            server = await stack.enter_async_context(running_server(ChatStream(engine=engine, **options), storage))
             backend: Backend = await stack.enter_async_context(ServerBackend(server.url + "/", EN))
             return Console(backend, Heard(), EN)
 
@@ -332,6 +334,16 @@ async def test_one_who_is_to_come_back_is_told_when(kind: str) -> None:
         await take(console, "please")
     assert heard(console).complaints == ["The server is shutting down and takes no new requests. Try again in 5 s."]
     assert console.draft == "please"
+
+
+async def test_what_a_cookie_has_no_room_for_is_told(remote: Open) -> None:
+    storage = CookieStorage([Fernet.generate_key()])
+    console = await remote(Engine(), storage, max_new_tokens=5000, context_len=6000)
+    counts = [500, 500, 500, 3000]
+    await take(console, *(" ".join(str(n * factor) for n in range(count)) for factor, count in enumerate(counts, 7919)))
+    notes = [remark for remark in heard(console).remarks if remark.startswith("(")]
+    assert notes == [EN.dropped.format(count=1), EN.not_stored]
+    assert len((await console.backend.save()).messages) == 4
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "http://127.0.0.1:99999"])
