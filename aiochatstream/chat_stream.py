@@ -331,7 +331,7 @@ class ChatStream(Chat):
         """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and let it own the start-up and clean-up.
 
         It shares engine, slots and queue with the other endpoints, but knows neither sessions nor roles. An app with
-        those, too, calls :meth:`setup` beside it.
+        those, too, calls :meth:`setup` beside it. Unknown paths below a prefix are refused in OpenAI's shape, too.
 
         :param prefix: before each path, as clients have it in their base URL.
         :param api_keys: who says one of them may call: a list, or the path of a file with a key a line; or
@@ -342,6 +342,7 @@ class ChatStream(Chat):
         """
         service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
         added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, service=service))
+        app.middlewares.append(openai_errors.errors_as_openai(added[0]))
         self._live_in(app, sessions=False)
         if self.allowed_origins:
             cors.allow_origins(

@@ -27,7 +27,6 @@ from aiochatstream.load_time import LoadTime
 from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import errors_as_json
-from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai.keys import ApiKeys
 
 logger = logging.getLogger(__name__)
@@ -97,8 +96,7 @@ def serve(options: argparse.Namespace) -> int:
         tasks.append(asyncio.create_task(announce()))
 
     tasks: list[asyncio.Task[None]] = []
-    openai_shape = errors_as_json(f"{OPENAI_PREFIX}/", openai_errors.error_response)
-    app = web.Application(middlewares=[errors_as_json(), openai_shape])
+    app = web.Application(middlewares=[errors_as_json()])
     if sessions.connection is not None:
         app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
     aiohttp_session.setup(app, sessions.storage)
@@ -157,8 +155,16 @@ def _model_name(options: argparse.Namespace) -> str | None:
 
 
 def _api_keys(file: Path | None) -> ApiKeys:
-    """The API keys of the file, or of the environment, where that has any."""
-    return ApiKeys(file if file is not None else os.environ.get(API_KEYS, "").split() or None)
+    """The API keys of the file; else those of the environment's variable, where there is one.
+
+    Raises ValueError for a variable without a key, which is a mistake: everyone could call.
+    """
+    if file is not None or API_KEYS not in os.environ:
+        return ApiKeys(file)
+    try:
+        return ApiKeys(os.environ[API_KEYS].split())
+    except ValueError as error:
+        raise ValueError(str(error).replace("api_keys", API_KEYS)) from None
 
 
 def bench(options: argparse.Namespace) -> int:

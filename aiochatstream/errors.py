@@ -178,7 +178,7 @@ class InvalidValue(ChatStreamError):
 
 
 class EngineFailed(ChatStreamError):
-    """The engine raised: the history is as it was before the turn."""
+    """The engine raised; a conversation is as it was before the turn."""
 
 
 class SessionsNotSetUp(ChatStreamError):

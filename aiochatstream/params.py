@@ -229,6 +229,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     schema = model.model_json_schema()
     message = first["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be", 1).replace("Field required", "is missing", 1)
     known, sentence = [], message
     node: dict[str, Any] = schema
     for part in first["loc"]:

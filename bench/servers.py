@@ -238,6 +238,7 @@ def chatting(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
     aiohttp_session.setup(app, MemoryStorage())
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
+    chat_stream.setup_openai(app)
     return app, chat_stream
 
 

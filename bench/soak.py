@@ -44,12 +44,25 @@ ACTIONS = {
 }
 """How often each thing is done, of 100."""
 
+STORY, FEW = "Tell me a long story.", 8
+HANG_UPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "/chat_stream": ({"user_input": STORY}, {"user_input": STORY, "params": {"max_new_tokens": FEW}}),
+    "/v1/chat/completions": (
+        {"messages": [{"role": "user", "content": STORY}], "stream": True},
+        {"messages": [{"role": "user", "content": STORY}], "max_tokens": FEW},
+    ),
+}
+"""Where --hang-ups streams begin at last, and what they and the next request there ask for."""
+HANG_UP_SECONDS = 0.2
+"""From when the last of these has asked until the last has hung up."""
+
 HELP = """\
 --clients users talk at once, each with one conversation of up to --turns messages, which is then cleared and begun
 anew: turns (as events and as text), answers made again, hanging up within an answer and before it (so that some are
 still queued), reading slowly, bad input. There are more of them than places, so that some are refused; those come
-again after a moment. At last --hang-ups streams of new users begin at once, and all of them hang up. Without URL, the
-script starts a server whose engine echoes without a model.
+again after a moment. At last --hang-ups streams begin at once, on /chat_stream and then on /v1/chat/completions, whose
+clients give up one after another within 0.2 s. Without URL, the script starts a server whose engine echoes without a
+model; with --queue as large as --hang-ups, all of these find a place there.
 
 the verdict (exit code 0 if all hold, 1 if one does not):
   server errors     answers with status 500 or above that are no refusal: must be 0
@@ -59,7 +72,8 @@ the verdict (exit code 0 if all hold, 1 if one does not):
                     streamed, whole turns that are missing: must be 0
   server alive      its process ended before the traffic did: must be 0
   gauges            answers running and waiting in /get_load at the end: must be 0, and told
-  rest              seconds from the moment when --hang-ups streams have hung up until these are 0: at most --settle
+  rest              seconds from the moment when --hang-ups streams have hung up until these are 0, and the next request
+                    is answered: at most --settle
   memory            growth of resident memory in KiB per 1,000 requests: the slope over the second half of them; at
                     most --max-growth. What /metrics tells of the prefix cache, which has a limit of its own, is taken
                     off. Short runs still fill other caches: judge by minutes
@@ -87,7 +101,8 @@ class Soak:
         self.samples: list[Sample] = []
         self.files = self.threads = 0
         self.gauges: tuple[int, int] | None = None
-        self.rest_s: float | None = None
+        self.rest_s: dict[str, float] = {}
+        self.hung_up: dict[str, Counter[str]] = {}
         self.requests = 0
         self._random = random.Random(options.seed)  # noqa: S311 - nothing here is secret
         self._deadline = 0.0
@@ -253,10 +268,12 @@ class Soak:
         """The server must come to rest now, with every history as it was said."""
         await self._come_to_rest(connector)
         if self.options.hang_ups:
-            await self._begin_and_hang_up(self.options.hang_ups)
-            start = time.monotonic()
-            await self._come_to_rest(connector)
-            self.rest_s = time.monotonic() - start
+            for path, (body, next_body) in HANG_UPS.items():
+                self.hung_up[path] = await self._begin_and_hang_up(path, body)
+                start = time.monotonic()
+                await self._come_to_rest(connector)
+                if await self._is_answered(path, next_body):
+                    self.rest_s[path] = time.monotonic() - start
         for talker in talkers:
             await self._look_at_history(talker)
 
@@ -267,13 +284,50 @@ class Soak:
             await asyncio.sleep(0.02)
             self.gauges = await self._look_at_gauges(connector)
 
-    async def _begin_and_hang_up(self, count: int) -> None:
-        """Streams of users without a cookie, that all hang up once each has its headers."""
-        body, accept = {"user_input": "Tell me a long story."}, {"Accept": "text/event-stream"}
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            asking = [session.post(f"{self.url}/chat_stream", json=body, headers=accept) for _ in range(count)]
-            await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 60)
-        self.counts["hang up at once"] += count
+    async def _begin_and_hang_up(self, path: str, body: dict[str, Any]) -> Counter[str]:
+        """Streams of users without a cookie, who give up one after another when all have asked; what came of them."""
+        count = self.options.hang_ups
+        not_sent = set(range(count))
+        all_sent = asyncio.Event()
+
+        async def is_sent(session: Any, context: Any, params: Any) -> None:
+            not_sent.discard(context.trace_request_ctx)
+            if not not_sent:
+                all_sent.set()
+
+        async def ask(number: int) -> str:
+            headers = {"Accept": "text/event-stream"}
+            async with session.post(self.url + path, json=body, headers=headers, trace_request_ctx=number) as response:
+                await response.read()
+                return "answered" if response.status == 200 else "refused"
+
+        async def give_up(number: int) -> str:
+            asking = asyncio.create_task(ask(number))
+            await asyncio.wait_for(all_sent.wait(), 60)
+            try:
+                return await asyncio.wait_for(asking, HANG_UP_SECONDS * (number + 1) / count)
+            except TimeoutError:
+                return "hung up"
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_chunk_sent.append(is_sent)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trace_configs=[trace]) as session:
+            came = Counter(await asyncio.gather(*map(give_up, range(count))))
+        self.counts["hang up at last"] += count
+        return came
+
+    async def _is_answered(self, path: str, body: dict[str, Any]) -> bool:
+        """Ask until there is an answer, or no time left to come to rest; False where it has no such endpoint for us."""
+        deadline = time.monotonic() + self.options.settle
+        headers = {"Accept": "application/json"}
+        while True:
+            async with aiohttp.request("POST", self.url + path, json=body, headers=headers) as response:
+                await response.read()
+            if response.status in (401, 403, 404):
+                return False
+            if response.status == 200 or time.monotonic() > deadline:
+                return True
+            await asyncio.sleep(0.02)
 
     async def checks(self) -> list[Check]:
         """The verdict. To be asked when the clients' connections are closed."""
@@ -292,7 +346,7 @@ class Soak:
             Check("bad input", len(self.accepted), 0, first(self.accepted)),
             Check("histories", len(self.wrong_histories), 0, first(self.wrong_histories)),
             Check("gauges", None if self.gauges is None else sum(self.gauges), 0, needed=True),
-            Check("rest", self.rest_s, self.options.settle, "seconds"),
+            *(Check(f"rest, {path}", self.rest_s.get(path), self.options.settle, "seconds") for path in HANG_UPS),
             Check("memory", memory_growth(self.samples), self.options.max_growth, "KiB per 1,000 requests"),
             Check("open files", None if files is None else files - self.files, FILES_SLACK),
             Check("threads", None if threads is None else threads - self.threads, THREADS_SLACK),
@@ -312,7 +366,7 @@ def read_options() -> argparse.Namespace:
         "--settle", type=number(0, 3600), default=5.0, metavar="S", help="to come to rest after the traffic (5)"
     )
     made.add_argument(
-        "--hang-ups", type=whole(0, 1000), default=200, metavar="N", help="streams that hang up at once at last (200)"
+        "--hang-ups", type=whole(0, 1000), default=200, metavar="N", help="streams that hang up at last (200)"
     )
     made.add_argument("--seed", type=whole(0, 2**31), default=0, metavar="N", help="of the traffic (0)")
     made.add_argument(
@@ -365,8 +419,9 @@ def main() -> int:
     enough = code != INTERRUPTED or soak.requests >= ENOUGH
     word = "FAILED" if not holds else "all holds" if enough else "too little was seen"
     print(render_traffic(soak.counts, soak.outcomes), render_verdict(checks, word), sep="\n\n")
-    if soak.rest_s is not None:
-        print(f"{options.hang_ups} streams hung up at once: at rest after {soak.rest_s:.2f} s")
+    for path, seconds in soak.rest_s.items():
+        came = ", ".join(f"{count} {what}" for what, count in soak.hung_up[path].most_common())
+        print(f"{path}, {options.hang_ups} streams at once ({came}): at rest and answering after {seconds:.2f} s")
     results = {
         "verdict": {
             "holds": holds,
@@ -378,6 +433,7 @@ def main() -> int:
         "outcomes": soak.outcomes,
         "faults": [*soak.server_errors, *soak.reasons, *soak.accepted, *soak.wrong_histories][:100],
         "rest_s": soak.rest_s,
+        "hung_up": soak.hung_up,
         "samples": [asdict(sample) for sample in soak.samples],
     }
     write_json(options, "soak", results, interrupted=code == INTERRUPTED)

@@ -79,6 +79,15 @@ def test_a_file_without_a_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "has no key" in capsys.readouterr().err
 
 
+def test_a_variable_without_a_key_does_not_let_everyone_call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for empty in ("", " \n"):
+        monkeypatch.setenv("AIOCHATSTREAM_API_KEYS", empty)
+        assert main(["serve", "--mock", "echo", "--port", "0"]) == 2
+        assert "AIOCHATSTREAM_API_KEYS: has no key" in capsys.readouterr().err
+
+
 async def talk(url: str, text: str, jar: aiohttp.CookieJar) -> list[str]:
     """All that was said in the conversation, when ``text`` was."""
     async with aiohttp.ClientSession(cookie_jar=jar) as session:

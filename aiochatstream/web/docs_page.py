@@ -16,8 +16,16 @@ summary { cursor: pointer; padding: .3rem 0; }
 summary code { font-weight: 600; }
 details { border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
 details > :not(summary) { margin-left: 1.5rem; }
+h3 { font-size: 1rem; }
+h1, summary, td, th { overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; }
+th { white-space: nowrap; }
+[id] { scroll-margin-top: 3rem; }
+@media (max-width: 40rem) {
+  tr { display: block; margin-bottom: .5rem; }
+  th, td { display: inline-block; max-width: 100%; padding: 0 .8rem 0 0; white-space: normal; }
+}
 pre { overflow-x: auto; padding: .5rem; background: color-mix(in srgb, currentColor 8%, transparent); }
 :root { color-scheme: light dark; }
 """
@@ -29,38 +37,43 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-def render(document: Mapping[str, Any]) -> str:
-    """The page of an OpenAPI document that :mod:`aiochatstream.web.openapi` has made."""
+def render(document: Mapping[str, Any], origin: str) -> str:
+    """The page of an OpenAPI document that :mod:`aiochatstream.web.openapi` has made.
+
+    :param origin: where the endpoints are, as ``http://127.0.0.1:8080``.
+    """
     by_tag: dict[str, list[str]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            by_tag.setdefault(operation["tags"][0], []).append(_operation(method, path, operation))
+            by_tag.setdefault(operation["tags"][0], []).append(_operation(method, path, operation, origin))
     sections = "".join(f"<h2>{escape(tag)}</h2>{''.join(operations)}" for tag, operations in by_tag.items())
     schemas = "".join(_schema(name, schema) for name, schema in document["components"]["schemas"].items())
     title = escape(f"{document['info']['title']} {document['info']['version']}")
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><main>'
         f'<h1>{title}</h1><p>For programs: <a href="openapi.json">openapi.json</a></p>'
-        f"{sections}<h2>Types</h2>{schemas}</body></html>"
+        f"{sections}<h2>Types</h2>{schemas}</main></body></html>"
     )
 
 
-def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
+def _operation(method: str, path: str, operation: Mapping[str, Any], origin: str) -> str:
     parts = [f"<p>{_words(operation['description'])}</p>" if "description" in operation else ""]
     if "parameters" in operation:
         rows = (
             _row(f"{one['name']} ({one['in']})", one["schema"], required=one.get("required", False))
             for one in operation["parameters"]
         )
-        parts.append(f"<h4>Parameters</h4><table>{''.join(rows)}</table>")
-    command = f"curl {'' if method == 'get' else '-X ' + method.upper() + ' '}http://127.0.0.1:8080{path}"
+        parts.append(f"<h3>Parameters</h3><table>{''.join(rows)}</table>")
+    command = f"curl {'-X DELETE ' if method == 'delete' else ''}{origin}{path}"
+    if "security" in operation:
+        command += " -H 'Authorization: Bearer KEY'"
     if "requestBody" in operation:
         for media, content in operation["requestBody"]["content"].items():
-            parts.append(f"<h4>Body</h4><p><code>{escape(media)}</code>: {_type(content['schema'])}</p>")
-            command = f"curl http://127.0.0.1:8080{path} -H 'Content-Type: {media}' -d '{{...}}'"
+            parts.append(f"<h3>Body</h3><p><code>{escape(media)}</code>: {_type(content['schema'])}</p>")
+            command += f" -H 'Content-Type: {media}' -d '{{...}}'"
     rows = (_response(status, response) for status, response in operation["responses"].items())
-    parts.append(f"<h4>Answers</h4><table>{''.join(rows)}</table><pre>{escape(command)}</pre>")
+    parts.append(f"<h3>Answers</h3><table>{''.join(rows)}</table><pre>{escape(command)}</pre>")
     head = f"<code>{method.upper()} {escape(path)}</code> {_words(operation['summary'])}"
     return f"<details><summary>{head}</summary>{''.join(parts)}</details>"
 
@@ -77,7 +90,9 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
     rows = "".join(_row(field, one, required=field in required) for field, one in fields)
     told = f"<p>{_words(schema['description'])}</p>" if "description" in schema else ""
     body = f"<table>{rows}</table>" if rows else f"<p>{_type(schema)}</p>"
-    return f'<details id="{escape(name)}"><summary><code>{escape(name)}</code></summary>{told}{body}</details>'
+    # within what is folded: a link to it unfolds it then
+    folded = f'<div id="{escape(name)}">{told}{body}</div>'
+    return f"<details><summary><code>{escape(name)}</code></summary>{folded}</details>"
 
 
 def _row(name: str, schema: Mapping[str, Any], *, required: bool) -> str:

@@ -50,4 +50,8 @@ async def docs(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /docs``: the same as a page to read."""
     described = await server.documents.of(server, request.app)
     headers = {**COMMON_HEADERS, "Content-Security-Policy": docs_page.CONTENT_SECURITY_POLICY}
-    return web.Response(text=docs_page.render(described), content_type="text/html", headers=headers)
+    return web.Response(
+        text=docs_page.render(described, f"{request.scheme}://{request.host}"),
+        content_type="text/html",
+        headers=headers,
+    )

@@ -107,21 +107,24 @@ def answers_all_errors(handler: ServerHandler[P], respond: Respond = error_respo
     return guarded
 
 
-def errors_as_json(under: str = "/", respond: Respond = error_response) -> Middleware:
-    """For an app that is nothing but ChatStream: unknown paths and methods are answered as JSON, too.
+def errors_as_json(
+    respond: Respond = error_response, concerns: Callable[[web.Request], bool] = lambda request: True
+) -> Middleware:
+    """Unknown paths and methods are answered as JSON, too.
 
-    :param under: of the paths that begin so.
+    :param concerns: whether the path of a request is one of those that are; all are by default, for an app that is
+        nothing but ChatStream.
     """
 
     @web.middleware
     async def json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not request.path.startswith(under):
-            return await handler(request)
         try:
             return await handler(request)
-        except web.HTTPNotFound:
-            return respond(NotFound(f"There is nothing at {request.path}."), TooManyRequests.status)
-        except web.HTTPMethodNotAllowed as refused:
+        except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as refused:
+            if request.match_info.http_exception is None or not concerns(request):
+                raise  # a handler has answered so itself
+            if isinstance(refused, web.HTTPNotFound):
+                return respond(NotFound(f"There is nothing at {request.path}."), TooManyRequests.status)
             allowed = ", ".join(sorted(refused.allowed_methods))
             error = MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}.")
             response = respond(error, TooManyRequests.status)

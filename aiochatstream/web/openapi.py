@@ -37,6 +37,7 @@ from aiochatstream.web.openai import answers as openai_answers
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
+    from aiochatstream.web.openai.service import Service
 
 OF_BODIES = (BadRequest, InvalidValue, TooLarge, UnsupportedMediaType)
 """What any body may be refused with."""
@@ -59,12 +60,16 @@ class Table(NamedTuple):
 
 
 class Mounted(NamedTuple):
-    """One endpoint of an application, and where it is there."""
+    """One endpoint of an application, and where it is there.
+
+    takes_key: whether it answers only who says an API key.
+    """
 
     api: Api
     tag: str
     method: str
     path: str
+    takes_key: bool
 
 
 def mounted(server: ChatStream, app: web.Application, tables: Sequence[Table]) -> Iterator[Mounted]:
@@ -76,7 +81,9 @@ def mounted(server: ChatStream, app: web.Application, tables: Sequence[Table]) -
         for table in tables:
             api = table.find(handler.func)
             if api is not None and handler.args == (server,):
-                yield Mounted(api, table.tag, route.method.lower(), route.resource.canonical)
+                service: Service | None = handler.keywords.get("service")
+                takes_key = service is not None and service.keys.needed
+                yield Mounted(api, table.tag, route.method.lower(), route.resource.canonical, takes_key)
 
 
 def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str, Any]:
@@ -86,9 +93,8 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
     """
     types: dict[Any, Any] = {}
     for api in {one.api.name: one.api for one in endpoints}.values():
-        for body in (api.body, api.query):
-            if body is not None:
-                types[body] = "validation"
+        if api.body is not None:
+            types[api.body] = "validation"
         types |= dict.fromkeys(api.answers.values(), "serialization")
     types |= dict.fromkeys((ErrorBody, openai_answers.OpenAIErrorBody), "serialization")
     known, definitions = TypeAdapter.json_schemas(
@@ -103,14 +109,14 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
         if names[one.api.name]:  # mounted in several places
             operation["operationId"] += f"_{names[one.api.name] + 1}"
         names[one.api.name] += 1
+    components = {"schemas": definitions.get("$defs", {})}
+    if any(one.takes_key for one in endpoints):
+        components["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "aiochatstream", "version": metadata.version("aiochatstream")},
         "paths": paths,
-        "components": {
-            "schemas": definitions.get("$defs", {}),
-            "securitySchemes": {"api_key": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": components,
     }
 
 
@@ -133,8 +139,8 @@ def _operation(one: Mounted, schemas: Mapping[Any, dict[str, Any]], overload_sta
     if api.body is not None:
         required = any(field.is_required() for field in api.body.model_fields.values())
         operation["requestBody"] = {"required": required, "content": {JSON: {"schema": schemas[api.body]}}}
-    if is_openai:
-        operation["security"] = [{}, {"api_key": []}]
+    if one.takes_key:
+        operation["security"] = [{"api_key": []}]
     return operation
 
 
@@ -166,8 +172,10 @@ def _responses(
     for status, codes in sorted(_by_status(errors, overload_status, is_openai=is_openai).items()):
         responses[str(status)] = {"description": "; ".join(codes), "content": body}
         if status in (Unavailable.status, overload_status):
-            seconds = {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}
-            responses[str(status)]["headers"] = {hdrs.RETRY_AFTER: seconds}
+            units = {hdrs.RETRY_AFTER: "seconds"} | ({"Retry-After-Ms": "milliseconds"} if is_openai else {})
+            number = {"type": "integer", "minimum": 1}
+            headers = {name: {"description": unit, "schema": number} for name, unit in units.items()}
+            responses[str(status)]["headers"] = headers
     return responses
 
 

@@ -12,6 +12,7 @@ from aiochatstream.errors import (
     ConversationBusy,
     ConversationChanged,
     Draining,
+    EngineFailed,
     Forbidden,
     NoRecording,
     NotFound,
@@ -44,7 +45,7 @@ NOT_NOW = (TooManyRequests, Starting, Draining)
 
 CHANGING = (ConversationBusy, ConversationChanged, AnswerElsewhere)
 
-TALKING = (NotFound, NoRecording, NothingToRegenerate, NothingToContinue, TooLarge, *CHANGING, *NOT_NOW)
+TALKING = (NotFound, NoRecording, NothingToRegenerate, NothingToContinue, TooLarge, *CHANGING, *NOT_NOW, EngineFailed)
 
 APIS = {
     api.name: api

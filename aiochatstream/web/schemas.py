@@ -159,8 +159,11 @@ def _parse(body: bytes, schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate_json(body or b"{}")
     except ValidationError as error:
-        if error.errors(include_url=False, include_context=False)[0]["type"] == "json_invalid":
-            raise BadRequest(f"The body is not JSON: {describe(error, schema)}") from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise BadRequest(f"The body is not JSON: {first['ctx']['error']}.") from None
+        if first["type"] == "model_type" and not first["loc"]:
+            raise InvalidValue("The body must be a JSON object.") from None
         raise InvalidValue(describe(error, schema)) from None
 
 

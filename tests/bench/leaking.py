@@ -42,6 +42,7 @@ def main() -> None:
     aiohttp_session.setup(app, MemoryStorage())
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
+    chat_stream.setup_openai(app)
 
     async def lose_a_slot(app: web.Application) -> None:
         chat_stream.admission.reserve()

@@ -24,6 +24,11 @@ def test_a_sound_server_passes(tmp_path: Path) -> None:
     assert ran.json["outcomes"]["completed"] > 0
     assert ran.json["outcomes"]["refused"] > 0
     assert ran.json["outcomes"]["aborted"] > 0
+    for path in ("/chat_stream", "/v1/chat/completions"):
+        assert 0 <= ran.json["rest_s"][path] <= 5
+        assert ran.json["hung_up"][path]["hung up"] > 0
+        assert sum(ran.json["hung_up"][path].values()) == 200
+        assert f"{path}, 200 streams at once (" in ran.out
     assert " requests, " in ran.err
 
 
@@ -34,7 +39,8 @@ def test_a_server_that_leaks_fails_in_each_point(tmp_path: Path) -> None:
     assert ran.code == 1, ran.out + ran.err
     assert "VERDICT: FAILED" in ran.out
     failed = {name for name, word in words(ran.json).items() if word == "FAILED"}
-    assert failed == {"server errors", "histories", "gauges", "rest", "memory", "open files", "threads"}
+    rest = {"rest, /chat_stream", "rest, /v1/chat/completions"}
+    assert failed == {"server errors", "histories", "gauges", *rest, "memory", "open files", "threads"}
 
 
 def test_a_server_that_dies_fails_the_soak_at_once(tmp_path: Path) -> None:

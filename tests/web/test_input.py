@@ -22,11 +22,11 @@ async def server(start: Any) -> Any:
 
 
 WRONG = [
-    ('{"user_input": "hi"', 400, "bad_request", "not JSON"),
+    ('{"user_input": "hi"', 400, "bad_request", "The body is not JSON: EOF while parsing"),
     ("\xff\xfe", 400, "bad_request", "not JSON"),
     ('{"user_input": "\\ud800"}', 400, "bad_request", "not JSON"),
     ("[" * 100_000, 400, "bad_request", "not JSON"),
-    ("[]", 422, "invalid_value", "object"),
+    ("[]", 422, "invalid_value", "The body must be a JSON object."),
     ("{}", 422, "invalid_value", "user_input"),
     ("", 422, "invalid_value", "user_input"),
     ('{"user_input": ""}', 422, "invalid_value", "user_input"),

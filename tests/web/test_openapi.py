@@ -81,13 +81,15 @@ async def test_every_endpoint_is_described_with_its_words_its_body_and_its_error
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
     }
     assert described.keys() == APIS.keys() | OPENAI_APIS.keys()
+    schemathesis.openapi.from_dict(document).validate()  # OpenAPI 3.1
     for operation in described.values():
         assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
         assert operation["responses"]["200"]["content"]
     chat = described["chat_stream"]
     assert {"400", "401", "403", "409", "413", "415", "422", "429", "503"} <= chat["responses"].keys()
     assert "too_many_requests" in chat["responses"]["429"]["description"]
-    assert "429" in described["chat_completions"]["responses"]
+    assert {"429", "500"} <= described["chat_completions"]["responses"].keys()
+    assert described["chat_completions"]["responses"]["429"]["headers"].keys() == {"Retry-After", "Retry-After-Ms"}
     assert "422" not in described["chat_completions"]["responses"]
     assert not [name for name in document["components"]["schemas"] if "__" in name]  # two of one name
 
@@ -108,6 +110,19 @@ async def test_what_is_described_is_what_is_mounted_and_where() -> None:
     assert paths["one"] == ["/one/chat_stream", "/one/openapi.json"]
     others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_APIS.values()]
     assert paths["other"] == [*others, "/other/openapi.json"]
+
+
+async def test_keys_are_described_where_they_are_asked_for(start: Any, client_of: Any) -> None:
+    for keys in (None, ["a-key"]):
+        server = await start(ChatStream(engine=echo), api_keys=keys)
+        document = await document_of(server, client_of(server))
+        paths = [path for path, (one, *_) in document["paths"].items() if "security" in document["paths"][path][one]]
+        assert ("securitySchemes" in document["components"]) == bool(paths) == (keys is not None)
+        assert all(path.startswith("/v1/") for path in paths)
+        async with client_of(server).session.get(f"{server.url}/docs") as response:
+            page = await response.text()
+        assert ("Bearer" in page) == (keys is not None)
+        assert f"curl {server.url}/v1/chat/completions -H" in page
 
 
 async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, client_of: Any) -> None:

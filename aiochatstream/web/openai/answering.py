@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiohttp import web
 
@@ -15,7 +15,7 @@ from aiochatstream.params import ParamOverrides
 from aiochatstream.prompts import GivenMessages, GivenTexts
 from aiochatstream.turns import Ended, Event, Failed, RunningTurn, Text, TimePassed
 from aiochatstream.web.json import dumps, json_response
-from aiochatstream.web.openai.errors import error_body
+from aiochatstream.web.openai.errors import error_body, rename_field
 from aiochatstream.web.sending import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
 
 if TYPE_CHECKING:
@@ -27,8 +27,14 @@ EVENTS = "text/event-stream"
 class Answer(ABC):
     """One response in the making: of one answer or several, streamed or whole."""
 
-    id: str
-    """Also the response's header ``X-Request-Id``."""
+    names: Mapping[str, str] = {"max_new_tokens": "max_tokens", "constraint": "response_format"}
+    """What the request calls fields that the engine calls otherwise."""
+
+    prefix: ClassVar[str]
+    """What its id begins with."""
+
+    id = ""
+    """The prefix, and what the log calls the (first) answer. Also the response's header ``X-Request-Id``."""
 
     @abstractmethod
     def take(self, index: int, text: Text) -> str:
@@ -81,7 +87,10 @@ async def answer_with(
         turns = await server.begin_answers(given, overrides, count, owner=owner, **more)
     except ChatStreamError as error:
         server.metrics.refused(error.code)
+        rename_field(error, answer.names)
         raise
+
+    answer.id = f"{answer.prefix}{turns[0].message_id}"
 
     def stop() -> None:
         for turn in turns:
@@ -112,6 +121,7 @@ async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer:
         async with aclosing(_events(turns)) as events:
             async for index, event in events:
                 if isinstance(event, Failed):
+                    rename_field(event.error, answer.names)
                     if sending.response is None:
                         raise event.error
                     await sending.write(EVENTS, answer.failed(event.error))
@@ -133,6 +143,7 @@ async def _write_whole(sending: _Sending, turns: Sequence[RunningTurn], answer: 
     async with aclosing(_events(turns)) as events:
         async for index, event in events:
             if isinstance(event, Failed):
+                rename_field(event.error, answer.names)
                 raise event.error
             if isinstance(event, Text):
                 answer.take(index, event)

@@ -182,8 +182,11 @@ class Choice:
 class ChatAnswer(Answer):
     """A chat completion in the making."""
 
+    prefix = "chatcmpl-"
+
     def __init__(self, asked: ChatCompletionRequest, model: str, tokenizer: Any) -> None:
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        if asked.max_completion_tokens is not None:
+            self.names = {**self.names, "max_new_tokens": "max_completion_tokens"}
         self._model, self._created = model, int(time.time())
         self._tells_usage = asked.include_usage
         logprobs = LogprobWriter(tokenizer) if asked.logprobs and tokenizer is not None else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -102,8 +101,9 @@ class CompletionAnswer(Answer):
     :param echoed: what comes before the answers to each prompt.
     """
 
+    prefix = "cmpl-"
+
     def __init__(self, asked: CompletionRequest, model: str, tokenizer: Any, echoed: list[str]) -> None:
-        self.id = f"cmpl-{uuid.uuid4().hex}"
         self._model, self._created = model, int(time.time())
         self._tells_usage, self._per_prompt = asked.include_usage, asked.n or 1
         logprobs = LogprobWriter(tokenizer) if asked.logprobs is not None and tokenizer is not None else None

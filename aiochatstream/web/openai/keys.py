@@ -31,7 +31,7 @@ class ApiKeys:
         where = "api_keys"
         if isinstance(keys, os.PathLike):
             where = os.fspath(keys)
-            lines = map(str.strip, Path(keys).read_text(encoding="utf-8").splitlines())
+            lines = map(str.strip, Path(keys).read_text(encoding="utf-8-sig", errors="replace").splitlines())
             keys = [line for line in lines if line and not line.startswith("#")]
         if isinstance(keys, str) or not (keys is None or isinstance(keys, Sequence)):
             raise ValueError("api_keys: must be a list of strings, the path of a file, or None.")
@@ -41,6 +41,11 @@ class ApiKeys:
             if not isinstance(key, str) or not KEY.fullmatch(key):
                 raise ValueError(f"{where}: key {at} must be 1 to 512 printable ASCII characters without spaces.")
         self._hashes = None if keys is None else [_hash(key) for key in keys]
+
+    @property
+    def needed(self) -> bool:
+        """Whether who calls must say one."""
+        return self._hashes is not None
 
     def __repr__(self) -> str:
         return f"<ApiKeys {'open' if self._hashes is None else len(self._hashes)}>"

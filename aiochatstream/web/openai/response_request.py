@@ -39,10 +39,11 @@ def _as_messages(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
+Messages = Annotated[list[InputMessage], Field(min_length=1)]
 Input = Annotated[
-    list[InputMessage],
-    Field(min_length=1, description="a string or a list of one message or more"),
-    BeforeValidator(_as_messages, json_schema_input_type=str | list[InputMessage]),
+    Messages,
+    Field(description="a string or a list of one message or more"),
+    BeforeValidator(_as_messages, json_schema_input_type=str | Messages),
 ]
 
 
@@ -85,6 +86,15 @@ class ResponseRequest(GenerationRequest):
         "truncation": ("disabled",),
         "moderation": (),
         "image": (),
+        "n": (1,),
+    }
+
+    ELSEWHERE: ClassVar[dict[str, str]] = {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "logprobs": "top_logprobs",
     }
 
     input: Input

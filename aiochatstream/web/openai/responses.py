@@ -46,8 +46,10 @@ async def responses(server: ChatStream, request: web.Request, service: Service) 
 class ResponseAnswer(Answer):
     """A response in the making: one message, of one text."""
 
+    prefix = "resp_"
+
     def __init__(self, asked: ResponseRequest, model: str, server: ChatStream) -> None:
-        self.id = f"resp_{uuid.uuid4().hex}"
+        self.names = {"max_new_tokens": "max_output_tokens", "constraint": "text.format", "logprobs": "top_logprobs"}
         self._message_id = f"msg_{uuid.uuid4().hex}"
         self._asked, self._model, self._created = asked, model, int(time.time())
         self._temperature = server.params.temperature if asked.temperature is None else asked.temperature

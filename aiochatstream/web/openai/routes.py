@@ -7,6 +7,7 @@ from aiohttp import web
 from aiochatstream.errors import (
     ContextLengthExceeded,
     Draining,
+    EngineFailed,
     ModelNotFound,
     NoRecording,
     Starting,
@@ -18,7 +19,7 @@ from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
 
-ANSWERING = (ModelNotFound, NoRecording, ContextLengthExceeded, TooManyRequests, Starting, Draining)
+ANSWERING = (ModelNotFound, NoRecording, ContextLengthExceeded, TooManyRequests, Starting, Draining, EngineFailed)
 
 APIS = {
     api.name: api

@@ -31,7 +31,8 @@ def _list_of_one(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Stop = Annotated[StopStrings, BeforeValidator(_list_of_one, json_schema_input_type=str | StopStrings)]
+Stops = Annotated[StopStrings, Field(description="a string, or a list of up to 16, of 1 to 128 characters each")]
+Stop = Annotated[StopStrings, BeforeValidator(_list_of_one, json_schema_input_type=str | Stops)]
 TopK = Annotated[int, Field(ge=-1, le=1000, description="a whole number from 1 to 1000; -1 and 0 are off")]
 Count = Annotated[int, Field(ge=1, le=128, description="a whole number from 1 to 128")]
 Text = Annotated[str, Field(description="a string")]
@@ -56,6 +57,9 @@ class GenerationRequest(BaseModel):
 
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Fields of OpenAI's that are not supported, each with the values that change nothing, beside null."""
+
+    ELSEWHERE: ClassVar[dict[str, str]] = {}
+    """Fields of OpenAI's other endpoints, each with what it is called here."""
 
     model: Text | None = None
     stream: Flag | None = None
@@ -92,6 +96,9 @@ class GenerationRequest(BaseModel):
                 value = data.get(field)
                 if value is not None and value not in harmless:
                     raise ValueError(f"{field}: is not supported by this server")
+            for field, name in cls.ELSEWHERE.items():
+                if data.get(field) is not None:
+                    raise ValueError(f"{field}: is called {name} here")
         return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -186,7 +187,9 @@ async def test_parameters_reach_the_engine_under_its_own_names(start: Any, opena
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 3}, "temperature", "must be a number from 0 (greedy) to 2"),
     ({"max_tokens": 1000}, "max_tokens", "must be from 1 to 256 on this server"),
+    ({"max_completion_tokens": 1000}, "max_completion_tokens", "must be from 1 to 256 on this server"),
     ({"extra_body": {"audio": {"voice": "x"}}}, "audio", "is not supported"),
+    ({"stop": ""}, "stop", "must be a string, or a list of up to 16, of 1 to 128 characters each"),
     ({"functions": [{"name": "f"}]}, "functions", "is not supported"),
     ({"top_logprobs": 3}, "top_logprobs", "go with logprobs=true"),
     ({"logprobs": True}, "logprobs", "this engine cannot tell them"),
@@ -268,10 +271,14 @@ async def test_a_full_queue_says_when_to_come_back_and_the_client_does(
     assert server.idle
 
 
-async def test_raw_responses_have_the_answers_id_as_request_id(start: Any, openai_of: Any) -> None:
+async def test_raw_responses_have_the_answers_id_as_request_id_and_the_log_has_it(
+    start: Any, openai_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     client = openai_of(await start(ChatStream(engine=echo)))
     raw = await client.chat.completions.with_raw_response.create(model="", messages=HI)
     assert raw.headers["X-Request-Id"] == raw.parse().id
+    assert f"answer {raw.parse().id.removeprefix('chatcmpl-')} finished_reason=stop" in caplog.text
     assert raw.headers["Cache-Control"] == "no-store"
     async with client.chat.completions.with_streaming_response.create(model="", messages=HI, stream=True) as streamed:
         assert streamed.headers["X-Request-Id"].startswith("chatcmpl-")
@@ -289,7 +296,9 @@ async def test_a_failure_before_the_first_text_has_a_status(start: Any, openai_o
 
 async def test_a_failure_after_it_is_an_event_that_the_client_raises(start: Any, stepper: Any, openai_of: Any) -> None:
     engine = stepper(fail_at=1)
-    client = openai_of(await start(ChatStream(engine=engine)))
+    server = await start(ChatStream(engine=engine))
+    # its type of a completion's chunk knows no open end, which all servers send
+    client = openai_of(server, _strict_response_validation=False)
     engine.allow(6)
     for create, asked in (
         (client.chat.completions.create, {"messages": HI}),
@@ -344,10 +353,26 @@ async def test_a_response_is_told_in_the_events_that_the_client_gathers(start: A
     ]
     assert events[-1].response.incomplete_details.reason == "max_output_tokens"
     assert events[-1].response.output_text == "a "
-    for asked in ({"previous_response_id": "x"}, {"tools": [{"type": "web_search"}]}, {"background": True}):
-        with pytest.raises(openai.BadRequestError) as refused:
-            await client.responses.create(model="", input="a", **asked)
-        assert refused.value.param == next(iter(asked))
+
+
+async def test_a_response_that_cannot_be_made_is_a_400_that_names_the_field(start: Any, openai_of: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    unsupported = {"previous_response_id": "x", "tools": [{"type": "web_search"}], "background": True, "n": 2}
+    refused: dict[str, tuple[Any, str]] = {field: (value, "is not supp") for field, value in unsupported.items()} | {
+        "max_output_tokens": (1000, "must be from 1 to 256 on this server"),
+        "top_logprobs": (1, "this engine cannot tell them"),
+        "max_tokens": (5, "is called max_output_tokens here"),  # as are other endpoints' fields
+        "response_format": ({"type": "json_object"}, "is called text.format here"),
+        "logprobs": (True, "is called top_logprobs here"),
+        "include": ("x", "include: must be a valid array"),
+    }
+    for field, (value, says) in refused.items():
+        with pytest.raises(openai.BadRequestError, match=says) as error:
+            await openai_of(server).responses.create(model="", input="a", extra_body={field: value})
+        assert error.value.param == field
+    with pytest.raises(openai.BadRequestError, match=r"text\.format: this engine cannot follow one"):
+        await openai_of(server).responses.create(model="", input="a", text={"format": {"type": "json_object"}})
+    assert server.idle
 
 
 async def test_an_app_of_nothing_else_needs_no_sessions() -> None:

@@ -64,6 +64,11 @@ def test_keys_come_from_a_file_with_one_a_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# mine\nfirst-key\n\n  second-key  \n")
     assert repr(ApiKeys(file)) == "<ApiKeys 2>"
+    file.write_text("first-key\r\nsecond-key\r\n", encoding="utf-8-sig")  # as Windows writes it
+    assert repr(ApiKeys(file)) == "<ApiKeys 2>"
+    file.write_bytes(b"first-key\n\xff\xfe\n")
+    with pytest.raises(ValueError, match="keys: key 2 must be 1 to 512 printable ASCII characters"):
+        ApiKeys(file)
     file.write_text("# none\n")
     with pytest.raises(ValueError, match="keys: has no key"):
         ApiKeys(file)
