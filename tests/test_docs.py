@@ -23,7 +23,13 @@ from aiochatstream.web.routes import APIS
 from tests.processes import ROOT
 
 DOCS = ROOT / "docs"
+JAPANESE = {ROOT / "README.md": ROOT / "README_ja.md"} | {
+    page: DOCS / "ja" / page.name for page in sorted(DOCS.glob("*.md"))
+}
+"""What each page is in Japanese."""
 PAGES = [ROOT / "README.md", ROOT / "README_ja.md", *sorted(DOCS.rglob("*.md"))]
+
+CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
 def options_of(command: str) -> list[str]:
@@ -49,7 +55,37 @@ def test_everything_there_is_has_its_place(folder: Path, page: str, names: list[
     assert [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)] == []
 
 
-@pytest.mark.parametrize(("page", "least"), [("migrating.md", 13), ("security.md", 60), ("ja/security.md", 60)])
+def test_every_page_is_there_in_both_languages() -> None:
+    assert set((DOCS / "ja").glob("*.md")) | {ROOT / "README_ja.md"} == set(JAPANESE.values())
+
+
+@pytest.mark.parametrize("page", JAPANESE, ids=lambda page: page.name)
+def test_the_japanese_page_has_the_sections_rows_and_code_of_the_english_one(page: Path) -> None:
+    english, japanese = page.read_text(), JAPANESE[page].read_text()
+    assert layout(japanese) == layout(english)
+    assert code_blocks(japanese) == code_blocks(english)
+    assert names(english) - names(japanese) == set()
+
+
+def layout(text: str) -> list[str]:
+    """The headings, each as its level, and the rows of tables between them."""
+    return re.findall(r"^(?:#+ |\|)", CODE_BLOCK.sub("", text), re.MULTILINE)
+
+
+def code_blocks(text: str) -> list[str]:
+    """Without their comments, which are in the page's language."""
+    return [re.sub(r"\s*#.*", "", block) for block in CODE_BLOCK.findall(text)]
+
+
+def names(text: str) -> set[str]:
+    """What is written as code within sentences."""
+    return {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", CODE_BLOCK.sub("", text))}
+
+
+@pytest.mark.parametrize(
+    ("page", "least"),
+    [("migrating.md", 13), ("ja/migrating.md", 13), ("security.md", 60), ("ja/security.md", 60)],
+)
 def test_a_page_names_tests_that_there_are(page: str, least: int) -> None:
     named = re.findall(r"`(test_\w+)`", (DOCS / page).read_text())
     tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
@@ -69,8 +105,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def anchors(text: str) -> set[str]:
     """What GitHub makes of the headings of a page, and what is set by hand."""
-    without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.*)$", without_code, re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", CODE_BLOCK.sub("", text), re.MULTILINE)
     made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     return made | set(re.findall(r'<a id="([^"]+)"', text))
 

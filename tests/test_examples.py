@@ -206,7 +206,7 @@ def test_an_application_is_told_how_each_request_came_out(tmp_path: Path) -> Non
 
 
 def test_the_console_answers_what_is_typed() -> None:
-    typed = "What is the capital of France?\nAnd of Japan?\n\n"
+    typed = "What is the capital of France?\nAnd the capital of Japan?\n\n"
     command = [PYTHON, str(ROOT / "examples" / "console.py")]
     ended = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=START_PATIENCE, check=True)
     _, first, second, _ = ended.stdout.split("you: ")
