@@ -203,7 +203,7 @@ def _url(host: str, port: int) -> str:
 def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
     engine, limits = chat_stream.engine, chat_stream.limits
     found = engine.describe()
-    body = '{"user_input": "What is the capital of France?"}'
+    body = '{"user_input": "What is the capital of Japan?"}'
     lines = [
         messages.ready.format(url=url),
         messages.row_model.format(model=found["model"]),

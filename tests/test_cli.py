@@ -36,7 +36,7 @@ from tests.processes import (
     running,
 )
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Japan?"
 
 
 def serve(
@@ -90,7 +90,7 @@ def test_the_curl_line_works_exactly_as_printed(server: Process, curl: None) -> 
         ["/bin/bash", "-c", line[1]], capture_output=True, text=True, timeout=START_PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
+    assert "Tokyo" in done.stdout
     assert done.stdout == ask(f"{url_when_ready(server)}/chat_stream", {"user_input": QUESTION}).text
 
 
@@ -222,7 +222,7 @@ def test_a_gguf_file_is_converted_once_and_progress_is_shown(tmp_path: Path) -> 
     with serve(tmp_path / "second", file, "--temperature", "0", env=env) as process:
         url = url_when_ready(process)
         assert "onverting" not in process.err
-        assert "Paris" in ask(f"{url}/chat_stream", {"user_input": QUESTION}).text
+        assert "Tokyo" in ask(f"{url}/chat_stream", {"user_input": QUESTION}).text
 
 
 # Wrong use, and what cannot be
