@@ -123,6 +123,7 @@ async def test_the_token_of_another_user_is_refused(worker: Any, client_of: Any)
         Fernet(KEY).encrypt(b"no purpose").decode(),
         Fernet(KEY).encrypt_at_time(b"commit:", 1_000_000_000).decode(),
     ],
+    ids=["empty", "ascii", "not ascii", "another key", "another purpose", "old"],
 )
 async def test_what_is_no_token_of_the_last_hour_is_a_bad_request(worker: Any, client_of: Any, token: str) -> None:
     client = client_of(await worker())

@@ -103,7 +103,11 @@ async def test_the_newest_key_encrypts_and_all_of_them_decrypt() -> None:
     assert await loaded(CookieStorage(KEY), new) == {}
 
 
-@pytest.mark.parametrize("key", [KEY, KEY.encode(), base64.urlsafe_b64decode(KEY), Fernet(KEY), [KEY]])
+@pytest.mark.parametrize(
+    "key",
+    [KEY, KEY.encode(), base64.urlsafe_b64decode(KEY), Fernet(KEY), [KEY]],
+    ids=["text", "bytes", "raw", "Fernet", "list"],
+)
 async def test_a_key_may_be_given_in_any_form(key: Any) -> None:
     assert await loaded(CookieStorage(key), values(await saved(CookieStorage(KEY), word="kept"))) == {"word": "kept"}
 
