@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Literal
+from typing import Any, Literal
 
 from aiochatstream.admission import Ticket
 from aiochatstream.ask import Ask, check_turn
@@ -39,7 +39,7 @@ class Chat(Runtime):
     def __init__(
         self,
         engine: Engine,
-        chat_prompt_clazz: type[AbstractChatPrompt],
+        prompt_class_of: Callable[[Any], type[AbstractChatPrompt]],
         params: GenerationParams,
         limits: Limits,
         param_limits: dict[str, tuple[float, float]],
@@ -48,7 +48,7 @@ class Chat(Runtime):
         logger: logging.Logger | None = None,
     ) -> None:
         logger = logging.getLogger(__name__) if logger is None else logger
-        super().__init__(engine, chat_prompt_clazz, params, limits, param_limits, seed, locale, logger)
+        super().__init__(engine, prompt_class_of, params, limits, param_limits, seed, locale, logger)
         self._memory = MemoryConversationStore()
         self._console_user = User(random_id(), self._memory)  # no account of an app is called that
         self.metrics.watch_sessions(lambda: len(self._memory), lambda: self._memory.bytes)
@@ -65,7 +65,7 @@ class Chat(Runtime):
 
     async def prompt_text(self, told: Conversation, message: str) -> str:
         """What the model is told when ``message`` follows ``told``; for an engine without a tokenizer, as JSON."""
-        prompt = self._chat_prompt_clazz()
+        prompt = self._prompt_class()
         prompt.conversation, prompt.message = told, message
 
         def text() -> str:
@@ -136,7 +136,7 @@ class Chat(Runtime):
         Raises what the request is to be refused with; then nothing has changed.
         """
         self.check_ready()
-        prompt = self._chat_prompt_clazz()
+        prompt = self._prompt_class()
         if system:
             prompt.set_system(system)
         params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))

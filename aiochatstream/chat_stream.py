@@ -88,7 +88,8 @@ class ChatStream(Chat, Stateless):
         said.
     :param probe_mode_enabled: chatstream's name: True records in the folder ``probe``, unless ``record`` names another.
     :param device: where the model is to run (a torch device or its name); None leaves it where it is.
-    :param chat_prompt_clazz: the class that writes the prompt, a subclass of :class:`AbstractChatPrompt`.
+    :param chat_prompt_clazz: the class that writes the prompt, a subclass of :class:`AbstractChatPrompt`; or a function
+        that is given the tokenizer when it is loaded, and returns the class, such as ``ChatPrompt.for_model``.
     :param add_special_tokens: whether the tokenizer adds its special tokens (a BOS, mostly) to the prompt's text; None
         is as the prompt class says. A chat template brings its own.
     :param max_new_tokens: tokens an answer may have, 1 to 1000000; also the most that a request may ask for.
@@ -162,7 +163,7 @@ class ChatStream(Chat, Stateless):
         record: str | os.PathLike[str] | None = None,
         probe_mode_enabled: bool = False,
         device: Any = None,
-        chat_prompt_clazz: type[AbstractChatPrompt] = ChatPrompt,
+        chat_prompt_clazz: type[AbstractChatPrompt] | Callable[[Any], type[AbstractChatPrompt]] = ChatPrompt,
         add_special_tokens: bool | None = None,
         max_new_tokens: int = 256,
         context_len: int | None = None,
@@ -203,16 +204,7 @@ class ChatStream(Chat, Stateless):
         locale: Locale = "en",
         logger: logging.Logger | None = None,
     ) -> None:
-        if not (inspect.isclass(chat_prompt_clazz) and issubclass(chat_prompt_clazz, AbstractChatPrompt)):
-            raise TypeError(
-                f"chat_prompt_clazz: must be a subclass of AbstractChatPrompt (the class itself, not an object of it), "
-                f"not {chat_prompt_clazz!r}."
-            )
-        if add_special_tokens is not None:
-            if not isinstance(add_special_tokens, bool):
-                raise ValueError(f"add_special_tokens: must be True, False or None, not {add_special_tokens!r}.")
-            fields = {"add_special_tokens": add_special_tokens}
-            chat_prompt_clazz = type(chat_prompt_clazz.__name__, (chat_prompt_clazz,), fields)
+        prompt_class_of = _prompt_class_of(chat_prompt_clazz, add_special_tokens)
         if request_handler is not None:
             raise TypeError("request_handler: a ConversationStore takes its place; give conversation_store.")
         if logger is not None and not isinstance(logger, logging.Logger):
@@ -261,7 +253,7 @@ class ChatStream(Chat, Stateless):
         answering = _engine(engine, model, tokenizer, device, token_sampler)
         if record is not None or probe_mode_enabled:
             answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
-        super().__init__(answering, chat_prompt_clazz, params, limits, limits_of_params, seed, locale, logger)
+        super().__init__(answering, prompt_class_of, params, limits, limits_of_params, seed, locale, logger)
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
@@ -460,6 +452,29 @@ class ChatStream(Chat, Stateless):
 
     async def _on_shutdown(self, app: web.Application) -> None:
         await self._shut_down()
+
+
+def _prompt_class_of(
+    given: type[AbstractChatPrompt] | Callable[[Any], type[AbstractChatPrompt]], add_special_tokens: bool | None
+) -> Callable[[Any], type[AbstractChatPrompt]]:
+    """What tells the prompt class when the tokenizer is there."""
+    if add_special_tokens is not None and not isinstance(add_special_tokens, bool):
+        raise ValueError(f"add_special_tokens: must be True, False or None, not {add_special_tokens!r}.")
+
+    def checked(found: Any, what: str) -> type[AbstractChatPrompt]:
+        if not (inspect.isclass(found) and issubclass(found, AbstractChatPrompt)):
+            raise TypeError(
+                f"chat_prompt_clazz: {what} a subclass of AbstractChatPrompt (the class itself, not an object of it), "
+                f"not {found!r}."
+            )
+        if add_special_tokens is None:
+            return found
+        return type(found.__name__, (found,), {"add_special_tokens": add_special_tokens})
+
+    if callable(given) and not inspect.isclass(given):
+        return lambda tokenizer: checked(given(tokenizer), "the function must return")
+    prompt_class = checked(given, "must be")
+    return lambda _: prompt_class
 
 
 def _engine(

@@ -25,6 +25,7 @@ from aiochatstream.engines import RecordingEngine, ReplayEngine
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.load_time import LoadTime
 from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
+from aiochatstream.prompts import ChatPrompt
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import errors_as_json
 from aiochatstream.web.openai.keys import ApiKeys
@@ -144,9 +145,8 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
     dtype = loading.choose_dtype(device, options.dtype)
     model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
     model = LoadTime(name=messages.loading_name.format(name=name), fn=model).__call__
-    if options.compile:
-        return {"engine": TransformersEngine(model, tokenizer, compile=True)}
-    return {"model": model, "tokenizer": tokenizer}
+    engine = TransformersEngine(model, tokenizer, compile=options.compile)
+    return {"engine": engine, "chat_prompt_clazz": ChatPrompt.for_model}
 
 
 def _model_name(options: argparse.Namespace) -> str | None:

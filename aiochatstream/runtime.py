@@ -18,7 +18,7 @@ from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
-from aiochatstream.prompts import AbstractChatPrompt, fit
+from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
 from aiochatstream.threads import in_daemon_thread
 from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, Turns
 
@@ -41,7 +41,7 @@ class Runtime:
     Lives inside an ``async with``, which loads the engine; it can be entered again after it was left.
 
     :param engine: what answers.
-    :param chat_prompt_clazz: what writes the prompt.
+    :param prompt_class_of: given the tokenizer (None with an engine that has none), the class that writes the prompt.
     :param params: those of every answer, where a request says nothing else.
     :param limits: how many at once, and how long.
     :param param_limits: the least and the most that a request may set, by name.
@@ -53,7 +53,7 @@ class Runtime:
     def __init__(
         self,
         engine: Engine,
-        chat_prompt_clazz: type[AbstractChatPrompt],
+        prompt_class_of: Callable[[Any], type[AbstractChatPrompt]],
         params: GenerationParams,
         limits: Limits,
         param_limits: dict[str, tuple[float, float]],
@@ -67,7 +67,9 @@ class Runtime:
         self.context_len = limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
         self.admission = Admission(limits.num_of_concurrent_executions, limits.max_queue_size)
-        self._chat_prompt_clazz = chat_prompt_clazz
+        self._prompt_class_of = prompt_class_of
+        self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
+        """Known when the engine is loaded."""
         self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
         self._turns = Turns(self._turn_ended)
         self._loading: asyncio.Task[None] | None = None
@@ -245,8 +247,9 @@ class Runtime:
         if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
             raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
         self._check_logit_bias()
-        # a prompt class that does not go with this model shows now, not at the first request
-        prompt = self._chat_prompt_clazz()
+        self._prompt_class = self._prompt_class_of(self.engine.tokenizer)
+        # one that does not go with this model shows now, not at the first request
+        prompt = self._prompt_class()
         prompt.message = "Hello"
         self._make_prompt(prompt, self.params)
 

@@ -30,7 +30,7 @@ class Stateless(Runtime):
         Raises what the request is to be refused with; then nothing has changed.
         """
         self.check_ready()
-        prompt = self._chat_prompt_clazz()
+        prompt = self._prompt_class()
         is_chat = isinstance(given, GivenMessages)
         stop = tuple(prompt.get_stop_strs()) if is_chat else ()
         params = self.override(overrides, stop=stop, where="").model_copy(update=more)

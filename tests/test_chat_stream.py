@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from aiochatstream import (
     prompts,
 )
 from aiochatstream.ask import Ask
+from aiochatstream.conversation import Conversation
 from aiochatstream.sessions import User
 from tests.helpers import echo, until
 
@@ -90,7 +92,7 @@ async def answer_async(messages: Any, params: Any) -> Any:
         ({"engine": answer_async}, "engine: must be an Engine or a plain generator function"),
         ({"engine": echo, "chat_prompt_clazz": ChatPrompt()}, "the class itself, not an object of it"),
         ({"engine": echo, "chat_prompt_clazz": dict}, "subclass of AbstractChatPrompt"),
-        ({"engine": echo, "chat_prompt_clazz": None}, "subclass of AbstractChatPrompt"),
+        ({"engine": echo, "chat_prompt_clazz": None}, "must be a subclass of AbstractChatPrompt"),
         ({"engine": echo, "request_handler": object()}, "request_handler: a ConversationStore takes its place"),
         ({"engine": echo, "logger": "mine"}, "logger: must be a logging.Logger, not 'mine'"),
     ],
@@ -154,6 +156,19 @@ async def test_the_option_for_special_tokens_counts_more_than_the_prompt_class(
         turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", Ask("Hello"))
         assert await turn.wait_ended()
         assert turn.usage.prompt_tokens == len(tokenizer("Hello")["input_ids"]) + begins
+
+
+async def test_a_function_tells_the_prompt_class_when_the_tokenizer_is_loaded(model: Any, tokenizer: Any) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template, bare.name_or_path = None, "databricks/dolly-v2-3b"
+    options: dict[str, Any] = {"chat_prompt_clazz": ChatPrompt.for_model, "max_new_tokens": 1}
+    async with ChatStream(model=model, tokenizer=lambda: bare, **options) as chat_stream:
+        await chat_stream.wait_ready()
+        told = await chat_stream.prompt_text(Conversation(), "Hello")
+    assert "### Instruction:\nHello" in told
+    with pytest.raises(TypeError, match="chat_prompt_clazz: the function must return a subclass"):
+        async with ChatStream(engine=echo, chat_prompt_clazz=lambda _: dict):  # type: ignore[arg-type, return-value]
+            pass
 
 
 async def test_the_lines_of_one_object_go_to_the_logger_that_is_given(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,6 @@ from aiochatstream.load_time import showing_progress
 from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides, validated
 from aiochatstream.prompts import ChatPrompt
-from aiochatstream.threads import in_daemon_thread
 
 FAILED = 1
 INTERRUPTED = 130
@@ -90,16 +89,15 @@ async def _model(options: dict[str, Any], messages: Messages) -> AsyncIterator[B
     name = source or messages.small_model
     device = loading.choose_device(options["device"])
     dtype = loading.choose_dtype(device, options["dtype"])
-    load_model, load_tokenizer = loading.loaders(loading.locate(source), device, dtype)
+    loaders = loading.loaders(loading.locate(source), device, dtype)
     async with AsyncExitStack() as stack:
         try:
             with showing_progress(messages.loading_name.format(name=name)):
-                tokenizer = await in_daemon_thread(load_tokenizer)
                 chat_stream = ChatStream(
                     num_of_concurrent_executions=1,
                     max_queue_size=0,
-                    engine=TransformersEngine(load_model, tokenizer, compile="compile" in options),
-                    chat_prompt_clazz=ChatPrompt.for_model(tokenizer),
+                    engine=TransformersEngine(*loaders, compile="compile" in options),
+                    chat_prompt_clazz=ChatPrompt.for_model,
                     max_new_tokens=options["max_new_tokens"],
                     context_len=options.get("context_len"),
                     temperature=options["temperature"],
