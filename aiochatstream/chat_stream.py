@@ -334,6 +334,8 @@ class ChatStream(Chat, Stateless):
 
         Raises ValueError for other values, and OSError for a file that cannot be read.
         """
+        if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
+            raise ValueError(f"prefix: {prefix}/models is there already; each model takes a prefix of its own.")
         service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
         added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, service=service))
         app.middlewares.append(openai_errors.errors_as_openai(added[0]))

@@ -46,8 +46,8 @@ def mount(apis: Iterable[Api], server: ChatStream, prefix: str, **more: Any) -> 
 
     Raises ValueError for a prefix that is none.
     """
-    if prefix and not (prefix.startswith("/") and not prefix.endswith("/")):
-        raise ValueError(f"prefix: must begin with a slash and not end with one, not {prefix!r}.")
+    if prefix and (not prefix.startswith("/") or prefix.endswith("/") or "{" in prefix):
+        raise ValueError(f"prefix: must begin with a slash and not end with one, without braces, not {prefix!r}.")
     return [
         api.route(prefix + path, functools.partial(handler, server, **more))
         for api in apis

@@ -23,6 +23,7 @@ def app_with_the_api(prefix: str) -> web.Application:
     [
         ({"prefix": "v1"}, "prefix: must begin with a slash"),
         ({"prefix": "/v1/"}, "prefix: must begin with a slash and not end with one"),
+        ({"prefix": "/{x}"}, "prefix: must begin with a slash and not end with one"),
         ({"model_name": ""}, "model_name: must be a string that is not empty"),
         ({"model_name": 5}, "model_name: must be a string that is not empty"),
     ],
@@ -30,6 +31,13 @@ def app_with_the_api(prefix: str) -> web.Application:
 def test_what_it_cannot_be_mounted_as_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ChatStream(engine=echo).setup_openai(web.Application(), **options)
+
+
+def test_two_models_do_not_share_a_prefix() -> None:
+    app = app_with_the_api("/v1")
+    ChatStream(engine=echo).setup_openai(app, "/other")
+    with pytest.raises(ValueError, match="prefix: /v1/models is there already"):
+        ChatStream(engine=echo).setup_openai(app, "/v1")
 
 
 async def ask(url: str, method: str = "GET") -> tuple[int, str, Any]:
