@@ -145,8 +145,10 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
     dtype = loading.choose_dtype(device, options.dtype)
     model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
     model = LoadTime(name=messages.loading_name.format(name=name), fn=model).__call__
-    engine = TransformersEngine(model, tokenizer, compile=options.compile)
-    return {"engine": engine, "chat_prompt_clazz": ChatPrompt.for_model}
+    prompt = {"chat_prompt_clazz": ChatPrompt.for_model}
+    if options.compile:
+        return {"engine": TransformersEngine(model, tokenizer, compile=True), **prompt}
+    return {"model": model, "tokenizer": tokenizer, **prompt}
 
 
 def _model_name(options: argparse.Namespace) -> str | None:

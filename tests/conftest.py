@@ -29,7 +29,6 @@ LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop, "uvloo
 
 ON_BOTH = (
     "test_admission",
-    "test_chat_stream",
     "test_chatstream_wire",
     "test_completion",
     "test_disconnect",

@@ -114,9 +114,13 @@ def test_an_unknown_path_is_answered_as_json(server: Process) -> None:
 # Its life
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_ends_it_with_code_0_and_without_complaint(number: signal.Signals, tmp_path: Path) -> None:
-    with serve(tmp_path) as process:
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGTERM, ["--mock", "echo"]), (signal.SIGINT, [])], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_signal_ends_it_with_code_0_and_without_complaint(
+    number: signal.Signals, options: list[str], tmp_path: Path
+) -> None:
+    with serve(tmp_path, *options) as process:
         assert ask(f"{url_when_ready(process)}/readyz").status == 200
         assert process.end(number) == 0
         assert "Traceback" not in process.err
@@ -179,7 +183,7 @@ def test_where_it_listens_on_all_addresses_the_printed_one_can_be_reached(tmp_pa
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"this machine has no IPv6 ({error.strerror})")
-    with serve(tmp_path, "--host", "::") as process:
+    with serve(tmp_path, "--mock", "echo", "--host", "::") as process:
         assert ask(f"{url_when_ready(process)}/readyz").status == 200
 
 
@@ -197,15 +201,13 @@ def test_a_cookie_session_holds_two_turns_sealed_with_the_key_in_the_file(finish
             client = Client(session, url)
             one = await client.say(says[0])
             two = await client.say(says[1])
-            first_turn = one["usage"]["prompt_tokens"] + one["usage"]["completion_tokens"]
-            assert two["usage"]["prompt_tokens"] > first_turn
             assert await client.texts() == [says[0], one["text"], says[1], two["text"]]
             assert await Client(stranger, url).texts() == []
         (cookie,) = jar
         sealed = Fernet((tmp_path / "key").read_bytes().strip()).decrypt(cookie.value)
         assert "main" in json.loads(zlib.decompress(sealed))["session"]["aiochatstream"]["conversations"]
 
-    options = ["--session", "cookie", "--secret-key-file", str(tmp_path / "key"), "--max-new-tokens", "16"]
+    options = ["--mock", "echo", "--session", "cookie", "--secret-key-file", str(tmp_path / "key")]
     with serve(tmp_path / "server", *options) as process:
         asyncio.run(talk(url_when_ready(process)))
 

@@ -82,14 +82,13 @@ def together(engine: TransformersEngine, ids: list[int], asked: list[dict[str, A
         return list(threads.map(ask, asked))
 
 
-def test_of_20_answers_each_that_ends_is_json_of_the_schema(engine: TransformersEngine, ids: list[int]) -> None:
-    asked: list[dict[str, Any]] = [{"constraint": CITY, "temperature": 1.3, "seed": seed} for seed in range(19)]
-    asked += [{"constraint": CITY}]
-    answers = together(engine, ids, asked[:SLOTS]) + together(engine, ids, asked[SLOTS:])
+def test_of_drawn_answers_each_that_ends_is_json_of_the_schema(engine: TransformersEngine, ids: list[int]) -> None:
+    asked: list[dict[str, Any]] = [{"constraint": CITY, "temperature": 1.3, "seed": seed} for seed in range(SLOTS - 1)]
+    answers = together(engine, ids, [*asked, {"constraint": CITY}])
     ended = [deltas for deltas in answers if deltas[-1].finish_reason == "stop"]
-    assert len(ended) >= 15
+    assert len(ended) > SLOTS / 2
     texts = {text_of(deltas) for deltas in ended}
-    assert len(texts) > 10, "the answers are hardly drawn"
+    assert len(texts) > SLOTS / 3, "the answers are hardly drawn"
     for text in texts:
         City.model_validate_json(text)
         assert list(json.loads(text)) == list(City.model_fields)
