@@ -109,6 +109,8 @@ class ChatCompletionRequest(ChoicesRequest):
         "functions": ([],),
         "function_call": ("none", "auto"),
         "web_search_options": (),
+        "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
         "moderation": (),
     }
 

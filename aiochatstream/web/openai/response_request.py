@@ -13,6 +13,7 @@ from aiochatstream.web.openai.schemas import (
     FormatType,
     GenerationRequest,
     MessageRole,
+    Refusing,
     Text,
 )
 
@@ -66,10 +67,12 @@ class TextFormat(BaseModel):
         return self
 
 
-class TextOptions(BaseModel):
+class TextOptions(Refusing):
     """What the text is to be."""
 
     model_config = STRICT
+
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
 
     format: TextFormat | None = None
 
@@ -85,6 +88,7 @@ class ResponseRequest(GenerationRequest):
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "truncation": ("disabled",),
+        "reasoning": ({}, {"effort": None}, {"effort": "none"}),
         "moderation": (),
         "image": (),
         "n": (1,),

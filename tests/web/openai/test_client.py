@@ -191,6 +191,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"extra_body": {"audio": {"voice": "x"}}}, "audio", "is not supported"),
     ({"stop": ""}, "stop", "must be a string, or a list of up to 16, of 1 to 128 characters each"),
     ({"functions": [{"name": "f"}]}, "functions", "is not supported"),
+    ({"reasoning_effort": "high"}, "reasoning_effort", "is not supported"),
+    ({"verbosity": "low"}, "verbosity", "is not supported"),
     ({"top_logprobs": 3}, "top_logprobs", "go with logprobs=true"),
     ({"logprobs": True}, "logprobs", "this engine cannot tell them"),
     ({"response_format": {"type": "json_object"}}, "response_format", "this engine cannot follow one"),
@@ -376,6 +378,7 @@ async def test_a_response_is_told_in_the_events_that_the_client_gathers(start: A
 async def test_a_response_that_cannot_be_made_is_a_400_that_names_the_field(start: Any, openai_of: Any) -> None:
     server = await start(ChatStream(engine=echo))
     unsupported = {"previous_response_id": "x", "tools": [{"type": "web_search"}], "background": True, "n": 2}
+    unsupported["reasoning"] = {"effort": "high"}
     refused: dict[str, tuple[Any, str]] = {field: (value, "is not supp") for field, value in unsupported.items()} | {
         "max_output_tokens": (1000, "must be from 1 to 256 on this server"),
         "top_logprobs": (1, "this engine cannot tell them"),
@@ -390,6 +393,8 @@ async def test_a_response_that_cannot_be_made_is_a_400_that_names_the_field(star
         assert error.value.param == field
     with pytest.raises(openai.BadRequestError, match=r"text\.format: this engine cannot follow one"):
         await openai_of(server).responses.create(model="", input="a", text={"format": {"type": "json_object"}})
+    with pytest.raises(openai.BadRequestError, match=r"text\.verbosity: is not supported"):
+        await openai_of(server).responses.create(model="", input="a", text={"verbosity": "low"})
     assert server.idle
 
 
