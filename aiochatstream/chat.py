@@ -17,12 +17,13 @@ from aiochatstream.ask import Ask, check_turn
 from aiochatstream.conversation import Conversation
 from aiochatstream.engines import Engine
 from aiochatstream.errors import ConversationBusy, InvalidValue
+from aiochatstream.events import Ended, Event, Failed, Text
 from aiochatstream.messages import Locale
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt
 from aiochatstream.runtime import Runtime
 from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User, random_id
-from aiochatstream.turns import Ended, Event, Failed, RunningTurn, Text
+from aiochatstream.turns import RunningTurn
 
 Position = Literal["begin", "mid", "end"]
 """Where in an answer a piece of :meth:`Chat.handle_console_input` stands."""

@@ -15,12 +15,13 @@ from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
 from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting
+from aiochatstream.events import Ended, Failed
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
 from aiochatstream.threads import in_daemon_thread
-from aiochatstream.turns import ENDING_SECONDS, Ended, Failed, Job, RunningTurn, Turns
+from aiochatstream.turns import ENDING_SECONDS, Job, RunningTurn, Turns
 
 State = Literal["starting", "ready", "draining", "failed"]
 

@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from aiochatstream.admission import Ticket
 from aiochatstream.conversation import AnswerState, Conversation, Turn
-from aiochatstream.engines import Delta, DeltaStream, FinishReason, TokenLogprob
+from aiochatstream.engines import Delta, DeltaStream, FinishReason
 from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
+from aiochatstream.events import Ended, Event, Failed, Queued, Started, Text, TimePassed, Timing, Usage
 from aiochatstream.sessions import Kept
 
 logger = logging.getLogger(__name__)
@@ -35,68 +36,6 @@ SAVE_SECONDS = 30.0
 
 NOTICE_SECONDS = 0.2
 """How long it may take until it shows that the client of a running turn is gone."""
-
-
-class Usage(NamedTuple):
-    """Tokens: read, of those not computed again, and written."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-
-
-class Timing(NamedTuple):
-    """Seconds: in the queue, to the first text (None: there was none), and in all, since the request was accepted."""
-
-    queue_s: float
-    ttft_s: float | None
-    total_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """The turn waits; ``position`` 1 is next."""
-
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The turn has its slot."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of the answer; the text may be empty where logprobs were asked for."""
-
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TimePassed:
-    """A tick of :meth:`RunningTurn.ticking`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The answer is over, saved, and its slot is free. Nothing follows. ``kept`` is None where nothing was to be."""
-
-    finish_reason: FinishReason
-    usage: Usage
-    timing: Timing
-    kept: Kept | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """There is no whole answer. Nothing follows."""
-
-    error: ChatStreamError
-    kept: Kept | None = None
-
-
-Event = Queued | Started | Text | TimePassed | Ended | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 
+from aiochatstream.events import Event
 from aiochatstream.params import ParamOverrides
 from aiochatstream.saved import Saved
-from aiochatstream.turns import Event
 
 
 class Backend(ABC):

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 
 from aiochatstream.chat import Chat
 from aiochatstream.console.backend import Backend
+from aiochatstream.events import Event
 from aiochatstream.params import ParamOverrides
 from aiochatstream.saved import Saved
 from aiochatstream.sessions import MemoryConversationStore, User
-from aiochatstream.turns import Event
 
 CONVERSATION = "main"
 

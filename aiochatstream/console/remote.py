@@ -15,11 +15,11 @@ from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, sh
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import ChatStreamError, Unavailable
+from aiochatstream.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
 from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides
 from aiochatstream.saved import Saved
 from aiochatstream.sessions import Kept
-from aiochatstream.turns import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0

@@ -13,7 +13,7 @@ from typing import Self
 from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.turns import Failed
+from aiochatstream.events import Failed
 from aiochatstream.web.formats import Exchange
 from aiochatstream.web.presence import is_gone
 

@@ -13,9 +13,10 @@ from typing import Any
 from aiohttp import web
 
 from aiochatstream.errors import BadRequest
+from aiochatstream.events import Ended, Event, Failed, Queued, Started, Text, TimePassed
 from aiochatstream.params import WireFormat
 from aiochatstream.sessions import Kept, UserSession
-from aiochatstream.turns import Ended, Event, Failed, Queued, RunningTurn, Started, Text, TimePassed
+from aiochatstream.turns import RunningTurn
 from aiochatstream.web.errors import error_body
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.sending import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending

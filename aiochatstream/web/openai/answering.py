@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError
+from aiochatstream.events import Ended, Event, Failed, Text, TimePassed
 from aiochatstream.params import ParamOverrides
 from aiochatstream.prompts import GivenMessages, GivenTexts
-from aiochatstream.turns import Ended, Event, Failed, RunningTurn, Text, TimePassed
+from aiochatstream.turns import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
 from aiochatstream.web.sending import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
