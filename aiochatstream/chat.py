@@ -6,22 +6,18 @@ import asyncio
 import dataclasses
 import functools
 import json
-import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Literal
 
 from aiochatstream.admission import Ticket
 from aiochatstream.ask import Ask, check_turn
 from aiochatstream.conversation import Conversation
-from aiochatstream.engines import Engine
 from aiochatstream.errors import ConversationBusy, InvalidValue
 from aiochatstream.events import Ended, Event, Failed, Text
-from aiochatstream.messages import Locale
-from aiochatstream.params import GenerationParams, Limits, ParamOverrides
-from aiochatstream.prompts import AbstractChatPrompt
-from aiochatstream.runtime import Runtime
+from aiochatstream.params import ParamOverrides
+from aiochatstream.runtime import Runtime, Setting
 from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User, random_id
 from aiochatstream.turns import RunningTurn
 
@@ -32,24 +28,10 @@ SWEEP_SECONDS = 60.0
 
 
 class Chat(Runtime):
-    """Takes turns of conversations.
+    """Takes turns of conversations."""
 
-    The parameters are those of :class:`~aiochatstream.runtime.Runtime`; by default, the logger is that of this module.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompt_class_of: Callable[[Any], type[AbstractChatPrompt]],
-        params: GenerationParams,
-        limits: Limits,
-        param_limits: dict[str, tuple[float, float]],
-        seed: int | None,
-        locale: Locale = "en",
-        logger: logging.Logger | None = None,
-    ) -> None:
-        logger = logging.getLogger(__name__) if logger is None else logger
-        super().__init__(engine, prompt_class_of, params, limits, param_limits, seed, locale, logger)
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
         self._memory = MemoryConversationStore()
         self._console_user = User(random_id(), self._memory)  # no account of an app is called that
         self.metrics.watch_sessions(lambda: len(self._memory), lambda: self._memory.bytes)

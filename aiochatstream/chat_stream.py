@@ -22,7 +22,7 @@ from aiochatstream.param_limits import checked_limits
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.roles import Roles
-from aiochatstream.runtime import DEFAULT_CONTEXT_LEN
+from aiochatstream.runtime import DEFAULT_CONTEXT_LEN, Setting
 from aiochatstream.sessions import (
     AgentSession,
     ConversationStore,
@@ -253,7 +253,18 @@ class ChatStream(Chat, Stateless):
         answering = _engine(engine, model, tokenizer, device, token_sampler)
         if record is not None or probe_mode_enabled:
             answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
-        super().__init__(answering, prompt_class_of, params, limits, limits_of_params, seed, locale, logger)
+        super().__init__(
+            Setting(
+                engine=answering,
+                prompt_class_of=prompt_class_of,
+                params=params,
+                limits=limits,
+                param_limits=limits_of_params,
+                seed=seed,
+                locale=locale,
+                logger=logging.getLogger(Chat.__module__) if logger is None else logger,
+            )
+        )
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):

@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -36,42 +37,48 @@ CONSTRAINT_THREADS = 1
 """For those of checking constraints, which may take seconds: nobody else's prompt is to wait for one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a :class:`Runtime` is made of.
+
+    engine: what answers.
+    prompt_class_of: given the tokenizer (None with an engine that has none), the class that writes the prompt.
+    params: those of every answer, where a request says nothing else.
+    limits: how many at once, and how long.
+    param_limits: the least and the most that a request may set, by name.
+    seed: seeds the sequence of the answers' seeds; None is random.
+    locale: what the log's lines for people are written in.
+    logger: for the lines on loading, answers and shutdown.
+    """
+
+    engine: Engine
+    prompt_class_of: Callable[[Any], type[AbstractChatPrompt]]
+    params: GenerationParams
+    limits: Limits
+    param_limits: dict[str, tuple[float, float]]
+    seed: int | None
+    locale: Locale
+    logger: logging.Logger
+
+
 class Runtime:
     """Owns the engine, its threads, slots and queue, and the turns under way.
 
     Lives inside an ``async with``, which loads the engine; it can be entered again after it was left.
-
-    :param engine: what answers.
-    :param prompt_class_of: given the tokenizer (None with an engine that has none), the class that writes the prompt.
-    :param params: those of every answer, where a request says nothing else.
-    :param limits: how many at once, and how long.
-    :param param_limits: the least and the most that a request may set, by name.
-    :param seed: seeds the sequence of the answers' seeds; None is random.
-    :param locale: what the log's lines for people are written in.
-    :param logger: for the lines on loading, answers and shutdown.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompt_class_of: Callable[[Any], type[AbstractChatPrompt]],
-        params: GenerationParams,
-        limits: Limits,
-        param_limits: dict[str, tuple[float, float]],
-        seed: int | None,
-        locale: Locale,
-        logger: logging.Logger,
-    ) -> None:
-        self._messages = messages_of(locale)
-        self.logger = logger
-        self.engine, self.params, self.limits, self.param_limits = engine, params, limits, param_limits
-        self.context_len = limits.context_len or DEFAULT_CONTEXT_LEN
+    def __init__(self, setting: Setting) -> None:
+        self._messages = messages_of(setting.locale)
+        self.logger = setting.logger
+        self.engine, self.params = setting.engine, setting.params
+        self.limits, self.param_limits = setting.limits, setting.param_limits
+        self.context_len = self.limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
-        self.admission = Admission(limits.num_of_concurrent_executions, limits.max_queue_size)
-        self._prompt_class_of = prompt_class_of
+        self.admission = Admission(self.limits.num_of_concurrent_executions, self.limits.max_queue_size)
+        self._prompt_class_of = setting.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
         """Known when the engine is loaded."""
-        self._seeds = random.Random(seed)  # noqa: S311 - the draws of a language model need no secrecy
+        self._seeds = random.Random(setting.seed)  # noqa: S311 - the draws of a language model need no secrecy
         self._turns = Turns(self._turn_ended)
         self._loading: asyncio.Task[None] | None = None
         self.metrics = Metrics(
