@@ -208,10 +208,10 @@ class Runtime:
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await self._in_thread_of(self._prompt_threads, function, *args)
 
-    async def _check_constraint(self, params: GenerationParams) -> None:
-        """Raises what an answer with ``params`` is to be refused with, where that takes time to find out."""
-        if params.constraint is not None:
-            await self._in_thread_of(self._constraint_threads, self.engine.check, params)
+    async def _check(self, params: GenerationParams) -> None:
+        """Raises what the engine refuses an answer with ``params`` with."""
+        threads = self._prompt_threads if params.constraint is None else self._constraint_threads
+        await self._in_thread_of(threads, self.engine.check, params)
 
     async def _in_thread_of(self, threads: ThreadPoolExecutor, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:

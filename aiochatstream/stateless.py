@@ -42,7 +42,7 @@ class Stateless(Runtime):
         tickets = self.admission.reserve_all(total)
         turns = [self._turns.take_new() for _ in tickets]
         try:
-            await self._check_constraint(params)
+            await self._check(params)
             made = await self._in_prompt_thread(self._make_prompts, given, prompt, params, asked)
             self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:
@@ -64,7 +64,6 @@ class Stateless(Runtime):
         self, given: GivenMessages | GivenTexts, prompt: AbstractChatPrompt, params: GenerationParams, asked: int | None
     ) -> list[tuple[Prompt, int]]:
         """In a thread: the prompts, each with the tokens that its answer may have, ``asked`` where that is said."""
-        self.engine.check(params)
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None and given.too_long(self.context_len):
             raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
