@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 
-.PHONY: run test test-clients lint bench bench-measure setup page-tools
+.PHONY: run test test-clients lint bench bench-measure fuzz setup page-tools
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
@@ -39,6 +39,10 @@ bench-measure: setup
 	$(BIN)/python bench/browser.py --json bench/results/browser.json
 	$(BIN)/python bench/soak.py --json bench/results/soak.json
 	$(BIN)/python bench/report.py
+
+# a search for inputs that break a promise; not in CI
+fuzz: setup page-tools
+	$(BIN)/python bench/fuzz.py $(ARGS)
 
 setup: $(STAMP)
 
