@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Any, TypeVar
 
 from aiohttp import web
@@ -157,7 +158,7 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 def _parse(body: bytes, schema: type[Schema]) -> Schema:
     try:
-        return schema.model_validate_json(body or b"{}")
+        return schema.model_validate_json(body.removeprefix(codecs.BOM_UTF8) or b"{}")  # RFC 8259 lets a BOM be ignored
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
