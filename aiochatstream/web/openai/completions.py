@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
@@ -34,16 +34,23 @@ async def completions(server: ChatStream, request: web.Request, service: Service
     """``POST /v1/completions``: what comes after a text."""
     asked, owner = await service.read(server, request, CompletionRequest)
     given, tokenizer = GivenTexts(asked.texts), server.engine.tokenizer
-    more: dict[str, Any] = {} if asked.logprobs is None else {"logprobs": asked.logprobs}
-    echoed = [""] * len(given)
+    more: dict[str, Any] = {}
+    if asked.logprobs is not None:
+        more |= {"logprobs": asked.logprobs, "prompt_logprobs": bool(asked.echo)}
+    if asked.max_tokens == 0:
+        more["max_new_tokens"] = 0
+    writer = None
+    if asked.logprobs is not None and tokenizer is not None:
+        writer = LogprobWriter(tokenizer, all_tokens=bool(asked.echo))
+    echoed: list[Echo | None] = [None] * len(given)
     if asked.echo and not given.too_long(server.context_len):  # what is too long is about to be refused
-        echoed = await asyncio.to_thread(_as_text, given.texts, tokenizer)
+        echoed = await asyncio.to_thread(_echo, given.texts, tokenizer, writer)
     return await answer_with(
         server,
         request,
         given,
         asked.overrides,
-        CompletionAnswer(asked, service.name(server), tokenizer, echoed),
+        CompletionAnswer(asked, service.name(server), writer, echoed),
         stream=bool(asked.stream),
         owner=owner,
         count=asked.n or 1,
@@ -51,19 +58,35 @@ async def completions(server: ChatStream, request: web.Request, service: Service
     )
 
 
-def _as_text(texts: list[str | list[int]], tokenizer: Any) -> list[str]:
-    return [text if isinstance(text, str) else str(tokenizer and tokenizer.decode(text)) for text in texts]
+class Echo(NamedTuple):
+    """The text of a prompt that comes before its answers, and how many characters of its tokens are not in that."""
+
+    text: str
+    before: int
+
+
+def _echo(prompts: list[str | list[int]], tokenizer: Any, writer: LogprobWriter | None) -> list[Echo | None]:
+    echoed: list[Echo | None] = []
+    for prompt in prompts:
+        text = prompt if isinstance(prompt, str) else str(tokenizer and tokenizer.decode(prompt))
+        before = 0
+        if writer is not None:
+            before = writer.before(text, tokenizer(text)["input_ids"] if isinstance(prompt, str) else prompt)
+        echoed.append(Echo(text, before))
+    return echoed
 
 
 class Choice:
     """One answer in the making.
 
-    :param echoed: what comes before it, of the prompt.
+    :param echo: what comes before it, of the prompt; None where that is not wanted.
     """
 
-    def __init__(self, index: int, logprobs: LogprobWriter | None, echoed: str) -> None:
-        self._index, self._logprobs, self._offsets = index, logprobs, Offsets()
-        self._text, self._echo = "", echoed
+    def __init__(self, index: int, logprobs: LogprobWriter | None, echo: Echo | None) -> None:
+        self._index, self._logprobs = index, logprobs
+        self._text, self._echo = "", "" if echo is None else echo.text
+        self._offsets = Offsets(0 if echo is None else echo.before)
+        self._begins_prompt = echo is not None
         self._told: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self.usage = Usage(0, 0, 0)
         self._finish: TextFinish = "stop"
@@ -73,6 +96,9 @@ class Choice:
         logprobs = None
         if self._logprobs is not None:
             logprobs = self._logprobs.of_text(text.logprobs, self._offsets)
+            if self._begins_prompt and logprobs["tokens"]:
+                self._begins_prompt = False
+                logprobs["token_logprobs"][0] = logprobs["top_logprobs"][0] = None  # nothing precedes it
             for name, values in self._told.items():
                 values += logprobs[name]  # type: ignore[literal-required]
         return self._chunk(text.text, logprobs if logprobs and logprobs["tokens"] else None)
@@ -97,17 +123,19 @@ class Choice:
 class CompletionAnswer(Answer):
     """A completion in the making.
 
-    :param echoed: what comes before the answers to each prompt.
+    :param logprobs: tells those of all answers, where they are asked for.
+    :param echoed: what comes before the answers to each prompt, where that is asked for.
     """
 
     prefix = "cmpl-"
 
-    def __init__(self, asked: CompletionRequest, model: str, tokenizer: Any, echoed: list[str]) -> None:
+    def __init__(
+        self, asked: CompletionRequest, model: str, logprobs: LogprobWriter | None, echoed: list[Echo | None]
+    ) -> None:
         self._model, self._created = model, int(time.time())
         self._tells_usage, self._per_prompt = asked.include_usage, asked.n or 1
-        logprobs = LogprobWriter(tokenizer) if asked.logprobs is not None and tokenizer is not None else None
-        before = [text for text in echoed for _ in range(self._per_prompt)]
-        self._choices = [Choice(index, logprobs, text) for index, text in enumerate(before)]
+        before = [echo for echo in echoed for _ in range(self._per_prompt)]
+        self._choices = [Choice(index, logprobs, echo) for index, echo in enumerate(before)]
 
     def take(self, index: int, text: Text) -> str:
         choice = self._choices[index].take(text)
