@@ -69,8 +69,7 @@ class Stateless(Runtime):
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None and given.too_long(self.context_len):
             raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
-        goes_on = isinstance(given, GivenTexts)
-        made = [Prompt(messages, ids, continued=goes_on) for messages, ids in given.encode(prompt)]
+        made = [Prompt(messages, ids, continued=given.continues) for messages, ids in given.encode(prompt)]
         if prompt.tokenizer is None:
             return [(one, params.max_new_tokens) for one in made]
         highest = max(max(one.token_ids, default=0) for one in made)

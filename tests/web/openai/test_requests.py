@@ -24,6 +24,7 @@ from tests.helpers import PATIENCE, echo, until
 
 HI = [{"role": "user", "content": "one two three"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
+SAID = [*HI, {"role": "assistant", "content": "four"}]
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -117,6 +118,37 @@ async def test_an_assistants_message_may_be_empty(start: Any, openai_of: Any, em
     create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
     await create(model="", messages=[*HI, {"role": "assistant", **empty}, *HI])
     assert engine.messages == [[*HI, {"role": "assistant", "content": ""}, *HI]]
+
+
+async def test_a_message_to_be_continued_is_the_open_answer(start: Any, openai_of: Any) -> None:
+    engine = Hearing(" four")
+    create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
+    messages = [{"role": "system", "content": "Count."}, *HI, {"role": "assistant", "content": "three"}]
+    for more in ({}, {"add_generation_prompt": False}):
+        answer = await create(model="", messages=messages, extra_body={"continue_final_message": True, **more})
+        assert answer.choices[0].message.content == " four"
+    assert engine.messages == [messages, messages]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"continue_final_message": True, "messages": [*HI, {"role": "assistant", "tool_calls": [CALL]}]}, None),
+        ({"continue_final_message": True, "messages": SAID, "response_format": {"type": "json_object"}}, None),
+        ({"continue_final_message": True, "messages": SAID, "tools": [TOOL], "tool_choice": "required"}, None),
+        ({"continue_final_message": True, "messages": SAID, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"messages": SAID, "add_generation_prompt": False}, "add_generation_prompt"),
+        ({"messages": SAID, "echo": True}, "echo"),
+    ],
+)
+async def test_what_cannot_be_continued_is_refused(
+    start: Any, openai_of: Any, asked: dict[str, Any], field: str | None
+) -> None:
+    create = openai_of(await start(ChatStream(engine=FormFollower(echo)))).chat.completions.create
+    with pytest.raises(openai.BadRequestError) as refused:
+        await create(model="", messages=HI, extra_body=asked)
+    assert refused.value.param == (field or "continue_final_message")
 
 
 async def test_a_byte_order_mark_before_the_body_is_ignored(start: Any, client_of: Any) -> None:
