@@ -160,6 +160,81 @@ async def test_a_byte_order_mark_before_the_body_is_ignored(start: Any, client_o
             assert response.status == 200
 
 
+NOTHING_ASKED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}], "type": "text"},
+            {
+                "role": "assistant",
+                "content": "yes",
+                "refusal": None,
+                "annotations": [],
+                "audio": None,
+                "tool_calls": None,
+            },
+            *HI,
+        ],
+        **dict.fromkeys(("seed", "n", "functions", "function_call", "web_search_options", "reasoning_effort", "user")),
+        "modalities": ["text"],
+        "prediction": None,
+        "metadata": {},
+        "store": False,
+        "verbosity": "medium",
+        "response_format": {"type": "text"},
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": False,
+        "logprobs": False,
+        "top_logprobs": 0,
+        "stop": [],
+        "logit_bias": {},
+        "service_tier": "auto",
+        "prompt_cache_key": "x",
+        "safety_identifier": "y",
+        "echo": False,
+        "add_generation_prompt": True,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    },
+    "/v1/completions": {
+        "prompt": "x",
+        "suffix": None,
+        "best_of": 1,
+        "n": 1,
+        "echo": False,
+        "logprobs": None,
+        "logit_bias": {},
+        "stop": None,
+        "repetition_penalty": 1.0,
+        "seed": -1,
+        "stream_options": None,
+        "user": "x",
+        "min_tokens": 0,
+    },
+    "/v1/responses": {
+        "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]}],
+        "include": [],
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "store": True,
+        "reasoning": {"effort": None, "summary": None},
+        "truncation": "disabled",
+        "previous_response_id": None,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "stream_options": {"include_obfuscation": False},
+    },
+}
+"""What the field's clients send though nobody has asked them for anything."""
+
+
+@pytest.mark.parametrize("path", NOTHING_ASKED)
+async def test_what_clients_send_by_default_is_no_fault(start: Any, client_of: Any, path: str) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    async with client.post(path, **NOTHING_ASKED[path]) as response:
+        assert response.status == 200, await response.text()
+
+
 async def test_top_logprobs_of_nothing_need_no_logprobs(start: Any, openai_of: Any) -> None:
     create = openai_of(await start(ChatStream(engine=echo))).chat.completions.create
     answer = await create(model="", messages=HI, logprobs=False, top_logprobs=0)
