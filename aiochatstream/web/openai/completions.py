@@ -33,24 +33,17 @@ if TYPE_CHECKING:
 async def completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/completions``: what comes after a text."""
     asked, owner = await service.read(server, request, CompletionRequest)
-    given, tokenizer = GivenTexts(asked.texts), server.engine.tokenizer
     more: dict[str, Any] = {}
     if asked.logprobs is not None:
         more |= {"logprobs": asked.logprobs, "prompt_logprobs": bool(asked.echo)}
     if asked.max_tokens == 0:
         more["max_new_tokens"] = 0
-    writer = None
-    if asked.logprobs is not None and tokenizer is not None:
-        writer = LogprobWriter(tokenizer, all_tokens=bool(asked.echo))
-    echoed: list[Echo | None] = [None] * len(given)
-    if asked.echo and not given.too_long(server.context_len):  # what is too long is about to be refused
-        echoed = await asyncio.to_thread(_echo, given.texts, tokenizer, writer)
     return await answer_with(
         server,
         request,
-        given,
+        GivenTexts(asked.texts),
         asked.overrides,
-        CompletionAnswer(asked, service.name(server), writer, echoed),
+        CompletionAnswer(asked, service.name(server), server.engine.tokenizer),
         stream=bool(asked.stream),
         owner=owner,
         count=asked.n or 1,
@@ -65,31 +58,27 @@ class Echo(NamedTuple):
     before: int
 
 
-def _echo(prompts: list[str | list[int]], tokenizer: Any, writer: LogprobWriter | None) -> list[Echo | None]:
-    echoed: list[Echo | None] = []
-    for prompt in prompts:
-        text = prompt if isinstance(prompt, str) else str(tokenizer and tokenizer.decode(prompt))
-        before = 0
-        if writer is not None:
-            before = writer.before(text, tokenizer(text)["input_ids"] if isinstance(prompt, str) else prompt)
-        echoed.append(Echo(text, before))
-    return echoed
+def _echo(prompt: str | list[int], tokenizer: Any, logprobs: LogprobWriter | None) -> Echo:
+    text = prompt if isinstance(prompt, str) else str(tokenizer.decode(prompt))
+    if logprobs is None:
+        return Echo(text, 0)
+    return Echo(text, logprobs.before(text, tokenizer(text)["input_ids"] if isinstance(prompt, str) else prompt))
 
 
 class Choice:
-    """One answer in the making.
+    """One answer in the making."""
 
-    :param echo: what comes before it, of the prompt; None where that is not wanted.
-    """
-
-    def __init__(self, index: int, logprobs: LogprobWriter | None, echo: Echo | None) -> None:
-        self._index, self._logprobs = index, logprobs
-        self._text, self._echo = "", "" if echo is None else echo.text
-        self._offsets = Offsets(0 if echo is None else echo.before)
-        self._begins_prompt = echo is not None
+    def __init__(self, index: int, logprobs: LogprobWriter | None) -> None:
+        self._index, self._logprobs, self._offsets = index, logprobs, Offsets()
+        self._text = self._echo = ""
+        self._begins_prompt = False
         self._told: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self.usage = Usage(0, 0, 0)
         self._finish: TextFinish = "stop"
+
+    def begin_with(self, echo: Echo) -> None:
+        """Let the prompt come before it."""
+        self._echo, self._offsets, self._begins_prompt = echo.text, Offsets(echo.before), True
 
     def take(self, text: Text) -> TextChunkChoice:
         """More of it, as a stream's chunk tells of it."""
@@ -121,21 +110,24 @@ class Choice:
 
 
 class CompletionAnswer(Answer):
-    """A completion in the making.
-
-    :param logprobs: tells those of all answers, where they are asked for.
-    :param echoed: what comes before the answers to each prompt, where that is asked for.
-    """
+    """A completion in the making."""
 
     prefix = "cmpl-"
 
-    def __init__(
-        self, asked: CompletionRequest, model: str, logprobs: LogprobWriter | None, echoed: list[Echo | None]
-    ) -> None:
-        self._model, self._created = model, int(time.time())
+    def __init__(self, asked: CompletionRequest, model: str, tokenizer: Any) -> None:
+        self._model, self._created, self._tokenizer = model, int(time.time()), tokenizer
         self._tells_usage, self._per_prompt = asked.include_usage, asked.n or 1
-        before = [echo for echo in echoed for _ in range(self._per_prompt)]
-        self._choices = [Choice(index, logprobs, echo) for index, echo in enumerate(before)]
+        self._logprobs: LogprobWriter | None = None
+        if asked.logprobs is not None and tokenizer is not None:
+            self._logprobs = LogprobWriter(tokenizer, all_tokens=bool(asked.echo))
+        self._echoed = asked.texts if asked.echo else []
+        self._choices = [Choice(index, self._logprobs) for index in range(len(asked.texts) * self._per_prompt)]
+
+    async def prepare(self) -> None:
+        for at, prompt in enumerate(self._echoed):
+            echo = await asyncio.to_thread(_echo, prompt, self._tokenizer, self._logprobs)
+            for choice in self._choices[at * self._per_prompt :][: self._per_prompt]:
+                choice.begin_with(echo)
 
     def take(self, index: int, text: Text) -> str:
         choice = self._choices[index].take(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import openai
@@ -10,9 +11,10 @@ import torch
 
 from aiochatstream import ChatStream
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
+from aiochatstream.web.openai import completions
 from tests.engines.test_detokenizing import BYTE_FALLBACK
 from tests.engines.transformers.models import BYTES, tiny
-from tests.helpers import Server
+from tests.helpers import Server, until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -89,6 +91,23 @@ async def test_too_many_logprobs_for_one_answer_are_refused(complete: Any, serve
         await complete(**asked, prompt=[" a" * 2000, " a" * 2000, " a" * 98])
     assert refused.value.param == "prompt"
     assert served.idle
+
+
+async def test_no_work_is_done_for_the_echo_of_a_refused_request(
+    start: Any, stepper: Any, openai_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(completions, "_echo", lambda prompt, *given: made.append(prompt) or completions.Echo(prompt, 0))
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
+    create = openai_of(server).completions.create
+    running = asyncio.create_task(create(model="", prompt="first", echo=True))
+    await until(lambda: made == ["first"])
+    with pytest.raises(openai.InternalServerError):
+        await create(model="", prompt="second", echo=True)
+    assert made == ["first"]
+    engine.allow(1)
+    assert (await running).choices[0].text == "first1 "
 
 
 @pytest.mark.parametrize(
