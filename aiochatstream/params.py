@@ -32,6 +32,11 @@ def number_of_text(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
+def flag_of_text(value: Any) -> Any:
+    """Return the bool that a query parameter spells, and anything else as it is."""
+    return {"true": True, "1": True, "false": False, "0": False}.get(value, value) if isinstance(value, str) else value
+
+
 # One place for each range. The description is the sentence that a wrong value is answered with.
 MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole number of tokens from 1 to 1000000")]
 Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]

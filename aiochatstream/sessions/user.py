@@ -118,6 +118,10 @@ class UserSession(User):
     no trace.
     """
 
+    abandon_lost = False
+    """Load a conversation without its last answer if no process that is reached has that answer. Without effect where
+    conversations live on the server."""
+
     def __init__(
         self,
         request: web.Request,

@@ -51,6 +51,7 @@ async def _answer(
         asked = read_given_body(request_body, ChatRequest, max_bytes=max_bytes)
     wire_format = wire_format_of(request, server.limits.wire_format)
     user = await server.user_session(request)
+    user.abandon_lost = asked.abandon_lost
     new_role = await typed_role(server, request, asked)
     if new_role is not None:
         role = new_role

@@ -17,6 +17,7 @@ from aiochatstream.web.schemas import (
     CommitRequest,
     ConversationRef,
     HistoryChange,
+    HistoryQuery,
     ImportRequest,
     read_body,
     read_query,
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 @answers_errors
 async def history(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
-    asked = read_query(request, ConversationRef)
+    asked = read_query(request, HistoryQuery)
     user = await server.user_session(request)
+    user.abandon_lost = asked.abandon_lost
     turn = server.running_turn(user, asked.conversation)
     if turn is not None and turn.base is not None:
         conversation = turn.base

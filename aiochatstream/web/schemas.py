@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from aiochatstream.ask import Ask
 from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType
-from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, describe, number_of_text
+from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, describe, flag_of_text, number_of_text
 from aiochatstream.saved import Saved
 from aiochatstream.web.json import dumps
 
@@ -29,6 +29,12 @@ class ConversationRef(BaseModel):
     model_config = STRICT
 
     conversation: ConversationName = "main"
+
+
+class HistoryQuery(ConversationRef):
+    """The query of ``GET /history``."""
+
+    abandon_lost: Annotated[Flag, BeforeValidator(flag_of_text)] = False
 
 
 class HistoryChange(ConversationRef):
@@ -67,6 +73,7 @@ class ChatRequest(ConversationRef):
     continues: Annotated[Flag, Field(alias="continue")] = False
     edit_message_id: Annotated[str, Field(description="the message id of an answer, a string")] | None = None
     if_turn: TurnNumber | None = None
+    abandon_lost: Flag = False
     system: Annotated[str, Field(max_length=10_000, description="a string of at most 10000 characters")] | None = None
     params: ParamOverrides | None = None
 
