@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeGuard
 
 from aiohttp import web
 from aiohttp_session import Session
@@ -17,6 +19,8 @@ from aiochatstream.errors import ConversationChanged
 from aiochatstream.sessions.bounded import BoundedMap
 from aiochatstream.sessions.storage import SessionStorage
 from aiochatstream.sessions.store import ConversationStore, Holder
+
+RANDOM_ID = re.compile("[A-Za-z0-9_-]{43}")
 
 DAY = 86_400.0
 MIB = 1 << 20
@@ -30,6 +34,11 @@ def recent_params() -> BoundedMap:
 def random_id() -> str:
     """256 random bits, in 43 characters that are safe everywhere."""
     return secrets.token_urlsafe(32)
+
+
+def is_random_id(value: object) -> TypeGuard[str]:
+    """Return whether ``value`` has the form of :func:`random_id`."""
+    return isinstance(value, str) and RANDOM_ID.fullmatch(value) is not None
 
 
 class MemoryStorage(SessionStorage):

@@ -14,7 +14,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import BadRequest, InvalidValue, SessionsNotSetUp
 from aiochatstream.sessions.bounded import BoundedMap
-from aiochatstream.sessions.memory import MemoryStorage, random_id
+from aiochatstream.sessions.memory import MemoryStorage, is_random_id, random_id
 from aiochatstream.sessions.sealed import CookieStorage
 from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 
@@ -45,6 +45,14 @@ class Kept(NamedTuple):
     dropped_turns: int = 0
     stored: bool = True
     commit: str | None = None
+
+
+def account_id(account: str) -> str:
+    """Return the id of the user that an app calls ``account``: the same text, unless a session could have it.
+
+    A session in an open cookie may hold any random id, so none of them is an account's.
+    """
+    return f"account:{account}" if is_random_id(account) or account.startswith("account:") else account
 
 
 class User:
@@ -141,8 +149,8 @@ class UserSession(User):
 
     @property
     def id(self) -> str:
-        """The user's account, or the random id of the session; a fresh one where that knows none yet."""
-        return str(self._data["id"]) if self._account is None else self._account
+        """Id of the user's account, or the random id of the session; a fresh one if the session has none yet."""
+        return self._data["id"] if self._account is None else account_id(self._account)
 
     async def load(self, name: str) -> Conversation:
         for user_id in (self.id, *self._earlier_ids):
@@ -245,7 +253,7 @@ class UserSession(User):
         earlier = self._data.get("was")
         if self._account is not None or not isinstance(earlier, list):  # in an open cookie there may be anything
             return []
-        return [str(user_id) for user_id in earlier[:EARLIER_IDS]]
+        return [user_id for user_id in earlier[:EARLIER_IDS] if is_random_id(user_id)]
 
     async def _make_room(self) -> None:
         """See to it that the session can be kept with all that is in ``_data``."""
@@ -298,7 +306,7 @@ def granted_role(session: Session, namespace: str) -> object:
 def _kept_in(session: Session) -> dict[str, Any] | None:
     """Ours of what the session holds."""
     kept = session.get(SESSION_KEY)
-    return dict(kept) if isinstance(kept, dict) and "id" in kept else None
+    return dict(kept) if isinstance(kept, dict) and is_random_id(kept.get("id")) else None
 
 
 def _are_params(kept: Any) -> TypeGuard[dict[str, Any]]:
