@@ -103,8 +103,8 @@ class CookieStorage(SessionStorage):
 def unseal(token: str, fernet: Fernet | MultiFernet, max_age: float | None) -> bytes:
     """Return what ``token`` seals.
 
-    Raise InvalidToken if no key of ``fernet`` made it, or if it is older than ``max_age`` seconds. A time in the future is
-    accepted, unlike with Fernet's own ``ttl``: the clocks of several workers differ, and only a worker can have written it.
+    Raise InvalidToken if no key of ``fernet`` made it, or if it is older than ``max_age`` seconds. A time in the future
+    is accepted, unlike with Fernet's own ``ttl``: the clocks of workers differ, and only a worker can have written it.
     """
     sealed = fernet.decrypt(token.encode())
     if max_age is not None and time.time() - fernet.extract_timestamp(token.encode()) > max_age:
