@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import re
 import secrets
@@ -16,7 +17,8 @@ from aiohttp_session import Session
 
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import ConversationChanged
-from aiochatstream.sessions.bounded import BoundedMap
+from aiochatstream.sessions.bounded import COMMON, BoundedMap
+from aiochatstream.sessions.shares import SHARE, client_network
 from aiochatstream.sessions.storage import SessionStorage
 from aiochatstream.sessions.store import ConversationStore, Holder
 
@@ -99,7 +101,8 @@ class MemoryStorage(SessionStorage):
         identity = known or random_id()
         if known is None:
             session.set_new_identity(identity)
-        self._sessions.put(identity, self._encoder(self._get_session_data(session)))
+        share = request[SHARE] if SHARE in request else client_network(request)
+        self._sessions.put(identity, self._encoder(self._get_session_data(session)), share)
         self.save_cookie(response, identity, max_age=session.max_age)
 
 
@@ -123,8 +126,16 @@ class MemoryConversationStore(ConversationStore):
             max_entries=max_conversations, idle_seconds=idle_seconds, max_bytes=max_bytes, clock=clock
         )
 
+        self._share = COMMON
+
     def __len__(self) -> int:
         return len(self._conversations)
+
+    def charged_to(self, share: str) -> MemoryConversationStore:
+        """Return this very store, as one that charges what is saved to ``share`` (see :class:`BoundedMap`)."""
+        store = copy.copy(self)
+        store._share = share
+        return store
 
     @property
     def bytes(self) -> int:
@@ -147,7 +158,7 @@ class MemoryConversationStore(ConversationStore):
         if kept is not None and kept.number != expected_number:
             raise ConversationChanged(f"The conversation is at turn {kept.number}, not {expected_number}.")
         text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
-        self._conversations.put(_key(user_id, name), text)
+        self._conversations.put(_key(user_id, name), text, self._share)
 
     async def forget(self, user_id: str, name: str) -> bool:
         return self._conversations.pop(_key(user_id, name))

@@ -13,9 +13,10 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import BadRequest, InvalidValue, SessionsNotSetUp
-from aiochatstream.sessions.bounded import BoundedMap
-from aiochatstream.sessions.memory import MemoryStorage, is_random_id, random_id
+from aiochatstream.sessions.bounded import COMMON, BoundedMap
+from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, is_random_id, random_id
 from aiochatstream.sessions.sealed import CookieStorage
+from aiochatstream.sessions.shares import SHARE, client_network
 from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 
 SESSION_KEY = "aiochatstream"
@@ -146,11 +147,23 @@ class UserSession(User):
         self._session = session
         self._recent_params = recent_params
         self._take_from_session()
+        request.setdefault(SHARE, COMMON)
 
     @property
     def id(self) -> str:
         """Id of the user's account, or the random id of the session; a fresh one if the session has none yet."""
         return self._data["id"] if self._account is None else account_id(self._account)
+
+    def charge(self) -> None:
+        """Charge what this request keeps in memory to the user's account, or to the client's address.
+
+        Other sessions and conversations are charged to the common share: an answer costs a place in the queue, a
+        session with settings or an import costs nothing.
+        """
+        share = client_network(self._request) if self._account is None else f"account:{self._account}"
+        self._request[SHARE] = share
+        if isinstance(self._store, MemoryConversationStore):
+            self._store = self._store.charged_to(share)
 
     async def load(self, name: str) -> Conversation:
         for user_id in (self.id, *self._earlier_ids):
@@ -215,6 +228,7 @@ class UserSession(User):
 
         The response must not have begun.
         """
+        self.charge()
         await self.refresh()
         if SESSION_KEY in self._session:
             self._change_id()

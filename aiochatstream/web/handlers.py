@@ -59,6 +59,7 @@ async def _answer(
         turn = RunningTurn.saying(f"New role: '{role.name}' has been granted")
     else:
         params = server.user_params(user)
+        user.charge()
         try:
             if asked.system and not server.allow_system_prompt:
                 raise InvalidValue("system: must be left out; this server sets the system prompt itself.")
