@@ -13,6 +13,7 @@
     ├── NotRunningHere               404 not_running_here
     ├── NoRecording                  404 no_recording
     ├── MethodNotAllowed             405 method_not_allowed
+    ├── RequestTimeout               408 request_timeout
     ├── ConversationBusy             409 conversation_busy
     ├── ConversationChanged          409 conversation_changed
     ├── NothingToRegenerate          409 nothing_to_regenerate
@@ -119,6 +120,13 @@ class MethodNotAllowed(ChatStreamError):
 
     status = 405
     code = "method_not_allowed"
+
+
+class RequestTimeout(ChatStreamError):
+    """The body does not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class ConversationBusy(ChatStreamError):

@@ -77,7 +77,7 @@ class FeedbackFile:
 @answers_errors_as_chatstream
 async def set_feedback(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /set_feedback``: hand a like or dislike of one answer to the application."""
-    asked = await read_body(request, FeedbackRequest, max_bytes=server.limits.max_request_bytes)
+    asked = await read_body(server, request, FeedbackRequest)
     user = await server.user_session(request)
     conversation = await user.load(asked.conversation)
     at = next((at for at, turn in enumerate(conversation.turns) if turn.message_id == asked.message_id), None)

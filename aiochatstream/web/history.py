@@ -76,7 +76,7 @@ async def export_conversation(server: ChatStream, request: web.Request) -> web.S
 @answers_errors
 async def import_conversation(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /import``: put what was exported in the place of a conversation."""
-    asked = await read_body(request, ImportRequest, max_bytes=server.limits.max_request_bytes)
+    asked = await read_body(server, request, ImportRequest)
     user = await server.user_session(request)
     kept = await server.rewrite(
         user,
@@ -90,7 +90,7 @@ async def import_conversation(server: ChatStream, request: web.Request) -> web.S
 @answers_errors
 async def commit(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /commit``: take the last answer into the cookie, where conversations live there."""
-    asked = await read_body(request, CommitRequest, max_bytes=server.limits.max_request_bytes)
+    asked = await read_body(server, request, CommitRequest)
     user = await server.user_session(request)
     return _changed(await user.commit(asked.commit))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from aiochatstream.ask import Ask
@@ -13,6 +13,9 @@ from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, Unsupported
 from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, describe, number_of_text
 from aiochatstream.saved import Saved
 from aiochatstream.web.json import dumps
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
 
 ConversationName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="a name of 1 to 64 of the characters A-Z a-z 0-9 - _")
@@ -116,22 +119,18 @@ class GenerationParamsChange(ParamOverrides):
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-async def read_body(request: web.Request, schema: type[Schema], *, max_bytes: int) -> Schema:
+async def read_body(
+    server: ChatStream, request: web.Request, schema: type[Schema], *, max_bytes: int | None = None
+) -> Schema:
     """The request's JSON body, validated; no body at all is an empty object.
 
-    Raises BadRequest, TooLarge, UnsupportedMediaType or InvalidValue.
+    :param max_bytes: maximum length; by default the server's and the application's, whichever is less.
+
+    Raises InvalidValue, and as :meth:`Uploads.read`.
     """
-    too_large = _too_large(max_bytes)
-    if (request.content_length or 0) > max_bytes:
-        raise too_large
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise too_large from error
-    except (HttpProcessingError, web.RequestPayloadError) as error:
-        raise BadRequest("The body does not arrive as its headers say.") from error
-    if len(body) > max_bytes:
-        raise too_large
+    if max_bytes is None:
+        max_bytes = min(server.limits.max_request_bytes, request.client_max_size or sys.maxsize)
+    body = await server.uploads.read(request, max_bytes)
     if body and request.content_type != "application/json":
         raise UnsupportedMediaType(f"The body must be application/json, not {request.content_type}.")
     return _parse(body, schema)
@@ -147,12 +146,8 @@ def read_given_body(given: dict[str, Any] | bytes, schema: type[Schema], *, max_
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRequest("request_body: must be bytes, or a dict of what JSON can hold.") from error
     if len(body) > max_bytes:
-        raise _too_large(max_bytes)
+        raise TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
     return _parse(body, schema)
-
-
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
 
 
 def _parse(body: bytes, schema: type[Schema]) -> Schema:
