@@ -291,6 +291,7 @@ class ChatStream(Chat, Stateless):
         self.completions = Completions()
         self.documents = Documents((Table("Chat", routes.APIS), Table(DIALECT, openai_routes.APIS)))
         self.allow_metrics = allow_metrics
+        self.ratings = feedback.Ratings()
         self._store = conversation_store
         self._identify_user = identify_user
         self._recent_params = recent_params()

@@ -205,7 +205,7 @@ class Unavailable(ChatStreamError):
 
 
 class TooManyRequests(Unavailable):
-    """Every slot and every place in the queue is taken."""
+    """Every slot and every place in the queue is taken, or too many bodies arrive at once."""
 
     code = "too_many_requests"
 

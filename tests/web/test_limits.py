@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp_session
@@ -219,3 +220,36 @@ async def test_one_client_that_cannot_be_watched_does_not_end_the_watch_of_the_o
         await until(lambda: server.stopping)
         engine.allow()
         await until(lambda: server.idle)
+
+
+@pytest.mark.parametrize("wire", ["", "X-ChatStream-Wire: cumulative\r\n", "X-ChatStream-Wire: cumulative-eos\r\n"])
+async def test_an_answer_that_is_cut_looks_cut_in_http_1_0_over_a_unix_socket(
+    stepper: Any, tmp_path: Path, wire: str
+) -> None:
+    """Nothing resets a unix socket: there the answer has a length, or none of it is sent."""
+    engine = stepper()
+    chat_stream = ChatStream(engine=engine, max_new_tokens=2, shutdown_timeout=0.05)
+    async with served(chat_stream) as server:
+        await web.UnixSite(server.runner, tmp_path / "socket").start()
+
+        async def ask() -> bytes:
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+            writer.write(post_bytes('{"user_input":"hi"}', version="1.0", headers=wire))
+            try:
+                return await reader.read()
+            finally:
+                writer.transport.abort()
+
+        engine.allow(2)
+        whole = await ask()
+        length = len(whole.partition(b"\r\n\r\n")[2])
+        assert f"Content-Length: {length}\r\n".encode() in whole
+        assert b"1 2 " in whole
+        asking = asyncio.create_task(ask())
+        engine.allow(1)
+        await until(lambda: any(turn.text == "1 " for turn in chat_stream._turns._turns.values()))
+        ending = asyncio.create_task(server.runner.cleanup())
+        await until(lambda: server.stopping)
+        engine.allow(1)
+        assert b"200 OK" not in await asking
+        await ending
