@@ -29,7 +29,7 @@ from aiochatstream.prompts import ChatPrompt
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import errors_as_json
 from aiochatstream.web.openai.keys import ApiKeys
-from aiochatstream.web.server_log import shorten_malformed
+from aiochatstream.web.server_log import shorten_client_errors
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream.setup(app)
     chat_stream.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
     app.on_startup.append(start_announcing)
-    logging.getLogger("aiohttp.server").addFilter(shorten_malformed)
+    logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
     web.run_app(app, sock=listener, print=None, loop=_new_event_loop(), shutdown_timeout=LAST_SECONDS)
     return _end(_complain(failures[0]) if failures else 0)
 

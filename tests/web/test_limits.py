@@ -18,7 +18,7 @@ from aiohttp import web
 from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.errors import TooManyRequests
 from aiochatstream.web.presence import Presence
-from aiochatstream.web.server_log import shorten_malformed
+from aiochatstream.web.server_log import shorten_client_errors
 from aiochatstream.web.uploads import Uploads
 from tests.helpers import PATIENCE, Server, echo, post_bytes, until
 
@@ -196,12 +196,12 @@ async def test_a_body_that_decompresses_to_more_than_the_limit_is_a_413(decompre
 async def test_a_malformed_request_is_one_line_of_the_log(start: Any, caplog: pytest.LogCaptureFixture) -> None:
     server = await start(ChatStream(engine=echo))
     log = logging.getLogger("aiohttp.server")
-    log.addFilter(shorten_malformed)
+    log.addFilter(shorten_client_errors)
     try:
         async with sending(server, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n") as reader:
             assert (await answer(reader))[0] == 400
     finally:
-        log.removeFilter(shorten_malformed)
+        log.removeFilter(shorten_client_errors)
     (record,) = (record for record in caplog.records if record.name == "aiohttp.server")
     assert record.exc_info is None
     line = record.getMessage()
