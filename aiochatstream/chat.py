@@ -14,7 +14,7 @@ from typing import Literal
 from aiochatstream.admission import Ticket
 from aiochatstream.ask import Ask, check_turn
 from aiochatstream.conversation import Conversation
-from aiochatstream.errors import ConversationBusy, InvalidValue
+from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.events import Ended, Event, Failed, Text
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime import Runtime, Setting
@@ -26,12 +26,17 @@ Position = Literal["begin", "mid", "end"]
 
 SWEEP_SECONDS = 60.0
 
+MAX_PROMPT_TEXTS = 16
+"""Prompts to read that may be waited for."""
+
 
 class Chat(Runtime):
     """Takes turns of conversations."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
+        self._one_prompt_text = asyncio.Lock()
+        self._prompt_texts = 0
         self._memory = MemoryConversationStore()
         self._console_user = User(random_id(), self._memory)  # no account of an app is called that
         self.metrics.watch_sessions(lambda: len(self._memory), lambda: self._memory.bytes)
@@ -47,7 +52,11 @@ class Chat(Runtime):
         return {name: turn.position for name, turn in turns.items() if turn.position}
 
     async def prompt_text(self, told: Conversation, message: str) -> str:
-        """What the model is told when ``message`` follows ``told``; for an engine without a tokenizer, as JSON."""
+        """What the model is told when ``message`` follows ``told``; for an engine without a tokenizer, as JSON.
+
+        One at a time is made, so that the prompts of answers have a thread. Raises
+        :class:`~aiochatstream.errors.TooManyRequests` if too many wait.
+        """
         prompt = self._prompt_class()
         prompt.conversation, prompt.message = told, message
 
@@ -59,7 +68,14 @@ class Chat(Runtime):
                 return json.dumps(made.messages, ensure_ascii=False)
             return prompt.create_prompt()
 
-        return await self._in_prompt_thread(text)
+        if self._prompt_texts >= MAX_PROMPT_TEXTS:
+            raise TooManyRequests("Too many prompts are asked for at once.")
+        self._prompt_texts += 1
+        try:
+            async with self._one_prompt_text:
+                return await self._in_prompt_thread(text)
+        finally:
+            self._prompt_texts -= 1
 
     async def handle_console_input(self, text: str) -> AsyncGenerator[tuple[str, str, Position], None]:
         """Answer ``text`` in the one conversation that a program without users has with this object.

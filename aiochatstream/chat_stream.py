@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from aiochatstream.arguments import engine_of, prompt_class_of
 from aiochatstream.chat import Chat
 from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
-from aiochatstream.errors import InvalidValue
+from aiochatstream.errors import Draining, InvalidValue
 from aiochatstream.messages import Locale
 from aiochatstream.param_limits import checked_limits
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
@@ -47,6 +47,7 @@ from aiochatstream.web import (
     routes,
 )
 from aiochatstream.web.access import is_agent
+from aiochatstream.web.active_requests import ActiveRequests
 from aiochatstream.web.api import mount
 from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.documents import Documents
@@ -59,6 +60,7 @@ from aiochatstream.web.openapi import DIALECT, Table
 from aiochatstream.web.page import Page
 from aiochatstream.web.presence import Presence, comes_from_here
 from aiochatstream.web.promotion import phrase_attempts
+from aiochatstream.web.uploads import TOTAL_BYTES, Uploads
 
 PROBE_FOLDER = "probe"
 
@@ -115,6 +117,7 @@ class ChatStream(Chat, Stateless):
     :param seed: seeds the sequence of the answers' seeds, 0 to 2**63 - 1; None is random.
     :param max_queue_wait: seconds that a request waits for a slot before it gets 503.
     :param max_answer: seconds that an answer may take; it is then ended with finish reason ``length``.
+    :param body_timeout: seconds that a request's body may take to arrive; one more for each 64 KiB beyond 1 MiB.
     :param write_timeout: seconds that a client may take nothing of a full buffer before it counts as gone.
     :param shutdown_timeout: seconds that running answers may go on at shutdown. Below gunicorn's graceful_timeout.
     :param max_request_bytes: longest request body; the app's ``client_max_size`` holds, too.
@@ -184,6 +187,7 @@ class ChatStream(Chat, Stateless):
         seed: int | None = None,
         max_queue_wait: float = 60.0,
         max_answer: float = 300.0,
+        body_timeout: float = 30.0,
         write_timeout: float = 30.0,
         shutdown_timeout: float = 20.0,
         max_request_bytes: int = 1 << 20,
@@ -221,6 +225,7 @@ class ChatStream(Chat, Stateless):
                 "context_len": context_len,
                 "max_queue_wait": max_queue_wait,
                 "max_answer": max_answer,
+                "body_timeout": body_timeout,
                 "write_timeout": write_timeout,
                 "shutdown_timeout": shutdown_timeout,
                 "max_request_bytes": max_request_bytes,
@@ -281,9 +286,12 @@ class ChatStream(Chat, Stateless):
         self.on_feedback_received = on_feedback_received
         self.page = Page({} if web_ui_params is None else web_ui_params)
         self.presence = Presence()
+        self.uploads = Uploads(limits.body_timeout, max(TOTAL_BYTES, 2 * limits.max_request_bytes))
+        self.active_requests = ActiveRequests(limits.write_timeout)
         self.completions = Completions()
         self.documents = Documents((Table("Chat", routes.APIS), Table(DIALECT, openai_routes.APIS)))
         self.allow_metrics = allow_metrics
+        self.ratings = feedback.Ratings()
         self._store = conversation_store
         self._identify_user = identify_user
         self._recent_params = recent_params()
@@ -464,7 +472,11 @@ class ChatStream(Chat, Stateless):
         self._end()
 
     async def _on_shutdown(self, app: web.Application) -> None:
+        self.uploads.refuse(
+            Draining("The server is shutting down and takes no new requests.")
+        )  # nothing more of them is read
         await self._shut_down()
+        await self.active_requests.end()
 
 
 class _Nothing:

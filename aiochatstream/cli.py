@@ -29,6 +29,7 @@ from aiochatstream.prompts import ChatPrompt
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import errors_as_json
 from aiochatstream.web.openai.keys import ApiKeys
+from aiochatstream.web.server_log import shorten_client_errors
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ OPTION_OF = {
 """What the parameters of ChatStream are called on the command line."""
 
 OPENAI_PREFIX = "/v1"
+
+LAST_SECONDS = 2.0
+"""Seconds that aiohttp waits for connections after ChatStream has ended its own."""
 
 API_KEYS = "AIOCHATSTREAM_API_KEYS"
 """The environment's variable with API keys, separated by spaces or line breaks."""
@@ -97,7 +101,7 @@ def serve(options: argparse.Namespace) -> int:
         tasks.append(asyncio.create_task(announce()))
 
     tasks: list[asyncio.Task[None]] = []
-    app = web.Application(middlewares=[errors_as_json()])
+    app = web.Application(middlewares=[errors_as_json()], handler_args={"auto_decompress": False})
     if sessions.connection is not None:
         app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
     aiohttp_session.setup(app, sessions.storage)
@@ -105,7 +109,8 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream.setup(app)
     chat_stream.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
     app.on_startup.append(start_announcing)
-    web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
+    logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
+    web.run_app(app, sock=listener, print=None, loop=_new_event_loop(), shutdown_timeout=LAST_SECONDS)
     return _end(_complain(failures[0]) if failures else 0)
 
 

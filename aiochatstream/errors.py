@@ -13,6 +13,7 @@
     ├── NotRunningHere               404 not_running_here
     ├── NoRecording                  404 no_recording
     ├── MethodNotAllowed             405 method_not_allowed
+    ├── RequestTimeout               408 request_timeout
     ├── ConversationBusy             409 conversation_busy
     ├── ConversationChanged          409 conversation_changed
     ├── NothingToRegenerate          409 nothing_to_regenerate
@@ -121,6 +122,13 @@ class MethodNotAllowed(ChatStreamError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(ChatStreamError):
+    """The body does not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class ConversationBusy(ChatStreamError):
     """An answer of this conversation is running."""
 
@@ -197,7 +205,7 @@ class Unavailable(ChatStreamError):
 
 
 class TooManyRequests(Unavailable):
-    """Every slot and every place in the queue is taken."""
+    """Every slot and every place in the queue is taken, or too many bodies arrive at once."""
 
     code = "too_many_requests"
 

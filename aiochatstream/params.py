@@ -192,6 +192,7 @@ class Limits(BaseModel):
     context_len: tokens that prompt and answer may have together; None is the model's own, at most 2048.
     max_queue_wait: how long a request waits for its slot before it is refused with 503.
     max_answer: how long an answer may take before it is ended as with ``max_new_tokens``.
+    body_timeout: how long a request's body may take to arrive.
     write_timeout: how long a client may take nothing before it counts as gone.
     shutdown_timeout: how long running answers may go on when the server is told to stop.
     max_request_bytes: the longest body; the app's own ``client_max_size`` holds, too.
@@ -208,6 +209,7 @@ class Limits(BaseModel):
     )
     max_queue_wait: Seconds
     max_answer: Seconds
+    body_timeout: Seconds
     write_timeout: Seconds
     shutdown_timeout: Seconds
     max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30, description="a number of bytes from 1024 to 2**30")]

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting
+from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting, Unavailable
 from aiochatstream.events import Ended, Failed
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
@@ -161,6 +161,14 @@ class Runtime:
             raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
         if self.state == "draining":
             raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
+
+    def check_room(self) -> None:
+        """Raise as :meth:`Admission.check_room`, for a request whose body is not read yet."""
+        try:
+            self.admission.check_room()
+        except Unavailable as error:
+            self.metrics.refused(error.code)
+            raise
 
     def drain(self) -> None:
         """Take no new requests (503 ``draining``) and send away those who wait; running answers go on."""

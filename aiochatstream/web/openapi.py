@@ -19,9 +19,11 @@ from pydantic import BaseModel, TypeAdapter
 from aiochatstream.errors import (
     BadRequest,
     ChatStreamError,
+    Draining,
     Forbidden,
     InvalidKey,
     InvalidValue,
+    RequestTimeout,
     StoreUnavailable,
     TooLarge,
     TooManyRequests,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
     from aiochatstream.web.openai.service import Service
 
-OF_BODIES = (BadRequest, InvalidValue, TooLarge, UnsupportedMediaType)
+OF_BODIES = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
 """What any body may be refused with."""
 
 ROUTE = re.compile(r"``[A-Z]+ [^`]+``: ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from aiohttp import web
+
+logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05
 
@@ -81,10 +84,14 @@ class Presence:
                 self._any.clear()
                 await self._any.wait()
             for watch, (request, on_gone) in list(self._watched.items()):
-                if is_gone(request):
-                    del self._watched[watch]
-                    on_gone()
-                    if request.transport is not None:
-                        request.transport.abort()  # what it may have sent ahead is not to be answered
+                try:
+                    if is_gone(request):
+                        del self._watched[watch]
+                        on_gone()
+                        if request.transport is not None:
+                            request.transport.abort()  # what it may have sent ahead is not to be answered
+                except Exception:  # of one request; the others are watched on
+                    logger.exception("A client cannot be watched")
+                    self._watched.pop(watch, None)
                 del request, on_gone  # a request must not live on here
             await asyncio.sleep(LOOK_SECONDS)

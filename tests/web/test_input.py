@@ -26,6 +26,8 @@ WRONG = [
     ("\xff\xfe", 400, "bad_request", "not JSON"),
     ('{"user_input": "\\ud800"}', 400, "bad_request", "not JSON"),
     ("[" * 100_000, 400, "bad_request", "not JSON"),
+    ('{"user_input": "hi", "something": NaN}', 400, "bad_request", "not JSON"),
+    ('{"user_input": "hi", "something": [-Infinity]}', 400, "bad_request", "not JSON"),
     ("[]", 422, "invalid_value", "The body must be a JSON object."),
     ("{}", 422, "invalid_value", "user_input"),
     ("", 422, "invalid_value", "user_input"),

@@ -50,10 +50,12 @@ class Service:
     async def read(self, server: ChatStream, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:
         """What an admitted client asks for, validated, and who asks.
 
-        Raises as :meth:`check` and :func:`read_body`, and :class:`~aiochatstream.errors.ModelNotFound`.
+        Raises as :meth:`check`, :meth:`Runtime.check_room` and :func:`read_body`, and
+        :class:`~aiochatstream.errors.ModelNotFound`.
         """
         owner = self.check(server, request)
-        asked = await read_body(request, schema, max_bytes=server.limits.max_request_bytes)
+        server.check_room()
+        asked = await read_body(server, request, schema)
         server.check_ready()
         if asked.model:
             self.check_model(server, asked.model)
