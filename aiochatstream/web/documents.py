@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from aiochatstream.web import docs_page
 from aiochatstream.web.errors import answers_errors
@@ -49,9 +49,10 @@ async def openapi(server: ChatStream, request: web.Request) -> web.StreamRespons
 async def docs(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /docs``: the same as a page to read."""
     described = await server.documents.of(server, request.app)
+    scheme = "https" if request.headers.get(hdrs.X_FORWARDED_PROTO) == "https" else request.scheme
     headers = {**COMMON_HEADERS, "Content-Security-Policy": docs_page.CONTENT_SECURITY_POLICY}
     return web.Response(
-        text=docs_page.render(described, f"{request.scheme}://{request.host}"),
+        text=docs_page.render(described, f"{scheme}://{request.host}"),
         content_type="text/html",
         headers=headers,
     )
