@@ -48,18 +48,20 @@ from aiochatstream.web import (
 )
 from aiochatstream.web.access import is_agent
 from aiochatstream.web.active_requests import ActiveRequests
+from aiochatstream.web.addresses import comes_from_here
 from aiochatstream.web.api import mount
 from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.documents import Documents
 from aiochatstream.web.feedback import FeedbackCallback
+from aiochatstream.web.hosts import AllowedHosts
 from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openapi import DIALECT, Table
 from aiochatstream.web.page import Page
-from aiochatstream.web.presence import Presence, comes_from_here
-from aiochatstream.web.promotion import phrase_attempts
+from aiochatstream.web.presence import Presence
+from aiochatstream.web.promotion import SENT, phrase_attempts
 from aiochatstream.web.uploads import TOTAL_BYTES, Uploads
 
 PROBE_FOLDER = "probe"
@@ -141,6 +143,9 @@ class ChatStream(Chat, Stateless):
         same in all worker processes. Empty, or 1 to 64 of A-Z a-z 0-9 - _.
     :param client_roles: who may call what, in chatstream's shape; see :class:`~aiochatstream.roles.Roles`. None: one
         role for all browsers, which may call all but get_prompt and get_resource_usage.
+    :param allowed_hosts: the host names by which this server may be called, each as ``chat.example.com`` or
+        ``*.example.com``; addresses and localhost always may. None: any name, but none more on connections to a
+        loopback address. A refusal names what to add. See :class:`~aiochatstream.web.hosts.AllowedHosts`.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
     :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.
@@ -203,6 +208,7 @@ class ChatStream(Chat, Stateless):
         name: str = "node:0",
         namespace: str = "",
         client_roles: Mapping[str, Any] | None = None,
+        allowed_hosts: Collection[str] | None = None,
         allowed_origins: Collection[str] = (),
         web_ui_params: Mapping[str, Any] | None = None,
         locale: Locale = "en",
@@ -276,7 +282,8 @@ class ChatStream(Chat, Stateless):
             raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
         self.name = name
         self.roles = Roles(client_roles, routes.APIS)
-        self.phrase_attempts = phrase_attempts()
+        self.phrase_attempts, self.header_attempts = phrase_attempts(), phrase_attempts(warning=SENT)
+        self.allowed_hosts = AllowedHosts(allowed_hosts)
         self.allowed_origins = cors.checked_origins(allowed_origins)
         self.place = place.Place(
             namespace, cross_origin=bool(self.allowed_origins), grants_roles=self.roles.can_be_granted

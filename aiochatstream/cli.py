@@ -42,6 +42,7 @@ OPTION_OF = {
     "--max-new-tokens": "max_new_tokens",
     "--context-len": "context_len",
     "--top-p": "top_p",
+    "--allowed-host": "allowed_hosts",
 }
 """What the parameters of ChatStream are called on the command line."""
 
@@ -83,6 +84,7 @@ def serve(options: argparse.Namespace) -> int:
         temperature=options.temperature,
         top_p=options.top_p,
         allow_system_prompt=True,
+        allowed_hosts=options.allowed_host,
         conversation_store=sessions.store,
         locale=options.locale,
     )
@@ -283,6 +285,12 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="HuggingFace id, folder or .gguf file; none: the small model")
     add("--host", default="127.0.0.1", help="address to listen on")
+    add(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="a host name that requests may use (behind a proxy: chat.example.com); repeatable",
+    )
     add("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where the model runs")
     add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="what it computes in")

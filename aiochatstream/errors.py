@@ -22,6 +22,7 @@
     ├── TooLarge                     413 too_large
     ├── UnsupportedMediaType         415 unsupported_media_type
     ├── InvalidValue                 422 invalid_value
+    ├── TooManyAttempts              429 too_many_attempts, with Retry-After
     ├── EngineFailed                 500 internal_server_error
     ├── SessionsNotSetUp             500 internal_server_error
     └── Unavailable                  503, with Retry-After
@@ -184,6 +185,14 @@ class InvalidValue(ChatStreamError):
 
     status = 422
     code = "invalid_value"
+
+
+class TooManyAttempts(ChatStreamError):
+    """Too many wrong phrases from one address."""
+
+    status = 429
+    code = "too_many_attempts"
+    retry_after = 60
 
 
 class EngineFailed(ChatStreamError):

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from aiochatstream.web import docs_page
 from aiochatstream.web.errors import answers_errors
@@ -59,6 +59,7 @@ async def openapi(server: ChatStream, request: web.Request) -> web.StreamRespons
 async def docs(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /docs``: the same as a page to read."""
     described = await server.documents.of(server, request.app)
+    scheme = "https" if request.headers.get(hdrs.X_FORWARDED_PROTO) == "https" else request.scheme
     headers = {**COMMON_HEADERS, "Content-Security-Policy": docs_page.CONTENT_SECURITY_POLICY}
-    page = described.page.replace(docs_page.ORIGIN, escape(f"{request.scheme}://{request.host}"))
+    page = described.page.replace(docs_page.ORIGIN, escape(f"{scheme}://{request.host}"))
     return web.Response(text=page, content_type="text/html", headers=headers)

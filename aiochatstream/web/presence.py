@@ -7,7 +7,6 @@ waits in the queue, or for a prefill, writes nothing. So one task looks at all c
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import select
 from collections.abc import Callable, Iterator
@@ -36,15 +35,6 @@ def is_gone(request: web.Request) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), HUNG_UP)
     return bool(poll.poll(0))
-
-
-def comes_from_here(request: web.Request) -> bool:
-    """Whether ``request`` comes from this machine itself, and not through a proxy on it."""
-    proxied = any(header in request.headers for header in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"))
-    try:
-        return not proxied and ipaddress.ip_address(request.remote or "").is_loopback
-    except ValueError:
-        return False
 
 
 class Presence:

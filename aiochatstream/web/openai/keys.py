@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +16,11 @@ from aiochatstream.errors import InvalidKey
 
 KEY = re.compile(r"[!-~]{1,512}")
 """What a header can carry."""
+
+SAFE_LENGTH = 20
+"""Characters of a random key that no one finds by trying."""
+
+logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
@@ -40,6 +46,13 @@ class ApiKeys:
         for at, key in enumerate(keys or (), 1):
             if not isinstance(key, str) or not KEY.fullmatch(key):
                 raise ValueError(f"{where}: key {at} must be 1 to 512 printable ASCII characters without spaces.")
+            if len(key) < SAFE_LENGTH:
+                logger.warning(
+                    "%s: key %d has fewer than %d characters and could be guessed: attempts are not limited.",
+                    where,
+                    at,
+                    SAFE_LENGTH,
+                )
         self._hashes = None if keys is None else [_hash(key) for key in keys]
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from aiochatstream.errors import ModelNotFound
-from aiochatstream.web.access import SAFE_METHODS, check_origin
+from aiochatstream.web.access import check_site
 from aiochatstream.web.openai.answers import Model
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.schemas import GenerationRequest
@@ -40,11 +40,9 @@ class Service:
     def check(self, server: ChatStream, request: web.Request) -> str:
         """Who asks, see :meth:`ApiKeys.check`. Reads no body.
 
-        Raises :class:`~aiochatstream.errors.Forbidden` for what a foreign page sends, and
-        :class:`~aiochatstream.errors.InvalidKey`.
+        Raises as :func:`~aiochatstream.web.access.check_site`, and :class:`~aiochatstream.errors.InvalidKey`.
         """
-        if request.method not in SAFE_METHODS:
-            check_origin(request, server.allowed_origins)
+        check_site(server, request)
         return self.keys.check(request)
 
     async def read(self, server: ChatStream, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:
