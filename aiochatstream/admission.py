@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable
 
 from aiochatstream.errors import Draining, TooManyRequests
@@ -21,10 +21,14 @@ SMOOTHING = 0.2
 
 
 class Ticket:
-    """A slot, or a place in the queue for one. Made by :meth:`Admission.reserve`, given back by :meth:`release`."""
+    """A slot, or a place in the queue for one. Made by :meth:`Admission.reserve`, given back by :meth:`release`.
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    :param followers: the tickets of the same request that have no place yet, shared by all of its tickets.
+    """
+
+    def __init__(self, admission: Admission, followers: deque[Ticket]) -> None:
+        self._admission, self._followers = admission, followers
+        self._enqueued = False
         self._moved = asyncio.Event()
         self._refusal: Draining | None = None
         self._granted_at: float | None = None
@@ -44,6 +48,12 @@ class Ticket:
     def position(self) -> int:
         """Place in the queue: 1 is next, 0 is not waiting."""
         return self._position
+
+    async def wait_enqueued(self) -> None:
+        """Return when this ticket has a place or a slot, or is released: other tickets of its request come first."""
+        while not self._enqueued and not self._released:
+            self._moved.clear()
+            await self._moved.wait()
 
     async def positions(self) -> AsyncGenerator[int, None]:
         """Yield the place in the queue each time it changes; end when the slot is granted or the ticket released.
@@ -70,6 +80,8 @@ class Ticket:
 
     def release(self, *, answered: bool = False) -> None:
         """Leave the queue, or free the slot for the next in line. Any number of calls is one.
+
+        The next ticket of the same request, if there is one, takes a place at the end of the queue.
 
         :param answered: it was held for a whole answer, so that its time counts for Retry-After.
         """
@@ -110,15 +122,13 @@ class Admission:
         """Places in the queue that are taken."""
         return len(self._waiting)
 
-    def check_room(self, count: int = 1) -> None:
+    def check_room(self) -> None:
         """Raise as :meth:`reserve_all`, and take nothing."""
         if self._draining:
             raise self._draining_error()
-        free = self.slots + self.queue_size - self.running - self.waiting
-        if free < count:
-            taken = "taken" if not free else f"taken but {free}, and {count} are asked for"
+        if self.running + self.waiting >= self.slots + self.queue_size:
             raise TooManyRequests(
-                f"All {self.slots} slots and all {self.queue_size} places in the queue are {taken}.",
+                f"All {self.slots} slots and all {self.queue_size} places in the queue are taken.",
                 retry_after=self.retry_after(),
             )
 
@@ -127,18 +137,30 @@ class Admission:
         return self.reserve_all(1)[0]
 
     def reserve_all(self, count: int) -> list[Ticket]:
-        """Take ``count`` slots or places in the queue, in one step: all or none.
+        """Return the tickets of a request for ``count`` answers, in the order of their turns.
 
-        Raises :class:`~aiochatstream.errors.TooManyRequests` when there is no room for them,
+        They take slots or places in the queue, in one step: as many as are free, at most ``count`` and as many as there
+        are slots. The other tickets follow at the end of the queue, each when one of the request is released: a request
+        never has more places than at first, and those who wait have their turn between two of its answers.
+
+        Raises :class:`~aiochatstream.errors.TooManyRequests` when no place is free,
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.
         """
-        self.check_room(count)
-        return [self._reserve() for _ in range(count)]
+        self.check_room()
+        free = self.slots + self.queue_size - self.running - self.waiting
+        followers: deque[Ticket] = deque()
+        tickets = [Ticket(self, followers) for _ in range(count)]
+        followers += tickets
+        for _ in range(min(count, self.slots, free)):
+            self._enqueue(followers.popleft())
+        self._advance()
+        return tickets
 
     def drain(self) -> None:
         """Refuse all who come and send away all who wait; who runs goes on."""
         self._draining = True
-        for ticket in list(self._waiting):
+        followers = [one for ticket in (*self._running, *self._waiting) for one in ticket._followers]
+        for ticket in (*followers, *self._waiting):
             ticket._refusal = self._draining_error()
             ticket.release()
 
@@ -150,28 +172,31 @@ class Admission:
     def _draining_error(self) -> Draining:
         return Draining("The server is shutting down and takes no new requests.", retry_after=self.retry_after())
 
-    def _reserve(self) -> Ticket:
-        ticket = Ticket(self)
-        if self.running < self.slots:
-            self._grant(ticket)
-        else:
-            self._waiting[ticket] = None
-            ticket._move(self.waiting)
-        return ticket
+    def _enqueue(self, ticket: Ticket) -> None:
+        ticket._enqueued = True
+        self._waiting[ticket] = None
+        ticket._move(self.waiting)
 
-    def _grant(self, ticket: Ticket) -> None:
-        ticket._granted_at = self._clock()
-        self._running.add(ticket)
-        ticket._move(0)
+    def _advance(self) -> None:
+        """Grant the free slots, and count the places."""
+        while self._waiting and self.running < self.slots:
+            ticket, _ = self._waiting.popitem(last=False)
+            ticket._granted_at = self._clock()
+            self._running.add(ticket)
+            ticket._move(0)
+        for place, ticket in enumerate(self._waiting, 1):
+            ticket._move(place)
 
     def _release(self, ticket: Ticket, answered: bool) -> None:
+        if not ticket._enqueued:
+            ticket._followers.remove(ticket)
+            return
         self._waiting.pop(ticket, None)
         self._running.discard(ticket)
         if answered and ticket._granted_at is not None:
             held = self._clock() - ticket._granted_at
             mean = held if self._mean_seconds is None else self._mean_seconds
             self._mean_seconds = mean + SMOOTHING * (held - mean)
-        while self._waiting and self.running < self.slots:
-            self._grant(self._waiting.popitem(last=False)[0])
-        for place, other in enumerate(self._waiting, 1):
-            other._move(place)
+        if ticket._followers:
+            self._enqueue(ticket._followers.popleft())
+        self._advance()

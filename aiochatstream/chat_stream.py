@@ -101,7 +101,7 @@ class ChatStream(Chat, Stateless):
         own limit, at most 2048.
     :param temperature: 0 (greedy) to 2.
     :param top_k: 1 to 1000; None or 0 is off.
-    :param top_p: above 0, up to 1 (off).
+    :param top_p: 0 (greedy) to 1 (off).
     :param min_p: 0 (off) to 1. It and the next ones: what answers are made with unless a request's ``params`` or its
         user say otherwise, see :class:`~aiochatstream.params.ParamOverrides`.
     :param typical_p: above 0, up to 1 (off).

@@ -311,6 +311,6 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
     add("--temperature", type=float, default=0.2, metavar="T", help="0 (greedy) to 2")
-    add("--top-p", type=float, default=0.7, metavar="P", help="above 0, up to 1 (off)")
+    add("--top-p", type=float, default=0.7, metavar="P", help="0 (greedy) to 1 (off)")
     add("--api-key-file", type=Path, metavar="FILE", help=f"API keys of /v1, one a line (or in {API_KEYS})")
     session_options.add_arguments(parser)

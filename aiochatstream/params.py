@@ -41,7 +41,7 @@ def flag_of_text(value: Any) -> Any:
 MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole number of tokens from 1 to 1000000")]
 Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]
 TopK = Annotated[int, Field(ge=0, le=1000, description="a whole number from 0 (off) to 1000")]
-TopP = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1 (off)")]
+TopP = Annotated[float, Field(ge=0, le=1, description="a number from 0 (greedy) to 1 (off)")]
 MinP = Annotated[float, Field(ge=0, le=1, description="a number from 0 (off) to 1")]
 TypicalP = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1 (off)")]
 RepetitionPenalty = Annotated[
@@ -82,7 +82,7 @@ class ParamOverrides(BaseModel):
     max_new_tokens: tokens that the answer may have, at most the server's own ``max_new_tokens``.
     temperature: 0 takes the likeliest token always.
     top_k: draw from the k likeliest tokens.
-    top_p: draw from the likeliest tokens that together reach this probability.
+    top_p: draw from the likeliest tokens that together reach this probability; 0 takes the likeliest token always.
     min_p: leave out what is less likely than this part of the likeliest, https://arxiv.org/abs/2407.01082.
     typical_p: draw from the tokens nearest to the expected surprise, that together reach this probability: locally
         typical sampling, https://arxiv.org/abs/2202.00666.

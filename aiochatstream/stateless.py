@@ -19,7 +19,7 @@ class Stateless(Runtime):
     async def begin_answers(
         self, given: GivenMessages | GivenTexts, overrides: ParamOverrides, count: int = 1, *, owner: str, **more: Any
     ) -> list[RunningTurn]:
-        """Take as many slots or places in the queue as there are answers, in one step, make the prompts, and set turns
+        """Take slots or places in the queue, as :meth:`Admission.reserve_all` has it, make the prompts, and set turns
         going that belong to no conversation: ``count`` for each prompt, one prompt's after another's.
 
         :param overrides: what the request has set. Without ``max_new_tokens``, an answer has what room the prompt
@@ -34,12 +34,8 @@ class Stateless(Runtime):
         is_chat = isinstance(given, GivenMessages)
         stop = tuple(prompt.get_stop_strs()) if is_chat else ()
         params = self.override(overrides, stop=stop, where="").model_copy(update=more)
-        slots, total = self.admission.slots, count * len(given)
-        if total > slots:
-            field = "n" if count > 1 else "prompt"
-            raise InvalidValue(f"{field}: {total} answers are more than this server makes at a time, {slots}.")
         asked = overrides.max_new_tokens
-        tickets = self.admission.reserve_all(total)
+        tickets = self.admission.reserve_all(count * len(given))
         turns = [self._turns.take_new() for _ in tickets]
         try:
             await self._check(params)

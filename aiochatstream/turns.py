@@ -244,6 +244,7 @@ class RunningTurn:
     async def _wait_for_slot(self, job: Job) -> None:
         if self._stop_reason is not None:
             return
+        await job.ticket.wait_enqueued()
         try:
             async with asyncio.timeout(job.max_queue_wait), aclosing(job.ticket.positions()) as positions:
                 async for position in positions:

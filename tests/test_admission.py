@@ -28,14 +28,51 @@ def test_exactly_n_run_exactly_q_wait_and_one_more_is_refused_at_once(slots: int
     assert (admission.running, admission.waiting) == (slots, queue_size)
 
 
-def test_several_places_are_taken_all_or_none() -> None:
+def test_a_request_for_many_answers_takes_as_many_places_as_there_are_slots_or_what_is_free() -> None:
+    admission = Admission(2, 3)
+    first = admission.reserve_all(100)
+    assert [ticket.running for ticket in first] == [True, True, *[False] * 98]
+    assert admission.waiting == 0
+    second, third = admission.reserve_all(3), admission.reserve_all(3)
+    assert [ticket.position for ticket in (*second, *third)] == [1, 2, 0, 3, 0, 0]
+    with pytest.raises(TooManyRequests, match="All 2 slots and all 3 places in the queue are taken"):
+        admission.reserve_all(1)
+
+
+def test_between_two_answers_of_a_large_request_those_have_their_turn_who_came_meanwhile() -> None:
     admission = Admission(2, 2)
-    first = admission.reserve_all(3)
-    assert [ticket.position for ticket in first] == [0, 0, 1]
-    with pytest.raises(TooManyRequests, match="taken but 1, and 2 are asked for"):
-        admission.reserve_all(2)
-    assert (admission.running, admission.waiting) == (2, 1)
-    assert admission.reserve_all(1)[0].position == 2
+    many = admission.reserve_all(5)
+    one, other = admission.reserve(), admission.reserve()
+    many[0].release()
+    assert (one.running, other.position, many[2].position) == (True, 1, 2)
+    many[1].release()
+    assert (other.running, many[2].position, many[3].position) == (True, 1, 2)
+    one.release()
+    other.release()
+    assert [ticket.running for ticket in many] == [False, False, True, True, False]
+    many[2].release()
+    assert many[4].running
+    assert (admission.running, admission.waiting) == (2, 0)
+
+
+async def test_who_has_no_place_yet_learns_of_the_place_or_of_the_end() -> None:
+    admission = Admission(1, 0)
+    first, second, third, last = admission.reserve_all(4)
+    waiting = [asyncio.create_task(ticket.wait_enqueued()) for ticket in (second, third, last)]
+    await first.wait_enqueued()
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    third.release()
+    await waiting[1]
+    first.release()
+    await waiting[0]
+    assert second.running
+    admission.drain()
+    await waiting[2]
+    with pytest.raises(Draining):
+        await anext(last.positions())
+    second.release()
+    assert (admission.running, admission.waiting) == (0, 0)
 
 
 def test_without_a_queue_a_freed_slot_goes_to_the_next_who_comes() -> None:
@@ -198,27 +235,40 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.admission = Admission(slots, queue_size)
         self.running: list[Ticket] = []
         self.waiting: list[Ticket] = []
+        self.groups: dict[Ticket, list[Ticket]] = {}
+        """Those of the same request that have no place yet."""
         self.gone: list[Ticket] = []
         self.draining = False
 
-    @rule(target=tickets)
-    def reserve(self) -> Any:
-        full = len(self.running) == self.admission.slots and len(self.waiting) == self.admission.queue_size
-        if self.draining or full:
+    @rule(target=tickets, count=st.integers(1, 5))
+    def reserve(self, count: int) -> Any:
+        slots = self.admission.slots
+        free = slots + self.admission.queue_size - len(self.running) - len(self.waiting)
+        if self.draining or not free:
             with pytest.raises(Draining if self.draining else TooManyRequests):
-                self.admission.reserve()
+                self.admission.reserve_all(count)
             return multiple()
-        ticket = self.admission.reserve()
-        (self.running if len(self.running) < self.admission.slots else self.waiting).append(ticket)
-        return ticket
+        made = self.admission.reserve_all(count)
+        following = made[min(count, slots, free) :]
+        self.groups |= dict.fromkeys(made, following)
+        self.waiting += made[: count - len(following)]
+        self.grant()
+        return multiple(*made)
 
     @rule(ticket=tickets)
     def release(self, ticket: Ticket) -> None:
         ticket.release()
-        for those in (self.running, self.waiting):
+        following = self.groups[ticket]
+        for those in (self.running, self.waiting, following):
             with suppress(ValueError):
                 those.remove(ticket)
                 self.gone.append(ticket)
+                if those is not following and following:
+                    self.waiting.append(following.pop(0))
+                break
+        self.grant()
+
+    def grant(self) -> None:
         while self.waiting and len(self.running) < self.admission.slots:
             self.running.append(self.waiting.pop(0))
 
@@ -227,15 +277,18 @@ class AdmissionMachine(RuleBasedStateMachine):
         if really == 0:  # seldom, as little happens afterwards
             self.admission.drain()
             self.draining = True
-            self.gone += self.waiting
-            self.waiting = []
+            for those in (self.waiting, *self.groups.values()):
+                self.gone += those
+                those.clear()
 
     @invariant()
     def is_as_the_lists_say(self) -> None:
         assert self.admission.running == len(self.running) <= self.admission.slots
         assert self.admission.waiting == len(self.waiting) <= self.admission.queue_size
         assert all(ticket.running for ticket in self.running)
-        assert not any(ticket.running for ticket in self.waiting + self.gone)
+        following = [ticket for those in self.groups.values() for ticket in those]
+        assert not any(ticket.running for ticket in self.waiting + self.gone + following)
+        assert not any(ticket.position for ticket in self.gone + following)
         assert [ticket.position for ticket in self.waiting] == list(range(1, len(self.waiting) + 1))
         assert not self.waiting or self.admission.running == self.admission.slots, "one waits beside a free slot"
 

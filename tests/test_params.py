@@ -25,7 +25,7 @@ GENERATION: dict[str, tuple[list[Any], list[Any], str]] = {
     "max_new_tokens": ([1, 1_000_000], [0, -1, 1_000_001, *NOT_WHOLE], "a whole number of tokens from 1 to 1000000"),
     "temperature": ([0, 0.0, 0.7, 2, 2.0], [-5e-324, MORE_THAN_2, *NOT_A_NUMBER], "a number from 0 (greedy) to 2"),
     "top_k": ([0, 1, 1000], [-1, 1001, *NOT_WHOLE], "a whole number from 0 (off) to 1000"),
-    "top_p": ([0.001, 1, 1.0], [0, 0.0, MORE_THAN_1, *NOT_A_NUMBER], "a number above 0, up to 1 (off)"),
+    "top_p": ([0, 0.0, 0.001, 1, 1.0], [-0.001, MORE_THAN_1, *NOT_A_NUMBER], "a number from 0 (greedy) to 1 (off)"),
     "min_p": ([0, 0.05, 1, 1.0], [-5e-324, MORE_THAN_1, *NOT_A_NUMBER], "a number from 0 (off) to 1"),
     "typical_p": ([0.001, 1, 1.0], [0, 0.0, MORE_THAN_1, *NOT_A_NUMBER], "a number above 0, up to 1 (off)"),
     "repetition_penalty": (

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-new-tokens", type=int, metavar="N", help="tokens that an answer may have (256; else the server's)")
     add("--temperature", type=float, metavar="T", help="0 (greedy) to 2 (0.2; else the server's)")
-    add("--top-p", type=float, metavar="P", help="above 0, up to 1, off (0.7; else the server's)")
+    add("--top-p", type=float, metavar="P", help="0 (greedy) to 1, off (0.7; else the server's)")
     add = parser.add_argument_group("a model in this process").add_argument
     add("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="where the model runs (auto)")
     add("--dtype", choices=["auto", "float32", "float16", "bfloat16"], help="what it computes in (auto)")

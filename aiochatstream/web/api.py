@@ -26,7 +26,8 @@ class Api(NamedTuple):
     name: also the handler's, and what the roles' ``allow`` lists say.
     body: the model of the JSON that it reads. query: that of the query's parameters.
     answers: what a status of 200 comes with, by media type: a type that pydantic knows. ``str`` is text.
-    parts: handlers of other paths that come with it, and are of no use without; nothing is said of them.
+    parts: handlers of other paths that come with it, and are of no use without; nothing is said of them, unless the
+        handler is the endpoint's own.
     errors: what it is refused with, besides what goes for all (see :mod:`aiochatstream.web.openapi`).
     """
 

@@ -114,7 +114,7 @@ async def healthz(server: ChatStream, request: web.Request) -> web.StreamRespons
 
 @answers_errors
 async def readyz(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``GET /readyz``: ready to take work; 503 while loading or draining."""
+    """``GET /readyz``: ready for requests; 503 while loading or draining. ``GET /health`` is the same."""
     server.check_ready()
     return json_response({"status": "ready"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -193,6 +194,7 @@ def read_given_body(given: dict[str, Any] | bytes, schema: type[Schema], *, max_
 
 
 def _parse(body: bytes, schema: type[Schema]) -> Schema:
+    body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259 lets a BOM be ignored
     try:
         parsed = schema.model_validate_json(body or b"{}")
     except ValidationError as error:

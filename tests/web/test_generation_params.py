@@ -164,7 +164,7 @@ async def test_what_changes_nothing_writes_no_session(server: Server, client_of:
     [
         ({"temperature": 2.1}, "temperature: must be a number from 0 (greedy) to 2."),
         ({"top_k_value": 1001}, "top_k_value: must be a whole number from 0 (off) to 1000."),
-        ({"top_p_value": 0}, "top_p_value: must be a number above 0, up to 1 (off)."),
+        ({"top_p_value": -1}, "top_p_value: must be a number from 0 (greedy) to 1 (off)."),
         ({"top_p_value": 0.5, "top_p": 0.5}, "top_p_value: is another name of top_p; give one of the two."),
         ({"min_p": "x"}, "min_p: must be a number from 0 (off) to 1."),
         ({"max_new_tokens": 257}, "max_new_tokens: must be from 1 to 256 on this server."),

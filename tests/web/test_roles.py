@@ -451,6 +451,7 @@ async def test_an_agent_without_a_phrase_has_the_agents_default_role_or_none(sta
         assert (await agent_says(client, "hi"))[0] == 401
         assert (await ask(client, "/healthz", **SKIP))[0] == 200
         assert (await ask(client, "/readyz", **SKIP))[0] == 200
+        assert (await ask(client, "/health", **SKIP))[0] == 200
     client = client_of(await start(ChatStream(engine=echo, client_roles=WITH_AGENTS)))
     assert (await agent_says(client, "hi"))[0] == 200
     assert (await ask(client, "/get_load", **SKIP))[0] == 403

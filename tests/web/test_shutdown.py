@@ -35,8 +35,9 @@ async def test_draining_refuses_the_new_and_the_waiting_and_lets_the_running_fin
         assert response.status == 503
         assert (await response.json())["error"] == "draining"
         assert int(response.headers["Retry-After"]) >= 1
-    status, body, headers = await get(client_of(server), "/readyz")
-    assert (status, body["error"], "Retry-After" in headers) == (503, "draining", True)
+    for path in ("/readyz", "/health"):
+        status, body, headers = await get(client_of(server), path)
+        assert (status, body["error"], "Retry-After" in headers) == (503, "draining", True)
     assert (await get(client_of(server), "/healthz"))[0] == 200
     engine.allow(2)
     assert (await running)["text"] == "1 2 "

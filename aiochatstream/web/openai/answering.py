@@ -94,7 +94,7 @@ async def answer_with(
     answer.id = f"{answer.prefix}{turns[0].message_id}"
 
     def stop() -> None:
-        for turn in turns:
+        for turn in reversed(turns):  # those that have no place yet take none any more
             turn.stop("left")  # no effect on one that has ended
 
     sending = _Sending(request, server.limits.write_timeout, answer.id)

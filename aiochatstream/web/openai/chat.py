@@ -122,7 +122,8 @@ class Choice:
         """Its end."""
         chunks = self._chunks(self._reader.end(), None)
         self.usage = ended.usage
-        self._finish = "length" if ended.finish_reason == "length" else "tool_calls" if self._calls else "stop"
+        called = self._reader.finish_reason if self._calls else "stop"
+        self._finish = "length" if ended.finish_reason == "length" else called
         return [*chunks, *self._begin(), self._chunk({}, None, self._finish)]
 
     def whole(self) -> ChatChoice:
@@ -147,7 +148,7 @@ class Choice:
         if not deltas:
             return []
         told: list[ChoiceLogprobs | None] = [None] * len(deltas)
-        told[0] = None if logprobs is None else {"content": logprobs, "refusal": None}
+        told[0] = {"content": logprobs, "refusal": None} if logprobs else None
         return [*self._begin(), *(self._chunk(*one) for one in zip(deltas, told, strict=True))]
 
     def _delta(self, part: Part) -> MessageDelta:

@@ -38,7 +38,7 @@ class PastCall(BaseModel):
 
 
 class ChatMessage(Refusing):
-    """One message of a chat. What a model has refused with is what it has said."""
+    """One message of a chat. A refusal stands for the content; an assistant's message may have neither."""
 
     model_config = STRICT
 
@@ -58,7 +58,7 @@ class ChatMessage(Refusing):
     def _say_something(self) -> ChatMessage:
         if self.tool_calls and self.role != "assistant":
             raise ValueError("tool_calls: go with the role 'assistant' only")
-        if self.content is None and self.refusal is None and not self.tool_calls:
+        if self.content is None and self.role != "assistant":
             raise ValueError("content: must be a string or a list of parts {'type': 'text', 'text': ...}")
         return self
 
@@ -136,7 +136,7 @@ class ChatCompletionRequest(ChoicesRequest):
 
     @model_validator(mode="after")
     def _must_make_sense(self) -> ChatCompletionRequest:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: go with logprobs=true only")
         names = [tool.function.name for tool in self.tools or ()]
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:

@@ -7,11 +7,14 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Field, model_validator
 
 from aiochatstream.params import Flag, Logprobs
-from aiochatstream.web.openai.schemas import MOST_ITEMS, ChoicesRequest, Count
+from aiochatstream.web.openai.schemas import ChoicesRequest, Count
+
+MOST_ANSWERS = 256
+"""Of one request. To begin so many takes the event loop some milliseconds."""
 
 Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, fail_fast=True)]
 Item = TypeVar("Item")
-Several = Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
+Several = Annotated[list[Item], Field(min_length=1, max_length=MOST_ANSWERS, fail_fast=True)]
 
 
 class CompletionRequest(ChoicesRequest):
@@ -21,7 +24,7 @@ class CompletionRequest(ChoicesRequest):
 
     prompt: Annotated[
         str | Several[str] | Ids | Several[Ids],
-        Field(description=f"a string, a list of token ids, or a list of 1 to {MOST_ITEMS} of either"),
+        Field(description=f"a string, a list of token ids, or a list of 1 to {MOST_ANSWERS} of either"),
     ]
     echo: Flag | None = None
     logprobs: Logprobs | None = None
@@ -38,6 +41,12 @@ class CompletionRequest(ChoicesRequest):
 
     @model_validator(mode="after")
     def _must_be_possible(self) -> CompletionRequest:
+        prompts, answers = len(self.texts), self.n or 1
+        if prompts * answers > MOST_ANSWERS:
+            raise ValueError(
+                f"{'prompt' if answers == 1 else 'n'}: must ask for 1 to {MOST_ANSWERS} answers in all, "
+                f"not {prompts * answers} (prompts: {prompts}, n: {answers})"
+            )
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of: must be n, or absent; answers are not ranked here")
         if self.echo and self.logprobs is not None:

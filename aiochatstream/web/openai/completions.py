@@ -75,7 +75,7 @@ class Choice:
             logprobs = self._logprobs.of_text(text.logprobs, self._offsets)
             for name, values in self._told.items():
                 values += logprobs[name]  # type: ignore[literal-required]
-        return self._chunk(text.text, logprobs)
+        return self._chunk(text.text, logprobs if logprobs and logprobs["tokens"] else None)
 
     def end(self, ended: Ended) -> TextChunkChoice:
         """Its end."""
@@ -110,7 +110,8 @@ class CompletionAnswer(Answer):
         self._choices = [Choice(index, logprobs, text) for index, text in enumerate(before)]
 
     def take(self, index: int, text: Text) -> str:
-        return sse(self._chunk([self._choices[index].take(text)]))
+        choice = self._choices[index].take(text)
+        return sse(self._chunk([choice])) if choice["text"] or choice["logprobs"] else ""
 
     def end(self, index: int, ended: Ended) -> str:
         return sse(self._chunk([self._choices[index].end(ended)]))

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.prompts.tools import BEGIN_CALL
@@ -40,6 +40,9 @@ Part = str | CallPart
 
 class Reader(ABC):
     """Reads an answer as it is written."""
+
+    finish_reason: Literal["tool_calls", "stop"] = "tool_calls"
+    """The reason for the end of an answer with calls that ends by itself."""
 
     @abstractmethod
     def push(self, text: str) -> list[Part]:
@@ -98,7 +101,9 @@ class WholeReader(CallReader):
 
 
 class OneCallReader(Reader):
-    """All of the answer is the arguments of this function."""
+    """All of the answer is the arguments of this function. As with OpenAI, such an answer ends with "stop"."""
+
+    finish_reason = "stop"
 
     def __init__(self, name: str) -> None:
         self._name: str | None = name

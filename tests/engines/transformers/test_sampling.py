@@ -74,6 +74,7 @@ def expected(logits: torch.Tensor, seen: list[int], params: dict[str, Any]) -> t
         {"top_k": 1},
         {"top_k": 7},
         {"top_k": 1000},
+        {"top_p": 0.0},
         {"top_p": 0.1},
         {"top_p": 0.9},
         {"top_p": 0.999},

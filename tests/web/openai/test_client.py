@@ -92,27 +92,78 @@ async def test_n_answers_come_of_one_request(start: Any, openai_of: Any, stream:
     await until(lambda: server.idle)
 
 
-async def test_n_answers_take_their_slots_in_one_step_or_not_at_all(start: Any, stepper: Any, openai_of: Any) -> None:
+async def test_n_answers_take_the_places_that_are_free_and_the_others_follow(
+    start: Any, stepper: Any, openai_of: Any
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=1, max_new_tokens=1))
     client, admission = openai_of(server), server.chat_stream.admission
-    with pytest.raises(openai.BadRequestError, match="n: 3 answers are more than this server makes at a time, 2"):
-        await client.chat.completions.create(model="", messages=HI, n=3)
     one = asyncio.create_task(client.chat.completions.create(model="", messages=HI))
     await until(lambda: engine.calls)
-    two = asyncio.create_task(client.chat.completions.create(model="", messages=HI, n=2))
+    five = asyncio.create_task(client.chat.completions.create(model="", messages=HI, n=5))
     await until(lambda: (admission.running, admission.waiting) == (2, 1))
     with pytest.raises(openai.InternalServerError):
         await client.chat.completions.create(model="", messages=HI)
-    engine.allow(1)  # of one of the two
-    await until(lambda: admission.waiting == 0)
-    with pytest.raises(openai.InternalServerError):  # one place is free, and two are needed
-        await client.chat.completions.create(model="", messages=HI, n=2)
-    assert (admission.running, admission.waiting) == (2, 0)
-    engine.allow(2)
+    engine.allow(6)
     await one
-    assert len((await two).choices) == 2
+    assert [choice.message.content for choice in (await five).choices] == ["1 "] * 5
+    assert engine.most_running == 2
     assert server.idle
+
+
+async def test_more_prompts_than_slots_have_their_turn_and_so_do_others_between_them(
+    start: Any, stepper: Any, openai_of: Any
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=1, max_new_tokens=1))
+    client, admission = openai_of(server), server.chat_stream.admission
+    prompts = [str(number) for number in range(100)]
+    many = asyncio.create_task(client.completions.create(model="", prompt=prompts, echo=True))
+    await until(lambda: len(engine.calls) == 2)
+    one = asyncio.create_task(client.chat.completions.create(model="", messages=HI))
+    await until(lambda: admission.waiting == 1)
+    engine.allow(101)
+    await one
+    assert HI in engine.calls[2:4]
+    assert [choice.text for choice in (await many).choices] == [f"{prompt}1 " for prompt in prompts]
+    assert engine.most_running == 2
+    assert server.idle
+
+
+async def test_what_waits_for_answers_of_its_own_request_does_not_wait_in_the_queue(
+    start: Any, stepper: Any, openai_of: Any
+) -> None:
+    engine = stepper()
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1, max_queue_wait=0.01
+        )
+    )
+    answer = asyncio.create_task(openai_of(server).chat.completions.create(model="", messages=HI, n=2))
+    await until(lambda: engine.calls)
+    await asyncio.sleep(0.05)
+    engine.allow(2)
+    assert len((await answer).choices) == 2
+
+
+@pytest.mark.parametrize("end", ["left", "drained"])
+async def test_of_a_large_request_nothing_goes_on_when_it_ends(
+    start: Any, stepper: Any, openai_of: Any, end: str
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=1))
+    many = asyncio.create_task(openai_of(server).completions.create(model="", prompt=["a"] * 50))
+    await until(lambda: engine.running == 2)
+    if end == "left":
+        many.cancel()
+    else:
+        server.chat_stream.drain()
+    with pytest.raises(asyncio.CancelledError if end == "left" else openai.InternalServerError):
+        await many
+    await until(lambda: server.stopping)
+    engine.allow(4)
+    await until(lambda: server.idle)
+    assert len(engine.calls) == engine.closed == 2
 
 
 async def test_one_of_n_that_fails_ends_the_others(start: Any, openai_of: Any) -> None:

@@ -19,7 +19,7 @@ from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
 from tests.engines.test_detokenizing import BYTE_FALLBACK
-from tests.engines.transformers.models import tiny
+from tests.engines.transformers.models import BYTES, tiny
 from tests.helpers import PATIENCE, echo, until
 
 HI = [{"role": "user", "content": "one two three"}]
@@ -66,7 +66,7 @@ MESSAGES_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"role": "assistant", "content": "x", "audio": {"id": "1"}}, "audio"),
     ({"role": "user", "content": "x", "tool_calls": [CALL]}, "tool_calls"),
     ({"role": "function", "content": "x", "name": "f"}, "role"),
-    ({"role": "assistant", "content": None}, "content"),
+    ({"role": "user", "content": None}, "content"),
     ({"role": "tool", "content": None, "tool_call_id": "1"}, "content"),
 ]
 
@@ -111,6 +111,35 @@ async def test_a_refusal_is_what_the_model_has_said(start: Any, openai_of: Any) 
     assert engine.messages == [[*HI, {"role": "assistant", "content": "I cannot."}, *HI]]
 
 
+@pytest.mark.parametrize("empty", [{"content": None}, {}])
+async def test_an_assistants_message_may_be_empty(start: Any, openai_of: Any, empty: dict[str, Any]) -> None:
+    engine = Hearing("ok")
+    create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
+    await create(model="", messages=[*HI, {"role": "assistant", **empty}, *HI])
+    assert engine.messages == [[*HI, {"role": "assistant", "content": ""}, *HI]]
+
+
+async def test_a_byte_order_mark_before_the_body_is_ignored(start: Any, client_of: Any) -> None:
+    server = await start(ChatStream(engine=echo))
+    session = client_of(server).session
+    for path, body in (("/v1/completions", {"prompt": "x"}), ("/chat_stream", {"user_input": "x"})):
+        data = json.dumps(body).encode("utf-8-sig")
+        async with session.post(server.url + path, data=data, headers={"Content-Type": "application/json"}) as response:
+            assert response.status == 200
+
+
+async def test_top_logprobs_of_nothing_need_no_logprobs(start: Any, openai_of: Any) -> None:
+    create = openai_of(await start(ChatStream(engine=echo))).chat.completions.create
+    answer = await create(model="", messages=HI, logprobs=False, top_logprobs=0)
+    assert answer.choices[0].logprobs is None
+
+
+async def test_top_p_may_be_zero(start: Any, openai_of: Any) -> None:
+    engine = Hearing("ok")
+    await openai_of(await start(ChatStream(engine=engine))).chat.completions.create(model="", messages=HI, top_p=0)
+    assert engine.params[0].top_p == 0
+
+
 async def test_a_seed_may_be_below_zero(start: Any, openai_of: Any) -> None:
     engine = Hearing("ok")
     client = openai_of(await start(ChatStream(engine=engine)))
@@ -150,9 +179,9 @@ async def test_no_replacement_breaks_the_form_that_was_asked_for(start: Any, ope
 
 
 async def test_too_many_answers_are_the_fault_of_n_or_of_the_prompts(start: Any, openai_of: Any) -> None:
-    create = openai_of(await start(ChatStream(engine=echo, num_of_concurrent_executions=2))).completions.create
-    for asked, param in (({"prompt": "a", "n": 3}, "n"), ({"prompt": ["a"] * 3}, "prompt")):
-        with pytest.raises(openai.BadRequestError, match="3 answers are more than") as refused:
+    create = openai_of(await start(ChatStream(engine=echo))).completions.create
+    for asked, param in (({"prompt": ["a"] * 3, "n": 86}, "n"), ({"prompt": ["a"] * 257}, "prompt")):
+        with pytest.raises(openai.BadRequestError, match="1 to 256") as refused:
             await create(model="", **asked)
         assert refused.value.param == param
 
@@ -165,6 +194,18 @@ async def test_a_completion_goes_on_in_the_middle_of_a_text(start: Any, openai_o
     for token, text in ((space, " "), (a, "a")):
         answer = await openai_of(server).completions.create(model="", prompt="ab", logit_bias={str(token): 100})
         assert answer.choices[0].text == text
+
+
+async def test_an_answer_that_ends_at_once_streams_no_empty_logprobs(start: Any, openai_of: Any) -> None:
+    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "temperature": 0.0}
+    server = await start(ChatStream(model=tiny(), tokenizer=BYTES, **options))
+    end = {str(BYTES.eos_token_id): 100}
+    client = openai_of(server, _strict_response_validation=False)
+    texts = await client.completions.create(model="", prompt="ab", logprobs=1, logit_bias=end, stream=True)
+    chunks = [chunk.choices[0] async for chunk in texts]
+    assert [(chunk.text, chunk.logprobs, chunk.finish_reason) for chunk in chunks] == [("", None, "stop")]
+    chat = await client.chat.completions.create(model="", messages=HI, logprobs=True, logit_bias=end, stream=True)
+    assert [chunk.choices[0].logprobs async for chunk in chat] == [None, None]
 
 
 async def test_a_constraint_that_takes_time_to_check_holds_up_nobody_elses_prompt(start: Any, openai_of: Any) -> None:
