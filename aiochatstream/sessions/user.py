@@ -62,6 +62,16 @@ class User:
         """What the store knows the user by."""
         return self._id
 
+    @property
+    def owner(self) -> str:
+        """The owner of this user's prompts, see :class:`~aiochatstream.engines.Prompt`."""
+        return f"program:{self.id}"
+
+    @property
+    def owners(self) -> list[str]:
+        """:attr:`owner`, and those that the user had before."""
+        return [self.owner]
+
     async def load(self, name: str) -> Conversation:
         """The conversation ``name`` as it was last kept; an empty one where there is none."""
         return await self._store.load(self.id, self._full(name)) or Conversation()
@@ -139,6 +149,14 @@ class UserSession(User):
     def id(self) -> str:
         """The user's account, or the random id of the session; a fresh one where that knows none yet."""
         return str(self._data["id"]) if self._account is None else self._account
+
+    @property
+    def owner(self) -> str:
+        return f"session:{self.id}" if self._account is None else f"account:{self._account}"
+
+    @property
+    def owners(self) -> list[str]:
+        return [self.owner, *(f"session:{user_id}" for user_id in self._earlier_ids)]
 
     async def load(self, name: str) -> Conversation:
         for user_id in (self.id, *self._earlier_ids):
