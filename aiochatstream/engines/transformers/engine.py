@@ -52,6 +52,12 @@ same has errors of its own, about a tenth; what is really different is as far aw
 CHECK_TOLERANCE_HALF = 0.5
 WARM_UP = 40
 """Tokens."""
+WARM_UP_PARAMS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 1.0, "logprobs": 1},
+    {"temperature": 1.0, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1},
+)
+"""Answers of all kinds, made at load: the first passes are slow, and what this device cannot do is to show at once."""
 
 COMPILING_TAKES = "It takes torch 2.13 and, on a CPU, Linux with g++ and Python's headers."
 
@@ -206,8 +212,8 @@ class TransformersEngine(Engine):
             self._answers = Alone(model, self.on_step, self._draw)
         self._grammars = Grammars(self.tokenizer, self.vocabulary, self._eos_ids)
         length = min(WARM_UP, min(context_len, self.max_context_len or context_len) - 2)
-        if length > 0:  # the first passes of all are slow: let them be over before someone waits for one
-            params = GenerationParams(max_new_tokens=3, ignore_eos=True, temperature=0.0)
+        for options in WARM_UP_PARAMS if length > 0 else ():
+            params = GenerationParams(max_new_tokens=3, ignore_eos=True, **options)
             deque(self.generate(Prompt([], [0] * length), params), maxlen=0)
         release_helpers()
 
