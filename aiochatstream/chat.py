@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import json
 import uuid
@@ -159,7 +158,7 @@ class Chat(Runtime):
             await self._turns.give_up(user.id, name)
             raise
         job = self._job(
-            dataclasses.replace(made, owner=user.id),
+            self._own(made, user.owner, own_system=not system),
             params,
             ticket,
             prompt.get_replacement_when_output(),
@@ -183,6 +182,7 @@ class Chat(Runtime):
                 "The running answer is being discarded, but has not stopped yet. Send again."
             ) from None
         try:
+            self._forget_prompts(user)
             return await user.forget(name) or discarded is not None
         finally:
             await self._turns.give_up(user.id, name)
@@ -202,6 +202,7 @@ class Chat(Runtime):
             loaded = await user.load(name)
             check_turn(loaded, if_turn)
             changed = change(loaded).begin(str(uuid.uuid4()))
+            self._forget_prompts(user)
             return await user.rewrite(name, changed, loaded=loaded)
         finally:
             await self._turns.give_up(user.id, name)
@@ -217,6 +218,11 @@ class Chat(Runtime):
         turn.stop(reason)
         await turn.wait_ended()
         return turn.message_id
+
+    def _forget_prompts(self, user: User) -> None:
+        """Have the engine drop what it keeps of the user's prompts, those of other conversations too."""
+        for owner in user.owners:
+            self.engine.forget(owner)
 
     async def _take(self, user: User, name: str) -> RunningTurn:
         return await self._turns.take(user.id, name, functools.partial(user.hold, name))

@@ -435,7 +435,9 @@ class ChatStream(Chat, Stateless):
 
         Who has come to know the old identity does not have the new one. Call it before the response begins.
         """
-        await (await self._browser_session(request)).renew()  # whatever the client says of itself
+        user = await self._browser_session(request)  # whatever the client says of itself
+        self._forget_prompts(user)
+        await user.renew()
 
     async def user_session(self, request: web.Request) -> UserSession:
         """The request's user and where the user's conversations are."""

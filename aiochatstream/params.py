@@ -94,7 +94,7 @@ class ParamOverrides(BaseModel):
     frequency_penalty: is taken from them as many times as the answer has the token (OpenAI).
     no_repeat_ngram_size: no sequence of so many tokens comes twice in prompt and answer.
     logit_bias: is added to the logits of these token ids; -100 bans one, 100 all others.
-    seed: the same seed and prompt give the same answer again.
+    seed: the same seed and prompt give the same answer again, in half precision only in the same company.
     stop: strings that end the answer and are not shown.
     ignore_eos: do not stop at the end-of-sequence token (for load tests: exactly max_new_tokens tokens).
     """

@@ -37,6 +37,11 @@ class GivenMessages:
         """How many prompts it is."""
         return 1
 
+    @property
+    def leaves_head(self) -> bool:
+        """Whether what is before the conversation is the server's alone: no system message and no tools of a client."""
+        return not self.tools and not any(one["role"] in ("system", "developer") for one in self.messages)
+
     def too_long(self, context_len: int) -> bool:
         """Whether it cannot fit into so many tokens: known without a tokenizer, which a long text would hold up."""
         chars = sum(len(one.get("content") or "") for one in self.messages)
@@ -74,6 +79,8 @@ class GivenTexts:
     """Texts that the model is to go on with, as they are; each as text or as token ids."""
 
     texts: list[str | list[int]]
+    leaves_head = False
+    """As in :class:`GivenMessages`: a text is the client's from its first token on."""
 
     def __len__(self) -> int:
         """How many prompts they are."""

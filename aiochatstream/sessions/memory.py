@@ -18,9 +18,12 @@ from aiohttp_session import Session
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import ConversationChanged
 from aiochatstream.sessions.bounded import COMMON, BoundedMap
-from aiochatstream.sessions.shares import SHARE, client_network
+from aiochatstream.sessions.client_address import client_network
 from aiochatstream.sessions.storage import SessionStorage
 from aiochatstream.sessions.store import ConversationStore, Holder
+
+SHARE = web.RequestKey("aiochatstream_share", str)
+"""Share that the session of a request is charged to, if not to its client's address (see :class:`BoundedMap`)."""
 
 RANDOM_ID = re.compile("[A-Za-z0-9_-]{43}")
 

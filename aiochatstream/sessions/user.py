@@ -14,9 +14,9 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import BadRequest, InvalidValue, SessionsNotSetUp
 from aiochatstream.sessions.bounded import COMMON, BoundedMap
-from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, is_random_id, random_id
+from aiochatstream.sessions.client_address import client_network
+from aiochatstream.sessions.memory import SHARE, MemoryConversationStore, MemoryStorage, is_random_id, random_id
 from aiochatstream.sessions.sealed import CookieStorage
-from aiochatstream.sessions.shares import SHARE, client_network
 from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 
 SESSION_KEY = "aiochatstream"
@@ -70,6 +70,16 @@ class User:
     def id(self) -> str:
         """What the store knows the user by."""
         return self._id
+
+    @property
+    def owner(self) -> str:
+        """The owner of this user's prompts, see :class:`~aiochatstream.engines.Prompt`."""
+        return f"program:{self.id}"
+
+    @property
+    def owners(self) -> list[str]:
+        """:attr:`owner`, and those that the user had before."""
+        return [self.owner]
 
     async def load(self, name: str) -> Conversation:
         """The conversation ``name`` as it was last kept; an empty one where there is none."""
@@ -164,6 +174,14 @@ class UserSession(User):
         self._request[SHARE] = share
         if isinstance(self._store, MemoryConversationStore):
             self._store = self._store.charged_to(share)
+
+    @property
+    def owner(self) -> str:
+        return f"session:{self.id}" if self._account is None else f"account:{self._account}"
+
+    @property
+    def owners(self) -> list[str]:
+        return [self.owner, *(f"session:{user_id}" for user_id in self._earlier_ids)]
 
     async def load(self, name: str) -> Conversation:
         for user_id in (self.id, *self._earlier_ids):

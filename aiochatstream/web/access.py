@@ -11,7 +11,7 @@ from yarl import URL
 from aiochatstream.errors import Forbidden, TooManyAttempts, Unauthorized
 from aiochatstream.roles import ALWAYS_ALLOWED, PROBES, Role
 from aiochatstream.sessions import granted_role
-from aiochatstream.web.addresses import rate_limit_key
+from aiochatstream.sessions.client_address import client_network
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
@@ -59,7 +59,7 @@ async def _role(server: ChatStream, request: web.Request) -> Role:
 
 def _by_header_phrase(server: ChatStream, request: web.Request, phrase: str) -> Role | None:
     """Return the role of ``phrase``; wrong ones use up the address's attempts. Without any left, none is compared."""
-    address = rate_limit_key(request)
+    address = client_network(request)
     if not server.header_attempts.allows(address):
         raise TooManyAttempts("Too many wrong phrases from this address. Send the right one a minute later.")
     role = server.roles.by_header_phrase(phrase)

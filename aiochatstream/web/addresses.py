@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from aiohttp import hdrs, web
 
-IPV6_HOST_BITS = 64
-"""The part of its address that an IPv6 host chooses itself."""
+from aiochatstream.sessions.client_address import parse_address
 
 PROXY_HEADERS = (
     "Forwarded",
@@ -18,27 +16,6 @@ PROXY_HEADERS = (
     hdrs.X_FORWARDED_PROTO,
     "X-Real-IP",
 )
-
-
-def parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the IP address that ``text`` is, None for other text.
-
-    An IPv4-mapped address (``::ffff:192.0.2.1``), as a socket for both protocols reports it, is the IPv4 address.
-    """
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
-
-
-def rate_limit_key(request: web.Request) -> str:
-    """Return the name of the client of ``request``: its IPv4 address, or the /64 network of its IPv6 address."""
-    remote = request.remote or "unknown"
-    address = parse_address(remote)
-    if isinstance(address, IPv6Address):
-        return str(IPv6Network((int(address), IPV6_HOST_BITS), strict=False))
-    return remote if address is None else str(address)
 
 
 def host_name(authority: str) -> str:

@@ -12,7 +12,8 @@ from aiohttp import web
 from yarl import URL
 
 from aiochatstream.errors import Forbidden
-from aiochatstream.web.addresses import arrived_on_loopback, hosts_of, is_loopback_host, parse_address
+from aiochatstream.sessions.client_address import parse_address
+from aiochatstream.web.addresses import arrived_on_loopback, hosts_of, is_loopback_host
 
 NAME = re.compile(r"(?:\*\.)?[^\s*.:/\\@?#\[\]]+(?:\.[^\s*.:/\\@?#\[\]]+)*\.?")
 ANY = "*"

@@ -13,8 +13,8 @@ from aiohttp import web
 from aiochatstream.buckets import TokenBuckets
 from aiochatstream.phrases import is_comparable
 from aiochatstream.roles import Role
+from aiochatstream.sessions.client_address import client_network
 from aiochatstream.web.access import is_agent
-from aiochatstream.web.addresses import rate_limit_key
 from aiochatstream.web.schemas import ChatRequest
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def typed_role(server: ChatStream, request: web.Request, asked: ChatReques
         return None
     if server.state != "ready":  # who sends again until it is must not use up the tries
         return None
-    address = rate_limit_key(request)
+    address = client_network(request)
     if not server.phrase_attempts.take(address):
         return None
     role = await asyncio.to_thread(server.roles.by_typed_phrase, text)

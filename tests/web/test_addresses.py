@@ -12,7 +12,8 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.web.addresses import comes_from_here, rate_limit_key
+from aiochatstream.sessions.client_address import client_network
+from aiochatstream.web.addresses import comes_from_here
 from tests.helpers import echo, role_of
 
 
@@ -38,7 +39,7 @@ def request_of(remote: str, **headers: str) -> web.Request:
     ],
 )
 def test_a_client_is_an_ipv4_address_or_a_network_of_ipv6(remote: str, key: str) -> None:
-    assert rate_limit_key(request_of(remote)) == key
+    assert client_network(request_of(remote)) == key
 
 
 @pytest.mark.parametrize(

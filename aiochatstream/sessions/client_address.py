@@ -1,4 +1,4 @@
-"""Shares of this process's memory, so that strangers do not push out everybody's sessions and conversations."""
+"""Addresses of clients, compared as numbers and not as text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from aiohttp import web
 
 IPV6_HOST_BITS = 64
 """The part of its address that an IPv6 host chooses itself."""
-
-SHARE = web.RequestKey("aiochatstream_share", str)
-"""Share that the session of a request is charged to, if not to its client's address (see :class:`BoundedMap`)."""
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
