@@ -66,7 +66,10 @@ class GivenMessages:
         if prompt.tokenizer is None:
             yield simple, []
         elif isinstance(prompt, ChatPrompt):
-            yield simple, encode_messages(prompt.tokenizer, told, tools or None)
+            ids = encode_messages(
+                prompt.tokenizer, told, tools or None, special_tokens_in_text=prompt.special_tokens_in_text
+            )
+            yield simple, ids
         else:
             raise InvalidValue(
                 "messages: must be a system message or none, then user and assistant in turn, the user's last; "
