@@ -5,6 +5,9 @@ import { byId } from "./dom.js";
 /** @typedef {import("../chat.js").Chat} Chat */
 /** @typedef {import("../store.js").Store} Store */
 
+/** Whether the keyboard is on the screen, where it covers half of it. */
+const touch = () => matchMedia("(hover: none) and (pointer: coarse)").matches;
+
 export class Composer {
   #box = byId("message", HTMLTextAreaElement);
   #send = byId("send", HTMLButtonElement);
@@ -41,8 +44,9 @@ export class Composer {
     this.#update();
   }
 
+  /** Focus the box. On a touch screen only a tap does that: it opens the keyboard. */
   focus() {
-    this.#box.focus();
+    if (!touch()) this.#box.focus();
   }
 
   /**
@@ -93,8 +97,7 @@ export class Composer {
       editLast();
     }
     if (event.key !== "Enter" || event.shiftKey || event.altKey) return;
-    const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
-    if (touch && !event.ctrlKey && !event.metaKey) return;
+    if (touch() && !event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
     this.#submit();
   }
