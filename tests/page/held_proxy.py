@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, suppress
 
 
 class HeldProxy:
-    """Forwards to a port of this machine. After :meth:`hold` the present connections stay open and carry nothing."""
+    """Forwards to ``port`` of this machine. After :meth:`hold` the present connections stay open and carry nothing."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self.port = port
         self._connections: list[asyncio.Event] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.url = ""
@@ -23,7 +23,7 @@ class HeldProxy:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held = asyncio.Event()
         self._connections.append(held)
-        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        there, back = await asyncio.open_connection("127.0.0.1", self.port)
         for source, target in ((reader, back), (there, writer)):
             task = asyncio.create_task(_forward(source, target, held))
             self._tasks.add(task)

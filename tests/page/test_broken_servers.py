@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp_session
 import pytest
+from aiohttp import web
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 from playwright.async_api import Page, Route, expect
 
 from aiochatstream import ChatStream
-from tests.helpers import running_server, until
+from tests.helpers import running_server, serving, until
 from tests.page.chatting import Chat, repeats
 from tests.page.conftest import Visit
 from tests.page.held_proxy import held_proxy
@@ -193,19 +195,20 @@ async def test_a_login_page_in_place_of_the_server_is_told_and_led_to(start: Any
     await expect(chat.unsent).to_have_text("two")
 
 
-def encrypted(key: str, port: int = 0) -> Any:
-    return running_server(ChatStream(engine=repeats), EncryptedCookieStorage(key, samesite="Lax"), port=port)
-
-
 async def test_a_commit_token_outlives_a_restart_of_the_server_and_a_reload(visit: Visit) -> None:
     key = Fernet.generate_key().decode()
-    async with encrypted(key) as first:
-        chat = Chat(await visit(first.url))
-        await chat.page.route("**/history*", lambda route: route.abort())  # it would seal the answer, too
-        await chat.page.route("**/commit", lambda route: route.fulfill(status=502, body=""))
-        await chat.ask("one")
-    async with encrypted(key, first.port):
-        await chat.page.unroute_all()
+    chat_stream, app = ChatStream(engine=repeats), web.Application()
+    aiohttp_session.setup(app, EncryptedCookieStorage(key, samesite="Lax"))
+    app.add_routes(chat_stream.routes(exclude=["commit", "history"]))  # one that goes before it can seal the answer
+    chat_stream.setup(app)
+    async with AsyncExitStack() as stack:
+        async with serving(app) as url:
+            proxy = await stack.enter_async_context(held_proxy(int(url.rsplit(":", 1)[1])))
+            chat = Chat(await visit(proxy.url))
+            await chat.ask("one")
+        storage = EncryptedCookieStorage(key, samesite="Lax")
+        second = await stack.enter_async_context(running_server(ChatStream(engine=repeats), storage))
+        proxy.port = second.port
         await chat.page.reload()
         await chat.see_turns("one", "one")
         await expect(chat.refusal).to_have_count(0)
