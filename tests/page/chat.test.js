@@ -407,3 +407,67 @@ test("turns that are still there stay the same objects, so that nothing of them 
   await chat.load();
   assert.ok(chat.turns.every((turn, index) => turn === before[index]));
 });
+
+test("a refused message goes back into the box when something else is asked", async () => {
+  const events = [new ApiError(422, "invalid_value", "no")];
+  const { chat, store } = await chatWith(serverOf({ events, messages: HISTORY, turn: 2 }));
+  const returned = [];
+  chat.addEventListener("returned", (event) => returned.push(event.detail));
+  await chat.send("three");
+  events.splice(0, 1, delta("x"), done());
+  await chat.ask({ kind: "regenerate" });
+  assert.deepEqual([returned, chat.refused, store.unsent("main")], [["three"], null, null]);
+});
+
+test("an edit of a message that is gone goes back into the box", async () => {
+  const { chat } = await chatWith(serverOf({ events: [new ApiError(404, "not_found", "")], messages: HISTORY, turn: 2 }));
+  const returned = [];
+  chat.addEventListener("returned", (event) => returned.push(event.detail));
+  await chat.ask({ kind: "edit", text: "new", id: "a" });
+  chat.turns = [];
+  chat.retry();
+  assert.deepEqual([returned, chat.refused], [["new"], null]);
+  chat.close();
+});
+
+test("what another tab has sent since stays kept when an earlier message is found", async () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.setUnsent("main", { text: "two", after: "a" });
+  const api = serverOf({ messages: HISTORY, turn: 2 });
+  const chat = new Chat(api, store, "main");
+  store.setUnsent("main", { text: "three", after: "b" });
+  await chat.load();
+  assert.deepEqual([chat.refused, store.unsent("main")?.text], [null, "three"]);
+});
+
+for (const [error, code, passes] of [
+  [errorOf(503, { error: "starting", detail: "" }, "7"), "starting", 7],
+  [errorOf(502, null), "unreachable", 5],
+  [errorOf(599, null, "999999999"), "unreachable", 3600],
+  [errorOf(503, {}, "Sun, 06 Nov 2033 08:49:37 GMT"), "unreachable", 5],
+  [errorOf(429, [], "0"), "unreachable", 5],
+  [errorOf(408, "text"), "unreachable", 5],
+  [errorOf(401, { error: "unauthorized", detail: "" }), "not_ours", null],
+  [errorOf(403, { error: { message: "another API" } }), "not_ours", null],
+  [errorOf(511, null), "not_ours", null],
+  [errorOf(403, { error: "forbidden", detail: "" }), "forbidden", null],
+]) {
+  test(`${error.status} ${error.message}: ${code}, ${passes === null ? "final" : `again in ${passes} s`}`, () => {
+    assert.deepEqual([error.code, error.retryAfter], [code, passes]);
+  });
+}
+
+test("an answer is complete with its last event, though the connection stays open", async () => {
+  const api = serverOf({});
+  api.chat = async () => ({
+    devTool: false,
+    events: (async function* () {
+      yield delta("x");
+      yield done();
+      await new Promise(() => {});
+    })(),
+  });
+  const { chat } = await chatWith(api);
+  await chat.send("Hi");
+  assert.deepEqual(said(chat), [["Hi", "x", "complete"]]);
+});

@@ -145,3 +145,12 @@ test("a title is a line of at most 60 characters, and cuts none in two", () => {
   assert.equal([...titleOf("🌈".repeat(100))].length, 60);
   assert.ok(titleOf("🌈".repeat(100)).startsWith("🌈🌈"));
 });
+
+test("a message that is given back comes before what has been written since", () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.giveBack("a", "one");
+  store.giveBack("a", "one");
+  assert.equal(store.draft("a"), "one");
+  store.giveBack("a", "zero");
+  assert.equal(store.draft("a"), "zero\none");
+});

@@ -31,7 +31,7 @@ import { readEvents, SILENCE_MS } from "./stream.js";
 
 /**
  * A request that was refused or did not get through. `code` is the server's, or "unreachable" (no server answered, or a
- * proxy in its place), or "not_ours" (something else answered, as a login page does).
+ * proxy in its place), or "not_ours" (something else answered, as a login page does, or wants a login).
  */
 export class ApiError extends Error {
   /**
@@ -90,7 +90,7 @@ const LOGIN_NEEDED = 511;
  * @param {string | null} retryAfter the header
  */
 export function errorOf(status, body, retryAfter = null) {
-  if (typeof body?.error !== "string") return errorOfAnother(status, retryAfter);
+  if (typeof body?.error !== "string" || status === 401) return errorOfAnother(status, retryAfter);
   const { error: code, detail } = body;
   const passes = status === 503 || status === 429 || code === "too_many_requests" || code === "draining";
   const elsewhere = code === "answer_elsewhere" ? ELSEWHERE_SECONDS : null;
@@ -139,10 +139,11 @@ async function ask(path, init, read, patience) {
   const lateAfter = (/** @type {number} */ ms) =>
     setTimeout(() => late.abort(new Error(`Nothing came within ${ms / 1000} s.`)), ms);
   let timer = lateAfter(patience);
-  const signal = init.signal ? AbortSignal.any([init.signal, late.signal]) : late.signal;
   try {
+    init.signal?.throwIfAborted();
+    init.signal?.addEventListener("abort", () => late.abort(), { once: true });
     const response = await fetch(path, {
-      credentials: "same-origin", cache: "no-store", redirect: "manual", ...init, signal,
+      credentials: "same-origin", cache: "no-store", redirect: "manual", ...init, signal: late.signal,
     });
     clearTimeout(timer);
     timer = lateAfter(BODY_MS);

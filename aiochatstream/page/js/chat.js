@@ -1,7 +1,8 @@
 // One conversation as this tab sees it: what was said, what is being answered, and what the server has not taken.
 
 import { ApiError, errorOf } from "./api.js";
-import { asked, fieldsOf, turnsOf } from "./turns.js";
+import { Commits } from "./commits.js";
+import { asked, fieldsOf, hasAnswer, turnsOf } from "./turns.js";
 
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {import("./store.js").Store} Store */
@@ -37,6 +38,9 @@ const AUTOMATIC_TRIES = 20;
 
 /** How often a server that does not have the last answer is asked again: another worker may have it. */
 const ELSEWHERE_TRIES = 2;
+
+/** Milliseconds that the next message waits for an answer that was stopped. */
+const SETTLED_MS = 3000;
 
 const EVENTS_KEPT = 1000;
 
@@ -75,12 +79,12 @@ export class Chat extends EventTarget {
   #elsewhere = 0;
   /** @type {Pending | null} */
   #pending = null;
-  /** @type {Promise<void> | null} */
-  #committing = null;
+  #stopping = Promise.resolve();
   #closed = false;
   #abort = new AbortController();
   #api;
   #store;
+  #commits;
 
   /**
    * @param {Api} api
@@ -91,6 +95,7 @@ export class Chat extends EventTarget {
     super();
     this.#api = api;
     this.#store = store;
+    this.#commits = new Commits(api, store, id);
     this.id = id;
     const unsent = store.unsent(id);
     if (!unsent) return;
@@ -158,7 +163,11 @@ export class Chat extends EventTarget {
     const before = this.turns;
     const after = asked(before, ask);
     const turn = after?.at(-1);
-    if (!after || !turn) return;
+    if (!after || !turn) {
+      this.giveUp(); // what it is about is gone
+      this.#giveBack(ask);
+      return;
+    }
     this.#forgetTimers();
     const said = turn.answer;
     const undo = () => {
@@ -218,7 +227,17 @@ export class Chat extends EventTarget {
   }
 
   /** Stop the answer under way; what there is of it stays. */
-  async stop() {
+  stop() {
+    this.#stopping = this.#stop();
+    return this.#stopping;
+  }
+
+  /** Wait until it is known what is left of an answer that was stopped, or for long enough. */
+  async settled() {
+    await Promise.race([this.#stopping, new Promise((resolve) => setTimeout(resolve, SETTLED_MS))]);
+  }
+
+  async #stop() {
     if (this.busy) this.#abort.abort(new ApiError(0, STOPPED, "")); // first: it frees a connection for the request
     await this.#api.stop(this.id).catch(ignoreRefusal);
     await this.load();
@@ -284,26 +303,29 @@ export class Chat extends EventTarget {
     const body = { ...this.#body(ask), ...(abandonLost ? { abandon_lost: true } : {}) };
     const { events, devTool } = await this.#api.chat(body, signal, () => this.dispatchEvent(new Event("crowded")));
     this.devTool = devTool;
-    let done = null;
     try {
-      // to the very end, after `done` too: hanging up would cost the connection
-      for await (const { event, data } of events) {
+      for (let next = await events.next(); !next.done; next = await events.next()) {
+        const { event, data } = next.value;
         this.#record(event, data, began);
         if (event === "delta") this.#grow(turn, data.text);
         else if (event === "queued") this.#wait(data.position);
         else if (event === "start") this.#wait(0, turn, data.message_id);
-        else if (event === "done") done = data;
+        else if (event === "done") return data;
         else if (event === "error") {
-          if (data.commit) await this.#take(data.commit, turn.id);
+          if (data.commit) {
+            this.#commits.add(data.commit, turn.id);
+            await this.#commit();
+          }
           throw errorOf(0, data.error);
         }
       }
     } catch (error) {
       const { reason } = signal;
-      if (!done) throw error instanceof ApiError ? error : reason instanceof ApiError ? reason : unreachable();
+      throw error instanceof ApiError ? error : reason instanceof ApiError ? reason : unreachable();
+    } finally {
+      void drain(events);
     }
-    if (!done) throw unreachable();
-    return done;
+    throw unreachable();
   }
 
   /** @param {Ask} ask */
@@ -366,8 +388,12 @@ export class Chat extends EventTarget {
     turn.like = null;
     this.#number = done.turn ?? null;
     this.#store.touch(this.id, turn.user);
-    if (done.commit) void this.#take(done.commit, turn.id);
-    else this.#store.setUnsent(this.id, null);
+    if (done.commit) {
+      this.#commits.add(done.commit, turn.id);
+      void this.#commit();
+    } else {
+      this.#store.setUnsent(this.id, null);
+    }
     if (done.dropped_turns) {
       this.dispatchEvent(new Event("dropped"));
       void this.load();
@@ -375,37 +401,9 @@ export class Chat extends EventTarget {
     if (done.stored === false) this.dispatchEvent(new Event("unkept"));
   }
 
-  /**
-   * Where the history is in a cookie, the answer joins it with this token; without it, with the next request to the same
-   * process. Until then the token is kept, over a reload and a restart of the server.
-   * @param {string} token
-   * @param {string | null} id message id of the answer
-   */
-  async #take(token, id) {
-    this.#store.setCommit(this.id, { token, id: id ?? "" });
-    await this.#commit();
-  }
-
-  /** Send the token that is kept, if there is one. */
+  /** Send the commit token that is kept, now and again until that succeeds. */
   async #commit() {
-    this.#committing ??= this.#sendCommit().finally(() => (this.#committing = null));
-    await this.#committing;
-  }
-
-  async #sendCommit() {
-    const commit = this.#store.commit(this.id);
-    if (!commit) return;
-    try {
-      await this.#api.commit(commit.token);
-      if (this.#store.unsent(this.id)?.id === commit.id) this.#store.setUnsent(this.id, null);
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      if (!error.certain || error.passes) {
-        this.#loadIn(RECOVER_MS);
-        return;
-      }
-    }
-    if (this.#store.commit(this.id)?.token === commit.token) this.#store.setCommit(this.id, null);
+    if (!(await this.#commits.send())) this.#loadIn(RECOVER_MS);
   }
 
   /**
@@ -463,24 +461,16 @@ export class Chat extends EventTarget {
     if (!pending) return;
     this.#pending = null;
     const { ask, error } = pending;
-    if (this.#hasTurn(pending)) {
+    if (hasAnswer(this.turns, pending)) {
       clearTimeout(this.#retryTimer);
       this.refused = null;
       this.#tries = 0;
-      this.#store.setUnsent(this.id, null);
+      this.#forget(ask);
     } else if (error?.code === STOPPED) {
       this.#giveBack(ask);
     } else if (!this.refused) {
       this.#refuse(ask, error);
     }
-  }
-
-  /** @param {Pending} pending */
-  #hasTurn({ ask, after, id }) {
-    if (id) return this.turns.some((turn) => turn.id === id);
-    if (!("text" in ask)) return false;
-    const before = this.turns.findIndex((turn) => turn.id === after);
-    return this.turns.slice(before + 1).some((turn) => turn.user === ask.text);
   }
 
   /**
@@ -507,12 +497,12 @@ export class Chat extends EventTarget {
    * @param {() => void} undo
    */
   #expect(ask, undo) {
-    const earlier = this.#pending;
-    if (earlier?.ask === ask) {
-      earlier.undo = undo;
+    if (this.#pending?.ask === ask) {
+      this.#pending.undo = undo;
       return;
     }
-    if (earlier) this.#giveBack(earlier.ask);
+    const earlier = this.#pending?.ask ?? this.refused?.ask;
+    if (earlier && earlier !== ask) this.#giveBack(earlier);
     const after = this.last?.id ?? null;
     this.#pending = { ask, error: null, after, id: null, undo };
     if (!("text" in ask)) return;
@@ -523,7 +513,12 @@ export class Chat extends EventTarget {
   /** @param {Ask} ask that was not answered */
   #giveBack(ask) {
     if ("text" in ask) this.dispatchEvent(new CustomEvent("returned", { detail: ask.text }));
-    this.#store.setUnsent(this.id, null);
+    this.#forget(ask);
+  }
+
+  /** @param {Ask} ask that is done with; another tab may have sent something since */
+  #forget(ask) {
+    if ("text" in ask && this.#store.unsent(this.id)?.text === ask.text) this.#store.setUnsent(this.id, null);
   }
 
   /**
@@ -572,4 +567,16 @@ function unlessAborted(signal, task) {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
     task.then(() => resolve(null), reject);
   });
+}
+
+/**
+ * Read to the very end: hanging up would cost the connection.
+ * @param {AsyncGenerator<ServerEvent, void, void>} events
+ */
+async function drain(events) {
+  try {
+    while (!(await events.next()).done);
+  } catch {
+    // all that matters has come
+  }
 }

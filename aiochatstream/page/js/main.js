@@ -131,7 +131,7 @@ function listen(chat) {
   });
   chat.addEventListener("returned", (event) => {
     if (chat.id === store.current) composer.giveBack(/** @type {CustomEvent} */ (event).detail);
-    else store.setDraft(chat.id, /** @type {CustomEvent} */ (event).detail);
+    else store.giveBack(chat.id, /** @type {CustomEvent} */ (event).detail);
   });
   chat.addEventListener("dropped", () => notice(t("dropped")));
   chat.addEventListener("unkept", () => notice(t("unkept")));

@@ -62,10 +62,13 @@ function anyOf(locks, signal) {
       others.abort();
       return new Promise((release) => resolve(() => release(undefined)));
     };
-    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
-    const waiting = { signal: AbortSignal.any([signal, others.signal]) };
+    const leave = () => {
+      others.abort();
+      reject(signal.reason);
+    };
+    signal.addEventListener("abort", leave, { once: true });
     for (let slot = 0; slot < SLOTS; slot += 1) {
-      locks.request(`aiochatstream stream ${slot}`, waiting, held).catch(reject);
+      locks.request(`aiochatstream stream ${slot}`, { signal: others.signal }, held).catch(reject);
     }
   });
 }

@@ -148,6 +148,16 @@ export class Store extends EventTarget {
   }
 
   /**
+   * Put a message that was not answered before what has been written since.
+   * @param {string} id
+   * @param {string} text
+   */
+  giveBack(id, text) {
+    const written = this.draft(id);
+    this.setDraft(id, written.trim() && written !== text ? `${text}\n${written}` : text);
+  }
+
+  /**
    * What an earlier message is about to become.
    * @param {string} id
    * @param {string} messageId of its answer
