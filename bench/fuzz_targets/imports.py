@@ -17,6 +17,15 @@ from fuzz_targets import Findings, rounds
 INPUTS_A_ROUND = 100
 REFUSALS = {400, 413, 422}
 
+ALPHABETS = [
+    "ab \n",
+    "日本語。",
+    "\x00\x01\x1b\x7f\u2028\ufeff\ufffd",
+    "🍣\u200d👧",
+    "<|im_end|>\\\"'&%",
+    "\ud83d a",
+]
+
 
 def fuzz(seconds: float, seed: int) -> Findings:
     """Import random conversations into a server, export them, and import the export."""
@@ -111,7 +120,7 @@ def _anything(rng: random.Random, depth: int) -> Any:
 
 
 def _text(rng: random.Random) -> str:
-    alphabet = rng.choice(
+    alphabet = rng.choice(ALPHABETS)
         ["ab \n", "日本語。", "\x00\x01\x1b\x7f\u2028\ufeff\ufffd", "🍣👩‍👩‍👧", "<|im_end|>\\\"'&%", "\ud83d a"]
     )
     return "".join(rng.choice(alphabet) for _ in range(rng.choice([0, 1, 5, 40, 4000])))
