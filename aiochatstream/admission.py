@@ -122,6 +122,16 @@ class Admission:
         """Places in the queue that are taken."""
         return len(self._waiting)
 
+    def check_room(self) -> None:
+        """Raise as :meth:`reserve_all`, and take nothing."""
+        if self._draining:
+            raise self._draining_error()
+        if self.running + self.waiting >= self.slots + self.queue_size:
+            raise TooManyRequests(
+                f"All {self.slots} slots and all {self.queue_size} places in the queue are taken.",
+                retry_after=self.retry_after(),
+            )
+
     def reserve(self) -> Ticket:
         """Take a slot or a place in the queue, in one step. Raises as :meth:`reserve_all`."""
         return self.reserve_all(1)[0]
@@ -136,14 +146,8 @@ class Admission:
         Raises :class:`~aiochatstream.errors.TooManyRequests` when no place is free,
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.
         """
-        if self._draining:
-            raise self._draining_error()
+        self.check_room()
         free = self.slots + self.queue_size - self.running - self.waiting
-        if not free:
-            raise TooManyRequests(
-                f"All {self.slots} slots and all {self.queue_size} places in the queue are taken.",
-                retry_after=self.retry_after(),
-            )
         followers: deque[Ticket] = deque()
         tickets = [Ticket(self, followers) for _ in range(count)]
         followers += tickets

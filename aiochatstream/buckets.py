@@ -44,6 +44,12 @@ class TokenBuckets:
 
     def take(self, key: str) -> bool:
         """Take a token of ``key``'s bucket; False when there is none."""
+        allowed = self.allows(key)
+        self._buckets[key].tokens -= allowed
+        return allowed
+
+    def allows(self, key: str) -> bool:
+        """Return whether ``key``'s bucket has a token."""
         now = self._clock()
         bucket = self._buckets.pop(key, None) or _Bucket(self._capacity, now)
         self._buckets[key] = bucket
@@ -54,7 +60,6 @@ class TokenBuckets:
         if bucket.tokens >= self._capacity:
             bucket.tokens, bucket.empty_told = self._capacity, False
         if bucket.tokens >= 1:
-            bucket.tokens -= 1
             return True
         if not bucket.empty_told:
             bucket.empty_told = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import json
 import uuid
@@ -14,7 +13,7 @@ from typing import Literal
 from aiochatstream.admission import Ticket
 from aiochatstream.ask import Ask, check_turn
 from aiochatstream.conversation import Conversation
-from aiochatstream.errors import ConversationBusy, InvalidValue
+from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.events import Ended, Event, Failed, Text
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime import Runtime, Setting
@@ -26,12 +25,17 @@ Position = Literal["begin", "mid", "end"]
 
 SWEEP_SECONDS = 60.0
 
+MAX_PROMPT_TEXTS = 16
+"""Prompts to read that may be waited for."""
+
 
 class Chat(Runtime):
     """Takes turns of conversations."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
+        self._one_prompt_text = asyncio.Lock()
+        self._prompt_texts = 0
         self._memory = MemoryConversationStore()
         self._console_user = User(random_id(), self._memory)  # no account of an app is called that
         self.metrics.watch_sessions(lambda: len(self._memory), lambda: self._memory.bytes)
@@ -47,7 +51,11 @@ class Chat(Runtime):
         return {name: turn.position for name, turn in turns.items() if turn.position}
 
     async def prompt_text(self, told: Conversation, message: str) -> str:
-        """What the model is told when ``message`` follows ``told``; for an engine without a tokenizer, as JSON."""
+        """What the model is told when ``message`` follows ``told``; for an engine without a tokenizer, as JSON.
+
+        One at a time is made, so that the prompts of answers have a thread. Raises
+        :class:`~aiochatstream.errors.TooManyRequests` if too many wait.
+        """
         prompt = self._prompt_class()
         prompt.conversation, prompt.message = told, message
 
@@ -59,7 +67,14 @@ class Chat(Runtime):
                 return json.dumps(made.messages, ensure_ascii=False)
             return prompt.create_prompt()
 
-        return await self._in_prompt_thread(text)
+        if self._prompt_texts >= MAX_PROMPT_TEXTS:
+            raise TooManyRequests("Too many prompts are asked for at once.")
+        self._prompt_texts += 1
+        try:
+            async with self._one_prompt_text:
+                return await self._in_prompt_thread(text)
+        finally:
+            self._prompt_texts -= 1
 
     async def handle_console_input(self, text: str) -> AsyncGenerator[tuple[str, str, Position], None]:
         """Answer ``text`` in the one conversation that a program without users has with this object.
@@ -143,7 +158,7 @@ class Chat(Runtime):
             await self._turns.give_up(user.id, name)
             raise
         job = self._job(
-            dataclasses.replace(made, owner=user.id),
+            self._own(made, user.owner, own_system=not system),
             params,
             ticket,
             prompt.get_replacement_when_output(),
@@ -167,6 +182,7 @@ class Chat(Runtime):
                 "The running answer is being discarded, but has not stopped yet. Send again."
             ) from None
         try:
+            self._forget_prompts(user)
             return await user.forget(name) or discarded is not None
         finally:
             await self._turns.give_up(user.id, name)
@@ -186,6 +202,7 @@ class Chat(Runtime):
             loaded = await user.load(name)
             check_turn(loaded, if_turn)
             changed = change(loaded).begin(str(uuid.uuid4()))
+            self._forget_prompts(user)
             return await user.rewrite(name, changed, loaded=loaded)
         finally:
             await self._turns.give_up(user.id, name)
@@ -201,6 +218,11 @@ class Chat(Runtime):
         turn.stop(reason)
         await turn.wait_ended()
         return turn.message_id
+
+    def _forget_prompts(self, user: User) -> None:
+        """Have the engine drop what it keeps of the user's prompts, those of other conversations too."""
+        for owner in user.owners:
+            self.engine.forget(owner)
 
     async def _take(self, user: User, name: str) -> RunningTurn:
         return await self._turns.take(user.id, name, functools.partial(user.hold, name))

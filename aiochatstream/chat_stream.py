@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from aiochatstream.arguments import engine_of, prompt_class_of
 from aiochatstream.chat import Chat
 from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
-from aiochatstream.errors import InvalidValue
+from aiochatstream.errors import Draining, InvalidValue
 from aiochatstream.messages import Locale
 from aiochatstream.param_limits import checked_limits
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
@@ -47,18 +47,22 @@ from aiochatstream.web import (
     routes,
 )
 from aiochatstream.web.access import is_agent
+from aiochatstream.web.active_requests import ActiveRequests
+from aiochatstream.web.addresses import comes_from_here
 from aiochatstream.web.api import mount
 from aiochatstream.web.completion import Callback, Completions
 from aiochatstream.web.documents import Documents
 from aiochatstream.web.feedback import FeedbackCallback
+from aiochatstream.web.hosts import AllowedHosts
 from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openapi import DIALECT, Table
 from aiochatstream.web.page import Page
-from aiochatstream.web.presence import Presence, comes_from_here
-from aiochatstream.web.promotion import phrase_attempts
+from aiochatstream.web.presence import Presence
+from aiochatstream.web.promotion import SENT, phrase_attempts
+from aiochatstream.web.uploads import TOTAL_BYTES, Uploads
 
 PROBE_FOLDER = "probe"
 
@@ -115,6 +119,7 @@ class ChatStream(Chat, Stateless):
     :param seed: seeds the sequence of the answers' seeds, 0 to 2**63 - 1; None is random.
     :param max_queue_wait: seconds that a request waits for a slot before it gets 503.
     :param max_answer: seconds that an answer may take; it is then ended with finish reason ``length``.
+    :param body_timeout: seconds that a request's body may take to arrive; one more for each 64 KiB beyond 1 MiB.
     :param write_timeout: seconds that a client may take nothing of a full buffer before it counts as gone.
     :param shutdown_timeout: seconds that running answers may go on at shutdown. Below gunicorn's graceful_timeout.
     :param max_request_bytes: longest request body; the app's ``client_max_size`` holds, too.
@@ -138,6 +143,9 @@ class ChatStream(Chat, Stateless):
         same in all worker processes. Empty, or 1 to 64 of A-Z a-z 0-9 - _.
     :param client_roles: who may call what, in chatstream's shape; see :class:`~aiochatstream.roles.Roles`. None: one
         role for all browsers, which may call all but get_prompt and get_resource_usage.
+    :param allowed_hosts: the host names by which this server may be called, each as ``chat.example.com`` or
+        ``*.example.com``; addresses and localhost always may. None: any name, but none more on connections to a
+        loopback address. A refusal names what to add. See :class:`~aiochatstream.web.hosts.AllowedHosts`.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
     :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.
@@ -184,6 +192,7 @@ class ChatStream(Chat, Stateless):
         seed: int | None = None,
         max_queue_wait: float = 60.0,
         max_answer: float = 300.0,
+        body_timeout: float = 30.0,
         write_timeout: float = 30.0,
         shutdown_timeout: float = 20.0,
         max_request_bytes: int = 1 << 20,
@@ -199,6 +208,7 @@ class ChatStream(Chat, Stateless):
         name: str = "node:0",
         namespace: str = "",
         client_roles: Mapping[str, Any] | None = None,
+        allowed_hosts: Collection[str] | None = None,
         allowed_origins: Collection[str] = (),
         web_ui_params: Mapping[str, Any] | None = None,
         locale: Locale = "en",
@@ -221,6 +231,7 @@ class ChatStream(Chat, Stateless):
                 "context_len": context_len,
                 "max_queue_wait": max_queue_wait,
                 "max_answer": max_answer,
+                "body_timeout": body_timeout,
                 "write_timeout": write_timeout,
                 "shutdown_timeout": shutdown_timeout,
                 "max_request_bytes": max_request_bytes,
@@ -271,7 +282,8 @@ class ChatStream(Chat, Stateless):
             raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
         self.name = name
         self.roles = Roles(client_roles, routes.APIS)
-        self.phrase_attempts = phrase_attempts()
+        self.phrase_attempts, self.header_attempts = phrase_attempts(), phrase_attempts(warning=SENT)
+        self.allowed_hosts = AllowedHosts(allowed_hosts)
         self.allowed_origins = cors.checked_origins(allowed_origins)
         self.place = place.Place(
             namespace, cross_origin=bool(self.allowed_origins), grants_roles=self.roles.can_be_granted
@@ -281,9 +293,12 @@ class ChatStream(Chat, Stateless):
         self.on_feedback_received = on_feedback_received
         self.page = Page({} if web_ui_params is None else web_ui_params)
         self.presence = Presence()
+        self.uploads = Uploads(limits.body_timeout, max(TOTAL_BYTES, 2 * limits.max_request_bytes))
+        self.active_requests = ActiveRequests(limits.write_timeout)
         self.completions = Completions()
         self.documents = Documents((Table("Chat", routes.APIS), Table(DIALECT, openai_routes.APIS)))
         self.allow_metrics = allow_metrics
+        self.ratings = feedback.Ratings()
         self._store = conversation_store
         self._identify_user = identify_user
         self._recent_params = recent_params()
@@ -420,7 +435,9 @@ class ChatStream(Chat, Stateless):
 
         Who has come to know the old identity does not have the new one. Call it before the response begins.
         """
-        await (await self._browser_session(request)).renew()  # whatever the client says of itself
+        user = await self._browser_session(request)  # whatever the client says of itself
+        self._forget_prompts(user)
+        await user.renew()
 
     async def user_session(self, request: web.Request) -> UserSession:
         """The request's user and where the user's conversations are."""
@@ -464,7 +481,11 @@ class ChatStream(Chat, Stateless):
         self._end()
 
     async def _on_shutdown(self, app: web.Application) -> None:
+        self.uploads.refuse(
+            Draining("The server is shutting down and takes no new requests.")
+        )  # nothing more of them is read
         await self._shut_down()
+        await self.active_requests.end()
 
 
 class _Nothing:

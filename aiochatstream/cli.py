@@ -29,6 +29,7 @@ from aiochatstream.prompts import ChatPrompt
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import errors_as_json
 from aiochatstream.web.openai.keys import ApiKeys
+from aiochatstream.web.server_log import shorten_client_errors
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,14 @@ OPTION_OF = {
     "--max-new-tokens": "max_new_tokens",
     "--context-len": "context_len",
     "--top-p": "top_p",
+    "--allowed-host": "allowed_hosts",
 }
 """What the parameters of ChatStream are called on the command line."""
 
 OPENAI_PREFIX = "/v1"
+
+LAST_SECONDS = 2.0
+"""Seconds that aiohttp waits for connections after ChatStream has ended its own."""
 
 API_KEYS = "AIOCHATSTREAM_API_KEYS"
 """The environment's variable with API keys, separated by spaces or line breaks."""
@@ -79,6 +84,7 @@ def serve(options: argparse.Namespace) -> int:
         temperature=options.temperature,
         top_p=options.top_p,
         allow_system_prompt=True,
+        allowed_hosts=options.allowed_host,
         conversation_store=sessions.store,
         locale=options.locale,
     )
@@ -97,7 +103,7 @@ def serve(options: argparse.Namespace) -> int:
         tasks.append(asyncio.create_task(announce()))
 
     tasks: list[asyncio.Task[None]] = []
-    app = web.Application(middlewares=[errors_as_json()])
+    app = web.Application(middlewares=[errors_as_json()], handler_args={"auto_decompress": False})
     if sessions.connection is not None:
         app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
     aiohttp_session.setup(app, sessions.storage)
@@ -105,7 +111,8 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream.setup(app)
     chat_stream.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
     app.on_startup.append(start_announcing)
-    web.run_app(app, sock=listener, print=None, loop=_new_event_loop())
+    logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
+    web.run_app(app, sock=listener, print=None, loop=_new_event_loop(), shutdown_timeout=LAST_SECONDS)
     return _end(_complain(failures[0]) if failures else 0)
 
 
@@ -278,6 +285,12 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="HuggingFace id, folder or .gguf file; none: the small model")
     add("--host", default="127.0.0.1", help="address to listen on")
+    add(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="a host name that requests may use (behind a proxy: chat.example.com); repeatable",
+    )
     add("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
     add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where the model runs")
     add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="what it computes in")

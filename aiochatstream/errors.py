@@ -13,6 +13,7 @@
     ├── NotRunningHere               404 not_running_here
     ├── NoRecording                  404 no_recording
     ├── MethodNotAllowed             405 method_not_allowed
+    ├── RequestTimeout               408 request_timeout
     ├── ConversationBusy             409 conversation_busy
     ├── ConversationChanged          409 conversation_changed
     ├── NothingToRegenerate          409 nothing_to_regenerate
@@ -21,6 +22,7 @@
     ├── TooLarge                     413 too_large
     ├── UnsupportedMediaType         415 unsupported_media_type
     ├── InvalidValue                 422 invalid_value
+    ├── TooManyAttempts              429 too_many_attempts, with Retry-After
     ├── EngineFailed                 500 internal_server_error
     ├── SessionsNotSetUp             500 internal_server_error
     └── Unavailable                  503, with Retry-After
@@ -121,6 +123,13 @@ class MethodNotAllowed(ChatStreamError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(ChatStreamError):
+    """The body does not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class ConversationBusy(ChatStreamError):
     """An answer of this conversation is running."""
 
@@ -178,6 +187,14 @@ class InvalidValue(ChatStreamError):
     code = "invalid_value"
 
 
+class TooManyAttempts(ChatStreamError):
+    """Too many wrong phrases from one address."""
+
+    status = 429
+    code = "too_many_attempts"
+    retry_after = 60
+
+
 class EngineFailed(ChatStreamError):
     """The engine raised; a conversation is as it was before the turn."""
 
@@ -197,7 +214,7 @@ class Unavailable(ChatStreamError):
 
 
 class TooManyRequests(Unavailable):
-    """Every slot and every place in the queue is taken."""
+    """Every slot and every place in the queue is taken, or too many bodies arrive at once."""
 
     code = "too_many_requests"
 

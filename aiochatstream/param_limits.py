@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from aiochatstream.params import GenerationParams, ParamOverrides, validated
@@ -54,13 +55,19 @@ def checked_limits(
     return limits
 
 
+@functools.cache
+def _widest_ranges() -> Mapping[str, tuple[float, float]]:
+    """What anyone may set. To make the schema holds the event loop for several milliseconds."""
+    schema = GenerationParams.model_json_schema()["properties"]
+    return {name: (schema[name].get("minimum", ABOVE_ZERO), schema[name]["maximum"]) for name in LIMITED}
+
+
 def allowed_ranges(limits: Mapping[str, tuple[float, float]], own: GenerationParams) -> dict[str, tuple[float, float]]:
     """The least and the most of what is a number, by name: as anyone may, or narrower where ``limits`` say so.
 
     :param own: the parameters that hold beside them.
     """
-    schema = GenerationParams.model_json_schema()["properties"]
-    ranges = {name: (schema[name].get("minimum", ABOVE_ZERO), schema[name]["maximum"]) for name in LIMITED}
+    ranges = dict(_widest_ranges())
     if own.repetition_penalty_method == "multiplicative":
         ranges["repetition_penalty"] = (ABOVE_ZERO, ranges["repetition_penalty"][1])
     return {"max_new_tokens": (1, own.max_new_tokens), **ranges, **limits}

@@ -32,6 +32,11 @@ def number_of_text(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
+def flag_of_text(value: Any) -> Any:
+    """Return the bool that a query parameter spells, and anything else as it is."""
+    return {"true": True, "1": True, "false": False, "0": False}.get(value, value) if isinstance(value, str) else value
+
+
 # One place for each range. The description is the sentence that a wrong value is answered with.
 MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole number of tokens from 1 to 1000000")]
 Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]
@@ -89,7 +94,7 @@ class ParamOverrides(BaseModel):
     frequency_penalty: is taken from them as many times as the answer has the token (OpenAI).
     no_repeat_ngram_size: no sequence of so many tokens comes twice in prompt and answer.
     logit_bias: is added to the logits of these token ids; -100 bans one, 100 all others.
-    seed: the same seed and prompt give the same answer again.
+    seed: the same seed and prompt give the same answer again, in half precision only in the same company.
     stop: strings that end the answer and are not shown.
     ignore_eos: do not stop at the end-of-sequence token (for load tests: exactly max_new_tokens tokens).
     """
@@ -189,6 +194,7 @@ class Limits(BaseModel):
     context_len: tokens that prompt and answer may have together; None is the model's own, at most 2048.
     max_queue_wait: how long a request waits for its slot before it is refused with 503.
     max_answer: how long an answer may take before it is ended as with ``max_new_tokens``.
+    body_timeout: how long a request's body may take to arrive.
     write_timeout: how long a client may take nothing before it counts as gone.
     shutdown_timeout: how long running answers may go on when the server is told to stop.
     max_request_bytes: the longest body; the app's own ``client_max_size`` holds, too.
@@ -205,6 +211,7 @@ class Limits(BaseModel):
     )
     max_queue_wait: Seconds
     max_answer: Seconds
+    body_timeout: Seconds
     write_timeout: Seconds
     shutdown_timeout: Seconds
     max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30, description="a number of bytes from 1024 to 2**30")]

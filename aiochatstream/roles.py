@@ -25,7 +25,10 @@ PHRASE_METHODS = UI_METHODS | HEADER_METHODS
 
 AUTH_METHODS = (NO_PHRASE, *PHRASE_METHODS)
 
-ALWAYS_ALLOWED = frozenset({"healthz", "readyz", "metrics"})
+PROBES = frozenset({"healthz", "readyz"})
+"""Requests of load balancers and orchestrators, by whatever address or name."""
+
+ALWAYS_ALLOWED = PROBES | {"metrics"}
 """Whoever asks: a load balancer has no role, and /metrics has a policy of its own."""
 
 ALLOWED_WITH = {"commit": "chat_stream"}

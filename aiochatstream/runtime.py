@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import random
@@ -16,7 +17,7 @@ from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.prefill_only import prefill_only
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting
+from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting, Unavailable
 from aiochatstream.events import Ended, Failed
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
@@ -30,6 +31,9 @@ State = Literal["starting", "ready", "draining", "failed"]
 Result = TypeVar("Result")
 
 DEFAULT_CONTEXT_LEN = 2048
+
+PROBES = ("Hello", "1")
+"""Two messages without a common beginning: what their prompts have in common is the server's own."""
 
 PROMPT_THREADS = 2
 """Threads for the short jobs of rendering and tokenising prompts."""
@@ -79,6 +83,8 @@ class Runtime:
         self._prompt_class_of = setting.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
         """Known when the engine is loaded."""
+        self._head: list[int] = []
+        """Tokens that the server itself puts before every conversation; known when the engine is loaded."""
         self._seeds = random.Random(setting.seed)  # noqa: S311 - the draws of a language model need no secrecy
         self._turns = Turns(self._turn_ended)
         self._loading: asyncio.Task[None] | None = None
@@ -163,6 +169,14 @@ class Runtime:
         if self.state == "draining":
             raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
 
+    def check_room(self) -> None:
+        """Raise as :meth:`Admission.check_room`, for a request whose body is not read yet."""
+        try:
+            self.admission.check_room()
+        except Unavailable as error:
+            self.metrics.refused(error.code)
+            raise
+
     def drain(self) -> None:
         """Take no new requests (503 ``draining``) and send away those who wait; running answers go on."""
         self.state = "draining"
@@ -208,6 +222,14 @@ class Runtime:
         if prompt.tokenizer is not None:
             ids = fit(prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
         return Prompt(prompt.get_messages(), ids, continued=bool(prompt.open_answer))
+
+    def _own(self, made: Prompt, owner: str, *, own_system: bool) -> Prompt:
+        """Return ``made`` as a prompt of ``owner``.
+
+        :param own_system: whether the server's own words are before the conversation, and not a client's.
+        """
+        shared = _common(self._head, made.token_ids) if own_system else 0
+        return dataclasses.replace(made, owner=owner, shared=shared)
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await self._in_thread_of(self._prompt_threads, function, *args)
@@ -260,11 +282,33 @@ class Runtime:
             raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
         self._check_logit_bias()
         self._prompt_class = self._prompt_class_of(self.engine.tokenizer)
-        # one that does not go with this model shows now, not at the first request
-        prompt = self._prompt_class()
-        prompt.message = "Hello"
-        self._make_prompt(prompt, self.params)
+        self._head = self._find_head()
+        self.engine.share(self._head)
+
+    def _find_head(self) -> list[int]:
+        """Return the tokens that the prompts of all messages begin with.
+
+        Raises what the prompt class raises if it does not go with this model: better now than at the first request.
+        """
+
+        def ids_of(message: str) -> list[int]:
+            prompt = self._prompt_class()
+            prompt.message = message
+            return self._make_prompt(prompt, self.params).token_ids
+
+        one, other = PROBES
+        ids = ids_of(one)
+        try:
+            return ids[: _common(ids, ids_of(other))]
+        except Exception:  # noqa: BLE001 - a class that takes not just any message; nothing is shared
+            return []
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.logger.error(self._messages.load_failed, exc_info=error)
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Return the number of ids from the beginning on that are the same."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +57,8 @@ class Stateless(Runtime):
             one, room = made[at // count]
             seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + at % count) % 2**63
             own = params.model_copy(update={"seed": seed, "max_new_tokens": room})
-            job = self._job(dataclasses.replace(one, owner=owner), own, ticket, pairs)
+            mine = self._own(one, owner, own_system=given.leaves_head)
+            job = self._job(mine, own, ticket, pairs)
             self._turns.start("", turn.message_id, job)
         return turns
 

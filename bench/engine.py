@@ -28,7 +28,7 @@ from common import (
     wholes,
     write_json,
 )
-from sides import Side, engine_side, plain_side, stall, step_s, ttft
+from sides import Side, engine_side, plain_side, stall, stamped, step_s, ttft
 from stepping import Steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,7 +38,7 @@ from aiochatstream.engines.transformers.openmp import release_helpers
 
 CONTEXT = 2048
 """Tokens of a row."""
-PARTS = ("prefill", "decode", "batch", "turns", "stall", "profile")
+PARTS = ("prefill", "decode", "batch", "turns", "users", "stall", "profile")
 TURN_TOKENS = 32
 """The next turn's message."""
 FIRST_ANSWER = 4
@@ -52,6 +52,10 @@ engine over plain, pair by pair.
   decode     milliseconds per step (the median gap between tokens), and tokens per second, by the tokens before them
   batch      the same for so many answers at once: requests to the engine, one batch of model.generate
   turns      TTFT: milliseconds to the first token of a second turn (a message of 32 tokens), by the history's length
+  users      TTFT of a prompt whose first half is the server's own (the engine alone): unknown to the engine; where
+             another user has asked the same, of which only the server's half is shared (the default); and where the
+             same user has, which with share_prefixes=True is as quick for another user. The last two differ by the
+             price of keeping users apart
   stall      what answers under way suffer from a prompt that arrives (the engine alone): the 99th percentile of the
              gaps between their tokens while it is read, and the median gap before. One round goes ahead, unmeasured:
              oneDNN makes code for sizes that it has not met, so a server's first long prompt disturbs more
@@ -89,6 +93,7 @@ class Results:
     weight_bytes: int = 0
     bandwidth: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    users: list[dict[str, float]] = field(default_factory=list)
     stalls: list[dict[str, float]] = field(default_factory=list)
     profiles: list[dict[str, float]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -104,7 +109,7 @@ class Results:
     def render(self) -> str:
         rows = [row for row in self.rows if row.plain]
         left_out = "".join(f"\n{sentence}" for sentence in self.left_out)
-        profiles = "".join(figures(of) for of in (self.stalls, self.profiles) if of)
+        profiles = "".join(figures(of) for of in (self.users, self.stalls, self.profiles) if of)
         if not rows:
             return profiles + left_out if profiles else f"Nothing was measured.{left_out}"
         head = ("", "", "", "engine", "model.generate", "engine/plain", "floor", "engine/floor")
@@ -125,6 +130,7 @@ class Results:
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_s": self.bandwidth,
             "floor_ms": self.floor_ms,
+            "users": self.users,
             "stalls": self.stalls,
             "profiles": self.profiles,
             "left_out": self.left_out,
@@ -206,6 +212,24 @@ class Bench:
                 return [ttft(side([history + self._ids(TURN_TOKENS)], 1)) * 1000]
 
             self._rounds(row, measure)
+
+    def _users(self) -> None:
+        for length in self._fitting("users", self.options.histories, 1):
+            took: dict[str, list[float]] = {"unknown, ms": [], "another user's, ms": [], "one's own, ms": []}
+            head = self._ids(length // 2)
+            self._engine.share(head)
+            for turn in range(self.options.rounds):
+                progress(f"users, {length} tokens, round {turn + 1} of {self.options.rounds}")
+                prompt = head + self._ids(length - len(head))
+                for (name, times), ids, owner in zip(
+                    took.items(), (self._ids(length), prompt, prompt), ("stranger", "one", "one"), strict=True
+                ):
+                    if name.startswith("another"):
+                        for _ in stamped(self._engine, prompt, 1, "other", len(head)):
+                            pass
+                    began, first = stamped(self._engine, ids, 1, owner, len(head))
+                    times.append((first - began) * 1000)
+            self.results.users.append({"tokens": length} | {name: median(times) for name, times in took.items()})
 
     def _stall(self) -> None:
         (length,) = self._fitting("stall", [self.options.stall_prompt], 1) or (0,)

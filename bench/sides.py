@@ -49,11 +49,11 @@ def engine_side(engine: Engine) -> Side:
     return answer
 
 
-def stamped(engine: Engine, ids: list[int], tokens: int) -> Iterator[float]:
-    """When an answer begins, and when each of its tokens comes."""
+def stamped(engine: Engine, ids: list[int], tokens: int, owner: str = "", shared: int = 0) -> Iterator[float]:
+    """When an answer begins, and when each of its tokens comes. The last two: as in :class:`Prompt`."""
     params = GenerationParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
     yield time.perf_counter()
-    for delta in engine.generate(Prompt([], ids), params):
+    for delta in engine.generate(Prompt([], ids, owner=owner, shared=shared), params):
         for _ in delta.token_ids:
             yield time.perf_counter()
 

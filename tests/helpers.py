@@ -172,7 +172,9 @@ class Stepper:
 def post_bytes(body: str, *, path: str = "/chat_stream", version: str = "1.1", headers: str = "") -> bytes:
     """A POST of JSON as it is on the wire."""
     length = len(body.encode())
-    head = f"POST {path} HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+    head = (
+        f"POST {path} HTTP/{version}\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+    )
     return f"{head}{headers}\r\n{body}".encode()
 
 

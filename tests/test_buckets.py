@@ -16,6 +16,13 @@ def test_a_key_has_its_capacity_at_once_and_again_as_time_goes_by() -> None:
     assert [buckets.take("a") for _ in range(4)] == [True, True, True, False]
 
 
+def test_asking_whether_there_is_a_token_takes_none() -> None:
+    buckets = TokenBuckets(capacity=1, seconds=60, clock=lambda: 0.0)
+    assert [buckets.allows("a") for _ in range(3)] == [True] * 3
+    assert buckets.take("a")
+    assert not buckets.allows("a")
+
+
 def test_an_empty_bucket_is_told_once_until_it_has_been_full_again() -> None:
     now, told = 0.0, []
     buckets = TokenBuckets(capacity=2, seconds=2, on_empty=told.append, clock=lambda: now)

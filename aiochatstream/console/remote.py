@@ -14,7 +14,7 @@ from aiochatstream.bench.asking import connect_error
 from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, shorten
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversation import Conversation
-from aiochatstream.errors import ChatStreamError, Unavailable
+from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
 from aiochatstream.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
 from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides
@@ -36,6 +36,7 @@ class ServerBackend(Backend):
         self._url, self._messages = _base(url), messages
         self.name = str(self._url.with_user(None))  # what is shown has no password
         self._answering = False
+        self._answer_elsewhere = False
         self._system = ""
 
     async def __aenter__(self) -> Self:
@@ -59,10 +60,12 @@ class ServerBackend(Backend):
             body["params"] = changes
         if self._system:
             body["system"] = self._system
+        if self._answer_elsewhere:  # the sentence that the user has seen announces it
+            body["abandon_lost"] = True
         with self._one_sentence_errors():
             async with self._request("POST", "/chat_stream", body, accept="text/event-stream") as response:
                 await self._check(response, "text/event-stream")
-                self._answering = True
+                self._answering, self._answer_elsewhere = True, False
                 try:
                     stream = EventStream()
                     async for data in response.content.iter_any():
@@ -142,9 +145,11 @@ class ServerBackend(Backend):
         if response.status == 200:
             raise self._not_a_server(response.content_type)
         try:
-            detail = str(parse_object(await response.text())["detail"])
+            refusal = parse_object(await response.text())
+            detail = str(refusal["detail"])
         except (BadAnswer, KeyError, ValueError):
             raise self._not_a_server(f"HTTP {response.status} {response.reason or ''}".rstrip()) from None
+        self._answer_elsewhere = refusal.get("error") == AnswerElsewhere.code
         seconds = response.headers.get("Retry-After", "")
         raise Unavailable(detail, int(seconds)) if seconds.isdecimal() else ChatStreamError(detail)
 

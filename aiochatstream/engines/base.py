@@ -24,13 +24,16 @@ class Prompt:
     token_ids: the same as the model reads it; empty for an engine without a tokenizer.
     continued: whether the new text goes on from the last of these, and does not begin one of its own: the answer
         already says something, or a bare text is to be completed.
-    owner: whose it is, for an engine that keeps what it computed apart by user.
+    owner: whose it is, for an engine that keeps what it computed apart by user; tagged with the kind of owner, as
+        ``account:anna`` or ``session:...``, so that no two kinds can be taken for one another.
+    shared: the number of tokens at the beginning that are the server's own words, the same for all owners.
     """
 
     messages: list[dict[str, str]]
     token_ids: list[int]
     continued: bool = False
     owner: str = ""
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,15 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Give back what :meth:`load` took. Called when the application ends, also where it took nothing."""
+
+    def share(self, token_ids: list[int]) -> None:  # noqa: B027
+        """Get ready for prompts that begin with ``token_ids``, the server's own words before every conversation.
+
+        Called in a thread after :meth:`load`, of an engine with a tokenizer.
+        """
+
+    def forget(self, owner: str) -> None:  # noqa: B027
+        """Drop what is kept of the prompts of ``owner`` before the next one begins. Returns at once, in any thread."""
 
     def figures(self) -> dict[str, float]:
         """Figures for /metrics, now: gauges, and counters whose names end in ``_total``."""

@@ -66,6 +66,12 @@ class RecordingEngine(Engine):
     def close(self) -> None:
         self._engine.close()
 
+    def share(self, token_ids: list[int]) -> None:
+        self._engine.share(token_ids)
+
+    def forget(self, owner: str) -> None:
+        self._engine.forget(owner)
+
     def figures(self) -> dict[str, float]:
         return self._engine.figures()
 

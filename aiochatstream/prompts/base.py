@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import re
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 from aiochatstream.conversation import Conversation
+from aiochatstream.prompts.control_tokens import Mark, encode_prompt
 
 
 class Content(NamedTuple):
@@ -58,6 +61,10 @@ class AbstractChatPrompt(ABC):
 
     add_special_tokens: bool = True
     """Whether the tokenizer adds its special tokens (a BOS, mostly) to the text."""
+
+    special_tokens_in_text: bool = False
+    """True lets the texts of a conversation hold control tokens: ``<|im_end|>`` in a message then ends it. By default
+    they are text, and only the prompt class or the chat template writes control tokens."""
 
     def __init__(self) -> None:
         self.conversation = Conversation()
@@ -161,13 +168,42 @@ class AbstractChatPrompt(ABC):
         """The text up to the open answer."""
 
     def encode(self) -> list[int]:
-        """The token ids of all that the model is to continue; see :attr:`add_special_tokens`."""
-        return encode_text(
+        """The token ids of all that the model is to continue.
+
+        See :attr:`add_special_tokens` and :attr:`special_tokens_in_text`.
+        """
+        return self._encode(add_special_tokens=self.add_special_tokens)
+
+    def _encode(self, *, add_special_tokens: bool) -> list[int]:
+        return encode_prompt(
             self.tokenizer,
-            self.create_prompt(),
+            lambda mark: self._marked(mark).create_prompt(),
             self.replace_input(self.open_answer),
-            add_special_tokens=self.add_special_tokens,
+            add_special_tokens=add_special_tokens,
+            special_tokens_in_text=self.special_tokens_in_text,
         )
+
+    def _marked(self, mark: Mark) -> AbstractChatPrompt:
+        """Return a copy whose texts are marked, except for what :meth:`replace_input` replaces."""
+        pairs = self.get_replacement_when_input()
+        replaced = re.compile("|".join(re.escape(old) for old, _ in pairs)) if pairs else None
+
+        def marked(text: str) -> str:
+            if replaced is None:
+                return str(mark(text))
+            kept = [*replaced.findall(text), ""]
+            return "".join(f"{mark(part)}{old}" for part, old in zip(replaced.split(text), kept, strict=True))
+
+        copied = copy.copy(self)
+        copied.system, copied.message = marked(self.system), marked(self.message)
+        copied._examples = [(marked(user), marked(answer)) for user, answer in self._examples]
+        first = self.conversation.first
+        turns = [
+            turn if at < first else dataclasses.replace(turn, user=marked(turn.user), answer=marked(turn.answer))
+            for at, turn in enumerate(self.conversation.turns)
+        ]
+        copied.conversation = dataclasses.replace(self.conversation, turns=tuple(turns))
+        return copied
 
     def _past(self) -> list[tuple[str, str]]:
         """The examples and the turns that the model is told, as (user message, answer).
@@ -177,22 +213,3 @@ class AbstractChatPrompt(ABC):
         turns = self.conversation.turns[self.conversation.first :] if self.chat_mode_enabled else ()
         past = [*self._examples, *((turn.user, turn.answer) for turn in turns)]
         return [(self.replace_input(user), self.replace_input(answer)) for user, answer in past]
-
-
-def encode_text(tokenizer: Any, text: str, begun: str = "", *, add_special_tokens: bool) -> list[int]:
-    """The token ids of ``text``, and of the answer ``begun`` after it.
-
-    These are apart, as the model wrote them, so that what it has read of ``text`` counts as known; together with
-    tokenizers that would put a space between.
-    """
-
-    def ids_of(some: str, *, special: bool) -> list[int]:
-        ids: list[int] = tokenizer(some, add_special_tokens=special)["input_ids"]
-        return ids
-
-    plain = ids_of(text, special=add_special_tokens)
-    if not begun:
-        return plain
-    apart = plain + ids_of(begun, special=False)
-    together = ids_of(text + begun, special=add_special_tokens)
-    return apart if tokenizer.decode(apart) == tokenizer.decode(together) else together

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from aiochatstream.errors import InvalidValue
-from aiochatstream.prompts.base import AbstractChatPrompt, encode_text
+from aiochatstream.prompts.base import AbstractChatPrompt
+from aiochatstream.prompts.control_tokens import Mark, encode_prompt
 from aiochatstream.prompts.presets import find_preset
 
 Message = dict[str, Any]
@@ -48,15 +49,21 @@ class ChatPrompt(AbstractChatPrompt):
 
     def encode(self) -> list[int]:
         """The template's own token ids, whatever :attr:`add_special_tokens` says: it could add a second BOS."""
-        return encode_messages(self.tokenizer, self.get_messages(), continue_final=bool(self.open_answer))
+        return self._encode(add_special_tokens=False)
 
 
-def render_messages(tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> str:
+def render_messages(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]] | None = None,
+    mark: Mark = lambda value: value,
+) -> str:
     """The messages as the model's chat template writes them, and the beginning of the answer.
 
     :param messages: as OpenAI's API has them, but content as text: roles system, developer (told as system where the
         template knows no other), user, assistant, tool; tool_calls with their arguments as JSON or as an object.
     :param tools: functions that the model may call, as OpenAI's API has them, for templates that tell of them.
+    :param mark: is applied to all texts, see :func:`~aiochatstream.prompts.control_tokens.encode_prompt`.
 
     Raises :class:`~aiochatstream.errors.InvalidValue` for what the template does not take, and ValueError where there
     is no template.
@@ -70,7 +77,8 @@ def render_messages(tokenizer: Any, messages: Sequence[Message], tools: Sequence
     knows_developer = "developer" in tokenizer.get_chat_template(tools=tools)
     told = [_for_template(message, knows_developer=knows_developer) for message in messages]
     try:
-        text = tokenizer.apply_chat_template(told, tools=tools, add_generation_prompt=True, tokenize=False)
+        told = [{key: value if key == "role" else mark(value) for key, value in message.items()} for message in told]
+        text = tokenizer.apply_chat_template(told, tools=mark(tools), add_generation_prompt=True, tokenize=False)
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = str(error).removesuffix(".")  # of some models, a system text, or two messages of one role
         raise InvalidValue(f"The model's chat template refuses this conversation: {reason}.") from error
@@ -83,9 +91,12 @@ def encode_messages(
     tools: Sequence[dict[str, Any]] | None = None,
     *,
     continue_final: bool = False,
+    special_tokens_in_text: bool = False,
 ) -> list[int]:
-    """The token ids of :func:`render_messages`: those of ``apply_chat_template``.
+    """The token ids of :func:`render_messages`: those of ``apply_chat_template``, with control tokens of the template
+    only.
 
+    :param special_tokens_in_text: as :class:`~aiochatstream.prompts.AbstractChatPrompt` has it.
     :param continue_final: the last message is an assistant's text, and has no end: the model goes on with it. (Not by
         the template's continue_final_message, which trims it, and leaves out what templates put before an answer.)
 
@@ -97,7 +108,13 @@ def encode_messages(
         if final.get("role") != "assistant" or not isinstance(final.get("content"), str):
             raise InvalidValue("messages: the last one must be an assistant's text, to be continued.")
         begun = final["content"]
-    return encode_text(tokenizer, render_messages(tokenizer, messages, tools), begun, add_special_tokens=False)
+    return encode_prompt(
+        tokenizer,
+        lambda mark: render_messages(tokenizer, messages, tools, mark),
+        begun,
+        add_special_tokens=False,
+        special_tokens_in_text=special_tokens_in_text,
+    )
 
 
 def _for_template(message: Message, *, knows_developer: bool) -> Message:

@@ -39,6 +39,11 @@ class GivenMessages:
         """How many prompts it is."""
         return 1
 
+    @property
+    def leaves_head(self) -> bool:
+        """Whether what is before the conversation is the server's alone: no system message and no tools of a client."""
+        return not self.tools and not any(one["role"] in ("system", "developer") for one in self.messages)
+
     def too_long(self, context_len: int) -> bool:
         """Whether it cannot fit into so many tokens: known without a tokenizer, which a long text would hold up."""
         chars = sum(len(one.get("content") or "") for one in self.messages)
@@ -66,7 +71,14 @@ class GivenMessages:
         if prompt.tokenizer is None:
             yield simple, []
         elif isinstance(prompt, ChatPrompt):
-            yield simple, encode_messages(prompt.tokenizer, told, tools or None, continue_final=self.continues)
+            ids = encode_messages(
+                prompt.tokenizer,
+                told,
+                tools or None,
+                continue_final=self.continues,
+                special_tokens_in_text=prompt.special_tokens_in_text,
+            )
+            yield simple, ids
         else:
             raise InvalidValue(
                 "messages: must be a system message or none, then user and assistant in turn, the user's last; "
@@ -81,6 +93,8 @@ class GivenTexts:
     texts: list[str | list[int]]
     continues: ClassVar = True
     """As in :class:`GivenMessages`."""
+    leaves_head = False
+    """As in :class:`GivenMessages`: a text is the client's from its first token on."""
 
     def __len__(self) -> int:
         """How many prompts they are."""

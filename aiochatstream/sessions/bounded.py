@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 SWEPT_AT_ONCE = 100
 """How many idle entries go in one piece, so that nobody waits for it."""
 
 
+COMMON = ""
+"""Share of the entries that are charged to nobody."""
+
+FAIR_PART = 0.1
+"""Part of the room that a share may fill before it is the first to lose entries."""
+
+
+class _Entry(NamedTuple):
+    used: float
+    value: bytes
+    share: str
+
+
+@dataclass(slots=True)
+class _Share:
+    """Entries of one share, the least recently used first, and their bytes."""
+
+    keys: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    bytes: int = 0
+
+
+NOTHING = _Share()
+
+
 class BoundedMap:
     """Keeps text by key, at most ``max_entries`` and ``max_bytes`` of it, each for ``idle_seconds`` after its last use.
 
-    What was not used for the longest time goes first, but nothing that is :meth:`pinned`. Times in seconds; ``clock``
-    is for tests.
+    Each entry is charged to a share: a client's address, for example. If there is no room, the least recently used
+    entry is dropped: that of :data:`COMMON` if this share fills more than :data:`FAIR_PART` of the room, else that of
+    the largest share which does, else that of all. So a client with many entries pushes out its own. Nothing that is
+    :meth:`pinned` is dropped. Times in seconds; ``clock`` is for tests.
     """
 
     def __init__(
@@ -29,7 +57,8 @@ class BoundedMap:
         self._idle_seconds = idle_seconds
         self._max_bytes = max_bytes
         self._clock = clock
-        self._entries: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._shares: dict[str, _Share] = {}
         self._pins: Counter[str] = Counter()
         self.bytes = 0
 
@@ -43,18 +72,27 @@ class BoundedMap:
             self._drop(key)
         if key not in self._entries:
             return None
-        value = self._entries[key][1]
-        self._entries[key] = (self._clock(), value)
+        entry = self._entries[key]
+        self._entries[key] = entry._replace(used=self._clock())
         self._entries.move_to_end(key)
-        return value.decode()
+        self._shares[entry.share].keys.move_to_end(key)
+        return entry.value.decode()
 
-    def put(self, key: str, text: str) -> None:
-        """Keep ``text`` under ``key``. Raises ValueError for one that alone is over ``max_bytes``."""
+    def put(self, key: str, text: str, share: str = COMMON) -> None:
+        """Keep ``text`` under ``key``. Raises ValueError for one that alone is over ``max_bytes``.
+
+        :param share: share that is charged; :data:`COMMON` leaves an entry in the share that it has.
+        """
         value = text.encode()
         if len(value) > self._max_bytes:
             raise ValueError(f"{len(value)} bytes are more than the {self._max_bytes} that are kept in all.")
+        if share == COMMON and key in self._entries:
+            share = self._entries[key].share
         self._drop(key)
-        self._entries[key] = (self._clock(), value)
+        self._entries[key] = _Entry(self._clock(), value, share)
+        charged = self._shares.setdefault(share, _Share())
+        charged.keys[key] = None
+        charged.bytes += len(value)
         self.bytes += len(value)
         self.sweep()
         self._make_room()
@@ -86,15 +124,36 @@ class BoundedMap:
     def _drop(self, key: str) -> bool:
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self.bytes -= len(entry[1])
+            self.bytes -= len(entry.value)
+            share = self._shares[entry.share]
+            share.bytes -= len(entry.value)
+            del share.keys[key]
+            if not share.keys:
+                del self._shares[entry.share]
         return entry is not None
 
     def _make_room(self) -> None:
-        while len(self._entries) > self._max_entries or self.bytes > self._max_bytes:
-            oldest = next((key for key in self._entries if key not in self._pins), None)
-            if oldest is None:
+        while True:
+            if len(self._entries) > self._max_entries:
+                victim = self._first_to_go(lambda share: len(share.keys), self._max_entries * FAIR_PART)
+            elif self.bytes > self._max_bytes:
+                victim = self._first_to_go(lambda share: share.bytes, self._max_bytes * FAIR_PART)
+            else:
                 return
-            self._drop(oldest)
+            if victim is None:
+                return
+            self._drop(victim)
+
+    def _first_to_go(self, size: Callable[[_Share], int], fair_size: float) -> str | None:
+        """Return the key that is dropped next; None if all are pinned."""
+        largest = max(self._shares.values(), key=size)
+        for share in (self._shares.get(COMMON, NOTHING), largest):
+            if size(share) > fair_size and (key := self._unpinned(share.keys)) is not None:
+                return key
+        return self._unpinned(self._entries)
+
+    def _unpinned(self, keys: Iterable[str]) -> str | None:
+        return next((key for key in keys if key not in self._pins), None)
 
     def _longest_unused(self) -> Iterator[str]:
         """The idle ones, oldest first: the entries stand in the order of their last use."""
@@ -107,4 +166,4 @@ class BoundedMap:
         return key in self._entries and key not in self._pins and self._was_idle(key)
 
     def _was_idle(self, key: str) -> bool:
-        return self._entries[key][0] < self._clock() - self._idle_seconds
+        return self._entries[key].used < self._clock() - self._idle_seconds

@@ -15,6 +15,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.errors import BadRequest
+from aiochatstream.sessions.sealed import unseal
 
 EXPIRES_SECONDS = 3600
 """How long a token is taken after it was made."""
@@ -73,7 +74,7 @@ class Commit:
     def open(cls, token: str, fernet: Fernet | MultiFernet) -> Commit:
         """What :meth:`seal` sealed. Raises BadRequest for anything else, and for what has expired."""
         try:
-            sealed = fernet.decrypt(token.encode(), ttl=EXPIRES_SECONDS)
+            sealed = unseal(token, fernet, EXPIRES_SECONDS)
         except (InvalidToken, ValueError):
             sealed = b""
         if not sealed.startswith(PURPOSE):

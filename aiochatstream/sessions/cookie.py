@@ -42,14 +42,14 @@ class CookieUserSession(UserSession):
         sealed = unpack(entry["sealed"])
         if here is not None and (here.number > sealed.number or here.begun == sealed.begun):
             return await self._what_fits(name, here)
-        if entry["awaits_answer"]:
+        if entry["awaits_answer"] and not self.abandon_lost:
             for user_id in self._earlier_ids:  # by which the turn was begun, before a login
                 here = await self._store.load(user_id, name)
                 if here is not None and here.begun == sealed.begun:
                     return await self._what_fits(name, here)
             raise AnswerElsewhere(
                 "The last answer of this conversation is held by another worker process, or was lost with it. "
-                "Send again to reach that worker, or POST /clear_context to begin anew."
+                'Send again to reach that worker, or with "abandon_lost": true to continue without that answer.'
             )
         return sealed
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeGuard
 
 from aiohttp import web
 from aiohttp_session import Session
 
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import ConversationChanged
-from aiochatstream.sessions.bounded import BoundedMap
+from aiochatstream.sessions.bounded import COMMON, BoundedMap
+from aiochatstream.sessions.client_address import client_network
 from aiochatstream.sessions.storage import SessionStorage
 from aiochatstream.sessions.store import ConversationStore, Holder
+
+SHARE = web.RequestKey("aiochatstream_share", str)
+"""Share that the session of a request is charged to, if not to its client's address (see :class:`BoundedMap`)."""
+
+RANDOM_ID = re.compile("[A-Za-z0-9_-]{43}")
 
 DAY = 86_400.0
 MIB = 1 << 20
@@ -30,6 +39,11 @@ def recent_params() -> BoundedMap:
 def random_id() -> str:
     """256 random bits, in 43 characters that are safe everywhere."""
     return secrets.token_urlsafe(32)
+
+
+def is_random_id(value: object) -> TypeGuard[str]:
+    """Return whether ``value`` has the form of :func:`random_id`."""
+    return isinstance(value, str) and RANDOM_ID.fullmatch(value) is not None
 
 
 class MemoryStorage(SessionStorage):
@@ -90,7 +104,8 @@ class MemoryStorage(SessionStorage):
         identity = known or random_id()
         if known is None:
             session.set_new_identity(identity)
-        self._sessions.put(identity, self._encoder(self._get_session_data(session)))
+        share = request[SHARE] if SHARE in request else client_network(request)
+        self._sessions.put(identity, self._encoder(self._get_session_data(session)), share)
         self.save_cookie(response, identity, max_age=session.max_age)
 
 
@@ -114,8 +129,16 @@ class MemoryConversationStore(ConversationStore):
             max_entries=max_conversations, idle_seconds=idle_seconds, max_bytes=max_bytes, clock=clock
         )
 
+        self._share = COMMON
+
     def __len__(self) -> int:
         return len(self._conversations)
+
+    def charged_to(self, share: str) -> MemoryConversationStore:
+        """Return this very store, as one that charges what is saved to ``share`` (see :class:`BoundedMap`)."""
+        store = copy.copy(self)
+        store._share = share
+        return store
 
     @property
     def bytes(self) -> int:
@@ -138,7 +161,7 @@ class MemoryConversationStore(ConversationStore):
         if kept is not None and kept.number != expected_number:
             raise ConversationChanged(f"The conversation is at turn {kept.number}, not {expected_number}.")
         text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
-        self._conversations.put(_key(user_id, name), text)
+        self._conversations.put(_key(user_id, name), text, self._share)
 
     async def forget(self, user_id: str, name: str) -> bool:
         return self._conversations.pop(_key(user_id, name))

@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import logging
+import time
 import zlib
 from collections.abc import Sequence
 
@@ -70,7 +71,7 @@ class CookieStorage(SessionStorage):
         if sealed.startswith(IN_TWO):
             sealed = sealed.removeprefix(IN_TWO) + request.cookies.get(self._second_name, "")
         try:
-            text = zlib.decompress(self._fernet.decrypt(sealed.encode(), ttl=self.max_age))
+            text = zlib.decompress(unseal(sealed, self._fernet, self.max_age))
             data = json.loads(text.decode(errors="surrogatepass"))
         except (InvalidToken, ValueError, zlib.error):
             logger.debug("A session cookie is not one of ours, or its key is gone: a new session begins.")
@@ -97,6 +98,18 @@ class CookieStorage(SessionStorage):
         probe = web.Response()
         self.put_cookie(probe, self._second_name, "x", max_age)
         return len(probe.cookies[self._second_name].OutputString()) - 1
+
+
+def unseal(token: str, fernet: Fernet | MultiFernet, max_age: float | None) -> bytes:
+    """Return what ``token`` seals.
+
+    Raise InvalidToken if no key of ``fernet`` made it, or if it is older than ``max_age`` seconds. A time in the future
+    is accepted, unlike with Fernet's own ``ttl``: the clocks of workers differ, and only a worker can have written it.
+    """
+    sealed = fernet.decrypt(token.encode())
+    if max_age is not None and time.time() - fernet.extract_timestamp(token.encode()) > max_age:
+        raise InvalidToken
+    return sealed
 
 
 def as_fernets(keys: Key | Sequence[Key]) -> list[Fernet]:

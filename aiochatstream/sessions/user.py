@@ -13,8 +13,9 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import BadRequest, InvalidValue, SessionsNotSetUp
-from aiochatstream.sessions.bounded import BoundedMap
-from aiochatstream.sessions.memory import MemoryStorage, random_id
+from aiochatstream.sessions.bounded import COMMON, BoundedMap
+from aiochatstream.sessions.client_address import client_network
+from aiochatstream.sessions.memory import SHARE, MemoryConversationStore, MemoryStorage, is_random_id, random_id
 from aiochatstream.sessions.sealed import CookieStorage
 from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
 
@@ -47,6 +48,14 @@ class Kept(NamedTuple):
     commit: str | None = None
 
 
+def account_id(account: str) -> str:
+    """Return the id of the user that an app calls ``account``: the same text, unless a session could have it.
+
+    A session in an open cookie may hold any random id, so none of them is an account's.
+    """
+    return f"account:{account}" if is_random_id(account) or account.startswith("account:") else account
+
+
 class User:
     """A user by name, whose conversations live in ``store``.
 
@@ -61,6 +70,16 @@ class User:
     def id(self) -> str:
         """What the store knows the user by."""
         return self._id
+
+    @property
+    def owner(self) -> str:
+        """The owner of this user's prompts, see :class:`~aiochatstream.engines.Prompt`."""
+        return f"program:{self.id}"
+
+    @property
+    def owners(self) -> list[str]:
+        """:attr:`owner`, and those that the user had before."""
+        return [self.owner]
 
     async def load(self, name: str) -> Conversation:
         """The conversation ``name`` as it was last kept; an empty one where there is none."""
@@ -118,6 +137,10 @@ class UserSession(User):
     no trace.
     """
 
+    abandon_lost = False
+    """Load a conversation without its last answer if no process that is reached has that answer. Without effect where
+    conversations live on the server."""
+
     def __init__(
         self,
         request: web.Request,
@@ -134,11 +157,31 @@ class UserSession(User):
         self._session = session
         self._recent_params = recent_params
         self._take_from_session()
+        request.setdefault(SHARE, COMMON)
 
     @property
     def id(self) -> str:
-        """The user's account, or the random id of the session; a fresh one where that knows none yet."""
-        return str(self._data["id"]) if self._account is None else self._account
+        """Id of the user's account, or the random id of the session; a fresh one if the session has none yet."""
+        return self._data["id"] if self._account is None else account_id(self._account)
+
+    def charge(self) -> None:
+        """Charge what this request keeps in memory to the user's account, or to the client's address.
+
+        Other sessions and conversations are charged to the common share: an answer costs a place in the queue, a
+        session with settings or an import costs nothing.
+        """
+        share = client_network(self._request) if self._account is None else f"account:{self._account}"
+        self._request[SHARE] = share
+        if isinstance(self._store, MemoryConversationStore):
+            self._store = self._store.charged_to(share)
+
+    @property
+    def owner(self) -> str:
+        return f"session:{self.id}" if self._account is None else f"account:{self._account}"
+
+    @property
+    def owners(self) -> list[str]:
+        return [self.owner, *(f"session:{user_id}" for user_id in self._earlier_ids)]
 
     async def load(self, name: str) -> Conversation:
         for user_id in (self.id, *self._earlier_ids):
@@ -203,6 +246,7 @@ class UserSession(User):
 
         The response must not have begun.
         """
+        self.charge()
         await self.refresh()
         if SESSION_KEY in self._session:
             self._change_id()
@@ -241,7 +285,7 @@ class UserSession(User):
         earlier = self._data.get("was")
         if self._account is not None or not isinstance(earlier, list):  # in an open cookie there may be anything
             return []
-        return [str(user_id) for user_id in earlier[:EARLIER_IDS]]
+        return [user_id for user_id in earlier[:EARLIER_IDS] if is_random_id(user_id)]
 
     async def _make_room(self) -> None:
         """See to it that the session can be kept with all that is in ``_data``."""
@@ -294,7 +338,7 @@ def granted_role(session: Session, namespace: str) -> object:
 def _kept_in(session: Session) -> dict[str, Any] | None:
     """Ours of what the session holds."""
     kept = session.get(SESSION_KEY)
-    return dict(kept) if isinstance(kept, dict) and "id" in kept else None
+    return dict(kept) if isinstance(kept, dict) and is_random_id(kept.get("id")) else None
 
 
 def _are_params(kept: Any) -> TypeGuard[dict[str, Any]]:

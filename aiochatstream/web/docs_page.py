@@ -37,15 +37,16 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-def render(document: Mapping[str, Any], origin: str) -> str:
-    """The page of an OpenAPI document that :mod:`aiochatstream.web.openapi` has made.
+ORIGIN = "http://ORIGIN"
+"""Stands in the page for the origin at which it is asked for, such as ``http://127.0.0.1:8080``."""
 
-    :param origin: where the endpoints are, as ``http://127.0.0.1:8080``.
-    """
+
+def render(document: Mapping[str, Any]) -> str:
+    """The page of an OpenAPI document that :mod:`aiochatstream.web.openapi` has made. Takes several milliseconds."""
     by_tag: dict[str, list[str]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            by_tag.setdefault(operation["tags"][0], []).append(_operation(method, path, operation, origin))
+            by_tag.setdefault(operation["tags"][0], []).append(_operation(method, path, operation))
     sections = "".join(f"<h2>{escape(tag)}</h2>{''.join(operations)}" for tag, operations in by_tag.items())
     schemas = "".join(_schema(name, schema) for name, schema in document["components"]["schemas"].items())
     title = escape(f"{document['info']['title']} {document['info']['version']}")
@@ -57,7 +58,7 @@ def render(document: Mapping[str, Any], origin: str) -> str:
     )
 
 
-def _operation(method: str, path: str, operation: Mapping[str, Any], origin: str) -> str:
+def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     parts = [f"<p>{_words(operation['description'])}</p>" if "description" in operation else ""]
     if "parameters" in operation:
         rows = (
@@ -65,7 +66,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any], origin: str
             for one in operation["parameters"]
         )
         parts.append(f"<h3>Parameters</h3><table>{''.join(rows)}</table>")
-    command = f"curl {'-X DELETE ' if method == 'delete' else ''}{origin}{path}"
+    command = f"curl {'-X DELETE ' if method == 'delete' else ''}{ORIGIN}{path}"
     if "security" in operation:
         command += " -H 'Authorization: Bearer KEY'"
     if "requestBody" in operation:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from aiochatstream.web import docs_page
 from aiochatstream.web.errors import answers_errors
-from aiochatstream.web.json import COMMON_HEADERS, json_response
+from aiochatstream.web.json import COMMON_HEADERS, dumps
 from aiochatstream.web.openapi import Table, document, mounted
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
+
+
+class Description(NamedTuple):
+    """The endpoints of one server in one application: as JSON, and as a page with docs_page.ORIGIN in it."""
+
+    json: bytes
+    page: str
 
 
 class Documents:
@@ -26,32 +34,32 @@ class Documents:
 
     def __init__(self, tables: Sequence[Table]) -> None:
         self._tables = tables
-        self._made: WeakKeyDictionary[web.Application, dict[str, Any]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[web.Application, Description] = WeakKeyDictionary()
 
-    async def of(self, server: ChatStream, app: web.Application) -> dict[str, Any]:
-        """The OpenAPI document of the endpoints of ``server`` in ``app``."""
+    async def of(self, server: ChatStream, app: web.Application) -> Description:
+        """The description of the endpoints of ``server`` in ``app``."""
         if app not in self._made:
             self._made[app] = await asyncio.to_thread(self._describe, server, app)
         return self._made[app]
 
-    def _describe(self, server: ChatStream, app: web.Application) -> dict[str, Any]:
+    def _describe(self, server: ChatStream, app: web.Application) -> Description:
         endpoints = list(mounted(server, app, self._tables))
-        return document(endpoints, overload_status=server.limits.overload_status)
+        described = document(endpoints, overload_status=server.limits.overload_status)
+        return Description(dumps(described).encode(), docs_page.render(described))
 
 
 @answers_errors
 async def openapi(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /openapi.json``: this description of the endpoints, for programs."""
-    return json_response(await server.documents.of(server, request.app))
+    described = await server.documents.of(server, request.app)
+    return web.Response(body=described.json, content_type="application/json", charset="utf-8", headers=COMMON_HEADERS)
 
 
 @answers_errors
 async def docs(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /docs``: the same as a page to read."""
     described = await server.documents.of(server, request.app)
+    scheme = "https" if request.headers.get(hdrs.X_FORWARDED_PROTO) == "https" else request.scheme
     headers = {**COMMON_HEADERS, "Content-Security-Policy": docs_page.CONTENT_SECURITY_POLICY}
-    return web.Response(
-        text=docs_page.render(described, f"{request.scheme}://{request.host}"),
-        content_type="text/html",
-        headers=headers,
-    )
+    page = described.page.replace(docs_page.ORIGIN, escape(f"{scheme}://{request.host}"))
+    return web.Response(text=page, content_type="text/html", headers=headers)

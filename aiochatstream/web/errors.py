@@ -21,6 +21,7 @@ from aiochatstream.errors import (
 )
 from aiochatstream.web.access import check_access
 from aiochatstream.web.json import json_response
+from aiochatstream.web.presence import is_gone
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
@@ -90,19 +91,24 @@ def answers_all_errors(handler: ServerHandler[P], respond: Respond = error_respo
     async def guarded(
         server: ChatStream, request: web.Request, /, *args: P.args, **kwargs: P.kwargs
     ) -> web.StreamResponse:
+        server.active_requests.add(request)
         try:
-            return await handler(server, request, *args, **kwargs)
+            response = await handler(server, request, *args, **kwargs)
         except ChatStreamError as error:
-            refusal = error
             if error.status == ChatStreamError.status:
                 logger.error("%s %s: %s", request.method, request.path, error.detail)
-        except (web.HTTPException, ConnectionError):
+            response = respond(error, server.limits.overload_status)
+        except web.HTTPException:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ConnectionError) and is_gone(request):
+                return web.Response(status=499)  # the client left; nobody reads this
             request_id = uuid.uuid4().hex
             logger.exception("%s %s failed (request %s)", request.method, request.path, request_id)
             refusal = ChatStreamError(f"Something went wrong here. (request {request_id})")
-        return respond(refusal, server.limits.overload_status)
+            response = respond(refusal, server.limits.overload_status)
+        server.active_requests.expect_sent(request, response)
+        return response
 
     return guarded
 

@@ -6,20 +6,24 @@ Each format is a function of an :class:`Exchange` that consumes the turn's event
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from aiochatstream.errors import BadRequest
 from aiochatstream.events import Ended, Event, Failed, Queued, Started, Text, TimePassed
 from aiochatstream.params import WireFormat
 from aiochatstream.sessions import Kept, UserSession
 from aiochatstream.turns import RunningTurn
+from aiochatstream.web.accept import qualities
 from aiochatstream.web.errors import error_body
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.sending import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
+
+AF_UNIX = getattr(socket, "AF_UNIX", None)
 
 MEDIA_TYPES: dict[str, WireFormat] = {
     "text/plain": "text",
@@ -57,13 +61,7 @@ def wire_format_of(request: web.Request, default: WireFormat) -> WireFormat:
 def choose_format(accept: Sequence[str], default: WireFormat) -> WireFormat:
     """The format that the client's ``Accept`` headers prefer; ``default`` where they name none of ours."""
     best, best_quality = default, 0.0
-    for part in ",".join(accept).split(","):
-        media_type, *options = (piece.strip().lower() for piece in part.split(";"))
-        quality = 1.0
-        for option in options:
-            if option.startswith("q="):
-                with suppress(ValueError):
-                    quality = float(option[2:])
+    for media_type, quality in qualities(accept).items():
         chosen = default if media_type == "*/*" else MEDIA_TYPES.get(media_type)
         if chosen is not None and quality > best_quality:
             best, best_quality = chosen, quality
@@ -135,7 +133,35 @@ class Exchange(Sending):
 
 async def write_text(exchange: Exchange) -> web.StreamResponse:
     """Each chunk is the new text only. The headers go out with the first one, so a failure before it has a status."""
+    if hides_cuts(exchange.request):
+        return await _write_whole(exchange, lambda text: text)
     return await _write_plain(exchange, lambda text: exchange.write("text/plain", text))
+
+
+def hides_cuts(request: web.Request) -> bool:
+    """Return whether the end of the connection is the end of a body, and no reset tells the client of a cut.
+
+    So it is in HTTP/1.0 over a unix socket. A stream of events has an end of its own.
+    """
+    connection = request.get_extra_info("socket")
+    return request.version < HttpVersion11 and connection is not None and connection.family == AF_UNIX
+
+
+async def _write_whole(exchange: Exchange, chunk: Callable[[str], str]) -> web.StreamResponse:
+    """All at once with its length, when it is whole."""
+    await _end_of(exchange)
+    return web.Response(text=chunk(exchange.turn.text), headers=exchange.headers)
+
+
+async def _end_of(exchange: Exchange) -> Ended:
+    """Wait for the end of the turn, and do the session's part. Raises the error of a turn that failed."""
+    while True:
+        event = await exchange.turn.next_event()
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Ended):
+            await exchange.put_in_session()
+            return event
 
 
 async def _write_plain(exchange: Exchange, write: Callable[[str], Awaitable[None]]) -> web.StreamResponse:
@@ -171,6 +197,8 @@ async def _write_cumulative(exchange: Exchange, chunk: Callable[[str], str]) -> 
     """A chunk holds all that came before it, so one is enough for all text that gathered while the last one was being
     taken: the bytes grow with the square of the answer's length only for a client that keeps up.
     """
+    if hides_cuts(exchange.request):
+        return await _write_whole(exchange, chunk)
     heard = told = 0
 
     async def write(text: str) -> None:
@@ -221,14 +249,9 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
 
 async def write_json(exchange: Exchange) -> web.StreamResponse:
     """One object, when all is over."""
-    while True:
-        event = await exchange.turn.next_event()
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Ended):
-            await exchange.put_in_session()
-            body = {"text": exchange.turn.text, "message_id": exchange.turn.message_id, **summary(event)}
-            return json_response(body, headers=exchange.headers)
+    ended = await _end_of(exchange)
+    body = {"text": exchange.turn.text, "message_id": exchange.turn.message_id, **summary(ended)}
+    return json_response(body, headers=exchange.headers)
 
 
 def summary(ended: Ended) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @answers_errors_as_chatstream
 async def set_generation_params(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /set_generation_params``: change what the user's next answers are made with."""
-    asked = await read_body(request, GenerationParamsChange, max_bytes=server.limits.max_request_bytes)
+    asked = await read_body(server, request, GenerationParamsChange)
     user = await server.user_session(request)
     await user.refresh()
     wanted = server.user_params(user).model_copy(update=asked.changes())

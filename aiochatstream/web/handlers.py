@@ -44,13 +44,14 @@ async def _answer(
     server: ChatStream, request: web.Request, request_body: dict[str, Any] | bytes | None, outcome: Outcome
 ) -> web.StreamResponse:
     role = await check_access(server, request, "chat_stream")
-    max_bytes = server.limits.max_request_bytes
+    server.check_room()
     if request_body is None:
-        asked = await read_body(request, ChatRequest, max_bytes=max_bytes)
+        asked = await read_body(server, request, ChatRequest)
     else:
-        asked = read_given_body(request_body, ChatRequest, max_bytes=max_bytes)
+        asked = read_given_body(request_body, ChatRequest, max_bytes=server.limits.max_request_bytes)
     wire_format = wire_format_of(request, server.limits.wire_format)
     user = await server.user_session(request)
+    user.abandon_lost = asked.abandon_lost
     new_role = await typed_role(server, request, asked)
     if new_role is not None:
         role = new_role
@@ -58,6 +59,7 @@ async def _answer(
         turn = RunningTurn.saying(f"New role: '{role.name}' has been granted")
     else:
         params = server.user_params(user)
+        user.charge()
         try:
             if asked.system and not server.allow_system_prompt:
                 raise InvalidValue("system: must be left out; this server sets the system prompt itself.")
@@ -86,7 +88,7 @@ async def _answer(
 @answers_errors
 async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /chat_stream/stop``: stop the running answer of a conversation; its text so far is kept."""
-    asked = await read_body(request, ConversationRef, max_bytes=server.limits.max_request_bytes)
+    asked = await read_body(server, request, ConversationRef)
     user = await server.user_session(request)
     message_id = await server.stop_turn(user, asked.conversation, "stopped")
     if message_id is None:
@@ -97,7 +99,7 @@ async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
 @answers_errors_as_chatstream
 async def clear_context(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /clear_context``: forget a conversation; an answer under way is stopped and discarded."""
-    asked = await read_body(request, ConversationRef, max_bytes=server.limits.max_request_bytes)
+    asked = await read_body(server, request, ConversationRef)
     user = await server.user_session(request)
     if await server.clear(user, asked.conversation):
         return json_response({"success": True, "message": "Context successfully cleared"})

@@ -8,7 +8,6 @@ from aiohttp import ETag, hdrs, web
 
 from aiochatstream.ask import place_of
 from aiochatstream.conversation import Conversation
-from aiochatstream.saved import Saved
 from aiochatstream.sessions import Kept
 from aiochatstream.web.errors import answers_errors
 from aiochatstream.web.formats import told_of
@@ -17,8 +16,9 @@ from aiochatstream.web.schemas import (
     CommitRequest,
     ConversationRef,
     HistoryChange,
-    ImportRequest,
+    HistoryQuery,
     read_body,
+    read_import,
     read_query,
 )
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 @answers_errors
 async def history(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
-    asked = read_query(request, ConversationRef)
+    asked = read_query(request, HistoryQuery)
     user = await server.user_session(request)
+    user.abandon_lost = asked.abandon_lost
     turn = server.running_turn(user, asked.conversation)
     if turn is not None and turn.base is not None:
         conversation = turn.base
@@ -39,10 +40,7 @@ async def history(server: ChatStream, request: web.Request) -> web.StreamRespons
         conversation, running = await user.load(asked.conversation), []
         if turn is None and conversation.number:
             await user.put_in_session(asked.conversation, conversation, answered=True)
-    messages = []
-    for spoken in conversation.turns:
-        messages += _messages(spoken.user, spoken.answer, spoken.message_id, spoken.state)
-    messages += running
+    messages = _all_messages(conversation) + running
     response = json_response({"conversation": asked.conversation, "turn": conversation.number, "messages": messages})
     if not running:
         response.etag = ETag(str(conversation.number))
@@ -68,15 +66,15 @@ async def export_conversation(server: ChatStream, request: web.Request) -> web.S
     """``GET /export``: the conversation as a JSON file, which ``POST /import`` takes again."""
     asked = read_query(request, ConversationRef)
     user = await server.user_session(request)
-    saved = Saved.of(await user.load(asked.conversation), system="")
+    conversation = await user.load(asked.conversation)
     name = f'attachment; filename="{asked.conversation}.json"'
-    return json_response(saved.model_dump(exclude_unset=True), headers={hdrs.CONTENT_DISPOSITION: name})
+    return json_response({"messages": _all_messages(conversation)}, headers={hdrs.CONTENT_DISPOSITION: name})
 
 
 @answers_errors
 async def import_conversation(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /import``: put what was exported in the place of a conversation."""
-    asked = await read_body(request, ImportRequest, max_bytes=server.limits.max_request_bytes)
+    asked = await read_import(server, request)
     user = await server.user_session(request)
     kept = await server.rewrite(
         user,
@@ -90,13 +88,21 @@ async def import_conversation(server: ChatStream, request: web.Request) -> web.S
 @answers_errors
 async def commit(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``POST /commit``: take the last answer into the cookie, where conversations live there."""
-    asked = await read_body(request, CommitRequest, max_bytes=server.limits.max_request_bytes)
+    asked = await read_body(server, request, CommitRequest)
     user = await server.user_session(request)
     return _changed(await user.commit(asked.commit))
 
 
 def _changed(kept: Kept) -> web.Response:
     return json_response({"success": True, "message": "success", **told_of(kept)})
+
+
+def _all_messages(conversation: Conversation) -> list[dict[str, Any]]:
+    return [
+        message
+        for turn in conversation.turns
+        for message in _messages(turn.user, turn.answer, turn.message_id, turn.state)
+    ]
 
 
 def _messages(user: str, answer: str, message_id: str, state: str) -> list[dict[str, Any]]:

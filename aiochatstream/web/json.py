@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
+from pydantic_core import to_json
 
 COMMON_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -21,4 +22,10 @@ def dumps(data: Any) -> str:
 
 def json_response(data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A JSON response that no cache keeps."""
-    return web.json_response(data, status=status, headers={**COMMON_HEADERS, **(headers or {})}, dumps=dumps)
+    return web.Response(
+        body=to_json(data, inf_nan_mode="null"),
+        status=status,
+        headers={**COMMON_HEADERS, **(headers or {})},
+        content_type="application/json",
+        charset="utf-8",
+    )

@@ -19,11 +19,14 @@ from pydantic import BaseModel, TypeAdapter
 from aiochatstream.errors import (
     BadRequest,
     ChatStreamError,
+    Draining,
     Forbidden,
     InvalidKey,
     InvalidValue,
+    RequestTimeout,
     StoreUnavailable,
     TooLarge,
+    TooManyAttempts,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
     from aiochatstream.web.openai.service import Service
 
-OF_BODIES = (BadRequest, InvalidValue, TooLarge, UnsupportedMediaType)
+OF_BODIES = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
 """What any body may be refused with."""
 
 ROUTE = re.compile(r"``[A-Z]+ [^`]+``: ")
@@ -167,11 +170,11 @@ def _responses(
     if is_openai:
         errors |= {InvalidKey, Forbidden}
     elif api.name not in ALWAYS_ALLOWED:
-        errors |= {Unauthorized, Forbidden, StoreUnavailable}
+        errors |= {Unauthorized, Forbidden, StoreUnavailable, TooManyAttempts}
     body = {JSON: {"schema": schemas[openai_answers.OpenAIErrorBody if is_openai else ErrorBody]}}
     for status, codes in sorted(_by_status(errors, overload_status, is_openai=is_openai).items()):
         responses[str(status)] = {"description": "; ".join(codes), "content": body}
-        if status in (Unavailable.status, overload_status):
+        if status in (Unavailable.status, TooManyAttempts.status, overload_status):
             units = {hdrs.RETRY_AFTER: "seconds"} | ({"Retry-After-Ms": "milliseconds"} if is_openai else {})
             number = {"type": "integer", "minimum": 1}
             headers = {name: {"description": unit, "schema": number} for name, unit in units.items()}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from aiochatstream.errors import NotFound
 from aiochatstream.messages import Locale
 from aiochatstream.params import STRICT, validated
+from aiochatstream.web.accept import accepts_gzip
 from aiochatstream.web.access import check_access
 from aiochatstream.web.errors import ServerHandler, answers_all_errors, answers_errors
 from aiochatstream.web.json import json_response
@@ -163,7 +164,7 @@ PARTS: Mapping[str, ServerHandler[...]] = MappingProxyType(
 
 
 def _response(request: web.Request, file: PageFile, headers: dict[str, str]) -> web.Response:
-    zipped = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "")
+    zipped = accepts_gzip(request.headers.getall(hdrs.ACCEPT_ENCODING, ()))
     response = web.Response(
         body=file.gzipped if zipped else file.body,
         content_type=file.content_type,

@@ -6,7 +6,6 @@ Several can share the sessions of one application, each under a namespace of its
 from __future__ import annotations
 
 import inspect
-import ipaddress
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import FunctionType
@@ -16,6 +15,7 @@ from aiohttp_session import STORAGE_KEY, AbstractStorage, SimpleCookieStorage
 
 from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions import SESSIONS_HINT, MemoryStorage
+from aiochatstream.web.addresses import hosts_of, is_loopback_host
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ class Place:
         storage = request.get(STORAGE_KEY)
         if storage is not None and storage is not self._storage:
             self._use(storage, request.match_info.apps[0])
-        if storage is not None and not self._warned and not storage.cookie_params["secure"] and not _is_here(request):
+        if storage is None or self._warned or storage.cookie_params["secure"]:
+            return
+        if not all(map(is_loopback_host, hosts_of(request))):
             self._warned = True
             logger.warning(
                 "The session cookie %s goes over plain HTTP to other machines (this request came by the name %s): who "
@@ -113,15 +115,6 @@ PLACES: web.AppKey[list[Place]] = web.AppKey("aiochatstream_places", list[Place]
 def has_sessions(app: web.Application) -> bool:
     """Whether ``app`` itself has aiohttp-session, not a parent of it."""
     return any(_session_middlewares(app))
-
-
-def _is_here(request: web.Request) -> bool:
-    """Whether the name that ``request`` came by is this very machine's for itself."""
-    try:
-        host = request.url.host or ""
-        return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _session_middlewares(app: web.Application) -> Iterator[FunctionType]:

@@ -7,7 +7,7 @@ waits in the queue, or for a prefill, writes nothing. So one task looks at all c
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import logging
 import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from aiohttp import web
+
+logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05
 
@@ -33,15 +35,6 @@ def is_gone(request: web.Request) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), HUNG_UP)
     return bool(poll.poll(0))
-
-
-def comes_from_here(request: web.Request) -> bool:
-    """Whether ``request`` comes from this machine itself, and not through a proxy on it."""
-    proxied = any(header in request.headers for header in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"))
-    try:
-        return not proxied and ipaddress.ip_address(request.remote or "").is_loopback
-    except ValueError:
-        return False
 
 
 class Presence:
@@ -81,10 +74,14 @@ class Presence:
                 self._any.clear()
                 await self._any.wait()
             for watch, (request, on_gone) in list(self._watched.items()):
-                if is_gone(request):
-                    del self._watched[watch]
-                    on_gone()
-                    if request.transport is not None:
-                        request.transport.abort()  # what it may have sent ahead is not to be answered
+                try:
+                    if is_gone(request):
+                        del self._watched[watch]
+                        on_gone()
+                        if request.transport is not None:
+                            request.transport.abort()  # what it may have sent ahead is not to be answered
+                except Exception:  # of one request; the others are watched on
+                    logger.exception("A client cannot be watched")
+                    self._watched.pop(watch, None)
                 del request, on_gone  # a request must not live on here
             await asyncio.sleep(LOOK_SECONDS)

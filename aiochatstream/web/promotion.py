@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from aiohttp import web
 from aiochatstream.buckets import TokenBuckets
 from aiochatstream.phrases import is_comparable
 from aiochatstream.roles import Role
+from aiochatstream.sessions.client_address import client_network
 from aiochatstream.web.access import is_agent
 from aiochatstream.web.schemas import ChatRequest
 
@@ -23,19 +23,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTEMPTS, ATTEMPT_SECONDS = 30, 60.0
-"""Messages of one address that are compared with the phrases in that time. Above it, they are just messages."""
+"""Attempts of one address at the roles' phrases in that time."""
+
+TYPED = "Messages from %s are not compared with the roles' phrases for now: more than %d in %g seconds."
+SENT = "Agents at %s are refused for now: more than %d wrong phrases in %g seconds."
 
 
-def phrase_attempts(clock: Callable[[], float] = time.monotonic) -> TokenBuckets:
-    """How often each client address may try."""
+def phrase_attempts(clock: Callable[[], float] = time.monotonic, *, warning: str = TYPED) -> TokenBuckets:
+    """Return a bucket of attempts for each client address. ``warning`` is logged when one is empty."""
 
     def warn(address: str) -> None:
-        logger.warning(
-            "Messages from %s are not compared with the roles' phrases for now: more than %d in %g seconds.",
-            address,
-            ATTEMPTS,
-            ATTEMPT_SECONDS,
-        )
+        logger.warning(warning, address, ATTEMPTS, ATTEMPT_SECONDS)
 
     return TokenBuckets(capacity=ATTEMPTS, seconds=ATTEMPT_SECONDS, on_empty=warn, clock=clock)
 
@@ -47,20 +45,10 @@ async def typed_role(server: ChatStream, request: web.Request, asked: ChatReques
         return None
     if server.state != "ready":  # who sends again until it is must not use up the tries
         return None
-    address = _address(request)
+    address = client_network(request)
     if not server.phrase_attempts.take(address):
         return None
     role = await asyncio.to_thread(server.roles.by_typed_phrase, text)
     if role is not None:
         logger.info("role %r granted to a session from %s", role.name, address)
     return role
-
-
-def _address(request: web.Request) -> str:
-    """Who counts as one client: an IPv4 address, or the /64 network that an IPv6 host can choose its address from."""
-    remote = request.remote or "unknown"
-    try:
-        address = ipaddress.ip_address(remote)
-    except ValueError:
-        return remote
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else remote

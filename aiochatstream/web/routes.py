@@ -82,7 +82,7 @@ APIS = {
             web.get,
             "/history",
             history.history,
-            query=schemas.ConversationRef,
+            query=schemas.HistoryQuery,
             answers={JSON: answers.History},
             errors=(AnswerElsewhere,),
         ),

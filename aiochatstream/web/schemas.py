@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Any, TypeVar
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from aiochatstream.ask import Ask
+from aiochatstream.conversation import MAX_CHARS, MAX_TURNS
 from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType
-from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, describe, number_of_text
+from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, describe, flag_of_text, number_of_text
 from aiochatstream.saved import Saved
 from aiochatstream.web.json import dumps
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+MAX_FORM_BYTES = 16 << 10
+
+STRUCTURE = b"{}[],:"
+
+MAX_IMPORT_STRUCTURE = MAX_CHARS + 2 * MAX_TURNS * 16
+"""As many of these as the texts and the fields of an export can have."""
+
+MAX_IMPORT_BYTES = 12 * MAX_CHARS + 2 * MAX_TURNS * 512
+"""The length of an export whose characters are all outside the Basic Multilingual Plane, and escaped."""
 
 ConversationName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="a name of 1 to 64 of the characters A-Z a-z 0-9 - _")
@@ -30,6 +46,12 @@ class ConversationRef(BaseModel):
     model_config = STRICT
 
     conversation: ConversationName = "main"
+
+
+class HistoryQuery(ConversationRef):
+    """The query of ``GET /history``."""
+
+    abandon_lost: Annotated[Flag, BeforeValidator(flag_of_text)] = False
 
 
 class HistoryChange(ConversationRef):
@@ -52,12 +74,22 @@ class CommitRequest(BaseModel):
     commit: Annotated[str, Field(description="the commit token of a stream's last event, a string")]
 
 
+def _short(value: Any) -> Any:
+    try:
+        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="surrogatepass"))
+    except ValueError:
+        raise ValueError("must be JSON with finite numbers only") from None
+    if size > MAX_FORM_BYTES:
+        raise ValueError(f"must be at most {MAX_FORM_BYTES} bytes of JSON")
+    return value
+
+
 class FeedbackRequest(ConversationRef):
     """The body of ``POST /set_feedback``."""
 
     message_id: Annotated[str, Field(description="the message id of an answer, a string")]
     is_like: Annotated[bool, Field(description="true, false or null")] | None = None
-    form_data: Any = None
+    form_data: Annotated[Any, AfterValidator(_short)] = None
 
 
 class ChatRequest(ConversationRef):
@@ -68,6 +100,7 @@ class ChatRequest(ConversationRef):
     continues: Annotated[Flag, Field(alias="continue")] = False
     edit_message_id: Annotated[str, Field(description="the message id of an answer, a string")] | None = None
     if_turn: TurnNumber | None = None
+    abandon_lost: Flag = False
     system: Annotated[str, Field(max_length=10_000, description="a string of at most 10000 characters")] | None = None
     params: ParamOverrides | None = None
 
@@ -117,22 +150,30 @@ class GenerationParamsChange(ParamOverrides):
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-async def read_body(request: web.Request, schema: type[Schema], *, max_bytes: int) -> Schema:
+async def read_body(server: ChatStream, request: web.Request, schema: type[Schema]) -> Schema:
     """The request's JSON body, validated; no body at all is an empty object.
 
-    Raises BadRequest, TooLarge, UnsupportedMediaType or InvalidValue.
+    Its maximum length is the server's or the application's, whichever is less.
+
+    Raises InvalidValue, and as :meth:`Uploads.read`.
     """
-    too_large = _too_large(max_bytes)
-    if (request.content_length or 0) > max_bytes:
-        raise too_large
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise too_large from error
-    except (HttpProcessingError, web.RequestPayloadError) as error:
-        raise BadRequest("The body does not arrive as its headers say.") from error
-    if len(body) > max_bytes:
-        raise too_large
+    max_bytes = min(server.limits.max_request_bytes, request.client_max_size or sys.maxsize)
+    return parse_body(request, await server.uploads.read(request, max_bytes), schema)
+
+
+async def read_import(server: ChatStream, request: web.Request) -> ImportRequest:
+    """The body of ``POST /import``, which may be as long as what ``GET /export`` can send, however it is escaped.
+
+    Raises as :func:`read_body`.
+    """
+    body = await server.uploads.read(request, MAX_IMPORT_BYTES)
+    if len(body) - len(body.translate(None, STRUCTURE)) > MAX_IMPORT_STRUCTURE:  # to parse that takes seconds
+        raise TooLarge(f"The body is too large: at most {MAX_IMPORT_STRUCTURE} of {STRUCTURE.decode()} are read.")
+    return parse_body(request, body, ImportRequest)
+
+
+def parse_body(request: web.Request, body: bytes, schema: type[Schema]) -> Schema:
+    """``body`` as ``request`` says that it is. Raises BadRequest, UnsupportedMediaType or InvalidValue."""
     if body and request.content_type != "application/json":
         raise UnsupportedMediaType(f"The body must be application/json, not {request.content_type}.")
     return _parse(body, schema)
@@ -148,17 +189,14 @@ def read_given_body(given: dict[str, Any] | bytes, schema: type[Schema], *, max_
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRequest("request_body: must be bytes, or a dict of what JSON can hold.") from error
     if len(body) > max_bytes:
-        raise _too_large(max_bytes)
+        raise TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
     return _parse(body, schema)
 
 
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
-
-
 def _parse(body: bytes, schema: type[Schema]) -> Schema:
+    body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259 lets a BOM be ignored
     try:
-        return schema.model_validate_json(body.removeprefix(codecs.BOM_UTF8) or b"{}")  # RFC 8259 lets a BOM be ignored
+        parsed = schema.model_validate_json(body or b"{}")
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
@@ -166,6 +204,12 @@ def _parse(body: bytes, schema: type[Schema]) -> Schema:
         if first["type"] == "model_type" and not first["loc"]:
             raise InvalidValue("The body must be a JSON object.") from None
         raise InvalidValue(describe(error, schema)) from None
+    if b"NaN" in body or b"Infinity" in body:  # in a text, or in a field of any type, where pydantic takes them
+        try:
+            from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise BadRequest(f"The body is not JSON: {error}.") from None
+    return parsed
 
 
 def read_query(request: web.Request, schema: type[Schema]) -> Schema:

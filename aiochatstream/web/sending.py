@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 
 from aiohttp import web
 
+from aiochatstream.web.active_requests import abort
 from aiochatstream.web.json import COMMON_HEADERS
 from aiochatstream.web.presence import Presence, is_gone
 
@@ -77,17 +75,8 @@ class Sending:
         return response
 
     def abort(self) -> None:
-        """End the connection so that the client cannot take what it has for the whole answer.
-
-        A reset, because where the end of the connection is the end of the body (HTTP/1.0) a plain close looks right.
-        """
-        transport = self.request.transport
-        if transport is not None:
-            connection = transport.get_extra_info("socket")
-            if connection is not None:
-                with suppress(OSError):
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
+        """End the connection so that the client cannot take what it has for the whole answer."""
+        abort(self.request)
 
     async def carry_out(
         self,

@@ -25,6 +25,9 @@ def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Pa
     assert all(len(row["engine"]) == len(row["plain"]) == 1 for row in rows.values())
     assert 0 < ran.json["floor_ms"] < rows["decode", "ms/step"]["engine"][0]
     assert ran.json["floor_ms"] == ran.json["weight_bytes"] / ran.json["bandwidth_bytes_per_s"] * 1000
+    (users,) = ran.json["users"]
+    assert users["tokens"] == 16
+    assert all(time > 0 for time in users.values())
     (stall,) = ran.json["stalls"]
     assert (stall["answers"], stall["prompt"]) == (2, 300)
     assert stall["ratio"] == pytest.approx(stall["p99 meanwhile, ms"] / stall["p50 before, ms"])

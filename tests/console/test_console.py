@@ -382,3 +382,24 @@ async def test_a_server_that_answers_something_else_is_told_in_a_sentence(
         screen = await take(console, "hello")
     assert sentence in screen.complaints[0]
     assert console.draft == "hello"
+
+
+async def test_a_message_sent_again_continues_without_the_lost_answer(aiohttp_server: Any) -> None:
+    bodies: list[Any] = []
+
+    async def history(request: web.Request) -> web.Response:
+        return web.json_response({"messages": []})
+
+    async def answer(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        if len(bodies) == 1:
+            return web.json_response({"error": "answer_elsewhere", "detail": "Held by another worker."}, status=409)
+        done = {"message_id": "1", "finish_reason": "stop", "usage": {}, "timing": {}}
+        return web.Response(text=f"event: done\ndata: {json.dumps(done)}\n\n", content_type="text/event-stream")
+
+    app = web.Application()
+    app.add_routes([web.get("/history", history), web.post("/chat_stream", answer)])
+    server = await aiohttp_server(app)
+    async with ServerBackend(str(server.make_url("/")), EN) as backend:
+        await take(Console(backend, Heard(), EN), "hello", "hello", "next")
+    assert [body.get("abandon_lost", False) for body in bodies] == [False, True, False]

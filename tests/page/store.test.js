@@ -79,19 +79,51 @@ test("two pages of one origin do not mix", () => {
   assert.deepEqual(other.settings, {});
 });
 
-test("what was not written by the page, or cannot be written, does no harm", () => {
-  const broken = {
-    getItem: () => '{"not": "a list"',
-    setItem: () => {
-      throw new Error("QuotaExceededError");
-    },
-    removeItem: () => {},
-  };
-  const store = new Store(broken, "/");
-  store.touch("a", "one", 1);
-  store.setDraft("a", "text");
-  assert.deepEqual([store.conversations, store.current, store.draft("a"), store.settings], [[], MAIN, "", {}]);
-  const odd = new Store({ ...broken, getItem: () => '[null, 5, {"id": "a", "title": "x", "updated": 1}]' }, "/");
+const FULL = {
+  getItem: () => null,
+  setItem: () => {
+    throw new Error("QuotaExceededError");
+  },
+  removeItem: () => {
+    throw new Error("SecurityError");
+  },
+};
+
+for (const [name, keeper] of [["full", FULL], ["forbidden", null]]) {
+  test(`what a browser whose storage is ${name} does not keep is kept in memory, and that is told once`, () => {
+    const store = new Store(keeper, "/");
+    let told = 0;
+    store.addEventListener("forgetful", () => (told += 1));
+    store.touch("a", "one", 1);
+    store.setDraft("a", "text");
+    store.set({ locale: "ja" });
+    assert.deepEqual([store.conversations.length, store.draft("a"), store.settings], [1, "text", { locale: "ja" }]);
+    store.setDraft("a", "");
+    store.remove("a");
+    assert.deepEqual([store.conversations, store.draft("a"), told], [[], "", 1]);
+  });
+}
+
+test("what is in memory gives way to what another tab has written", () => {
+  const kept = memoryKeeper();
+  let full = true;
+  const setItem = (key, value) => (full ? FULL.setItem() : kept.setItem(key, value));
+  const store = new Store({ ...kept, setItem }, "/");
+  store.touch("a", "mine", 1);
+  full = false;
+  new Store(kept, "/").touch("b", "theirs", 2);
+  store.heard("aiochatstream / conversations");
+  assert.deepEqual(store.conversations.map((one) => one.id), ["b"]);
+});
+
+test("what was not written by the page does no harm", () => {
+  for (const text of ['{"not": "a list"', "5", "[]", '"text"', "null", "{}"]) {
+    const store = new Store({ ...memoryKeeper(), getItem: () => text }, "/");
+    assert.deepEqual([store.conversations, store.unsent("a"), store.commit("a"), store.edit("a", "b")], [[], null, null, null]);
+    assert.equal(typeof store.settings, "object");
+    assert.equal(typeof store.draft("a"), "string");
+  }
+  const odd = new Store({ ...memoryKeeper(), getItem: () => '[null, 5, {"id": "a", "title": "x", "updated": 1}]' }, "/");
   assert.deepEqual(odd.conversations.map((one) => one.id), ["a"]);
 });
 
@@ -112,4 +144,13 @@ test("a title is a line of at most 60 characters, and cuts none in two", () => {
   assert.equal(titleOf("  short \n more"), "short");
   assert.equal([...titleOf("🌈".repeat(100))].length, 60);
   assert.ok(titleOf("🌈".repeat(100)).startsWith("🌈🌈"));
+});
+
+test("a message that is given back comes before what has been written since", () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.giveBack("a", "one");
+  store.giveBack("a", "one");
+  assert.equal(store.draft("a"), "one");
+  store.giveBack("a", "zero");
+  assert.equal(store.draft("a"), "zero\none");
 });

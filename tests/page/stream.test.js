@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { EventParser, readEvents } from "../../aiochatstream/page/js/stream.js";
+import { EventParser, readEvents, SILENCE_MS } from "../../aiochatstream/page/js/stream.js";
 
 const STREAM =
   'event: queued\ndata: {"position":3}\n\n: still here\n\nevent: delta\ndata: {"text":"虹は 🌈\\n"}\n\nevent: done\ndata: {"usage":{}}\n\n';
@@ -84,4 +84,27 @@ test("a connection that breaks is thrown", async () => {
   await assert.rejects(async () => {
     for await (const event of readEvents(body)) heard.push(event);
   }, /network error/);
+});
+
+test("a connection on which nothing comes, not even a comment, is hung up", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  let cancelled = false;
+  let over = 0;
+  let send;
+  const body = new ReadableStream({
+    start: (controller) => (send = (text) => controller.enqueue(new TextEncoder().encode(text))),
+    cancel: () => {
+      cancelled = true;
+    },
+  });
+  const reading = all(readEvents(body, () => (over += 1)));
+  for (let number = 0; number < 5; number += 1) {
+    context.mock.timers.tick(SILENCE_MS - 1);
+    send(": still here\n\n");
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  assert.equal(cancelled, false);
+  context.mock.timers.tick(SILENCE_MS);
+  await assert.rejects(reading, /Nothing came/);
+  assert.deepEqual([cancelled, over], [true, 1]);
 });

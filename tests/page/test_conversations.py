@@ -46,6 +46,28 @@ async def test_conversations_are_listed_renamed_searched_and_deleted(start: Any,
     await chat.see_turns("Tea", "Tea")
 
 
+@pytest.mark.parametrize("end", ["Enter", "Escape", "a click into the message box", "Tab"])
+async def test_renaming_ends_once_and_gives_the_keyboard_back(start: Any, visit: Visit, end: str) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    page, heading, box = chat.page, chat.page.locator("#heading"), chat.page.locator("input.rename")
+    await chat.ask("Tea")
+    await page.locator("#conversations > li").hover()
+    await page.get_by_role("button", name="Rename").click()
+    await page.keyboard.type("Green tea")
+    if end in ("Enter", "Escape", "Tab"):
+        await page.keyboard.press(end)
+    else:
+        await chat.message.click()
+        await page.keyboard.type("words")
+        await expect(chat.message).to_have_value("words")
+    await expect(box).to_have_count(0)
+    title = "Tea" if end == "Escape" else "Green tea"
+    await expect(heading).to_have_text(title)
+    await expect(page.locator("#conversations > li")).to_have_text([title])
+    await page.keyboard.type("x")
+    await expect(box).to_have_count(0)
+
+
 async def test_a_conversation_goes_into_a_file_and_back(start: Any, visit: Visit, tmp_path: Path) -> None:
     chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
     page, file = chat.page, tmp_path / "saved.json"

@@ -65,6 +65,21 @@ async def test_parameters_have_the_servers_ranges_and_hold_for_the_next_answers(
     await expect(chat.answer()).to_have_text("hot at 1.0")
 
 
+async def test_an_emptied_field_goes_back_to_the_servers_own_value(start: Any, visit: Visit) -> None:
+    server = await start(ChatStream(engine=tells, temperature=0.7, max_new_tokens=99))
+    chat = Chat(await visit(server.url))
+    await chat.page.locator("#open-settings").click()
+    for label, other, own in (("Temperature", "1.5", "0.7"), ("Longest answer", "5", "99"), ("Top k", "3", "0")):
+        field = chat.page.get_by_label(label)
+        default = await field.input_value()
+        await set_and_wait(chat, field, other)
+        await set_and_wait(chat, field, "")
+        await expect(field).to_have_value(default)
+        assert label == "Top k" or default == own
+    await chat.ask("cool")
+    await expect(chat.answer()).to_have_text("cool at 0.7")
+
+
 async def set_and_wait(chat: Chat, field: Any, value: str) -> None:
     async with chat.page.expect_response("**/set_generation_params") as answered:
         await field.fill(value)

@@ -43,7 +43,7 @@ async def test_a_full_queue_counts_down_and_sends_again_by_itself(start: Any, vi
     await until(lambda: len(engine.calls) == 2)
     await second.send("second")
     await expect(second.refusal).to_have_attribute("data-code", "too_many_requests")
-    await expect(second.countdown).to_have_text(re.compile(r"It is sent again in \d+ s\."))
+    await expect(second.countdown).to_have_text(re.compile(r"Retrying in \d+ s\."))
     await expect(second.unsent).to_have_text("second")
     await second.write("typed meanwhile")
     engine.allow(2)
@@ -70,6 +70,20 @@ async def test_a_refused_message_is_sent_by_a_click_or_goes_back_into_the_box(
     await until(lambda: server.idle)
     await second.page.get_by_role("button", name="Send now").click()
     await second.see_turns("second", "1")
+
+
+async def test_a_refused_message_is_shown_in_its_own_conversation_alone(start: Any, visit: Visit) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats, max_request_bytes=2048))).url))
+    await chat.ask("first")
+    await chat.page.locator("#new-chat").click()
+    await chat.send("x" * 3000)
+    await expect(chat.unsent).to_have_text("x" * 3000)
+    await chat.page.locator("#conversations").get_by_text("first").click()
+    await chat.see_turns("first", "first")
+    await expect(chat.refusal).to_have_count(0)
+    await expect(chat.unsent).to_have_count(0)
+    await chat.page.locator("#new-chat").click()
+    await expect(chat.unsent).to_have_count(0)
 
 
 async def test_a_server_that_drains_is_waited_for_and_running_answers_end(

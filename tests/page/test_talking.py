@@ -62,6 +62,26 @@ async def test_stop_keeps_what_is_there_and_continue_goes_on_from_it(start: Any,
     await expect(chat.turns).to_have_count(1)
 
 
+async def test_a_message_that_follows_a_stop_at_once_leaves_the_stopped_one_in_its_place(
+    start: Any, visit: Visit, stepper: Any
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine))
+    chat = Chat(await visit(server.url))
+    await chat.send("Count")
+    engine.allow(2)
+    await expect(chat.answer()).to_have_text("1 2")
+    await chat.stop_button.click()
+    await until(lambda: server.stopping)
+    await chat.send("Again")
+    engine.allow(3)
+    await expect(chat.turns).to_have_count(2)
+    await expect(chat.answer()).to_have_text("1 2")
+    await expect(chat.said(0)).to_have_text("Count")
+    await expect(chat.message).to_have_value("")
+    await expect(chat.refusal).to_have_count(0)
+
+
 async def test_an_answer_is_made_again(start: Any, visit: Visit) -> None:
     chat = Chat(await visit((await start(ChatStream(engine=counts()))).url))
     await chat.ask("one")

@@ -71,6 +71,38 @@ async def test_on_a_phone_enter_breaks_the_line_and_the_button_sends(start: Any,
     await expect(chat.said()).to_have_text("one\ntwo", use_inner_text=True)
 
 
+async def test_on_a_phone_the_keyboard_opens_only_for_a_tap_into_the_box(
+    start: Any, visit: Visit, stepper: Any
+) -> None:
+    engine = stepper()
+    chat = Chat(await visit((await start(ChatStream(engine=engine, max_new_tokens=4))).url, **PHONE))
+    page = chat.page
+    await expect(chat.message).not_to_be_focused()
+    await chat.message.tap()
+    await expect(chat.message).to_be_focused()
+    await chat.write("one")
+    await chat.send_button.tap()
+    engine.allow(2)
+    await expect(chat.answer()).to_have_text("1 2")
+    await chat.stop_button.tap()
+    engine.allow(1)
+    await chat.see_state("interrupted")
+    await expect(chat.message).not_to_be_focused()
+    await page.locator("#open-sidebar").tap()
+    await page.locator("#new-chat").tap()
+    await expect(chat.turns).to_have_count(0)
+    await expect(chat.message).not_to_be_focused()
+    await page.locator("#open-sidebar").tap()
+    await page.locator("#conversations").get_by_text("one").tap()
+    await expect(chat.turns).to_have_count(1)
+    await expect(chat.message).not_to_be_focused()
+    engine.allow(2)
+    await chat.act("delete")
+    await chat.confirm()
+    await expect(chat.turns).to_have_count(0)
+    await expect(chat.message).not_to_be_focused()
+
+
 async def test_everything_can_be_done_without_a_mouse(start: Any, visit: Visit, stepper: Any) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine))

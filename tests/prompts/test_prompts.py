@@ -290,7 +290,7 @@ def test_an_answer_begun_has_the_ids_of_the_plain_prompt_and_its_own(tokenizer: 
     plain, text = prompt.encode(), prompt.create_prompt()
     prompt.open_answer = begun
     assert prompt.create_prompt() == text
-    assert prompt.encode() == plain + tokenizer(begun, add_special_tokens=False)["input_ids"]
+    assert prompt.encode() == plain + tokenizer(begun, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert prompt.get_messages()[-1] == {"role": "assistant", "content": begun}
     assert prompt.encode() == encode_messages(tokenizer, prompt.get_messages(), continue_final=True)
 

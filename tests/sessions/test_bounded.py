@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -122,6 +123,65 @@ def test_idle_entries_are_swept_in_pieces() -> None:
     now[0] += 61
     assert [entries.sweep() for _ in range(3)] == [True, True, False]
     assert (len(entries), entries.bytes) == (0, 0)
+
+
+def test_who_has_more_than_a_fair_part_pushes_out_only_its_own() -> None:
+    entries = bounded(max_entries=20)
+    for key in "abc":
+        entries.put(key, "x", share=f"of {key}")
+    for number in range(100):
+        entries.put(str(number), "x", share="many")
+    assert kept(entries, "abc") == "abc"
+    assert len(entries) == 20
+    assert entries.get("99") is not None
+
+
+def test_a_fair_part_is_one_of_bytes_too() -> None:
+    entries = bounded(max_bytes=100)
+    for key in "abc":
+        entries.put(key, "x", share=f"of {key}")
+    for number in range(100):
+        entries.put(str(number), "x" * 20, share="many")
+    assert kept(entries, "abc") == "abc"
+    assert entries.bytes == 83
+
+
+def test_entries_that_are_charged_to_nobody_go_before_a_larger_share() -> None:
+    entries = bounded(max_entries=20)
+    for number in range(15):
+        entries.put(f"kept {number}", "x", share="proxy")
+    for number in range(100):
+        entries.put(str(number), "x")
+    assert all(entries.get(f"kept {number}") for number in range(15))
+
+
+def test_an_entry_stays_in_its_share_until_another_is_charged() -> None:
+    entries = bounded(max_entries=10)
+    entries.put("a", "x", share="one")
+    entries.put("a", "y")
+    for number in range(20):
+        entries.put(str(number), "x")
+    assert entries.get("a") == "y"
+
+
+def test_an_only_large_entry_of_a_share_stays_while_the_share_is_fair() -> None:
+    entries = bounded(max_bytes=100)
+    for number in range(99):
+        entries.put(str(number), "x", share=f"of {number}")
+    entries.put("long", "x" * 9, share="of one")
+    assert entries.get("long") is not None
+
+
+def test_if_all_of_the_largest_share_is_pinned_another_loses_an_entry() -> None:
+    entries = bounded(max_entries=10)
+    entries.put("a", "x", share="small")
+    with ExitStack() as pins:
+        for number in range(20):
+            pins.enter_context(entries.pinned(str(number)))
+            entries.put(str(number), "x", share="many")
+        assert entries.get("a") is None
+        assert len(entries) == 20
+    assert len(entries) == 10
 
 
 def test_pop_tells_whether_there_was_something_to_forget() -> None:

@@ -115,6 +115,48 @@ async def test_clear_context_ends_the_wait_for_an_answer_that_is_lost(
     assert (await client.texts())[0] == "two"
 
 
+async def test_a_conversation_continues_without_an_answer_that_was_lost_with_its_process(
+    start_worker: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    for text in ("one", "two"):
+        await stream(client, engine, text)
+        await client.texts()  # seals the answer
+    await stream(client, engine, "three")
+    restarted = moved(client, await start_worker())
+    async with restarted.post(user_input="four") as response:
+        assert (await response.json())["error"] == "answer_elsewhere"
+    async with restarted.post(user_input="four", abandon_lost=True) as response:
+        assert (response.status, await response.text()) == (200, "four ")
+    assert await restarted.texts() == ["one", "1 2 ", "two", "1 2 ", "four", "four "]
+
+
+async def test_the_history_without_a_lost_answer_ends_the_wait_for_it(
+    start_worker: Any, stepper: Any, client_of: Any
+) -> None:
+    engine = stepper()
+    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    await stream(client, engine, "one")
+    await client.texts()
+    await stream(client, engine, "two")
+    restarted = moved(client, await start_worker())
+    async with restarted.session.get(f"{restarted.url}/history?abandon_lost=perhaps") as response:
+        assert (response.status, (await response.json())["error"]) == (422, "invalid_value")
+    async with restarted.session.get(f"{restarted.url}/history?abandon_lost=true") as response:
+        assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
+    assert await restarted.texts() == ["one", "1 2 "]
+    assert await ask(restarted, "three") == "three "
+
+
+async def test_a_process_that_has_the_answer_abandons_nothing(start_worker: Any, stepper: Any, client_of: Any) -> None:
+    engine = stepper()
+    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    await stream(client, engine, "one")
+    async with client.session.get(f"{client.url}/history?abandon_lost=true") as response:
+        assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
+
+
 async def test_who_left_before_the_end_finds_the_interrupted_answer(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:

@@ -147,7 +147,7 @@ async def test_the_token_of_an_answer_is_taken_after_a_login_on_another_worker_a
 async def test_a_cookie_that_goes_to_other_machines_without_https_is_warned_of_once(
     start: Any, client_of: Any, caplog: pytest.LogCaptureFixture, host: str, secure: bool, warns: bool
 ) -> None:
-    server = await start(ChatStream(engine=echo), MemoryStorage(secure=secure))
+    server = await start(ChatStream(engine=echo, allowed_hosts=["chat.example"]), MemoryStorage(secure=secure))
     client = client_of(server)
     with caplog.at_level(logging.WARNING, "aiochatstream"):
         for _ in range(2):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
+import time
+import zlib
 from collections.abc import Iterator
 from http.cookies import SimpleCookie
 from typing import Any
@@ -101,6 +104,19 @@ async def test_the_newest_key_encrypts_and_all_of_them_decrypt() -> None:
     new = values(await saved(rotated, word="kept"))
     assert await loaded(CookieStorage(NEW_KEY), new) == {"word": "kept"}
     assert await loaded(CookieStorage(KEY), new) == {}
+
+
+def sealed_at(second: int, **data: Any) -> dict[str, str]:
+    """A cookie that a worker made when its clock showed ``second``."""
+    text = zlib.compress(json.dumps({"created": second, "session": data}).encode())
+    return {NAME: Fernet(KEY).encrypt_at_time(text, second).decode()}
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(-86_400, False), (-3_590, True), (90, True), (86_400, True)])
+@pytest.mark.parametrize("keys", [KEY, [NEW_KEY, KEY]], ids=["one key", "two keys"])
+async def test_a_cookie_of_a_worker_whose_clock_is_ahead_is_accepted(seconds: int, kept: bool, keys: Any) -> None:
+    cookies = sealed_at(int(time.time()) + seconds, word="kept")
+    assert await loaded(CookieStorage(keys, max_age=3_600), cookies) == ({"word": "kept"} if kept else {})
 
 
 @pytest.mark.parametrize(

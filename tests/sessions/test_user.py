@@ -281,6 +281,38 @@ async def test_whatever_an_open_cookie_says_of_its_user_does_no_harm(start: Any,
         assert response.status == 200
 
 
+RANDOM = "k" * 43
+
+
+@pytest.mark.parametrize(
+    ("account", "forged"),
+    [
+        ("Ann", {"id": "Ann"}),
+        ("Ann", {"id": RANDOM, "was": ["Ann"]}),
+        (RANDOM, {"id": RANDOM}),
+        (RANDOM, {"id": "_" * 43, "was": [RANDOM]}),
+        (RANDOM, {"id": f"account:{RANDOM}"}),
+    ],
+)
+async def test_no_session_in_an_open_cookie_reads_an_accounts_conversation(account: str, forged: Any) -> None:
+    async with known_by_header(SimpleCookieStorage()) as url, browser(url) as owner, browser(url) as guest:
+        owner.session.headers["Account"] = account
+        await owner.say("secret")
+        cookie = SimpleCookie({"AIOHTTP_SESSION": json.dumps({"session": {"aiochatstream": forged}})})
+        guest.session.headers["Cookie"] = cookie.output(header="").strip()
+        assert await guest.texts() == []
+        assert await owner.texts() == ["secret", "secret "]
+
+
+async def test_accounts_of_any_name_stay_apart() -> None:
+    names = [RANDOM, f"account:{RANDOM}", f"account:account:{RANDOM}"]
+    async with known_by_header(MemoryStorage()) as url, browser(url) as client:
+        for name in names:
+            client.session.headers["Account"] = name
+            assert await client.texts() == []
+            await client.say(name)
+
+
 async def test_no_account_has_the_conversation_of_the_program_itself() -> None:
     async def account(request: web.Request) -> str:
         return "console"

@@ -25,7 +25,7 @@ async def friends_server(
     *, storage: MemoryStorage | None = None, sub_app: bool = False, **options: Any
 ) -> AsyncIterator[Client]:
     app = inner = web.Application()
-    chat_stream = ChatStream(**{"engine": echo, "allowed_origins": [FRIEND], **options})
+    chat_stream = ChatStream(**{"engine": echo, "allowed_hosts": ["*"], "allowed_origins": [FRIEND], **options})
     aiohttp_session.setup(app, MemoryStorage(samesite="None", secure=True) if storage is None else storage)
     if sub_app:
         inner = web.Application()
@@ -98,6 +98,8 @@ async def test_only_pages_of_this_host_and_of_allowed_origins_may_change_somethi
                     assert response.status == 403
                     assert (refusal["error"], refusal["success"]) == ("forbidden", False)
                     assert "of an origin that this server does not allow" in refusal["detail"]
+                    assert "proxy_set_header Host $http_host" in refusal["detail"]
+                    assert "allowed_origins" in refusal["detail"]
                     assert "Set-Cookie" not in response.headers
         async with client.session.get(f"{client.url}/history", headers=headers) as response:
             assert response.status == 200  # what only reads is guarded by the browser

@@ -25,7 +25,7 @@ from aiochatstream.web.formats import choose_format
         (["text/event-stream;q=0, application/json;q=0.1"], "json"),
         (["text/event-stream; charset=utf-8"], "sse"),
         (["TEXT/EVENT-STREAM"], "sse"),
-        (["application/json;q=rubbish"], "json"),
+        (["application/json;q=rubbish"], "text"),
         (["application/json;q=nan, text/plain"], "text"),
         ([";;,,q=="], "text"),
         (["image/png", "application/json"], "json"),

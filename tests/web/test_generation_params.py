@@ -338,3 +338,10 @@ async def test_a_servers_own_bias_of_a_token_that_the_model_does_not_have_is_ref
 ) -> None:
     with pytest.raises(ValueError, match=r"^logit_bias: 49152 is none of the model's 49152 token ids"):
         await start(ChatStream(model=model, tokenizer=tokenizer, logit_bias={49152: 1}))
+
+
+async def test_the_ranges_are_looked_up_once(server: Server, client_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(server)
+    first = await told(client)
+    monkeypatch.setattr(GenerationParams, "model_json_schema", None)
+    assert await told(client) == first

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import sys
 from collections import Counter
 from typing import Any
@@ -242,3 +244,31 @@ async def test_nothing_is_changed_while_an_answer_is_running(start_with: Any, cl
     engine.allow(2)
     await running
     assert await client.texts() == ["one", "1 2 ", "two", "1 2 "]
+
+
+@pytest.mark.parametrize("ascii_only", [False, True], ids=["as exported", "escaped"])
+@pytest.mark.parametrize("text", ["日", "\x01", "😀", '"', "\\\x01", "{}[],:"], ids=repr)
+async def test_what_was_exported_at_its_greatest_length_can_be_imported(
+    start: Any, client_of: Any, text: str, ascii_only: bool
+) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    half = "x" + text * (MAX_CHARS // 2 // len(text) - 1)
+    messages = [{"role": "user", "content": half}, {"role": "assistant", "content": half}]
+    data = json.dumps({"messages": messages}, ensure_ascii=ascii_only)
+    headers = {"Content-Type": "application/json"}
+    async with client.session.post(f"{client.url}/import", data=io.BytesIO(data.encode()), headers=headers) as response:
+        assert response.status == 200, await response.text()
+    async with client.session.get(f"{client.url}/export") as response:
+        exported = await response.read()
+    assert [message["content"] for message in json.loads(exported)["messages"]] == [half, half]
+    async with client.session.post(f"{client.url}/import", data=io.BytesIO(exported), headers=headers) as response:
+        assert response.status == 200, await response.text()
+
+
+async def test_an_import_of_more_structure_than_an_export_can_have_is_refused_before_it_is_parsed(
+    client: Client,
+) -> None:
+    data = b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}"
+    headers = {"Content-Type": "application/json"}
+    async with client.session.post(f"{client.url}/import", data=io.BytesIO(data), headers=headers) as response:
+        assert (response.status, (await response.json())["error"]) == (413, "too_large")

@@ -26,6 +26,8 @@ WRONG = [
     ("\xff\xfe", 400, "bad_request", "not JSON"),
     ('{"user_input": "\\ud800"}', 400, "bad_request", "not JSON"),
     ("[" * 100_000, 400, "bad_request", "not JSON"),
+    ('{"user_input": "hi", "something": NaN}', 400, "bad_request", "not JSON"),
+    ('{"user_input": "hi", "something": [-Infinity]}', 400, "bad_request", "not JSON"),
     ("[]", 422, "invalid_value", "The body must be a JSON object."),
     ("{}", 422, "invalid_value", "user_input"),
     ("", 422, "invalid_value", "user_input"),
@@ -119,8 +121,10 @@ async def test_the_apps_own_body_limit_gives_the_same_error(start: Any, client_o
 @pytest.mark.parametrize("data", [b"rubbish", gzip.compress(b'{"user_input": "hi"}')[:15]], ids=["rubbish", "cut off"])
 async def test_a_body_that_is_not_compressed_as_it_says_is_a_400(server: Any, client_of: Any, data: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = f"POST /chat_stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-    writer.write(head.encode() + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + data)
+    head = f"POST /chat_stream HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(data)}\r\n"
+    writer.write(
+        head.encode() + b"Content-Type: application/json\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n" + data
+    )
     status_line = await reader.readline()
     writer.transport.abort()
     assert b" 400 " in status_line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from aiochatstream import ChatStream, ScriptedEngine
+from aiochatstream.web import docs_page
 from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
 from aiochatstream.web.routes import APIS
 from tests.helpers import Server, echo, role_of, serving
@@ -151,3 +153,22 @@ async def test_roles_may_hide_both(start: Any, client_of: Any) -> None:
     for path in ("/openapi.json", "/docs"):
         async with client_of(server).session.get(server.url + path) as response:
             assert response.status == 403
+
+
+async def test_the_page_is_made_once_for_all_names_of_the_server_and_never_on_the_event_loop(
+    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    render = docs_page.render
+
+    def recorded(described: Any) -> str:
+        threads.append(threading.current_thread())
+        return render(described)
+
+    monkeypatch.setattr(docs_page, "render", recorded)
+    client = client_of(await start(ChatStream(engine=echo)))
+    for host in ("one.example", "two.example:81"):
+        async with client.session.get(f"{client.url}/docs", headers={"Host": host}) as response:
+            assert f"curl http://{host}/history" in await response.text()
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()

@@ -49,6 +49,17 @@ async def body_of(request: Any) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
+async def test_a_connection_that_redis_closed_while_idle_costs_no_request(
+    new_server: NewServer, client_of: Any, redis: Redis
+) -> None:
+    client = client_of(await new_server())
+    for text in ("one", "two", "three"):
+        await client.say(text)
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        assert (await client.texts())[-2:] == [text, f"{text} "]
+        await redis.client_kill_filter(_type="normal", skipme=True)
+
+
 async def test_a_conversation_goes_on_at_either_server(new_server: NewServer, client_of: Any, stepper: Any) -> None:
     here, there = await new_server(), await new_server(engine := stepper(), max_new_tokens=1)
     client = client_of(here)

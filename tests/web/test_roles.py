@@ -92,7 +92,7 @@ async def test_a_refusal_comes_before_the_body_is_read_and_before_any_work(start
     roles = {"user": role_of("nothing", allow=[])}
     server: Server = await start(ChatStream(engine=echo, client_roles=roles))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = "POST /chat_stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    head = "POST /chat_stream HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     writer.write(head.encode())  # and no byte of the body
     status = await reader.readline()
     assert status.startswith(b"HTTP/1.1 403 ")
@@ -356,6 +356,30 @@ async def test_above_the_limit_messages_are_not_compared_with_one_warning(
     ]
     now = 60.0
     assert (await client.say("sesame"))["text"] == GRANTED
+
+
+async def test_above_the_limit_of_wrong_header_phrases_none_is_compared_and_right_ones_use_up_nothing(
+    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    chat_stream = ChatStream(engine=echo, client_roles=ROLES)
+    chat_stream.header_attempts = phrase_attempts(lambda: now)
+    client = client_of(await start(chat_stream))
+
+    async def see_load(phrase: str) -> tuple[int, Any]:
+        return await ask(client, "/get_load", **SKIP, **{"X-ChatStream-Auth-Header": phrase})
+
+    for _ in range(ATTEMPTS + 1):
+        assert (await see_load("hashed"))[0] == 200
+    for number in range(ATTEMPTS):
+        assert (await see_load(f"guess {number}"))[0] == 401
+    for phrase in ("guess", "hashed", "hashed"):
+        status, refusal = await see_load(phrase)
+        assert (status, refusal["error"]) == (429, "too_many_attempts")
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+    assert (await client.say("sesame"))["text"] == GRANTED  # people at the same address are not agents
+    now = 2.0
+    assert (await see_load("hashed"))[0] == 200
 
 
 async def test_who_sends_again_until_the_model_is_loaded_has_not_used_up_the_tries(start: Any, client_of: Any) -> None:

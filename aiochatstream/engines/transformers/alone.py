@@ -78,7 +78,12 @@ class Alone:
         self._forward_pass = threading.Lock()
 
     def answer(
-        self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None, owner: str = ""
+        self,
+        prompt: list[int],
+        params: GenerationParams,
+        matcher: Matcher | None = None,
+        owner: str = "",
+        shared: int = 0,
     ) -> Answer:
         """Begin an answer; it is made by whoever reads its :meth:`Answer.steps`."""
         first = size = PREFILL_TOKENS if self._in_pieces else len(prompt)
@@ -91,6 +96,12 @@ class Alone:
             return self._forward(ids, cache, keep)
 
         return Answer(forward, self._draw, prompt, Sampler(params, matcher), starts)
+
+    def share(self, head: list[int]) -> None:
+        """Nothing is kept."""
+
+    def forget(self, owner: str) -> None:
+        """Nothing is kept."""
 
     def figures(self) -> dict[str, float]:
         """Nothing to tell."""

@@ -19,7 +19,7 @@ from aiochatstream.engines.transformers.constraining import Matcher
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.own_sampler import Draw
-from aiochatstream.engines.transformers.prefixes import PrefixPool
+from aiochatstream.engines.transformers.prefixes import HEAD, PrefixPool
 from aiochatstream.engines.transformers.sampling import Sampler, sample
 from aiochatstream.engines.transformers.slots import SlotCache
 from aiochatstream.engines.transformers.transfer import tensor
@@ -50,6 +50,9 @@ TELLING = 8
 
 SCORED_TOKENS = 256
 """The most tokens of prompts whose logprobs one step finds: the logits of each take memory."""
+
+SWEEP_SECONDS = 60.0
+"""Time between two looks at prefixes that were not used for long, while there is nothing to compute."""
 
 SHORT = 256
 """Tokens. Rows with up to twice as many, four times as many and so on are alike."""
@@ -93,16 +96,23 @@ class Request:
     """One answer under way.
 
     ids: prompt and answer so far. computed: how many of them are in the cache, ``reused`` of these from before.
-    size: a class of what it may grow to. owner: who alone may use what is kept of it. logprobs: those of the tokens
-    that were told, where they are asked for; who reads the tokens takes them. prompt_logprobs: those of the prompt's
-    tokens but the first, likewise.
+    size: a class of what it may grow to. owner: who alone may use what is kept of it. shared: the number of tokens at
+    its beginning for which the pool's head may be used. kept: whether the pool keeps it in the end. logprobs: those of
+    the tokens that were told, where they are asked for; who reads the tokens takes them. prompt_logprobs: those of the
+    prompt's tokens but the first, likewise.
     """
 
     def __init__(
-        self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None, owner: str = ""
+        self,
+        prompt: list[int],
+        params: GenerationParams,
+        matcher: Matcher | None = None,
+        owner: str = "",
+        shared: int = 0,
     ) -> None:
         self.ids = list(prompt)
-        self.owner = owner
+        self.owner, self.shared = owner, shared
+        self.kept = True
         self.end = len(prompt) + params.max_new_tokens
         self.size = (self.end // SHORT).bit_length()
         self.sampler = Sampler(params, matcher)
@@ -159,6 +169,7 @@ class Batch:
         self._free = list(range(rows))
         self._rows: list[Request] = []  # the oldest first
         self._arrivals: deque[Request] = deque()
+        self._forgotten: set[str] = set()
         self._wake = threading.Condition()
         self._closed = False
         self._pace = Pace()
@@ -176,11 +187,17 @@ class Batch:
         }
 
     def answer(
-        self, prompt: list[int], params: GenerationParams, matcher: Matcher | None = None, owner: str = ""
+        self,
+        prompt: list[int],
+        params: GenerationParams,
+        matcher: Matcher | None = None,
+        owner: str = "",
+        shared: int = 0,
     ) -> Request:
         """Begin an answer, at the next step. Whoever asked reads its :meth:`Request.steps`.
 
         :param owner: with whose earlier prompts and answers alone this one may share what was computed.
+        :param shared: the number of tokens at the beginning of ``prompt`` that :meth:`share` may have computed.
 
         Raises ValueError for what does not fit into a row.
         """
@@ -189,13 +206,27 @@ class Batch:
                 f"{len(prompt)} tokens and max_new_tokens={params.max_new_tokens} "
                 f"do not fit into the context of {self._cache.length}."
             )
-        request = Request(prompt, params, matcher, owner)
+        request = Request(prompt, params, matcher, owner, shared)
         with self._wake:
             if self._closed:
                 raise RuntimeError("The engine is closed.")
             self._arrivals.append(request)
             self._wake.notify()
         return request
+
+    def share(self, head: list[int]) -> None:
+        """Compute ``head`` and keep it for all owners' prompts that begin with it, if there is room."""
+        if len(head) <= min(self._pool.capacity, self._cache.length):
+            for _ in self.answer(head, GenerationParams(max_new_tokens=1, temperature=0.0), owner=HEAD).steps():
+                pass
+
+    def forget(self, owner: str) -> None:
+        """Drop what is kept for ``owner``, before any later prompt is looked up; keep nothing of running answers."""
+        with self._wake:
+            for request in self._arrivals:
+                request.kept = request.kept and request.owner != owner
+            self._forgotten.add(owner)
+            self._wake.notify()
 
     def close(self) -> None:
         """End the thread; what is under way fails."""
@@ -211,12 +242,17 @@ class Batch:
             if not self._rows:
                 release_helpers()
             with self._wake:
-                self._wake.wait_for(lambda: self._arrivals or self._rows or self._closed)
+                self._wake.wait_for(
+                    lambda: self._arrivals or self._rows or self._forgotten or self._closed,
+                    SWEEP_SECONDS if len(self._pool) else None,
+                )
                 if self._closed:
                     break
                 arrived = len(self._arrivals)  # later ones may come after an answer that has yet to leave
+                forgotten, self._forgotten = self._forgotten, set()
             try:
                 self._leave()
+                self._drop(forgotten)
                 self._join(arrived)
                 if self._rows:
                     self._step()
@@ -236,11 +272,19 @@ class Batch:
             done = request.ids[: request.computed]
             if request.failed or not request.began:  # a NaN would spread, even where it is masked
                 self._cache.clear(request.row)
-            elif done and self._pool.worth(done, self._cache.token_bytes * len(done), request.owner):
+            elif done and request.kept:
                 try:
-                    self._pool.put(done, self._cache.take(request.row, len(done)), request.owner)
+                    self._pool.put(done, self._cache.row(request.row), request.owner, request.shared)
                 except Exception:  # no memory, most likely
                     logger.warning("What was computed for an answer could not be kept", exc_info=True)
+
+    def _drop(self, forgotten: set[str]) -> None:
+        """Drop what is kept for these owners; what runs for them began before they were forgotten."""
+        for owner in forgotten:
+            self._pool.forget(owner)
+        for request in self._rows:
+            request.kept = request.kept and request.owner not in forgotten
+        self._pool.sweep()
 
     def _join(self, arrived: int) -> None:
         """Give rows to the first ``arrived`` of those who wait, with what is known of their prompts."""
@@ -281,9 +325,10 @@ class Batch:
 
     def _recall(self, request: Request) -> None:
         """Copy what is known of a request's prompt into its row."""
-        tokens, same = self._pool.match(request.ids[:-1], request.owner)  # the last one is computed, for its logits
-        if same:
-            self._cache.put(request.row, tokens, same)
+        known = request.ids[:-1]  # the last one is computed, for its logits
+        prefix, same = self._pool.match(known, request.owner, request.shared)
+        if prefix is not None:
+            self._pool.read(prefix, same, self._cache.row(request.row))
             self._hits += 1
         request.computed = request.reused = same
 
@@ -298,9 +343,9 @@ class Batch:
             if not _is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)
-            if len(self._pool):
+            if self._pool.reserved:
                 logger.warning("Out of memory in a step of %d rows; what was kept is dropped", len(self._rows))
-                self._pool.clear()
+                self._pool.clear(self._pool.capacity // 2)  # and does not grow as large again
                 return
             logger.warning("Out of memory in a step of %d rows; the newest request fails", len(self._rows))
             self._fail(self._rows[-1:], MemoryError(f"Out of memory in a step of {len(self._rows)} requests: {error}"))

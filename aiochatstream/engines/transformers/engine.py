@@ -52,6 +52,12 @@ same has errors of its own, about a tenth; what is really different is as far aw
 CHECK_TOLERANCE_HALF = 0.5
 WARM_UP = 40
 """Tokens."""
+WARM_UP_PARAMS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 1.0, "logprobs": 1},
+    {"temperature": 1.0, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1},
+)
+"""Answers of all kinds, made at load: the first passes are slow, and what this device cannot do is to show at once."""
 
 COMPILING_TAKES = "It takes torch 2.13 and, on a CPU, Linux with g++ and Python's headers."
 
@@ -136,9 +142,9 @@ class TransformersEngine(Engine):
         the context's length need, at most half of the memory that is then free. With less, the context is shorter.
     :param prefix_cache_bytes: for what is kept of earlier prompts and answers; 0 keeps nothing. None: at most a
         quarter of the memory that is free at the start.
-    :param share_prefixes: one user's prompts may begin with what was computed for another's, a system prompt say. It
-        shows in the time to the first token, by which a user might find out what others have said; False keeps what
-        is kept apart by user.
+    :param share_prefixes: whether a user's prompt may begin with what was computed for another user's. It shows in
+        ``usage.cached_tokens`` and in the time to the first token, by which users can find out what others have said.
+        False keeps users apart: they share only what the server itself puts before every conversation.
     :param max_step_ms: milliseconds that a step should take at most which reads a prompt while others wait for their
         next token. (It reads 8 tokens or more.)
         None: twice as long as a step that reads none, and longer where several wait for a first token.
@@ -157,7 +163,7 @@ class TransformersEngine(Engine):
         optimize: bool = True,
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
-        share_prefixes: bool = True,
+        share_prefixes: bool = False,
         max_step_ms: float | None = None,
         compile: bool = False,  # noqa: A002 - transformers' and torch's word for it
         token_sampler: TokenSampler | None = None,
@@ -206,8 +212,8 @@ class TransformersEngine(Engine):
             self._answers = Alone(model, self.on_step, self._draw)
         self._grammars = Grammars(self.tokenizer, self.vocabulary, self._eos_ids)
         length = min(WARM_UP, min(context_len, self.max_context_len or context_len) - 2)
-        if length > 0:  # the first passes of all are slow: let them be over before someone waits for one
-            params = GenerationParams(max_new_tokens=3, ignore_eos=True, temperature=0.0)
+        for options in WARM_UP_PARAMS if length > 0 else ():
+            params = GenerationParams(max_new_tokens=3, ignore_eos=True, **options)
             deque(self.generate(Prompt([], [0] * length), params), maxlen=0)
         release_helpers()
 
@@ -217,6 +223,14 @@ class TransformersEngine(Engine):
             self._end()
         if self._grammars is not None:
             self._grammars.close()
+
+    def share(self, token_ids: list[int]) -> None:
+        if self._answers is not None and token_ids:
+            self._answers.share(token_ids)
+
+    def forget(self, owner: str) -> None:
+        if self._answers is not None:
+            self._answers.forget(owner)
 
     def figures(self) -> dict[str, float]:
         return {} if self._answers is None else self._answers.figures()
@@ -255,7 +269,7 @@ class TransformersEngine(Engine):
         stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}  # they have no text
         matcher = None if params.constraint is None else self._grammars.matcher(params.constraint)
         owner = "" if self._share_prefixes else prompt.owner
-        answer = self._answers.answer(prompt.token_ids, params, matcher, owner)
+        answer = self._answers.answer(prompt.token_ids, params, matcher, owner, prompt.shared)
         left = params.max_new_tokens
         reused = 0
         if params.prompt_logprobs:
@@ -326,7 +340,8 @@ class TransformersEngine(Engine):
             logger.warning("The context is %d tokens long, not %d: more does not fit into memory.", length, context_len)
             self.max_context_len = length
         cache = SlotCache(like, rows, length, native=self._compile)
-        pool = PrefixPool(int(free * POOL_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes)
+        pool_bytes = int(free * POOL_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes
+        pool = PrefixPool(like, pool_bytes)
         batch = Batch(forward, cache, rows, pool, device, dtype, self.on_step, self._max_step, self._draw)
         # also at the interpreter's end, which torch's threads do not survive
         self._end = weakref.finalize(self, batch.close)

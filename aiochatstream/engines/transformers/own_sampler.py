@@ -29,7 +29,7 @@ def drawing(token_sampler: TokenSampler | None) -> Draw:
     def draw(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Sequence[int]]) -> list[int]:
         rows, vocabulary = logits.shape
         given = logits.to(torch.float32, copy=True)
-        if given.isnan().any():
+        if not given.amax(-1).isfinite().all():  # NaN where one of them is
             raise FloatingPointError(NOT_A_NUMBER)
         given = constrained(given, samplers, given)
         found = token_sampler.sample(given, seen, [sampler.params for sampler in samplers])

@@ -21,7 +21,11 @@ GREEDY_BELOW = 1e-4
 CANDIDATES = 1024
 """Of how many tokens top_p looks at the order at first: sorting a whole vocabulary takes longer than the model does."""
 
-NOT_A_NUMBER = "The model computed what is no number (NaN)."
+WEIGHT_BITS, NUMBER_BITS, LOW_BITS = 52, 32, 24
+"""Draws are made in whole numbers: all weights of a row together have so many bits, the number drawn has so many, and
+their product is computed in two parts, of which the lower one has so many bits of the weights."""
+
+NOT_A_NUMBER = "The model produced logits that are NaN or infinite."
 
 
 class Sampler:
@@ -66,7 +70,7 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
     """
     logits = constrained(penalised(logits, samplers, seen), samplers, logits)
     drawn = _likeliest(logits)
-    broken = logits.gather(-1, drawn[:, None])[:, 0].isnan()
+    broken = ~logits.gather(-1, drawn[:, None])[:, 0].isfinite()
     for whole in (True, False):
         rows = [row for row, sampler in enumerate(samplers) if not sampler.greedy and sampler.whole is whole]
         if rows:
@@ -95,28 +99,38 @@ def _draw_of_all(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Ten
 
 
 def _draw_of_best(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
-    """Draw where top_k or top_p leave only the likeliest tokens. ``scores``: [rows, vocabulary]."""
+    """Draw where top_k or top_p leave only the likeliest tokens. ``scores``: [rows, vocabulary].
+
+    A CPU sorts a whole vocabulary only for rows that are so flat that the likeliest tokens are not enough.
+    """
+    vocabulary = scores.shape[-1]
+    counts = [sampler.params.top_k or CANDIDATES for sampler in samplers]
+    count = min(max(counts), vocabulary) if scores.device.type == "cpu" else vocabulary
+    drawn, flat = _draw_of_candidates(scores, samplers, count)
+    if count < vocabulary and (rows := flat.nonzero()[:, 0].tolist()):
+        drawn[rows], _ = _draw_of_candidates(scores[rows], [samplers[row] for row in rows], vocabulary)
+    return drawn
+
+
+def _draw_of_candidates(
+    scores: torch.Tensor, samplers: Sequence[Sampler], count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw of the likeliest ``count`` tokens of each row; return the tokens, and for which rows these are too few."""
     vocabulary = scores.shape[-1]
     top_k = _column([min(sampler.params.top_k or vocabulary, vocabulary) for sampler in samplers], scores)
     top_p = _column([sampler.params.top_p for sampler in samplers], scores)
-    counts = [sampler.params.top_k or CANDIDATES for sampler in samplers]
-    count = min(max(counts), vocabulary) if scores.device.type == "cpu" else vocabulary
     best, ids = scores.topk(count)
-    places = torch.arange(vocabulary, device=scores.device)
-    weights = best.where(places[:count] < top_k, -torch.inf)
+    weights = best.where(torch.arange(count, device=scores.device) < top_k, -torch.inf)
     total = torch.where(top_k < vocabulary, weights.logsumexp(-1, keepdim=True), scores.logsumexp(-1, keepdim=True))
     weights = (weights - total).exp()
     sums = weights.cumsum(dim=-1)
-    if count < vocabulary and bool(((sums[:, -1:] < top_p) & (top_k > count)).any()):
-        best, ids = scores.sort(dim=-1, descending=True)  # flat: the likeliest thousand are not enough
-        weights = best.where(places < top_k, -torch.inf).softmax(dim=-1)
-        sums = weights.cumsum(dim=-1)
+    flat = ((sums[:, -1:] < top_p) & (top_k > count))[:, 0]
     kept = (sums - weights < top_p) | (top_p == 1)
     kept[:, 0] = True  # also where top_p is so small that it is 0 in this precision
     weights = weights.where(kept, 0)
     if any(sampler.limited for sampler in samplers):
         weights = weights.where(_limited(best.where(weights > 0, -torch.inf), samplers) > -torch.inf, 0)
-    return ids.gather(-1, _draw(weights, samplers)[:, None])[:, 0]
+    return ids.gather(-1, _draw(weights, samplers)[:, None])[:, 0], flat
 
 
 def _limited(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
@@ -133,11 +147,15 @@ def _limited(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
 
 
 def _draw(weights: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
-    """For each row, the place in its weights [rows, places] that its next number falls on."""
-    sums = weights.double().cumsum(dim=-1)
-    drawn = tensor([sampler.number for sampler in samplers], weights.device, torch.double)[:, None]
-    places = torch.searchsorted(sums, drawn * sums[:, -1:], right=True)
-    return places[:, 0].clamp(max=weights.shape[-1] - 1)
+    """For each row, the place in its weights [rows, places] that its next number falls on.
+
+    Whole numbers are added up exactly on every device (not all have float64), and no place without a weight is drawn.
+    """
+    sums = (weights / weights.sum(-1, keepdim=True)).mul_(2.0**WEIGHT_BITS).long().cumsum_(dim=-1)
+    numbers = tensor([int(sampler.number * 2**NUMBER_BITS) for sampler in samplers], weights.device)[:, None]
+    high, low = sums[:, -1:] >> LOW_BITS, sums[:, -1:] & (2**LOW_BITS - 1)
+    reached = (high * numbers + (low * numbers >> LOW_BITS)) >> (NUMBER_BITS - LOW_BITS)
+    return torch.searchsorted(sums, reached, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
 
 
 def _column(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:

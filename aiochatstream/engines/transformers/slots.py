@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from mmap import mmap
 
 import torch
 
@@ -49,32 +48,12 @@ class SlotCache:
             for one in layer:
                 one[to, :, :length] = one[row, :, :length]
 
-    def take(self, row: int, length: int) -> list[tuple[torch.Tensor, ...]]:
-        """A copy of a row's first ``length`` tokens."""
-        parts = [one[row, :, :length] for layer in self.layers for one in layer]
-        sizes = [part.numel() for part in parts]
-        copies = [
-            copy.view(part.shape).copy_(part)
-            for copy, part in zip(torch.split_with_sizes(_memory(parts[0], sum(sizes)), sizes), parts, strict=True)
-        ]
-        whole = iter(copies)
-        return [tuple(next(whole) for _ in layer) for layer in self.layers]
+    def row(self, row: int) -> list[torch.Tensor]:
+        """Return keys and values of a row, layer by layer, each [heads, length, head size]; not copied."""
+        return [one[row] for layer in self.layers for one in layer]
 
     def clear(self, row: int) -> None:
         """Forget all of a row."""
         for layer in self.layers:
             for one in layer:
                 one[row].zero_()
-
-    def put(self, row: int, tokens: Sequence[tuple[torch.Tensor, ...]], length: int) -> None:
-        """Write the first ``length`` of copied tokens into a row."""
-        for layer, copied in zip(self.layers, tokens, strict=True):
-            for one, source in zip(layer, copied, strict=True):
-                one[row, :, :length] = source[:, :length]
-
-
-def _memory(like: torch.Tensor, numbers: int) -> torch.Tensor:
-    """Pages of its own on a CPU, which go back when they are dropped: malloc would keep gaps between what stays."""
-    if like.device.type != "cpu":
-        return like.new_empty(numbers)
-    return torch.frombuffer(mmap(-1, numbers * like.element_size()), dtype=like.dtype)

@@ -4,7 +4,8 @@ import { api } from "./api.js";
 import { Chat } from "./chat.js";
 import { download, upload } from "./files.js";
 import { chooseLocale, localised, speak, t } from "./i18n.js";
-import { memoryKeeper, Store } from "./store.js";
+import { SLOTS } from "./slots.js";
+import { Store } from "./store.js";
 import { setAccent, setTheme } from "./theme.js";
 import { setAvatar } from "./view/avatar.js";
 import { Composer } from "./view/composer.js";
@@ -69,11 +70,12 @@ const sidebar = new Sidebar(store, {
   remove: async ({ id, title }) => {
     if (!(await confirmed(t("confirm_remove", title || t("untitled")), t("yes_delete")))) return;
     await orTell(async () => {
-      await api.clear(id);
-      chats.get(id)?.close();
+      const chat = chats.get(id);
+      await (chat ? chat.clear() : api.clear(id));
+      chat?.close();
+      if (id === store.current) open(store.conversations.find((one) => one.id !== id)?.id ?? store.fresh());
       chats.delete(id);
       store.remove(id);
-      if (id === store.current) open(store.conversations[0]?.id ?? store.fresh());
     });
   },
   answering: (id) => chats.get(id)?.busy != null,
@@ -94,12 +96,12 @@ const dev = new Drawer(byId("dev"), byId("open-dev"), "panel", (open) => {
 const settingsPanel = new SettingsPanel(api, store, () => thread.redraw(), () => settings.toggle(false));
 const devPanel = new DevPanel(api, () => dev.toggle(false));
 
-/** Where the browser keeps things for us; it may forbid that. */
+/** The browser's storage; null if it forbids that. */
 function keeper() {
   try {
     return window.localStorage;
   } catch {
-    return memoryKeeper();
+    return null;
   }
 }
 
@@ -129,10 +131,12 @@ function listen(chat) {
   });
   chat.addEventListener("returned", (event) => {
     if (chat.id === store.current) composer.giveBack(/** @type {CustomEvent} */ (event).detail);
-    else store.setDraft(chat.id, /** @type {CustomEvent} */ (event).detail);
+    else store.giveBack(chat.id, /** @type {CustomEvent} */ (event).detail);
   });
   chat.addEventListener("dropped", () => notice(t("dropped")));
   chat.addEventListener("unkept", () => notice(t("unkept")));
+  chat.addEventListener("crowded", () => notice(t("crowded", SLOTS)));
+  chat.addEventListener("cookieless", () => notice(t("cookieless"), { stays: true }));
   chat.addEventListener("said", (event) => {
     notice(/** @type {CustomEvent} */ (event).detail);
     void refreshConfig();
@@ -189,7 +193,7 @@ function dress() {
 /** Ask until it is told: nothing but the owner's texts depends on it. */
 async function refreshConfig() {
   try {
-    config = await api.config();
+    config = { ...config, ...(await api.config()) };
   } catch {
     setTimeout(refreshConfig, CONFIG_RETRY_MS);
     return;
@@ -259,6 +263,8 @@ function setUp() {
   const lookAgain = () => {
     if (!current().answering) void current().load(); // another tab may have gone on
   };
+  store.addEventListener("change", drawHeading);
+  store.addEventListener("forgetful", () => notice(t("forgetful"), { stays: true }));
   window.addEventListener("storage", (event) => {
     if (store.heard(event.key)) lookAgain();
   });
@@ -273,5 +279,5 @@ function setUp() {
 setUp();
 dress();
 show();
-if (matchMedia("(hover: hover)").matches) composer.focus();
+composer.focus();
 void refreshConfig();

@@ -20,6 +20,13 @@
  * @property {string} text
  * @property {string} [edit] message id of the answer whose message it replaces
  * @property {string | null} [after] message id of the newest answer when it was sent
+ * @property {string} [id] message id of its answer, from the moment that this began
+ */
+
+/**
+ * @typedef {object} Commit what seals an answer into the cookie
+ * @property {string} token
+ * @property {string} id message id of the answer
  */
 
 /** @typedef {Pick<Storage, "getItem" | "setItem" | "removeItem">} Keeper */
@@ -29,14 +36,25 @@ const TITLE_LENGTH = 60;
 /** The conversation that a client talks in which names none. */
 export const MAIN = "main";
 
-/** The newest first. Tells `change` when the list changes, here or in another tab. */
+/**
+ * The newest first. Tells `change` when the list changes, here or in another tab, and once `forgetful`, when something
+ * can be kept in memory only.
+ */
 export class Store extends EventTarget {
+  /**
+   * Whether the server knows this browser again; null: not known yet. Without cookies it does not.
+   * @type {boolean | null}
+   */
+  recognised = null;
   #keeper;
   #scope;
   #current;
+  /** @type {Map<string, string>} what the keeper did not take */
+  #memory = new Map();
+  #forgetful = false;
 
   /**
-   * @param {Keeper} keeper localStorage
+   * @param {Keeper | null} keeper localStorage; null: the browser forbids it
    * @param {string} scope what keeps two pages of one origin apart
    */
   constructor(keeper, scope) {
@@ -100,7 +118,7 @@ export class Store extends EventTarget {
    * @param {string} id
    */
   remove(id) {
-    for (const kind of ["draft", "unsent", "system", "edits"]) this.#write(`${kind} ${id}`, null);
+    for (const kind of ["draft", "unsent", "commit", "system", "edits"]) this.#write(`${kind} ${id}`, null);
     this.#save(this.#others(id));
   }
 
@@ -127,6 +145,16 @@ export class Store extends EventTarget {
    */
   setDraft(id, text) {
     this.#write(`draft ${id}`, text || null);
+  }
+
+  /**
+   * Put a message that was not answered before what has been written since.
+   * @param {string} id
+   * @param {string} text
+   */
+  giveBack(id, text) {
+    const written = this.draft(id);
+    this.setDraft(id, written.trim() && written !== text ? `${text}\n${written}` : text);
   }
 
   /**
@@ -177,6 +205,23 @@ export class Store extends EventTarget {
     this.#write(`unsent ${id}`, unsent);
   }
 
+  /**
+   * @param {string} id
+   * @returns {Commit | null}
+   */
+  commit(id) {
+    const kept = this.#read(`commit ${id}`, null);
+    return typeof kept?.token === "string" ? kept : null;
+  }
+
+  /**
+   * @param {string} id
+   * @param {Commit | null} commit
+   */
+  setCommit(id, commit) {
+    this.#write(`commit ${id}`, commit);
+  }
+
   /** @param {string} id */
   system(id) {
     return String(this.#read(`system ${id}`, ""));
@@ -192,7 +237,8 @@ export class Store extends EventTarget {
 
   /** @returns {Settings} */
   get settings() {
-    return this.#read("settings", {}) ?? {};
+    const kept = this.#read("settings", {});
+    return typeof kept === "object" ? kept : {};
   }
 
   /** @param {Settings} changes */
@@ -206,6 +252,8 @@ export class Store extends EventTarget {
    * @returns {boolean} whether something was said, or the list changed
    */
   heard(key) {
+    if (key === null) this.#memory.clear();
+    else this.#memory.delete(key);
     const changed = key === null || key === this.#key("conversations");
     if (changed) this.#changed();
     return changed;
@@ -237,10 +285,11 @@ export class Store extends EventTarget {
    * @returns {any}
    */
   #read(name, otherwise) {
+    const key = this.#key(name);
     try {
-      return JSON.parse(this.#keeper.getItem(this.#key(name)) ?? "null") ?? otherwise;
+      return JSON.parse(this.#memory.get(key) ?? this.#keeper?.getItem(key) ?? "null") ?? otherwise;
     } catch {
-      return otherwise; // what we did not write
+      return otherwise; // forbidden, or not what we wrote
     }
   }
 
@@ -249,11 +298,30 @@ export class Store extends EventTarget {
    * @param {unknown} value null removes it
    */
   #write(name, value) {
+    const key = this.#key(name);
+    if (this.#keep(key, value)) {
+      this.#memory.delete(key);
+      return;
+    }
+    this.#memory.set(key, JSON.stringify(value));
+    if (this.#forgetful) return;
+    this.#forgetful = true;
+    this.dispatchEvent(new Event("forgetful"));
+  }
+
+  /**
+   * @param {string} key
+   * @param {unknown} value
+   * @returns {boolean} whether the browser keeps it
+   */
+  #keep(key, value) {
+    if (!this.#keeper) return false;
     try {
-      if (value === null) this.#keeper.removeItem(this.#key(name));
-      else this.#keeper.setItem(this.#key(name), JSON.stringify(value));
+      if (value === null) this.#keeper.removeItem(key);
+      else this.#keeper.setItem(key, JSON.stringify(value));
+      return true;
     } catch {
-      // full or forbidden: the page works on, and remembers less
+      return false; // full or forbidden
     }
   }
 }
@@ -265,7 +333,7 @@ export function titleOf(said) {
   return characters.length > TITLE_LENGTH ? `${characters.slice(0, TITLE_LENGTH - 1).join("")}…` : line;
 }
 
-/** A keeper for where the browser has none for us. @returns {Keeper} */
+/** A keeper for tests. @returns {Keeper} */
 export function memoryKeeper() {
   /** @type {Map<string, string>} */
   const kept = new Map();

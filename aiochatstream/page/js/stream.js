@@ -4,6 +4,9 @@
  * @typedef {{ event: string, data: any }} ServerEvent one event, its data parsed as JSON
  */
 
+/** Milliseconds without a byte after which a connection is dead: the server sends a comment every 15 s. */
+export const SILENCE_MS = 40_000;
+
 /** Takes text as it arrives, in pieces of any size, and gives the events that are complete. */
 export class EventParser {
   #rest = "";
@@ -47,20 +50,41 @@ export class EventParser {
 }
 
 /**
+ * Yield the events of `body` as they arrive. Raises what reading raises, and an Error after SILENCE_MS without a byte.
  * @param {ReadableStream<Uint8Array>} body
- * @returns {AsyncGenerator<ServerEvent, void, void>} its events, as they arrive; it throws what reading throws
+ * @param {() => void} [over] called when nothing more is read
+ * @returns {AsyncGenerator<ServerEvent, void, void>}
  */
-export async function* readEvents(body) {
+export async function* readEvents(body, over = () => {}) {
   const parser = new EventParser();
   const decoder = new TextDecoder();
   const reader = body.getReader();
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await inTime(reader.read());
       if (done) return;
       yield* parser.push(decoder.decode(value, { stream: true }));
     }
   } finally {
     reader.cancel().catch(() => {}); // who stops listening hangs up
+    over();
+  }
+}
+
+/**
+ * @template Value
+ * @param {Promise<Value>} reading
+ * @returns {Promise<Value>}
+ */
+async function inTime(reading) {
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  const silence = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`Nothing came for ${SILENCE_MS / 1000} s.`)), SILENCE_MS);
+  });
+  try {
+    return await /** @type {Promise<Value>} */ (Promise.race([reading, silence]));
+  } finally {
+    clearTimeout(timer);
   }
 }

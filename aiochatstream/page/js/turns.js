@@ -65,6 +65,19 @@ function begun(user) {
   return { user, answer: "", id: null, state: "waiting" };
 }
 
+/**
+ * Return whether one of `turns` is the answer to `ask`.
+ * @param {Turn[]} turns
+ * @param {{ ask: Ask, after: string | null, id: string | null }} pending after: message id of the newest answer before
+ *   it; id: its own, if it is known
+ */
+export function hasAnswer(turns, { ask, after, id }) {
+  if (id) return turns.some((turn) => turn.id === id);
+  if (!("text" in ask)) return false;
+  const before = turns.findIndex((turn) => turn.id === after);
+  return turns.slice(before + 1).some((turn) => turn.user === ask.text);
+}
+
 /** What a request says of `ask`. @param {Ask} ask */
 export function fieldsOf(ask) {
   if (ask.kind === "send") return { user_input: ask.text };

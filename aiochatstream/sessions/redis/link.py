@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from aiochatstream.errors import StoreUnavailable
@@ -30,6 +33,12 @@ ANSWER_SECONDS = 3.0
 RETRY_SECONDS = 3
 """What a client is told to wait before it asks again."""
 
+RECONNECTS = 2
+"""Repetitions of a command whose connection is closed, as Redis, a proxy or a firewall does with idle ones.
+
+Every command of the sessions and conversations may be repeated: a second run changes nothing.
+"""
+
 COMMANDS_AT_ONCE = 32
 """More wait here: a client's pool refuses connections beyond its limit, which is 100 unless set otherwise."""
 
@@ -43,6 +52,9 @@ class Link:
     def __init__(self, redis: Redis, kept: str) -> None:
         self._redis, self._kept = redis, kept
         self._places = asyncio.Semaphore(COMMANDS_AT_ONCE)
+        closed = (RedisConnectionError, ConnectionError, RuntimeError)
+        backoff = ExponentialWithJitterBackoff(cap=0.2, base=0.02)
+        self._retry = Retry(backoff, RECONNECTS, supported_errors=closed)  # type: ignore[arg-type]  # any class goes
         self._lost = False
 
     def script(self, text: str) -> Callable[..., Awaitable[Any]]:
@@ -58,7 +70,7 @@ class Link:
         """What Redis answers to ``command``. Raises StoreUnavailable where that is an error, or not there in time."""
         try:
             async with asyncio.timeout(seconds), self._places:
-                answer = await command()
+                answer = await self._retry.call_with_retry(command, _reconnect)
         except FAILURES as error:
             if not self._lost:
                 logger.error("Redis cannot be used for %s: %s", self._kept, str(error) or type(error).__name__)
@@ -68,6 +80,10 @@ class Link:
             logger.warning("Redis can be used for %s again.", self._kept)
         self._lost = False
         return answer
+
+
+async def _reconnect(error: Exception) -> None:
+    """Do nothing: the client has dropped the connection that failed, and makes a new one for the next command."""
 
 
 def ttl_milliseconds(ttl: float) -> int:

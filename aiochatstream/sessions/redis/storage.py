@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -11,7 +10,7 @@ from aiohttp_session import Session
 from redis.asyncio import Redis
 
 from aiochatstream.errors import StoreUnavailable
-from aiochatstream.sessions.memory import random_id
+from aiochatstream.sessions.memory import is_random_id, random_id
 from aiochatstream.sessions.redis.link import PREFIX, TTL, Answer, Link, as_text, ttl_milliseconds
 from aiochatstream.sessions.storage import SessionStorage
 
@@ -51,7 +50,7 @@ class RedisStorage(SessionStorage):
 
     async def load_session(self, request: web.Request) -> Session:
         identity = self.load_cookie(request)
-        if identity is None or not re.fullmatch("[A-Za-z0-9_-]{43}", identity):
+        if not is_random_id(identity):
             return await self.new_session()
         kept = await self._ask(lambda: self._redis.getex(self._key(identity), px=self._ttl))
         if kept is None:

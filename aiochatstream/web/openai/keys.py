@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
+import secrets
+from asyncio import BaseTransport
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from aiohttp import hdrs, web
 
 from aiochatstream.errors import InvalidKey
+from aiochatstream.web.addresses import PROXY_HEADERS
 
 KEY = re.compile(r"[!-~]{1,512}")
 """What a header can carry."""
+
+SAFE_LENGTH = 20
+"""Characters of a random key that no one finds by trying."""
+
+logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
@@ -40,7 +50,15 @@ class ApiKeys:
         for at, key in enumerate(keys or (), 1):
             if not isinstance(key, str) or not KEY.fullmatch(key):
                 raise ValueError(f"{where}: key {at} must be 1 to 512 printable ASCII characters without spaces.")
+            if len(key) < SAFE_LENGTH:
+                logger.warning(
+                    "%s: key %d has fewer than %d characters and could be guessed: attempts are not limited.",
+                    where,
+                    at,
+                    SAFE_LENGTH,
+                )
         self._hashes = None if keys is None else [_hash(key) for key in keys]
+        self._connections: WeakKeyDictionary[BaseTransport, str] = WeakKeyDictionary()
 
     @property
     def needed(self) -> bool:
@@ -51,19 +69,30 @@ class ApiKeys:
         return f"<ApiKeys {'open' if self._hashes is None else len(self._hashes)}>"
 
     def check(self, request: web.Request) -> str:
-        """Who asks: a name for the key that the request says, the same for all where there are no keys.
+        """Return the owner of the request's prompts: its key, or without keys its connection.
 
         Raises :class:`~aiochatstream.errors.InvalidKey` unless the request says one of the keys.
         """
         if self._hashes is None:
-            return "openai"
+            return self._connection_of(request)
         scheme, _, said = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if scheme.lower() != "bearer" or not said.strip():
             raise InvalidKey("There is no API key: say it in the header 'Authorization: Bearer KEY'.")
         hashed = _hash(said.strip())
         if sum([hmac.compare_digest(hashed, key) for key in self._hashes]) == 0:  # all, whichever it is
             raise InvalidKey("The API key is none of this server's.")
-        return f"openai {hashed.hex()}"
+        return f"key:{hashed.hex()}"
+
+    def _connection_of(self, request: web.Request) -> str:
+        """Return a random name of the request's connection, or of the request alone if that says less."""
+        name = f"connection:{secrets.token_hex(16)}"
+        transport = request.transport
+        if transport is None or any(header in request.headers for header in PROXY_HEADERS):
+            return name
+        try:
+            return self._connections.setdefault(transport, name)
+        except TypeError:  # uvloop's transports over TLS cannot be referenced weakly
+            return name
 
 
 def _hash(key: str) -> bytes:

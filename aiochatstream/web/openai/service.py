@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from aiochatstream.errors import ModelNotFound
-from aiochatstream.web.access import SAFE_METHODS, check_origin
+from aiochatstream.web.access import check_site
 from aiochatstream.web.openai.answers import Model
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.schemas import GenerationRequest
@@ -40,20 +40,20 @@ class Service:
     def check(self, server: ChatStream, request: web.Request) -> str:
         """Who asks, see :meth:`ApiKeys.check`. Reads no body.
 
-        Raises :class:`~aiochatstream.errors.Forbidden` for what a foreign page sends, and
-        :class:`~aiochatstream.errors.InvalidKey`.
+        Raises as :func:`~aiochatstream.web.access.check_site`, and :class:`~aiochatstream.errors.InvalidKey`.
         """
-        if request.method not in SAFE_METHODS:
-            check_origin(request, server.allowed_origins)
+        check_site(server, request)
         return self.keys.check(request)
 
     async def read(self, server: ChatStream, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:
         """What an admitted client asks for, validated, and who asks.
 
-        Raises as :meth:`check` and :func:`read_body`, and :class:`~aiochatstream.errors.ModelNotFound`.
+        Raises as :meth:`check`, :meth:`Runtime.check_room` and :func:`read_body`, and
+        :class:`~aiochatstream.errors.ModelNotFound`.
         """
         owner = self.check(server, request)
-        asked = await read_body(request, schema, max_bytes=server.limits.max_request_bytes)
+        server.check_room()
+        asked = await read_body(server, request, schema)
         server.check_ready()
         if asked.model:
             self.check_model(server, asked.model)

@@ -125,7 +125,7 @@ def batch_of(
 ) -> Batch:
     like = [(torch.zeros(1, 1, 1, SIZE, dtype=DOUBLE),) * 2]
     cache = SlotCache(like, rows, length)
-    return Batch(forward, cache, rows, PrefixPool(pool_bytes), CPU, DOUBLE, on_step, max_step)
+    return Batch(forward, cache, rows, PrefixPool(like, pool_bytes), CPU, DOUBLE, on_step, max_step)
 
 
 TOKEN_BYTES = 2 * SIZE * 8

@@ -24,7 +24,7 @@ from transformers import ByT5Tokenizer
 
 from aiochatstream import Delta, GenerationParams, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
-from aiochatstream.engines.transformers import TransformersEngine, batch, choose_dtype
+from aiochatstream.engines.transformers import TransformersEngine, batch, choose_dtype, sampling
 from aiochatstream.engines.transformers.batch import PIECE_TOKENS
 from aiochatstream.engines.transformers.engine import is_on
 from aiochatstream.engines.transformers.packing import PackedLinear
@@ -284,8 +284,9 @@ def test_each_forward_pass_is_told_of() -> None:
     engine.load(slots=1, context_len=2048)
     deltas_of(engine, some_ids(MOST + 5), max_new_tokens=3, ignore_eos=True)
     engine.close()
-    assert steps[:3] == ["prefill", "decode", "decode"]  # to get warm
-    assert steps[3:] == ["prefill", "prefill", "decode", "decode"]
+    warm, last = steps[:-4], steps[-4:]
+    assert warm == ["prefill", *["decode"] * (len(warm) - 1)]
+    assert last == ["prefill", "prefill", "decode", "decode"]
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -643,3 +644,18 @@ def test_functions_that_load_are_called_in_load_and_not_before() -> None:
 )
 def test_a_model_stays_where_it_is_if_that_is_the_device_asked_for(where: str, device: str, there: bool) -> None:
     assert is_on(SimpleNamespace(device=torch.device(where)), torch.device(device)) == there
+
+
+def test_what_a_device_cannot_do_shows_when_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> Any:
+        raise TypeError("no float64 here")
+
+    before = threads_of_engines()
+    for name in ("_draw_of_all", "_draw_of_best"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, name, fail)
+            engine = TransformersEngine(tiny(), BYTES)
+            with pytest.raises(TypeError, match="no float64 here"):
+                engine.load(slots=1, context_len=64)
+            engine.close()
+    assert threads_of_engines() == before

@@ -250,3 +250,65 @@ def test_nothing_is_waited_for_but_the_tokens_themselves() -> None:
     with waits:
         bool(torch.ones(1).any())
     assert waits.count > 0, "this test sees nothing"
+
+
+class NoDoubles(TorchDispatchMode):
+    """A device without float64: MPS, and some GPUs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, torch.Tensor) and one.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it")
+        return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(any_params, st.sampled_from([20, 2500]))
+def test_a_device_without_float64_draws_the_same(params: dict[str, Any], vocabulary: int) -> None:
+    logits = logits_of(vocabulary)
+    one, other = sampler_of(**params), sampler_of(**params)
+    expected = [sample(logits, [one], [[1, 2]]) for _ in range(3)]
+    with NoDoubles():
+        assert [sample(logits, [other], [[1, 2]]) for _ in range(3)] == expected
+        with pytest.raises(TypeError, match="float64"):
+            logits.double()
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
+def test_logits_that_are_no_finite_numbers_are_a_fault(params: dict[str, Any], fault: float) -> None:
+    for place in (0, 7, 29):
+        logits = logits_of(30)
+        logits[0, place] = fault
+        with pytest.raises(FloatingPointError, match="NaN or infinite"):
+            sample(logits, [sampler_of(**params)], [[0]])
+
+
+class Sorted(TorchDispatchMode):
+    """Adds up the rows that are sorted whole."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.topk, torch.ops.aten.sort):
+            whole = func.overloadpacket is torch.ops.aten.sort or args[1] == args[0].shape[-1]
+            self.rows += args[0].shape[0] if whole else 0
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_the_rows_that_are_flat_are_sorted_whole() -> None:
+    logits = torch.cat([logits_of(5000, seed, spread) for seed, spread in enumerate((4.0, 0.01, 4.0, 0.01))])
+    samplers = [sampler_of(top_p=0.9, seed=row) for row in range(4)]
+    with Sorted() as mode:
+        together = sample(logits, samplers, [[0]] * 4)
+    assert mode.rows == 2
+    assert together == [sample(logits[row : row + 1], [sampler_of(top_p=0.9, seed=row)], [[0]])[0] for row in range(4)]
+
+
+def test_a_token_of_hardly_any_weight_is_drawn_where_its_number_is_and_one_without_any_never() -> None:
+    weights = torch.tensor([[0.0, 1e-9, 0.0, 1.0, 0.0]])
+    places = {
+        number: int(sampling._draw(weights, [sampler_of(number)])[0]) for number in (0.0, 5e-10, 2e-9, 0.5, BELOW_1)
+    }
+    assert places == {0.0: 1, 5e-10: 1, 2e-9: 3, 0.5: 3, BELOW_1: 3}

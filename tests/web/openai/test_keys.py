@@ -38,6 +38,13 @@ async def test_only_who_says_one_of_the_keys_is_answered(
         assert response.status == 200
 
 
+def test_a_key_that_could_be_guessed_is_warned_of_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    ApiKeys(["x" * 20, "letmein-42", "y" * 40])
+    (warning,) = caplog.messages
+    assert "key 2 has fewer than 20 characters" in warning
+    assert "letmein" not in warning
+
+
 async def test_a_page_of_another_origin_is_refused_with_and_without_keys(start: Any, client_of: Any) -> None:
     for keys in (None, ["first-key"]):
         server = await start(ChatStream(engine=echo), api_keys=keys)

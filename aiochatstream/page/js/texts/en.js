@@ -92,10 +92,13 @@ export const en = {
   not_answered: "This message was not answered.",
   conversation_busy: "Another answer of this conversation is being written.",
   conversation_changed: "This conversation was changed elsewhere. Have a look, then send again.",
-  answer_elsewhere: "The last answer is held by a server that cannot be reached. Clear the conversation to go on.",
+  answer_elsewhere: "The last answer is held by a server that cannot be reached.",
+  abandon_lost: "Go on without the lost answer",
+  not_ours: "The response did not come from the chat server. You may need to log in: reload the page.",
+  reload: "Reload the page",
   refused: (/** @type {string} */ detail) => `The server did not take this: ${detail}`,
   broke: (/** @type {string} */ detail) => `The answer broke off: ${detail}`,
-  again_in: (/** @type {number} */ seconds) => `It is sent again in ${seconds} s.`,
+  again_in: (/** @type {number} */ seconds) => `Retrying in ${seconds} s.`,
   send_now: "Send now",
   send_again: "Send again",
   back_to_box: "Back to the message box",
@@ -107,6 +110,10 @@ export const en = {
   imported: "The conversation is here.",
   dropped: "The oldest messages were left out, because the conversation grew too long.",
   unkept: "This message and its answer are too long to be kept. Copy what you need.",
+  crowded: (/** @type {number} */ streams) =>
+    `${streams} answers are running in this browser. This one starts when one of them ends.`,
+  cookieless: "This page needs cookies. Without them, each message starts a new conversation.",
+  forgetful: "This browser cannot store data for this page. Drafts, settings and the list are lost when the page closes.",
 
   // asking first
   confirm_delete: "Delete this message and its answer?",

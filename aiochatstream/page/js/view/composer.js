@@ -5,6 +5,9 @@ import { byId } from "./dom.js";
 /** @typedef {import("../chat.js").Chat} Chat */
 /** @typedef {import("../store.js").Store} Store */
 
+/** Whether the keyboard is on the screen, where it covers half of it. */
+const touch = () => matchMedia("(hover: none) and (pointer: coarse)").matches;
+
 export class Composer {
   #box = byId("message", HTMLTextAreaElement);
   #send = byId("send", HTMLButtonElement);
@@ -23,7 +26,7 @@ export class Composer {
     this.#box.addEventListener("keydown", (event) => this.#key(event, editLast));
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#submit();
+      void this.#submit();
     });
     this.#stop.addEventListener("click", () => {
       void this.#chat?.stop();
@@ -41,19 +44,21 @@ export class Composer {
     this.#update();
   }
 
+  /** Focus the box. On a touch screen only a tap does that: it opens the keyboard. */
   focus() {
-    this.#box.focus();
+    if (!touch()) this.#box.focus();
   }
 
   /**
-   * Put a message back that was not answered, before what has been written since.
+   * Put a message back that was not answered.
    * @param {string} text
    */
   giveBack(text) {
-    if (!text) return;
-    const written = this.#box.value.trim();
-    this.#box.value = written && written !== text ? `${text}\n${this.#box.value}` : text;
-    this.#changed();
+    if (!text || !this.#chat) return;
+    this.#store.giveBack(this.#chat.id, text);
+    this.#box.value = this.#store.draft(this.#chat.id);
+    this.#resize();
+    this.#update();
     this.focus();
   }
 
@@ -93,16 +98,16 @@ export class Composer {
       editLast();
     }
     if (event.key !== "Enter" || event.shiftKey || event.altKey) return;
-    const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
-    if (touch && !event.ctrlKey && !event.metaKey) return;
+    if (touch() && !event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
-    this.#submit();
+    void this.#submit();
   }
 
-  #submit() {
+  async #submit() {
     const chat = this.#chat;
+    await chat?.settled();
     const text = this.#box.value;
-    if (!chat || !text.trim() || chat.answering) return;
+    if (!chat || chat !== this.#chat || !text.trim() || chat.answering) return;
     const unsent = chat.refused ? chat.giveUp() : "";
     this.#box.value = unsent; // a message that was refused is not lost to the one that was written after it
     this.#changed();

@@ -5,12 +5,15 @@ import { byId, h, iconButton } from "./dom.js";
 
 const SHOWN_MS = 7000;
 
-/** @param {string} text */
-export function notice(text) {
+/**
+ * @param {string} text
+ * @param {{ stays?: boolean }} [options] stays: until it is closed
+ */
+export function notice(text, { stays = false } = {}) {
   for (const shown of byId("notices").children) if (shown.textContent === text) shown.remove();
   const line = h("div", { class: "notice" }, [h("p", {}, [text]), iconButton("close", t("close"), () => line.remove())]);
   byId("notices").append(line);
-  setTimeout(() => line.remove(), SHOWN_MS);
+  if (!stays) setTimeout(() => line.remove(), SHOWN_MS);
 }
 
 /**
@@ -21,8 +24,8 @@ export async function orTell(what) {
   try {
     await what();
   } catch (error) {
-    const unreachable = /** @type {any} */ (error)?.code === "unreachable";
-    notice(unreachable ? t("unreachable") : t("failed", /** @type {Error} */ (error).message));
+    const { code, message } = /** @type {import("../api.js").ApiError} */ (error);
+    notice(code === "unreachable" || code === "not_ours" ? t(code) : t("failed", message));
   }
 }
 

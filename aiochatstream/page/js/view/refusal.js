@@ -5,6 +5,7 @@ import { h, textButton } from "./dom.js";
 
 /** @typedef {import("../chat.js").Chat} Chat */
 /** @typedef {import("../chat.js").Refused} Refused */
+/** @typedef {import("../api.js").ApiError} ApiError */
 
 const TICK_MS = 250;
 
@@ -20,7 +21,7 @@ export function refusal(chat, giveBack) {
   const box = h("div", { class: "refusal", role: "alert", "data-code": error?.code ?? "not_answered" }, [
     h("p", {}, [reason(refused), " ", countdown]),
     h("div", { class: "refusal-actions" }, [
-      textButton(refused.at ? t("send_now") : t("send_again"), () => chat.retry(), "primary small"),
+      ...ways(chat, error, textButton(refused.at ? t("send_now") : t("send_again"), () => chat.retry(), "primary small")),
       "text" in ask
         ? textButton(t("back_to_box"), () => giveBack(chat.giveUp()), "quiet small")
         : textButton(t("give_up"), () => chat.giveUp(), "quiet small"),
@@ -30,6 +31,33 @@ export function refusal(chat, giveBack) {
   if (!("text" in ask)) return box;
   const bubble = h("div", { class: "bubble", "data-role": "unsent" }, [ask.text]);
   return h("div", { class: "unsent" }, [h("div", { class: "user" }, [bubble]), box]);
+}
+
+/**
+ * @param {Chat} chat whose `failure` is shown
+ * @returns {HTMLElement}
+ */
+export function failure(chat) {
+  const error = /** @type {ApiError} */ (chat.failure);
+  const known = ["unreachable", "not_ours", "answer_elsewhere"].includes(error.code);
+  return h("div", { class: "refusal", role: "alert", "data-code": error.code }, [
+    h("p", {}, [known ? reason({ error }) : t("no_history")]),
+    h("div", { class: "refusal-actions" }, ways(chat, error, textButton(t("try_again"), () => chat.load(), "primary small"))),
+  ]);
+}
+
+/**
+ * The buttons that lead on from an error.
+ * @param {Chat} chat
+ * @param {ApiError | null} error
+ * @param {HTMLElement} again tries again
+ */
+function ways(chat, error, again) {
+  if (error?.code === "not_ours") return [textButton(t("reload"), () => location.reload(), "primary small"), again];
+  if (error?.code === "answer_elsewhere" && chat.lost) {
+    return [textButton(t("abandon_lost"), () => chat.abandonLost(), "primary small"), again];
+  }
+  return [again];
 }
 
 /**
@@ -46,7 +74,7 @@ function tick(countdown, chat, refused) {
   setTimeout(() => tick(countdown, chat, refused), TICK_MS);
 }
 
-/** @param {Refused} refused */
+/** @param {{ error: ApiError | null }} refused */
 function reason({ error }) {
   switch (error?.code) {
     case undefined:
@@ -57,6 +85,7 @@ function reason({ error }) {
     case "draining":
     case "store_unavailable":
     case "unreachable":
+    case "not_ours":
     case "conversation_busy":
     case "conversation_changed":
     case "answer_elsewhere":

@@ -107,6 +107,10 @@ export class SettingsPanel {
     slider.addEventListener("input", () => (number.value = slider.value));
     slider.addEventListener("change", () => this.#set({ [key]: Number(slider.value) }));
     number.addEventListener("change", () => {
+      if (number.value.trim() === "") {
+        void this.#set({ [key]: null }); // emptied, or not a number
+        return;
+      }
       const wanted = Math.min(most, Math.max(least, Number(number.value)));
       number.value = slider.value = String(Number.isInteger(step) ? Math.round(wanted) : wanted);
       void this.#set({ [key]: Number(number.value) });

@@ -78,12 +78,13 @@ export class Sidebar {
       input.remove();
       if (keep && input.value.trim()) this.#store.rename(id, input.value);
       this.draw();
-      this.#focus(id, "rename");
     };
     input.addEventListener("keydown", (event) => {
       if (event.isComposing || event.keyCode === 229) return;
-      if (event.key === "Enter") finish(true);
-      if (event.key === "Escape") finish(false);
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      event.preventDefault(); // or the key would press the button that gets the focus
+      finish(event.key === "Enter");
+      this.#focus(id, "rename");
     });
     input.addEventListener("blur", () => finish(true));
     this.#renaming = id;

@@ -1,8 +1,8 @@
 // The conversation on the screen, and where it is scrolled to.
 
 import { localised, t } from "../i18n.js";
-import { byId, h, textButton } from "./dom.js";
-import { refusal } from "./refusal.js";
+import { byId, h } from "./dom.js";
+import { failure, refusal } from "./refusal.js";
 import { TurnView } from "./turn.js";
 
 /** @typedef {import("../chat.js").Chat} Chat */
@@ -25,7 +25,8 @@ export class Thread {
   #chat = null;
   #following = true;
   #frame = 0;
-  #refused = /** @type {unknown} */ (null);
+  /** @type {unknown} what is drawn below the turns; undefined: not known */
+  #refused;
 
   /**
    * @param {import("./turn.js").Controls & { giveBack: (text: string) => void, stats: () => boolean,
@@ -56,7 +57,7 @@ export class Thread {
   redraw() {
     this.#views.clear();
     this.#turns.replaceChildren();
-    this.#refused = null;
+    this.#refused = undefined;
     this.#update();
     this.follow();
   }
@@ -125,14 +126,7 @@ export class Thread {
       this.#state.replaceChildren(refusal(chat, this.#controls.giveBack));
       this.#following = true;
     } else if (chat.failure) {
-      const { code } = chat.failure;
-      const detail = code === "unreachable" || code === "answer_elsewhere" ? t(code) : t("no_history");
-      this.#state.replaceChildren(
-        h("div", { class: "refusal", role: "alert" }, [
-          h("p", {}, [detail]),
-          h("div", { class: "refusal-actions" }, [textButton(t("try_again"), () => chat.load(), "primary small")]),
-        ]),
-      );
+      this.#state.replaceChildren(failure(chat));
     } else {
       this.#state.replaceChildren();
     }
