@@ -24,7 +24,7 @@ class Offsets:
         """Where the next token begins, which stands for ``data``."""
         offset = self._characters
         self._characters += len(self._decoder.decode(data))
-        return max(0, offset)
+        return offset
 
 
 class LogprobWriter:
@@ -59,7 +59,7 @@ class LogprobWriter:
             "tokens": [self._text(one.token_id) for one in told],
             "token_logprobs": [one.logprob for one in told],
             "top_logprobs": [self._top(one) for one in told],
-            "text_offset": [offsets.next(self._bytes.of(one.token_id)) for one in told],
+            "text_offset": [max(0, offsets.next(self._bytes.of(one.token_id))) for one in told],
         }
 
     def _top(self, logprob: TokenLogprob) -> dict[str, float]:
