@@ -122,6 +122,7 @@ class GenerationParams(BaseModel):
     """The parameters of one answer, complete. Ranges and meanings as in :class:`ParamOverrides`.
 
     logprobs: tell how likely each token was, and so many of the likeliest at its place; None tells nothing.
+    prompt_logprobs: with ``logprobs``, also those of the prompt's tokens.
     constraint: the form that the answer is to have.
     """
 
@@ -143,6 +144,7 @@ class GenerationParams(BaseModel):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: Logprobs | None = None
+    prompt_logprobs: bool = False
     constraint: Constraint | None = None
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, Prompt
+from aiochatstream.engines.prefill_only import prefill_only
 from aiochatstream.engines.replacements import replaced
 from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting, Unavailable
 from aiochatstream.events import Ended, Failed
@@ -196,7 +197,10 @@ class Runtime:
         :param pairs: replacements on the way out.
         :param turn: what makes it one of a conversation.
         """
-        answer = functools.partial(self.engine.generate, made, params)
+        generate = self.engine.generate
+        if not params.max_new_tokens:
+            generate = functools.partial(prefill_only, generate)
+        answer = functools.partial(generate, made, params)
         if pairs:
             answer = functools.partial(replaced, answer, pairs)
         return Job(

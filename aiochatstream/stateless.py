@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from aiochatstream.engines import Prompt
@@ -10,6 +11,9 @@ from aiochatstream.params import GenerationParams, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, GivenMessages, GivenTexts
 from aiochatstream.runtime import Runtime
 from aiochatstream.turns import RunningTurn
+
+MOST_PROMPT_LOGPROBS = 65_536
+"""Of all prompts of a request, those of the likeliest tokens included: they are held until its answer is written."""
 
 
 class Stateless(Runtime):
@@ -24,7 +28,8 @@ class Stateless(Runtime):
         :param overrides: what the request has set. Without ``max_new_tokens``, an answer has what room the prompt
             leaves, up to the server's own; with a seed, the answers to a prompt have this one and those after it.
         :param owner: as :class:`~aiochatstream.engines.Prompt` has it.
-        :param more: what else is to be set of :class:`~aiochatstream.params.GenerationParams`.
+        :param more: what else is to be set of :class:`~aiochatstream.params.GenerationParams`. Where ``max_new_tokens``
+            is 0, the prompts are read and nothing is written.
 
         Raises what the request is to be refused with; then nothing has changed.
         """
@@ -39,6 +44,7 @@ class Stateless(Runtime):
         try:
             await self._check(params)
             made = await self._in_prompt_thread(self._make_prompts, given, prompt, params, asked)
+            check_prompt_logprobs([one for one, _ in made], params, count)
             self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:
             for turn, ticket in zip(turns, tickets, strict=True):
@@ -63,8 +69,7 @@ class Stateless(Runtime):
         prompt.tokenizer = self.engine.tokenizer
         if prompt.tokenizer is not None and given.too_long(self.context_len):
             raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
-        goes_on = isinstance(given, GivenTexts)
-        made = [Prompt(messages, ids, continued=goes_on) for messages, ids in given.encode(prompt)]
+        made = [Prompt(messages, ids, continued=given.continues) for messages, ids in given.encode(prompt)]
         if prompt.tokenizer is None:
             return [(one, params.max_new_tokens) for one in made]
         highest = max(max(one.token_ids, default=0) for one in made)
@@ -72,10 +77,23 @@ class Stateless(Runtime):
         if vocabulary is not None and highest >= vocabulary:
             raise InvalidValue(f"prompt: {highest} is none of the model's {vocabulary} token ids.")
         rooms = [self.context_len - len(one.token_ids) for one in made]
-        if min(rooms) < (asked or 1):
+        if min(rooms) < (asked or min(1, params.max_new_tokens)):
             length = self.context_len - min(rooms)
             raise ContextLengthExceeded(
                 f"This model's context is {self.context_len} tokens long; the prompt has {length} of them, "
                 f"and the answer is to have {asked or 'at least 1'}."
             )
         return [(one, min(params.max_new_tokens, room)) for one, room in zip(made, rooms, strict=True)]
+
+
+def check_prompt_logprobs(prompts: Sequence[Prompt], params: GenerationParams, count: int) -> None:
+    """Raise InvalidValue if ``count`` answers to each prompt have too many logprobs of prompts for one request."""
+    if not params.prompt_logprobs:
+        return
+    each = 1 + (params.logprobs or 0)
+    tokens = count * sum(len(one.token_ids) for one in prompts)
+    if tokens * each > MOST_PROMPT_LOGPROBS:
+        raise InvalidValue(
+            f"prompt: must have 1 to {MOST_PROMPT_LOGPROBS // each} tokens in all with {each} logprobs each, "
+            f"not {tokens}. Send fewer prompts in a request."
+        )

@@ -55,7 +55,8 @@ class Delta:
 
     cached_tokens: how many of the prompt's were not computed again; told once.
     prompt_tokens: how many the prompt has, from an engine that knows it but has no tokenizer; told once.
-    logprobs: one for each of ``token_ids`` where the parameters ask for them, else none.
+    logprobs: one for each of ``token_ids`` where the parameters ask for them, else none. Those of the prompt's tokens
+        come before, in deltas without ``token_ids``; the first one, which nothing precedes, has the logprob 0.
     """
 
     text: str = ""

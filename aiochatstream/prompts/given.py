@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.errors import InvalidValue
@@ -28,10 +28,12 @@ class GivenMessages:
     that; what only a chat template can tell (tools, several messages in a row), the template tells.
 
     tools: functions that the model may call, each as ``{"type": "function", "function": {...}}``.
+    continues: the last message is an assistant's, to be continued; without, an answer begins after it.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list)
+    continues: bool = False
 
     def __len__(self) -> int:
         """How many prompts it is."""
@@ -58,7 +60,10 @@ class GivenMessages:
         messages, tools = self.messages, self.tools
         if not knows_tools(prompt.tokenizer):
             messages, tools = in_words(messages, tools), []
-        if not tools and _put_in(prompt, messages):
+        closed = messages[:-1] if self.continues else messages
+        if not tools and closed and _put_in(prompt, closed):
+            if self.continues:
+                prompt.open_answer = messages[-1].get("content") or ""
             yield prompt.get_messages(), [] if prompt.tokenizer is None else prompt.encode()
             return
         told = _head(prompt, messages) + messages
@@ -67,7 +72,11 @@ class GivenMessages:
             yield simple, []
         elif isinstance(prompt, ChatPrompt):
             ids = encode_messages(
-                prompt.tokenizer, told, tools or None, special_tokens_in_text=prompt.special_tokens_in_text
+                prompt.tokenizer,
+                told,
+                tools or None,
+                continue_final=self.continues,
+                special_tokens_in_text=prompt.special_tokens_in_text,
             )
             yield simple, ids
         else:
@@ -82,6 +91,8 @@ class GivenTexts:
     """Texts that the model is to go on with, as they are; each as text or as token ids."""
 
     texts: list[str | list[int]]
+    continues: ClassVar = True
+    """As in :class:`GivenMessages`."""
     leaves_head = False
     """As in :class:`GivenMessages`: a text is the client's from its first token on."""
 

@@ -48,11 +48,15 @@ FEW_SCORES = 6144
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New tokens of one row, which stand at ``start`` and after it."""
+    """New tokens of one row, which stand at ``start`` and after it.
+
+    scored: the logits of all of its tokens are wanted, not only those of the last one.
+    """
 
     row: int
     start: int
     ids: list[int]
+    scored: bool = False
 
     @property
     def end(self) -> int:
@@ -104,8 +108,12 @@ class Step:
         ids = [id_ for piece in pieces for id_ in piece.ids]
         places = [place for piece in pieces for place in range(piece.start, piece.end)]
         self.ids, self.positions = (tensor(numbers + nothing, device)[None] for numbers in (ids, places))
-        self.last = tensor([end - 1 for end in ends[1:]], device)
-        """Where each piece's last token stands."""
+        last = [end - 1 for end in ends[1:]]
+        for piece, end in zip(pieces, ends[1:], strict=True):
+            if piece.scored:
+                last += range(end - len(piece.ids), end - 1)
+        self.last = tensor(last, device)
+        """The places of the tokens whose logits are wanted: each piece's last one, then the others of scored pieces."""
         self._rows = tensor([piece.row for piece in pieces for _ in piece.ids], device)
         self._decoding = len(singles)
         self._parts = [] if cache.native else _neighbours(singles)

@@ -16,7 +16,7 @@ import torch
 from aiochatstream.engines.base import StepKind, TokenLogprob
 from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, Step, filled_up, rounded
 from aiochatstream.engines.transformers.constraining import Matcher
-from aiochatstream.engines.transformers.logprobs import logprobs_of
+from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
 from aiochatstream.engines.transformers.openmp import release_helpers
 from aiochatstream.engines.transformers.own_sampler import Draw
 from aiochatstream.engines.transformers.prefixes import HEAD, PrefixPool
@@ -28,7 +28,7 @@ from aiochatstream.params import GenerationParams
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[Step], torch.Tensor]
-"""Runs the model over a step; returns the logits [pieces, vocabulary] of each piece's last token."""
+"""Runs the model over a step; returns the logits [tokens, vocabulary] at :attr:`Step.last`."""
 
 PIECE_TOKENS = (8, 256)
 """The least and the most tokens of prompts that one step reads. The most keeps a CPU busy: with more, those who come
@@ -47,6 +47,9 @@ LEARNED = 0.3
 
 TELLING = 8
 """By how many tokens steps must differ to tell what a token takes."""
+
+SCORED_TOKENS = 256
+"""The most tokens of prompts whose logprobs one step finds: the logits of each take memory."""
 
 SWEEP_SECONDS = 60.0
 """Time between two looks at prefixes that were not used for long, while there is nothing to compute."""
@@ -95,7 +98,8 @@ class Request:
     ids: prompt and answer so far. computed: how many of them are in the cache, ``reused`` of these from before.
     size: a class of what it may grow to. owner: who alone may use what is kept of it. shared: the number of tokens at
     its beginning for which the pool's head may be used. kept: whether the pool keeps it in the end. logprobs: those of
-    the tokens that were told, where they are asked for; who reads the tokens takes them.
+    the tokens that were told, where they are asked for; who reads the tokens takes them. prompt_logprobs: those of the
+    prompt's tokens but the first, likewise.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Request:
         self.cancelled = self.failed = False
         self.told: SimpleQueue[int | Exception | None] = SimpleQueue()
         self.logprobs: deque[TokenLogprob] = deque()
+        self.prompt_logprobs: deque[TokenLogprob] = deque()
 
     @property
     def began(self) -> bool:
@@ -292,7 +297,8 @@ class Batch:
             request.row = self._free.pop()
             try:
                 self._make_room(request)
-                self._recall(request)
+                if not request.sampler.params.prompt_logprobs:  # else all of the prompt is computed, for its logits
+                    self._recall(request)
             except Exception as error:  # noqa: BLE001 - no memory, most likely
                 self._free.append(request.row)
                 self._fail([request], error)
@@ -346,6 +352,8 @@ class Batch:
             return
         for request, piece in pieces:
             request.computed = piece.end
+        self._score(pieces, logits)
+        logits = logits[: len(pieces)]
         complete = [at for at, request in enumerate(requests) if request.computed == len(request.ids)]
         answering = [requests[at] for at in complete]
         if answering:
@@ -360,13 +368,15 @@ class Batch:
         answering = [request for request in self._rows if len(request.ids) - request.computed == 1]
         pieces = [(one, Piece(one.row, one.computed, one.ids[-1:])) for one in answering]
         pieces.sort(key=lambda planned: planned[1].row)
-        budget = self._budget(len(answering))
+        budget, to_score = self._budget(len(answering)), SCORED_TOKENS
         for request in self._rows:
-            left = len(request.ids) - request.computed
-            if left > 1 and budget > 1:
-                piece = request.ids[request.computed : request.computed + min(left, budget)]
+            scored = request.sampler.params.prompt_logprobs
+            left, room = len(request.ids) - request.computed, min(budget, to_score) if scored else budget
+            if left > 1 and room > 1:
+                piece = request.ids[request.computed : request.computed + min(left, room)]
                 budget -= len(piece)
-                pieces.append((request, Piece(request.row, request.computed, piece)))
+                to_score -= len(piece) if scored else 0
+                pieces.append((request, Piece(request.row, request.computed, piece, scored)))
         return pieces
 
     def _budget(self, answering: int) -> int:
@@ -389,6 +399,22 @@ class Batch:
         alone = all(len(piece.ids) > 1 for _, piece in pieces)
         if not (alone and self._pace.known):  # nobody waits for such a step, and its tokens take less time each
             self._pace.learn(computed, seconds, reading=tokens > len(pieces))
+
+    def _score(self, pieces: list[tuple[Request, Piece]], logits: torch.Tensor) -> None:
+        """Find the logprobs of the tokens that follow those of scored pieces. A request that fails fails alone."""
+        begin = len(pieces)
+        for at, (request, piece) in enumerate(pieces):
+            if not piece.scored:
+                continue
+            inner = slice(begin, begin + len(piece.ids) - 1)
+            begin = inner.stop
+            count = request.sampler.params.logprobs or 0
+            try:
+                for rows, start in ((logits[inner], piece.start + 1), (logits[at : at + 1], piece.end)):
+                    tokens = request.ids[start : start + len(rows)]  # none after the prompt's last one
+                    request.prompt_logprobs += prompt_logprobs_of(rows, tokens, count)
+            except Exception as error:  # noqa: BLE001 - no memory, or no numbers
+                self._fail([request], error)
 
     def _draw(self, requests: list[Request], logits: torch.Tensor) -> None:
         """Draw the next token of each, and hand it over. A row that cannot be drawn fails alone."""

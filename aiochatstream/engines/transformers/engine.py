@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from aiochatstream.engines.base import Delta, Engine, Prompt
+from aiochatstream.engines.base import Delta, Engine, Prompt, TokenLogprob
 from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import attention
@@ -101,7 +101,7 @@ class PackedForward:
             )
 
     def __call__(self, step: Step) -> torch.Tensor:
-        """The logits [pieces, vocabulary] of the last token of each piece."""
+        """The logits [tokens, vocabulary] of the step's tokens whose logits are wanted."""
         inputs = [step.ids, step.positions, step.last]
         if self._compiled:  # what is made for all sizes is for two or more
             inputs = [one if one.shape[-1] > 1 else torch.cat((one, one), -1) for one in inputs]
@@ -272,11 +272,15 @@ class TransformersEngine(Engine):
         answer = self._answers.answer(prompt.token_ids, params, matcher, owner, prompt.shared)
         left = params.max_new_tokens
         reused = 0
+        if params.prompt_logprobs:
+            yield Delta(logprobs=(TokenLogprob(prompt.token_ids[0], 0.0),))
         with closing(answer.steps()) as steps:
             for token_id in steps:
                 if answer.reused != reused:
                     reused = answer.reused
                     yield Delta(cached_tokens=reused)
+                if known := len(answer.prompt_logprobs):
+                    yield Delta(logprobs=tuple(answer.prompt_logprobs.popleft() for _ in range(known)))
                 if token_id is None:
                     yield Delta()
                     continue

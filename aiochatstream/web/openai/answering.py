@@ -37,6 +37,9 @@ class Answer(ABC):
     id = ""
     """The prefix, and what the log calls the (first) answer. Also the response's header ``X-Request-Id``."""
 
+    async def prepare(self) -> None:  # noqa: B027 - most need nothing
+        """Do what takes time before the first text. Called when the answers have their places."""
+
     @abstractmethod
     def take(self, index: int, text: Text) -> str:
         """What a stream tells of more text of answer ``index``, as server-sent events; may be empty."""
@@ -99,8 +102,13 @@ async def answer_with(
 
     sending = _Sending(request, server.limits.write_timeout, answer.id)
     write = _write_stream if stream else _write_whole
+
+    async def respond() -> web.StreamResponse:
+        await answer.prepare()
+        return await write(sending, turns, answer)
+
     try:
-        return await sending.carry_out(lambda: write(sending, turns, answer), server.presence, stop)
+        return await sending.carry_out(respond, server.presence, stop)
     finally:
         stop()
 

@@ -56,7 +56,11 @@ async def chat_completions(server: ChatStream, request: web.Request, service: Se
     return await answer_with(
         server,
         request,
-        GivenMessages([told(message) for message in asked.messages], tools_of(asked)),
+        GivenMessages(
+            [told(message) for message in asked.messages],
+            tools_of(asked),
+            continues=bool(asked.continue_final_message),
+        ),
         asked.overrides,
         ChatAnswer(asked, service.name(server), server.engine.tokenizer),
         stream=bool(asked.stream),

@@ -101,7 +101,11 @@ class NamedTool(BaseModel):
 
 
 class ChatCompletionRequest(ChoicesRequest):
-    """The body of ``POST /v1/chat/completions``."""
+    """The body of ``POST /v1/chat/completions``.
+
+    continue_final_message: the answer goes on with the last message, an assistant's, as with vLLM.
+    add_generation_prompt: vLLM's other word for it, the opposite.
+    """
 
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "audio": (),
@@ -112,6 +116,7 @@ class ChatCompletionRequest(ChoicesRequest):
         "reasoning_effort": ("none",),
         "verbosity": ("medium",),
         "moderation": (),
+        "echo": (False,),
     }
 
     messages: Annotated[
@@ -129,6 +134,8 @@ class ChatCompletionRequest(ChoicesRequest):
         | None
     ) = None
     parallel_tool_calls: Flag | None = None
+    continue_final_message: Flag | None = None
+    add_generation_prompt: Flag | None = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -148,4 +155,11 @@ class ChatCompletionRequest(ChoicesRequest):
         wants_form = self.response_format is not None and self.response_format.type != "text"
         if wants_form and names and self.tool_choice != "none":
             raise ValueError("response_format: does not go with tools, unless tool_choice is 'none'")
+        if self.continue_final_message:
+            if self.messages[-1].role != "assistant" or self.messages[-1].tool_calls:
+                raise ValueError("continue_final_message: the last message must be the assistant's, without tool_calls")
+            if wants_form or self.tool_choice not in (None, "none", "auto"):
+                raise ValueError("continue_final_message: does not go with response_format or a forced function call")
+        if self.add_generation_prompt is not None and self.add_generation_prompt is bool(self.continue_final_message):
+            raise ValueError("add_generation_prompt: must be the opposite of continue_final_message, or absent")
         return self

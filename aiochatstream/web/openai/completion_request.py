@@ -29,6 +29,13 @@ class CompletionRequest(ChoicesRequest):
     echo: Flag | None = None
     logprobs: Logprobs | None = None
     best_of: Count | None = None
+    max_tokens: (
+        Annotated[int, Field(ge=0, le=1_000_000, description="a whole number of tokens from 0 to 1000000")] | None
+    ) = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens or None
 
     @property
     def texts(self) -> list[str | list[int]]:
@@ -49,6 +56,4 @@ class CompletionRequest(ChoicesRequest):
             )
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of: must be n, or absent; answers are not ranked here")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo: does not go with logprobs; those of a prompt are not computed")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 async def completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/completions``: what comes after a text."""
     asked, owner = await service.read(server, request, CompletionRequest)
-    given, tokenizer = GivenTexts(asked.texts), server.engine.tokenizer
-    more: dict[str, Any] = {} if asked.logprobs is None else {"logprobs": asked.logprobs}
-    echoed = [""] * len(given)
-    if asked.echo and not given.too_long(server.context_len):  # what is too long is about to be refused
-        echoed = await asyncio.to_thread(_as_text, given.texts, tokenizer)
+    more: dict[str, Any] = {}
+    if asked.logprobs is not None:
+        more |= {"logprobs": asked.logprobs, "prompt_logprobs": bool(asked.echo)}
+    if asked.max_tokens == 0:
+        more["max_new_tokens"] = 0
     return await answer_with(
         server,
         request,
-        given,
+        GivenTexts(asked.texts),
         asked.overrides,
-        CompletionAnswer(asked, service.name(server), tokenizer, echoed),
+        CompletionAnswer(asked, service.name(server), server.engine.tokenizer),
         stream=bool(asked.stream),
         owner=owner,
         count=asked.n or 1,
@@ -51,28 +51,43 @@ async def completions(server: ChatStream, request: web.Request, service: Service
     )
 
 
-def _as_text(texts: list[str | list[int]], tokenizer: Any) -> list[str]:
-    return [text if isinstance(text, str) else str(tokenizer and tokenizer.decode(text)) for text in texts]
+class Echo(NamedTuple):
+    """The text of a prompt that comes before its answers, and how many characters of its tokens are not in that."""
+
+    text: str
+    before: int
+
+
+def _echo(prompt: str | list[int], tokenizer: Any, logprobs: LogprobWriter | None) -> Echo:
+    text = prompt if isinstance(prompt, str) else str(tokenizer.decode(prompt))
+    if logprobs is None:
+        return Echo(text, 0)
+    return Echo(text, logprobs.before(text, tokenizer(text)["input_ids"] if isinstance(prompt, str) else prompt))
 
 
 class Choice:
-    """One answer in the making.
+    """One answer in the making."""
 
-    :param echoed: what comes before it, of the prompt.
-    """
-
-    def __init__(self, index: int, logprobs: LogprobWriter | None, echoed: str) -> None:
+    def __init__(self, index: int, logprobs: LogprobWriter | None) -> None:
         self._index, self._logprobs, self._offsets = index, logprobs, Offsets()
-        self._text, self._echo = "", echoed
+        self._text = self._echo = ""
+        self._begins_prompt = False
         self._told: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self.usage = Usage(0, 0, 0)
         self._finish: TextFinish = "stop"
+
+    def begin_with(self, echo: Echo) -> None:
+        """Let the prompt come before it."""
+        self._echo, self._offsets, self._begins_prompt = echo.text, Offsets(echo.before), True
 
     def take(self, text: Text) -> TextChunkChoice:
         """More of it, as a stream's chunk tells of it."""
         logprobs = None
         if self._logprobs is not None:
             logprobs = self._logprobs.of_text(text.logprobs, self._offsets)
+            if self._begins_prompt and logprobs["tokens"]:
+                self._begins_prompt = False
+                logprobs["token_logprobs"][0] = logprobs["top_logprobs"][0] = None  # nothing precedes it
             for name, values in self._told.items():
                 values += logprobs[name]  # type: ignore[literal-required]
         return self._chunk(text.text, logprobs if logprobs and logprobs["tokens"] else None)
@@ -95,19 +110,24 @@ class Choice:
 
 
 class CompletionAnswer(Answer):
-    """A completion in the making.
-
-    :param echoed: what comes before the answers to each prompt.
-    """
+    """A completion in the making."""
 
     prefix = "cmpl-"
 
-    def __init__(self, asked: CompletionRequest, model: str, tokenizer: Any, echoed: list[str]) -> None:
-        self._model, self._created = model, int(time.time())
+    def __init__(self, asked: CompletionRequest, model: str, tokenizer: Any) -> None:
+        self._model, self._created, self._tokenizer = model, int(time.time()), tokenizer
         self._tells_usage, self._per_prompt = asked.include_usage, asked.n or 1
-        logprobs = LogprobWriter(tokenizer) if asked.logprobs is not None and tokenizer is not None else None
-        before = [text for text in echoed for _ in range(self._per_prompt)]
-        self._choices = [Choice(index, logprobs, text) for index, text in enumerate(before)]
+        self._logprobs: LogprobWriter | None = None
+        if asked.logprobs is not None and tokenizer is not None:
+            self._logprobs = LogprobWriter(tokenizer, all_tokens=bool(asked.echo))
+        self._echoed = asked.texts if asked.echo else []
+        self._choices = [Choice(index, self._logprobs) for index in range(len(asked.texts) * self._per_prompt)]
+
+    async def prepare(self) -> None:
+        for at, prompt in enumerate(self._echoed):
+            echo = await asyncio.to_thread(_echo, prompt, self._tokenizer, self._logprobs)
+            for choice in self._choices[at * self._per_prompt :][: self._per_prompt]:
+                choice.begin_with(echo)
 
     def take(self, index: int, text: Text) -> str:
         choice = self._choices[index].take(text)

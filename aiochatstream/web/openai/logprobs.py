@@ -11,11 +11,14 @@ from aiochatstream.web.openai.answers import ContentLogprob, TextLogprobs, TopLo
 
 
 class Offsets:
-    """Where the tokens of one answer begin in its text, in characters. A token may be only a part of one."""
+    """Where the tokens of one answer begin in its text, in characters. A token may be only a part of one.
 
-    def __init__(self) -> None:
+    :param before: characters of the tokens that are not in the text: a BOS, or the space before a first word.
+    """
+
+    def __init__(self, before: int = 0) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._characters = 0
+        self._characters = -before
 
     def next(self, data: bytes) -> int:
         """Where the next token begins, which stands for ``data``."""
@@ -27,14 +30,20 @@ class Offsets:
 class LogprobWriter:
     """Tells the tokens of answers.
 
-    Special tokens, which have no text (the end of the answer, mostly), are left out.
+    Special tokens, which have no text (the end of the answer, mostly), are left out, unless all tokens are told: with
+    those of the prompt, where programs count on one entry a token.
 
     :param tokenizer: the model's.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, all_tokens: bool = False) -> None:
         self._bytes = TokenBytes(tokenizer)
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._special = frozenset() if all_tokens else frozenset(tokenizer.all_special_ids)
+
+    def before(self, text: str, ids: Sequence[int]) -> int:
+        """How many characters of the tokens ``ids`` come before ``text``, which was made into them, or of them."""
+        whole = b"".join(map(self._bytes.of, ids)).decode(errors="replace")
+        return len(whole) - len(text) if whole.endswith(text) else max(0, whole.find(text))
 
     def of_chat(self, logprobs: Sequence[TokenLogprob]) -> list[ContentLogprob]:
         """As chat completions and responses have them."""
@@ -50,7 +59,7 @@ class LogprobWriter:
             "tokens": [self._text(one.token_id) for one in told],
             "token_logprobs": [one.logprob for one in told],
             "top_logprobs": [self._top(one) for one in told],
-            "text_offset": [offsets.next(self._bytes.of(one.token_id)) for one in told],
+            "text_offset": [max(0, offsets.next(self._bytes.of(one.token_id))) for one in told],
         }
 
     def _top(self, logprob: TokenLogprob) -> dict[str, float]:

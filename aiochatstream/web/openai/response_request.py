@@ -88,7 +88,7 @@ class ResponseRequest(GenerationRequest):
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "truncation": ("disabled",),
-        "reasoning": ({}, {"effort": None}, {"effort": "none"}),
+        "reasoning": ({}, {"effort": "none"}),
         "moderation": (),
         "image": (),
         "n": (1,),

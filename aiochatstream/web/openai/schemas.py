@@ -67,6 +67,8 @@ class Refusing(BaseModel):
         if isinstance(data, dict):
             for field, harmless in cls.UNSUPPORTED.items():
                 value = data.get(field)
+                if isinstance(value, dict):
+                    value = {name: inner for name, inner in value.items() if inner is not None}
                 if value is not None and value not in harmless:
                     raise ValueError(f"{field}: is not supported by this server")
             for field, name in cls.ELSEWHERE.items():

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from aiochatstream import Delta, FunctionEngine, GenerationParams, Prompt, RecordingEngine, ReplayEngine, ScriptedEngine
-from aiochatstream.engines.transformers import TransformersEngine, batch
+from aiochatstream.engines import TokenLogprob
+from aiochatstream.engines.transformers import TransformersEngine, alone, batch
+from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.errors import InvalidValue
 from tests.engines.transformers.models import BYTES, question, some_ids, tiny
 from tests.helpers import PATIENCE, echo
@@ -85,6 +87,77 @@ def test_a_model_that_answers_alone_tells_them_too() -> None:
     ids = some_ids(12)
     assert_of_the_model(tiny("Mamba"), ids, answer(engine, ids, logprobs=4, ignore_eos=True), 4)
     engine.close()
+
+
+def scored(engine: TransformersEngine, ids: list[int], logprobs: int = 3, **params: Any) -> list[TokenLogprob]:
+    """What is told of the prompt and of the one token of the answer."""
+    given = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True} | params
+    told = GenerationParams(logprobs=logprobs, prompt_logprobs=True, **given)
+    return [one for delta in engine.generate(Prompt([], ids), told) for one in delta.logprobs]
+
+
+def assert_scores_of(model: Any, told: list[TokenLogprob], ids: list[int], count: int = 3) -> None:
+    """They are the log-softmax of the model's own forward pass, of each token of the prompt but the first."""
+    assert [one.token_id for one in told[: len(ids)]] == ids
+    assert len(told) == len(ids) + 1
+    assert told[0] == TokenLogprob(ids[0], 0.0)
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    best = expected.topk(count).values
+    for at, one in enumerate(told[1:]):
+        assert one.logprob == pytest.approx(float(expected[at, one.token_id]), abs=1e-3)
+        assert [logprob for _, logprob in one.top] == pytest.approx(best[at].tolist(), abs=1e-3)
+
+
+def test_those_of_a_prompt_are_the_log_softmax_of_the_model_whatever_is_kept_or_read_beside(
+    real_engine: TransformersEngine, untouched_model: Any, tokenizer: Any
+) -> None:
+    text = "The sun is a star, and so is Sirius. Paris is the capital of France: 2 + 2 = 4. " * 14
+    long, short = tokenizer(text)["input_ids"][:300], tokenizer("One two three four five six")["input_ids"]
+    assert len(long) == 300, "it is read in one step"
+    plain = answer(real_engine, long)  # which is kept
+    begin = threading.Barrier(3)
+
+    def ask(ids: list[int], *, score: bool) -> Any:
+        begin.wait(PATIENCE)
+        return scored(real_engine, ids) if score else answer(real_engine, ids)
+
+    with ThreadPoolExecutor(3) as threads:
+        of_long, of_short, beside = threads.map(
+            lambda asked: ask(asked[0], score=asked[1]), [(long, True), (short, True), (long, False)]
+        )
+    assert_scores_of(untouched_model, of_long, long)
+    assert_scores_of(untouched_model, of_short, short)
+    assert tokens_of(beside) == tokens_of(plain)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma 2", "Mamba", "BLOOM, with slopes for positions"])
+@pytest.mark.parametrize("length", [1, 2, 3, 40])
+def test_those_of_a_prompt_are_found_in_pieces(family: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "SCORED_TOKENS", 16)
+    monkeypatch.setattr(alone, "PREFILL_TOKENS", 16)
+    engine = TransformersEngine(tiny(family), BYTES)
+    engine.load(slots=1, context_len=64)
+    ids = some_ids(length)
+    assert_scores_of(tiny(family), scored(engine, ids), ids)
+    engine.close()
+
+
+def test_a_prompt_whose_logits_are_no_numbers_fails_alone() -> None:
+    broken = tiny()
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[7] = torch.nan
+    engine = TransformersEngine(broken, BYTES)
+    engine.load(slots=2, context_len=64)
+    with pytest.raises(FloatingPointError):
+        scored(engine, [*some_ids(6), 7, *some_ids(6)])
+    assert_scores_of(tiny(), scored(engine, some_ids(12)), some_ids(12))
+    engine.close()
+
+
+def test_a_token_of_no_probability_has_a_finite_logprob() -> None:
+    (found,) = logprobs_of(torch.tensor([[0.0, -torch.inf]]), [1], [2])
+    assert (found.logprob, dict(found.top)) == (-9999.0, {0: 0.0, 1: -9999.0})
 
 
 def test_where_they_cannot_be_computed_only_the_answers_fail_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,23 @@ async def test_logprobs_are_those_of_the_models_own_distribution(
     assert all(logprobs.token_logprobs[at] in top.values() for at, top in enumerate(logprobs.top_logprobs))
 
 
+@pytest.mark.parametrize("tools", [[], [TIME]], ids=["", "with tools"])
+async def test_an_answer_goes_on_with_the_last_message_if_that_is_asked_for(
+    served: Server, openai_of: Any, tokenizer: Any, tools: list[Any]
+) -> None:
+    client = openai_of(served)
+    whole = await client.chat.completions.create(model="", messages=QUESTION, tools=tools, max_tokens=12)
+    text = whole.choices[0].message.content
+    begun = text[: text.index(" capital")]
+    messages = [*QUESTION, {"role": "assistant", "content": begun}]
+    asked = {"model": "", "messages": messages, "tools": tools, "max_tokens": 9}
+    going_on = await client.chat.completions.create(**asked, extra_body={"continue_final_message": True})
+    assert text.startswith(begun + going_on.choices[0].message.content)
+    assert going_on.usage.prompt_tokens == whole.usage.prompt_tokens + len(tokenizer(begun)["input_ids"])
+    another = await client.chat.completions.create(**asked)
+    assert another.usage.prompt_tokens > going_on.usage.prompt_tokens
+
+
 async def test_seed_stop_and_ignore_eos_do_what_they_say(served: Server, openai_of: Any) -> None:
     create = openai_of(served).chat.completions.create
     asked = {"model": "", "messages": QUESTION, "temperature": 1.5, "max_tokens": 6}

@@ -24,6 +24,7 @@ from tests.helpers import PATIENCE, echo, until
 
 HI = [{"role": "user", "content": "one two three"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
+SAID = [*HI, {"role": "assistant", "content": "four"}]
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -119,6 +120,37 @@ async def test_an_assistants_message_may_be_empty(start: Any, openai_of: Any, em
     assert engine.messages == [[*HI, {"role": "assistant", "content": ""}, *HI]]
 
 
+async def test_a_message_to_be_continued_is_the_open_answer(start: Any, openai_of: Any) -> None:
+    engine = Hearing(" four")
+    create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
+    messages = [{"role": "system", "content": "Count."}, *HI, {"role": "assistant", "content": "three"}]
+    for more in ({}, {"add_generation_prompt": False}):
+        answer = await create(model="", messages=messages, extra_body={"continue_final_message": True, **more})
+        assert answer.choices[0].message.content == " four"
+    assert engine.messages == [messages, messages]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"continue_final_message": True, "messages": [*HI, {"role": "assistant", "tool_calls": [CALL]}]}, None),
+        ({"continue_final_message": True, "messages": SAID, "response_format": {"type": "json_object"}}, None),
+        ({"continue_final_message": True, "messages": SAID, "tools": [TOOL], "tool_choice": "required"}, None),
+        ({"continue_final_message": True, "messages": SAID, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"messages": SAID, "add_generation_prompt": False}, "add_generation_prompt"),
+        ({"messages": SAID, "echo": True}, "echo"),
+    ],
+)
+async def test_what_cannot_be_continued_is_refused(
+    start: Any, openai_of: Any, asked: dict[str, Any], field: str | None
+) -> None:
+    create = openai_of(await start(ChatStream(engine=FormFollower(echo)))).chat.completions.create
+    with pytest.raises(openai.BadRequestError) as refused:
+        await create(model="", messages=HI, extra_body=asked)
+    assert refused.value.param == (field or "continue_final_message")
+
+
 async def test_a_byte_order_mark_before_the_body_is_ignored(start: Any, client_of: Any) -> None:
     server = await start(ChatStream(engine=echo))
     session = client_of(server).session
@@ -126,6 +158,81 @@ async def test_a_byte_order_mark_before_the_body_is_ignored(start: Any, client_o
         data = json.dumps(body).encode("utf-8-sig")
         async with session.post(server.url + path, data=data, headers={"Content-Type": "application/json"}) as response:
             assert response.status == 200
+
+
+NOTHING_ASKED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}], "type": "text"},
+            {
+                "role": "assistant",
+                "content": "yes",
+                "refusal": None,
+                "annotations": [],
+                "audio": None,
+                "tool_calls": None,
+            },
+            *HI,
+        ],
+        **dict.fromkeys(("seed", "n", "functions", "function_call", "web_search_options", "reasoning_effort", "user")),
+        "modalities": ["text"],
+        "prediction": None,
+        "metadata": {},
+        "store": False,
+        "verbosity": "medium",
+        "response_format": {"type": "text"},
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": False,
+        "logprobs": False,
+        "top_logprobs": 0,
+        "stop": [],
+        "logit_bias": {},
+        "service_tier": "auto",
+        "prompt_cache_key": "x",
+        "safety_identifier": "y",
+        "echo": False,
+        "add_generation_prompt": True,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    },
+    "/v1/completions": {
+        "prompt": "x",
+        "suffix": None,
+        "best_of": 1,
+        "n": 1,
+        "echo": False,
+        "logprobs": None,
+        "logit_bias": {},
+        "stop": None,
+        "repetition_penalty": 1.0,
+        "seed": -1,
+        "stream_options": None,
+        "user": "x",
+        "min_tokens": 0,
+    },
+    "/v1/responses": {
+        "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]}],
+        "include": [],
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "store": True,
+        "reasoning": {"effort": None, "summary": None},
+        "truncation": "disabled",
+        "previous_response_id": None,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "stream_options": {"include_obfuscation": False},
+    },
+}
+"""What the field's clients send though nobody has asked them for anything."""
+
+
+@pytest.mark.parametrize("path", NOTHING_ASKED)
+async def test_what_clients_send_by_default_is_no_fault(start: Any, client_of: Any, path: str) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    async with client.post(path, **NOTHING_ASKED[path]) as response:
+        assert response.status == 200, await response.text()
 
 
 async def test_top_logprobs_of_nothing_need_no_logprobs(start: Any, openai_of: Any) -> None:
