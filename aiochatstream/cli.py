@@ -48,6 +48,9 @@ OPTION_OF = {
 
 OPENAI_PREFIX = "/v1"
 
+HANDLER_ARGS = {"auto_decompress": False, "read_bufsize": 1 << 15}
+"""Arguments of aiohttp's connections: ChatStream decodes bodies itself, and few bytes wait that nobody reads yet."""
+
 LAST_SECONDS = 2.0
 """Seconds that aiohttp waits for connections after ChatStream has ended its own."""
 
@@ -103,7 +106,7 @@ def serve(options: argparse.Namespace) -> int:
         tasks.append(asyncio.create_task(announce()))
 
     tasks: list[asyncio.Task[None]] = []
-    app = web.Application(middlewares=[errors_as_json()], handler_args={"auto_decompress": False})
+    app = web.Application(middlewares=[errors_as_json()], handler_args=HANDLER_ARGS)
     if sessions.connection is not None:
         app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
     aiohttp_session.setup(app, sessions.storage)

@@ -20,6 +20,18 @@ class BadRequest:
     content_type: str = JSON
 
 
+def _with_schema(name: str, schema: dict[str, Any]) -> BadRequest:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"messages": [{"role": "user", "content": "hello"}], "response_format": form}
+    return BadRequest(name, json.dumps(body).encode(), path="/v1/chat/completions")
+
+
+def _chain(length: int) -> dict[str, Any]:
+    """A schema in which each definition is the next one."""
+    links = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(length)}
+    return {"$defs": {**links, f"d{length}": {"type": "null"}}, "$ref": "#/$defs/d0"}
+
+
 def _saying(name: str, body: Any) -> BadRequest:
     return BadRequest(name, json.dumps(body).encode())
 
@@ -42,5 +54,7 @@ BAD_REQUESTS = (
     _saying("a temperature out of range", {"user_input": "hello", "params": {"temperature": -1}}),
     _saying("endless tokens", {"user_input": "hello", "params": {"max_new_tokens": 10**12}}),
     _saying("an empty stop string", {"user_input": "hello", "params": {"stop": [""]}}),
+    _with_schema("a schema that is a chain", _chain(2_500)),
+    _with_schema("a schema without end", {"$ref": "#"}),
     _saying("nothing to answer again", {"regenerate": True, "conversation": "never-used"}),
 )

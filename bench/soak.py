@@ -20,6 +20,7 @@ from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress,
 from misbehaving import BAD_REQUESTS
 from remembering import Memory, Talker
 from servers import new_event_loop, started
+from stalling import StallingClients
 from verdict import Check, Sample, first, memory_growth, render_traffic, render_verdict
 
 from aiochatstream.bench.asking import Clock, Record, connect_error
@@ -33,7 +34,7 @@ PREFIX_CACHE = re.compile(r"^aiochatstream_prefix_cache_bytes (\S+)$", re.MULTIL
 FILES_SLACK = 5
 THREADS_SLACK = 5
 ACTIONS = {
-    "turn": 40,
+    "turn": 35,
     "turn, text": 15,
     "regenerate": 10,
     "abort streaming": 10,
@@ -41,8 +42,16 @@ ACTIONS = {
     "slow reader": 1,
     "bad input": 10,
     "look at history": 4,
+    "stalled upload": 2,
+    "reader of nothing": 2,
+    "flood of imports": 1,
 }
 """How often each thing is done, of 100."""
+
+IMPORTS, IMPORT_CHARS = 10, 100_000
+"""Conversations of a flood, each of a new user who then clears it, and how long they are."""
+END_SECONDS = 25.0
+"""Seconds in which the server must end, those of its ``shutdown_timeout`` and few more."""
 
 STORY, FEW = "Tell me a long story.", 8
 HANG_UPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -59,10 +68,11 @@ HANG_UP_SECONDS = 0.2
 HELP = """\
 --clients users talk at once, each with one conversation of up to --turns messages, which is then cleared and begun
 anew: turns (as events and as text), answers made again, hanging up within an answer and before it (so that some are
-still queued), reading slowly, bad input. There are more of them than places, so that some are refused; those come
-again after a moment. At last --hang-ups streams begin at once, on /chat_stream and then on /v1/chat/completions, whose
-clients give up one after another within 0.2 s. Without URL, the script starts a server whose engine echoes without a
-model; with --queue as large as --hang-ups, all of these find a place there.
+still queued), reading slowly, bad input, uploads that stop, readers that read nothing, floods of imports. There are
+more of them than places, so that some are refused; those come again after a moment. At last --hang-ups streams begin
+at once, on /chat_stream and then on /v1/chat/completions, whose clients give up one after another within 0.2 s.
+Without URL, the script starts a server whose engine echoes without a model; with --queue as large as --hang-ups, all
+of these find a place there.
 
 the verdict (exit code 0 if all hold, 1 if one does not):
   server errors     answers with status 500 or above that are no refusal: must be 0
@@ -79,6 +89,8 @@ the verdict (exit code 0 if all hold, 1 if one does not):
                     off. Short runs still fill other caches: judge by minutes
   open files        more of them at the end than at the beginning: at most 5
   threads           more of them at the end than after each client's first turn: at most 5
+  end               seconds that the server started here needs to end while clients hold on to it that neither send nor
+                    read: at most 25
 A figure that could not be had (a server that was given by URL needs --pid for its process, memory, files and threads)
 is said to be not measured, and does not count. A reply of 409 is counted, and is no fault: the turn before was still
 ending.
@@ -104,6 +116,7 @@ class Soak:
         self.rest_s: dict[str, float] = {}
         self.hung_up: dict[str, Counter[str]] = {}
         self.requests = 0
+        self.stalling = StallingClients(url)
         self._random = random.Random(options.seed)  # noqa: S311 - nothing here is secret
         self._deadline = 0.0
 
@@ -172,6 +185,11 @@ class Soak:
                 self.server_errors.append(f"{bad.name}: HTTP {status}")
             elif status < 400:
                 self.accepted.append(f"{bad.name}: HTTP {status}")
+        elif action in ("stalled upload", "reader of nothing"):
+            self._stall(action)
+            await asyncio.sleep(0.05)
+        elif action == "flood of imports":
+            await self._flood()
         elif action == "look at history":
             self.counts[action] += 1
             await self._look_at_history(talker)
@@ -180,6 +198,30 @@ class Soak:
             self._note(action, record)
             if record.outcome in ("refused", "failed"):
                 await asyncio.sleep(0.02 + 0.2 * self._random.random())
+
+    def _stall(self, action: str) -> None:
+        self.requests += 1
+        self.counts[action] += 1
+        if action == "stalled upload":
+            self.stalling.upload()
+        else:
+            self.stalling.ask()
+
+    async def _flood(self) -> None:
+        text = "日" * (IMPORT_CHARS // 2)
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+
+        async def import_and_clear() -> None:
+            async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+                for path, body in (("/import", {"messages": messages}), ("/clear_context", {})):
+                    async with session.post(self.url + path, json=body) as response:
+                        await response.read()
+                    if response.status >= 500 and response.status != 503:
+                        self.server_errors.append(f"{path}: HTTP {response.status}")
+
+        await asyncio.gather(*(import_and_clear() for _ in range(IMPORTS)))
+        self.requests += IMPORTS
+        self.counts["flood of imports"] += IMPORTS
 
     def _note(self, action: str, record: Record) -> None:
         self.requests += 1
@@ -266,6 +308,7 @@ class Soak:
 
     async def _end(self, talkers: list[Talker], connector: aiohttp.TCPConnector) -> None:
         """The server must come to rest now, with every history as it was said."""
+        self.stalling.leave()
         await self._come_to_rest(connector)
         if self.options.hang_ups:
             for path, (body, next_body) in HANG_UPS.items():
@@ -412,6 +455,13 @@ def main() -> int:
                     print("Interrupted: this is what was measured so far.")
                     code = INTERRUPTED
                 checks = runner.run(soak.checks())
+            for _ in range(10):
+                soak.stalling.upload()
+                soak.stalling.ask()
+            start = time.monotonic()
+        took = None if options.url is not None else time.monotonic() - start
+        checks.append(Check("end", took, END_SECONDS, "seconds"))
+        soak.stalling.leave()
     except (ValueError, psutil.Error, RuntimeError) as error:
         print(f"soak.py: {error}", file=sys.stderr)
         return WRONG_USE

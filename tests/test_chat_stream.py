@@ -60,6 +60,7 @@ from tests.helpers import echo, until
         ({"add_special_tokens": 1}, "add_special_tokens: must be True, False or None, not 1"),
         ({"max_queue_wait": 0}, "max_queue_wait: must be a number of seconds above 0"),
         ({"max_answer": -5}, "max_answer"),
+        ({"body_timeout": 0}, "body_timeout"),
         ({"write_timeout": 0}, "write_timeout"),
         ({"shutdown_timeout": float("nan")}, "shutdown_timeout"),
         ({"max_request_bytes": 10}, "max_request_bytes"),

@@ -74,6 +74,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     ),
     "max_queue_wait": SECONDS,
     "max_answer": SECONDS,
+    "body_timeout": SECONDS,
     "write_timeout": SECONDS,
     "shutdown_timeout": SECONDS,
     "max_request_bytes": ([1024, 1 << 30], [1023, (1 << 30) + 1, *NOT_WHOLE], "a number of bytes from 1024 to 2**30"),

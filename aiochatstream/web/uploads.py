@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -40,7 +40,6 @@ class Upload:
 
     deadline: asyncio.Timeout
     refusal: ChatStreamError
-    chunks: list[bytes] = field(default_factory=list)
     size: int = 0
 
     def refuse(self, error: ChatStreamError) -> None:
@@ -96,25 +95,27 @@ class Uploads:
         begin = asyncio.get_running_loop().time()
         late = RequestTimeout(f"The body did not arrive within {self._seconds:g} seconds.")
         upload = Upload(asyncio.timeout_at(begin + self._seconds), late)
+        chunks: list[bytes] = []  # holds all of them: the traceback of a refusal keeps this frame for a while
         try:
             async with upload.deadline:
                 self._arriving[upload] = None
-                async for chunk in request.content.iter_any():
-                    upload.chunks.append(chunk)
-                    upload.size += len(chunk)
-                    self.bytes += len(chunk)
+                while not chunks or chunks[-1]:
+                    chunks.append(await request.content.readany())
+                    upload.size += len(chunks[-1])
+                    self.bytes += len(chunks[-1])
                     if upload.size > max_bytes:
                         raise _too_large(max_bytes)
                     if upload.size > LONG_BYTES and upload.refusal is late and not upload.deadline.expired():
                         more = (upload.size - LONG_BYTES) / LONG_BYTES_PER_SECOND
                         upload.deadline.reschedule(begin + self._seconds + more)
                     self._make_room()
+            return b"".join(chunks)
         except TimeoutError:
             raise upload.refusal from None
         finally:
+            chunks.clear()
             del self._arriving[upload]
             self.bytes -= upload.size
-        return b"".join(upload.chunks)
 
     def _make_room(self) -> None:
         """Refuse the bodies that began first until what remains is within the total."""
