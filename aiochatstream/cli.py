@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 FAILED = 1
 WRONG_USE = 2
+INTERRUPTED = 130
 
 OPTION_OF = {
     "--concurrency": "num_of_concurrent_executions",
@@ -52,7 +53,7 @@ API_KEYS = "AIOCHATSTREAM_API_KEYS"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 1 (it failed) or 2 (wrong use)."""
+    """Run the command line; return the exit code: 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
     options = _parser().parse_args(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(terminal.LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except (OSError, ValueError, ChatStreamError) as error:
         return _complain(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -143,7 +146,11 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
         return {"engine": ReplayEngine(options.replay)}
     name = options.model or messages.small_model
     terminal.write(messages.loading.format(model=name, url=url), sys.stdout)
-    from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time: say something first
+    with terminal.ctrl_c_ends_at_once():
+        from aiochatstream.engines.transformers import (  # takes its time: say something first
+            TransformersEngine,
+            loading,
+        )
 
     device = loading.choose_device(options.device)
     dtype = loading.choose_dtype(device, options.dtype)
