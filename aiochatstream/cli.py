@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp_session
 from aiohttp import web
 
-from aiochatstream import session_options
+from aiochatstream import session_options, terminal
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.console import options as console_options
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 FAILED = 1
 WRONG_USE = 2
+INTERRUPTED = 130
 
 OPTION_OF = {
     "--concurrency": "num_of_concurrent_executions",
@@ -59,14 +60,18 @@ API_KEYS = "AIOCHATSTREAM_API_KEYS"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 1 (it failed) or 2 (wrong use)."""
+    """Run the command line; return the exit code: 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(terminal.LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=options.log_level, handlers=[handler])
     try:
         code: int = options.run(options)
         return code
     except (OSError, ValueError, ChatStreamError) as error:
         return _complain(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -100,7 +105,7 @@ def serve(options: argparse.Namespace) -> int:
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
             return
-        print(_announcement(chat_stream, url, messages), flush=True)
+        terminal.write(_announcement(chat_stream, url, messages), sys.stdout)
 
     async def start_announcing(app: web.Application) -> None:
         tasks.append(asyncio.create_task(announce()))
@@ -148,8 +153,12 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
     if options.replay is not None:
         return {"engine": ReplayEngine(options.replay)}
     name = options.model or messages.small_model
-    print(messages.loading.format(model=name, url=url), flush=True)
-    from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time: say something first
+    terminal.write(messages.loading.format(model=name, url=url), sys.stdout)
+    with terminal.ctrl_c_ends_at_once():
+        from aiochatstream.engines.transformers import (  # takes its time: say something first
+            TransformersEngine,
+            loading,
+        )
 
     device = loading.choose_device(options.device)
     dtype = loading.choose_dtype(device, options.dtype)
@@ -202,7 +211,7 @@ def _complain(error: Exception) -> int:
         sentence = f"{error.filename}: {error.strerror}."
     for option, parameter in OPTION_OF.items():
         sentence = sentence.replace(parameter, option)
-    print(f"aiochatstream: {sentence}", file=sys.stderr)
+    terminal.write(f"aiochatstream: {sentence}", sys.stderr)
     return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError) else FAILED
 
 

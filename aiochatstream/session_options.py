@@ -13,6 +13,7 @@ from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
 from aiochatstream.messages import Messages
+from aiochatstream.secret_files import read_secrets
 from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryStorage
 
 logger = logging.getLogger(__name__)
@@ -86,10 +87,7 @@ def _keys(options: argparse.Namespace, messages: Messages, environment: Mapping[
         logger.warning(messages.dev_key)
         return [Fernet.generate_key().decode()]
     if options.secret_key_file is not None:
-        source, text = (
-            str(options.secret_key_file),
-            options.secret_key_file.read_text(encoding="ascii", errors="replace"),
-        )
+        source, text = str(options.secret_key_file), read_secrets(options.secret_key_file)
     else:
         source, text = SECRET_KEY, environment.get(SECRET_KEY, "")
         if not text.strip():

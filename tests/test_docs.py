@@ -110,7 +110,7 @@ def anchors(text: str) -> set[str]:
     return made | set(re.findall(r'<a id="([^"]+)"', text))
 
 
-@pytest.mark.parametrize("page", ["engines.md", "endpoints.md", "roles.md", "sessions.md"])
+@pytest.mark.parametrize("page", ["deployment.md", "engines.md", "endpoints.md", "roles.md", "sessions.md"])
 def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVELOPER_PHRASE", "sesame")
     monkeypatch.setenv("MONITOR_KEY_SHA256", "0" * 64)

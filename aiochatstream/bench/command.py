@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from aiochatstream import terminal
 from aiochatstream.bench import files, html, options, table, tokens
 from aiochatstream.bench.asking import Clock, Record, ask, connect_error
 from aiochatstream.bench.load import Load
@@ -68,7 +69,7 @@ class Bench:
             self._next_index += load.begun
             tokens.count(load.records, self._count_tokens)
             if load in self.loads:
-                print(table.render(summarize(load), self.plan), end="\n\n", flush=True)
+                terminal.write(table.render(summarize(load), self.plan), sys.stdout, end="\n\n")
 
 
 async def probe(target: Target, prompts: Prompts, clock: Clock) -> None:
@@ -148,7 +149,7 @@ def report(bench: Bench, *, interrupted: bool) -> None:
     """Print what is left to say, and write the files that were asked for."""
     plan, loads = bench.plan, bench.loads
     if len(plan.levels) > 1 and loads:
-        print(table.render_sweep([summarize(load) for load in loads]))
+        terminal.write(table.render_sweep([summarize(load) for load in loads]), sys.stdout)
     if interrupted:
         print("Interrupted: this is what was measured so far." if loads else "Interrupted: nothing was measured yet.")
     if plan.json:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from aiochatstream import terminal
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
@@ -83,7 +84,8 @@ def _backend(
 
 @asynccontextmanager
 async def _model(options: dict[str, Any], messages: Messages) -> AsyncIterator[Backend]:
-    from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time
+    with terminal.ctrl_c_ends_at_once():
+        from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time
 
     source = options.get("target")
     name = source or messages.small_model

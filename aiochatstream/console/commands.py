@@ -93,6 +93,8 @@ async def load(console: Console, arguments: str) -> None:
         raise ValueError(console.messages.not_a_conversation.format(file=file, reason=error)) from None
     await console.backend.load(saved)
     console.screen.say(console.messages.loaded.format(count=saved.turns, file=file))
+    if system := await console.backend.get_system():
+        console.screen.say(console.messages.system.format(text=system))
 
 
 def _file(console: Console, name: str, arguments: str) -> Path:

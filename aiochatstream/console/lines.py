@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -68,9 +68,13 @@ def on_sigint(call: Callable[[], object]) -> Iterator[None]:
     if before is signal.SIG_IGN:  # as shells start what they leave in the background
         yield
         return
-    loop.add_signal_handler(signal.SIGINT, call)
+    try:
+        loop.add_signal_handler(signal.SIGINT, call)
+    except NotImplementedError:  # Windows, where signals wake the loop anyway
+        signal.signal(signal.SIGINT, lambda number, frame: loop.call_soon_threadsafe(call))
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        with suppress(NotImplementedError):
+            loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, before)

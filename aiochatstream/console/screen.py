@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from abc import ABC, abstractmethod
 
@@ -10,8 +9,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""An answer may bring new lines and tabs, but is not to steer the terminal."""
+from aiochatstream import terminal
 
 
 class Screen(ABC):
@@ -45,7 +43,7 @@ class Screen(ABC):
         """Something did not work."""
 
     def _write(self, text: str) -> None:
-        print(text, end="", flush=True)
+        terminal.write(text, sys.stdout, end="")
         if text:
             self._in_line = not text.endswith("\n")
 
@@ -71,10 +69,10 @@ class PlainScreen(Screen):
         """Not a part of the answer."""
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        terminal.write(text, sys.stderr)
 
     def complain(self, sentence: str) -> None:
-        print(f"aiochatstream: {sentence}", file=sys.stderr, flush=True)
+        terminal.write(f"aiochatstream: {sentence}", sys.stderr)
 
 
 class TerminalScreen(Screen):
@@ -93,7 +91,7 @@ class TerminalScreen(Screen):
 
     def write(self, text: str) -> None:
         self._stop_waiting()
-        self._write(CONTROLS.sub("", text))
+        self._write(text)
 
     def end(self) -> None:
         self._stop_waiting()
@@ -110,7 +108,7 @@ class TerminalScreen(Screen):
 
     def _print(self, text: str, style: str) -> None:
         self.end()
-        self._console.print(Text(CONTROLS.sub("", text), style=style))
+        self._console.print(Text(terminal.without_controls(text), style=style))
 
     def _stop_waiting(self) -> None:
         if self._status is not None:

@@ -54,6 +54,9 @@ class Feedback:
     generation_params: dict[str, Any]
 
 
+O_BINARY = getattr(os, "O_BINARY", 0)
+"""Windows would write another new line."""
+
 FeedbackCallback = Callable[[web.Request, Feedback], object]
 """What an application gives to be told of feedback: a plain function, which runs on the event loop, or a coroutine
 function. What it raises is answered with a 500: the user is not told that something was kept which was not."""
@@ -84,7 +87,7 @@ class FeedbackFile:
 
     def _append(self, line: bytes) -> None:
         # one write to a file that is opened for appending: workers of several processes may share it
-        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | O_BINARY, 0o600)
         try:
             if os.fstat(file).st_size + len(line) > self._max_bytes:
                 if not self._is_full:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from aiochatstream import ChatStream
-from tests.helpers import echo, until
+from tests.console.terminal import terminal
+from tests.helpers import echo, serving, until
 from tests.processes import PYTHON, ROOT, free_port
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -104,3 +110,49 @@ async def test_a_model_answers_here_too(model_folder: str) -> None:
     assert code == 0, err
     assert "Paris" in out
     assert out.count("\n") == 1
+
+
+STEERING = "\x1b]52;c;cm0gLXJm\x07\x1b[2J\x9b31m\r\x08shown\t"
+
+
+@asynccontextmanager
+async def hostile(**details: str) -> AsyncIterator[str]:
+    """The URL of a server that answers /chat_stream and /history, or refuses them with these details."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path in details:
+            return web.json_response({"error": "x", "detail": details[request.path]}, status=403)
+        if request.path == "/history":
+            return web.json_response({"messages": []})
+        event = {"text": STEERING}
+        end = {"error": {"error": "x", "detail": STEERING}}
+        events = f"event: delta\ndata: {json.dumps(event)}\n\nevent: error\ndata: {json.dumps(end)}\n\n"
+        return web.Response(text=events, content_type="text/event-stream")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with serving(app) as url:
+        yield url
+
+
+@pytest.mark.parametrize("to", ["terminal", "2>file", ">file"])
+@pytest.mark.parametrize("refused", [None, "/history", "/chat_stream"])
+async def test_whatever_a_server_says_no_terminal_is_steered_and_files_have_it_as_it_is(
+    refused: str | None, to: str, tmp_path: Path
+) -> None:
+    async with hostile(**({refused: STEERING} if refused else {})) as url:
+        redirected = to.replace("file", str(tmp_path / "file")) if to != "terminal" else ""
+        script = f"echo hello | {PYTHON} -m aiochatstream chat {url} {redirected}"
+
+        def talk() -> bytes:
+            with terminal(command=("/bin/sh", "-c", script)) as seen:
+                seen.wait_ended()
+                return seen.raw
+
+        raw = await asyncio.to_thread(talk)
+    assert set(raw) & {*range(9), *range(11, 13), *range(14, 32), 127} == set(), raw
+    assert "\x9b" not in raw.decode()
+    in_file = b"" if to == "terminal" else (tmp_path / "file").read_bytes()
+    assert b"shown" in raw + in_file
+    if in_file:
+        assert STEERING.strip().encode() in in_file

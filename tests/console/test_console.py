@@ -263,7 +263,8 @@ async def test_a_saved_conversation_keeps_its_system_prompt_and_what_was_interru
     assert saved["system"] == "be a cat"
     assert [message.get("state") for message in saved["messages"]] == [None, "interrupted"]
     another = await open_(Engine(), allow_system_prompt=True)
-    await take(another, f"/load {file}")
+    screen = await take(another, f"/load {file}")
+    assert screen.said[-1] == "System prompt: be a cat"
     assert await another.backend.get_system() == "be a cat"
     assert await another.backend.save() == Saved.read(file)
 

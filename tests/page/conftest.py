@@ -18,6 +18,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from aiochatstream import ChatStream
 from tests.helpers import Server, Stepper, running_server
+from tests.nginx_server import NAME
 from tests.page.watching import watch
 
 ARGUMENTS = [
@@ -28,7 +29,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    f"--host-resolver-rules=MAP {NAME} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 
 PATIENCE_MS = 10_000

@@ -98,6 +98,26 @@ async def test_a_conversation_goes_into_a_file_and_back(start: Any, visit: Visit
     await expect(other.page.locator("#notices")).to_contain_text("This file holds no conversation.")
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_the_system_prompt_of_a_file_is_shown_and_used_only_where_the_server_allows_one(
+    start: Any, visit: Visit, tmp_path: Path, allowed: bool
+) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats, allow_system_prompt=allowed))).url))
+    file = written(tmp_path / "cat.json", "Hello")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "system": "Be a cat. " * 100}))
+    async with chat.page.expect_file_chooser() as choosing:
+        await chat.page.locator("#import").click()
+    await (await choosing.value).set_files(file)
+    await chat.see_turns("Hello", "Hello")
+    notices = chat.page.locator("#notices")
+    if allowed:
+        await expect(notices).to_contain_text("Its file sets the system prompt: Be a cat.")
+    else:
+        await expect(notices).to_contain_text("The conversation is here.")
+        await expect(notices).not_to_contain_text("cat")
+    await chat.ask("And now?")  # is answered
+
+
 def written(file: Path, text: str) -> Path:
     """A conversation of one turn as a file."""
     file.write_text(

@@ -224,9 +224,10 @@ async function importOne() {
     const id = store.fresh();
     await api.importConversation(id, saved.messages);
     store.rename(id, title);
-    if (saved.system) store.setSystem(id, saved.system);
+    const system = config.system_prompt ? saved.system : "";
+    if (system) store.setSystem(id, system);
     open(id);
-    notice(t("imported"));
+    notice(system ? t("imported_system", system.length > 200 ? `${system.slice(0, 200)}…` : system) : t("imported"));
   });
 }
 

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from aiohttp import hdrs, web
 
 from aiochatstream.errors import InvalidKey
+from aiochatstream.secret_files import read_secrets
 from aiochatstream.web.addresses import PROXY_HEADERS
 
 KEY = re.compile(r"[!-~]{1,512}")
@@ -41,7 +42,7 @@ class ApiKeys:
         where = "api_keys"
         if isinstance(keys, os.PathLike):
             where = os.fspath(keys)
-            lines = map(str.strip, Path(keys).read_text(encoding="utf-8-sig", errors="replace").splitlines())
+            lines = map(str.strip, read_secrets(Path(keys)).splitlines())
             keys = [line for line in lines if line and not line.startswith("#")]
         if isinstance(keys, str) or not (keys is None or isinstance(keys, Sequence)):
             raise ValueError("api_keys: must be a list of strings, the path of a file, or None.")

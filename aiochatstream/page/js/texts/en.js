@@ -108,6 +108,7 @@ export const en = {
   failed: (/** @type {string} */ detail) => `That did not work: ${detail}`,
   not_a_conversation: "This file holds no conversation.",
   imported: "The conversation is here.",
+  imported_system: (/** @type {string} */ text) => `The conversation is here. Its file sets the system prompt: ${text}`,
   dropped: "The oldest messages were left out, because the conversation grew too long.",
   unkept: "This message and its answer are too long to be kept. Copy what you need.",
   crowded: (/** @type {number} */ streams) =>

@@ -97,6 +97,7 @@ export const ja = {
   failed: (detail) => `できませんでした：${detail}`,
   not_a_conversation: "このファイルは会話ではありません。",
   imported: "会話を読み込みました。",
+  imported_system: (/** @type {string} */ text) => `会話を読み込みました。ファイルのシステムプロンプトを使います: ${text}`,
   dropped: "会話が長くなったため、古いメッセージを省きました。",
   unkept: "このメッセージと回答は長すぎるため、保存されません。必要な部分はコピーしてください。",
   crowded: (streams) => `このブラウザーで ${streams} 件の回答を生成中です。いずれかが終わると開始します。`,

@@ -1,0 +1,126 @@
+"""A real nginx for the tests, with the lines of docs/deployment.md."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.processes import ROOT, free_port, running
+
+NAME = "chat.example.com"
+
+MAIN = """
+{user}daemon off;
+worker_processes 1;
+pid {folder}/pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/bodies;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+{block}
+}}
+"""
+"""What a system's nginx.conf has around the files of conf.d."""
+
+
+@dataclass(frozen=True)
+class Nginx:
+    """certificate: what clients are to trust; None where there is no HTTPS."""
+
+    url: str
+    http_port: int
+    certificate: Path | None
+
+
+def documented_block(kind: str) -> str:
+    """The lines of the section "nginx, HTTP" or "nginx, HTTPS"."""
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    found = re.search(rf"^## nginx, {kind}$.*?^```nginx\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def replace(text: str, old: str, new: str) -> str:
+    assert old in text, f"{old!r} is not in the documented lines"
+    return text.replace(old, new)
+
+
+@contextmanager
+def running_nginx(kind: str, folder: Path, upstream: str) -> Iterator[Nginx]:
+    """nginx with the documented lines, with ports and files of the test's own.
+
+    :param kind: ``HTTP`` or ``HTTPS``.
+    :param upstream: what ``proxy_pass`` names.
+    """
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is missing: apt-get install nginx")
+    folder.mkdir()
+    http_port, port = free_port(), free_port()
+    block = replace(documented_block(kind), "listen 80;", f"listen {http_port};")
+    block = replace(block, "http://127.0.0.1:8080", upstream)
+    url, certificate = f"http://{NAME}:{http_port}", None
+    if kind == "HTTPS":
+        certificate, key = make_certificate(folder)
+        block = replace(block, "listen 443 ", f"listen {port} ")
+        block = replace(block, f"/etc/ssl/{NAME}.pem", str(certificate))
+        block = replace(block, f"/etc/ssl/{NAME}.key", str(key))
+        url = f"https://{NAME}:{port}"
+    user = "user root;\n" if os.geteuid() == 0 else ""  # its workers are to reach the test's folder
+    (folder / "nginx.conf").write_text(MAIN.format(user=user, folder=folder, block=block))
+    command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+    with running(command, folder / "output") as process:
+        process.wait_for(lambda: listens(http_port), "listening nginx")
+        assert "[emerg]" not in process.err
+        assert "[warn]" not in process.err, process.err
+        yield Nginx(url, http_port, certificate)
+
+
+def listens(port: int) -> bool:
+    with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of its own for the documented name, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName(NAME), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, key_file = folder / "certificate.pem", folder / "certificate.key"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return pem, key_file
