@@ -110,6 +110,18 @@ class Admission:
         """Places in the queue that are taken."""
         return len(self._waiting)
 
+    def check_room(self, count: int = 1) -> None:
+        """Raise as :meth:`reserve_all`, and take nothing."""
+        if self._draining:
+            raise self._draining_error()
+        free = self.slots + self.queue_size - self.running - self.waiting
+        if free < count:
+            taken = "taken" if not free else f"taken but {free}, and {count} are asked for"
+            raise TooManyRequests(
+                f"All {self.slots} slots and all {self.queue_size} places in the queue are {taken}.",
+                retry_after=self.retry_after(),
+            )
+
     def reserve(self) -> Ticket:
         """Take a slot or a place in the queue, in one step. Raises as :meth:`reserve_all`."""
         return self.reserve_all(1)[0]
@@ -120,15 +132,7 @@ class Admission:
         Raises :class:`~aiochatstream.errors.TooManyRequests` when there is no room for them,
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.
         """
-        if self._draining:
-            raise self._draining_error()
-        free = self.slots + self.queue_size - self.running - self.waiting
-        if free < count:
-            taken = "taken" if not free else f"taken but {free}, and {count} are asked for"
-            raise TooManyRequests(
-                f"All {self.slots} slots and all {self.queue_size} places in the queue are {taken}.",
-                retry_after=self.retry_after(),
-            )
+        self.check_room(count)
         return [self._reserve() for _ in range(count)]
 
     def drain(self) -> None:

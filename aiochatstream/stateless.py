@@ -39,10 +39,12 @@ class Stateless(Runtime):
             field = "n" if count > 1 else "prompt"
             raise InvalidValue(f"{field}: {total} answers are more than this server makes at a time, {slots}.")
         asked = overrides.max_new_tokens
+        self.admission.check_room()
+        await self._check(params)  # may take seconds, in which nothing is held
+        self.check_ready()
         tickets = self.admission.reserve_all(total)
         turns = [self._turns.take_new() for _ in tickets]
         try:
-            await self._check(params)
             made = await self._in_prompt_thread(self._make_prompts, given, prompt, params, asked)
             self.check_ready()  # a shutdown may have begun meanwhile
         except BaseException:

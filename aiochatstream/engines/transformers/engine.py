@@ -235,9 +235,12 @@ class TransformersEngine(Engine):
         }
 
     def check(self, params: GenerationParams) -> None:
-        """Compiles the constraint, where there is one."""
+        """Compile the constraint, if there is one."""
         if params.constraint is not None and self._grammars is not None:
             self._grammars.compile(params.constraint)
+
+    def checks_quickly(self, params: GenerationParams) -> bool:
+        return params.constraint is None or self._grammars is None or self._grammars.knows(params.constraint)
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         if self._answers is None or self._grammars is None:
