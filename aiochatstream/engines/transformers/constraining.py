@@ -118,7 +118,7 @@ class Matcher:
 class Grammars:
     """The constraints of one engine. They are compiled and followed in a process of their own.
 
-    Without llguidance, or for a tokenizer that llguidance does not know, :meth:`compile` raises InvalidValue.
+    Without llguidance, or for a tokenizer that llguidance does not know, :meth:`check` raises InvalidValue.
 
     :param vocabulary: number of the model's token ids, if known.
     :param eos_ids: tokens that end a complete answer.
@@ -142,16 +142,17 @@ class Grammars:
         self._process_lock = threading.Lock()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """Return the state of a new answer. Raises as :meth:`compile`."""
-        self.compile(constraint)
+        """Return the state of a new answer. Blocks and raises as :meth:`check`."""
+        self.check(constraint)
+        self._compile(constraint)
         return Matcher(self, constraint, next(self._numbers))
 
     def knows(self, constraint: Constraint) -> bool:
-        """Return whether :meth:`compile` needs no trial, because it knows the outcome of an earlier one."""
+        """Return whether :meth:`check` needs no trial, because it knows the outcome of an earlier one."""
         return bool(self._missing) or self._outcome(_digest(constraint)) is not None
 
-    def compile(self, constraint: Constraint) -> None:
-        """Compile the grammar, unless the serving process has it. Blocks; an unknown one may take seconds.
+    def check(self, constraint: Constraint) -> None:
+        """Compile the grammar if it is unknown, which may take seconds. Blocks.
 
         Raises :class:`~aiochatstream.errors.InvalidValue` for one that cannot be followed within the bounds.
         """
@@ -160,12 +161,15 @@ class Grammars:
         size = len(constraint.text.encode(errors="surrogatepass"))
         if size > MAX_BYTES:
             raise InvalidValue(f"constraint: {NAMES[constraint.kind]} must have at most {MAX_BYTES} bytes, not {size}.")
-        outcome = self._tried(constraint)
-        if not outcome:
-            arguments = (constraint.kind, constraint.text)
-            outcome = _outcome_of(
-                constraint, self.process().request("compile", *arguments, cpu_seconds=COMPILE_CPU_SECONDS)
-            )
+        digest = _digest(constraint)
+        outcome = self._outcome(digest)
+        if outcome is None:
+            with self._trial_lock:  # one trial at a time, also because the one before may be of the same grammar
+                outcome = self._outcome(digest)
+                if outcome is None:
+                    outcome = self._remember(digest, _try(constraint))
+                    if not outcome:
+                        self._compile(constraint)
         if outcome:
             raise InvalidValue(outcome)
 
@@ -187,20 +191,12 @@ class Grammars:
             if self._process is not None:
                 self._process.close()
 
-    def _tried(self, constraint: Constraint) -> str:
-        """Return the outcome of the trial of a grammar, which takes place once: empty if it can be followed."""
-        digest = _digest(constraint)
-        outcome = self._outcome(digest)
-        if outcome is None:
-            with self._trial_lock:  # one trial at a time, also because the same grammar may be in the one before
-                outcome = self._outcome(digest)
-                if outcome is None:
-                    outcome = _try(constraint)
-                    with self._lock:
-                        self._outcomes[digest] = outcome
-                        if len(self._outcomes) > KNOWN_OUTCOMES:
-                            self._outcomes.popitem(last=False)
-        return outcome
+    def _compile(self, constraint: Constraint) -> None:
+        """Compile the grammar in the serving process, unless that has it. Blocks and raises as :meth:`check`."""
+        arguments = (constraint.kind, constraint.text)
+        compiling = self.process().request("compile", *arguments, cpu_seconds=COMPILE_CPU_SECONDS)
+        if outcome := _outcome_of(constraint, compiling):
+            raise InvalidValue(outcome)
 
     def _outcome(self, digest: bytes) -> str | None:
         with self._lock:
@@ -208,6 +204,13 @@ class Grammars:
             if outcome is not None:
                 self._outcomes.move_to_end(digest)
             return outcome
+
+    def _remember(self, digest: bytes, outcome: str) -> str:
+        with self._lock:
+            self._outcomes[digest] = outcome
+            if len(self._outcomes) > KNOWN_OUTCOMES:
+                self._outcomes.popitem(last=False)
+        return outcome
 
 
 @torch.inference_mode()

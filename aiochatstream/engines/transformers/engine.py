@@ -235,9 +235,9 @@ class TransformersEngine(Engine):
         }
 
     def check(self, params: GenerationParams) -> None:
-        """Compile the constraint, if there is one."""
+        """Try to compile the constraint, if it is an unknown one."""
         if params.constraint is not None and self._grammars is not None:
-            self._grammars.compile(params.constraint)
+            self._grammars.check(params.constraint)
 
     def checks_quickly(self, params: GenerationParams) -> bool:
         return params.constraint is None or self._grammars is None or self._grammars.knows(params.constraint)

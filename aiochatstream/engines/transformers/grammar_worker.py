@@ -25,6 +25,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -149,8 +150,9 @@ def limit_memory(size: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    for name, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, size)):
+        with suppress(ValueError, OSError):  # a narrower limit holds already, or the system has none
+            resource.setrlimit(name, (limit, limit))
 
 
 def main() -> None:

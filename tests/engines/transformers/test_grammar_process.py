@@ -50,8 +50,8 @@ def allowed(matcher: Matcher, tokenizer: Any, text: str) -> bool:
 def test_a_chain_of_references_that_overflows_the_compilers_stack_is_refused(grammars: Grammars, length: int) -> None:
     for _ in range(2):
         with pytest.raises(InvalidValue, match=f"^constraint: this JSON schema is {TOO_COMPLEX}"):
-            grammars.compile(Constraint.json_schema(chain(length)))
-    grammars.compile(NUMBERS)
+            grammars.check(Constraint.json_schema(chain(length)))
+    grammars.check(NUMBERS)
 
 
 def test_the_serving_process_compiles_what_no_trial_passes() -> None:
@@ -127,7 +127,7 @@ def test_a_worker_that_fails_for_another_reason_accepts_nothing(
         monkeypatch.setattr(grammar_process, "WORKER", script)
         grammars = Grammars(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
         with pytest.raises(InvalidValue, match=TOO_COMPLEX):
-            grammars.compile(NUMBERS)
+            grammars.check(NUMBERS)
         grammars.close()
 
 
@@ -146,10 +146,20 @@ def test_a_grammar_is_tried_once_and_the_number_of_remembered_outcomes_is_bounde
     for number in (1, 1, 2, 1, 3, 1, 4, 1, 2):
         constraint = Constraint("regex", f"number {number}")
         with pytest.raises(InvalidValue, match="refused"):
-            grammars.compile(constraint)
+            grammars.check(constraint)
         assert grammars.knows(constraint)
     assert len(grammars._outcomes) == 3
     assert [text[-1] for text in tried] == ["1", "2", "3", "4", "2"]
+
+
+def test_a_known_grammar_is_checked_without_compiling_it_again(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars.check(NUMBERS)
+    monkeypatch.setattr(grammars, "process", None)
+    monkeypatch.setattr(constraining, "_try", None)
+    grammars.check(NUMBERS)
+    assert grammars.knows(NUMBERS)
 
 
 def test_a_schema_that_is_too_long_is_refused_before_any_trial(
@@ -158,7 +168,7 @@ def test_a_schema_that_is_too_long_is_refused_before_any_trial(
     monkeypatch.setattr(constraining, "_try", None)
     constraint = Constraint.json_schema({"enum": ["x" * MAX_BYTES]})
     with pytest.raises(InvalidValue, match=f"must have at most {MAX_BYTES} bytes, not {len(constraint.text)}"):
-        grammars.compile(constraint)
+        grammars.check(constraint)
 
 
 @pytest.fixture
