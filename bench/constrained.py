@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +32,13 @@ WHITESPACE: dict[str, dict[str, Any]] = {
 }
 """Options of llguidance, by the name of the choice."""
 
+EMPTY = re.compile(r"\[\s*\]|\{\s*\}")
+"""An empty array or object; none of the answers has a string with one."""
+
 HELP = """\
 Each of 20 prompts is answered greedily, for each choice of whitespace: arrays without minItems, objects with optional
 properties, and calls of a function that tool_choice forces.
-  empty      an array that could have items has none, or an object has none of its optional properties
+  empty      there is an empty array or object in the answer
   valid      the answer has ended by itself, and parses
   at limit   the answer has reached --max-tokens
 
@@ -55,7 +59,10 @@ def optional(**types: str) -> dict[str, Any]:
 ARRAYS: list[tuple[str, dict[str, Any]]] = [
     ("Give me the seven days of the week as JSON, an array of strings under the key items.", array("items")),
     ("List three primary colours as JSON, an array of strings under the key colours.", array("colours")),
-    ("Give me the first five even numbers as JSON, an array under the key numbers.", array("numbers", "integer")),
+    (
+        "Give me the first five even numbers as JSON, an array of integers under the key numbers.",
+        array("numbers", "integer"),
+    ),
     ("Name four large cities of Japan as JSON, an array of strings under the key cities.", array("cities")),
     ("List the planets of the solar system as JSON, an array of strings under the key planets.", array("planets")),
     ("Which fruits are red? Answer in JSON, an array of strings under the key fruits.", array("fruits")),
@@ -63,15 +70,24 @@ ARRAYS: list[tuple[str, dict[str, Any]]] = [
     ("List the four seasons as JSON under the key seasons.", array("seasons")),
     ("Extract the names as JSON under the key names: Anna met Ben and Carla in Paris.", array("names")),
     ("Give me the steps for making tea as JSON, an array of strings under the key steps.", array("steps")),
-]  # fmt: skip
+]
 
 OPTIONAL: list[tuple[str, dict[str, Any]]] = [
     ("Describe Paris as JSON with the keys name and country.", optional(name="string", country="string")),
     ("Extract name and age as JSON: Tom is 31 years old.", optional(name="string", age="integer")),
-    ("Give title and author of one famous novel as JSON.", optional(title="string", author="string")),
-    ("Is the sky blue? JSON with the keys answer and reason.", optional(answer="boolean", reason="string")),
-    ("Write a product as JSON with the keys name and price.", optional(name="string", price="number")),
-]  # fmt: skip
+    (
+        "Give title, author and year of one famous novel as JSON.",
+        optional(title="string", author="string", year="integer"),
+    ),
+    (
+        "Is the sky blue? Answer as JSON with the keys answer (boolean) and reason.",
+        optional(answer="boolean", reason="string"),
+    ),
+    (
+        "Write a product as JSON with the keys name, price and in_stock.",
+        optional(name="string", price="number", in_stock="boolean"),
+    ),
+]
 
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("What is the weather in Tokyo?", "get_weather", optional(city="string", unit="string")),
@@ -115,13 +131,6 @@ def json_rule(schema: dict[str, Any], options: dict[str, Any]) -> str:
     return "%json " + json.dumps({**schema, "x-guidance": options})
 
 
-def is_empty(value: Any) -> bool:
-    """Return whether ``value`` or something in it is an empty array or object."""
-    if isinstance(value, dict | list):
-        return not value or any(map(is_empty, value.values() if isinstance(value, dict) else value))
-    return False
-
-
 def answer(
     engine: TransformersEngine, whitespace: str, question: str, prompt: Prompt, params: GenerationParams
 ) -> Outcome:
@@ -130,10 +139,11 @@ def answer(
     text = "".join(delta.text for delta in deltas)
     at_limit = deltas[-1].finish_reason == "length"
     try:
-        value = json.loads(text)
+        json.loads(text)
+        valid = not at_limit
     except ValueError:
-        return Outcome(whitespace, question, text, empty=False, valid=False, at_limit=at_limit)
-    return Outcome(whitespace, question, text, empty=is_empty(value), valid=not at_limit, at_limit=at_limit)
+        valid = False
+    return Outcome(whitespace, question, text, EMPTY.search(text) is not None, valid, at_limit)
 
 
 def measure(engine: TransformersEngine, max_tokens: int) -> list[Outcome]:
@@ -164,7 +174,7 @@ def show(outcomes: list[Outcome]) -> str:
 def options_of(arguments: list[str]) -> argparse.Namespace:
     options = parser("Compare choices of whitespace in constrained JSON by the answers of a model.", HELP)
     options.add_argument("--model", metavar="MODEL", help="a HuggingFace id, a folder or a .gguf file")
-    options.add_argument("--max-tokens", type=whole(16, 800), default=160, help="tokens of an answer (default 160)")
+    options.add_argument("--max-tokens", type=whole(16, 800), default=96, help="tokens of an answer (default 96)")
     options.add_argument("--texts", action="store_true", help="also print the answers")
     return options.parse_args(arguments)
 

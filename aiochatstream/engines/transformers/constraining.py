@@ -167,6 +167,7 @@ class Grammars:
             with self._trial_lock:  # one trial at a time, also because the one before may be of the same grammar
                 outcome = self._outcome(digest)
                 if outcome is None:
+                    self.process()  # starts concurrently
                     outcome = self._remember(digest, _try(constraint))
                     if not outcome:
                         self._compile(constraint)
