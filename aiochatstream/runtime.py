@@ -17,7 +17,7 @@ from aiochatstream.admission import Admission, Ticket
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.prefill_only import prefill_only
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting, Unavailable
+from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting, TooManyRequests, Unavailable
 from aiochatstream.events import Ended, Failed
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
@@ -39,7 +39,10 @@ PROMPT_THREADS = 2
 """Threads for the short jobs of rendering and tokenising prompts."""
 
 CONSTRAINT_THREADS = 1
-"""For those of checking constraints, which may take seconds: nobody else's prompt is to wait for one."""
+"""Threads for checks that may take seconds (unknown schemas), so that no prompt waits for one."""
+
+MAX_SLOW_CHECKS = 32
+"""Number of these checks that run or wait; further ones are refused with 503."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ class Runtime:
         """Tokens that the server itself puts before every conversation; known when the engine is loaded."""
         self._seeds = random.Random(setting.seed)  # noqa: S311 - the draws of a language model need no secrecy
         self._turns = Turns(self._turn_ended)
+        self._slow_checks = 0
         self._loading: asyncio.Task[None] | None = None
         self.metrics = Metrics(
             running=lambda: self.admission.running,
@@ -235,9 +239,20 @@ class Runtime:
         return await self._in_thread_of(self._prompt_threads, function, *args)
 
     async def _check(self, params: GenerationParams) -> None:
-        """Raises what the engine refuses an answer with ``params`` with."""
-        threads = self._prompt_threads if params.constraint is None else self._constraint_threads
-        await self._in_thread_of(threads, self.engine.check, params)
+        """Raise what the engine refuses an answer with ``params`` with. To be called before a slot is reserved.
+
+        Raises :class:`~aiochatstream.errors.TooManyRequests` if too many slow checks wait.
+        """
+        if self.engine.checks_quickly(params):
+            await self._in_prompt_thread(self.engine.check, params)
+            return
+        if self._slow_checks >= MAX_SLOW_CHECKS:
+            raise TooManyRequests(f"{MAX_SLOW_CHECKS} unknown schemas are being checked; send this one later.")
+        self._slow_checks += 1
+        try:
+            await self._in_thread_of(self._constraint_threads, self.engine.check, params)
+        finally:
+            self._slow_checks -= 1
 
     async def _in_thread_of(self, threads: ThreadPoolExecutor, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:

@@ -39,10 +39,12 @@ class Stateless(Runtime):
         stop = tuple(prompt.get_stop_strs()) if is_chat else ()
         params = self.override(overrides, stop=stop, where="").model_copy(update=more)
         asked = overrides.max_new_tokens
+        self.admission.check_room()
+        await self._check(params)  # may take seconds, in which nothing is held
+        self.check_ready()
         tickets = self.admission.reserve_all(count * len(given))
         turns = [self._turns.take_new() for _ in tickets]
         try:
-            await self._check(params)
             made = await self._in_prompt_thread(self._make_prompts, given, prompt, params, asked)
             check_prompt_logprobs([one for one, _ in made], params, count)
             self.check_ready()  # a shutdown may have begun meanwhile

@@ -126,6 +126,13 @@ class Engine(ABC):
         if params.constraint is not None:
             raise InvalidValue("constraint: this engine cannot follow one.")
 
+    def checks_quickly(self, params: GenerationParams) -> bool:
+        """Return whether :meth:`check` takes only milliseconds for ``params``. Called on the event loop.
+
+        Other checks wait for one another.
+        """
+        return params.constraint is None
+
     @abstractmethod
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         """Yield the answer, at least one Delta a step, the last one with a finish reason.

@@ -6,7 +6,6 @@ The words are those of Hermes 2 (https://github.com/NousResearch/Hermes-Function
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 BEGIN_CALL, END_CALL = "<tool_call>", "</tool_call>"
@@ -56,7 +55,8 @@ def in_words(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> lis
 
 
 def _call(function: dict[str, Any]) -> str:
-    told = dict(function)
-    with suppress(ValueError, RecursionError):  # as the model wrote them
-        told["arguments"] = json.loads(function["arguments"])
-    return f"{BEGIN_CALL}\n{json.dumps(told, ensure_ascii=False)}\n{END_CALL}"
+    try:
+        told = json.dumps({**function, "arguments": json.loads(function["arguments"])}, ensure_ascii=False)
+    except (ValueError, RecursionError):  # arguments as the model wrote them
+        told = json.dumps(function, ensure_ascii=False)
+    return f"{BEGIN_CALL}\n{told}\n{END_CALL}"

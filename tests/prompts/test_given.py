@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -86,6 +87,14 @@ def test_the_words_keep_to_roles_in_turn() -> None:
     told = in_words([USER, CALLING, RESULT, USER], [])
     assert [message["role"] for message in told] == ["user", "assistant", "user"]
     assert told[-1]["content"] == "<tool_response>\n5\n</tool_response>\nHello"
+
+
+def test_arguments_that_are_nested_too_deeply_to_be_rewritten_stay_as_they_are() -> None:
+    for depth in range(1, sys.getrecursionlimit() + 10):
+        arguments = '{"x":' * depth + "1" + "}" * depth
+        calling = {**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        (told,) = in_words([calling], [])
+        assert told["content"].count("x") == depth
 
 
 def test_a_template_that_knows_tools_is_given_them_as_they_are(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

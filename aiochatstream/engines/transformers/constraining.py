@@ -1,11 +1,17 @@
-"""Answers of a given form: which tokens may come next, by llguidance (https://github.com/guidance-ai/llguidance)."""
+"""Answers of a given form: the tokens that may come next, and the grammars that determine them."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import itertools
+import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,28 +19,53 @@ import torch
 from numpy.typing import NDArray
 
 from aiochatstream.constraint import Constraint, ConstraintKind
-from aiochatstream.engines.transformers.grammar_trial import LEXER_FUEL, ends
+from aiochatstream.engines.transformers.grammar_process import (
+    Bounds,
+    GrammarProcess,
+    ProcessEnded,
+    Rejected,
+    Tokenizer,
+)
 from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
-
     from aiochatstream.engines.transformers.sampling import Sampler
 
+logger = logging.getLogger(__name__)
+
 WORD = 32
-"""Tokens a number of a mask."""
+"""Tokens per number of a mask."""
 
-KEPT_GRAMMARS = 16
-"""That were used last. Most clients send the same one again and again."""
+MAX_BYTES = 1 << 19
+"""Size of a schema or grammar."""
 
-LONGEST_REASON = 300
-"""Characters of what llguidance says of a grammar."""
+TRIAL = Bounds(stack_bytes=2 << 20, memory_bytes=256 << 20)
+"""Bounds of the process that compiles an unknown grammar for the first time. It is thrown away."""
 
-NOT_TOLD = "<non-verbose/>"
-"""Stands in it for the parser's state."""
+TRIAL_CPU_SECONDS = 2.0
+"""Seconds of processor time of the trial."""
 
-CALLED: dict[ConstraintKind, str] = {
+SERVING = Bounds(stack_bytes=16 << 20, memory_bytes=2 << 30)
+"""Bounds of the process that compiles grammars that have passed their trial, and computes masks. They are wider than
+the trial's, so that what has passed it does no harm here."""
+
+COMPILE_CPU_SECONDS = 8.0
+"""Seconds of processor time to compile a grammar in the serving process; other answers' masks count, too."""
+
+MASK_CPU_SECONDS = 2.0
+"""Seconds of processor time for a mask, which takes milliseconds within the limits of llguidance."""
+
+KNOWN_OUTCOMES = 1024
+"""Number of remembered outcomes of trials, the most recently used ones."""
+
+MAX_REASON = 300
+"""Maximum length in characters of a reason that llguidance gives."""
+
+HIDDEN_STATE = "<non-verbose/>"
+"""Stands in a reason for the parser's state."""
+
+NAMES: dict[ConstraintKind, str] = {
     "json_object": "JSON",
     "json_schema": "this JSON schema",
     "regex": "this regular expression",
@@ -43,90 +74,144 @@ CALLED: dict[ConstraintKind, str] = {
 
 
 class Matcher:
-    """Where one answer stands in its grammar. What may come next is found out while the model computes."""
+    """The place of one answer in its grammar. Masks are computed while the model computes."""
 
-    def __init__(self, matcher: LLMatcher, mask_words: int, threads: Executor) -> None:
-        self._matcher, self._mask_words, self._threads = matcher, mask_words, threads
-        self._mask = threads.submit(self._compute)
+    def __init__(self, grammars: Grammars, constraint: Constraint, number: int) -> None:
+        self._grammars, self._constraint, self._number = grammars, constraint, number
+        self._tokens: list[int] = []
+        self._restarted_at = -1
+        self._start()
 
     @property
     def mask(self) -> NDArray[np.int32]:
         """A bit for each token that may come next, the first token in the lowest.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` where the grammar has become too complex.
+        Raises :class:`~aiochatstream.errors.InvalidValue` if the grammar has become too complex.
         """
-        return self._mask.result()
+        try:
+            return np.frombuffer(self._reply.result(), np.int32)
+        except Rejected as error:
+            raise InvalidValue(f"constraint: cannot be followed to its end: {_one_line(str(error))}.") from None
+        except ProcessEnded:
+            if len(self._tokens) == self._restarted_at:  # twice at the same place, so this grammar is the cause
+                raise InvalidValue("constraint: cannot be followed to its end: it has become too complex.") from None
+        self._restarted_at = len(self._tokens)
+        self._start()
+        return self.mask
 
     def allows(self, token: int) -> bool:
-        """Whether ``token`` may come next."""
+        """Return whether ``token`` may come next."""
         return bool(self.mask[token // WORD] >> token % WORD & 1)
 
     def advance(self, token: int) -> None:
-        """``token``, which is allowed, came next."""
-        self._mask = self._threads.submit(self._advance, token)
+        """Append ``token``, which is allowed."""
+        self._tokens.append(token)
+        self._reply = self._process.request("advance", self._number, token, cpu_seconds=MASK_CPU_SECONDS)
 
-    def _advance(self, token: int) -> NDArray[np.int32]:
-        self._matcher.consume_token(token)
-        return self._compute()
-
-    def _compute(self) -> NDArray[np.int32]:
-        mask = _mask_of(self._matcher, self._mask_words)
-        if reason := self._matcher.get_error():
-            raise InvalidValue(f"constraint: cannot be followed to its end: {_told(reason)}.")
-        return mask
+    def _start(self) -> None:
+        self._process = self._grammars.process()
+        arguments = (self._number, self._constraint.kind, self._constraint.text, self._tokens)
+        self._reply = self._process.request("start", *arguments, cpu_seconds=COMPILE_CPU_SECONDS)
+        weakref.finalize(self, self._process.finish, self._number).atexit = False
 
 
 class Grammars:
-    """The constraints of one engine, compiled.
+    """The constraints of one engine. They are compiled and followed in a process of their own.
 
-    What it needs of the tokenizer is made here, where the model is loaded and not at the first constraint: it holds
-    Python's lock for a third of a second, or longer. Without llguidance, or for a tokenizer that it does not know,
-    :meth:`compile` says so.
+    Without llguidance, or for a tokenizer that llguidance does not know, :meth:`check` raises InvalidValue.
 
-    :param vocabulary: how many token ids the model has, where that is known.
-    :param eos_ids: what an answer that is complete ends with.
+    :param vocabulary: number of the model's token ids, if known.
+    :param eos_ids: tokens that end a complete answer.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int | None, eos_ids: Collection[int]) -> None:
         self._missing = ""
-        self._tokenizer: LLTokenizer | None = None
-        try:
-            self._tokenizer = _tokenizer_of(tokenizer, vocabulary or 0, eos_ids)
-            self._mask_words = -(-self._tokenizer.vocab_size // WORD)
-        except ImportError:
-            self._missing = "answers of a given form take the extra: pip install 'aiochatstream[constrained]'."
-        except Exception as error:  # noqa: BLE001 - llguidance says ValueError, and sometimes others
-            self._missing = f"not possible with this model's tokenizer ({error})."
-        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._tokenizer = Tokenizer()
+        if importlib.util.find_spec("llguidance") is None:
+            self._missing = "answers of a given form require the extra: pip install 'aiochatstream[constrained]'."
+        else:
+            try:
+                self._tokenizer = _serialised(tokenizer, vocabulary or 0, eos_ids)
+            except ValueError as error:
+                self._missing = f"not possible with this model's tokenizer ({error})."
+        self._numbers = itertools.count()
+        self._outcomes: OrderedDict[bytes, str] = OrderedDict()
+        self._process: GrammarProcess | None = None
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="aiochatstream-constrain")
+        self._trial_lock = threading.Lock()
+        self._process_lock = threading.Lock()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """For a new answer. Raises as :meth:`compile`."""
-        return Matcher(self.compile(constraint).deep_copy(), self._mask_words, self._threads)
+        """Return the state of a new answer. Blocks and raises as :meth:`check`."""
+        self.check(constraint)
+        self._compile(constraint)
+        return Matcher(self, constraint, next(self._numbers))
 
-    def compile(self, constraint: Constraint) -> LLMatcher:
-        """The grammar, at its beginning; not to be moved. One that is new takes a moment, a huge one seconds.
+    def knows(self, constraint: Constraint) -> bool:
+        """Return whether :meth:`check` needs no trial, because it knows the outcome of an earlier one."""
+        return bool(self._missing) or self._outcome(_digest(constraint)) is not None
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` for what cannot be followed.
+    def check(self, constraint: Constraint) -> None:
+        """Compile the grammar if it is unknown, which may take seconds. Blocks.
+
+        Raises :class:`~aiochatstream.errors.InvalidValue` for one that cannot be followed within the bounds.
         """
-        if self._tokenizer is None:
+        if self._missing:
             raise InvalidValue(f"constraint: {self._missing}")
-        with self._lock:
-            found = self._compiled.get(constraint)
-            if found is not None:
-                self._compiled.move_to_end(constraint)
-                return found
-        compiled = _compiled(self._tokenizer, self._mask_words, constraint)
-        with self._lock:
-            self._compiled[constraint] = compiled
-            if len(self._compiled) > KEPT_GRAMMARS:
-                self._compiled.popitem(last=False)
-        return compiled
+        size = len(constraint.text.encode(errors="surrogatepass"))
+        if size > MAX_BYTES:
+            raise InvalidValue(f"constraint: {NAMES[constraint.kind]} must have at most {MAX_BYTES} bytes, not {size}.")
+        digest = _digest(constraint)
+        outcome = self._outcome(digest)
+        if outcome is None:
+            with self._trial_lock:  # one trial at a time, also because the one before may be of the same grammar
+                outcome = self._outcome(digest)
+                if outcome is None:
+                    self.process()  # starts concurrently
+                    outcome = self._remember(digest, _try(constraint))
+                    if not outcome:
+                        self._compile(constraint)
+        if outcome:
+            raise InvalidValue(outcome)
+
+    def process(self) -> GrammarProcess:
+        """Return the serving process; a new one if it has ended."""
+        with self._process_lock:
+            if self._process is not None and self._process.ended:
+                logger.warning(
+                    "The process that follows grammars has crashed or exceeded its bounds; it is started again."
+                )
+                self._process = None
+            if self._process is None:
+                self._process = GrammarProcess(self._tokenizer, SERVING)
+            return self._process
 
     def close(self) -> None:
-        """End the thread."""
-        self._threads.shutdown(wait=False)
+        """End the process."""
+        with self._process_lock:
+            if self._process is not None:
+                self._process.close()
+
+    def _compile(self, constraint: Constraint) -> None:
+        """Compile the grammar in the serving process, unless that has it. Blocks and raises as :meth:`check`."""
+        arguments = (constraint.kind, constraint.text)
+        compiling = self.process().request("compile", *arguments, cpu_seconds=COMPILE_CPU_SECONDS)
+        if outcome := _outcome_of(constraint, compiling):
+            raise InvalidValue(outcome)
+
+    def _outcome(self, digest: bytes) -> str | None:
+        with self._lock:
+            outcome = self._outcomes.get(digest)
+            if outcome is not None:
+                self._outcomes.move_to_end(digest)
+            return outcome
+
+    def _remember(self, digest: bytes, outcome: str) -> str:
+        with self._lock:
+            self._outcomes[digest] = outcome
+            if len(self._outcomes) > KNOWN_OUTCOMES:
+                self._outcomes.popitem(last=False)
+        return outcome
 
 
 @torch.inference_mode()
@@ -148,47 +233,48 @@ def constrained(logits: torch.Tensor, samplers: Sequence[Sampler], plain: torch.
     return logits.index_copy(0, rows, kept)
 
 
-def _tokenizer_of(tokenizer: Any, vocabulary: int, eos_ids: Collection[int]) -> LLTokenizer:
-    """Raises ImportError where llguidance is not installed, and ValueError for a tokenizer that it does not know."""
-    from llguidance.hf import from_tokenizer
-
+def _serialised(tokenizer: Any, vocabulary: int, eos_ids: Collection[int]) -> Tokenizer:
+    """Return the tokenizer as llguidance reads it. Raises ValueError for one that it does not know."""
     if not eos_ids:
         raise ValueError("the model knows no end-of-sequence token")
-    return from_tokenizer(tokenizer, n_vocab=max(vocabulary, len(tokenizer)), eos_token=sorted(eos_ids))
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError("only fast tokenizers are supported")
+    backend = copy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    return Tokenizer(backend.to_str(), max(vocabulary, len(tokenizer)), tuple(sorted(eos_ids)))
 
 
-def _compiled(tokenizer: LLTokenizer, mask_words: int, constraint: Constraint) -> LLMatcher:
-    """Raises InvalidValue."""
-    from llguidance import LLMatcher, LLParserLimits
-
-    text = '{"type": "object"}' if constraint.kind == "json_object" else constraint.text
+def _try(constraint: Constraint) -> str:
+    """Compile a grammar in a process that is thrown away, and return the outcome."""
+    trial = GrammarProcess(Tokenizer(), TRIAL)
     try:
-        if constraint.kind == "regex":
-            grammar = LLMatcher.grammar_from_regex(text)
-        elif constraint.kind == "lark":
-            grammar = LLMatcher.grammar_from_lark(text)
-        else:
-            # small models, once in white space, may never leave it
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
-        if constraint.kind != "json_object" and not ends(grammar):
-            raise InvalidValue(f"constraint: {CALLED[constraint.kind]} takes too long to work out.")
-        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
-        _mask_of(matcher, mask_words)  # of a huge grammar, the first takes long: here, nobody else waits for it
-        reason = matcher.get_error()
-    except ValueError as error:
-        reason = str(error)
-    if reason:
-        raise InvalidValue(f"constraint: {CALLED[constraint.kind]} cannot be followed: {_told(reason)}.")
-    return matcher
+        return _outcome_of(
+            constraint, trial.request("compile", constraint.kind, constraint.text, cpu_seconds=TRIAL_CPU_SECONDS)
+        )
+    finally:
+        trial.close()
 
 
-def _mask_of(matcher: LLMatcher, words: int) -> NDArray[np.int32]:
-    mask = np.zeros(words, np.int32)
-    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-    return mask
+def _outcome_of(constraint: Constraint, request: Future[bytes]) -> str:
+    """Wait for a grammar to be compiled and return what is wrong with it; empty if it can be followed."""
+    try:
+        request.result()
+    except Rejected as error:
+        return f"constraint: {NAMES[constraint.kind]} cannot be followed: {_one_line(str(error))}."
+    except ProcessEnded:
+        return (
+            f"constraint: {NAMES[constraint.kind]} is too complex; to compile it must take at most "
+            f"{TRIAL_CPU_SECONDS:g} s of processor time, {TRIAL.memory_bytes >> 20} MiB of memory and "
+            f"{TRIAL.stack_bytes >> 20} MiB of stack."
+        )
+    return ""
 
 
-def _told(reason: str) -> str:
-    """What llguidance says, in one line."""
-    return " ".join(reason.replace(NOT_TOLD, "").split())[:LONGEST_REASON].removesuffix(".")
+def _digest(constraint: Constraint) -> bytes:
+    return hashlib.sha256(f"{constraint.kind} {constraint.text}".encode(errors="surrogatepass")).digest()
+
+
+def _one_line(reason: str) -> str:
+    """Return what llguidance says in one line, without a full stop."""
+    return " ".join(reason.replace(HIDDEN_STATE, "").split())[:MAX_REASON].removesuffix(".")

@@ -249,9 +249,12 @@ class TransformersEngine(Engine):
         }
 
     def check(self, params: GenerationParams) -> None:
-        """Compiles the constraint, where there is one."""
+        """Try to compile the constraint, if it is an unknown one."""
         if params.constraint is not None and self._grammars is not None:
-            self._grammars.compile(params.constraint)
+            self._grammars.check(params.constraint)
+
+    def checks_quickly(self, params: GenerationParams) -> bool:
+        return params.constraint is None or self._grammars is None or self._grammars.knows(params.constraint)
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         if self._answers is None or self._grammars is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,11 +88,15 @@ async def answer_with(
     Raises what the request is to be refused with.
     """
     try:
-        turns = await server.begin_answers(given, overrides, count, owner=owner, **more)
+        turns = await _while_present(
+            server, request, server.begin_answers(given, overrides, count, owner=owner, **more)
+        )
     except ChatStreamError as error:
         server.metrics.refused(error.code)
         rename_field(error, answer.names)
         raise
+    if not turns:
+        return web.Response(status=499)  # the client left; nobody reads this
 
     answer.id = f"{answer.prefix}{turns[0].message_id}"
 
@@ -111,6 +115,27 @@ async def answer_with(
         return await sending.carry_out(respond, server.presence, stop)
     finally:
         stop()
+
+
+async def _while_present(
+    server: ChatStream, request: web.Request, beginning: Coroutine[Any, Any, list[RunningTurn]]
+) -> list[RunningTurn]:
+    """Return the result of ``beginning``. It is cancelled when the client leaves, and the result is empty then."""
+    task = asyncio.create_task(beginning)
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    try:
+        with server.presence.watch(request, leave):
+            return await task
+    except asyncio.CancelledError:
+        if gone:
+            return []
+        raise
 
 
 class _Sending(Sending):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from aiochatstream.constraint import Constraint
+from aiochatstream.constraint import JSON_OPTIONS, Constraint
 from aiochatstream.prompts.tools import BEGIN_CALL
 from aiochatstream.web.openai.chat_request import Function
 
@@ -162,12 +162,15 @@ def one_call(function: Function) -> Constraint:
 
 
 def some_calls(functions: Sequence[Function], *, parallel: bool) -> Constraint:
-    """A list of one call or more of ``functions``; exactly one, unless ``parallel``."""
-    more = f'("," call){{0,{MOST_CALLS - 1}}}' if parallel else ""
+    """A list of one call or more of ``functions``; exactly one, unless ``parallel``.
+
+    It is spaced as in the examples that models learn from.
+    """
+    more = f'(", " call){{0,{MOST_CALLS - 1}}}' if parallel else ""
     lines = [f'start: "[" call {more} "]"', "call: " + " | ".join(f"call_{at}" for at in range(len(functions)))]
     for at, function in enumerate(functions):
-        begin = json.dumps(f'{{"name":"{function.name}","arguments":')
-        schema = {**_schema(function), "x-guidance": {"whitespace_flexible": False}}
+        begin = json.dumps(f'{{"name": "{function.name}", "arguments": ')
+        schema = {**_schema(function), "x-guidance": JSON_OPTIONS}
         lines += [f'call_{at}: {begin} arguments_{at} "}}"', f"arguments_{at}: %json {json.dumps(schema)}"]
     return Constraint("lark", "\n".join(lines))
 

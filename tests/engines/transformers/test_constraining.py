@@ -16,8 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from aiochatstream import Constraint, Delta, FunctionEngine, GenerationParams, Prompt, ScriptedEngine, TokenSampler
-from aiochatstream.engines.transformers import TransformersEngine, constraining
-from aiochatstream.engines.transformers.constraining import KEPT_GRAMMARS
+from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.errors import InvalidValue
 from tests.engines.transformers.models import BYTES, question, reference, tiny
 from tests.helpers import PATIENCE, echo
@@ -92,7 +91,7 @@ def test_of_drawn_answers_each_that_ends_is_json_of_the_schema(engine: Transform
     for text in texts:
         City.model_validate_json(text)
         assert list(json.loads(text)) == list(City.model_fields)
-        assert not re.search(r"\s", re.sub(r'"(\\.|[^"])*"', "", text)), "there are spaces outside of the strings"
+        assert not re.search(r"\s{18}|\n\s*\n", re.sub(r'"(\\.|[^"])*"', '""', text)), "there is too much whitespace"
 
 
 def test_a_free_row_beside_constrained_ones_says_what_it_says_alone(
@@ -136,6 +135,14 @@ def test_a_json_object_is_one_as_far_as_it_goes(engine: TransformersEngine, ids:
         assert len(tokens_of(deltas)) == 40
 
 
+def test_an_array_that_may_be_empty_has_what_the_model_knows(engine: TransformersEngine, tokenizer: Any) -> None:
+    days = "Give me the seven days of the week as JSON, an array of strings under the key items."
+    schema = {"type": "object", "properties": {"items": {"type": "array", "items": {"type": "string"}}}}
+    constraint = Constraint.json_schema({**schema, "required": ["items"]})
+    text = text_of(deltas_of(engine, question(tokenizer, days), constraint=constraint))
+    assert {"Monday", "Tuesday", "Wednesday"} <= set(re.findall(r'"(\w+)"', text)), text
+
+
 def test_an_answer_that_is_complete_goes_on_with_nothing_where_the_end_is_ignored(
     engine: TransformersEngine, ids: list[int]
 ) -> None:
@@ -148,7 +155,7 @@ def test_an_answer_that_is_complete_goes_on_with_nothing_where_the_end_is_ignore
 
 def test_a_stop_string_ends_json_where_it_stands(engine: TransformersEngine, ids: list[int]) -> None:
     deltas = deltas_of(engine, ids, constraint=CITY, stop=('"people"',))
-    assert re.fullmatch(r'\{"name":"[^"]*","kind":"[^"]*",', text_of(deltas))
+    assert re.fullmatch(r'\{\s*"name":\s*"[^"]*"\s*,\s*"kind":\s*"[^"]*"\s*,\s*', text_of(deltas))
     assert deltas[-1].finish_reason == "stop"
 
 
@@ -203,19 +210,8 @@ def test_what_cannot_be_followed_is_refused_with_what_is_wrong(
 def test_a_schema_that_takes_years_to_work_out_is_refused(engine: TransformersEngine) -> None:
     """As long as the process that tries it is alive, this test does not end."""
     patterns = [{"type": "string", "pattern": f".*a.{{{length}}}b.*"} for length in range(1, 30)]
-    with pytest.raises(InvalidValue, match=r"^constraint: this JSON schema takes too long to work out\.$"):
+    with pytest.raises(InvalidValue, match=r"^constraint: this JSON schema is too complex; "):
         engine.check(GenerationParams(constraint=Constraint.json_schema({"allOf": patterns})))
-
-
-def test_only_the_grammars_used_last_are_kept(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constraining, "ends", lambda grammar: True)  # a process for each is not what this is about
-    grammars: Any = engine._grammars
-    first = Constraint("regex", "first")
-    compiled = grammars.compile(first)
-    for number in range(KEPT_GRAMMARS + 5):
-        grammars.compile(Constraint("regex", f"number {number}"))
-        assert grammars.compile(first) is compiled
-    assert len(grammars._compiled) == KEPT_GRAMMARS
 
 
 def test_a_schema_nested_too_deeply_is_refused() -> None:
@@ -268,7 +264,7 @@ def test_a_sampler_of_ones_own_is_shown_what_is_allowed_and_held_to_it(model: An
 
 
 def test_without_llguidance_the_refusal_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     engine = TransformersEngine(tiny(), BYTES)
     engine.load(slots=1, context_len=64)
     engine.check(GenerationParams())

@@ -12,7 +12,7 @@ import openai
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from aiochatstream import ChatPrompt, ChatStream, FunctionEngine, GenerationParams
+from aiochatstream import ChatPrompt, ChatStream, FunctionEngine, GenerationParams, runtime
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.runtime import PROMPT_THREADS
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
@@ -23,6 +23,7 @@ from tests.engines.transformers.models import BYTES, tiny
 from tests.helpers import PATIENCE, echo, until
 
 HI = [{"role": "user", "content": "one two three"}]
+FORMED: dict[str, Any] = {"model": "", "messages": HI, "response_format": {"type": "json_object"}}
 TOOL = {"type": "function", "function": {"name": "f"}}
 SAID = [*HI, {"role": "assistant", "content": "four"}]
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -55,9 +56,11 @@ class SlowToCheck(FunctionEngine):
     def __init__(self) -> None:
         super().__init__(echo)
         self.begun, self.decided = threading.Event(), threading.Event()
+        self.checked = 0
 
     def check(self, params: GenerationParams) -> None:
         if params.constraint is not None:
+            self.checked += 1
             self.begun.set()
             self.decided.wait(PATIENCE)
 
@@ -315,15 +318,53 @@ async def test_an_answer_that_ends_at_once_streams_no_empty_logprobs(start: Any,
     assert [chunk.choices[0].logprobs async for chunk in chat] == [None, None]
 
 
-async def test_a_constraint_that_takes_time_to_check_holds_up_nobody_elses_prompt(start: Any, openai_of: Any) -> None:
+async def test_constraints_that_take_time_to_check_hold_no_place_and_no_prompt_thread(
+    start: Any, openai_of: Any
+) -> None:
     engine = SlowToCheck()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=PROMPT_THREADS + 2))
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1))
     create = openai_of(server).chat.completions.create
-    asked = {"model": "", "messages": HI, "response_format": {"type": "json_object"}}
-    constrained = [asyncio.create_task(create(**asked)) for _ in range(PROMPT_THREADS + 1)]
-    await until(lambda: engine.begun.is_set() and server.chat_stream.admission.running == PROMPT_THREADS + 1)
-    assert (await create(model="", messages=HI)).choices[0].message.content == "one two three "
+    constrained = [asyncio.create_task(create(**FORMED)) for _ in range(PROMPT_THREADS + 1)]
+    await until(lambda: engine.begun.is_set() and server.chat_stream._slow_checks == len(constrained))
+    for _ in range(2):
+        assert (await create(model="", messages=HI)).choices[0].message.content == "one two three "
     assert not any(task.done() for task in constrained)
     engine.decided.set()
-    await asyncio.gather(*constrained)
+    outcomes = await asyncio.gather(*constrained, return_exceptions=True)
+    assert all(getattr(outcome, "status_code", 503) == 503 or outcome.choices for outcome in outcomes)
+    assert (await create(**FORMED)).choices
     assert server.idle
+
+
+async def test_clients_that_leave_while_their_constraint_waits_for_its_check_cost_nothing(
+    start: Any, openai_of: Any
+) -> None:
+    engine = SlowToCheck()
+    server = await start(ChatStream(engine=engine))
+    create = openai_of(server).chat.completions.create
+    leaving = [asyncio.create_task(create(**FORMED)) for _ in range(7)]
+    await until(lambda: engine.begun.is_set() and server.chat_stream._slow_checks == len(leaving))
+    for task in leaving:
+        task.cancel()
+    await until(lambda: server.chat_stream._slow_checks == 0)
+    engine.decided.set()
+    assert (await create(**FORMED)).choices
+    assert engine.checked == 2, "a check took place for a client that had left"
+    assert server.idle
+
+
+async def test_too_many_slow_checks_are_refused_and_they_alone(
+    start: Any, openai_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "MAX_SLOW_CHECKS", 2)
+    engine = SlowToCheck()
+    server = await start(ChatStream(engine=engine))
+    create = openai_of(server).chat.completions.create
+    checking = [asyncio.create_task(create(**FORMED)) for _ in range(2)]
+    await until(lambda: server.chat_stream._slow_checks == 2)
+    with pytest.raises(openai.InternalServerError, match="schemas are being checked") as refused:
+        await create(**FORMED)
+    assert refused.value.status_code == 503
+    assert (await create(model="", messages=HI)).choices
+    engine.decided.set()
+    await asyncio.gather(*checking)
