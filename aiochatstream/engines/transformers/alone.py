@@ -86,6 +86,9 @@ class Alone:
         cache = DynamicCache(config=self._model.config)
         return Answer(lambda ids: self._forward(ids, cache), self._draw, prompt, Sampler(params, matcher), size)
 
+    stopped = False
+    """There is no thread of its own that could end."""
+
     def share(self, head: list[int]) -> None:
         """Nothing is kept."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from aiochatstream.constraint import Constraint, ConstraintKind
 from aiochatstream.engines.transformers.grammar_trial import LEXER_FUEL, ends
 from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.errors import InvalidValue
+from aiochatstream.threads import DaemonExecutor
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -99,7 +100,7 @@ class Grammars:
             self._missing = f"not possible with this model's tokenizer ({error})."
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="aiochatstream-constrain")
+        self._threads = DaemonExecutor(1, "aiochatstream-constrain")
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """For a new answer. Raises as :meth:`compile`."""
