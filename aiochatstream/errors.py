@@ -30,6 +30,7 @@
         ├── Starting                     starting
         │   └── LoadFailed                   starting
         ├── Draining                     draining
+        ├── EngineStopped                engine_stopped
         └── StoreUnavailable             store_unavailable
 
 Each class knows its HTTP status and its code on the wire. ``web`` turns them into responses in one place.
@@ -233,6 +234,12 @@ class Draining(Unavailable):
     """The server is shutting down."""
 
     code = "draining"
+
+
+class EngineStopped(Unavailable):
+    """The engine's thread has ended by an error, and makes no more answers in this process."""
+
+    code = "engine_stopped"
 
 
 class StoreUnavailable(Unavailable):

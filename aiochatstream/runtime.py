@@ -8,23 +8,32 @@ import functools
 import logging
 import random
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from aiochatstream.admission import Admission, Ticket
+from aiochatstream.conversation import Conversation, Turn
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.prefill_only import prefill_only
 from aiochatstream.engines.replacements import replaced
-from aiochatstream.errors import Draining, InvalidValue, LoadFailed, Starting, TooManyRequests, Unavailable
+from aiochatstream.errors import (
+    Draining,
+    EngineStopped,
+    InvalidValue,
+    LoadFailed,
+    Starting,
+    TooManyRequests,
+    Unavailable,
+)
 from aiochatstream.events import Ended, Failed
 from aiochatstream.messages import Locale, messages_of
 from aiochatstream.metrics import Metrics
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
-from aiochatstream.threads import in_daemon_thread
-from aiochatstream.turns import ENDING_SECONDS, Job, RunningTurn, Turns
+from aiochatstream.threads import DaemonExecutor, in_daemon_thread
+from aiochatstream.turns import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn, Turns
 
 State = Literal["starting", "ready", "draining", "failed"]
 
@@ -32,8 +41,9 @@ Result = TypeVar("Result")
 
 DEFAULT_CONTEXT_LEN = 2048
 
-PROBES = ("Hello", "1")
-"""Two messages without a common beginning: what their prompts have in common is the server's own."""
+PROBE = "Hello"
+PROBE_CONVERSATION = Conversation((Turn("1", "1", ""),))
+"""The message of a trial at load, alone and after another one: what both prompts begin with is the server's own."""
 
 PROMPT_THREADS = 2
 """Threads for the short jobs of rendering and tokenising prompts."""
@@ -116,10 +126,11 @@ class Runtime:
         # made here, after gunicorn's fork: threads do not survive one
         slots = self.limits.num_of_concurrent_executions
         self.state = "starting"
+        self._stuck = 0
         self.admission = Admission(slots, self.limits.max_queue_size)
-        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="aiochatstream-generate")
-        self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="aiochatstream-prompt")
-        self._constraint_threads = ThreadPoolExecutor(CONSTRAINT_THREADS, thread_name_prefix="aiochatstream-check")
+        self._threads = DaemonExecutor(slots, "aiochatstream-generate")
+        self._prompt_threads = DaemonExecutor(PROMPT_THREADS, "aiochatstream-prompt")
+        self._constraint_threads = DaemonExecutor(CONSTRAINT_THREADS, "aiochatstream-check")
         self._housekeeping = [asyncio.create_task(chore()) for chore in self._chores]
         self._loading = asyncio.create_task(self._load())
         if self.engine.loads_slowly:
@@ -138,18 +149,21 @@ class Runtime:
             self.logger.warning(self._messages.stopping.format(count=len(self._turns)))
             self._turns.stop_all("shutdown")
             if not await self._turns.wait(ENDING_SECONDS):
-                self.logger.error(self._messages.stuck.format(count=len(self._turns)))
+                self._stuck = self._turns.abandon_all()
+                if self._stuck:
+                    self.logger.error(self._messages.stuck.format(count=self._stuck))
+                await self._turns.wait(SAVE_SECONDS)  # what was said until then
 
     def _end(self) -> None:
-        """Give back what :meth:`_start` took; where a turn is stuck, its thread keeps the engine."""
+        """Give back what :meth:`_start` took; a turn that is stuck keeps its thread and the engine."""
         for task in self._housekeeping:
             task.cancel()
         if self._loading is not None:
             self._loading.cancel()
         for threads in (self._prompt_threads, self._constraint_threads):
             threads.shutdown(wait=False, cancel_futures=True)
-        self._threads.shutdown(wait=not self._turns)
-        if not self._turns:
+        self._threads.shutdown(wait=not self._stuck)
+        if not self._stuck:
             self.engine.close()
 
     async def wait_ready(self) -> None:
@@ -165,13 +179,17 @@ class Runtime:
             raise
 
     def check_ready(self) -> None:
-        """Raises :class:`~aiochatstream.errors.Starting` or :class:`~aiochatstream.errors.Draining` unless ready."""
+        """Raise :class:`~aiochatstream.errors.Starting`, :class:`~aiochatstream.errors.Draining` or
+        :class:`~aiochatstream.errors.EngineStopped` unless ready.
+        """
         if self.state == "starting":
             raise Starting("The model is being loaded.", retry_after=5)
         if self.state == "failed":
             raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
         if self.state == "draining":
             raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
+        if self.engine.stopped:
+            raise EngineStopped("The engine has stopped; the server's log says why.", retry_after=60)
 
     def check_room(self) -> None:
         """Raise as :meth:`Admission.check_room`, for a request whose body is not read yet."""
@@ -254,12 +272,14 @@ class Runtime:
         finally:
             self._slow_checks -= 1
 
-    async def _in_thread_of(self, threads: ThreadPoolExecutor, function: Callable[..., Result], *args: Any) -> Result:
+    async def _in_thread_of(self, threads: Executor, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:
             try:
                 return function(*args)
-            except StopIteration as error:  # which a future cannot hold
-                raise RuntimeError("StopIteration in a prompt class") from error
+            except BaseException as error:  # what is no Exception, or means another thing, would end the event loop
+                if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
+                    raise
+                raise RuntimeError(f"{error!r} in a prompt class") from error
 
         return await asyncio.get_running_loop().run_in_executor(threads, call)
 
@@ -301,22 +321,17 @@ class Runtime:
         self.engine.share(self._head)
 
     def _find_head(self) -> list[int]:
-        """Return the tokens that the prompts of all messages begin with.
+        """Return the tokens that all prompts begin with.
 
         Raises what the prompt class raises if it does not go with this model: better now than at the first request.
         """
 
-        def ids_of(message: str) -> list[int]:
+        prompts = []
+        for conversation in (Conversation(), PROBE_CONVERSATION):
             prompt = self._prompt_class()
-            prompt.message = message
-            return self._make_prompt(prompt, self.params).token_ids
-
-        one, other = PROBES
-        ids = ids_of(one)
-        try:
-            return ids[: _common(ids, ids_of(other))]
-        except Exception:  # noqa: BLE001 - a class that takes not just any message; nothing is shared
-            return []
+            prompt.conversation, prompt.message = conversation, PROBE
+            prompts.append(self._make_prompt(prompt, self.params).token_ids)
+        return prompts[0][: _common(*prompts)]
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -1,16 +1,77 @@
-"""Threads for what may take minutes."""
+"""Threads that do not keep the process from ending, for what may take minutes or never return."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from contextlib import suppress
-from typing import TypeVar, cast
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar, cast
 
 Result = TypeVar("Result")
 
 THREAD = "aiochatstream-daemon"
+
+Job = tuple[Future[Any], Callable[[], Any]]
+
+
+class DaemonExecutor(Executor):
+    """A pool of daemon threads. The interpreter joins those of concurrent.futures when it ends, stuck or not.
+
+    :param count: the maximum number of threads; each is started when it is needed.
+    :param name: the beginning of their names.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count, self._name = count, name
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        future: Future[Result] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("The executor is shut down.")
+            self._jobs.put((future, partial(function, *args, **kwargs)))
+            if not self._idle.acquire(blocking=False) and len(self._threads) < self._count:
+                name = f"{self._name}_{len(self._threads)}"
+                self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+                self._threads[-1].start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._lock:
+            self._closed = True
+            while cancel_futures and not self._jobs.empty():
+                job = self._jobs.get()
+                if job is not None:
+                    job[0].cancel()
+            for _ in self._threads:
+                self._jobs.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            _run(*job)
+            del job  # its variables may take memory
+            self._idle.release()
+
+
+def _run(future: Future[Any], function: Callable[[], Any]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
 
 async def in_daemon_thread(function: Callable[[], Result]) -> Result:
@@ -41,7 +102,7 @@ async def in_daemon_thread(function: Callable[[], Result]) -> Result:
 
 
 def any_daemon_thread() -> bool:
-    """Whether a function of :func:`in_daemon_thread` still runs. torch aborts when the interpreter ends under it, and
-    the interpreter when it cannot close stdin.
+    """Whether a daemon thread of this package still runs. torch aborts when the interpreter ends under it, and the
+    interpreter when it cannot close stdin.
     """
-    return any(thread.name == THREAD for thread in threading.enumerate())
+    return any(thread.daemon and thread.name.startswith("aiochatstream-") for thread in threading.enumerate())

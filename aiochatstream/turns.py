@@ -136,6 +136,10 @@ class RunningTurn:
         elif self._job is not None:
             self._job.ticket.release()
 
+    def abandon(self) -> bool:
+        """End even if the engine is stuck in a step: keep the text so far. Return whether the engine is stuck."""
+        return self._stream is not None and self._stream.abandon()
+
     async def wait_ended(self, seconds: float = ENDING_SECONDS) -> bool:
         """Wait for the end; tell whether it came within ``seconds``."""
         try:
@@ -380,6 +384,10 @@ class Turns:
         """Stop every turn under way."""
         for turn in self._turns.values():
             turn.stop(reason)
+
+    def abandon_all(self) -> int:
+        """Abandon every turn under way; return how many are stuck in their engine."""
+        return sum([turn.abandon() for turn in self._turns.values()])
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until none of the turns that are now under way is left; tell whether that is so after ``seconds``."""

@@ -85,6 +85,11 @@ class Engine(ABC):
     loads_slowly = False
     """True lets the application start while :meth:`load` still runs; requests then get 503 ``starting``."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether an error has ended what makes the answers: the server is then not ready any more."""
+        return False
+
     def load(self, slots: int, context_len: int) -> None:  # noqa: B027 - not every engine has something to load
         """Get ready to answer. Called in a thread when the application starts.
 

@@ -58,6 +58,10 @@ class RecordingEngine(Engine):
     def on_step(self, told: Callable[[StepKind, float], None]) -> None:
         self._engine.on_step = told
 
+    @property
+    def stopped(self) -> bool:
+        return self._engine.stopped
+
     def load(self, slots: int, context_len: int) -> None:
         self._engine.load(slots, context_len)
         self.tokenizer, self.max_context_len = self._engine.tokenizer, self._engine.max_context_len

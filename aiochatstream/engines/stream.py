@@ -8,6 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Executor
+from typing import Any
 
 from aiochatstream.engines.base import Delta
 
@@ -19,7 +20,7 @@ class DeltaStream:
 
     The thread never waits for the loop: what is not yet taken is buffered, at most one answer. :meth:`cancel` stops the
     generator at its next step. :meth:`wait` returns, or raises what the generator raised, when all deltas were taken
-    and the thread has really stopped.
+    and the thread has really stopped, or the stream was abandoned.
     """
 
     def __init__(
@@ -31,26 +32,41 @@ class DeltaStream:
         self._due = False
         self._failure: Exception | None = None
         self._cancelled = threading.Event()
+        self._abandoned = asyncio.Event()
         self._work = self._loop.run_in_executor(executor, self._run, start)
 
     def cancel(self) -> None:
         """Stop within one step. Safe at any time and from any thread."""
         self._cancelled.set()
 
+    def abandon(self) -> bool:
+        """Let :meth:`wait` return even if the thread is stuck in a step; return whether it still runs.
+
+        Nothing more is taken.
+        """
+        self.cancel()
+        self._abandoned.set()
+        return not self._work.done()
+
     async def wait(self) -> None:
         """Return when the thread has really stopped; cancelled, stop it first.
 
         Raises what the generator raised, or ``take``.
         """
+        abandoned = asyncio.ensure_future(self._abandoned.wait())
+        ends: set[asyncio.Future[Any]] = {self._work, abandoned}
         try:
-            await asyncio.wait({self._work})
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self.cancel()
-            await asyncio.wait({self._work})
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             raise
-        self._work.result()
-        if self._failure is not None:
-            raise self._failure
+        finally:
+            abandoned.cancel()
+        if self._work.done():
+            self._work.result()
+            if self._failure is not None:
+                raise self._failure
 
     def _run(self, start: Callable[[], Generator[Delta, None, None]]) -> None:
         try:
@@ -80,7 +96,7 @@ class DeltaStream:
         try:
             for _ in range(len(self._buffer)):  # what comes meanwhile has a call of its own
                 delta = self._buffer.popleft()
-                if self._failure is None:
+                if self._failure is None and not self._abandoned.is_set():
                     self._take(delta)
         except Exception as error:  # noqa: BLE001 - a delta that is none, most likely
             self._failure = error

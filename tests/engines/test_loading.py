@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from aiochatstream.engines.transformers import loading
@@ -176,7 +178,7 @@ def models_in(cache: Path) -> set[Path]:
     return {path.parent for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
-@pytest.mark.parametrize("place", [4, -1], ids=["beginning", "end"])
+@pytest.mark.parametrize("place", [4, 3 << 19, -1], ids=["beginning", "middle", "end"])
 def test_a_file_that_differs_is_converted_anew_and_the_same_one_is_not(
     cache: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
@@ -217,6 +219,53 @@ def test_a_conversion_that_fails_leaves_nothing_behind_and_the_next_try_works(
     folder = loading.converted(gguf)
     assert (folder / "config.json").read_text() == "tiny.gguf"
     assert models_in(cache) == {folder}
+
+
+def test_a_conversion_is_on_the_disk_before_it_is_seen(
+    cache: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(loading, "_convert", write_model)
+    monkeypatch.setattr(os, "fsync", note)
+    folder = loading.converted(gguf)
+    assert synced == ["config.json", "model", folder.parent.name]
+
+
+def test_a_converted_model_that_was_cut_short_is_converted_again(
+    cache: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def convert(gguf: Path, target: Path) -> None:
+        write_model(gguf, target)
+        save_file({"weight": torch.ones(1000)}, target / "model.safetensors")
+
+    monkeypatch.setattr(loading, "_convert", convert)
+    folder = loading.converted(gguf)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for length in (0, 5, 20, len(whole) - 1):
+        weights.write_bytes(whole[:length])
+        assert loading.converted(gguf) == folder
+        assert weights.read_bytes() == whole
+        assert f"The converted model in {folder} is damaged" in caplog.text
+        caplog.clear()
+    assert loading.converted(gguf) == folder
+    assert "damaged" not in caplog.text
+
+
+def test_a_converted_model_that_cannot_be_loaded_is_named(
+    cache: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_convert", write_model)  # a config.json that is none
+    folder = loading.converted(gguf)
+    for load in loading.loaders(str(gguf), torch.device("cpu"), torch.float32):
+        with pytest.raises(RuntimeError, match=rf"^The converted model in {folder} cannot be loaded .* delete"):
+            load()
 
 
 class OnLog(logging.Handler):

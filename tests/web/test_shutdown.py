@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from aiohttp import ClientPayloadError
 
 from aiochatstream import ChatPrompt, ChatStream, Engine, MemoryConversationStore
 from aiochatstream.engines.base import Delta
-from tests.helpers import echo, sse_events, until
+from tests.helpers import PATIENCE, echo, sse_events, until
+from tests.processes import PYTHON, ask, ask_when_listening, free_port, running
 
 
 async def get(client: Any, path: str) -> tuple[int, Any, Any]:
@@ -239,3 +242,90 @@ async def test_whatever_a_loader_raises_the_load_has_failed(loading: Any, error:
     with pytest.raises(RuntimeError, match="Loading raised"):
         await server.chat_stream.wait_ready()
     assert server.chat_stream.state == "failed"
+
+
+class Stuck:
+    """Says two words, and does not come back from its third step."""
+
+    def __init__(self) -> None:
+        self.reached, self.release = threading.Event(), threading.Event()
+
+    def __call__(self, messages: Any, params: Any) -> Any:
+        yield "one "
+        yield "two "
+        self.reached.set()
+        self.release.wait()
+        yield "three "
+
+
+async def test_an_engine_that_is_stuck_costs_no_words_and_does_not_hold_the_shutdown(
+    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, store = Stuck(), MemoryConversationStore()
+    server = await start(ChatStream(engine=engine, conversation_store=store, shutdown_timeout=0.01))
+    client = client_of(server)
+    async with client.post(accept="text/event-stream", user_input="hello") as response:
+        assert response.status == 200
+        await until(engine.reached.is_set)
+        await server.runner.cleanup()
+    assert "1 answers do not stop: their engine is stuck in a step." in caplog.text
+    (kept,) = store._conversations._entries.values()
+    assert '"one two "' in kept[1].decode()
+    assert '"interrupted"' in kept[1].decode()
+    turns = server.chat_stream._turns
+    assert (len(turns), len(turns._tasks)) == (0, 0)
+    engine.release.set()  # what comes now is told to nobody
+    for thread in server.chat_stream._threads._threads:
+        await asyncio.to_thread(thread.join)
+    assert '"one two "' in next(iter(store._conversations._entries.values()))[1].decode()
+
+
+PROGRAM = """
+import sys, time
+import aiohttp_session
+from aiohttp import web
+from aiochatstream import AbstractChatPrompt, ChatStream, MemoryConversationStore, MemoryStorage
+
+class Store(MemoryConversationStore):
+    async def save(self, user_id, name, conversation, **more):
+        await super().save(user_id, name, conversation, **more)
+        print("saved", conversation.turns[-1].answer, flush=True)
+
+def stuck(messages, params):
+    yield "one "
+    print("stuck", flush=True)
+    time.sleep(1000)
+
+class StuckPrompt(AbstractChatPrompt):
+    def get_messages(self):
+        if self.message == "stuck prompt":
+            print("stuck", flush=True)
+            time.sleep(1000)
+        return super().get_messages()
+
+    def create_prompt(self):
+        return ""
+
+app = web.Application()
+aiohttp_session.setup(app, MemoryStorage())
+chat_stream = ChatStream(
+    engine=stuck, chat_prompt_clazz=StuckPrompt, conversation_store=Store(), shutdown_timeout=0.1
+)
+app.add_routes(chat_stream.routes())
+chat_stream.setup(app)
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, shutdown_timeout=0.1)
+"""
+
+
+@pytest.mark.parametrize(("message", "saved"), [("hello", "saved one"), ("stuck prompt", "")])
+def test_a_process_whose_engine_or_prompt_is_stuck_ends_in_time(tmp_path: Path, message: str, saved: str) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with running([PYTHON, "-c", PROGRAM, str(port)], tmp_path) as process:
+        assert ask_when_listening(process, f"{url}/healthz").status == 200
+        with ThreadPoolExecutor(1) as threads:
+            asking = threads.submit(ask, f"{url}/chat_stream", {"user_input": message})
+            process.wait_for(lambda: "stuck" in process.out, "stuck engine")
+            assert process.end() == 0, process.told
+            assert saved in process.out
+            assert isinstance(asking.exception(PATIENCE), Exception) or asking.result().status == 503

@@ -20,7 +20,9 @@ from aiochatstream import (
     MemoryConversationStore,
     MemoryStorage,
     Prompt,
+    TokenSampler,
 )
+from tests.engines.transformers.models import BYTES, tiny
 from tests.helpers import echo, post_bytes, sse_events, until
 
 
@@ -309,6 +311,55 @@ async def test_a_prompt_class_that_raises_anything_gives_a_500_and_frees_the_pla
     async with client_of(server).post(user_input="hi") as response:
         assert response.status == 500
     assert server.idle
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), GeneratorExit(), KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_a_prompt_class_cannot_end_the_server(start: Any, client_of: Any, raised: BaseException) -> None:
+    class Ending(AbstractChatPrompt):
+        def get_messages(self) -> list[dict[str, str]]:
+            if self.message == "end":
+                raise raised
+            return super().get_messages()
+
+        def create_prompt(self) -> str:
+            return ""
+
+    server = await start(ChatStream(engine=echo, chat_prompt_clazz=Ending))
+    async with client_of(server).post(user_input="end") as response:
+        assert response.status == 500
+    assert (await client_of(server).say("go on"))["text"] == "go on "
+    assert server.idle
+
+
+async def test_an_engine_whose_thread_has_ended_is_not_ready_and_nobody_waits_for_it(
+    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ending(TokenSampler):
+        def sample(self, logits: Any, token_ids: Any, params: Any) -> Any:
+            if len(token_ids[0]) > 60:
+                raise SystemExit(3)
+            return logits.argmax(-1)
+
+    class Bytes(AbstractChatPrompt):
+        def create_prompt(self) -> str:
+            return self.message
+
+    chat_stream = ChatStream(
+        model=tiny(), tokenizer=BYTES, token_sampler=Ending(), chat_prompt_clazz=Bytes, max_new_tokens=9
+    )
+    server = await start(chat_stream)
+    client = client_of(server)
+    assert (await client.say("short"))["finish_reason"] == "length"
+    async with client.post(user_input="long" * 20) as response:
+        assert response.status == 500
+    for path in ("/readyz", "/v1/models"):
+        async with client.session.get(client.url + path) as response:
+            assert (path, response.status) == (path, 503)
+            assert "engine_stopped" in await response.text()
+    async with client.post(user_input="again") as response:
+        assert (response.status, (await response.json())["error"]) == (503, "engine_stopped")
+    assert server.idle
+    assert "The engine has stopped; it makes no more answers." in caplog.text
 
 
 async def test_an_answer_that_ran_out_of_time_without_text_leaves_no_turn(start: Any, client_of: Any) -> None:

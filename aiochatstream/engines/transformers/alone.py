@@ -97,6 +97,9 @@ class Alone:
 
         return Answer(forward, self._draw, prompt, Sampler(params, matcher), starts)
 
+    stopped = False
+    """There is no thread of its own that could end."""
+
     def share(self, head: list[int]) -> None:
         """Nothing is kept."""
 

@@ -51,6 +51,9 @@ TELLING = 8
 SCORED_TOKENS = 256
 """The most tokens of prompts whose logprobs one step finds: the logits of each take memory."""
 
+CLOSE_SECONDS = 5.0
+"""Time that a step may take to end when the batch is closed. One that is stuck is left alone."""
+
 SWEEP_SECONDS = 60.0
 """Time between two looks at prefixes that were not used for long, while there is nothing to compute."""
 
@@ -171,7 +174,7 @@ class Batch:
         self._arrivals: deque[Request] = deque()
         self._forgotten: set[str] = set()
         self._wake = threading.Condition()
-        self._closed = False
+        self._closed = self.stopped = False
         self._pace = Pace()
         self._hits = 0
         self._thread = threading.Thread(target=self._run, name="aiochatstream-decode", daemon=True)
@@ -209,7 +212,7 @@ class Batch:
         request = Request(prompt, params, matcher, owner, shared)
         with self._wake:
             if self._closed:
-                raise RuntimeError("The engine is closed.")
+                raise RuntimeError("The engine has stopped." if self.stopped else "The engine is closed.")
             self._arrivals.append(request)
             self._wake.notify()
         return request
@@ -234,10 +237,24 @@ class Batch:
             self._closed = True
             self._wake.notify()
         if threading.current_thread() is not self._thread:  # where the garbage collector came to call this
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        reason = "The engine was closed."
+        try:
+            self._step_until_closed()
+        except BaseException as error:  # SystemExit of a sampler, for example
+            logger.critical("The engine has stopped; it makes no more answers.", exc_info=True)
+            traceback.clear_frames(error.__traceback__)
+            reason = f"The engine has stopped: {error!r}"
+            self.stopped = True
+        with self._wake:
+            self._closed = True
+        self._fail([*self._rows, *self._arrivals], RuntimeError(reason))
+        self._rows, self._arrivals = [], deque()
 
     @torch.inference_mode()
-    def _run(self) -> None:
+    def _step_until_closed(self) -> None:
         while True:
             if not self._rows:
                 release_helpers()
@@ -247,7 +264,7 @@ class Batch:
                     SWEEP_SECONDS if len(self._pool) else None,
                 )
                 if self._closed:
-                    break
+                    return
                 arrived = len(self._arrivals)  # later ones may come after an answer that has yet to leave
                 forgotten, self._forgotten = self._forgotten, set()
             try:
@@ -261,8 +278,6 @@ class Batch:
                 traceback.clear_frames(error.__traceback__)  # their variables take memory
                 for request in self._rows:
                     self._fail([request], RuntimeError(f"A step failed: {error!r}"))
-        self._fail([*self._rows, *self._arrivals], RuntimeError("The engine was closed."))
-        self._rows, self._arrivals = [], deque()
 
     def _leave(self) -> None:
         """Free the rows of those that are over, and keep what was computed for the next turn."""

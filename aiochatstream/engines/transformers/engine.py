@@ -186,6 +186,10 @@ class TransformersEngine(Engine):
         self._draw = drawing(token_sampler)
         release_helpers()  # of the thread that has made the model, most likely
 
+    @property
+    def stopped(self) -> bool:
+        return self._answers is not None and self._answers.stopped
+
     def load(self, slots: int, context_len: int) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()

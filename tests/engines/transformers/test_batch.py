@@ -371,6 +371,26 @@ def test_out_of_memory_fails_the_newest_request_alone(made: Any, held: OneLayer,
     assert later.rest() == held.answer(later.prompt, 6)
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), KeyboardInterrupt()])
+def test_what_ends_the_thread_fails_all_rows_and_those_who_wait_and_later_ones(
+    made: Any, held: OneLayer, error: BaseException
+) -> None:
+    batch = made(held, rows=2)
+    with batch._wake:
+        asked = [Asked(batch, ids(4, seed), max_new_tokens=9) for seed in range(3)]
+    held.wait()
+    held.step()
+    assert not batch.stopped
+    held.fail = lambda pieces: error
+    held.release()
+    for one in asked:
+        with pytest.raises(RuntimeError, match="The engine has stopped: "):
+            one.rest()
+    assert batch.stopped
+    with pytest.raises(RuntimeError, match=r"^The engine has stopped\.$"):
+        Asked(batch, ids(2))
+
+
 def test_out_of_memory_first_costs_what_was_kept(made: Any, model: OneLayer) -> None:
     batch = made(model, pool_bytes=1 << 20)
     Asked(batch, ids(6, 1), max_new_tokens=4).rest()
