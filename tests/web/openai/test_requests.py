@@ -167,6 +167,19 @@ async def test_a_completion_goes_on_in_the_middle_of_a_text(start: Any, openai_o
         assert answer.choices[0].text == text
 
 
+async def test_an_answer_of_lone_bytes_is_told_and_its_logprobs_agree(start: Any, openai_of: Any) -> None:
+    """But for the last byte, which is half a character where the answer is cut off."""
+    byte = BYTE_FALLBACK.convert_tokens_to_ids("<0xE6>")
+    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "max_new_tokens": 41, "temperature": 0.0}
+    create = openai_of(await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **options))).completions.create
+    for prompt in ("ab \ufffd", [BYTE_FALLBACK.convert_tokens_to_ids("<0xE6>")]):
+        answer = await create(model="", prompt=prompt, logit_bias={str(byte): 100}, logprobs=0)
+        choice = answer.choices[0]
+        assert choice.text == "\ufffd" * 40
+        assert choice.logprobs.tokens == ["bytes:\\xe6"] * 41
+        assert choice.logprobs.text_offset == list(range(41))
+
+
 async def test_a_constraint_that_takes_time_to_check_holds_up_nobody_elses_prompt(start: Any, openai_of: Any) -> None:
     engine = SlowToCheck()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=PROMPT_THREADS + 2))
