@@ -260,6 +260,7 @@ class Runtime:
         prompt = self._prompt_class()
         prompt.message = "Hello"
         self._make_prompt(prompt, self.params)
+        prompt.check()
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
