@@ -325,12 +325,12 @@ class Runtime:
 
         Raises what the prompt class raises if it does not go with this model: better now than at the first request.
         """
-
         prompts = []
         for conversation in (Conversation(), PROBE_CONVERSATION):
             prompt = self._prompt_class()
             prompt.conversation, prompt.message = conversation, PROBE
             prompts.append(self._make_prompt(prompt, self.params).token_ids)
+            prompt.check()
         return prompts[0][: _common(*prompts)]
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:

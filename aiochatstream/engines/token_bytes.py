@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import Any
@@ -30,6 +31,14 @@ class TokenBytes:
         self._byte_level = _byte_of_character() if "ByteLevel" in kinds else None
         self._byte_fallback = "ByteFallback" in kinds
 
+    def are_all_of(self, token_id: int) -> bool:
+        """Whether a token stands for these bytes wherever it comes: with SentencePiece, others lose a space at the
+        beginning of a text.
+        """
+        if self._byte_level is not None:
+            return True
+        return self._byte_fallback and BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token_id) or "") is not None
+
     def of(self, token_id: int) -> bytes:
         """The bytes of one token."""
         if token_id in self._added:
@@ -51,6 +60,7 @@ def _kinds(decoder: dict[str, Any]) -> set[str]:
     return {decoder["type"]}.union(*map(_kinds, decoder.get("decoders", [])))
 
 
+@functools.cache  # it takes a moment
 def _byte_of_character() -> dict[str, bytes]:
     """How byte-level BPE writes bytes (GPT-2): those that can be seen as they are, the others from U+0100 on."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

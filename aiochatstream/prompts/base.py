@@ -167,6 +167,9 @@ class AbstractChatPrompt(ABC):
     def create_prompt(self) -> str:
         """The text up to the open answer."""
 
+    def check(self) -> None:  # noqa: B027
+        """Raise ValueError if the class does not go with its tokenizer. Called when the model is loaded."""
+
     def encode(self) -> list[int]:
         """The token ids of all that the model is to continue.
 

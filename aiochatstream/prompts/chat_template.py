@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
+import string
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from jinja2 import TemplateError
@@ -12,6 +15,13 @@ from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts.base import AbstractChatPrompt
 from aiochatstream.prompts.control_tokens import Mark, encode_prompt
 from aiochatstream.prompts.presets import find_preset
+from aiochatstream.prompts.template_traits import REFUSALS, in_parts, traits_of
+from aiochatstream.prompts.tools import parse_arguments
+
+SYSTEM = ("system", "developer")
+
+LETTERS = string.ascii_letters + string.digits
+SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 Message = dict[str, Any]
 """A chat message: role, content, and what else the template knows."""
@@ -47,6 +57,14 @@ class ChatPrompt(AbstractChatPrompt):
         messages = self.get_messages()
         return render_messages(self.tokenizer, messages[:-1] if self.open_answer else messages)
 
+    def check(self) -> None:
+        """Raises ValueError for a template that leaves out what users say."""
+        if self.tokenizer is not None and not traits_of(self.tokenizer).text:
+            raise ValueError(
+                "The model's chat template leaves out the text of the user's messages. Set another chat_template on "
+                "the tokenizer, or hand ChatStream a chat_prompt_clazz of your own."
+            )
+
     def encode(self) -> list[int]:
         """The template's own token ids, whatever :attr:`add_special_tokens` says: it could add a second BOS."""
         return self._encode(add_special_tokens=False)
@@ -75,14 +93,35 @@ def render_messages(
         )
     tools = list(tools) if tools else None
     knows_developer = "developer" in tokenizer.get_chat_template(tools=tools)
+    traits = traits_of(tokenizer, tools=bool(tools))
     told = [_for_template(message, knows_developer=knows_developer) for message in messages]
+    if not traits.system:
+        told = _system_in_first_user_message(told)
+
+    def rendered(messages: Sequence[Message]) -> str:
+        told = [
+            {key: value if key == "role" else mark(value) for key, value in message.items()} for message in messages
+        ]
+        if traits.parts:
+            told = [
+                {**one, "content": in_parts(one["content"])} if isinstance(one.get("content"), str) else one
+                for one in told
+            ]
+        return str(tokenizer.apply_chat_template(told, tools=mark(tools), add_generation_prompt=True, tokenize=False))
+
     try:
-        told = [{key: value if key == "role" else mark(value) for key, value in message.items()} for message in told]
-        text = tokenizer.apply_chat_template(told, tools=mark(tools), add_generation_prompt=True, tokenize=False)
-    except (TemplateError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        reason = str(error).removesuffix(".")  # of some models, a system text, or two messages of one role
+        try:
+            return rendered(told)
+        except TemplateError:
+            with_short_ids = [_with_short_ids(message) for message in told]
+            if with_short_ids == told:
+                raise
+            with suppress(*REFUSALS):
+                return rendered(with_short_ids)
+            raise
+    except REFUSALS as error:
+        reason = str(error).removesuffix(".")  # of some models, two messages of one role
         raise InvalidValue(f"The model's chat template refuses this conversation: {reason}.") from error
-    return str(text)
 
 
 def encode_messages(
@@ -122,7 +161,9 @@ def _for_template(message: Message, *, knows_developer: bool) -> Message:
     told = dict(message)
     if told["role"] == "developer" and not knows_developer:
         told["role"] = "system"
-    if told.get("tool_calls"):
+    if not told.get("tool_calls"):
+        told.pop("tool_calls", None)
+    else:
         told["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": _arguments(call["function"])}}
             for call in told["tool_calls"]
@@ -136,6 +177,40 @@ def _arguments(function: dict[str, Any]) -> Any:
     if not isinstance(arguments, str):
         return arguments
     try:
-        return json.loads(arguments)
+        return parse_arguments(arguments)
     except (ValueError, RecursionError):
         raise InvalidValue("messages: the arguments of tool_calls must be JSON.") from None
+
+
+def _system_in_first_user_message(messages: list[Message]) -> list[Message]:
+    """Return the messages with the text of the first system messages before that of the user's after them."""
+    at = next((at for at, message in enumerate(messages) if message["role"] not in SYSTEM), len(messages))
+    texts = [message.get("content") or "" for message in messages[: at + 1]]
+    if (
+        not at
+        or at == len(messages)
+        or messages[at]["role"] != "user"
+        or not all(isinstance(one, str) for one in texts)
+    ):
+        return messages
+    return [{**messages[at], "content": "\n\n".join(filter(None, texts))}, *messages[at + 1 :]]
+
+
+def _with_short_ids(message: Message) -> Message:
+    """Return the message with ids of calls as Mistral's templates want them: nine letters and digits."""
+    told = dict(message)
+    if isinstance(told.get("tool_call_id"), str):
+        told["tool_call_id"] = _short_id(told["tool_call_id"])
+    if told.get("tool_calls"):
+        told["tool_calls"] = [
+            {**call, "id": _short_id(call["id"])} if isinstance(call.get("id"), str) else call
+            for call in told["tool_calls"]
+        ]
+    return told
+
+
+def _short_id(call_id: str) -> str:
+    if SHORT_ID.fullmatch(call_id):
+        return call_id
+    number = int.from_bytes(hashlib.sha256(call_id.encode()).digest())
+    return "".join(LETTERS[number // len(LETTERS) ** place % len(LETTERS)] for place in range(9))

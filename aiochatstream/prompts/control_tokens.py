@@ -226,7 +226,7 @@ class _PythonEncoder:
     """For tokenizers written in Python: the text between control tokens, piece by piece."""
 
     def __init__(self, tokenizer: Any, control: dict[str, int], added: dict[int, Any]) -> None:
-        self._tokenizer, self._control = tokenizer, control
+        self._tokenizer, self._control = weakref.proxy(tokenizer), control  # it is the key to this object
         self._tokens = {str(token): token for token in added.values()}
         self._others = {str(token): id_ for id_, token in added.items() if str(token) not in control}
         self._other = re.compile(f"({_pattern(self._others)})" if self._others else "((?!))")

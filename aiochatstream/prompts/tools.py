@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from aiochatstream.errors import InvalidValue
+from aiochatstream.prompts.template_traits import traits_of
+
 BEGIN_CALL, END_CALL = "<tool_call>", "</tool_call>"
 
 INTRODUCTION = """\
@@ -23,7 +26,23 @@ To call one, answer with its name and its arguments as JSON, within these tags:
 
 def knows_tools(tokenizer: Any) -> bool:
     """Whether the tokenizer's chat template tells the model of tools."""
-    return "tools" in str(getattr(tokenizer, "chat_template", None) or "")
+    return bool(getattr(tokenizer, "chat_template", None)) and traits_of(tokenizer, tools=True).tools
+
+
+def parse_arguments(text: str) -> Any:
+    """Return the arguments of a call from their JSON.
+
+    Raises ValueError or RecursionError for what is not JSON, and :class:`~aiochatstream.errors.InvalidValue` for JSON
+    that no text can hold: half a surrogate pair, a number beyond all bounds.
+    """
+    arguments = json.loads(text)
+    try:
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        raise InvalidValue(
+            "messages: the arguments of tool_calls must be JSON without half surrogate pairs, NaN and Infinity."
+        ) from None
+    return arguments
 
 
 def in_words(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,7 +75,7 @@ def in_words(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> lis
 
 def _call(function: dict[str, Any]) -> str:
     try:
-        told = json.dumps({**function, "arguments": json.loads(function["arguments"])}, ensure_ascii=False)
+        told = json.dumps({**function, "arguments": parse_arguments(function["arguments"])}, ensure_ascii=False)
     except (ValueError, RecursionError):  # arguments as the model wrote them
         told = json.dumps(function, ensure_ascii=False)
     return f"{BEGIN_CALL}\n{told}\n{END_CALL}"

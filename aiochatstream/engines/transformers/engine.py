@@ -271,7 +271,7 @@ class TransformersEngine(Engine):
             raise ValueError(
                 f"logit_bias: {max(params.logit_bias)} is none of the model's {self.vocabulary} token ids."
             )
-        detokenize = detokenizer(self.tokenizer, prompt.token_ids if prompt.continued else ())
+        text_of = detokenizer(self.tokenizer, prompt.token_ids if prompt.continued else ())
         stops = StopStrings(params.stop)
         stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}  # they have no text
         matcher = None if params.constraint is None else self._grammars.matcher(params.constraint)
@@ -294,13 +294,14 @@ class TransformersEngine(Engine):
                 left -= 1
                 logprobs = () if params.logprobs is None else (answer.logprobs.popleft(),)
                 if token_id in stop_ids or (token_id in self._eos_ids and not params.ignore_eos):
-                    yield Delta(stops.rest(), (token_id,), "stop", logprobs=logprobs)
+                    text, _ = stops.push(text_of.end())
+                    yield Delta(text + stops.rest(), (token_id,), "stop", logprobs=logprobs)
                     return
-                text, stopped = stops.push(detokenize(token_id))
+                text, stopped = stops.push(text_of.step(token_id))
                 if stopped:
                     yield Delta(text, (token_id,), "stop", logprobs=logprobs)
                     return
-                if not left:
+                if not left:  # in a character, maybe: half of it is not told, so that the answer can be continued
                     yield Delta(text + stops.rest(), (token_id,), "length", logprobs=logprobs)
                     return
                 yield Delta(text, (token_id,), logprobs=logprobs)

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
 
 
+NO_PARAMETERS = {"type": "object", "properties": {}}
+"""The schema of a function that has none."""
+
+
 @answers_openai_errors
 async def chat_completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/chat/completions``: the next message of a chat."""
@@ -79,7 +83,10 @@ def tools_of(asked: ChatCompletionRequest) -> list[dict[str, Any]]:
     """The tools that the model is told of."""
     if asked.tool_choice == "none":
         return []
-    return [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
+    tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
+    for tool in tools:  # templates read the properties
+        tool["function"]["parameters"] = tool["function"].get("parameters") or NO_PARAMETERS
+    return tools
 
 
 def constraint_of(asked: ChatCompletionRequest) -> Constraint | None:

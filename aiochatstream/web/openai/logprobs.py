@@ -22,9 +22,18 @@ class Offsets:
 
     def next(self, data: bytes) -> int:
         """Where the next token begins, which stands for ``data``."""
-        offset = self._characters
+        begun, before = self._decoder.getstate()[0], self._characters
         self._characters += len(self._decoder.decode(data))
-        return offset
+        return before + (bool(begun and data) and not _goes_on(begun, data[:1]))
+
+
+def _goes_on(begun: bytes, byte: bytes) -> bool:
+    """Whether ``byte`` may follow ``begun``, a part of a character."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(begun + byte)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class LogprobWriter:

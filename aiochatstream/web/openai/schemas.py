@@ -61,10 +61,14 @@ class Refusing(BaseModel):
     ELSEWHERE: ClassVar[dict[str, str]] = {}
     """Fields of OpenAI's other endpoints, each with what it is called here."""
 
+    EMPTY: ClassVar[frozenset[str]] = frozenset({"messages", "input", "prompt", "web_search_options"})
+    """Fields whose empty list or object is a value; every other one is as absent."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_would_change_the_answer(cls, data: Any) -> Any:
         if isinstance(data, dict):
+            data = {name: value for name, value in data.items() if name in cls.EMPTY or value not in ([], {})}
             for field, harmless in cls.UNSUPPORTED.items():
                 value = data.get(field)
                 if isinstance(value, dict):
@@ -154,6 +158,8 @@ def text_of(content: Any) -> Any:
     """The parts of a message as one text, a line each."""
     if content is None or isinstance(content, str):
         return content
+    if content == []:
+        return None
     if not isinstance(content, list):
         raise ValueError("must be a string or a list of parts {'type': 'text', 'text': ...}")
     texts = []

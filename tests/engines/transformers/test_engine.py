@@ -24,6 +24,7 @@ from transformers import ByT5Tokenizer
 
 from aiochatstream import Delta, GenerationParams, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
+from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine, batch, choose_dtype, sampling
 from aiochatstream.engines.transformers.batch import PIECE_TOKENS
 from aiochatstream.engines.transformers.engine import is_on
@@ -599,6 +600,18 @@ def test_only_at_the_beginning_of_a_text_its_first_space_is_the_tokenizers_own(c
     space = BYTE_FALLBACK.convert_tokens_to_ids("▁")
     params = GenerationParams(logit_bias={space: 100}, max_new_tokens=2, temperature=0)
     assert text_of(list(engine.generate(Prompt([], BYTE_FALLBACK("ab")["input_ids"], continued), params))) == text
+    engine.close()
+
+
+def test_an_answer_that_ends_in_half_a_character_has_all_its_text() -> None:
+    written = BYTE_FALLBACK.convert_tokens_to_ids(["a", "<0xE6>", "</s>"])
+
+    class Written(TokenSampler):
+        def sample(self, logits: Any, seen: Any, params: Any) -> list[int]:
+            return [written[min(len(ids) - 1, 2)] for ids in seen]
+
+    engine = loaded(tiny(), BYTE_FALLBACK, token_sampler=Written())
+    assert text_of(deltas_of(engine, written[:1])) == "a\ufffd"
     engine.close()
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from aiochatstream import ChatPrompt, ChatStream, FunctionEngine, GenerationParams, runtime
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.runtime import PROMPT_THREADS
+from aiochatstream.web.openai.chat import told
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
@@ -26,6 +27,7 @@ HI = [{"role": "user", "content": "one two three"}]
 FORMED: dict[str, Any] = {"model": "", "messages": HI, "response_format": {"type": "json_object"}}
 TOOL = {"type": "function", "function": {"name": "f"}}
 SAID = [*HI, {"role": "assistant", "content": "four"}]
+PLAIN: dict[str, Any] = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "max_new_tokens": 1, "temperature": 0.0}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -250,6 +252,71 @@ async def test_top_p_may_be_zero(start: Any, openai_of: Any) -> None:
     assert engine.params[0].top_p == 0
 
 
+ASSISTANT = {"role": "assistant", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "empty"),
+    [
+        *[
+            (ChatCompletionRequest, {"messages": HI}, empty)
+            for empty in (
+                {"stop": []},
+                {"logit_bias": {}},
+                {"tools": []},
+                {"tool_choice": {}},
+                {"response_format": {}},
+                {"stream_options": {}},
+                {"modalities": []},
+                {"functions": []},
+                {"function_call": {}},
+                {"metadata": {}},
+                {"audio": {}},
+            )
+        ],
+        (CompletionRequest, {"prompt": "a"}, {"stop": [], "logit_bias": {}, "stream_options": {}}),
+        (
+            ResponseRequest,
+            {"input": "a"},
+            {"stop": [], "tools": [], "tool_choice": {}, "text": {}, "include": [], "metadata": {}, "reasoning": {}},
+        ),
+    ],
+)
+def test_an_empty_list_or_object_is_as_absent(
+    schema: type[BaseModel], body: dict[str, Any], empty: dict[str, Any]
+) -> None:
+    absent = schema.model_validate_json(json.dumps(body))
+    assert schema.model_validate_json(json.dumps(body | empty)) == absent
+    assert schema.model_validate_json(json.dumps(body | dict.fromkeys(empty))) == absent
+
+
+@pytest.mark.parametrize("empty", [{"tool_calls": []}, {"audio": {}}, {"function_call": {}}, {"annotations": []}])
+def test_of_a_message_too_an_empty_list_or_object_is_as_absent(empty: dict[str, Any]) -> None:
+    bodies = [{"messages": [*HI, ASSISTANT | more, *HI]} for more in ({}, empty, dict.fromkeys(empty))]
+    told_as = [
+        [told(message) for message in ChatCompletionRequest.model_validate_json(json.dumps(body)).messages]
+        for body in bodies
+    ]
+    assert told_as[0] == told_as[1] == told_as[2] == [*HI, ASSISTANT, *HI]
+
+
+async def test_content_of_no_parts_is_none(start: Any, openai_of: Any) -> None:
+    engine = Hearing("ok")
+    create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
+    calling = {"role": "assistant", "content": [], "tool_calls": [CALL]}
+    await create(model="", messages=[*HI, calling, {"role": "tool", "tool_call_id": "1", "content": "5"}], tools=[TOOL])
+    with pytest.raises(openai.BadRequestError, match="content: must be a string"):
+        await create(model="", messages=[{"role": "user", "content": []}])
+
+
+async def test_half_a_surrogate_pair_in_the_arguments_of_a_call_is_a_bad_request(start: Any, openai_of: Any) -> None:
+    create = openai_of(await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **PLAIN))).chat.completions.create
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"city": "\\ud83d"}'}}
+    messages = [*HI, {"role": "assistant", "content": "", "tool_calls": [call]}, *HI]
+    with pytest.raises(openai.BadRequestError, match="arguments of tool_calls must be JSON without half surrogate"):
+        await create(model="", messages=messages, tools=[TOOL])
+
+
 async def test_a_seed_may_be_below_zero(start: Any, openai_of: Any) -> None:
     engine = Hearing("ok")
     client = openai_of(await start(ChatStream(engine=engine)))
@@ -304,6 +371,19 @@ async def test_a_completion_goes_on_in_the_middle_of_a_text(start: Any, openai_o
     for token, text in ((space, " "), (a, "a")):
         answer = await openai_of(server).completions.create(model="", prompt="ab", logit_bias={str(token): 100})
         assert answer.choices[0].text == text
+
+
+async def test_an_answer_of_lone_bytes_is_told_and_its_logprobs_agree(start: Any, openai_of: Any) -> None:
+    """But for the last byte, which is half a character where the answer is cut off."""
+    byte = BYTE_FALLBACK.convert_tokens_to_ids("<0xE6>")
+    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "max_new_tokens": 41, "temperature": 0.0}
+    create = openai_of(await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **options))).completions.create
+    for prompt in ("ab \ufffd", [BYTE_FALLBACK.convert_tokens_to_ids("<0xE6>")]):
+        answer = await create(model="", prompt=prompt, logit_bias={str(byte): 100}, logprobs=0)
+        choice = answer.choices[0]
+        assert choice.text == "\ufffd" * 40
+        assert choice.logprobs.tokens == ["bytes:\\xe6"] * 41
+        assert choice.logprobs.text_offset == list(range(41))
 
 
 async def test_an_answer_that_ends_at_once_streams_no_empty_logprobs(start: Any, openai_of: Any) -> None:

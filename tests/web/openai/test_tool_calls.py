@@ -10,7 +10,8 @@ import pytest
 from aiochatstream.web.openai.tool_calls import CallPart, CallReader, OneCallReader, Part, Reader, WholeReader
 
 NAMES = {"f", "g"}
-CALL = '{"name": "f", "arguments": {"x": 1}}'
+CALL, G = '{"name": "f", "arguments": {"x": 1}}', '{"name": "g"}'
+F, G1 = CallPart(0, '{"x": 1}', "f"), CallPart(1, "{}", "g")
 
 
 def read(reader: Reader, text: str, step: int) -> list[Part]:
@@ -50,7 +51,34 @@ def read(reader: Reader, text: str, step: int) -> list[Part]:
         ('{"name": "f", "arguments": {"x": NaN}}', ['{"name": "f", "arguments": {"x": NaN}}']),
         (r'{"name": "f", "arguments": {"x": "\ud800"}}', [r'{"name": "f", "arguments": {"x": "\ud800"}}']),
         ("<tool_call>{broken</tool_call>", ["<tool_call>{broken</tool_call>"]),
-        (f"<tool_call>{CALL}</tool_call> and so on", [f"<tool_call>{CALL}</tool_call> and so on"]),
+        (f"<tool_call>{CALL}</tool_call> and so on", [F, " and so on"]),
+        (
+            f"Yes.\n<tool_call>{CALL}</tool_call>\nNow g:\n<tool_call>{G}</tool_call>!",
+            ["Yes.\n", F, "\nNow g:\n", G1, "!"],
+        ),
+        (f"{CALL}\n{G}", [F, G1]),
+        (f"{CALL}{G}", [F, G1]),
+        (f"{CALL}; {G};", [F, G1]),
+        (f"\n{CALL}\n\n{G}\nDone.", [F, G1, "\nDone."]),
+        (f"I call f.\n{CALL}\n{G}", ["I call f.\n", F, G1]),
+        (f"I call f.\n  [{CALL},\n  {G}]", ["I call f.\n", F, G1]),
+        (f"[TOOL_CALLS] [{CALL}, {G}]", [F, G1]),
+        (f"Yes. [TOOL_CALLS][{CALL}]", ["Yes. ", F]),
+        ('{"name": "f", "arguments": {"x": "a\nb\tc"}}', [CallPart(0, '{"x": "a\\nb\\tc"}', "f")]),
+        (json.dumps({"name": "f", "arguments": '{"x": "a\n"}'}), [CallPart(0, '{"x": "a\\n"}', "f")]),
+        (
+            f'<tool_call>{{"name": "h"}}</tool_call>\n<tool_call>{CALL}</tool_call>',
+            ['<tool_call>{"name": "h"}</tool_call>\n', F],
+        ),
+        (
+            f'<tool_call>{CALL}</tool_call>\n<tool_call>{{"name": "h"}}</tool_call>',
+            [F, '\n<tool_call>{"name": "h"}</tool_call>'],
+        ),
+        (f'{{"name": "h"}}; {CALL}', ['{"name": "h"}; ', F]),
+        (f"<tool_call>\n{CALL}\n{G}\n</tool_call>", [F, G1]),
+        (f"See {CALL}", [f"See {CALL}"]),
+        (f"{{broken\n{CALL}", ["{broken\n", F]),
+        ('One.\n{ "name": 1 }\nTwo.', ['One.\n{ "name": 1 }\nTwo.']),
         ("[1] is a footnote", ["[1] is a footnote"]),
         ("5", ["5"]),
         ("", []),
@@ -58,6 +86,40 @@ def read(reader: Reader, text: str, step: int) -> list[Part]:
 )
 def test_calls_are_found_however_the_text_arrives(text: str, expected: list[Any], step: int) -> None:
     assert read(CallReader(NAMES), text, step) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 50_000, "[" * 50_000, "\n{" * 50_000, "\n" * 50_000 + "{", f"{CALL}" + " " * 50_000 + "{" * 50_000]
+)
+def test_what_is_no_call_is_read_in_bounded_steps(text: str) -> None:
+    tries = []
+
+    class Decoder(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> Any:
+            tries.append(idx)
+            return super().raw_decode(s, idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aiochatstream.web.openai.tool_calls.DECODER", Decoder(strict=False))
+        parts = read(CallReader(NAMES), text, len(text))
+    assert "".join(part for part in parts if isinstance(part, str)) in (text, text.removeprefix(CALL))
+    assert len(tries) <= 102
+
+
+def test_without_parallel_calls_all_text_is_kept() -> None:
+    text = f"<tool_call>{CALL}</tool_call> and <tool_call>{G}</tool_call>."
+    assert read(CallReader(NAMES, parallel=False), text, 5) == [F, " and ."]
+
+
+def test_a_line_that_may_be_a_call_is_held_back_and_others_are_not() -> None:
+    reader = CallReader(NAMES)
+    assert reader.push("a\n") == ["a\n"]
+    assert reader.push("{ x }\n") == ["{ x }\n"]
+    assert reader.push('  {"na') == []
+    assert reader.push("il\n") == ['  {"nail\n']
+    assert reader.push('{"name') == []
+    assert reader.push('": 1} ') == []
+    assert reader.end() == ['{"name": 1} ']
 
 
 def test_what_is_nested_too_deeply_is_text() -> None:
