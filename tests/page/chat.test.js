@@ -329,6 +329,27 @@ test("a lost last answer: after two more tries one may go on without it, and its
   assert.deepEqual([said(chat).length, chat.failure, chat.refused?.ask.text], [2, null, "three"]);
 });
 
+test("a message whose connection broke, and whose history is elsewhere, leads on in the same way", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
+  const events = [new ApiError(0, "unreachable", "")];
+  const api = serverOf({ events, messages: HISTORY, turn: 2 });
+  const { chat } = await chatWith(api);
+  const history = api.history;
+  api.history = async (_, abandonLost) => {
+    if (abandonLost) return history();
+    throw errorOf(409, { error: "answer_elsewhere", detail: "" });
+  };
+  await chat.send("three");
+  for (let number = 0; number < 5; number += 1) {
+    context.mock.timers.tick(2000);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  assert.deepEqual([chat.lost, chat.refused?.error?.code, chat.refused?.ask.text], [true, "answer_elsewhere", "three"]);
+  events.splice(0, 1, delta("x"), done());
+  await chat.abandonLost();
+  assert.deepEqual([api.asked.length, chat.refused], [2, null]);
+});
+
 test("a message that was refused for a lost answer is sent without it", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
   const elsewhere = errorOf(409, { error: "answer_elsewhere", detail: "" });

@@ -142,7 +142,7 @@ export class Chat extends EventTarget {
   async abandonLost() {
     const ask = this.refused?.ask;
     await this.load(true);
-    if (ask && !this.failure) await this.ask(ask, true);
+    if (ask && ask === this.refused?.ask && !this.failure) await this.ask(ask, true);
   }
 
   /** @param {string} text */
@@ -440,6 +440,7 @@ export class Chat extends EventTarget {
     if (hidden) this.loaded = this.#store.recognised = true; // as far as it can be known
     this.failure = hidden ? null : error;
     if (error.code === "answer_elsewhere") this.#elsewhere += 1;
+    if (this.refused && this.lost) this.refused = { ...this.refused, error, at: null }; // say so, and what can be done
     const soon = error.passes && !(error.code === "answer_elsewhere" && this.lost);
     if (soon || error.code === "unreachable" || error.code === "not_ours") this.#loadIn(RECOVER_MS);
     if (hidden || (this.#pending?.error?.code === STOPPED && !this.last?.answer)) {
