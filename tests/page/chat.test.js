@@ -492,3 +492,40 @@ test("an answer is complete with its last event, though the connection stays ope
   await chat.send("Hi");
   assert.deepEqual(said(chat), [["Hi", "x", "complete"]]);
 });
+
+test("a message that another tab is still sending is not offered any more when the history has it", async () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.setUnsent("main", { text: "two", after: "a" });
+  const api = serverOf({ messages: HISTORY.slice(0, 2), turn: 1 });
+  const { chat } = await chatWith(api, store);
+  assert.equal(chat.refused?.ask.text, "two");
+  api.history = async () => ({ messages: [...HISTORY.slice(0, 3), { ...HISTORY[3], state: "running" }], turn: 1 });
+  await chat.load();
+  assert.equal(chat.refused, null);
+  api.history = async () => ({ messages: HISTORY, turn: 2 });
+  await chat.load();
+  assert.deepEqual([chat.refused, store.unsent("main")], [null, null]);
+});
+
+test("a server that said that it restarts is waited for while it is gone", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
+  const events = [new ApiError(503, "draining", "", 5)];
+  const api = serverOf({ events });
+  const { chat } = await chatWith(api);
+  await chat.send("Hi");
+  const history = api.history;
+  api.history = async () => lost();
+  events.splice(0, 1, new ApiError(0, "unreachable", ""));
+  const pass = async (ms) => {
+    context.mock.timers.tick(ms);
+    await new Promise((resolve) => setImmediate(resolve));
+  };
+  await pass(5000);
+  await pass(2000);
+  assert.equal(api.asked.length, 3);
+  assert.notEqual(chat.refused?.at, null);
+  api.history = history;
+  events.splice(0, 1, delta("x"), done());
+  await pass(2000);
+  assert.deepEqual(said(chat), [["Hi", "x", "complete"]]);
+});

@@ -156,7 +156,7 @@ export class Chat extends EventTarget {
    */
   async ask(ask, abandonLost = false) {
     if (this.busy) return;
-    if (this.#pending && !("text" in ask)) {
+    if (this.#pending && !this.refused && !("text" in ask)) {
       await this.load(); // these two are about the last answer: which one that is must be known
       if (this.#pending || this.busy) return;
     }
@@ -445,6 +445,7 @@ export class Chat extends EventTarget {
     if (soon || error.code === "unreachable" || error.code === "not_ours") this.#loadIn(RECOVER_MS);
     if (hidden || (this.#pending?.error?.code === STOPPED && !this.last?.answer)) {
       this.#pending?.undo();
+      if (this.#pending) this.#pending.undo = () => {};
       this.#settle();
     }
   }
@@ -456,18 +457,18 @@ export class Chat extends EventTarget {
     if (this.refused?.error?.code === "conversation_changed") this.#retryTimer = setTimeout(() => this.retry());
   }
 
-  /** Offer again what was asked, unless the history has it. */
+  /** Offer again what was asked, unless the history has it; it may still come, from another tab. */
   #settle() {
-    const pending = this.#pending;
-    if (!pending) return;
-    this.#pending = null;
-    const { ask, error } = pending;
-    if (hasAnswer(this.turns, pending)) {
+    if (!this.#pending) return;
+    const { ask, error } = this.#pending;
+    if (hasAnswer(this.turns, this.#pending)) {
+      this.#pending = null;
       clearTimeout(this.#retryTimer);
       this.refused = null;
       this.#tries = 0;
       this.#forget(ask);
     } else if (error?.code === STOPPED) {
+      this.#pending = null;
       this.#giveBack(ask);
     } else if (!this.refused) {
       this.#refuse(ask, error);
@@ -483,10 +484,12 @@ export class Chat extends EventTarget {
     if (!error) return;
     const elsewhere = error.code === "answer_elsewhere";
     if (elsewhere) this.#elsewhere += 1;
-    if (error.retryAfter !== null && (elsewhere ? !this.lost : this.#tries < AUTOMATIC_TRIES)) {
+    const restarting = error.code === "unreachable" && this.#tries > 0;
+    const ms = error.passes ? Number(error.retryAfter) * 1000 : restarting ? RECOVER_MS : null;
+    if (ms !== null && (elsewhere ? !this.lost : this.#tries < AUTOMATIC_TRIES)) {
       this.#tries += 1;
-      this.refused.at = Date.now() + error.retryAfter * 1000;
-      this.#retryTimer = setTimeout(() => this.retry(), error.retryAfter * 1000);
+      this.refused.at = Date.now() + ms;
+      this.#retryTimer = setTimeout(() => this.retry(), ms);
     } else if (error.status === 409 || error.status === 404) {
       this.#loadIn(0); // it changed elsewhere: show how
     }
