@@ -36,7 +36,7 @@ const RECOVER_MS = 2000;
 /** How often a refused message is sent again by itself. */
 const AUTOMATIC_TRIES = 20;
 
-/** How often a server that does not have the last answer is asked again: another worker may have it. */
+/** Retries while a server does not have the last answer: another worker may have it. */
 const ELSEWHERE_TRIES = 2;
 
 /** Milliseconds that the next message waits for an answer that was stopped. */
@@ -75,7 +75,7 @@ export class Chat extends EventTarget {
   #tries = 0;
   #pollTimer = 0;
   #retryTimer = 0;
-  /** How often in a row a server did not have the last answer. */
+  /** Responses in a row from servers that did not have the last answer. */
   #elsewhere = 0;
   /** @type {Pending | null} */
   #pending = null;
@@ -114,7 +114,7 @@ export class Chat extends EventTarget {
     return this.busy !== null || this.last?.state === "running";
   }
 
-  /** Whether the last answer is most likely lost, so that going on without it is worth asking. */
+  /** True if the last answer is most likely lost, so that going on without it is worth a question. */
   get lost() {
     return this.#elsewhere > ELSEWHERE_TRIES;
   }
@@ -175,7 +175,7 @@ export class Chat extends EventTarget {
       turn.state = "interrupted"; // that of a turn that was there before, and goes on
       this.turns = before;
     };
-    const doubted = this.#pending?.ask === ask;
+    const retry = this.#pending?.ask === ask;
     this.#expect(ask, undo);
     this.turns = after;
     turn.state = "waiting";
@@ -208,7 +208,7 @@ export class Chat extends EventTarget {
       this.busy = null;
       if (this.#closed) return;
       const failure = error instanceof ApiError ? error : new ApiError(0, "unreachable", String(error));
-      const certain = failure.certain && !doubted;
+      const certain = failure.certain && !retry;
       if (this.#pending && failure.code !== CLEARED) this.#pending.error = failure;
       if (failure.certain) {
         undo();
