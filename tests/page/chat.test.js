@@ -329,6 +329,27 @@ test("a lost last answer: after two more tries one may go on without it, and its
   assert.deepEqual([said(chat).length, chat.failure, chat.refused?.ask.text], [2, null, "three"]);
 });
 
+test("a message whose connection broke, and whose history is elsewhere, leads on in the same way", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
+  const events = [new ApiError(0, "unreachable", "")];
+  const api = serverOf({ events, messages: HISTORY, turn: 2 });
+  const { chat } = await chatWith(api);
+  const history = api.history;
+  api.history = async (_, abandonLost) => {
+    if (abandonLost) return history();
+    throw errorOf(409, { error: "answer_elsewhere", detail: "" });
+  };
+  await chat.send("three");
+  for (let number = 0; number < 5; number += 1) {
+    context.mock.timers.tick(2000);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  assert.deepEqual([chat.lost, chat.refused?.error?.code, chat.refused?.ask.text], [true, "answer_elsewhere", "three"]);
+  events.splice(0, 1, delta("x"), done());
+  await chat.abandonLost();
+  assert.deepEqual([api.asked.length, chat.refused], [2, null]);
+});
+
 test("a message that was refused for a lost answer is sent without it", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
   const elsewhere = errorOf(409, { error: "answer_elsewhere", detail: "" });
@@ -469,5 +490,42 @@ test("an answer is complete with its last event, though the connection stays ope
   });
   const { chat } = await chatWith(api);
   await chat.send("Hi");
+  assert.deepEqual(said(chat), [["Hi", "x", "complete"]]);
+});
+
+test("a message that another tab is still sending is not offered any more when the history has it", async () => {
+  const store = new Store(memoryKeeper(), "/");
+  store.setUnsent("main", { text: "two", after: "a" });
+  const api = serverOf({ messages: HISTORY.slice(0, 2), turn: 1 });
+  const { chat } = await chatWith(api, store);
+  assert.equal(chat.refused?.ask.text, "two");
+  api.history = async () => ({ messages: [...HISTORY.slice(0, 3), { ...HISTORY[3], state: "running" }], turn: 1 });
+  await chat.load();
+  assert.equal(chat.refused, null);
+  api.history = async () => ({ messages: HISTORY, turn: 2 });
+  await chat.load();
+  assert.deepEqual([chat.refused, store.unsent("main")], [null, null]);
+});
+
+test("a server that said that it restarts is waited for while it is gone", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
+  const events = [new ApiError(503, "draining", "", 5)];
+  const api = serverOf({ events });
+  const { chat } = await chatWith(api);
+  await chat.send("Hi");
+  const history = api.history;
+  api.history = async () => lost();
+  events.splice(0, 1, new ApiError(0, "unreachable", ""));
+  const pass = async (ms) => {
+    context.mock.timers.tick(ms);
+    await new Promise((resolve) => setImmediate(resolve));
+  };
+  await pass(5000);
+  await pass(2000);
+  assert.equal(api.asked.length, 3);
+  assert.notEqual(chat.refused?.at, null);
+  api.history = history;
+  events.splice(0, 1, delta("x"), done());
+  await pass(2000);
   assert.deepEqual(said(chat), [["Hi", "x", "complete"]]);
 });

@@ -20,6 +20,11 @@ class HeldProxy:
         for held in self._connections:
             held.set()
 
+    def cut(self) -> None:
+        """Close all connections."""
+        for task in self._tasks:
+            task.cancel()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held = asyncio.Event()
         self._connections.append(held)
@@ -30,8 +35,7 @@ class HeldProxy:
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self.cut()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 

@@ -215,6 +215,38 @@ async def test_a_commit_token_outlives_a_restart_of_the_server_and_a_reload(visi
         assert "commit" not in await chat.page.evaluate("Object.keys(localStorage).join()")
 
 
+async def test_a_restart_in_mid_answer_loses_that_answer_and_no_more_of_a_cookies_conversation(
+    visit: Visit, stepper: Any
+) -> None:
+    key = Fernet.generate_key().decode()
+    engine = stepper()
+
+    def server() -> Any:
+        return running_server(ChatStream(engine=engine, max_new_tokens=4), EncryptedCookieStorage(key, samesite="Lax"))
+
+    async with AsyncExitStack() as stack:
+        async with server() as first:
+            proxy = await stack.enter_async_context(held_proxy(first.port))
+            chat = Chat(await visit(proxy.url))
+            engine.allow(8)
+            for text in ("one", "two"):
+                async with chat.page.expect_response("**/commit"):
+                    await chat.ask(text)
+            await chat.send("three")
+            engine.allow(2)
+            await expect(chat.answer()).to_have_text("1 2")
+            proxy.hold()
+            engine.allow(10)
+        second = await stack.enter_async_context(server())
+        proxy.port = second.port
+        proxy.cut()
+        await chat.page.get_by_role("button", name="Go on without the lost answer").click()
+        await chat.see_turns("one", "1 2 3 4", "two", "1 2 3 4")
+        await expect(chat.unsent).to_have_text("three")
+        await chat.page.get_by_role("button", name="Send again").click()
+        await chat.see_turns("one", "1 2 3 4", "two", "1 2 3 4", "three", "1 2 3 4")
+
+
 async def test_one_goes_on_without_an_answer_that_no_server_has(start: Any, visit: Visit) -> None:
     chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
     await chat.ask("one")

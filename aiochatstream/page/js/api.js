@@ -53,7 +53,7 @@ export class ApiError extends Error {
     return this.retryAfter !== null;
   }
 
-  /** Whether the server itself refused the request, so that nothing has changed there. */
+  /** True if the server itself refused the request, so that nothing has changed there. */
   get certain() {
     return this.status !== 0 && this.code !== "unreachable" && this.code !== "not_ours";
   }
@@ -77,7 +77,7 @@ const UPLOAD_MS = 60_000;
 /** Milliseconds from the headers to the end of a body that is no stream. */
 const BODY_MS = 30_000;
 
-/** What proxies answer while the server behind them restarts, besides 5xx: Request Timeout, Too Early, Too Many Requests. */
+/** Statuses of a passing failure, besides 5xx: Request Timeout, Too Early, Too Many Requests. */
 const PASSING = [408, 425, 429];
 
 /** Network Authentication Required: a captive portal. */
@@ -126,7 +126,7 @@ function unreachable(error) {
 
 /**
  * Request `path`, and return what `read` makes of the response. Raises ApiError, and the reason of `init.signal` if that
- * is aborted. The server never redirects these requests: who does wants a login.
+ * is aborted. The server never redirects these requests: a redirect is a proxy's, and leads to a login.
  * @template Read
  * @param {string} path
  * @param {RequestInit} init
@@ -163,8 +163,8 @@ async function ask(path, init, read, patience) {
  * @param {string} type
  */
 function checkType(response, type) {
-  const told = response.headers.get("Content-Type") ?? "";
-  if (told.split(";", 1)[0]?.trim().toLowerCase() !== type) throw notOurs(response.status);
+  const header = response.headers.get("Content-Type") ?? "";
+  if (header.split(";", 1)[0]?.trim().toLowerCase() !== type) throw notOurs(response.status);
 }
 
 /**
@@ -190,6 +190,10 @@ function json(isOurs = () => true) {
 const hasMessages = ({ messages }) =>
   Array.isArray(messages) &&
   messages.every((one) => typeof one?.role === "string" && typeof one.content === "string");
+
+/** @param {any} body of the page's configuration */
+const isConfig = ({ allow, role, avatar }) =>
+  (allow === "all" || Array.isArray(allow)) && typeof role === "string" && typeof avatar === "string";
 
 /** @param {any} body of the parameters */
 const hasParams = ({ generation_params: params }) => typeof params === "object" && params !== null;
@@ -219,7 +223,7 @@ function post(path, body) {
 
 export const api = {
   /** @returns {Promise<Config>} */
-  config: () => get("ui_config", {}, ({ allow }) => allow === "all" || Array.isArray(allow)),
+  config: () => get("ui_config", {}, isConfig),
 
   /**
    * @param {object} body

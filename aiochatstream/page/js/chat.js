@@ -36,7 +36,7 @@ const RECOVER_MS = 2000;
 /** How often a refused message is sent again by itself. */
 const AUTOMATIC_TRIES = 20;
 
-/** How often a server that does not have the last answer is asked again: another worker may have it. */
+/** Retries while a server does not have the last answer: another worker may have it. */
 const ELSEWHERE_TRIES = 2;
 
 /** Milliseconds that the next message waits for an answer that was stopped. */
@@ -75,7 +75,7 @@ export class Chat extends EventTarget {
   #tries = 0;
   #pollTimer = 0;
   #retryTimer = 0;
-  /** How often in a row a server did not have the last answer. */
+  /** Responses in a row from servers that did not have the last answer. */
   #elsewhere = 0;
   /** @type {Pending | null} */
   #pending = null;
@@ -114,7 +114,7 @@ export class Chat extends EventTarget {
     return this.busy !== null || this.last?.state === "running";
   }
 
-  /** Whether the last answer is most likely lost, so that going on without it is worth asking. */
+  /** True if the last answer is most likely lost, so that going on without it is worth a question. */
   get lost() {
     return this.#elsewhere > ELSEWHERE_TRIES;
   }
@@ -142,7 +142,7 @@ export class Chat extends EventTarget {
   async abandonLost() {
     const ask = this.refused?.ask;
     await this.load(true);
-    if (ask && !this.failure) await this.ask(ask, true);
+    if (ask && ask === this.refused?.ask && !this.failure) await this.ask(ask, true);
   }
 
   /** @param {string} text */
@@ -156,7 +156,7 @@ export class Chat extends EventTarget {
    */
   async ask(ask, abandonLost = false) {
     if (this.busy) return;
-    if (this.#pending && !("text" in ask)) {
+    if (this.#pending && !this.refused && !("text" in ask)) {
       await this.load(); // these two are about the last answer: which one that is must be known
       if (this.#pending || this.busy) return;
     }
@@ -175,7 +175,7 @@ export class Chat extends EventTarget {
       turn.state = "interrupted"; // that of a turn that was there before, and goes on
       this.turns = before;
     };
-    const doubted = this.#pending?.ask === ask;
+    const retry = this.#pending?.ask === ask;
     this.#expect(ask, undo);
     this.turns = after;
     turn.state = "waiting";
@@ -208,7 +208,7 @@ export class Chat extends EventTarget {
       this.busy = null;
       if (this.#closed) return;
       const failure = error instanceof ApiError ? error : new ApiError(0, "unreachable", String(error));
-      const certain = failure.certain && !doubted;
+      const certain = failure.certain && !retry;
       if (this.#pending && failure.code !== CLEARED) this.#pending.error = failure;
       if (failure.certain) {
         undo();
@@ -440,10 +440,12 @@ export class Chat extends EventTarget {
     if (hidden) this.loaded = this.#store.recognised = true; // as far as it can be known
     this.failure = hidden ? null : error;
     if (error.code === "answer_elsewhere") this.#elsewhere += 1;
+    if (this.refused && this.lost) this.refused = { ...this.refused, error, at: null }; // say so, and what can be done
     const soon = error.passes && !(error.code === "answer_elsewhere" && this.lost);
     if (soon || error.code === "unreachable" || error.code === "not_ours") this.#loadIn(RECOVER_MS);
     if (hidden || (this.#pending?.error?.code === STOPPED && !this.last?.answer)) {
       this.#pending?.undo();
+      if (this.#pending) this.#pending.undo = () => {};
       this.#settle();
     }
   }
@@ -455,18 +457,18 @@ export class Chat extends EventTarget {
     if (this.refused?.error?.code === "conversation_changed") this.#retryTimer = setTimeout(() => this.retry());
   }
 
-  /** Offer again what was asked, unless the history has it. */
+  /** Offer again what was asked, unless the history has it; it may still come, from another tab. */
   #settle() {
-    const pending = this.#pending;
-    if (!pending) return;
-    this.#pending = null;
-    const { ask, error } = pending;
-    if (hasAnswer(this.turns, pending)) {
+    if (!this.#pending) return;
+    const { ask, error } = this.#pending;
+    if (hasAnswer(this.turns, this.#pending)) {
+      this.#pending = null;
       clearTimeout(this.#retryTimer);
       this.refused = null;
       this.#tries = 0;
       this.#forget(ask);
     } else if (error?.code === STOPPED) {
+      this.#pending = null;
       this.#giveBack(ask);
     } else if (!this.refused) {
       this.#refuse(ask, error);
@@ -482,10 +484,12 @@ export class Chat extends EventTarget {
     if (!error) return;
     const elsewhere = error.code === "answer_elsewhere";
     if (elsewhere) this.#elsewhere += 1;
-    if (error.retryAfter !== null && (elsewhere ? !this.lost : this.#tries < AUTOMATIC_TRIES)) {
+    const restarting = error.code === "unreachable" && this.#tries > 0;
+    const ms = error.passes ? Number(error.retryAfter) * 1000 : restarting ? RECOVER_MS : null;
+    if (ms !== null && (elsewhere ? !this.lost : this.#tries < AUTOMATIC_TRIES)) {
       this.#tries += 1;
-      this.refused.at = Date.now() + error.retryAfter * 1000;
-      this.#retryTimer = setTimeout(() => this.retry(), error.retryAfter * 1000);
+      this.refused.at = Date.now() + ms;
+      this.#retryTimer = setTimeout(() => this.retry(), ms);
     } else if (error.status === 409 || error.status === 404) {
       this.#loadIn(0); // it changed elsewhere: show how
     }

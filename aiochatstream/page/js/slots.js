@@ -7,7 +7,7 @@ export const SLOTS = 4;
 /** Milliseconds after which a stream counts as waiting. */
 const CROWDED_MS = 300;
 
-/** @typedef {{ request(name: string, options: { signal: AbortSignal }, held: () => unknown): Promise<unknown> }} Locks */
+/** @typedef {{ request(name: string, options: { signal: AbortSignal }, onGrant: () => unknown): Promise<unknown> }} Locks */
 
 /** Locks of this tab alone. */
 class TabLocks {
@@ -15,10 +15,10 @@ class TabLocks {
   #ends = new Map();
 
   /** @type {Locks["request"]} */
-  request(name, { signal }, held) {
+  request(name, { signal }, onGrant) {
     const turn = (this.#ends.get(name) ?? Promise.resolve()).then(() => {
       signal.throwIfAborted();
-      return held();
+      return onGrant();
     });
     this.#ends.set(name, turn.catch(() => {}));
     return turn;
@@ -55,10 +55,10 @@ export async function streamSlot(signal, crowded, locks = globalThis.navigator?.
 function anyOf(locks, signal) {
   const others = new AbortController();
   return new Promise((resolve, reject) => {
-    let taken = false;
-    const held = () => {
-      if (taken || signal.aborted) return undefined;
-      taken = true;
+    let holds = false;
+    const onGrant = () => {
+      if (holds || signal.aborted) return undefined;
+      holds = true;
       others.abort();
       return new Promise((release) => resolve(() => release(undefined)));
     };
@@ -68,7 +68,7 @@ function anyOf(locks, signal) {
     };
     signal.addEventListener("abort", leave, { once: true });
     for (let slot = 0; slot < SLOTS; slot += 1) {
-      locks.request(`aiochatstream stream ${slot}`, { signal: others.signal }, held).catch(reject);
+      locks.request(`aiochatstream stream ${slot}`, { signal: others.signal }, onGrant).catch(reject);
     }
   });
 }

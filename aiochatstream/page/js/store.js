@@ -42,7 +42,7 @@ export const MAIN = "main";
  */
 export class Store extends EventTarget {
   /**
-   * Whether the server knows this browser again; null: not known yet. Without cookies it does not.
+   * True if the server knows this browser again, false if it does not (without cookies), null as long as that is open.
    * @type {boolean | null}
    */
   recognised = null;

@@ -5,7 +5,7 @@ import { byId } from "./dom.js";
 /** @typedef {import("../chat.js").Chat} Chat */
 /** @typedef {import("../store.js").Store} Store */
 
-/** Whether the keyboard is on the screen, where it covers half of it. */
+/** True if the keyboard is on the screen, of which it covers half. */
 const touch = () => matchMedia("(hover: none) and (pointer: coarse)").matches;
 
 export class Composer {
