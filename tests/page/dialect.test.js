@@ -95,6 +95,7 @@ const BOMBS = {
   numbers: "1. ".repeat(2000),
   both: "- > ".repeat(1000),
   "indented lists": Array.from({ length: 200 }, (_, level) => " ".repeat(2 * level) + "- a").join("\n"),
+  "quotes that go on": Array.from({ length: 500 }, (_, level) => ">".repeat(level % 30) + "- a").join("\n") + "\n>".repeat(3000),
   emphasis: "*a **b ".repeat(1000) + "c** d*".repeat(1000),
   stars: "**".repeat(1000) + "a" + "**".repeat(1000),
   "struck out": "~~a *b ".repeat(1000) + "c* d~~".repeat(1000),

@@ -28,27 +28,37 @@ function escaped(text) {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 }
 
-/** @param {string} text */
-function plain(text) {
+/** @param {string} text as it is written */
+function verbatim(text) {
   return `<div class="plain">${escaped(text.replace(/\n+$/, ""))}</div>`;
 }
 
 /**
  * Marked's emphasis, within what may be searched for its end.
- * @param {Tokenizer} tokenizer
+ * @param {any} tokenizer whose lexer is a BoundedLexer
  * @param {(source: string, masked: string, before: string) => any} rule
  * @param {string} source
  * @param {string} masked ends as `source` does
  * @param {string} [before] the character before it
  */
 function emphasis(tokenizer, rule, source, masked, before = "") {
-  const lexer = /** @type {BoundedLexer} */ (tokenizer.lexer);
+  const { lexer } = tokenizer;
   if (lexer.emphasisBudget <= 0) return undefined;
   const start = masked.length - source.length;
   const window = masked.slice(start, start + LONGEST_EMPHASIS);
   const found = rule.call(tokenizer, source.slice(0, window.length), window, opensBesideCjk(source, before) ? "" : before);
   if (!found) lexer.emphasisBudget -= window.length;
   return found;
+}
+
+/**
+ * Marked's quotes and lists, which call themselves for each line that continues them.
+ * @param {any} tokenizer whose lexer is a BoundedLexer
+ * @param {(source: string) => any} rule
+ * @param {string} source
+ */
+function bounded(tokenizer, rule, source) {
+  return tokenizer.lexer.block(source, () => rule.call(tokenizer, source));
 }
 
 const marked = new Marked({
@@ -58,10 +68,16 @@ const marked = new Marked({
     ...maths,
     { name: "maths-block", renderer: ({ text }) => `<div class="maths-block">${escaped(text)}</div>` },
     { name: "maths", renderer: ({ text }) => `<span class="maths">${escaped(text)}</span>` },
-    { name: "plain", renderer: ({ text }) => plain(text) },
+    { name: "plain", renderer: ({ text }) => verbatim(text) },
   ],
   hooks: { emStrongMask: maskBesideDelimiters },
   tokenizer: {
+    blockquote(source) {
+      return /^ {0,3}>/.test(source) ? bounded(this, standard.blockquote, source) : undefined;
+    },
+    list(source) {
+      return /^ {0,3}(?:[*+-]|\d{1,9}[.)])/.test(source) ? bounded(this, standard.list, source) : undefined;
+    },
     lheading(source) {
       const end = source.length <= LONGEST_HEADING ? source.length : source.lastIndexOf("\n", LONGEST_HEADING);
       return standard.lheading.call(this, source.slice(0, nextBlockFormula(source) ?? Math.max(0, end)));
@@ -98,7 +114,7 @@ const marked = new Marked({
     },
     html(token) {
       if (/^<br\s*\/?>$/i.test(token.text.trim())) return "<br>";
-      return "block" in token && token.block ? plain(token.text) : escaped(token.text).replaceAll("\n", "<br>");
+      return "block" in token && token.block ? verbatim(token.text) : escaped(token.text).replaceAll("\n", "<br>");
     },
     image({ href, text }) {
       const shown = escaped(text || href);

@@ -4,8 +4,8 @@ import { Lexer } from "../vendor/marked.js";
 
 /** @typedef {import("../vendor/marked.js").Token} Token */
 
-/** Levels of quotes and lists in each other, and of emphasis and links in each other. */
-export const MAX_DEPTH = 32;
+/** Calls in each other: two for a quote or a list, one for emphasis or a link. */
+export const MAX_DEPTH = 64;
 
 /** Characters that may be searched in vain for the end of emphasis; from there on its marks are text. */
 const EMPHASIS_BUDGET = 600_000;
@@ -19,11 +19,12 @@ export class BoundedLexer extends Lexer {
   /**
    * @override
    * @param {string} source
-   * @param {Token[]} tokens
+   * @param {any} tokens
    * @param {boolean} [clipped]
+   * @returns {any}
    */
   blockTokens(source, tokens = [], clipped) {
-    return this.#nested(source, tokens, () => super.blockTokens(source, tokens, clipped));
+    return this.#tokens(source, tokens, () => super.blockTokens(source, tokens, clipped));
   }
 
   /**
@@ -32,19 +33,38 @@ export class BoundedLexer extends Lexer {
    * @param {Token[]} tokens
    */
   inlineTokens(source, tokens = []) {
-    return this.#nested(source, tokens, () => super.inlineTokens(source, tokens));
+    return this.#tokens(source, tokens, () => super.inlineTokens(source, tokens));
+  }
+
+  /**
+   * @param {string} source
+   * @param {() => any} lex makes the token at the beginning of `source`; it may call itself
+   * @returns {any}
+   */
+  block(source, lex) {
+    const token = this.#nested(lex);
+    return token === null ? plain(source) : token;
   }
 
   /**
    * @param {string} source
    * @param {Token[]} tokens
-   * @param {() => any} lex
+   * @param {() => any} lex adds to `tokens`
    */
-  #nested(source, tokens, lex) {
+  #tokens(source, tokens, lex) {
+    if (this.#nested(lex) === null) tokens.push(plain(source));
+    return tokens;
+  }
+
+  /**
+   * @template Value
+   * @param {() => Value} lex
+   * @returns {Value | null} null: too deep
+   */
+  #nested(lex) {
     if (this.#depth >= MAX_DEPTH) {
       this.exceeded = true;
-      tokens.push({ type: "plain", raw: source, text: source });
-      return tokens;
+      return null;
     }
     this.#depth += 1;
     try {
@@ -53,4 +73,9 @@ export class BoundedLexer extends Lexer {
       this.#depth -= 1;
     }
   }
+}
+
+/** @param {string} source */
+function plain(source) {
+  return { type: "plain", raw: source, text: source };
 }

@@ -11,6 +11,7 @@ const PARAGRAPH = 2000;
 
 const BEGINNING = /^ {0,3}(\\\[|\$\$)/;
 const LINE_BEGINNING = /\n( {0,3}(?:\\\[|\$\$)|[ \t]*(?:\n|$))/g;
+const BLANK_LINE = /\n[ \t]*\n/;
 const REST_OF_LINE = /^[ \t]*(?:\n+|$)/;
 
 /** Between dollars, unless it is money or a shell's variable: a single letter or digit, or something with a sign. */
@@ -31,7 +32,7 @@ function blockFormula(source) {
   const closing = begun[1] === "$$" ? "$$" : "\\]";
   const at = window.indexOf(closing, opening.length);
   const text = window.slice(opening.length, at).trim();
-  if (at < 0 || !text) return null;
+  if (at < 0 || !text || BLANK_LINE.test(text)) return null;
   const end = at + closing.length;
   const rest = REST_OF_LINE.exec(source.slice(end, end + LONGEST_BLOCK))?.[0];
   return rest === undefined ? null : { raw: source.slice(0, end) + rest, text };
