@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from common import OK, WRONG_USE, Spread, parser, progress, run_script, table, whole, write_json
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
-from servers import started
+from playwright.async_api import Browser, BrowserContext, Page, Route, async_playwright
+from servers import MARKDOWN, started
 
 ARGUMENTS = (
     "--headless=new",
@@ -25,6 +25,20 @@ ARGUMENTS = (
 )
 
 ANSWER_MS = 600_000
+
+LENGTHS = (10, 500, 1500)
+"""Turns of the conversations that are shown."""
+
+SHOWN = """new Promise((done) => {
+  const look = () => {
+    if (document.querySelector(".turn:last-child .answer pre")) {
+      requestAnimationFrame(() => setTimeout(() => done(performance.now()))); // once it is painted
+    } else requestAnimationFrame(look);
+  };
+  look();
+})"""
+
+RESPONDED = "performance.getEntriesByType('resource').find((one) => /history/.test(one.name)).responseEnd"
 
 LONG_MS = 50
 TASKS = "disabled-by-default-devtools.timeline"
@@ -43,6 +57,8 @@ figures, each the median of the rounds with the least and the most:
   longest_task_ms  the longest time that it was busy
   ..._cpu          the same by the CPU time that it had, without that which other processes of a busy machine took
   late_bytes       what the page fetched for showing the answer (the highlighter), beside the answer itself
+  show_N_ms        from the end of the response with a history of N turns of Markdown until the newest is on the screen
+  change_N_cpu_ms  CPU time of the page's thread for one more message and its answer of 20 tokens in that conversation
 
 exit codes: 0 measured; 2 wrong use, or no chromium here; 130 Ctrl-C
 """
@@ -133,15 +149,51 @@ async def visit(browser: Browser, url: str) -> dict[str, float]:
     }
 
 
+async def revisit(browser: Browser, url: str, turns: int) -> dict[str, float]:
+    """Show a conversation of ``turns`` turns, and send one more message in it."""
+    context = await browser.new_context(viewport={"width": 1280, "height": 800})
+    page = await context.new_page()
+    messages = [
+        message
+        for number in range(turns)
+        for message in (
+            {"role": "user", "content": f"Message {number}"},
+            {"role": "assistant", "content": MARKDOWN, "message_id": str(number)},
+        )
+    ]
+    history = json.dumps({"turn": 0, "messages": messages})
+
+    async def respond(route: Route) -> None:
+        await route.fulfill(content_type="application/json", body=history)
+
+    await page.route("**/history?*", respond)
+    await page.goto(url, wait_until="commit")
+    shown = await page.evaluate(SHOWN) - await page.evaluate(RESPONDED)
+    await page.wait_for_load_state("networkidle")
+    await browser.start_tracing(page=page, categories=["toplevel", "devtools.timeline", TASKS])
+    await page.locator("#message").fill("One more.")
+    await page.keyboard.press("Enter")
+    await page.locator(f".turn:nth-child({turns + 1})[data-state=complete]").wait_for(timeout=ANSWER_MS)
+    tasks = busy(json.loads(await browser.stop_tracing()))
+    await context.close()
+    return {f"show_{turns}_ms": shown, f"change_{turns}_cpu_ms": sum(one.cpu_ms for one in tasks)}
+
+
 async def measure(options: argparse.Namespace, chromium: str) -> tuple[list[dict[str, float]], str]:
     """The figures of each round, and the browser's version."""
     rounds = []
-    with started("markdown", "--pieces", str(options.tokens)) as server:
+    with (
+        started("markdown", "--pieces", str(options.tokens)) as server,
+        started("pieces", "--pieces", "20") as brief,
+    ):
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
             for number in range(options.rounds):
                 progress(f"round {number + 1} of {options.rounds}", live=True)
-                rounds.append(await visit(browser, server.url))
+                figures = await visit(browser, server.url)
+                for turns in LENGTHS:
+                    figures |= await revisit(browser, brief.url, turns)
+                rounds.append(figures)
             version = browser.version
             await browser.close()
     return rounds, version

@@ -18,6 +18,12 @@ FIGURES = {
     "long_tasks_cpu": ("tasks of 50 ms or more of CPU time", 0),
     "longest_task_ms_cpu": ("the longest, ms of CPU time", 0),
     "late_bytes": ("loaded for the answer (the highlighter), bytes", 0),
+    "show_10_ms": ("until 10 turns are shown, ms", 0),
+    "show_500_ms": ("until 500 turns are shown, ms", 0),
+    "show_1500_ms": ("until 1,500 turns are shown, ms", 0),
+    "change_10_cpu_ms": ("one more message after 10 turns, ms of CPU time", 0),
+    "change_500_cpu_ms": ("one more message after 500 turns, ms of CPU time", 0),
+    "change_1500_cpu_ms": ("one more message after 1,500 turns, ms of CPU time", 0),
 }
 """How a round's figures are called, and their digits. One that is not here is shown by its own name."""
 

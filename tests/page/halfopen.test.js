@@ -21,6 +21,7 @@ for (const [open, settled] of [
   ["3 * 4", "3 * 4"],
   ["see [the page](https://exam", "see the page"],
   ["see [the page](https://example.org)", "see [the page](https://example.org)"],
+  ["[a\n---\nb](https://exam", "[a\n---\nb](https://exam"],
   ["text\n-", "text\n"],
   ["text\n---", "text\n"],
   ["text\n==", "text\n"],

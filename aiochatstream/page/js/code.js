@@ -3,10 +3,17 @@
 import { highlight } from "./highlight.js";
 import { t } from "./i18n.js";
 import { copyText } from "./copy.js";
+import { morph } from "./morph.js";
 import { h, icon } from "./view/dom.js";
 
 /** Characters; longer code stays plain while it is being written. */
 const HIGHLIGHT_WHILE_WRITTEN = 6000;
+
+/** Characters; longer code stays plain. */
+const HIGHLIGHT = 60_000;
+
+/** @type {WeakMap<HTMLElement, { text: string, coloured: boolean }>} what was written last */
+const written = new WeakMap();
 
 /**
  * @param {string} language as the fence says it, or empty
@@ -18,10 +25,10 @@ export function codeBlock(language, text, complete) {
   const code = h("code", {});
   const copy = h("button", { type: "button", class: "button quiet small", "data-action": "copy-code" }, [
     icon("copy"),
-    h("span", {}, [t("copy")]),
+    h("span", { "data-text": "copy" }, [t("copy")]),
   ]);
   copy.addEventListener("click", () => copyText(code.textContent ?? "", copy));
-  const figure = h("figure", { class: "code" }, [
+  const figure = h("figure", { class: "code", dir: "ltr" }, [
     h("figcaption", {}, [h("span", { class: "language" }, [language]), copy]),
     h("pre", { tabindex: "0" }, [code]),
   ]);
@@ -48,13 +55,24 @@ export function rewrite(figure, text, complete) {
  * @param {boolean} complete
  */
 function write(code, language, text, complete) {
-  if (!complete && text.length > HIGHLIGHT_WHILE_WRITTEN) {
-    code.textContent = text;
-    return;
-  }
-  const shown = highlight(language, text, () => {
-    if (code.textContent === text) write(code, language, text, complete);
+  const coloured = text.length <= (complete ? HIGHLIGHT : HIGHLIGHT_WHILE_WRITTEN);
+  const last = written.get(code);
+  if (last?.text === text && last.coloured === coloured) return;
+  written.set(code, { text, coloured });
+  show(code, language, text, coloured);
+}
+
+/**
+ * @param {HTMLElement} code
+ * @param {string} language
+ * @param {string} text
+ * @param {boolean} coloured
+ */
+function show(code, language, text, coloured) {
+  const shown = coloured && highlight(language, text, () => {
+    if (written.get(code)?.text === text) show(code, language, text, coloured);
   });
-  if (shown) code.replaceChildren(shown);
-  else code.textContent = text;
+  const nodes = shown || document.createDocumentFragment();
+  if (!shown) nodes.append(text);
+  morph(code, nodes);
 }

@@ -6,7 +6,7 @@ const FENCE = /^\s*(`{3,}|~{3,})/;
 /** Beginnings of a line that may become something else: a heading, list, underline, fence. */
 const BEGINNING = /(^|\n) *(#{1,6} *|[-=]+ *|\d{1,9}[.)]? *|(`{3,}|~{3,})[^`\n]*)$/;
 
-const LINK_ON_ITS_WAY = /!?\[([^\][]*)\]\([^()\s]*$/;
+const LINK_ON_ITS_WAY = /!?\[([^\][\n]*)\]\([^()\s]*$/;
 
 /** Emphasis, code or a link that opens or closes here. */
 const MARKS_AT_THE_END = /(\*{1,3}|_{1,3}|~{1,2}|`{1,2}|!?\[)$/;

@@ -24,8 +24,11 @@ const LANGUAGES = {
 /** @type {any} */
 let core = null;
 
-/** @type {Map<string, Promise<boolean>>} */
+/** @type {Map<string, Promise<boolean>>} the languages that were asked for; those that failed are not asked for again */
 const coming = new Map();
+
+/** @type {Promise<any> | null} */
+let coreComing = null;
 
 /**
  * @param {string} said the language, as the fence says it
@@ -34,28 +37,30 @@ const coming = new Map();
  * @returns {DocumentFragment | null} null: not yet, or not in this language
  */
 export function highlight(said, text, whenReady) {
-  const language = LANGUAGES[said.toLowerCase()];
+  const name = said.toLowerCase();
+  const language = Object.hasOwn(LANGUAGES, name) ? LANGUAGES[name] : undefined;
   if (!language) return null;
   if (core?.getLanguage(language)) {
     return sanitized(core.highlight(text, { language, ignoreIllegals: true }).value);
   }
-  if (!coming.has(language)) coming.set(language, fetchLanguage(language));
-  coming.get(language)?.then((ready) => ready && whenReady());
+  const ready = coming.get(language) ?? fetchLanguage(language);
+  coming.set(language, ready);
+  void ready.then((there) => there && whenReady());
   return null;
 }
 
 /** @param {string} language */
 async function fetchLanguage(language) {
   try {
+    coreComing ??= import("../vendor/highlight/core.js");
     const [{ default: hljs }, { default: grammar }] = await Promise.all([
-      import("../vendor/highlight/core.js"),
+      coreComing,
       import(`../vendor/highlight/${language}.js`),
     ]);
     hljs.registerLanguage(language, grammar);
     core = hljs;
     return true;
   } catch {
-    coming.delete(language); // the network, perhaps: the next code tries again
     return false;
   }
 }

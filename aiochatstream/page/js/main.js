@@ -151,9 +151,9 @@ function open(id) {
 
 function show() {
   const chat = current();
-  thread.show(chat);
-  composer.show(chat);
+  composer.show(chat); // before anything is drawn: what is written next belongs to this conversation
   drawHeading();
+  thread.show(chat);
   if (settings.open) showSettings();
   if (dev.open) devPanel.show(chat);
 }
@@ -190,6 +190,14 @@ function dress() {
   sidebar.draw();
 }
 
+/** The same for all that is shown, which stays where it is. */
+function dressAgain() {
+  thread.inPlace(() => {
+    dress();
+    show();
+  });
+}
+
 /** Ask until it is told: nothing but the owner's texts depends on it. */
 async function refreshConfig() {
   try {
@@ -199,8 +207,7 @@ async function refreshConfig() {
     return;
   }
   if (!config.dev_tool) dev.toggle(false);
-  dress();
-  show();
+  dressAgain();
 }
 
 async function exportCurrent() {
@@ -258,8 +265,7 @@ function setUp() {
   const locale = byId("locale", HTMLSelectElement);
   locale.addEventListener("change", () => {
     store.set({ locale: /** @type {any} */ (locale.value) });
-    dress();
-    show();
+    dressAgain();
   });
   const lookAgain = () => {
     if (!current().answering) void current().load(); // another tab may have gone on

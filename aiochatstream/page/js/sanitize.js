@@ -15,7 +15,7 @@ const ALLOWED = {
 };
 
 /** Those that markdown.js and the highlighter give. */
-const CLASSES = /^(maths|maths-block|language-\S+|hljs[\w -]*)$/;
+const CLASSES = /^(maths|maths-block|plain|language-\S+|hljs[\w -]*)$/;
 
 const purify = DOMPurify(window);
 

@@ -8,7 +8,7 @@ import { h, textButton } from "./dom.js";
  * @returns {HTMLElement}
  */
 export function feedbackForm(send) {
-  const box = h("textarea", { rows: "2", "aria-label": t("comment"), placeholder: t("comment"), maxlength: "2000" });
+  const box = h("textarea", { rows: "2", dir: "auto", "aria-label": t("comment"), placeholder: t("comment"), maxlength: "2000" });
   const form = h("div", { class: "feedback" }, [
     box,
     h("div", { class: "edit-actions" }, [

@@ -29,7 +29,7 @@ export function refusal(chat, giveBack) {
   ]);
   tick(countdown, chat, refused);
   if (!("text" in ask)) return box;
-  const bubble = h("div", { class: "bubble", "data-role": "unsent" }, [ask.text]);
+  const bubble = h("div", { class: "bubble", dir: "auto", "data-role": "unsent" }, [ask.text]);
   return h("div", { class: "unsent" }, [h("div", { class: "user" }, [bubble]), box]);
 }
 

@@ -59,7 +59,7 @@ export class Sidebar {
           onclick: () => this.#actions.open(id),
           ...(current ? { "aria-current": "page" } : {}),
         },
-        [h("span", {}, [title]), answering && h("span", { class: "pulse", title: t("waiting") })],
+        [h("span", { dir: "auto" }, [title]), answering && h("span", { class: "pulse", title: t("waiting") })],
       ),
       h("span", { class: "conversation-actions" }, [
         iconButton("edit", t("rename"), () => this.#rename(entry), { "data-action": "rename" }),
@@ -70,7 +70,7 @@ export class Sidebar {
 
   /** @param {Entry} entry */
   #rename({ id, title }) {
-    const input = h("input", { type: "text", class: "rename", "aria-label": t("rename"), maxlength: "60" });
+    const input = h("input", { type: "text", class: "rename", dir: "auto", "aria-label": t("rename"), maxlength: "60" });
     input.value = title;
     const finish = (/** @type {boolean} */ keep) => {
       if (this.#renaming !== id) return;

@@ -1,9 +1,9 @@
-// One message and its answer.
+// One message and its answer. It begins as plain text; buttons and Markdown come with the first `update`.
 
 import { announce } from "../announce.js";
 import { Blocks } from "../blocks.js";
 import { copyText } from "../copy.js";
-import { t } from "../i18n.js";
+import { currentLocale, t } from "../i18n.js";
 import { avatar } from "./avatar.js";
 import { feedbackForm } from "./feedback.js";
 import { h, iconButton, textButton } from "./dom.js";
@@ -30,17 +30,23 @@ import { h, iconButton, textButton } from "./dom.js";
  * @property {(turn: Turn, like: boolean | null, comment: string | null) => Promise<void>} feedback
  */
 
+/** Pixels of a turn and of a line of it, and characters of that line: for as long as it was not laid out. */
+const TURN_HEIGHT = 150;
+const LINE_HEIGHT = 28;
+const LINE_LENGTH = 70;
+
 export class TurnView {
   #controls;
   #blocks;
-  #text = h("div", { class: "answer", "data-role": "answer" });
+  #text = h("div", { class: "answer plain", dir: "auto", "data-role": "answer" });
   #waiting = h("div", { class: "waiting" });
   #note = h("div", { class: "note" });
   #stats = h("p", { class: "stats" });
   #actions = h("div", { class: "actions" });
-  #bubble = h("div", { class: "bubble", "data-role": "message" });
+  #bubble = h("div", { class: "bubble", dir: "auto", "data-role": "message" });
   #userActions = h("div", { class: "actions" });
-  #user = h("div", { class: "user" });
+  #reply = h("div", { class: "reply-body" }, [this.#text]);
+  #furnished = false;
   #statsOpen = false;
   #editing = false;
   #drawn = "";
@@ -55,35 +61,55 @@ export class TurnView {
     this.turn = turn;
     this.#controls = controls;
     this.#blocks = new Blocks(this.#text, announceBlock);
-    this.#user.append(this.#bubble, this.#userActions);
     this.element = h("li", { class: "turn" }, [
-      h("h2", { class: "visually-hidden" }, [t("you")]),
-      this.#user,
-      h("h2", { class: "visually-hidden" }, [t("assistant")]),
-      h("div", { class: "reply" }, [
-        avatar(),
-        h("div", { class: "reply-body" }, [this.#text, this.#waiting, this.#note, this.#stats, this.#actions]),
-      ]),
+      h("h2", { class: "visually-hidden", "data-text": "you" }, [t("you")]),
+      h("div", { class: "user" }, [this.#bubble]),
+      h("h2", { class: "visually-hidden", "data-text": "assistant" }, [t("assistant")]),
+      h("div", { class: "reply" }, [this.#reply]),
     ]);
+    this.height = TURN_HEIGHT + LINE_HEIGHT * Math.ceil((turn.user.length + turn.answer.length) / LINE_LENGTH);
+    this.element.style.containIntrinsicBlockSize = `auto ${this.height}px`;
+    this.#text.textContent = turn.answer;
+    this.#describe();
+  }
+
+  /** Add what is there only near the screen. */
+  #furnish() {
+    if (this.#furnished) return;
+    this.#furnished = true;
+    this.#text.replaceChildren();
+    this.#text.classList.remove("plain");
+    this.#text.removeAttribute("dir"); // each block has one
+    this.#bubble.after(this.#userActions);
+    this.#reply.before(avatar());
+    this.#reply.append(this.#waiting, this.#note, this.#stats, this.#actions);
+  }
+
+  #describe() {
+    const { turn } = this;
+    this.element.dataset.state = turn.state;
+    this.element.dataset.messageId = turn.id ?? "";
+    if (this.#bubbleText === turn.user) return;
+    this.#bubbleText = turn.user;
+    this.#bubble.textContent = turn.user;
   }
 
   /** The answer grew. */
   grow() {
+    this.#furnish();
     this.#blocks.show(this.turn.answer, !this.#underWay);
   }
 
   /** @param {Surroundings} around */
   update(around) {
     const { turn } = this;
-    this.element.dataset.state = turn.state;
-    this.element.dataset.messageId = turn.id ?? "";
-    if (this.#bubbleText !== turn.user) {
-      this.#bubbleText = turn.user;
-      this.#bubble.textContent = turn.user;
-    }
+    const { may } = this.#controls;
+    this.#furnish();
+    this.#describe();
     this.grow();
     this.#announce(around);
-    const drawn = JSON.stringify([turn.state, turn.id, turn.finish, turn.like, around, this.#statsOpen]);
+    const shown = [currentLocale(), may("set_feedback"), may("delete_message"), this.#statsOpen];
+    const drawn = JSON.stringify([turn.state, turn.id, turn.finish, turn.like, turn.usage, around, ...shown]);
     if (drawn === this.#drawn) return; // what has the focus stays
     this.#drawn = drawn;
     this.#drawWaiting(around);
@@ -206,7 +232,7 @@ export class TurnView {
   /** @param {string} text what the box begins with */
   #edit(text) {
     const { id } = this.turn;
-    const box = h("textarea", { "aria-label": t("edit_message"), rows: "3", "data-role": "edit" });
+    const box = h("textarea", { "aria-label": t("edit_message"), rows: "3", dir: "auto", "data-role": "edit" });
     box.value = text;
     this.#editing = true;
     const done = () => {

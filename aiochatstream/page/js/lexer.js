@@ -1,0 +1,81 @@
+// Marked's lexer, bounded: it is recursive, and some thousand levels end at the stack's limit.
+
+import { Lexer } from "../vendor/marked.js";
+
+/** @typedef {import("../vendor/marked.js").Token} Token */
+
+/** Calls in each other: two for a quote or a list, one for emphasis or a link. */
+export const MAX_DEPTH = 64;
+
+/** Characters that may be searched in vain for the end of emphasis; from there on its marks are text. */
+const EMPHASIS_BUDGET = 600_000;
+
+export class BoundedLexer extends Lexer {
+  emphasisBudget = EMPHASIS_BUDGET;
+  /** Whether something nests deeper; it is a token `plain` then. */
+  exceeded = false;
+  #depth = 0;
+
+  /**
+   * @override
+   * @param {string} source
+   * @param {any} tokens
+   * @param {boolean} [clipped]
+   * @returns {any}
+   */
+  blockTokens(source, tokens = [], clipped) {
+    return this.#tokens(source, tokens, () => super.blockTokens(source, tokens, clipped));
+  }
+
+  /**
+   * @override
+   * @param {string} source
+   * @param {Token[]} tokens
+   */
+  inlineTokens(source, tokens = []) {
+    return this.#tokens(source, tokens, () => super.inlineTokens(source, tokens));
+  }
+
+  /**
+   * @param {string} source
+   * @param {() => any} lex makes the token at the beginning of `source`; it may call itself
+   * @returns {any}
+   */
+  block(source, lex) {
+    const token = this.#nested(lex);
+    return token === null ? plain(source) : token;
+  }
+
+  /**
+   * @param {string} source
+   * @param {Token[]} tokens
+   * @param {() => any} lex adds to `tokens`
+   */
+  #tokens(source, tokens, lex) {
+    if (this.#nested(lex) === null) tokens.push(plain(source));
+    return tokens;
+  }
+
+  /**
+   * @template Value
+   * @param {() => Value} lex
+   * @returns {Value | null} null: too deep
+   */
+  #nested(lex) {
+    if (this.#depth >= MAX_DEPTH) {
+      this.exceeded = true;
+      return null;
+    }
+    this.#depth += 1;
+    try {
+      return lex();
+    } finally {
+      this.#depth -= 1;
+    }
+  }
+}
+
+/** @param {string} source */
+function plain(source) {
+  return { type: "plain", raw: source, text: source };
+}
