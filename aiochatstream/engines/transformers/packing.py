@@ -23,6 +23,16 @@ class PackedLinear(nn.Module):
         self._weights, self._index = weights, index
         self.in_features, self.out_features = weights.in_features, weights.sizes[index]
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """A copy of the plain weight, for modules around the layer that read it (LoRA its dtype, for example)."""
+        return self._weights.plain[self._index]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The layer's bias."""
+        return self._weights.biases[self._index]
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self._weights.apply(inputs, self._index)
 
@@ -52,6 +62,16 @@ class PackedWeights:
             latest = inputs, torch.split_with_sizes(together, self.sizes, -1)
         self._latest = latest if index + 1 < len(self.sizes) else None
         return latest[1][index]
+
+    @property
+    def plain(self) -> tuple[torch.Tensor, ...]:
+        """Copies of the weights, each [out, in]."""
+        return torch.split_with_sizes(self._weight.to_dense(), self.sizes)
+
+    @property
+    def biases(self) -> Sequence[torch.Tensor | None]:
+        """The bias of each layer."""
+        return [None] * len(self.sizes) if self._bias is None else torch.split_with_sizes(self._bias, self.sizes)
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
         """What all the layers make of ``inputs``, one after another."""

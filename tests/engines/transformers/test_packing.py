@@ -32,6 +32,36 @@ def test_a_model_of_any_precision_still_answers_and_as_before(dtype: torch.dtype
     assert torch.allclose(after, before, atol=1e-5 if dtype in (torch.float32, torch.float64) else 0.02)
 
 
+class Adapted(nn.Module):
+    """A linear layer with a LoRA adapter, as PEFT wraps it: it reads the dtype of the adapter's weight."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base_layer.in_features, 4, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(4, base_layer.out_features, bias=False)})
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        first, second = self.lora_A["default"], self.lora_B["default"]
+        result: torch.Tensor = self.base_layer(inputs)
+        return result + second(first(inputs.to(first.weight.dtype)))
+
+
+def test_layers_around_a_packed_one_may_read_its_weight_and_bias() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"q_proj": nn.Linear(16, 16), "k_proj": nn.Linear(16, 8), "v_proj": nn.Linear(16, 8)})
+    before = {name: (one.weight.clone(), one.bias.clone()) for name, one in model.items()}
+    adapted = Adapted(nn.Linear(16, 8))
+    inputs = torch.randn(1, 3, 16)
+    with torch.inference_mode():
+        expected = adapted(inputs)
+        assert pack_linears(model) + pack_linears(adapted) == 6
+        assert torch.allclose(adapted(inputs), expected, atol=1e-5)
+    for name, (weight, bias) in before.items():
+        assert torch.equal(model[name].weight, weight)
+        assert torch.equal(model[name].bias, bias)
+
+
 def test_only_plain_linear_layers_are_replaced_and_their_number_told() -> None:
     class Own(nn.Linear):
         pass
