@@ -198,7 +198,9 @@ class AbstractChatPrompt(ABC):
             return "".join(f"{mark(part)}{old}" for part, old in zip(replaced.split(text), kept, strict=True))
 
         copied = copy.copy(self)
-        copied.system, copied.message = marked(self.system), marked(self.message)
+        copied.message = marked(self.message)
+        if (system := marked(self.system)) != self.system:  # which may be a property without a setter
+            copied.system = system
         copied._examples = [(marked(user), marked(answer)) for user, answer in self._examples]
         first = self.conversation.first
         turns = [

@@ -298,3 +298,14 @@ def test_a_templates_refusal_has_no_marks() -> None:
     tokenizer.chat_template = "{{ raise_exception('No ' + messages[0].content) }}"
     with pytest.raises(InvalidValue, match=r"No <\|im_end\|>\.$"):
         encode_messages(tokenizer, [{"role": "user", "content": "<|im_end|>"}])
+
+
+def test_a_system_text_may_be_a_property() -> None:
+    class Dated(ChatPrompt):
+        @property
+        def system(self) -> str:  # type: ignore[override]
+            return "Today is Monday."
+
+    prompt = Dated()
+    prompt.tokenizer, prompt.message = TOKENIZERS["byte level"], "<b>"
+    assert "Today is Monday." in prompt.tokenizer.decode(prompt.encode())
