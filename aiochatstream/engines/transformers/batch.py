@@ -34,8 +34,15 @@ PIECE_TOKENS = (8, 256)
 """The least and the most tokens of prompts that one step reads. The most keeps a CPU busy: with more, those who come
 first would only wait longer."""
 
+MOST_SHRUNK = 5
+"""Halvings: of 256 tokens 8 are left."""
+
 WIDER = 8
 """How many times as many another processor takes."""
+
+LONGEST_STEP, SLOWEST = 3.0, 4.0
+"""Seconds, and multiples of a step that reads no prompt: a step that takes longer than both halves what the next ones
+read, because a client that leaves is noticed between steps. One that takes less than a third doubles that again."""
 
 DISTURBED = 1.0
 """A step that also reads prompts may take so many times longer for each who waits for a first token. The gaps between
@@ -176,6 +183,8 @@ class Batch:
         self._wake = threading.Condition()
         self._closed = self.stopped = False
         self._pace = Pace()
+        self._shrunk = 0
+        """How many times the greatest piece is halved."""
         self._hits = 0
         self._thread = threading.Thread(target=self._run, name="aiochatstream-decode", daemon=True)
         self._thread.start()
@@ -397,7 +406,7 @@ class Batch:
     def _budget(self, answering: int) -> int:
         """How many tokens of prompts the next step may read."""
         least, most = PIECE_TOKENS
-        most *= 1 if self._device.type == "cpu" else WIDER
+        most = max(least, most * (1 if self._device.type == "cpu" else WIDER) >> self._shrunk)
         waiting = len(self._rows) - answering
         if not answering or not waiting:
             return most
@@ -411,6 +420,10 @@ class Batch:
         tokens = sum(len(piece.ids) for _, piece in pieces)
         computed = filled_up(tokens)
         self._on_step("prefill" if tokens > len(pieces) else "decode", seconds)
+        limit = max(LONGEST_STEP, SLOWEST * self._pace.seconds(1))
+        if tokens > len(pieces):
+            slower = (seconds > limit) - (seconds < limit / 3)
+            self._shrunk = min(max(self._shrunk + slower, 0), MOST_SHRUNK)
         alone = all(len(piece.ids) > 1 for _, piece in pieces)
         if not (alone and self._pace.known):  # nobody waits for such a step, and its tokens take less time each
             self._pace.learn(computed, seconds, reading=tokens > len(pieces))

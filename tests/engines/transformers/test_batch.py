@@ -502,6 +502,20 @@ class Breaks:
         raise ZeroDivisionError
 
 
+@pytest.mark.parametrize(
+    ("longest", "pieces"), [(-1.0, [16, 8, 4, 2, 2, 2, 2, 2, 2]), (60.0, [16, 16, 8])], ids=["slow", "quick"]
+)
+def test_steps_that_take_long_read_less_so_that_a_client_that_leaves_is_noticed_soon(
+    made: Any, model: OneLayer, monkeypatch: pytest.MonkeyPatch, longest: float, pieces: list[int]
+) -> None:
+    monkeypatch.setattr(module, "PIECE_TOKENS", (2, 16))
+    monkeypatch.setattr(module, "LONGEST_STEP", longest)
+    monkeypatch.setattr(module, "SLOWEST", longest)
+    asked = Asked(made(model), ids(40), max_new_tokens=1)
+    assert asked.rest() == model.answer(asked.prompt, 1)
+    assert [length for step in model.steps for _, length in lengths(step)] == pieces
+
+
 @pytest.mark.parametrize("method", ["read", "put"])
 def test_what_cannot_be_copied_for_reuse_harms_no_neighbour(
     made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch, method: str
