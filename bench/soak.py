@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -455,9 +455,10 @@ def main() -> int:
                     print("Interrupted: this is what was measured so far.")
                     code = INTERRUPTED
                 checks = runner.run(soak.checks())
-            for _ in range(10):
-                soak.stalling.upload()
-                soak.stalling.ask()
+            with suppress(OSError):  # it may have ended
+                for _ in range(10):
+                    soak.stalling.upload()
+                    soak.stalling.ask()
             start = time.monotonic()
         took = None if options.url is not None else time.monotonic() - start
         checks.append(Check("end", took, END_SECONDS, "seconds"))

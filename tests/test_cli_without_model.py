@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from pathlib import Path
 
 import aiohttp
@@ -162,3 +163,17 @@ def test_a_type_of_mock_answers_that_there_is_not_is_told(capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         main(["serve", "--mock", "square"])
     assert "argument --mock: invalid choice: 'square'" in capsys.readouterr().err
+
+
+def test_an_upload_that_stops_does_not_delay_the_end_and_an_unknown_encoding_is_a_json_error(tmp_path: Path) -> None:
+    with serve(tmp_path, "--mock", "echo") as process:
+        address = ("127.0.0.1", int(url_when_ready(process).rsplit(":", 1)[1]))
+        head = b"POST /chat_stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
+        with socket.create_connection(address) as stalled, socket.create_connection(address) as encoded:
+            stalled.sendall(head + b"\r\n{")
+            encoded.sendall(head + b"Content-Encoding: br\r\n\r\n123456789")
+            answer = encoded.recv(9999)
+            assert b" 415 " in answer.splitlines()[0]
+            assert b'{"error":"unsupported_media_type"' in answer
+            assert process.end() == 0
+        assert "Traceback" not in process.err
