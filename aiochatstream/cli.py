@@ -27,6 +27,7 @@ from aiochatstream.load_time import LoadTime
 from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.threads import any_daemon_thread
+from aiochatstream.web.addresses import parse_address
 from aiochatstream.web.errors import errors_as_json
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.server_log import shorten_client_errors
@@ -92,7 +93,7 @@ def serve(options: argparse.Namespace) -> int:
         temperature=options.temperature,
         top_p=options.top_p,
         allow_system_prompt=True,
-        allowed_hosts=options.allowed_host,
+        allowed_hosts=_allowed_hosts(options.host, options.allowed_host),
         conversation_store=sessions.store,
         locale=options.locale,
     )
@@ -219,6 +220,13 @@ def _url(host: str, port: int) -> str:
     """Where to reach a server that listens on ``host``, from this machine."""
     everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104
     return f"http://{'127.0.0.1' if everywhere else f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _allowed_hosts(host: str, names: list[str] | None) -> list[str] | None:
+    """Return the names that requests may use: those given, and the one to listen on, which is printed."""
+    if host in ("", "localhost") or parse_address(host) is not None:
+        return names
+    return [*(names or ()), host]
 
 
 def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.cli import _listen
+from aiochatstream.cli import _allowed_hosts, _listen
 from aiochatstream.messages import EN
 from aiochatstream.roles import PROBES
 from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
@@ -186,3 +186,21 @@ async def test_the_host_of_a_whole_url_and_each_host_header_counts(start: Any) -
 def test_what_is_no_host_name_is_a_value_error(names: Any) -> None:
     with pytest.raises(ValueError, match=r"allowed_hosts: must be "):
         ChatStream(engine=echo, allowed_hosts=names)
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "allowed"),
+    [
+        ("127.0.0.1", None, None),
+        ("::", None, None),
+        ("", None, None),
+        ("localhost", None, None),
+        ("box.local", None, ["box.local"]),
+        ("box.local", ["chat.example.com"], ["chat.example.com", "box.local"]),
+        ("0.0.0.0", ["chat.example.com"], ["chat.example.com"]),  # noqa: S104
+    ],
+)
+def test_the_name_that_serve_listens_on_and_prints_is_allowed(
+    host: str, names: list[str] | None, allowed: list[str] | None
+) -> None:
+    assert _allowed_hosts(host, names) == allowed
