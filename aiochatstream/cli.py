@@ -27,7 +27,6 @@ from aiochatstream.load_time import LoadTime
 from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.threads import any_daemon_thread
-from aiochatstream.web.addresses import parse_address
 from aiochatstream.web.errors import errors_as_json
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.server_log import shorten_client_errors
