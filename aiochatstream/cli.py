@@ -26,6 +26,7 @@ from aiochatstream.errors import ChatStreamError
 from aiochatstream.load_time import LoadTime
 from aiochatstream.messages import LOCALES, Messages, locale_of, messages_of
 from aiochatstream.prompts import ChatPrompt
+from aiochatstream.sessions.client_address import parse_address
 from aiochatstream.threads import any_daemon_thread
 from aiochatstream.web.errors import errors_as_json
 from aiochatstream.web.openai.keys import ApiKeys
