@@ -144,8 +144,8 @@ class ChatStream(Chat, Stateless):
     :param client_roles: who may call what, in chatstream's shape; see :class:`~aiochatstream.roles.Roles`. None: one
         role for all browsers, which may call all but get_prompt and get_resource_usage.
     :param allowed_hosts: the host names by which this server may be called, each as ``chat.example.com`` or
-        ``*.example.com``; addresses and localhost always may. None: any name, but none more on connections to a
-        loopback address. A refusal names what to add. See :class:`~aiochatstream.web.hosts.AllowedHosts`.
+        ``*.example.com``; addresses, localhost and the machine's own name always may. None: any name, but none more
+        on connections to a loopback address. A refusal names what to add. See :class:`~aiochatstream.web.hosts.AllowedHosts`.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
     :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.

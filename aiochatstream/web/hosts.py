@@ -7,22 +7,26 @@ which then sends and reads everything. The name in the Host header is what tells
 from __future__ import annotations
 
 import re
+import socket
 
 from aiohttp import web
 from yarl import URL
 
 from aiochatstream.errors import Forbidden
 from aiochatstream.sessions.client_address import parse_address
-from aiochatstream.web.addresses import arrived_on_loopback, hosts_of, is_loopback_host
+from aiochatstream.web.addresses import arrived_on_loopback, host_name, hosts_of, is_loopback_host
 
 NAME = re.compile(r"(?:\*\.)?[^\s*.:/\\@?#\[\]]+(?:\.[^\s*.:/\\@?#\[\]]+)*\.?")
 ANY = "*"
+
+CONTAINER_HOSTS = frozenset({"host.docker.internal", "host.containers.internal"})
+"""Names by which programs in containers of Docker and Podman reach this machine, often its loopback address."""
 
 
 class AllowedHosts:
     """The names of a server.
 
-    Addresses and loopback names are always allowed: no one else's page can have them.
+    Addresses, loopback names and the machine's own names are always allowed: no one else's page can have them.
 
     :param names: host names without a port, ``"*.example.com"`` for all names below one, ``"*"`` for any. None: any
         name where the connection arrived on an address of the network or on a Unix socket, no further one where it
@@ -35,6 +39,7 @@ class AllowedHosts:
         if names is not None and not isinstance(names, list | tuple | set | frozenset):
             raise ValueError(f"allowed_hosts: must be a list of host names, each as 'chat.example.com', not {names!r}.")
         self._names = None if names is None else frozenset(map(_normal, names))
+        self._own_names = CONTAINER_HOSTS | _machine_names()
 
     def check(self, request: web.Request) -> None:
         """Raise :class:`~aiochatstream.errors.Forbidden` for a request by a name that is not allowed.
@@ -48,9 +53,18 @@ class AllowedHosts:
                 raise Forbidden(_refusal(host))
 
     def _allows(self, host: str) -> bool:
-        if is_loopback_host(host) or parse_address(host) is not None:
+        if is_loopback_host(host) or parse_address(host) is not None or host in self._own_names:
             return True
         return any(host == name or (name[0] == ANY and host.endswith(name[1:])) for name in self._names or ())
+
+
+def _machine_names() -> frozenset[str]:
+    """Return the machine's name as a single label and in mDNS.
+
+    A full name is left out: a foreign network may have set it, and may be able to resolve it.
+    """
+    label = host_name(socket.gethostname()).partition(".")[0]
+    return frozenset({label, f"{label}.local"}) if label else frozenset()
 
 
 def _refusal(host: str) -> str:

@@ -131,6 +131,13 @@ for (const piece of ["\\[ x ", "\\[ x\n", "a\n\\[x\\]\n", "$$ x\n", "$a", "$ a",
   });
 }
 
+for (const [name, begin, end] of [["a line", "a", "b"], ["a table", "|a|\n|-|\n|", "b|"], ["emphasis", "**a", "b**"]]) {
+  test(`many spaces in ${name} take no quadratic time, and are kept`, () => {
+    const markdown = begin + " ".repeat(500_000) + end;
+    assert.equal(blocksOf(markdown).map(({ raw }) => raw).join(""), markdown);
+  });
+}
+
 test("a list item of many lines takes no quadratic time", () => {
   const markdown = "- " + "a\n  ".repeat(20_000) + "b";
   assert.equal(blocksOf(markdown).length, 1);

@@ -64,6 +64,8 @@ async def test_renaming_ends_once_and_gives_the_keyboard_back(start: Any, visit:
     title = "Tea" if end == "Escape" else "Green tea"
     await expect(heading).to_have_text(title)
     await expect(page.locator("#conversations > li")).to_have_text([title])
+    if end in ("Enter", "Escape", "Tab"):
+        await expect(page.get_by_role("button", name="Rename")).to_be_focused()
     await page.keyboard.type("x")
     await expect(box).to_have_count(0)
 

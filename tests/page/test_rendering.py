@@ -236,6 +236,19 @@ async def test_any_step_up_ends_the_following_and_a_step_to_the_end_begins_it(
     await chat.page.wait_for_function(FOLLOWS)
 
 
+async def test_home_and_end_arrive_where_turns_are_drawn_on_the_way(start: Any, visit: Visit) -> None:
+    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    await with_history(chat.page, 200, "Answer *{number}*\n\n- one\n- two\n\n```python\nprint(1)\n```\n")
+    await chat.page.wait_for_function(FOLLOWS)
+    await chat.page.locator("#scroll").press("Home")
+    await expect(chat.answer(0).locator("li")).to_have_text(["one", "two"])
+    await chat.page.evaluate(frames)
+    await chat.page.wait_for_function("() => document.querySelector('#scroll').scrollTop === 0")
+    await chat.page.locator("#scroll").press("End")
+    await chat.page.wait_for_function(FOLLOWS)
+    await expect(chat.page.locator("#latest")).to_be_hidden()
+
+
 async def test_what_is_read_stays_where_it_is(start: Any, visit: Visit) -> None:
     def answer(messages: Any, params: Any) -> Iterator[str]:
         yield "A paragraph.\n\n" * 12

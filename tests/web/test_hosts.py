@@ -112,6 +112,28 @@ async def test_by_default_a_connection_to_a_loopback_address_is_for_loopback_nam
             assert await status(client, host) == (200 if host == "[::1" else 403), host
 
 
+@pytest.mark.parametrize("names", [None, ["chat.example.com"]])
+async def test_the_machine_is_reached_by_its_own_name_and_from_containers(
+    names: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Box.office.example")
+    async with listening("0.0.0.0", tmp_path, allowed_hosts=names) as client:  # noqa: S104
+        for host in ("box:8080", "BOX.local", "host.docker.internal:8080", "host.containers.internal"):
+            assert await status(client, host) == 200, host
+        for host in ("box.office.example", "x.box", "box.evil.example", "docker.internal", "x.host.docker.internal"):
+            assert await status(client, host) == 403, host
+
+
+@pytest.mark.parametrize("name", ["", "vm"])
+async def test_a_machine_without_a_name_allows_no_further_host(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: name)
+    async with listening("127.0.0.1", tmp_path) as client:
+        for host in (".local", "evil.local", ":80"):
+            assert await status(client, host) == 403, host
+
+
 async def test_over_a_unix_socket_the_proxy_decides_by_default(tmp_path: Path) -> None:
     async with listening("unix", tmp_path) as client:
         assert await status(client, "chat.example.com") == 200

@@ -14,6 +14,9 @@ const standard = Tokenizer.prototype;
 /** Characters without a space; looking for emphasis and addresses in longer ones takes quadratic time. */
 const ENDLESS_WORD = /^[\w.#$%&'*+/=?{|}~-]{1000,}/;
 
+/** Spaces in the middle of a line; looking for the line's end behind them takes quadratic time. */
+const MANY_SPACES = / {100,}/;
+
 /** Characters of a run of text in which a dollar is looked for. */
 const WINDOW = 1000;
 
@@ -103,8 +106,11 @@ const marked = new Marked({
     inlineText(source) {
       const word = ENDLESS_WORD.exec(source)?.[0];
       if (word !== undefined) return { type: "text", raw: word, text: word, escaped: false };
+      const spaces = MANY_SPACES.exec(source);
+      if (spaces?.index === 0) return { type: "text", raw: spaces[0], text: spaces[0], escaped: false };
       const dollar = source.slice(0, WINDOW).indexOf("$", 1); // a formula may begin there
-      return standard.inlineText.call(this, dollar < 0 ? source : source.slice(0, dollar));
+      const end = dollar < 0 ? spaces?.index : dollar;
+      return standard.inlineText.call(this, end === undefined ? source : source.slice(0, end));
     },
   },
   renderer: {

@@ -81,9 +81,9 @@ export class Sidebar {
     };
     input.addEventListener("keydown", (event) => {
       if (event.isComposing || event.keyCode === 229) return;
-      if (event.key !== "Enter" && event.key !== "Escape") return;
-      event.preventDefault(); // or the key would press the button that gets the focus
-      finish(event.key === "Enter");
+      if (event.key !== "Enter" && event.key !== "Escape" && event.key !== "Tab") return;
+      event.preventDefault(); // or the key would press the button that gets the focus, or leave it
+      finish(event.key !== "Escape");
       this.#focus(id, "rename");
     });
     input.addEventListener("blur", () => finish(true));

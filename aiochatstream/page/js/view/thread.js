@@ -50,7 +50,7 @@ export class Thread {
     this.#example = example;
     this.#scroll.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     this.#scroll.addEventListener("wheel", (event) => this.#stepped(event.deltaY < 0 && !event.ctrlKey), { passive: true });
-    this.#scroll.addEventListener("keydown", (event) => this.#stepped(UPWARDS.includes(event.key)));
+    this.#scroll.addEventListener("keydown", (event) => this.#keyPressed(event));
     this.#latest.addEventListener("click", () => this.follow());
     const resized = new ResizeObserver(() => this.#stay()); // after layout, so that it costs no further one
     for (const element of [this.#turns, this.#state, this.#scroll]) resized.observe(element);
@@ -238,6 +238,17 @@ export class Thread {
   /** @param {boolean} upwards what scrolls up has begun: the scrolling itself comes later, and in small steps */
   #stepped(upwards) {
     if (upwards) this.#follow(false);
+  }
+
+  /** @param {KeyboardEvent} event */
+  #keyPressed(event) {
+    const { key, target } = event;
+    if (event.defaultPrevented || event.shiftKey || event.altKey || target instanceof HTMLTextAreaElement) return;
+    this.#stepped(UPWARDS.includes(key));
+    if (key !== "Home" && key !== "End") return;
+    event.preventDefault(); // browsers scroll there gradually, and miss it when turns on the way change their heights
+    if (key === "End") this.follow();
+    else this.#scroll.scrollTop = 0;
   }
 
   /** Any step up ends the following; a step down to the end begins it. */
