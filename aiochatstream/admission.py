@@ -141,13 +141,23 @@ class Admission:
 
         They take slots or places in the queue, in one step: as many as are free, at most ``count`` and as many as there
         are slots. The other tickets follow at the end of the queue, each when one of the request is released: a request
-        never has more places than at first, and those who wait have their turn between two of its answers.
+        never has more places than at first, and those who wait have their turn between two of its answers. Because it
+        has them for so long, all such requests together have at most as many places as the slots and half of the queue.
 
         Raises :class:`~aiochatstream.errors.TooManyRequests` when no place is free,
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.
         """
         self.check_room()
         free = self.slots + self.queue_size - self.running - self.waiting
+        if count > min(self.slots, free):
+            held = sum(bool(ticket._followers) for ticket in (*self._running, *self._waiting))
+            free = min(free, self.slots + self.queue_size // 2 - held)
+            if free <= 0:
+                raise TooManyRequests(
+                    "Other requests for many answers have as many places as they may have. Send this one later, or ask "
+                    "for fewer answers at once.",
+                    retry_after=self.retry_after(),
+                )
         followers: deque[Ticket] = deque()
         tickets = [Ticket(self, followers) for _ in range(count)]
         followers += tickets

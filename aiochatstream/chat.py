@@ -51,7 +51,7 @@ class Chat(Runtime):
         return {name: turn.position for name, turn in turns.items() if turn.position}
 
     async def prompt_text(self, told: Conversation, message: str) -> str:
-        """What the model is told when ``message`` follows ``told``; for an engine without a tokenizer, as JSON.
+        """Return the prompt in which ``message`` follows ``told``; for an engine without a tokenizer, as JSON.
 
         One at a time is made, so that the prompts of answers have a thread. Raises
         :class:`~aiochatstream.errors.TooManyRequests` if too many wait.

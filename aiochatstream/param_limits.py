@@ -57,7 +57,7 @@ def checked_limits(
 
 @functools.cache
 def _widest_ranges() -> Mapping[str, tuple[float, float]]:
-    """What anyone may set. To make the schema holds the event loop for several milliseconds."""
+    """Return the ranges that anyone may set. Making the schema holds the event loop for several milliseconds."""
     schema = GenerationParams.model_json_schema()["properties"]
     return {name: (schema[name].get("minimum", ABOVE_ZERO), schema[name]["maximum"]) for name in LIMITED}
 

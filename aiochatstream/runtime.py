@@ -192,8 +192,9 @@ class Runtime:
             raise EngineStopped("The engine has stopped; the server's log says why.", retry_after=60)
 
     def check_room(self) -> None:
-        """Raise as :meth:`Admission.check_room`, for a request whose body is not read yet."""
+        """Raise as :meth:`check_ready` and :meth:`Admission.check_room`, for a request whose body is not read yet."""
         try:
+            self.check_ready()
             self.admission.check_room()
         except Unavailable as error:
             self.metrics.refused(error.code)

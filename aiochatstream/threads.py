@@ -102,7 +102,7 @@ async def in_daemon_thread(function: Callable[[], Result]) -> Result:
 
 
 def any_daemon_thread() -> bool:
-    """Whether a daemon thread of this package still runs. torch aborts when the interpreter ends under it, and the
-    interpreter when it cannot close stdin.
+    """Return whether a daemon thread of this package still runs. torch aborts when the interpreter ends under it, and
+    the interpreter when it cannot close stdin.
     """
     return any(thread.daemon and thread.name.startswith("aiochatstream-") for thread in threading.enumerate())

@@ -39,7 +39,7 @@ http {{
 {block}
 }}
 """
-"""What a system's nginx.conf has around the files of conf.d."""
+"""The system's nginx.conf around the files of conf.d."""
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,25 @@ def test_a_request_for_many_answers_takes_as_many_places_as_there_are_slots_or_w
     first = admission.reserve_all(100)
     assert [ticket.running for ticket in first] == [True, True, *[False] * 98]
     assert admission.waiting == 0
-    second, third = admission.reserve_all(3), admission.reserve_all(3)
-    assert [ticket.position for ticket in (*second, *third)] == [1, 2, 0, 3, 0, 0]
+    second, third = admission.reserve_all(3), admission.reserve_all(2)
+    assert [ticket.position for ticket in (*second, *third)] == [1, 0, 0, 2, 3]
     with pytest.raises(TooManyRequests, match="All 2 slots and all 3 places in the queue are taken"):
         admission.reserve_all(1)
+
+
+def test_large_requests_leave_half_of_the_queue_to_others() -> None:
+    """Their places are free for others only when all of their answers have ended, which can take hours."""
+    admission = Admission(2, 7)
+    large = [ticket for _ in range(3) for ticket in admission.reserve_all(256)]
+    assert (admission.running, admission.waiting) == (2, 3)
+    for _ in range(2):
+        with pytest.raises(TooManyRequests, match="requests for many answers have as many places") as refusal:
+            admission.reserve_all(256)
+        assert refusal.value.retry_after
+        small = [admission.reserve() for _ in range(4)]
+        for ticket in small:
+            ticket.release()
+        next(ticket for ticket in large if ticket.running).release()
 
 
 def test_between_two_answers_of_a_large_request_those_have_their_turn_who_came_meanwhile() -> None:
@@ -248,6 +263,13 @@ class AdmissionMachine(RuleBasedStateMachine):
             with pytest.raises(Draining if self.draining else TooManyRequests):
                 self.admission.reserve_all(count)
             return multiple()
+        if count > min(slots, free):
+            held = sum(bool(self.groups[ticket]) for ticket in self.running + self.waiting)
+            free = min(free, slots + self.admission.queue_size // 2 - held)
+            if free <= 0:
+                with pytest.raises(TooManyRequests):
+                    self.admission.reserve_all(count)
+                return multiple()
         made = self.admission.reserve_all(count)
         following = made[min(count, slots, free) :]
         self.groups |= dict.fromkeys(made, following)

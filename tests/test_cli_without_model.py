@@ -168,7 +168,7 @@ def test_a_type_of_mock_answers_that_there_is_not_is_told(capsys: pytest.Capture
 def test_an_upload_that_stops_does_not_delay_the_end_and_an_unknown_encoding_is_a_json_error(tmp_path: Path) -> None:
     with serve(tmp_path, "--mock", "echo") as process:
         address = ("127.0.0.1", int(url_when_ready(process).rsplit(":", 1)[1]))
-        head = b"POST /chat_stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
+        head = b"POST /chat_stream HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
         with socket.create_connection(address) as stalled, socket.create_connection(address) as encoded:
             stalled.sendall(head + b"\r\n{")
             encoded.sendall(head + b"Content-Encoding: br\r\n\r\n123456789")

@@ -87,7 +87,7 @@ class Engine(ABC):
 
     @property
     def stopped(self) -> bool:
-        """Whether an error has ended what makes the answers: the server is then not ready any more."""
+        """True if an error has ended the generation of answers: the server is then not ready any more."""
         return False
 
     def load(self, slots: int, context_len: int) -> None:  # noqa: B027 - not every engine has something to load

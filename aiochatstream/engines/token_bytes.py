@@ -32,7 +32,7 @@ class TokenBytes:
         self._byte_fallback = "ByteFallback" in kinds
 
     def are_all_of(self, token_id: int) -> bool:
-        """Whether a token stands for these bytes wherever it comes: with SentencePiece, others lose a space at the
+        """Return whether a token stands for these bytes everywhere: with SentencePiece, others lose a space at the
         beginning of a text.
         """
         if self._byte_level is not None:

@@ -101,7 +101,7 @@ class ControlTokens:
         self._never = set(self.ids.values()) - {getattr(tokenizer, "unk_token_id", None)}
 
     def may_be_in(self, text: str) -> bool:
-        """Whether a part of a control token may be in ``text``, also after the tokenizer has normalised it."""
+        """Return whether a part of a control token may be in ``text``, also after the tokenizer has normalised it."""
         if self.edge.search(text):
             return True
         return self._normalizer is not None and bool(self.edge.search(self._normalizer.normalize_str(text)))
@@ -148,7 +148,7 @@ class _Marks:
         self._mark = f"{secrets.randbelow(10**MARK_DIGITS):0{MARK_DIGITS}d}"
         self._tokens: set[str] = set()
         self.needed = False
-        """Whether a text had a part of a control token."""
+        """True if a text had a part of a control token."""
         self.read: set[str] = set()
         """Control tokens of the texts that the template has taken out; known after :meth:`split`."""
 

@@ -41,7 +41,7 @@ class GivenMessages:
 
     @property
     def leaves_head(self) -> bool:
-        """Whether what is before the conversation is the server's alone: no system message and no tools of a client."""
+        """True if only the server's words are before the conversation: no system message and no tools of a client."""
         return not self.tools and not any(one["role"] in ("system", "developer") for one in self.messages)
 
     def too_long(self, context_len: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a chat template renders, found by rendering a probe."""
+"""Traits of a chat template, found by rendering a probe."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TOOL = {
 }
 
 REFUSALS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What rendering raises for messages that a template does not take."""
+"""Errors of rendering messages that a template does not accept."""
 
 
 @dataclass(frozen=True)
 class TemplateTraits:
-    """What a chat template renders.
+    """The parts of a conversation that a chat template renders.
 
     text: whether what users say is rendered at all.
     parts: whether content must be a list of parts; a string would be left out silently.

@@ -83,8 +83,8 @@ class CookieUserSession(UserSession):
         entry = self._entries.get(commit.name)
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
         if entry is not None and sealed.begun == commit.begun:
-            if not entry["awaits_answer"]:
-                return Kept(sealed)  # it is there already
+            if not entry["awaits_answer"] and (commit.turn is None or commit.turn in sealed.turns):
+                return Kept(sealed)  # it is there already, and was not given up by abandon_lost
             before = sealed
         elif (sealed.number, sealed.begun) == (commit.number, commit.parent):  # another tab's cookie came after ours
             before = sealed.begin(commit.begun)

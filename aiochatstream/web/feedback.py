@@ -141,15 +141,15 @@ async def set_feedback(server: ChatStream, request: web.Request) -> web.StreamRe
     callback = server.on_feedback_received
     if callback is not None and server.ratings.count((user.id, turn.message_id), asked):
         told = conversation.drop_newest(len(conversation.turns) - at)
-        feedback = Feedback(
-            is_like=asked.is_like,
-            form_data=asked.form_data,
-            prompt=await server.prompt_text(told, turn.user),
-            target_message_id=turn.message_id,
-            target_message=turn.answer,
-            generation_params=server.override(server.user_params(user)).model_dump(mode="json"),
-        )
         try:
+            feedback = Feedback(
+                is_like=asked.is_like,
+                form_data=asked.form_data,
+                prompt=await server.prompt_text(told, turn.user),
+                target_message_id=turn.message_id,
+                target_message=turn.answer,
+                generation_params=server.override(server.user_params(user)).model_dump(mode="json"),
+            )
             result = callback(request, feedback)
             if inspect.isawaitable(result):
                 await result

@@ -39,7 +39,7 @@ def _effective(server: ChatStream, wanted: ParamOverrides) -> web.Response:
 
     A seed of null is a random one.
     """
-    others = server.override(wanted).model_dump(mode="json")
+    others = server.override(wanted).model_dump(mode="json", include=set(ParamOverrides.model_fields))
     params = {
         "temperature": others.pop("temperature"),
         "top_k_value": others.pop("top_k"),

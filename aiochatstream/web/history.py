@@ -9,6 +9,7 @@ from aiohttp import ETag, hdrs, web
 from aiochatstream.ask import place_of
 from aiochatstream.conversation import Conversation
 from aiochatstream.sessions import Kept
+from aiochatstream.web.access import check_origin
 from aiochatstream.web.errors import answers_errors
 from aiochatstream.web.formats import told_of
 from aiochatstream.web.json import json_response
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 async def history(server: ChatStream, request: web.Request) -> web.StreamResponse:
     """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
     asked = read_query(request, HistoryQuery)
+    if asked.abandon_lost:  # changes the conversation, other than what GET does else
+        check_origin(request, server.allowed_origins)
     user = await server.user_session(request)
     user.abandon_lost = asked.abandon_lost
     turn = server.running_turn(user, asked.conversation)

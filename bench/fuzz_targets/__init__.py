@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+
+from aiohttp import web
 
 
 @dataclass
@@ -30,3 +33,15 @@ def rounds(seconds: float, seed: int) -> Iterator[int]:
         seed += 1
         if time.monotonic() >= end:
             return
+
+
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[int]:
+    """Serve ``app`` on a loopback port in this block, and yield the port."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()

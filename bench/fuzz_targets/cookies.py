@@ -14,7 +14,7 @@ from aiohttp import web
 from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, CookieStorage
-from fuzz_targets import Findings, rounds
+from fuzz_targets import Findings, rounds, serving
 
 INPUTS_A_ROUND = 200
 
@@ -44,27 +44,19 @@ async def _round(rng: random.Random, found: Findings, seed: int) -> None:
     app = web.Application()
     aiohttp_session.setup(app, CookieStorage(Fernet.generate_key()))
     ChatStream(engine=lambda messages, params: iter([messages[-1]["content"]])).append_apis(app, {"all": True})
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
+    async with serving(app) as port:
         ann, bob = await _talk(port, "alpha" * rng.randint(1, 300)), await _talk(port, "bravo")
         if b"alpha" not in (await _send(port, HISTORY + ann.cookie))[1]:
             found.faults.append(f"seed {seed}: the unchanged cookie has no conversation")
         for number in range(INPUTS_A_ROUND):
             mutation = rng.choice(MUTATIONS)
-            cookie = mutation(rng, ann.cookie, bob.cookie)
-            fault = await _history(port, cookie)
+            fault = await _history(port, mutation(rng, ann.cookie, bob.cookie))
             if rng.random() < 0.5:
                 token = rng.choice(MUTATIONS)(rng, ann.token, bob.token)
                 fault = fault or await _commit(port, ann.cookie, token)
             found.tried += 1
             if fault is not None:
                 found.faults.append(f"seed {seed}, input {number}, {mutation.__name__}: {fault}")
-    finally:
-        await runner.cleanup()
 
 
 async def _talk(port: int, secret: str) -> Talker:

@@ -12,7 +12,7 @@ import aiohttp_session
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from fuzz_targets import Findings, rounds
+from fuzz_targets import Findings, rounds, serving
 
 INPUTS_A_ROUND = 100
 REFUSALS = {400, 413, 422}
@@ -39,19 +39,13 @@ async def _round(rng: random.Random, found: Findings, seed: int) -> None:
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     ChatStream(engine=lambda messages, params: iter(["x"])).append_apis(app, {"all": True})
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
-            for number in range(INPUTS_A_ROUND):
-                body = _body(rng)
-                found.tried += 1
-                if fault := await _fault(session, url, body):
-                    found.faults.append(f"seed {seed}, input {number}: {fault} for {body[:300]!r}")
-    finally:
-        await runner.cleanup()
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with serving(app) as port, aiohttp.ClientSession(cookie_jar=jar) as session:
+        for number in range(INPUTS_A_ROUND):
+            body = _body(rng)
+            found.tried += 1
+            if fault := await _fault(session, f"http://127.0.0.1:{port}", body):
+                found.faults.append(f"seed {seed}, input {number}: {fault} for {body[:300]!r}")
 
 
 async def _fault(session: aiohttp.ClientSession, url: str, body: str) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 from playwright.async_api import async_playwright
 
-from fuzz_targets import Findings, rounds
+from fuzz_targets import Findings, rounds, serving
 
 PAGE = Path(__file__).parents[2] / "aiochatstream" / "page"
 
@@ -103,12 +103,7 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
     app = web.Application()
     app.router.add_get("/harness.html", _harness)
     app.router.add_static("/", PAGE)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    async with async_playwright() as playwright:
+    async with serving(app) as port, async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=chromium, args=["--headless=new", "--no-sandbox", "--disable-gpu"]
         )
@@ -126,7 +121,6 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
             if len(findings.faults) >= 20:
                 break
         await browser.close()
-    await runner.cleanup()
     return findings
 
 

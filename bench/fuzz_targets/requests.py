@@ -239,7 +239,7 @@ async def _ask(port: int, rng: random.Random) -> str | None:
 
 
 async def _left(port: int, chat_stream: ChatStream) -> list[str]:
-    """What is not as before when all clients are gone."""
+    """Return the gauges that are not as before when all clients are gone."""
     gauges: dict[str, int] = {}
     for _ in range(int(PATIENCE / 0.05)):
         gauges = {

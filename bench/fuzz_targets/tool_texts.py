@@ -140,7 +140,7 @@ def _read(text: str, cuts: list[int]) -> list[Part]:
 
 
 def _accounts_for(parts: list[Part], text: str) -> bool:
-    """Whether ``parts`` are all of ``text`` but for tags and separators."""
+    """Return whether ``parts`` are all of ``text`` but for tags and separators."""
     if not parts:
         return GLUE.fullmatch(text) is not None
     part = parts[0]

@@ -74,6 +74,17 @@ async def test_the_token_may_come_to_another_worker_than_the_answer(worker: Any,
     assert await other.texts() == ["one", "one "]
 
 
+async def test_the_token_of_an_answer_that_was_given_up_brings_it_back(worker: Any, client_of: Any) -> None:
+    client = client_of(await worker())
+    await told(client, "one")
+    last = await streamed(client, "two")
+    other = moved(client, await worker())
+    async with other.session.get(f"{other.url}/history?abandon_lost=true") as response:
+        assert len((await response.json())["messages"]) == 2
+    assert (await commit(other, last["commit"]))[0] == 200
+    assert await other.texts() == ["one", "one ", "two", "two "]
+
+
 async def test_a_token_that_comes_again_changes_nothing(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     last = await streamed(client, "one")

@@ -143,6 +143,9 @@ async def test_the_history_without_a_lost_answer_ends_the_wait_for_it(
     restarted = moved(client, await start_worker())
     async with restarted.session.get(f"{restarted.url}/history?abandon_lost=perhaps") as response:
         assert (response.status, (await response.json())["error"]) == (422, "invalid_value")
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}  # a link on another site's page
+    async with restarted.session.get(f"{restarted.url}/history?abandon_lost=true", headers=elsewhere) as response:
+        assert (response.status, (await response.json())["error"]) == (403, "forbidden")
     async with restarted.session.get(f"{restarted.url}/history?abandon_lost=true") as response:
         assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
     assert await restarted.texts() == ["one", "1 2 "]

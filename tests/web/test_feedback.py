@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile
+from aiochatstream.chat import MAX_PROMPT_TEXTS
 from tests.helpers import Client, echo, until
 
 
@@ -184,6 +185,20 @@ async def test_a_rating_that_could_not_be_kept_can_be_sent_again(start: Any, cli
     answer = await client.say("hi")
     assert [(await give(client, message_id=answer["message_id"], is_like=True))[0] for _ in range(3)] == [500, 200, 200]
     assert len(received) == 2
+
+
+async def test_a_rating_that_is_refused_before_the_callback_can_be_sent_again(
+    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[Any] = []
+    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    client = client_of(server)
+    answer = await client.say("hi")
+    monkeypatch.setattr(server.chat_stream, "_prompt_texts", MAX_PROMPT_TEXTS)
+    assert (await give(client, message_id=answer["message_id"], is_like=True))[0] == 503
+    monkeypatch.setattr(server.chat_stream, "_prompt_texts", 0)
+    assert (await give(client, message_id=answer["message_id"], is_like=True))[0] == 200
+    assert len(received) == 1
 
 
 async def test_a_full_feedback_file_is_a_503_and_one_line_in_the_log(

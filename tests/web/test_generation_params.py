@@ -41,8 +41,6 @@ DEFAULTS = {
     "seed": None,
     "stop": [],
     "ignore_eos": False,
-    "logprobs": None,
-    "constraint": None,
 }
 
 

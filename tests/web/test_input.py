@@ -45,7 +45,7 @@ WRONG = [
     ('{"user_input": "hi", "params": {"temperature": 2.1}}', 422, "invalid_value", "from 0 (greedy) to 2"),
     ('{"user_input": "hi", "params": {"temperature": NaN}}', 422, "invalid_value", "params.temperature"),
     ('{"user_input": "hi", "params": {"top_k": 1.5}}', 422, "invalid_value", "params.top_k"),
-    ('{"user_input": "hi", "params": {"top_p": 0}}', 422, "invalid_value", "params.top_p"),
+    ('{"user_input": "hi", "params": {"top_p": -0.1}}', 422, "invalid_value", "params.top_p"),
     ('{"user_input": "hi", "params": {"repetition_penalty": 0}}', 422, "invalid_value", "params.repetition_penalty"),
     ('{"user_input": "hi", "params": {"max_new_tokens": 0}}', 422, "invalid_value", "params.max_new_tokens"),
     ('{"user_input": "hi", "params": {"max_new_tokens": 65}}', 422, "invalid_value", "from 1 to 64"),

@@ -22,7 +22,7 @@ from aiochatstream.web.server_log import shorten_client_errors
 from aiochatstream.web.uploads import Uploads
 from tests.helpers import PATIENCE, Server, echo, post_bytes, until
 
-HEAD = "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{more}\r\n"
+HEAD = "POST {path} HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n{more}\r\n"
 
 
 @asynccontextmanager
@@ -122,7 +122,7 @@ async def test_a_reader_that_takes_nothing_of_a_response_is_cut_off(start: Any, 
     messages = [{"role": "user", "content": "x" * 400_000}, {"role": "assistant", "content": "y" * 400_000}]
     async with client.post("/import", messages=messages) as response:
         cookie = response.headers["Set-Cookie"].partition(";")[0]
-    request = f"GET /history HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n".encode()
+    request = f"GET /history HTTP/1.1\r\nHost: [::1]\r\nCookie: {cookie}\r\n\r\n".encode()
     async with sending(server, request * 30) as reader:
         await until(lambda: chat_stream.active_requests)
         await until(lambda: not chat_stream.active_requests)
@@ -139,7 +139,7 @@ async def test_clients_that_stall_do_not_make_a_shutdown_late(client_of: Any) ->
         messages = [{"role": "user", "content": "x" * 400_000}, {"role": "assistant", "content": "y" * 400_000}]
         async with client.post("/import", messages=messages) as response:
             cookie = response.headers["Set-Cookie"].partition(";")[0]
-        history = f"GET /history HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n".encode()
+        history = f"GET /history HTTP/1.1\r\nHost: [::1]\r\nCookie: {cookie}\r\n\r\n".encode()
         async with sending(server, history * 30), sending(server, stalled("/import", 60_000)) as reader:
             await until(lambda: len(chat_stream.active_requests) == 2 and chat_stream.uploads.bytes)
             refused = asyncio.create_task(answer(reader))

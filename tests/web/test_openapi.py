@@ -166,7 +166,7 @@ async def test_the_page_is_made_once_for_all_names_of_the_server_and_never_on_th
         return render(described)
 
     monkeypatch.setattr(docs_page, "render", recorded)
-    client = client_of(await start(ChatStream(engine=echo)))
+    client = client_of(await start(ChatStream(engine=echo, allowed_hosts=["*.example"])))
     for host in ("one.example", "two.example:81"):
         async with client.session.get(f"{client.url}/docs", headers={"Host": host}) as response:
             assert f"curl http://{host}/history" in await response.text()

@@ -1,4 +1,4 @@
-"""What the time and the usage of an answer tell: the server's own words and the same user's are computed once, and
+"""Privacy of what is computed once, the server's own words and the same user's: in the time and the usage of an answer,
 nothing of another user's words ever shows.
 """
 

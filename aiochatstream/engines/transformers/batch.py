@@ -184,7 +184,7 @@ class Batch:
         self._closed = self.stopped = False
         self._pace = Pace()
         self._shrunk = 0
-        """How many times the greatest piece is halved."""
+        """Number of times that the largest piece is halved."""
         self._hits = 0
         self._thread = threading.Thread(target=self._run, name="aiochatstream-decode", daemon=True)
         self._thread.start()

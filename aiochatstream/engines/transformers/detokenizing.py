@@ -57,9 +57,9 @@ class _Bytes(Detokenizer):
         self._decoder = _decoder()
         self._decoder.decode(b"".join(self._bytes_of(token_id) or b" " for token_id in before))
         self._begun = self._decoder.getstate()[0]
-        """What ``before`` has of a character that is not complete."""
+        """The bytes of a character that is not complete, from ``before``."""
         self._fresh = b""
-        """What the answer has added to that."""
+        """The bytes that the answer has added to those."""
 
     def step(self, token_id: int) -> str:
         if token_id in self._special:

@@ -15,6 +15,7 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import BinaryIO, Literal, cast
@@ -29,7 +30,7 @@ WATCH_SECONDS = 0.02
 """Seconds between two looks at a process that works."""
 
 PATIENCE = 60.0
-"""Seconds of wall-clock time that a request may take, however busy the machine is."""
+"""Seconds of wall-clock time that a request may take once it has begun, however busy the machine is."""
 
 
 RequestName = Literal["compile", "start", "advance"]
@@ -65,10 +66,13 @@ class Tokenizer:
 
 @dataclass(slots=True)
 class _Request:
+    """A request. Its deadlines are set when the process begins it."""
+
+    name: RequestName
     reply: Future[bytes]
-    deadline: float
     cpu_seconds: float
-    cpu_deadline: float | None = None
+    deadline: float = inf
+    cpu_deadline: float = inf
 
 
 class GrammarProcess:
@@ -105,10 +109,10 @@ class GrammarProcess:
     def request(self, name: RequestName, *arguments: object, cpu_seconds: float) -> Future[bytes]:
         """Send a request and return its future reply: Rejected, or ProcessEnded if the process ends before.
 
-        :param cpu_seconds: processor time that it may take.
+        :param cpu_seconds: processor time that it may take, without the time until the process begins it.
         """
         number = next(self._numbers) % 2**32
-        request = _Request(Future(), time.monotonic() + PATIENCE, cpu_seconds)
+        request = _Request(name, Future(), cpu_seconds)
         with self._lock:
             if self.ended:
                 request.reply.set_exception(ProcessEnded())
@@ -161,10 +165,10 @@ class GrammarProcess:
             while not self.ended:
                 self._working.wait()
                 self._working.clear()
-                while self._requests and not self._exceeds(process):
+                while self._requests:
+                    if self._exceeds(process):
+                        return
                     time.sleep(WATCH_SECONDS)
-                if self._requests:
-                    break
         except psutil.Error:  # it has ended
             pass
         finally:
@@ -175,11 +179,13 @@ class GrammarProcess:
         now, times = time.monotonic(), process.cpu_times()
         cpu = times.user + times.system
         with self._lock:
-            for request in self._requests.values():
-                if request.cpu_deadline is None:
-                    request.cpu_deadline = cpu + request.cpu_seconds
-                if now > request.deadline or cpu > request.cpu_deadline:
-                    return True
+            compiling = [request for request in self._requests.values() if request.name == "compile"]
+            others = [request for request in self._requests.values() if request.name != "compile"]
+        for request in (*compiling[:1], *others[:1]):  # the process begins them in turn, in a thread of each kind
+            if request.deadline == inf:
+                request.deadline, request.cpu_deadline = now + PATIENCE, cpu + request.cpu_seconds
+            if now > request.deadline or cpu > request.cpu_deadline:
+                return True
         return bool(process.memory_info().rss > self._bounds.memory_bytes)
 
 

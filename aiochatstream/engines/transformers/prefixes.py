@@ -74,7 +74,7 @@ class PrefixPool:
 
     @property
     def reserved(self) -> bool:
-        """Whether memory is allocated."""
+        """True if memory is allocated."""
         return bool(self._memory)
 
     def clear(self, capacity: int) -> None:

@@ -11,7 +11,7 @@ from aiochatstream.web.openai.answers import ContentLogprob, TextLogprobs, TopLo
 
 
 class Offsets:
-    """Where the tokens of one answer begin in its text, in characters. A token may be only a part of one.
+    """Offsets of the tokens of one answer in its text, in characters. A token may be only a part of one.
 
     :param before: characters of the tokens that are not in the text: a BOS, or the space before a first word.
     """
@@ -28,7 +28,7 @@ class Offsets:
 
 
 def _goes_on(begun: bytes, byte: bytes) -> bool:
-    """Whether ``byte`` may follow ``begun``, a part of a character."""
+    """Return whether ``byte`` may follow ``begun``, a part of a character."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(begun + byte)
     except UnicodeDecodeError:
@@ -50,7 +50,7 @@ class LogprobWriter:
         self._special = frozenset() if all_tokens else frozenset(tokenizer.all_special_ids)
 
     def before(self, text: str, ids: Sequence[int]) -> int:
-        """How many characters of the tokens ``ids`` come before ``text``, which was made into them, or of them."""
+        """Return the number of characters of the tokens ``ids`` before ``text``, their source or their text."""
         whole = b"".join(map(self._bytes.of, ids)).decode(errors="replace")
         return len(whole) - len(text) if whole.endswith(text) else max(0, whole.find(text))
 

@@ -21,15 +21,15 @@ START = re.compile(rf'{BEGIN_CALL}|{re.escape(MISTRALS)}|(?<=\n)[ \t]{{0,40}}(?:
 no text.)"""
 
 PARTIAL = re.compile(r'(?<=\n)[ \t]{0,40}(?:\[\s{0,40})?(?:\{\s{0,40}(?:"(?:n(?:a(?:me?)?)?)?)?)?\Z')
-"""What may become such a line."""
+"""The beginning of such a line."""
 
 BEFORE = re.compile(rf"(?:\A|\n|{BEGIN_CALL}|{re.escape(MISTRALS)})[\s\[]*\Z")
-"""What is before the first of several calls."""
+"""The text before the first of several calls."""
 
 LEAD = re.compile(rf"(?:{BEGIN_CALL}\s{{0,40}}|{re.escape(MISTRALS)}\s{{0,40}})?(?:\[\s{{0,40}})?\Z")
 TRAIL = re.compile(rf"\A(?:\s{{0,40}}\]?\s{{0,40}}{END_CALL}|\s{{0,40}}\])")
 GLUE = re.compile(rf"(?:{re.escape(MISTRALS)}|{BEGIN_CALL}|{END_CALL}|[\s,;\[\]])*")
-"""What is between calls, and no text of its own."""
+"""Separators between calls, which are no text of their own."""
 
 LOOK_BEHIND = 64
 """Characters before an object that decide whether it may be a call."""
@@ -98,7 +98,7 @@ class CallReader(Reader):
         self._last = "\n"
         """The last character that was told; before the first one, as at the beginning of a line."""
         self._holds: bool | None = None
-        """Whether all that comes is held; None until the answer has begun."""
+        """True if all further text is held; None until the answer has begun."""
 
     def push(self, text: str) -> list[Part]:
         self._held += text

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("llguidance", reason="llguidance is missing: pip install 'aiochatstream[constrained]'")
@@ -83,6 +84,22 @@ def test_processor_time_above_the_bound_ends_the_process() -> None:
     assert isinstance(reply.exception(PATIENCE), ProcessEnded)
     late = process.request("compile", "json_schema", "{}", cpu_seconds=PATIENCE)
     assert isinstance(late.exception(PATIENCE), ProcessEnded)
+
+
+def test_requests_that_wait_for_one_another_are_not_charged_for_it() -> None:
+    """Else clients with grammars that are slow to compile could together end the process of all answers."""
+    text = json.dumps({"properties": {f"p{number}": {"type": "integer"} for number in range(1500)}})
+    process = GrammarProcess(Tokenizer(), ROOMY)
+    alone = process.request("compile", "json_schema", text, cpu_seconds=PATIENCE)
+    begin = psutil.Process(process._process.pid).cpu_times().user
+    assert alone.result(PATIENCE) == b""
+    seconds = psutil.Process(process._process.pid).cpu_times().user - begin
+    waiting = [
+        process.request("compile", "json_schema", text.replace("p0", f"q{number}"), cpu_seconds=3 * seconds)
+        for number in range(8)
+    ]
+    assert [reply.result(PATIENCE) for reply in waiting] == [b""] * 8
+    process.close()
 
 
 def test_an_answer_goes_on_in_a_new_process_when_another_ones_grammar_has_ended_the_old_one(

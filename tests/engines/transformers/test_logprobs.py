@@ -90,7 +90,7 @@ def test_a_model_that_answers_alone_tells_them_too() -> None:
 
 
 def scored(engine: TransformersEngine, ids: list[int], logprobs: int = 3, **params: Any) -> list[TokenLogprob]:
-    """What is told of the prompt and of the one token of the answer."""
+    """Return the logprobs of the prompt, and those of the one token of the answer."""
     given = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True} | params
     told = GenerationParams(logprobs=logprobs, prompt_logprobs=True, **given)
     return [one for delta in engine.generate(Prompt([], ids), told) for one in delta.logprobs]

@@ -230,7 +230,7 @@ NOTHING_ASKED: dict[str, dict[str, Any]] = {
         "stream_options": {"include_obfuscation": False},
     },
 }
-"""What the field's clients send though nobody has asked them for anything."""
+"""Fields that well-known clients send unasked."""
 
 
 @pytest.mark.parametrize("path", NOTHING_ASKED)
