@@ -334,6 +334,8 @@ def finished(
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("rubbish\n")
     (folder / "bytes").write_bytes(b"\xff\xfe\x00")
+    for name in ("notes.txt", "bytes"):  # a warning of its own otherwise
+        (folder / name).chmod(0o600)
     (folder / "hide").mkdir()
     (folder / "hide" / "sitecustomize.py").write_text(HIDES_THE_SMALL_MODEL)
 

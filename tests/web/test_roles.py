@@ -97,7 +97,7 @@ async def test_a_refusal_comes_before_the_body_is_read_and_before_any_work(start
     status = await reader.readline()
     assert status.startswith(b"HTTP/1.1 403 ")
     assert server.idle
-    assert server.chat_stream._prompt_threads._threads == set()
+    assert not server.chat_stream._prompt_threads._threads
     writer.close()
 
 
