@@ -145,7 +145,8 @@ class ChatStream(Chat, Stateless):
         role for all browsers, which may call all but get_prompt and get_resource_usage.
     :param allowed_hosts: the host names by which this server may be called, each as ``chat.example.com`` or
         ``*.example.com``; addresses, localhost and the machine's own name always may. None: any name, but none more
-        on connections to a loopback address. A refusal names what to add. See :class:`~aiochatstream.web.hosts.AllowedHosts`.
+        on connections to a loopback address. A refusal names what to add. See
+        :class:`~aiochatstream.web.hosts.AllowedHosts`.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
     :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.

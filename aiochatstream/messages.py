@@ -116,7 +116,8 @@ EN = Messages(
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
     key_file_alone="--secret-key-file and --dev go with --session cookie.",
     dev_key="--dev: the key of the cookies is made at this start; with the next one, every conversation is gone.",
-    no_key_file="--session cookie needs --secret-key-file FILE, or {variable}. Make a key with: (umask 077; {command} > FILE)",
+    no_key_file="--session cookie needs --secret-key-file FILE, or {variable}. "
+    "Make a key with: (umask 077; {command} > FILE)",
     no_key="{file} holds no key (32 bytes, URL-safe base64). Make one with: {command}",
     redis_alone="--redis goes with --session redis.",
     no_redis_url="--session redis needs --redis URL, or {variable}: redis://127.0.0.1:6379 say.",
@@ -185,7 +186,8 @@ JA = Messages(
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
     key_file_alone="--secret-key-file と --dev は --session cookie と一緒に指定します。",
     dev_key="--dev: クッキーの鍵は起動のたびに新しく作られ、次の起動ですべての会話が失われます。",
-    no_key_file="--session cookie には --secret-key-file FILE か {variable} が必要です。作り方: (umask 077; {command} > FILE)",
+    no_key_file="--session cookie には --secret-key-file FILE か {variable} が必要です。"
+    "作り方: (umask 077; {command} > FILE)",
     no_key="{file} に鍵 (32 バイト、URL-safe base64) がありません。作り方: {command}",
     redis_alone="--redis は --session redis と一緒に指定します。",
     no_redis_url="--session redis には --redis URL か {variable} が必要です (例: redis://127.0.0.1:6379)。",
