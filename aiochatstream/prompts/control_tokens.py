@@ -2,8 +2,8 @@
 
 A template and the texts of a conversation become one string, and tokenizers read ``<|im_end|>`` as a control token
 wherever it is. So the texts are marked before they are rendered: a random number breaks each control token, and each
-character that one could begin or end with. In the rendered string, a control token without a mark is the template's;
-all else, without the marks, is encoded by a vocabulary that has no control tokens.
+character (but letters and digits) that one could begin or end with. In the rendered string, a control token without a
+mark is the template's; all else, without the marks, is encoded by a vocabulary that has no control tokens.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class ControlTokens:
             more = [token for token in getattr(tokenizer, "all_special_tokens", ()) if token and token not in self.ids]
             self.ids |= {token: tokenizer.convert_tokens_to_ids(token) for token in more}
         self.pattern = _pattern(self.ids) if self.ids else "(?!)"
-        self.firsts, self.lasts = ({token[end] for token in self.ids} for end in (0, -1))
+        # a letter is no edge (of ChatGLM's sop): names of fields have it, and templates look these up
+        self.firsts, self.lasts = ({token[end] for token in self.ids if not token[end].isalnum()} for end in (0, -1))
         edges = "".join(map(re.escape, self.firsts | self.lasts))
-        self.edge = re.compile(f"[{edges}]" if edges else "(?!)")
-        self.text = re.compile(f"({self.pattern})|{self.edge.pattern}")
+        self.text = re.compile(f"({self.pattern})|" + (f"[{edges}]" if edges else "(?!)"))
         self._normalizer = tokenizer.backend_tokenizer.normalizer if is_fast else None
         encoder = _RustEncoder if is_fast else _PythonEncoder
         self._encode: Callable[[Parts], list[int]] = encoder(tokenizer, self.ids, added)
@@ -102,9 +102,9 @@ class ControlTokens:
 
     def may_be_in(self, text: str) -> bool:
         """Return whether a part of a control token may be in ``text``, also after the tokenizer has normalised it."""
-        if self.edge.search(text):
+        if self.text.search(text):
             return True
-        return self._normalizer is not None and bool(self.edge.search(self._normalizer.normalize_str(text)))
+        return self._normalizer is not None and bool(self.text.search(self._normalizer.normalize_str(text)))
 
     def encode(self, parts: Parts) -> list[int]:
         """Return the token ids of ``parts``, with control tokens at odd places only."""

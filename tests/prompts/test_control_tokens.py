@@ -218,6 +218,22 @@ def test_in_a_preset_only_its_own_markers_are_control_tokens(clazz: type[Abstrac
         assert control_ids(tokenizer, ids) == control_ids(tokenizer, prompt_of("a").encode())
 
 
+def test_control_tokens_that_are_words_leave_the_names_of_fields_to_the_template() -> None:
+    """As ChatGLM's sop and eop: a name with their first or last letter is still one that templates look up."""
+    tokenizer = with_markers(byte_level())
+    tokenizer.chat_template = TEMPLATE.replace("{{ tool | tojson }}", "{{ tool.function.name }}")
+    written = encode_messages(tokenizer, *conversation_of("harmless"))
+    words = ("sop", "eop")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in words])
+    assert encode_messages(tokenizer, *conversation_of("harmless")) == written
+    text = "a sop, philosophy, eop"
+    ids = encode_messages(tokenizer, *conversation_of(text))
+    assert control_ids(tokenizer, ids) == control_ids(tokenizer, written)
+    assert not set(ids) & set(tokenizer.convert_tokens_to_ids(words))
+    assert text in tokenizer.decode(ids)
+
+
 def test_two_texts_side_by_side_do_not_join_into_a_control_token() -> None:
     class Joined(AbstractChatPrompt):
         def create_prompt(self) -> str:

@@ -144,7 +144,8 @@ class Grammars:
     def matcher(self, constraint: Constraint) -> Matcher:
         """Return the state of a new answer. Blocks and raises as :meth:`check`."""
         self.check(constraint)
-        self._compile(constraint)
+        if outcome := self._compile(constraint):
+            raise InvalidValue(outcome)
         return Matcher(self, constraint, next(self._numbers))
 
     def knows(self, constraint: Constraint) -> bool:
@@ -168,9 +169,7 @@ class Grammars:
                 outcome = self._outcome(digest)
                 if outcome is None:
                     self.process()  # starts concurrently
-                    outcome = self._remember(digest, _try(constraint))
-                    if not outcome:
-                        self._compile(constraint)
+                    outcome = self._remember(digest, _try(constraint) or self._compile(constraint))
         if outcome:
             raise InvalidValue(outcome)
 
@@ -192,12 +191,17 @@ class Grammars:
             if self._process is not None:
                 self._process.close()
 
-    def _compile(self, constraint: Constraint) -> None:
-        """Compile the grammar in the serving process, unless that has it. Blocks and raises as :meth:`check`."""
+    def _compile(self, constraint: Constraint) -> str:
+        """Compile the grammar in the serving process, unless that has it, and return the outcome. Blocks.
+
+        Raises :class:`~aiochatstream.errors.InvalidValue` if the process ends, maybe by another grammar.
+        """
         arguments = (constraint.kind, constraint.text)
         compiling = self.process().request("compile", *arguments, cpu_seconds=COMPILE_CPU_SECONDS)
-        if outcome := _outcome_of(constraint, compiling):
+        outcome = _outcome_of(constraint, compiling)
+        if isinstance(compiling.exception(), ProcessEnded):
             raise InvalidValue(outcome)
+        return outcome
 
     def _outcome(self, digest: bytes) -> str | None:
         with self._lock:

@@ -169,6 +169,16 @@ def test_a_grammar_is_tried_once_and_the_number_of_remembered_outcomes_is_bounde
     assert [text[-1] for text in tried] == ["1", "2", "3", "4", "2"]
 
 
+def test_a_grammar_that_passes_its_trial_and_is_rejected_for_the_models_tokens_is_refused_from_then_on(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each request with it would take a slot before it is refused."""
+    monkeypatch.setattr(constraining, "_try", lambda constraint: "")
+    for _ in range(2):
+        with pytest.raises(InvalidValue, match="this regular expression cannot be followed"):
+            grammars.check(Constraint("regex", "("))
+
+
 def test_a_known_grammar_is_checked_without_compiling_it_again(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
