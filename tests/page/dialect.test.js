@@ -50,6 +50,9 @@ for (const [markdown, expected] of [
   ["**注意：**请保存", "<strong>注意：</strong>请保存"],
   ["使用**“引号”**的方法", "使用<strong>“引号”</strong>的方法"],
   ["**중요(重要)**합니다", "<strong>중요(重要)</strong>합니다"],
+  ["**C++**と**Rust**を比較", "<strong>C++</strong>と<strong>Rust</strong>を比較"],
+  ["**npm (v9)**や**yarn**、**`pnpm`**か**Bun**を", "<strong>npm (v9)</strong>や<strong>yarn</strong>、<strong><code>pnpm</code></strong>か<strong>Bun</strong>を"],
+  ["*`a`*と~~b~~、ABC**と**DEF", "<em><code>a</code></em>と<del>b</del>、ABC<strong>と</strong>DEF"],
   ["**𠮷野（よしの）**さん", "<strong>𠮷野（よしの）</strong>さん"],
   // what is no Japanese stays as it was
   ["**a**b *c*", "<strong>a</strong>b <em>c</em>"],

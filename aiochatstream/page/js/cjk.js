@@ -50,7 +50,10 @@ export function maskBesideDelimiters(source) {
   const units = source.split("");
   /** @param {number} start @param {string} character @param {boolean} punctuation */
   const put = (start, character, punctuation) => {
-    for (let at = start; at < start + character.length; at += 1) units[at] = punctuation ? "." : "a";
+    for (let at = start; at < start + character.length; at += 1) {
+      if (punctuation) units[at] = ".";
+      else if (units[at] !== ".") units[at] = "a"; // between two runs: the first one closes, the second one opens
+    }
   };
   for (const { 0: run, index } of source.matchAll(DELIMITERS)) {
     const end = index + run.length;

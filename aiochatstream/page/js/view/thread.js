@@ -277,11 +277,11 @@ export class Thread {
   }
 
   /**
-   * Do what changes heights; what is read stays where it is on the screen.
+   * Do what changes heights; what is read stays where it is on the screen. At the beginning, that is the beginning.
    * @param {() => void} change
    */
   inPlace(change) {
-    const anchor = this.#following ? null : this.#anchor();
+    const anchor = this.#following || this.#scroll.scrollTop === 0 ? null : this.#anchor();
     const before = anchor?.getBoundingClientRect().top ?? 0;
     change();
     if (!anchor) this.#stay();
