@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 from aiochatstream import ChatStream
+from tests.helpers import until
 from tests.page.chatting import Chat, repeats
 from tests.page.conftest import Visit
 from tests.page.test_growing import Pieces
@@ -316,6 +317,8 @@ async def test_a_highlighter_that_is_missing_is_asked_for_once(start: Any, visit
     await expect(chat.answer().locator("pre")).to_have_text([re.compile("x9 = 1"), "let x"])
     files = [re.sub(r".*/highlight/", "", url) for url in asked]
     assert sorted(files) == ["core.js", "javascript.js", "python.js"]
+    await until(lambda: len(problems) == len(files))
+    assert all(problem.startswith("404 for ") for problem in problems)
     problems.clear()
 
 
