@@ -339,6 +339,18 @@ async def test_arabic_and_hebrew_are_written_from_right_to_left(start: Any, visi
     await expect(chat.page.locator("[data-role=edit]")).to_have_css("direction", "rtl")
 
 
+@pytest.mark.parametrize("before", ["", "> ", "- ", "1. ", "> - "])
+async def test_a_link_refers_to_a_definition_wherever_it_stands(start: Any, visit: Visit, before: str) -> None:
+    engine = Pieces(f"{before}[a]: https://example.com\n\n", "See [a].\n\n", "The end.")
+    chat = Chat(await visit((await start(ChatStream(engine=engine))).url))
+    await chat.send("Go")
+    for text in ("", "See", "The end."):
+        engine.next()
+        await expect(chat.answer()).to_contain_text(text)
+    await chat.see_state("complete")
+    await expect(chat.answer().locator("a")).to_have_attribute("href", "https://example.com")
+
+
 async def test_html_without_a_fence_is_shown_line_by_line(start: Any, visit: Visit) -> None:
     chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
     text = "<think>\nFirst,\n  second.\n</think>\n\n<ul>\n  <li>one</li>\n</ul>"

@@ -7,8 +7,8 @@ import { morph } from "./morph.js";
 
 /** @typedef {import("./markdown.js").Token} Token */
 
-/** A definition that links anywhere in the text may refer to. */
-const REFERENCE = /^ {0,3}\[[^\]\n]+\]:/m;
+/** A definition that links anywhere in the text may refer to, in quotes and lists too. */
+const REFERENCE = /^[ \t>*+\-.)\d]*\[[^\]\n]+\]:/m;
 
 export class Blocks {
   #root;
