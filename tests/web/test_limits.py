@@ -158,7 +158,11 @@ async def test_a_client_that_leaves_during_its_upload_leaves_no_line_in_the_log(
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
-@pytest.mark.parametrize("data", [b"rubbish", gzip.compress(b"{}" * 99)[:-9], gzip.compress(b"{}") + b"more"])
+@pytest.mark.parametrize(
+    "data",
+    [b"rubbish", gzip.compress(b"{}" * 99)[:-9], gzip.compress(b"{}") + b"more"],
+    ids=["rubbish", "cut off", "more behind"],  # gzip's bytes hold the time
+)
 @pytest.mark.parametrize("decompressing", [True, False])
 async def test_a_body_that_is_not_what_its_encoding_says_leaves_no_line_in_the_log(
     caplog: pytest.LogCaptureFixture, data: bytes, decompressing: bool
