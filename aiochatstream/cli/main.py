@@ -231,14 +231,14 @@ def _allowed_hosts(host: str, names: list[str] | None) -> list[str] | None:
 
 
 def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
-    engine, limits = chat_stream.engine, chat_stream.limits
+    engine, capacity = chat_stream.engine, chat_stream.capacity
     found = engine.describe()
     body = '{"user_input": "What is the capital of Japan?"}'
     lines = [
         messages.ready.format(url=url),
         messages.row_model.format(model=found["model"]),
-        messages.row_concurrency.format(slots=limits.num_of_concurrent_executions),
-        messages.row_queue.format(places=limits.max_queue_size, status=limits.overload_status),
+        messages.row_concurrency.format(slots=capacity.num_of_concurrent_executions),
+        messages.row_queue.format(places=capacity.max_queue_size, status=chat_stream.limits.overload_status),
     ]
     if "device" in found:
         lines.insert(2, messages.row_device.format(device=found["device"], dtype=found["dtype"]))

@@ -26,7 +26,7 @@ from aiochatstream.errors import (
     TooManyRequests,
     Unavailable,
 )
-from aiochatstream.params import GenerationParams, Limits, ParamOverrides
+from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
 from aiochatstream.runtime.admission import Admission, Ticket
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_thread
@@ -62,8 +62,9 @@ class Setting:
     engine: what answers.
     prompt_class_of: given the tokenizer (None with an engine that has none), the class that writes the prompt.
     params: those of every answer, where a request says nothing else.
-    limits: how many at once, and how long.
-    param_limits: the least and the most that a request may set, by name.
+    capacity: number of concurrent answers and waiting requests.
+    limits: limits of time and size.
+    param_limits: ranges that requests may set.
     seed: seeds the sequence of the answers' seeds; None is random.
     locale: what the log's lines for people are written in.
     logger: for the lines on loading, answers and shutdown.
@@ -72,8 +73,9 @@ class Setting:
     engine: Engine
     prompt_class_of: Callable[[Any], type[AbstractChatPrompt]]
     params: GenerationParams
+    capacity: Capacity
     limits: Limits
-    param_limits: dict[str, tuple[float, float]]
+    param_limits: ParamLimits
     seed: int | None
     locale: Locale
     logger: logging.Logger
@@ -89,10 +91,10 @@ class Runtime:
         self._messages = messages_of(setting.locale)
         self.logger = setting.logger
         self.engine, self.params = setting.engine, setting.params
-        self.limits, self.param_limits = setting.limits, setting.param_limits
+        self.capacity, self.limits, self.param_limits = setting.capacity, setting.limits, setting.param_limits
         self.context_len = self.limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
-        self.admission = Admission(self.limits.num_of_concurrent_executions, self.limits.max_queue_size)
+        self.admission = Admission(self.capacity.num_of_concurrent_executions, self.capacity.max_queue_size)
         self._prompt_class_of = setting.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
         """Known when the engine is loaded."""
@@ -124,10 +126,10 @@ class Runtime:
     async def _start(self) -> None:
         """Begin to load the engine; return when it is loaded, at once where it loads slowly."""
         # made here, after gunicorn's fork: threads do not survive one
-        slots = self.limits.num_of_concurrent_executions
+        slots = self.capacity.num_of_concurrent_executions
         self.state = "starting"
         self._stuck = 0
-        self.admission = Admission(slots, self.limits.max_queue_size)
+        self.admission = Admission(slots, self.capacity.max_queue_size)
         self._threads = DaemonExecutor(slots, "aiochatstream-generate")
         self._prompt_threads = DaemonExecutor(PROMPT_THREADS, "aiochatstream-prompt")
         self._constraint_threads = DaemonExecutor(CONSTRAINT_THREADS, "aiochatstream-check")
@@ -209,8 +211,9 @@ class Runtime:
         self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), where: str = "params."
     ) -> GenerationParams:
         """:meth:`GenerationParams.override` of this server's own parameters, within its limits."""
-        vocabulary = self.engine.vocabulary
-        return self.params.override(*overrides, stop=stop, limits=self.param_limits, vocabulary=vocabulary, where=where)
+        return self.params.override(
+            *overrides, stop=stop, limits=self.param_limits, vocabulary_size=self.engine.vocabulary, prefix=where
+        )
 
     def _job(
         self, made: Prompt, params: GenerationParams, ticket: Ticket, pairs: list[tuple[str, str]], **turn: Any
@@ -308,7 +311,7 @@ class Runtime:
             self.state = "ready"
 
     def _load_engine(self) -> None:
-        self.engine.load(self.limits.num_of_concurrent_executions, self.context_len)
+        self.engine.load(self.capacity.num_of_concurrent_executions, self.context_len)
         limit = self.engine.max_context_len
         if limit is not None:
             if self.limits.context_len is not None and self.context_len > limit:

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiochatstream.engines import Prompt
 from aiochatstream.errors import ContextLengthExceeded, InvalidValue
-from aiochatstream.params import GenerationParams, ParamOverrides
+from aiochatstream.params import GenerationParams, ParamOverrides, check_token_ids
 from aiochatstream.prompts import AbstractChatPrompt, GivenMessages, GivenTexts
 from aiochatstream.runtime.engine_runtime import Runtime
 from aiochatstream.runtime.turns import RunningTurn
@@ -74,10 +74,7 @@ class Stateless(Runtime):
         made = [Prompt(messages, ids, continued=given.continues) for messages, ids in given.encode(prompt)]
         if prompt.tokenizer is None:
             return [(one, params.max_new_tokens) for one in made]
-        highest = max(max(one.token_ids, default=0) for one in made)
-        vocabulary = self.engine.vocabulary
-        if vocabulary is not None and highest >= vocabulary:
-            raise InvalidValue(f"prompt: {highest} is none of the model's {vocabulary} token ids.")
+        check_token_ids("prompt", (token_id for one in made for token_id in one.token_ids), self.engine.vocabulary)
         rooms = [self.context_len - len(one.token_ids) for one in made]
         if min(rooms) < (asked or min(1, params.max_new_tokens)):
             length = self.context_len - min(rooms)

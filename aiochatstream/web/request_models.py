@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from aiochatstream.conversations.conversation import MAX_CHARS, MAX_TURNS
 from aiochatstream.conversations.export import Saved
 from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType
-from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, describe, flag_of_text, number_of_text
+from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, bool_from_text, describe, int_from_text
 from aiochatstream.runtime.turn_request import Ask
 from aiochatstream.web.json import dumps
 
@@ -51,13 +51,13 @@ class ConversationRef(BaseModel):
 class HistoryQuery(ConversationRef):
     """The query of ``GET /history``."""
 
-    abandon_lost: Annotated[Flag, BeforeValidator(flag_of_text)] = False
+    abandon_lost: Annotated[Flag, BeforeValidator(bool_from_text)] = False
 
 
 class HistoryChange(ConversationRef):
     """The query of ``DELETE /history/{message_id}``."""
 
-    if_turn: Annotated[TurnNumber, BeforeValidator(number_of_text)] | None = None
+    if_turn: Annotated[TurnNumber, BeforeValidator(int_from_text)] | None = None
 
 
 class ImportRequest(Saved, ConversationRef):

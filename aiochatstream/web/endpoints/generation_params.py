@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from aiochatstream.param_limits import allowed_ranges
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.errors import answers_errors_as_chatstream
 from aiochatstream.web.json import json_response
@@ -47,5 +46,5 @@ def _effective(server: ChatStream, wanted: ParamOverrides) -> web.Response:
         **others,
         "seed": wanted.seed,
     }
-    limits = allowed_ranges(server.param_limits, server.params)
+    limits = server.param_limits.ranges(server.params)
     return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})
