@@ -132,7 +132,7 @@ def test_an_error_names_the_field_and_its_range(model: type[BaseModel], field: s
 @pytest.mark.parametrize("field", sorted(GENERATION))
 def test_the_servers_own_parameters_must_not_be_null(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: must be "):
-        GenerationParams(**{field: None})
+        validated(GenerationParams, {field: None})
 
 
 @pytest.mark.parametrize(

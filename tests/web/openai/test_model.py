@@ -131,7 +131,7 @@ async def test_what_does_not_fit_is_refused_before_it_is_begun(served: Server, o
         assert refused.value.code == "context_length_exceeded"
     for prompt, says in (
         ("", "at least one token"),
-        ([10_000_000], "token id 10000000 is out of range; the vocabulary has 49152 tokens"),
+        ([10_000_000], "token id 10000000 is out of range"),
     ):
         with pytest.raises(openai.BadRequestError, match=says):
             await client.completions.create(model="", prompt=prompt)
