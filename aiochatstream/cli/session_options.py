@@ -12,7 +12,8 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryStorage
+from aiochatstream.conversations.store import ConversationStore
+from aiochatstream.sessions import CookieStorage, MemoryStorage
 from aiochatstream.texts import Messages
 from aiochatstream.web.auth.secret_files import read_secrets
 

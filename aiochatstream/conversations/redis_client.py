@@ -14,7 +14,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from aiochatstream.errors import StoreUnavailable
-from aiochatstream.sessions.memory_storage import DAY
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ FAILURES = (RedisError, OSError, RuntimeError)
 
 PREFIX = "aiochatstream:"
 
-TTL = 30 * DAY
+TTL = 30 * 86_400.0
 
 ANSWER_SECONDS = 3.0
 """How long Redis may take to answer, the client's own retries included."""

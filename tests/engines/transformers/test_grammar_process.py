@@ -60,14 +60,14 @@ def test_the_serving_process_compiles_what_no_trial_passes() -> None:
     """So what passes a trial is far from the bounds of the serving process."""
     text = json.dumps(chain(3000))
     outcomes = []
-    for bounds in (grammars.TRIAL, grammars.SERVING):
+    for bounds in (module.TRIAL, module.SERVING):
         process = GrammarProcess(Tokenizer(), bounds)
         outcomes.append(process.request("compile", "json_schema", text, cpu_seconds=PATIENCE).exception(PATIENCE))
         process.close()
     assert isinstance(outcomes[0], ProcessEnded)
     assert outcomes[1] is None
-    assert grammars.SERVING.memory_bytes > 4 * grammars.TRIAL.memory_bytes
-    assert grammars.COMPILE_CPU_SECONDS >= 4 * grammars.TRIAL_CPU_SECONDS
+    assert module.SERVING.memory_bytes > 4 * module.TRIAL.memory_bytes
+    assert module.COMPILE_CPU_SECONDS >= 4 * module.TRIAL_CPU_SECONDS
 
 
 def test_memory_above_the_bound_ends_the_process() -> None:
