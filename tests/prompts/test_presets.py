@@ -30,7 +30,7 @@ from aiochatstream.prompts import (
     ChatPromptTogetherRedPajamaINCITEChat,
 )
 from aiochatstream.prompts.presets import PRESETS
-from tests.prompts.test_prompts import made
+from tests.prompts.test_base import made
 
 ONE = (Turn("Hi", "Hello!", "1"),)
 TWO = (*ONE, Turn("1+1?", " 2\n", "2", "interrupted"))  # as models begin and end, before what is a stop string
