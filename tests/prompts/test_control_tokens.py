@@ -110,7 +110,7 @@ def control_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]
 def conversation_of(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return messages and tools with ``text`` in every field."""
     call = {"id": text, "type": "function", "function": {"name": text, "arguments": json.dumps({text: [text]})}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": text},
         {"role": "user", "content": text, "name": text},
         {"role": "assistant", "content": text, "tool_calls": [call]},

@@ -94,7 +94,7 @@ def test_tools_as_text_keep_roles_alternating() -> None:
     assert messages[-1]["content"] == "<tool_response>\n5\n</tool_response>\nHello"
 
 
-def test_arguments_that_are_nested_too_deeply_to_be_retext_stay_as_they_are() -> None:
+def test_deeply_nested_arguments_are_rendered_unchanged() -> None:
     for depth in range(1, sys.getrecursionlimit() + 10):
         arguments = '{"x":' * depth + "1" + "}" * depth
         calling = {**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
