@@ -19,7 +19,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from aiochatstream import ChatStream
 from tests.helpers import Server, Stepper, running_server
 from tests.nginx_server import NAME
-from tests.page.watching import watch
+from tests.page.browser_problems import watch
 
 ARGUMENTS = [
     "--headless=new",

@@ -11,7 +11,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import role_of
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])

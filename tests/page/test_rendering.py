@@ -11,9 +11,9 @@ from playwright.async_api import Page, Route, expect
 
 from aiochatstream import ChatStream
 from tests.helpers import until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
-from tests.page.test_growing import Pieces
+from tests.page.test_streaming import Pieces
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 

@@ -1,7 +1,7 @@
 // An answer as it grows: only its last block is rendered anew, and of that block only what has changed is touched.
 
 import { codeBlock, rewrite } from "./code.js";
-import { settle } from "./halfopen.js";
+import { settle } from "./incomplete.js";
 import { blocksOf, codeOf, nodesOf } from "./markdown.js";
 import { morph } from "./morph.js";
 

@@ -2,7 +2,7 @@
 
 import { highlight } from "./highlight.js";
 import { t } from "./i18n.js";
-import { copyText } from "./copy.js";
+import { copyText } from "./clipboard.js";
 import { morph } from "./morph.js";
 import { h, icon } from "./view/dom.js";
 

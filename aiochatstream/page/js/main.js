@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { Chat } from "./chat.js";
-import { download, upload } from "./files.js";
+import { download, upload } from "./conversation_file.js";
 import { chooseLocale, localised, speak, t } from "./i18n.js";
 import { SLOTS } from "./slots.js";
 import { Store } from "./store.js";

@@ -2,7 +2,7 @@
 
 import { announce } from "../announce.js";
 import { Blocks } from "../blocks.js";
-import { copyText } from "../copy.js";
+import { copyText } from "../clipboard.js";
 import { currentLocale, t } from "../i18n.js";
 import { avatar } from "./avatar.js";
 import { feedbackForm } from "./feedback.js";

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { settle } from "../../aiochatstream/page/js/halfopen.js";
+import { settle } from "../../aiochatstream/page/js/incomplete.js";
 import { Lexer } from "../../aiochatstream/page/vendor/marked.js";
 
 for (const [open, settled] of [

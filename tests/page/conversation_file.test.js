@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { parsed } from "../../aiochatstream/page/js/files.js";
+import { parsed } from "../../aiochatstream/page/js/conversation_file.js";
 
 const MESSAGES = [
   { role: "user", content: "one" },

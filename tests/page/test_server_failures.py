@@ -18,9 +18,9 @@ from playwright.async_api import Page, Route, expect
 
 from aiochatstream import ChatStream
 from tests.helpers import running_server, serving, until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
-from tests.page.held_proxy import held_proxy
+from tests.page.stalling_proxy import held_proxy
 from tests.processes import PYTHON, Process, ask_when_listening, free_port, running
 from tests.redis_server import running_redis
 
