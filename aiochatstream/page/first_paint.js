@@ -1,9 +1,9 @@
-// Before the first paint: the theme that the user chose, so that the page does not flash in the other one.
+// Runs before the first paint: sets the user's theme, so that the page does not flash in the other theme.
 try {
-  const kept = localStorage.getItem(`aiochatstream ${new URL(".", location.href).pathname} settings`);
-  const { theme, locale } = JSON.parse(kept ?? "{}");
+  const item = localStorage.getItem(`aiochatstream ${new URL(".", location.href).pathname} settings`);
+  const { theme, locale } = JSON.parse(item ?? "{}");
   if (theme) document.documentElement.dataset.theme = theme;
   if (locale) document.documentElement.lang = locale;
 } catch {
-  // nothing may be kept here, or it is not what we wrote
+  // the storage is blocked, or the item is invalid
 }

@@ -1,46 +1,48 @@
-// Copying, and saying that it was done.
+// Copying to the clipboard, with feedback on the button.
 
 import { announce } from "./announce.js";
 import { t } from "./i18n.js";
 import { icon } from "./view/dom.js";
 
-const SHOWN_MS = 1500;
+/** Milliseconds that the button shows a check mark. */
+const FEEDBACK_MS = 1500;
 
 /**
+ * Copy `text`; `button` shows a check mark on success.
  * @param {string} text
- * @param {HTMLElement} button shows for a moment that it was copied
+ * @param {HTMLElement} button
  */
 export async function copyText(text, button) {
-  if (!(await copied(text))) return;
+  if (!(await writeClipboard(text))) return;
   announce(t("copied"));
-  const sign = button.querySelector("svg:not(.copied)");
-  if (!sign) return; // it still shows that of the click before
+  const original = button.querySelector("svg:not(.copied)");
+  if (!original) return; // the check mark of the previous click is still shown
   const check = icon("check");
   check.classList.add("copied");
-  sign.replaceWith(check);
-  setTimeout(() => check.replaceWith(sign), SHOWN_MS);
+  original.replaceWith(check);
+  setTimeout(() => check.replaceWith(original), FEEDBACK_MS);
 }
 
-/** @param {string} text */
-async function copied(text) {
+/** @param {string} text @returns {Promise<boolean>} */
+async function writeClipboard(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    return copiedByCommand(text); // a page over plain HTTP has no clipboard
+    return copyByCommand(text); // plain HTTP has no Clipboard API
   }
 }
 
-/** @param {string} text */
-function copiedByCommand(text) {
+/** @param {string} text @returns {boolean} */
+function copyByCommand(text) {
   const focused = document.activeElement;
   const area = document.createElement("textarea");
   area.value = text;
   area.className = "visually-hidden";
   document.body.append(area);
   area.select();
-  const done = document.execCommand("copy");
+  const success = document.execCommand("copy");
   area.remove();
   if (focused instanceof HTMLElement) focused.focus();
-  return done;
+  return success;
 }
