@@ -19,8 +19,8 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from aiochatstream import ChatStream
 from tests.helpers import Server, Stepper, running_server
 from tests.nginx_server import NAME
-from tests.page.chatting import PiecewiseEngine
-from tests.page.watching import watch
+from tests.page.browser_problems import watch
+from tests.page.chat_page import PiecewiseEngine
 
 ARGUMENTS = [
     "--headless=new",

@@ -11,7 +11,7 @@ from playwright.async_api import Page, Route, expect
 
 from aiochatstream import ChatStream
 from tests.helpers import until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Piecewise, Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])

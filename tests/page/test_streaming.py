@@ -9,7 +9,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream
 from tests.helpers import until
-from tests.page.chatting import Chat
+from tests.page.chat_page import Chat
 from tests.page.conftest import Piecewise, Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
