@@ -2,7 +2,9 @@
 
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.constraint import Constraint
-from aiochatstream.conversation import Conversation, Turn
+from aiochatstream.conversations.conversation import Conversation, Turn
+from aiochatstream.conversations.memory_store import MemoryConversationStore
+from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engines import (
     Delta,
     Engine,
@@ -15,9 +17,8 @@ from aiochatstream.engines import (
     TokenSampler,
 )
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.load_time import LoadTime
 from aiochatstream.params import GenerationParams
-from aiochatstream.phrases import hash_phrase
+from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import (
     AbstractChatPrompt,
     ChatPrompt,
@@ -34,8 +35,9 @@ from aiochatstream.prompts import (
     ChatPromptTogetherRedPajamaINCITEChat,
     Content,
 )
-from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
-from aiochatstream.web.feedback import Feedback, FeedbackFile
+from aiochatstream.sessions import CookieStorage, MemoryStorage
+from aiochatstream.web.auth.pass_phrases import hash_phrase
+from aiochatstream.web.endpoints.feedback import Feedback, FeedbackFile
 
 __version__ = "0.1.0"
 

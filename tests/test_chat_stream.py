@@ -20,9 +20,9 @@ from aiochatstream import (
     ScriptedEngine,
     prompts,
 )
-from aiochatstream.ask import Ask
-from aiochatstream.conversation import Conversation
-from aiochatstream.sessions import User
+from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.user import User
+from aiochatstream.runtime.turn_request import Ask
 from tests.helpers import echo, until
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from aiochatstream.chat import Chat
 from aiochatstream.console.backend import Backend
-from aiochatstream.events import Event
+from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.memory_store import MemoryConversationStore
+from aiochatstream.conversations.user import User
 from aiochatstream.params import ParamOverrides
-from aiochatstream.saved import Saved
-from aiochatstream.sessions import MemoryConversationStore, User
+from aiochatstream.runtime.chat import Chat
+from aiochatstream.runtime.events import Event
 
 CONVERSATION = "main"
 
