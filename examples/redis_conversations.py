@@ -1,7 +1,7 @@
 """Sessions and conversations in Redis, for several workers: gunicorn examples.redis_conversations:create_app.
 
-Use aiohttp's worker classes. REDIS_URL is the address of Redis (default: this machine). Mock answers save the memory for
-a model in each worker: pass your model and tokenizer to ChatStream instead.
+Use one of aiohttp's worker classes. REDIS_URL is the address of Redis (default: this machine). Mock answers save the
+memory for a model in each worker: pass your model and tokenizer to ChatStream instead.
 """
 
 import os
