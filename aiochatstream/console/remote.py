@@ -13,13 +13,13 @@ from yarl import URL
 from aiochatstream.bench.asking import connect_error
 from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, shorten
 from aiochatstream.console.backend import Backend
-from aiochatstream.conversation import Conversation
+from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.export import Saved
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
-from aiochatstream.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
-from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides
-from aiochatstream.saved import Saved
+from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
 from aiochatstream.sessions import Kept
+from aiochatstream.texts import Messages
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
