@@ -3,6 +3,8 @@
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.constraint import Constraint
 from aiochatstream.conversations.conversation import Conversation, Turn
+from aiochatstream.conversations.memory_store import MemoryConversationStore
+from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engines import (
     Delta,
     Engine,
@@ -33,7 +35,7 @@ from aiochatstream.prompts import (
     ChatPromptTogetherRedPajamaINCITEChat,
     Content,
 )
-from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
+from aiochatstream.sessions import CookieStorage, MemoryStorage
 from aiochatstream.web.auth.pass_phrases import hash_phrase
 from aiochatstream.web.endpoints.feedback import Feedback, FeedbackFile
 

@@ -13,6 +13,7 @@ import aiohttp_session
 from aiohttp import web
 from pydantic import ValidationError
 
+from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engine_choice import engine_of, prompt_class_of
 from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
 from aiochatstream.errors import Draining, InvalidValue
@@ -24,7 +25,6 @@ from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, Setting
 from aiochatstream.runtime.stateless import Stateless
 from aiochatstream.sessions import (
     AgentSession,
-    ConversationStore,
     CookieUserSession,
     UserSession,
     keeps_data_in_cookie,
@@ -32,6 +32,7 @@ from aiochatstream.sessions import (
     recent_params,
     reload_session,
 )
+from aiochatstream.sessions.aiohttp_session_internals import is_changed
 from aiochatstream.texts import Locale
 from aiochatstream.web import app_binding as place
 from aiochatstream.web import routes
@@ -442,7 +443,7 @@ class ChatStream(Chat, Stateless):
     async def _browser_session(self, request: web.Request) -> UserSession:
         early = request.get(aiohttp_session.SESSION_KEY)
         session = await self.session(request)
-        if session is early and not session._changed:  # before the body, which may have taken its time
+        if session is early and not is_changed(session):  # before the body, which may have taken its time
             await reload_session(request, session)
         account = None if self._identify_user is None else await self._identify_user(request)
         if account is not None and not (isinstance(account, str) and account):  # one for many would be a leak

@@ -21,8 +21,8 @@ from aiochatstream import (
     prompts,
 )
 from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.user import User
 from aiochatstream.runtime.turn_request import Ask
-from aiochatstream.sessions import User
 from tests.helpers import echo, until
 
 

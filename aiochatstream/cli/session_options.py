@@ -12,8 +12,9 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
+from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.extras import requires_extra
-from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryStorage
+from aiochatstream.sessions import CookieStorage, MemoryStorage
 from aiochatstream.texts import Messages
 from aiochatstream.web.auth.secret_files import read_secrets
 

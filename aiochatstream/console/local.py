@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator
 
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.memory_store import MemoryConversationStore
+from aiochatstream.conversations.user import User
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.chat import Chat
 from aiochatstream.runtime.events import Event
-from aiochatstream.sessions import MemoryConversationStore, User
 
 CONVERSATION = "main"
 

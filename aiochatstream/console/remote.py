@@ -15,10 +15,10 @@ from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, sh
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
-from aiochatstream.sessions import Kept
 from aiochatstream.texts import Messages
 
 CONNECT_SECONDS = 10.0
@@ -199,8 +199,8 @@ def _event(name: str, data: dict[str, Any]) -> Event:
     raise ValueError(f"event {name!r}")
 
 
-def _kept(data: dict[str, Any]) -> Kept:
+def _kept(data: dict[str, Any]) -> SaveResult:
     """What the last event tells of the conversation, which itself stays on the server."""
     commit = data.get("commit")  # where conversations live in cookies
     dropped, stored = int(data.get("dropped_turns", 0)), data.get("stored", True) is True
-    return Kept(Conversation(), dropped, stored, None if commit is None else str(commit))
+    return SaveResult(Conversation(), dropped, stored, None if commit is None else str(commit))

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from aiochatstream.errors import StoreUnavailable
 from aiochatstream.extras import requires_extra
-from aiochatstream.sessions.memory_storage import DAY
 
 with requires_extra("redis"):
     from redis.asyncio import Redis
@@ -27,7 +26,7 @@ FAILURES = (RedisError, OSError, RuntimeError)
 
 PREFIX = "aiochatstream:"
 
-TTL = 30 * DAY
+TTL = 30 * 86_400.0
 
 ANSWER_SECONDS = 3.0
 """How long Redis may take to answer, the client's own retries included."""

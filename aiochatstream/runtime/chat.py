@@ -11,6 +11,10 @@ from contextlib import aclosing
 from typing import Literal
 
 from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.memory_store import MemoryConversationStore
+from aiochatstream.conversations.random_ids import random_id
+from aiochatstream.conversations.store import StopRequest
+from aiochatstream.conversations.user import SaveResult, User
 from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.admission import Ticket
@@ -18,7 +22,6 @@ from aiochatstream.runtime.engine_runtime import Runtime, Setting
 from aiochatstream.runtime.events import Ended, Event, Failed, Text
 from aiochatstream.runtime.turn_request import Ask, check_turn
 from aiochatstream.runtime.turns import RunningTurn
-from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User, random_id
 
 Position = Literal["begin", "mid", "end"]
 """Where in an answer a piece of :meth:`Chat.handle_console_input` stands."""
@@ -189,7 +192,7 @@ class Chat(Runtime):
 
     async def rewrite(
         self, user: User, name: str, change: Callable[[Conversation], Conversation], *, if_turn: int | None = None
-    ) -> Kept:
+    ) -> SaveResult:
         """Change a conversation without an answer. The response must not have begun.
 
         :param change: makes of the conversation what it is to be; what it raises is raised, and nothing changes.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import ETag, hdrs, web
 
 from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.user import SaveResult
 from aiochatstream.runtime.turn_request import place_of
-from aiochatstream.sessions import Kept
 from aiochatstream.web.auth.access import check_origin
 from aiochatstream.web.errors import answers_errors
 from aiochatstream.web.json import json_response
@@ -96,7 +96,7 @@ async def commit(server: ChatStream, request: web.Request) -> web.StreamResponse
     return _changed(await user.commit(asked.commit))
 
 
-def _changed(kept: Kept) -> web.Response:
+def _changed(kept: SaveResult) -> web.Response:
     return json_response({"success": True, "message": "success", **told_of(kept)})
 
 
