@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aiochatstream.web.auth.pass_phrases import hash_phrase
     from aiochatstream.web.feedback import Feedback, FeedbackFile
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "AbstractChatPrompt": "prompts",

@@ -24,6 +24,7 @@ from aiochatstream.cli import session_options
 from aiochatstream.console import options as console_options
 from aiochatstream.engines import RecordingEngine, ReplayEngine
 from aiochatstream.errors import ChatStreamError
+from aiochatstream.extras import MissingExtra, requires_extra
 from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.runtime.daemon_threads import any_daemon_thread
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         return code
-    except (OSError, ValueError, ChatStreamError) as error:
+    except (OSError, ValueError, ChatStreamError, MissingExtra) as error:
         return _complain(error)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -128,7 +129,8 @@ def serve(options: argparse.Namespace) -> int:
 
 def chat(options: argparse.Namespace) -> int:
     """``aiochatstream chat``: talk to a model or a running server."""
-    from aiochatstream.console import command  # serving does without it
+    with requires_extra("chat"):
+        from aiochatstream.console import command  # serving does without it
 
     return _end(command.main(options, messages_of(options.locale)))
 
@@ -214,7 +216,7 @@ def _complain(error: Exception) -> int:
     for option, parameter in OPTION_OF.items():
         sentence = sentence.replace(parameter, option)
     terminal.write(f"aiochatstream: {sentence}", sys.stderr)
-    return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError) else FAILED
+    return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | MissingExtra) else FAILED
 
 
 def _url(host: str, port: int) -> str:

@@ -13,6 +13,7 @@ from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
 from aiochatstream.conversations.store import ConversationStore
+from aiochatstream.extras import requires_extra
 from aiochatstream.sessions import CookieStorage, MemoryStorage
 from aiochatstream.texts import Messages
 from aiochatstream.web.auth.secret_files import read_secrets
@@ -68,12 +69,11 @@ def _redis(options: argparse.Namespace, messages: Messages, environment: Mapping
     url = options.redis or environment.get(REDIS_URL)
     if not url:
         raise ValueError(messages.no_redis_url.format(variable=REDIS_URL))
-    try:
+    with requires_extra("redis"):
         from redis.asyncio import Redis
-    except ModuleNotFoundError:
-        raise ValueError(messages.no_redis_package) from None
-    from aiochatstream.conversations.redis_store import RedisConversationStore
-    from aiochatstream.sessions.redis_storage import RedisStorage
+
+        from aiochatstream.conversations.redis_store import RedisConversationStore
+        from aiochatstream.sessions.redis_storage import RedisStorage
 
     redis = Redis.from_url(url)
 

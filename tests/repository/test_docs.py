@@ -110,6 +110,20 @@ def anchors(text: str) -> set[str]:
     return made | set(re.findall(r'<a id="([^"]+)"', text))
 
 
+def test_the_architecture_names_paths_that_exist_and_every_folder() -> None:
+    named = set(re.findall(r"`([\w.]+(?:/[\w.]*)+|\w+\.py)`", (DOCS / "architecture.md").read_text()))
+    package = ROOT / "aiochatstream"
+    assert {path for path in named if not ((package / path).exists() or (ROOT / path).exists())} == set()
+    modules = {path.parent.relative_to(package) for path in package.rglob("*.py")} | {Path("page")}
+    assert {Path(path) for path in named if path.endswith("/")} >= modules
+
+
+def test_the_newest_version_of_the_changelog_is_the_packages() -> None:
+    newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == aiochatstream.__version__
+
+
 @pytest.mark.parametrize("page", ["deployment.md", "engines.md", "endpoints.md", "roles.md", "sessions.md"])
 def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVELOPER_PHRASE", "sesame")
