@@ -16,15 +16,15 @@ from typing import Any
 
 import aiohttp
 import psutil
+from bad_requests import BAD_REQUESTS
+from checks import Check, Sample, first, memory_growth, render_traffic, render_verdict
 from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress, run_script, whole, write_json
-from misbehaving import BAD_REQUESTS
-from remembering import Memory, Talker
 from servers import new_event_loop, started
-from stalling import StallingClients
-from verdict import Check, Sample, first, memory_growth, render_traffic, render_verdict
+from soak_client import Memory, Talker
+from stalled_connections import StallingClients
 
-from aiochatstream.bench.asking import Clock, Record, connect_error
 from aiochatstream.bench.plan import Plan
+from aiochatstream.bench.request import Clock, Record, connect_error
 
 ENOUGH = 1000
 """Requests of an interrupted run that are worth a verdict."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aiochatstream.bench.metrics import Distribution, Summary
-from aiochatstream.bench.parsing import shorten
 from aiochatstream.bench.plan import Plan
+from aiochatstream.bench.response_parsers import shorten
 
 BUSY_GENERATOR = 0.7
 """Share of a core from which on the generator itself may be the limit."""

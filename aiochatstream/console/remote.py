@@ -10,8 +10,8 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from aiochatstream.bench.asking import connect_error
-from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, shorten
+from aiochatstream.bench.request import connect_error
+from aiochatstream.bench.response_parsers import BadAnswer, EventStream, parse_object, shorten
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversation import Conversation
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable

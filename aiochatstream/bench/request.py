@@ -15,8 +15,8 @@ from typing import Literal
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
-from aiochatstream.bench.parsing import BadAnswer, Refused, Told, WrongProtocol, shorten
 from aiochatstream.bench.protocols import Target, User
+from aiochatstream.bench.response_parsers import BadAnswer, Refused, Told, WrongProtocol, shorten
 
 Kind = Literal["plain", "abort", "slow"]
 Outcome = Literal["completed", "refused", "failed", "aborted"]
