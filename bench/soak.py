@@ -24,7 +24,8 @@ from soak_client import Memory, Talker
 from stalled_connections import StallingClients
 
 from aiochatstream.bench.plan import Plan
-from aiochatstream.bench.request import Clock, Record, connect_error
+from aiochatstream.bench.request import Clock, Record
+from aiochatstream.terminal import os_error_reason
 
 ENOUGH = 1000
 """Requests of an interrupted run that are worth a verdict."""
@@ -251,7 +252,7 @@ class Soak:
                 workers = (await response.json())["chatstream_workers"]
                 return sum(one["processing"] for one in workers), sum(one["waiting"] for one in workers)
         except aiohttp.ClientConnectorError as error:
-            raise ValueError(f"{self.url}: cannot connect: {connect_error(error)}.") from None
+            raise ValueError(f"{self.url}: cannot connect: {os_error_reason(error)}.") from None
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{self.url}/get_load tells no load: is this an aiochatstream server? ({error})") from None
 

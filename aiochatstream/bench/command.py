@@ -18,7 +18,7 @@ from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.plan import Plan
 from aiochatstream.bench.prompts import Prompts
 from aiochatstream.bench.protocols import PROTOCOLS, Target
-from aiochatstream.bench.request import Clock, Record, ask, connect_error
+from aiochatstream.bench.request import Clock, Record, ask
 
 NOTHING_COMPLETED = 1
 INTERRUPTED = 130
@@ -100,7 +100,7 @@ async def first_model(target: Target, session: aiohttp.ClientSession) -> str:
         async with session.get(url, headers={"Accept": "application/json"}, allow_redirects=False) as response:
             return str((await response.json())["data"][0]["id"])
     except aiohttp.ClientConnectorError as error:
-        raise ValueError(f"{url}: cannot connect: {connect_error(error)}.") from None
+        raise ValueError(f"{url}: cannot connect: {terminal.os_error_reason(error)}.") from None
     except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{url} names no model: name one with --model, if this is OpenAI's protocol.") from None
 
