@@ -2,7 +2,7 @@
 
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.constraint import Constraint
-from aiochatstream.conversation import Conversation, Turn
+from aiochatstream.conversations.conversation import Conversation, Turn
 from aiochatstream.engines import (
     Delta,
     Engine,
@@ -15,9 +15,8 @@ from aiochatstream.engines import (
     TokenSampler,
 )
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.load_time import LoadTime
 from aiochatstream.params import GenerationParams
-from aiochatstream.phrases import hash_phrase
+from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import (
     AbstractChatPrompt,
     ChatPrompt,
@@ -35,7 +34,8 @@ from aiochatstream.prompts import (
     Content,
 )
 from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
-from aiochatstream.web.feedback import Feedback, FeedbackFile
+from aiochatstream.web.auth.pass_phrases import hash_phrase
+from aiochatstream.web.endpoints.feedback import Feedback, FeedbackFile
 
 __version__ = "0.1.0"
 

@@ -13,16 +13,15 @@ import aiohttp_session
 from aiohttp import web
 from pydantic import ValidationError
 
-from aiochatstream.arguments import engine_of, prompt_class_of
-from aiochatstream.chat import Chat
+from aiochatstream.engine_choice import engine_of, prompt_class_of
 from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
 from aiochatstream.errors import Draining, InvalidValue
-from aiochatstream.messages import Locale
 from aiochatstream.param_limits import checked_limits
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
-from aiochatstream.roles import Roles
-from aiochatstream.runtime import DEFAULT_CONTEXT_LEN, Setting
+from aiochatstream.runtime.chat import Chat
+from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, Setting
+from aiochatstream.runtime.stateless import Stateless
 from aiochatstream.sessions import (
     AgentSession,
     ConversationStore,
@@ -33,35 +32,31 @@ from aiochatstream.sessions import (
     recent_params,
     reload_session,
 )
-from aiochatstream.stateless import Stateless
-from aiochatstream.web import (
-    cors,
-    documents,
-    feedback,
-    generation_params,
-    handlers,
-    history,
-    inspection,
-    page,
-    place,
-    routes,
-)
-from aiochatstream.web.access import is_agent
-from aiochatstream.web.active_requests import ActiveRequests
-from aiochatstream.web.addresses import comes_from_here
-from aiochatstream.web.api import mount
-from aiochatstream.web.completion import Callback, Completions
-from aiochatstream.web.documents import Documents
-from aiochatstream.web.feedback import FeedbackCallback
-from aiochatstream.web.hosts import AllowedHosts
+from aiochatstream.texts import Locale
+from aiochatstream.web import app_binding as place
+from aiochatstream.web import routes
+from aiochatstream.web.auth import cors
+from aiochatstream.web.auth.access import is_agent
+from aiochatstream.web.auth.addresses import comes_from_here
+from aiochatstream.web.auth.allowed_hosts import AllowedHosts
+from aiochatstream.web.auth.role_grants import SENT, phrase_attempts
+from aiochatstream.web.auth.roles import Roles
+from aiochatstream.web.endpoint import mount
+from aiochatstream.web.endpoints import chat as handlers
+from aiochatstream.web.endpoints import docs as documents
+from aiochatstream.web.endpoints import feedback, generation_params, history, page
+from aiochatstream.web.endpoints import status as inspection
+from aiochatstream.web.endpoints.docs import Documents
+from aiochatstream.web.endpoints.feedback import FeedbackCallback
+from aiochatstream.web.endpoints.page import Page
 from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.service import Service
-from aiochatstream.web.openapi import DIALECT, Table
-from aiochatstream.web.page import Page
-from aiochatstream.web.presence import Presence
-from aiochatstream.web.promotion import SENT, phrase_attempts
+from aiochatstream.web.openapi.document import DIALECT, Table
+from aiochatstream.web.streaming.active_requests import ActiveRequests
+from aiochatstream.web.streaming.callbacks import Callback, Completions
+from aiochatstream.web.streaming.disconnects import Presence
 from aiochatstream.web.uploads import TOTAL_BYTES, Uploads
 
 PROBE_FOLDER = "probe"
@@ -76,7 +71,7 @@ class ChatStream(Chat, Stateless):
         chat_stream = ChatStream(model=model, tokenizer=tokenizer, device="cpu", chat_prompt_clazz=ChatPrompt)
         chat_stream.setup(app)
 
-    A program without an application uses it in an ``async with`` (see :class:`~aiochatstream.runtime.Runtime`).
+    A program without an application uses it in an ``async with``.
 
     :param num_of_concurrent_executions: answers that are generated at the same time, 1 to 1024.
     :param max_queue_size: requests that wait beyond that, 0 to 100000; the next one gets 503.
@@ -136,20 +131,20 @@ class ChatStream(Chat, Stateless):
         may raise what the request is to be answered with (``web.HTTPUnauthorized``).
     :param allow_metrics: says who may read /metrics; by default who asks from this machine, and not through a proxy.
     :param on_feedback_received: called as ``on_feedback_received(request, feedback)`` with each
-        :class:`~aiochatstream.web.feedback.Feedback` of /set_feedback; a :class:`FeedbackFile` writes it down.
+        :class:`~aiochatstream.Feedback` of /set_feedback; a :class:`FeedbackFile` writes it down.
     :param num_gpus: of how many GPUs /get_resource_usage tells, 0 or more; None is all that torch sees.
     :param name: what /get_load calls this worker.
     :param namespace: keeps the conversations and roles of several ChatStreams apart that share an app's sessions; the
         same in all worker processes. Empty, or 1 to 64 of A-Z a-z 0-9 - _.
-    :param client_roles: who may call what, in chatstream's shape; see :class:`~aiochatstream.roles.Roles`. None: one
+    :param client_roles: who may call what; see :class:`~aiochatstream.web.auth.roles.Roles`. None: one
         role for all browsers, which may call all but get_prompt and get_resource_usage.
     :param allowed_hosts: the host names by which this server may be called, each as ``chat.example.com`` or
         ``*.example.com``; addresses, localhost and the machine's own name always may. None: any name, but none more
         on connections to a loopback address. A refusal names what to add. See
-        :class:`~aiochatstream.web.hosts.AllowedHosts`.
+        :class:`~aiochatstream.web.auth.allowed_hosts.AllowedHosts`.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
-    :param web_ui_params: what the chat page looks like and says, see :class:`~aiochatstream.web.page.WebUiParams`.
+    :param web_ui_params: texts and colours of the page, see :class:`~aiochatstream.web.endpoints.page.WebUiParams`.
     :param locale: ``en`` or ``ja``: what the log's lines for people are written in (a model that cannot be loaded,
         answers that are stopped at shutdown). Errors for clients and programs are English.
     :param logger: for the lines on loading, answers and shutdown; by default ``aiochatstream.chat``. All others go to
@@ -274,7 +269,7 @@ class ChatStream(Chat, Stateless):
                 param_limits=limits_of_params,
                 seed=seed,
                 locale=locale,
-                logger=logging.getLogger(Chat.__module__) if logger is None else logger,
+                logger=logging.getLogger("aiochatstream.chat") if logger is None else logger,
             )
         )
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):

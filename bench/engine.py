@@ -32,9 +32,9 @@ from runners import Side, engine_side, plain_side, stall, stamped, step_s, ttft
 from step_profile import Steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aiochatstream.engines.transformers.cpu.openmp import release_helpers
 from aiochatstream.engines.transformers.engine import PackedForward, TransformersEngine
 from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, folder, locate
-from aiochatstream.engines.transformers.openmp import release_helpers
 
 CONTEXT = 2048
 """Tokens of a row."""

@@ -18,8 +18,8 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp_session import Session
 
 from aiochatstream import Conversation, MemoryConversationStore, MemoryStorage, Turn
-from aiochatstream.sessions.memory import random_id
-from aiochatstream.sessions.user import SESSION_KEY
+from aiochatstream.sessions.memory_storage import random_id
+from aiochatstream.sessions.user_session import SESSION_KEY
 
 TURNS = 4
 ASKED, ANSWERED = 100, 400

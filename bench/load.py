@@ -2,6 +2,6 @@
 
 import sys
 
-from aiochatstream.cli import main
+from aiochatstream.cli.main import main
 
 sys.exit(main(["bench", *sys.argv[1:]]))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aiochatstream import Engine, GenerationParams, Prompt
-from aiochatstream.engines.transformers.openmp import release_helpers
+from aiochatstream.engines.transformers.cpu.openmp import release_helpers
 
 Stamps = list[float]
 """When an answer began, and when each of its tokens came: clock readings in seconds."""

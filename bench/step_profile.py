@@ -13,10 +13,10 @@ from transformers import DynamicCache
 
 from aiochatstream import GenerationParams
 from aiochatstream.engines.transformers.attention import Piece, Step
+from aiochatstream.engines.transformers.cpu.prepacked_linear import PackedLinear
 from aiochatstream.engines.transformers.engine import PackedForward
-from aiochatstream.engines.transformers.packing import PackedLinear
+from aiochatstream.engines.transformers.kv_cache import SlotCache
 from aiochatstream.engines.transformers.sampling import Sampler, sample
-from aiochatstream.engines.transformers.slots import SlotCache
 
 SHARES = ("linear layers", "attention", "rest of the model", "sampling", "preparing")
 ALONE = "linear layers alone"

@@ -20,8 +20,8 @@ from aiochatstream import (
     ScriptedEngine,
     prompts,
 )
-from aiochatstream.ask import Ask
-from aiochatstream.conversation import Conversation
+from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.runtime.turn_request import Ask
 from aiochatstream.sessions import User
 from tests.helpers import echo, until
 

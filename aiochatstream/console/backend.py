@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 
-from aiochatstream.events import Event
+from aiochatstream.conversations.export import Saved
 from aiochatstream.params import ParamOverrides
-from aiochatstream.saved import Saved
+from aiochatstream.runtime.events import Event
 
 
 class Backend(ABC):

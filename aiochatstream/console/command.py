@@ -20,10 +20,10 @@ from aiochatstream.console.options import DEFAULTS
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import PlainScreen, TerminalScreen
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.load_time import showing_progress
-from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides, validated
+from aiochatstream.progress import showing_progress
 from aiochatstream.prompts import ChatPrompt
+from aiochatstream.texts import Messages
 
 FAILED = 1
 INTERRUPTED = 130

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aiochatstream.conversations.export import Saved
 from aiochatstream.params import ParamOverrides, validated
-from aiochatstream.saved import Saved
 
 if TYPE_CHECKING:
     from aiochatstream.console.console import Console

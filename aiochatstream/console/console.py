@@ -10,9 +10,9 @@ from aiochatstream.console.commands import COMMANDS, nearest
 from aiochatstream.console.screen import Screen
 from aiochatstream.console.stats import Stats
 from aiochatstream.errors import ChatStreamError, Unavailable
-from aiochatstream.events import Ended, Failed, Queued, Text
-from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides
+from aiochatstream.runtime.events import Ended, Failed, Queued, Text
+from aiochatstream.texts import Messages
 
 
 class Console:

@@ -12,7 +12,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from aiochatstream.console.console import Console
-from aiochatstream.threads import in_daemon_thread
+from aiochatstream.runtime.daemon_threads import in_daemon_thread
 
 
 async def read_terminal(console: Console) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from aiochatstream.chat import Chat
 from aiochatstream.console.backend import Backend
-from aiochatstream.events import Event
+from aiochatstream.conversations.export import Saved
 from aiochatstream.params import ParamOverrides
-from aiochatstream.saved import Saved
+from aiochatstream.runtime.chat import Chat
+from aiochatstream.runtime.events import Event
 from aiochatstream.sessions import MemoryConversationStore, User
 
 CONVERSATION = "main"

@@ -11,15 +11,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from aiochatstream.console.backend import Backend
-from aiochatstream.conversation import Conversation
+from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.export import Saved
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
-from aiochatstream.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
-from aiochatstream.messages import Messages
 from aiochatstream.params import ParamOverrides
-from aiochatstream.saved import Saved
+from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
 from aiochatstream.sessions import Kept
 from aiochatstream.sse import EventParser, json_object
 from aiochatstream.terminal import one_line, os_error_reason
+from aiochatstream.texts import Messages
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0

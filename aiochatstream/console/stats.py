@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aiochatstream.events import Ended, Usage
-from aiochatstream.messages import Messages
+from aiochatstream.runtime.events import Ended, Usage
+from aiochatstream.texts import Messages
 
 
 def rate(ended: Ended) -> tuple[int, float]:

@@ -3,7 +3,7 @@
 from aiochatstream.prompts.base import AbstractChatPrompt, Content
 from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages, render_messages
 from aiochatstream.prompts.context import fit
-from aiochatstream.prompts.given import GivenMessages, GivenTexts
+from aiochatstream.prompts.inputs import GivenMessages, GivenTexts
 from aiochatstream.prompts.presets import (
     ChatPromptCyberAgentOpenCalm,
     ChatPromptDatabricksDolly,

@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
-from aiochatstream.conversation import Conversation
+from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.prompts.control_tokens import Mark, encode_prompt
 
 

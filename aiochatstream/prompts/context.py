@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from aiochatstream.conversation import Conversation
+from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.errors import TooLarge
 from aiochatstream.prompts.base import AbstractChatPrompt
 

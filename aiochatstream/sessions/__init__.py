@@ -1,11 +1,11 @@
 """Where a conversation lives."""
 
+from aiochatstream.conversations.store import ConversationStore, Holder, StopRequest
 from aiochatstream.sessions.agent import AgentSession
-from aiochatstream.sessions.cookie import CookieUserSession
-from aiochatstream.sessions.memory import MemoryConversationStore, MemoryStorage, random_id, recent_params
-from aiochatstream.sessions.sealed import CookieStorage
-from aiochatstream.sessions.store import ConversationStore, Holder, StopRequest
-from aiochatstream.sessions.user import (
+from aiochatstream.sessions.cookie_session import CookieUserSession
+from aiochatstream.sessions.encrypted_cookie import CookieStorage
+from aiochatstream.sessions.memory_storage import MemoryConversationStore, MemoryStorage, random_id, recent_params
+from aiochatstream.sessions.user_session import (
     SESSIONS_HINT,
     Kept,
     User,

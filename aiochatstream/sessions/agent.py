@@ -5,10 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp_session import Session
 
-from aiochatstream.conversation import Conversation
-from aiochatstream.sessions.memory import recent_params
-from aiochatstream.sessions.store import ConversationStore
-from aiochatstream.sessions.user import UserSession
+from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.store import ConversationStore
+from aiochatstream.sessions.memory_storage import recent_params
+from aiochatstream.sessions.user_session import UserSession
 
 
 class AgentSession(UserSession):

@@ -13,9 +13,9 @@ from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from aiochatstream.conversation import Conversation, Turn
+from aiochatstream.conversations.conversation import Conversation, Turn
 from aiochatstream.errors import BadRequest
-from aiochatstream.sessions.sealed import unseal
+from aiochatstream.sessions.encrypted_cookie import unseal
 
 EXPIRES_SECONDS = 3600
 """How long a token is taken after it was made."""

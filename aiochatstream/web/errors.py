@@ -19,9 +19,9 @@ from aiochatstream.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from aiochatstream.web.access import check_access
+from aiochatstream.web.auth.access import check_access
 from aiochatstream.web.json import json_response
-from aiochatstream.web.presence import is_gone
+from aiochatstream.web.streaming.disconnects import is_gone
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from aiochatstream.conversations.export import Saved
 from aiochatstream.errors import (
     AnswerElsewhere,
     ConversationBusy,
@@ -23,19 +24,13 @@ from aiochatstream.errors import (
     TooLarge,
     TooManyRequests,
 )
-from aiochatstream.saved import Saved
-from aiochatstream.web import (
-    answers,
-    documents,
-    feedback,
-    generation_params,
-    handlers,
-    history,
-    inspection,
-    page,
-    schemas,
-)
-from aiochatstream.web.api import EVENTS, JSON, TEXT, Api, mount
+from aiochatstream.web import request_models as schemas
+from aiochatstream.web import response_models as answers
+from aiochatstream.web.endpoint import EVENTS, JSON, TEXT, Api, mount
+from aiochatstream.web.endpoints import chat as handlers
+from aiochatstream.web.endpoints import docs as documents
+from aiochatstream.web.endpoints import feedback, generation_params, history, page
+from aiochatstream.web.endpoints import status as inspection
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream

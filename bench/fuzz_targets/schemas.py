@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from aiochatstream import Constraint
 from aiochatstream.engines.transformers import small_model
-from aiochatstream.engines.transformers.constraining import Grammars
+from aiochatstream.engines.transformers.grammars import Grammars
 from aiochatstream.errors import InvalidValue
 from aiochatstream.web.openai.chat_request import Function
 from aiochatstream.web.openai.tool_calls import one_call, some_calls

@@ -20,8 +20,8 @@ from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import Screen
-from aiochatstream.messages import EN
-from aiochatstream.saved import Saved
+from aiochatstream.conversations.export import Saved
+from aiochatstream.texts import EN
 from tests.helpers import Stepper, running_server, until
 
 

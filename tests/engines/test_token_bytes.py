@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from aiochatstream.engines import TokenBytes
-from tests.engines.test_detokenizing import BYTE_FALLBACK, IN_PYTHON, TEXTS, ids_of
+from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK, IN_PYTHON, TEXTS, ids_of
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -11,7 +11,8 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from aiochatstream import ChatStream, GenerationParams, MemoryStorage
-from aiochatstream.sessions.redis import RedisConversationStore, RedisStorage
+from aiochatstream.conversations.redis_store import RedisConversationStore
+from aiochatstream.sessions.redis_storage import RedisStorage
 
 
 def counts(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:

@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiochatstream import ChatStream
-from aiochatstream.saved import Saved
+from aiochatstream.conversations.export import Saved
 from tests.page.chatting import Chat, repeats
 from tests.page.conftest import Visit
 

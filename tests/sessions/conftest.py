@@ -14,7 +14,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp_session import AbstractStorage
 
 from aiochatstream import ConversationStore, MemoryConversationStore, MemoryStorage
-from aiochatstream.sessions.redis import RedisConversationStore, RedisStorage
+from aiochatstream.conversations.redis_store import RedisConversationStore
+from aiochatstream.sessions.redis_storage import RedisStorage
 from tests.sessions.users import User, invalidate, recall, remember
 
 NewUser = Callable[[AbstractStorage], Awaitable[User]]

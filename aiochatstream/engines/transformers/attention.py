@@ -20,10 +20,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from aiochatstream.engines.transformers.native import decode_attention
-from aiochatstream.engines.transformers.operations import register
-from aiochatstream.engines.transformers.slots import SlotCache
-from aiochatstream.engines.transformers.transfer import tensor
+from aiochatstream.engines.transformers.cpu.custom_ops import register
+from aiochatstream.engines.transformers.cpu.native import decode_attention
+from aiochatstream.engines.transformers.device import tensor
+from aiochatstream.engines.transformers.kv_cache import SlotCache
 
 NAME = "aiochatstream"
 

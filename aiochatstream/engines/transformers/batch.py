@@ -15,14 +15,14 @@ import torch
 
 from aiochatstream.engines.base import StepKind, TokenLogprob
 from aiochatstream.engines.transformers.attention import ROUND_TOKENS, Piece, Step, filled_up, rounded
-from aiochatstream.engines.transformers.constraining import Matcher
+from aiochatstream.engines.transformers.cpu.openmp import release_helpers
+from aiochatstream.engines.transformers.custom_sampler import Draw
+from aiochatstream.engines.transformers.device import tensor
+from aiochatstream.engines.transformers.grammars import Matcher
+from aiochatstream.engines.transformers.kv_cache import SlotCache
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
-from aiochatstream.engines.transformers.openmp import release_helpers
-from aiochatstream.engines.transformers.own_sampler import Draw
-from aiochatstream.engines.transformers.prefixes import HEAD, PrefixPool
+from aiochatstream.engines.transformers.prefix_cache import HEAD, PrefixPool
 from aiochatstream.engines.transformers.sampling import Sampler, sample
-from aiochatstream.engines.transformers.slots import SlotCache
-from aiochatstream.engines.transformers.transfer import tensor
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)

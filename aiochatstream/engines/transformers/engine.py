@@ -22,18 +22,18 @@ from aiochatstream.engines.base import Delta, Engine, Prompt, TokenLogprob
 from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import attention
-from aiochatstream.engines.transformers.alone import Alone
 from aiochatstream.engines.transformers.attention import Piece, Step, attending
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.constraining import Grammars
+from aiochatstream.engines.transformers.cpu.custom_ops import own_errors
+from aiochatstream.engines.transformers.cpu.openmp import release_helpers
+from aiochatstream.engines.transformers.cpu.prepacked_linear import pack_linears
+from aiochatstream.engines.transformers.custom_sampler import drawing
 from aiochatstream.engines.transformers.detokenizing import detokenizer
+from aiochatstream.engines.transformers.grammars import Grammars
+from aiochatstream.engines.transformers.kv_cache import SlotCache
 from aiochatstream.engines.transformers.loading import cpu_computes
-from aiochatstream.engines.transformers.openmp import release_helpers
-from aiochatstream.engines.transformers.operations import own_errors
-from aiochatstream.engines.transformers.own_sampler import drawing
-from aiochatstream.engines.transformers.packing import pack_linears
-from aiochatstream.engines.transformers.prefixes import PrefixPool
-from aiochatstream.engines.transformers.slots import SlotCache
+from aiochatstream.engines.transformers.prefix_cache import PrefixPool
+from aiochatstream.engines.transformers.sequential import Alone
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from aiochatstream.engines.base import TokenLogprob
+from aiochatstream.engines.transformers.device import tensor
 from aiochatstream.engines.transformers.sampling import NOT_A_NUMBER
-from aiochatstream.engines.transformers.transfer import tensor
 
 ROWS = 32
 """Of a prompt whose distributions are computed at a time: in float32, each takes the vocabulary's length."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from transformers import TypicalLogitsWarper
 
-from aiochatstream.engines.transformers.constraining import Matcher, constrained
-from aiochatstream.engines.transformers.penalties import has_penalties, penalised
-from aiochatstream.engines.transformers.transfer import tensor
+from aiochatstream.engines.transformers.device import tensor
+from aiochatstream.engines.transformers.grammars import Matcher, constrained
+from aiochatstream.engines.transformers.logits import has_penalties, penalised
 from aiochatstream.params import GenerationParams
 
 GREEDY_BELOW = 1e-4

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.events import Ended, Event, Failed, Text, TimePassed
 from aiochatstream.params import ParamOverrides
 from aiochatstream.prompts import GivenMessages, GivenTexts
-from aiochatstream.turns import RunningTurn
+from aiochatstream.runtime.events import Ended, Event, Failed, Text, TimePassed
+from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
-from aiochatstream.web.sending import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
+from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
@@ -83,7 +83,7 @@ async def answer_with(
     A stream's headers go out with its first text, so that a failure before it has a status; where that takes long, with
     the first heartbeat.
 
-    :param owner: who asks. more: both as :meth:`~aiochatstream.stateless.Stateless.begin_answers` has them.
+    :param owner: who asks. more: both as :meth:`~aiochatstream.runtime.stateless.Stateless.begin_answers` has them.
 
     Raises what the request is to be refused with.
     """

@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from aiochatstream.events import Usage
+from aiochatstream.runtime.events import Usage
 
 ChatFinish = Literal["stop", "length", "tool_calls"]
 TextFinish = Literal["stop", "length"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from aiochatstream.constraint import Constraint
-from aiochatstream.events import Ended, Text, Usage
 from aiochatstream.prompts import GivenMessages
+from aiochatstream.runtime.events import Ended, Text, Usage
 from aiochatstream.web.openai.answering import Answer, answer_with, sse
 from aiochatstream.web.openai.answers import (
     AssistantMessage,

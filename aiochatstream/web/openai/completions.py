@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
-from aiochatstream.events import Ended, Text, Usage
 from aiochatstream.prompts import GivenTexts
+from aiochatstream.runtime.events import Ended, Text, Usage
 from aiochatstream.web.openai.answering import Answer, answer_with, sse
 from aiochatstream.web.openai.answers import (
     Completion,

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 from aiohttp import hdrs, web
 
 from aiochatstream.errors import InvalidKey
-from aiochatstream.secret_files import read_secrets
-from aiochatstream.web.addresses import PROXY_HEADERS
+from aiochatstream.web.auth.addresses import PROXY_HEADERS
+from aiochatstream.web.auth.secret_files import read_secrets
 
 KEY = re.compile(r"[!-~]{1,512}")
 """What a header can carry."""

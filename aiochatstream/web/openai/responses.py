@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.events import Ended, Text
 from aiochatstream.prompts import GivenMessages
+from aiochatstream.runtime.events import Ended, Text
 from aiochatstream.web.json import dumps
 from aiochatstream.web.openai.answering import Answer, answer_with
 from aiochatstream.web.openai.answers import ContentLogprob

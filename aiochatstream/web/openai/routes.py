@@ -13,7 +13,7 @@ from aiochatstream.errors import (
     Starting,
     TooManyRequests,
 )
-from aiochatstream.web.api import EVENTS, JSON, Api
+from aiochatstream.web.endpoint import EVENTS, JSON, Api
 from aiochatstream.web.openai import answers, chat, completions, models, response_answers, responses
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from aiochatstream.errors import ModelNotFound
-from aiochatstream.web.access import check_site
+from aiochatstream.web.auth.access import check_site
 from aiochatstream.web.openai.answers import Model
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.schemas import GenerationRequest
-from aiochatstream.web.schemas import read_body
+from aiochatstream.web.request_models import read_body
 
 if TYPE_CHECKING:
     from aiochatstream.chat_stream import ChatStream
@@ -40,7 +40,7 @@ class Service:
     def check(self, server: ChatStream, request: web.Request) -> str:
         """Who asks, see :meth:`ApiKeys.check`. Reads no body.
 
-        Raises as :func:`~aiochatstream.web.access.check_site`, and :class:`~aiochatstream.errors.InvalidKey`.
+        Raises as :func:`~aiochatstream.web.auth.access.check_site`, and :class:`~aiochatstream.errors.InvalidKey`.
         """
         check_site(server, request)
         return self.keys.check(request)

@@ -11,8 +11,8 @@ import torch
 
 from aiochatstream.engines.transformers.attention import Step
 from aiochatstream.engines.transformers.batch import Batch, Request
-from aiochatstream.engines.transformers.prefixes import PrefixPool
-from aiochatstream.engines.transformers.slots import SlotCache
+from aiochatstream.engines.transformers.kv_cache import SlotCache
+from aiochatstream.engines.transformers.prefix_cache import PrefixPool
 from aiochatstream.params import GenerationParams
 from tests.helpers import PATIENCE
 

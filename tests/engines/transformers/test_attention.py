@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aiochatstream.engines.transformers import attention
 from aiochatstream.engines.transformers.attention import Piece, Step
-from aiochatstream.engines.transformers.slots import SlotCache
+from aiochatstream.engines.transformers.kv_cache import SlotCache
 
 ROWS, LENGTH, LAYERS, GROUPS, TIMES, SIZE = 4, 24, 2, 2, 3, 5
 CPU, DOUBLE = torch.device("cpu"), torch.float64

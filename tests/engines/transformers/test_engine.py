@@ -27,10 +27,10 @@ from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine, batch, choose_dtype, sampling
 from aiochatstream.engines.transformers.batch import PIECE_TOKENS
+from aiochatstream.engines.transformers.cpu.prepacked_linear import PackedLinear
 from aiochatstream.engines.transformers.engine import is_on
-from aiochatstream.engines.transformers.packing import PackedLinear
-from tests.engines.test_detokenizing import BYTE_FALLBACK
 from tests.engines.transformers.models import ALONE, BATCHED, BYTES, assert_same, question, reference, some_ids, tiny
+from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
 from tests.helpers import PATIENCE
 
 MOST = PIECE_TOKENS[1]

@@ -15,10 +15,11 @@ pytest.importorskip("llguidance", reason="llguidance is missing: pip install 'ai
 
 from aiochatstream import Constraint
 from aiochatstream.constraint import JSON_OPTIONS
-from aiochatstream.engines.transformers import constraining, grammar_process
-from aiochatstream.engines.transformers.constraining import MAX_BYTES, WORD, Grammars, Matcher
+from aiochatstream.engines.transformers import grammar_process
+from aiochatstream.engines.transformers import grammars as module
 from aiochatstream.engines.transformers.grammar_process import Bounds, GrammarProcess, ProcessEnded, Tokenizer
 from aiochatstream.engines.transformers.grammar_worker import COMPILED_GRAMMARS, Worker
+from aiochatstream.engines.transformers.grammars import MAX_BYTES, WORD, Grammars, Matcher
 from aiochatstream.errors import InvalidValue
 from tests.helpers import PATIENCE
 
@@ -59,14 +60,14 @@ def test_the_serving_process_compiles_what_no_trial_passes() -> None:
     """So what passes a trial is far from the bounds of the serving process."""
     text = json.dumps(chain(3000))
     outcomes = []
-    for bounds in (constraining.TRIAL, constraining.SERVING):
+    for bounds in (module.TRIAL, module.SERVING):
         process = GrammarProcess(Tokenizer(), bounds)
         outcomes.append(process.request("compile", "json_schema", text, cpu_seconds=PATIENCE).exception(PATIENCE))
         process.close()
     assert isinstance(outcomes[0], ProcessEnded)
     assert outcomes[1] is None
-    assert constraining.SERVING.memory_bytes > 4 * constraining.TRIAL.memory_bytes
-    assert constraining.COMPILE_CPU_SECONDS >= 4 * constraining.TRIAL_CPU_SECONDS
+    assert module.SERVING.memory_bytes > 4 * module.TRIAL.memory_bytes
+    assert module.COMPILE_CPU_SECONDS >= 4 * module.TRIAL_CPU_SECONDS
 
 
 def test_memory_above_the_bound_ends_the_process() -> None:
@@ -124,7 +125,7 @@ def test_a_grammar_that_ends_the_process_twice_at_the_same_place_fails(
 ) -> None:
     matcher = grammars.matcher(NUMBERS)
     assert matcher.mask.any()
-    monkeypatch.setattr(grammars, "process", lambda: ended)
+    monkeypatch.setattr(module, "process", lambda: ended)
     ended = GrammarProcess(Tokenizer(), ROOMY)
     ended.close()
     ended._process.wait()
@@ -157,9 +158,9 @@ def test_a_grammar_is_tried_once_and_the_number_of_remembered_outcomes_is_bounde
         tried.append(constraint.text)
         return "constraint: refused."
 
-    monkeypatch.setattr(constraining, "_try", refuse)
-    monkeypatch.setattr(constraining, "KNOWN_OUTCOMES", 3)
-    monkeypatch.setattr(grammars, "_outcomes", OrderedDict())
+    monkeypatch.setattr(module, "_try", refuse)
+    monkeypatch.setattr(module, "KNOWN_OUTCOMES", 3)
+    monkeypatch.setattr(module, "_outcomes", OrderedDict())
     for number in (1, 1, 2, 1, 3, 1, 4, 1, 2):
         constraint = Constraint("regex", f"number {number}")
         with pytest.raises(InvalidValue, match="refused"):
@@ -173,7 +174,7 @@ def test_a_grammar_that_passes_its_trial_and_is_rejected_for_the_models_tokens_i
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else each request with it would take a slot before it is refused."""
-    monkeypatch.setattr(constraining, "_try", lambda constraint: "")
+    monkeypatch.setattr(module, "_try", lambda constraint: "")
     for _ in range(2):
         with pytest.raises(InvalidValue, match="this regular expression cannot be followed"):
             grammars.check(Constraint("regex", "("))
@@ -183,8 +184,8 @@ def test_a_known_grammar_is_checked_without_compiling_it_again(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grammars.check(NUMBERS)
-    monkeypatch.setattr(grammars, "process", None)
-    monkeypatch.setattr(constraining, "_try", None)
+    monkeypatch.setattr(module, "process", None)
+    monkeypatch.setattr(module, "_try", None)
     grammars.check(NUMBERS)
     assert grammars.knows(NUMBERS)
 
@@ -192,7 +193,7 @@ def test_a_known_grammar_is_checked_without_compiling_it_again(
 def test_a_schema_that_is_too_long_is_refused_before_any_trial(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constraining, "_try", None)
+    monkeypatch.setattr(module, "_try", None)
     constraint = Constraint.json_schema({"enum": ["x" * MAX_BYTES]})
     with pytest.raises(InvalidValue, match=f"must have at most {MAX_BYTES} bytes, not {len(constraint.text)}"):
         grammars.check(constraint)

@@ -12,7 +12,7 @@ import torch
 
 from aiochatstream import Delta, FunctionEngine, GenerationParams, Prompt, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.engines import TokenLogprob
-from aiochatstream.engines.transformers import TransformersEngine, alone, batch
+from aiochatstream.engines.transformers import TransformersEngine, batch, sequential
 from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.errors import InvalidValue
 from tests.engines.transformers.models import BYTES, question, some_ids, tiny
@@ -135,7 +135,7 @@ def test_those_of_a_prompt_are_the_log_softmax_of_the_model_whatever_is_kept_or_
 @pytest.mark.parametrize("length", [1, 2, 3, 40])
 def test_those_of_a_prompt_are_found_in_pieces(family: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "SCORED_TOKENS", 16)
-    monkeypatch.setattr(alone, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(sequential, "PREFILL_TOKENS", 16)
     engine = TransformersEngine(tiny(family), BYTES)
     engine.load(slots=1, context_len=64)
     ids = some_ids(length)

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ValidationError
 
 from aiochatstream import ChatPrompt, ChatStream, FunctionEngine, GenerationParams, runtime
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
-from aiochatstream.runtime import PROMPT_THREADS
+from aiochatstream.runtime.engine_runtime import PROMPT_THREADS
 from aiochatstream.web.openai.chat import told
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
-from tests.engines.test_detokenizing import BYTE_FALLBACK
 from tests.engines.transformers.models import BYTES, tiny
+from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
 from tests.helpers import PATIENCE, echo, until
 
 HI = [{"role": "user", "content": "one two three"}]

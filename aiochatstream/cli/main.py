@@ -1,0 +1,337 @@
+"""The command ``aiochatstream``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp_session
+from aiohttp import web
+
+from aiochatstream import terminal
+from aiochatstream.bench import options as bench_options
+from aiochatstream.chat_stream import ChatStream
+from aiochatstream.cli import session_options
+from aiochatstream.console import options as console_options
+from aiochatstream.engines import RecordingEngine, ReplayEngine
+from aiochatstream.errors import ChatStreamError
+from aiochatstream.progress import LoadTime
+from aiochatstream.prompts import ChatPrompt
+from aiochatstream.runtime.daemon_threads import any_daemon_thread
+from aiochatstream.sessions.client_address import parse_address
+from aiochatstream.texts import LOCALES, Messages, locale_of, messages_of
+from aiochatstream.web.errors import errors_as_json
+from aiochatstream.web.openai.keys import ApiKeys
+from aiochatstream.web.server_log import shorten_client_errors
+
+logger = logging.getLogger(__name__)
+
+FAILED = 1
+WRONG_USE = 2
+INTERRUPTED = 130
+
+OPTION_OF = {
+    "--concurrency": "num_of_concurrent_executions",
+    "--queue": "max_queue_size",
+    "--max-new-tokens": "max_new_tokens",
+    "--context-len": "context_len",
+    "--top-p": "top_p",
+    "--allowed-host": "allowed_hosts",
+}
+"""What the parameters of ChatStream are called on the command line."""
+
+OPENAI_PREFIX = "/v1"
+
+HANDLER_ARGS = {"auto_decompress": False, "read_bufsize": 1 << 15}
+"""Arguments of aiohttp's connections: ChatStream decodes bodies itself, and few bytes wait that nobody reads yet."""
+
+LAST_SECONDS = 2.0
+"""Seconds that aiohttp waits for connections after ChatStream has ended its own."""
+
+API_KEYS = "AIOCHATSTREAM_API_KEYS"
+"""The environment's variable with API keys, separated by spaces or line breaks."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
+    options = _parser().parse_args(arguments)
+    handler = logging.StreamHandler()
+    handler.setFormatter(terminal.LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=options.log_level, handlers=[handler])
+    try:
+        code: int = options.run(options)
+        return code
+    except (OSError, ValueError, ChatStreamError) as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def serve(options: argparse.Namespace) -> int:
+    """``aiochatstream serve``: a server for one model, until SIGTERM or Ctrl-C."""
+    _check_what_answers(options)
+    messages = messages_of(options.locale)
+    sessions = session_options.sessions_of(options, messages, os.environ)
+    api_keys = _api_keys(options.api_key_file)
+    listener = _listen(options.host, options.port, messages)
+    url = _url(options.host, listener.getsockname()[1])
+    chat_stream = ChatStream(
+        num_of_concurrent_executions=options.concurrency,
+        max_queue_size=options.queue,
+        **_what_answers(options, url, messages),
+        record=options.record,
+        max_new_tokens=options.max_new_tokens,
+        context_len=options.context_len,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        allow_system_prompt=True,
+        allowed_hosts=_allowed_hosts(options.host, options.allowed_host),
+        conversation_store=sessions.store,
+        locale=options.locale,
+    )
+    failures: list[Exception] = []
+
+    async def announce() -> None:
+        try:
+            await chat_stream.wait_ready()
+        except Exception as error:  # noqa: BLE001 - whatever loading a model raises; it is told below
+            failures.append(error)
+            signal.raise_signal(signal.SIGTERM)
+            return
+        terminal.write(_announcement(chat_stream, url, messages), sys.stdout)
+
+    async def start_announcing(app: web.Application) -> None:
+        tasks.append(asyncio.create_task(announce()))
+
+    tasks: list[asyncio.Task[None]] = []
+    app = web.Application(middlewares=[errors_as_json()], handler_args=HANDLER_ARGS)
+    if sessions.connection is not None:
+        app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
+    aiohttp_session.setup(app, sessions.storage)
+    app.add_routes(chat_stream.routes())
+    chat_stream.setup(app)
+    chat_stream.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
+    app.on_startup.append(start_announcing)
+    logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
+    web.run_app(app, sock=listener, print=None, loop=_new_event_loop(), shutdown_timeout=LAST_SECONDS)
+    return _end(_complain(failures[0]) if failures else 0)
+
+
+def chat(options: argparse.Namespace) -> int:
+    """``aiochatstream chat``: talk to a model or a running server."""
+    from aiochatstream.console import command  # serving does without it
+
+    return _end(command.main(options, messages_of(options.locale)))
+
+
+def _check_what_answers(options: argparse.Namespace) -> None:
+    """Raises ValueError where two options contradict each other."""
+    instead = "--mock" if options.mock is not None else "--replay" if options.replay is not None else None
+    for option, given in (
+        ("--replay", instead == "--mock" and options.replay is not None),
+        ("--record", instead == "--replay" and options.record is not None),
+        ("MODEL", options.model is not None),
+        ("--device", options.device != "auto"),
+        ("--dtype", options.dtype != "auto"),
+        ("--compile", options.compile),
+    ):
+        if instead is not None and given:
+            raise ValueError(f"{option} does not go with {instead}, which answers without a model.")
+
+
+def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> dict[str, Any]:
+    """The model, or what takes its place, as arguments of ChatStream."""
+    if options.mock is not None:
+        return {"use_mock_response": True, "mock_params": {"type": options.mock}}
+    if options.replay is not None:
+        return {"engine": ReplayEngine(options.replay)}
+    name = options.model or messages.small_model
+    terminal.write(messages.loading.format(model=name, url=url), sys.stdout)
+    with terminal.ctrl_c_ends_at_once():
+        from aiochatstream.engines.transformers import (  # takes its time: say something first
+            TransformersEngine,
+            loading,
+        )
+
+    device = loading.choose_device(options.device)
+    dtype = loading.choose_dtype(device, options.dtype)
+    model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
+    model = LoadTime(name=messages.loading_name.format(name=name), fn=model).__call__
+    prompt = {"chat_prompt_clazz": ChatPrompt.for_model}
+    if options.compile:
+        return {"engine": TransformersEngine(model, tokenizer, compile=True), **prompt}
+    return {"model": model, "tokenizer": tokenizer, **prompt}
+
+
+def _model_name(options: argparse.Namespace) -> str | None:
+    """What OpenAI's clients call what answers; None is the model's own name."""
+    return "replay" if options.replay is not None else None if options.mock is None else f"mock-{options.mock}"
+
+
+def _api_keys(file: Path | None) -> ApiKeys:
+    """The API keys of the file; else those of the environment's variable, where there is one.
+
+    Raises ValueError for a variable without a key, which is a mistake: everyone could call.
+    """
+    if file is not None or API_KEYS not in os.environ:
+        return ApiKeys(file)
+    try:
+        return ApiKeys(os.environ[API_KEYS].split())
+    except ValueError as error:
+        raise ValueError(str(error).replace("api_keys", API_KEYS)) from None
+
+
+def bench(options: argparse.Namespace) -> int:
+    """``aiochatstream bench``: put a running server under load."""
+    from aiochatstream.bench import command  # serving does without it
+
+    return command.main(options, _new_event_loop)
+
+
+def _end(code: int) -> int:
+    """Return ``code``; end at once where a thread is inside torch or waits for a line, and would abort the end."""
+    if any_daemon_thread():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _complain(error: Exception) -> int:
+    """Tell the user in one sentence, in terms of the options; return the exit code."""
+    sentence = str(error) or repr(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        sentence = f"{error.filename}: {error.strerror}."
+    for option, parameter in OPTION_OF.items():
+        sentence = sentence.replace(parameter, option)
+    terminal.write(f"aiochatstream: {sentence}", sys.stderr)
+    return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError) else FAILED
+
+
+def _url(host: str, port: int) -> str:
+    """Where to reach a server that listens on ``host``, from this machine."""
+    everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104
+    return f"http://{'127.0.0.1' if everywhere else f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _allowed_hosts(host: str, names: list[str] | None) -> list[str] | None:
+    """Return the names that requests may use: those given, and the one to listen on, which is printed."""
+    if host in ("", "localhost") or parse_address(host) is not None:
+        return names
+    return [*(names or ()), host]
+
+
+def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
+    engine, limits = chat_stream.engine, chat_stream.limits
+    found = engine.describe()
+    body = '{"user_input": "What is the capital of Japan?"}'
+    lines = [
+        messages.ready.format(url=url),
+        messages.row_model.format(model=found["model"]),
+        messages.row_concurrency.format(slots=limits.num_of_concurrent_executions),
+        messages.row_queue.format(places=limits.max_queue_size, status=limits.overload_status),
+    ]
+    if "device" in found:
+        lines.insert(2, messages.row_device.format(device=found["device"], dtype=found["dtype"]))
+    if engine.tokenizer is not None:
+        context, answer = chat_stream.context_len, chat_stream.params.max_new_tokens
+        lines.append(messages.row_context.format(context=context, answer=answer))
+    if isinstance(engine, RecordingEngine):
+        lines.append(messages.row_recording.format(folder=engine.folder))
+    lines.append(messages.row_openai.format(url=f"{url}{OPENAI_PREFIX}"))
+    command = f"curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    return "\n".join([*lines, messages.talk.format(url=url, command=command)])
+
+
+def _listen(host: str, port: int, messages: Messages) -> socket.socket:
+    """Bind before the model is loaded: an address in use shows at once. Raises OSError with a clear sentence."""
+    try:
+        if ":" not in host:
+            return socket.create_server((host, port))
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=both)
+    except OSError as error:
+        raise OSError(messages.cannot_listen.format(host=host, port=port, reason=error.strerror)) from None
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isdecimal() else -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    return port
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aiochatstream", description="A streaming chat with a HuggingFace model.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serving = commands.add_parser(
+        "serve", help="serve a model over HTTP", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    serving.set_defaults(run=serve, log_level=logging.INFO)
+    _add_serve_arguments(serving)
+    _add_locale(serving)
+    chatting = commands.add_parser("chat", help="talk to a model or a running server, here")
+    chatting.set_defaults(run=chat, log_level=logging.WARNING)
+    console_options.add_arguments(chatting)
+    _add_locale(chatting)
+    benching = commands.add_parser("bench", help="put a running server under load and measure it")
+    benching.set_defaults(run=bench, log_level=logging.INFO)
+    bench_options.add_arguments(benching)
+    return parser
+
+
+def _add_locale(parser: argparse.ArgumentParser) -> None:
+    default = locale_of(os.environ)
+    parser.add_argument("--locale", default=default, choices=LOCALES, help=f"language of messages (here: {default})")
+
+
+def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="HuggingFace id, folder or .gguf file; none: the small model")
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="a host name that requests may use (behind a proxy: chat.example.com); repeatable",
+    )
+    add("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
+    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where the model runs")
+    add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="what it computes in")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the model (Linux, g++): quicker answers, a first start of a minute",
+    )
+    add(
+        "--mock",
+        choices=["round", "echo", "long"],
+        help="answer without a model: sentences in turn, echoes, long texts",
+    )
+    add("--record", type=Path, metavar="FOLDER", help="keep every answer as a file in this folder")
+    add("--replay", type=Path, metavar="FOLDER", help="answer without a model, with what --record has kept")
+    add("--concurrency", type=int, default=2, metavar="N", help="answers that are generated at the same time")
+    add("--queue", type=int, default=5, metavar="N", help="requests that wait beyond that; the next one gets 503")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")
+    add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
+    add("--temperature", type=float, default=0.2, metavar="T", help="0 (greedy) to 2")
+    add("--top-p", type=float, default=0.7, metavar="P", help="0 (greedy) to 1 (off)")
+    add("--api-key-file", type=Path, metavar="FILE", help=f"API keys of /v1, one a line (or in {API_KEYS})")
+    session_options.add_arguments(parser)

@@ -1,0 +1,101 @@
+"""The options of ``aiochatstream serve`` that say where conversations live."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+from cryptography.fernet import Fernet
+
+from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryStorage
+from aiochatstream.texts import Messages
+from aiochatstream.web.auth.secret_files import read_secrets
+
+logger = logging.getLogger(__name__)
+
+SECRET_KEY = "AIOCHATSTREAM_SECRET_KEY"  # noqa: S105 - the name of a variable
+REDIS_URL = "REDIS_URL"
+NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Put the options on ``parser``."""
+    add = parser.add_argument
+    add("--session", default="memory", choices=["memory", "cookie", "redis"], help="where conversations live")
+    add(
+        "--secret-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"the keys of --session cookie, a line each, the newest first; else those of {SECRET_KEY}",
+    )
+    add("--redis", metavar="URL", help=f"redis://HOST:PORT of --session redis; else that of {REDIS_URL}")
+    add("--dev", action="store_true", help="--session cookie with a key made at this start, for trying things out")
+    add("--secure", action="store_true", help="send cookies over HTTPS only (behind a proxy that speaks HTTPS)")
+
+
+class Sessions(NamedTuple):
+    """Where sessions and conversations live.
+
+    store: None is where the storage says.
+    connection: a cleanup context of the app, which has to be open while they are used.
+    """
+
+    storage: AbstractStorage
+    store: ConversationStore | None = None
+    connection: Callable[[web.Application], AsyncIterator[None]] | None = None
+
+
+def sessions_of(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> Sessions:
+    """What the options ask for. Raises ValueError and OSError with a sentence."""
+    if options.session != "cookie" and (options.secret_key_file is not None or options.dev):
+        raise ValueError(messages.key_file_alone)
+    if options.session != "redis" and options.redis is not None:
+        raise ValueError(messages.redis_alone)
+    if options.session == "redis":
+        return _redis(options, messages, environment)
+    if options.session == "memory":
+        return Sessions(MemoryStorage(secure=options.secure))
+    return Sessions(CookieStorage(_keys(options, messages, environment), secure=options.secure))
+
+
+def _redis(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> Sessions:
+    url = options.redis or environment.get(REDIS_URL)
+    if not url:
+        raise ValueError(messages.no_redis_url.format(variable=REDIS_URL))
+    try:
+        from redis.asyncio import Redis
+    except ModuleNotFoundError:
+        raise ValueError(messages.no_redis_package) from None
+    from aiochatstream.conversations.redis_store import RedisConversationStore
+    from aiochatstream.sessions.redis_storage import RedisStorage
+
+    redis = Redis.from_url(url)
+
+    async def connection(app: web.Application) -> AsyncIterator[None]:
+        yield
+        await redis.aclose()
+
+    return Sessions(RedisStorage(redis, secure=options.secure), RedisConversationStore(redis), connection)
+
+
+def _keys(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> list[str]:
+    if options.dev:
+        logger.warning(messages.dev_key)
+        return [Fernet.generate_key().decode()]
+    if options.secret_key_file is not None:
+        source, text = str(options.secret_key_file), read_secrets(options.secret_key_file)
+    else:
+        source, text = SECRET_KEY, environment.get(SECRET_KEY, "")
+        if not text.strip():
+            raise ValueError(messages.no_key_file.format(command=NEW_KEY, variable=SECRET_KEY))
+    keys: list[str] = text.split()
+    try:
+        CookieStorage(keys)
+    except ValueError:
+        raise ValueError(messages.no_key.format(file=source, command=NEW_KEY)) from None
+    return keys

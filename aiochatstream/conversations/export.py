@@ -1,0 +1,91 @@
+"""A conversation as JSON, in a file or on its way: the messages as ``GET /history`` tells them."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from aiochatstream.conversations.conversation import MAX_CHARS, MAX_TURNS, AnswerState, Conversation, Turn
+from aiochatstream.params import STRICT, describe
+
+MessageId = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_-]{0,64}$", description="a string of up to 64 of the characters A-Z a-z 0-9 - _")
+]
+
+
+class Message(BaseModel):
+    """One message. message_id and state are the answers'."""
+
+    model_config = STRICT
+
+    role: Literal["user", "assistant"] = Field(description="'user' or 'assistant'")
+    content: str = Field(description="a string")
+    message_id: MessageId = ""
+    state: Literal["complete", "interrupted", "running"] = Field(
+        default="complete", description="'complete' or 'interrupted'"
+    )
+
+
+class Saved(BaseModel):
+    """A conversation: user messages and answers in turn. ``system`` is the system prompt, where one was set."""
+
+    model_config = STRICT
+
+    system: str = Field(default="", description="a string")
+    messages: list[Message] = Field(max_length=2 * MAX_TURNS, description=f"a list of at most {2 * MAX_TURNS} messages")
+
+    @model_validator(mode="after")
+    def _turns_are_whole(self) -> Saved:
+        roles = [message.role for message in self.messages]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
+            raise ValueError("messages: must be of user and assistant in turn")
+        if any(message.role == "user" and not message.content.strip() for message in self.messages):
+            raise ValueError("messages: what the user says must not be empty")
+        if sum(len(message.content) for message in self.messages) > MAX_CHARS:
+            raise ValueError(f"messages: must have at most {MAX_CHARS} characters in all")
+        return self
+
+    @property
+    def turns(self) -> int:
+        """How many messages were answered."""
+        return len(self.messages) // 2
+
+    @classmethod
+    def of(cls, conversation: Conversation, system: str) -> Saved:
+        """``conversation``, for a file."""
+        messages = []
+        for turn in conversation.turns:
+            messages.append(Message(role="user", content=turn.user))
+            messages.append(
+                Message(role="assistant", content=turn.answer, message_id=turn.message_id, state=turn.state)
+            )
+        return cls(messages=messages, **({"system": system} if system else {}))
+
+    def to_conversation(self) -> Conversation:
+        """The conversation; an answer that was under way is an interrupted one. Each answer has an id of its own."""
+        turns: list[Turn] = []
+        used: set[str] = set()
+        for user, answer in zip(self.messages[::2], self.messages[1::2], strict=True):
+            state: AnswerState = "complete" if answer.state == "complete" else "interrupted"
+            message_id = answer.message_id or str(uuid.uuid4())
+            if message_id in used:
+                message_id = str(uuid.uuid4())
+            used.add(message_id)
+            turns.append(Turn(user.content, answer.content, message_id, state))
+        return Conversation(tuple(turns), number=len(turns), begun=turns[-1].message_id if turns else "")
+
+    def write(self, file: Path) -> None:
+        """Put it into ``file``. Raises OSError."""
+        file.write_text(self.model_dump_json(indent=2, exclude_unset=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> Saved:
+        """What is in ``file``. Raises OSError, and ValueError with a sentence."""
+        data = file.read_bytes()
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise ValueError(describe(error, cls)) from None

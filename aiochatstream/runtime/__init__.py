@@ -1,0 +1,1 @@
+"""Turns from queue to saved answer, and the engine behind them."""

@@ -1,0 +1,1 @@
+"""Access control: roles, pass phrases, hosts, origins."""

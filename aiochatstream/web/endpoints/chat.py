@@ -1,0 +1,127 @@
+"""The endpoints. Each reads its request, asks ChatStream, and writes the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from aiochatstream.errors import ChatStreamError, Forbidden, InvalidValue, NotRunningHere
+from aiochatstream.runtime.metrics import CONTENT_TYPE
+from aiochatstream.runtime.turns import RunningTurn
+from aiochatstream.web.auth.access import check_access
+from aiochatstream.web.auth.role_grants import typed_role
+from aiochatstream.web.errors import answers_all_errors, answers_errors, answers_errors_as_chatstream
+from aiochatstream.web.json import COMMON_HEADERS, json_response
+from aiochatstream.web.request_models import ChatRequest, ConversationRef, read_body, read_given_body
+from aiochatstream.web.streaming.callbacks import Callback, Outcome
+from aiochatstream.web.streaming.formats import WRITERS, Exchange, wire_format_of
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+
+@answers_all_errors
+async def chat_stream(
+    server: ChatStream,
+    request: web.Request,
+    request_body: dict[str, Any] | bytes | None = None,
+    callback: Callback | None = None,
+) -> web.StreamResponse:
+    """``POST /chat_stream``: answer a message, in the format that the client asks for; then tell the callback."""
+    outcome = Outcome(request)
+    try:
+        return await _answer(server, request, request_body, outcome)
+    except BaseException as error:
+        outcome.failed(error)
+        raise
+    finally:
+        if callback is not None:
+            server.completions.tell(callback, request, outcome.message())
+
+
+async def _answer(
+    server: ChatStream, request: web.Request, request_body: dict[str, Any] | bytes | None, outcome: Outcome
+) -> web.StreamResponse:
+    role = await check_access(server, request, "chat_stream")
+    server.check_room()
+    if request_body is None:
+        asked = await read_body(server, request, ChatRequest)
+    else:
+        asked = read_given_body(request_body, ChatRequest, max_bytes=server.limits.max_request_bytes)
+    wire_format = wire_format_of(request, server.limits.wire_format)
+    user = await server.user_session(request)
+    user.abandon_lost = asked.abandon_lost
+    new_role = await typed_role(server, request, asked)
+    if new_role is not None:
+        role = new_role
+        await user.grant(role.name)
+        turn = RunningTurn.saying(f"New role: '{role.name}' has been granted")
+    else:
+        params = server.user_params(user)
+        user.charge()
+        try:
+            if asked.system and not server.allow_system_prompt:
+                raise InvalidValue("system: must be left out; this server sets the system prompt itself.")
+            turn = await server.begin_turn(
+                user, asked.conversation, asked.ask, params, asked.params, system=asked.system or ""
+            )
+        except ChatStreamError as error:
+            server.metrics.refused(error.code)
+            raise
+    exchange = Exchange(request, user, asked.conversation, turn, server.limits.write_timeout, role.enable_dev_tool)
+    outcome.exchange = exchange
+
+    def client_left() -> None:
+        outcome.left = True
+        turn.stop("left")
+
+    try:
+        with exchange.held, user.pinned():
+            return await exchange.carry_out(
+                lambda: WRITERS[wire_format](exchange), server.presence, client_left, outcome.failed
+            )
+    finally:
+        turn.stop("left")  # no effect on a turn that has ended
+
+
+@answers_errors
+async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``POST /chat_stream/stop``: stop the running answer of a conversation; its text so far is kept."""
+    asked = await read_body(server, request, ConversationRef)
+    user = await server.user_session(request)
+    message_id = await server.stop_turn(user, asked.conversation, "stopped")
+    if message_id is None:
+        raise NotRunningHere("No answer of this conversation is running in this process.")
+    return json_response({"success": True, "message": "Answer stopped", "message_id": message_id})
+
+
+@answers_errors_as_chatstream
+async def clear_context(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``POST /clear_context``: forget a conversation; an answer under way is stopped and discarded."""
+    asked = await read_body(server, request, ConversationRef)
+    user = await server.user_session(request)
+    if await server.clear(user, asked.conversation):
+        return json_response({"success": True, "message": "Context successfully cleared"})
+    return json_response({"success": False, "message": "no context."})
+
+
+@answers_errors
+async def healthz(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /healthz``: the process is alive."""
+    return json_response({"status": "alive"})
+
+
+@answers_errors
+async def readyz(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /readyz``: ready for requests; 503 while loading or draining. ``GET /health`` is the same."""
+    server.check_ready()
+    return json_response({"status": "ready"})
+
+
+@answers_errors
+async def metrics(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /metrics``: Prometheus' text format."""
+    if not server.allow_metrics(request):
+        raise Forbidden("/metrics is not for this client.")
+    return web.Response(body=server.metrics.render(), headers={"Content-Type": CONTENT_TYPE, **COMMON_HEADERS})

@@ -1,0 +1,51 @@
+"""The parameters that a user has set for all of the user's answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from aiochatstream.param_limits import allowed_ranges
+from aiochatstream.params import ParamOverrides
+from aiochatstream.web.errors import answers_errors_as_chatstream
+from aiochatstream.web.json import json_response
+from aiochatstream.web.request_models import GenerationParamsChange, read_body
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+
+@answers_errors_as_chatstream
+async def set_generation_params(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``POST /set_generation_params``: change what the user's next answers are made with."""
+    asked = await read_body(server, request, GenerationParamsChange)
+    user = await server.user_session(request)
+    await user.refresh()
+    wanted = server.user_params(user).model_copy(update=asked.changes())
+    server.override(wanted, where="")
+    await user.keep_params(wanted.model_dump(mode="json", exclude_none=True))
+    return _effective(server, wanted)
+
+
+@answers_errors_as_chatstream
+async def get_generation_params(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /get_generation_params``: what the user's next answers are made with."""
+    return _effective(server, server.user_params(await server.user_session(request)))
+
+
+def _effective(server: ChatStream, wanted: ParamOverrides) -> web.Response:
+    """All values, the server's own too, under chatstream's names where it has any, and the ranges that they may be in.
+
+    A seed of null is a random one.
+    """
+    others = server.override(wanted).model_dump(mode="json", include=set(ParamOverrides.model_fields))
+    params = {
+        "temperature": others.pop("temperature"),
+        "top_k_value": others.pop("top_k"),
+        "top_p_value": others.pop("top_p"),
+        **others,
+        "seed": wanted.seed,
+    }
+    limits = allowed_ranges(server.param_limits, server.params)
+    return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})

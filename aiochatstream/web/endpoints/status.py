@@ -1,0 +1,76 @@
+"""What the server tells of itself and of a conversation: load, memory, the prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import psutil
+from aiohttp import web
+
+from aiochatstream.web.errors import answers_errors_as_chatstream
+from aiochatstream.web.json import json_response
+from aiochatstream.web.request_models import ConversationRef, read_query
+
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+
+GIB = 1 << 30
+
+
+@answers_errors_as_chatstream
+async def get_prompt(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /get_prompt``: what the model was told for the newest answer of a conversation, URL-quoted."""
+    asked = read_query(request, ConversationRef)
+    user = await server.user_session(request)
+    turn = server.running_turn(user, asked.conversation)
+    if turn is not None and turn.base is not None:
+        told, message = turn.base, turn.user_text
+    else:
+        conversation = await user.load(asked.conversation)
+        if not conversation.turns:
+            return json_response({"success": False, "message": "no prompt", "prompt": None})
+        told, message = conversation.without_last(), conversation.turns[-1].user
+    prompt = quote(await server.prompt_text(told, message), errors="replace")
+    return json_response({"success": True, "message": "success", "prompt": prompt})
+
+
+@answers_errors_as_chatstream
+async def get_load(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /get_load``: slots and queue, now; and where the user's own requests stand in it, by conversation."""
+    user = await server.user_session(request)
+    admission = server.admission
+    worker = {
+        "name": server.name,
+        "processing": admission.running,
+        "waiting": admission.waiting,
+        "_num_of_next_queue": admission.running,
+        "_num_of_request_queue": admission.waiting,
+        "max_processing": admission.slots,
+        "max_waiting": admission.queue_size,
+    }
+    positions = server.queue_positions(user)
+    return json_response(
+        {"success": True, "message": "success", "chatstream_workers": [worker], "queue_positions": positions}
+    )
+
+
+@answers_errors_as_chatstream
+async def get_resource_usage(server: ChatStream, request: web.Request) -> web.StreamResponse:
+    """``GET /get_resource_usage``: memory of this machine and of its GPUs, now, in GiB."""
+    memory = psutil.virtual_memory()
+    gpus = [
+        {"index": index, "total_memory": _gib(total), "used_memory": _gib(used)}
+        for index, total, used in server.engine.gpu_memory()[: server.num_gpus]
+    ]
+    usage = {
+        "num_gpus": len(gpus),
+        "gpus": gpus,
+        "cpu": {"total_memory": _gib(memory.total), "used_memory": _gib(memory.total - memory.available)},
+        "name": server.name,
+    }
+    return json_response({"success": True, "message": "success", "memory_usage": [usage]})
+
+
+def _gib(count: int) -> float:
+    return round(count / GIB, 2)

@@ -1,0 +1,103 @@
+"""What was said, as data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiochatstream import Conversation, Turn
+from aiochatstream.conversations.conversation import MAX_CHARS, MAX_TURNS
+
+TURNS = tuple(Turn(f"question {number}", f"answer {number}", f"id {number}") for number in range(4))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.builds(
+        Conversation,
+        turns=st.lists(
+            st.builds(Turn, st.text(), st.text(), st.text(), st.sampled_from(["complete", "interrupted"]))
+        ).map(tuple),
+        number=st.integers(0),
+        begun=st.text(),
+        first=st.integers(0),
+    )
+)
+def test_a_conversation_comes_back_from_json_as_it_was(conversation: Conversation) -> None:
+    assert Conversation.from_dict(json.loads(json.dumps(conversation.to_dict()))) == conversation
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{}, [], None, {"turns": None}, {"turns": ["text"]}, {"turns": [{"user": "Hi"}]}, {"turns": [], "unknown": 1}],
+)
+def test_anything_else_is_no_conversation(data: Any) -> None:
+    with pytest.raises((KeyError, TypeError)):
+        Conversation.from_dict(data)
+
+
+def test_begin_counts_the_turn_and_notes_its_message_id() -> None:
+    conversation = Conversation(TURNS, number=7, begun="id 3", first=2)
+    assert conversation.begin("new") == Conversation(TURNS, number=8, begun="new", first=2)
+
+
+def test_with_turn_adds_the_newest_and_counts_nothing() -> None:
+    conversation = Conversation(TURNS[:3], number=4, begun="id 3", first=1).with_turn(TURNS[3])
+    assert conversation == Conversation(TURNS, number=4, begun="id 3", first=1)
+
+
+@pytest.mark.parametrize(
+    ("turns", "first", "turns_then", "first_then"),
+    [(TURNS, 0, TURNS[:3], 0), (TURNS, 3, TURNS[:3], 3), (TURNS, 4, TURNS[:3], 3), ((), 0, (), 0)],
+)
+def test_without_last_takes_the_last_answer_back_and_counts_nothing(
+    turns: tuple[Turn, ...], first: int, turns_then: tuple[Turn, ...], first_then: int
+) -> None:
+    conversation = Conversation(turns, number=9, begun="x", first=first).without_last()
+    assert conversation == Conversation(turns_then, number=9, begun="x", first=first_then)
+
+
+@pytest.mark.parametrize(
+    ("turns", "first", "turns_then", "first_then"),
+    [(TURNS, 0, TURNS[1:], 0), (TURNS, 2, TURNS[1:], 1), (TURNS, 4, TURNS[1:], 3), ((), 0, (), 0)],
+)
+def test_drop_oldest_keeps_first_at_the_same_turn(
+    turns: tuple[Turn, ...], first: int, turns_then: tuple[Turn, ...], first_then: int
+) -> None:
+    conversation = Conversation(turns, number=9, begun="x", first=first).drop_oldest()
+    assert conversation == Conversation(turns_then, number=9, begun="x", first=first_then)
+
+
+def test_drop_oldest_drops_as_many_as_are_said() -> None:
+    assert Conversation(TURNS, number=9, first=3).drop_oldest(2) == Conversation(TURNS[2:], number=9, first=1)
+    assert Conversation(TURNS, number=9, first=1).drop_oldest(4) == Conversation(number=9)
+
+
+def test_a_conversation_that_grows_too_long_loses_as_many_of_its_oldest_turns_as_must_go() -> None:
+    a_quarter = tuple(Turn("x" * (MAX_CHARS // 8), "y" * (MAX_CHARS // 8), str(number)) for number in range(4))
+    full = Conversation(a_quarter[:3], first=2).with_turn(a_quarter[3])
+    assert full == Conversation(a_quarter, first=2)
+    assert full.with_turn(Turn("", "", "empty")).turns[:-1] == a_quarter
+    assert full.with_turn(Turn("x", "", "4")) == Conversation((*a_quarter[1:], Turn("x", "", "4")), first=1)
+    longer = Turn("x" * MAX_CHARS, "y", "5")
+    assert full.with_turn(longer) == Conversation((longer,))
+
+
+def test_a_conversation_of_too_many_turns_loses_the_oldest() -> None:
+    short = tuple(Turn("x", "", str(number)) for number in range(MAX_TURNS + 1))
+    full = Conversation(short[:-1], first=5)
+    assert full.with_turn(short[-1]) == Conversation(short[1:], first=4)
+
+
+def test_starting_at_moves_first_and_keeps_every_turn() -> None:
+    assert Conversation(TURNS, number=9, begun="x").starting_at(2) == Conversation(TURNS, number=9, begun="x", first=2)
+
+
+def test_each_step_leaves_the_conversation_before_it_as_it_was() -> None:
+    conversation = Conversation(TURNS[:2], number=2, begun="id 1", first=1)
+    conversation.begin("x").with_turn(TURNS[2]).without_last().drop_oldest().starting_at(0)
+    assert conversation == Conversation(TURNS[:2], number=2, begun="id 1", first=1)

@@ -1,0 +1,233 @@
+"""A mapping that cannot outgrow its bounds."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiochatstream.conversations.lru import BoundedMap
+
+PLENTY: dict[str, Any] = {"max_entries": 100, "idle_seconds": 60.0, "max_bytes": 1000}
+
+
+def bounded(now: list[float] | None = None, **bounds: Any) -> BoundedMap:
+    clock = [0.0] if now is None else now
+    return BoundedMap(**PLENTY | bounds, clock=lambda: clock[0])
+
+
+def kept(entries: BoundedMap, keys: str) -> str:
+    """Those of ``keys`` that are kept; asks for all of them."""
+    return "".join(key for key in keys if entries.get(key) is not None)
+
+
+@pytest.mark.parametrize("bound", sorted(PLENTY))
+@pytest.mark.parametrize("value", [0, -1, math.nan])
+def test_a_bound_that_lets_nothing_in_is_refused(bound: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{bound}: must be above 0, not {value}\\.$"):
+        bounded(**{bound: value})
+
+
+def test_what_is_kept_comes_back_and_what_is_not_is_none() -> None:
+    entries = bounded()
+    entries.put("a", "first")
+    entries.put("a", "日本 🍣")
+    entries.put("b", "")
+    assert (entries.get("a"), entries.get("b"), entries.get("c"), len(entries)) == ("日本 🍣", "", None, 2)
+
+
+@pytest.mark.parametrize("use", ["get", "put"])
+def test_over_the_count_what_was_not_used_for_longest_goes_first(use: str) -> None:
+    entries = bounded(max_entries=3)
+    for key in "abc":
+        entries.put(key, "x")
+    entries.get("a") if use == "get" else entries.put("a", "y")
+    entries.put("d", "x")
+    assert kept(entries, "abcd") == "acd"
+    entries.put("e", "x")
+    assert kept(entries, "abcde") == "cde"
+
+
+def test_over_the_bytes_as_many_of_the_oldest_go_as_must() -> None:
+    entries = bounded(max_bytes=10)
+    for key in "abc":
+        entries.put(key, "日")  # three bytes
+    assert (kept(entries, "abc"), entries.bytes) == ("abc", 9)
+    entries.put("d", "1234567")
+    assert (kept(entries, "abcd"), entries.bytes) == ("cd", 10)
+    entries.put("c", "1")
+    assert (kept(entries, "cd"), entries.bytes) == ("cd", 8)
+    assert entries.pop("d")
+    assert entries.bytes == 1
+
+
+def test_a_text_larger_than_everything_allowed_is_refused_and_pushes_nothing_out() -> None:
+    entries = bounded(max_bytes=10)
+    entries.put("a", "1")
+    entries.put("b", "2")
+    with pytest.raises(ValueError, match="12 bytes are more than the 10 that are kept in all"):
+        entries.put("a", "日本東京")
+    assert (entries.get("a"), entries.get("b"), entries.bytes) == ("1", "2", 2)
+
+
+def test_an_entry_is_kept_for_idle_seconds_after_its_last_use() -> None:
+    now = [1000.0]
+    entries = bounded(now)
+    for key in "abc":
+        entries.put(key, "x")
+    now[0] += 40
+    entries.get("a")
+    entries.put("b", "y")
+    now[0] += 20
+    assert kept(entries, "c") == "c"
+    now[0] += 41
+    assert kept(entries, "abc") == "c"
+    now[0] += 60.1
+    entries.put("d", "x")
+    assert (len(entries), entries.bytes) == (1, 1)
+
+
+def test_what_is_pinned_stays_whatever_else_comes_and_goes_afterwards() -> None:
+    now = [0.0]
+    entries = bounded(now, max_entries=2)
+    entries.put("a", "x")
+    with entries.pinned("a"), entries.pinned("a"):
+        for key in "bcd":
+            entries.put(key, "x")
+        assert kept(entries, "bcd") == "d"
+        now[0] += 100
+        entries.put("e", "x")
+        assert len(entries) == 2
+    assert kept(entries, "ae") == "e", "it is idle, and no longer pinned"
+
+
+def test_more_than_the_bounds_stays_only_as_long_as_it_is_pinned() -> None:
+    entries = bounded(max_entries=1)
+    with entries.pinned("a"):
+        entries.put("a", "x")
+        with entries.pinned("b"):
+            entries.put("b", "x")
+            assert len(entries) == 2
+        assert kept(entries, "ab") == "a"
+
+
+def test_idle_entries_are_swept_in_pieces() -> None:
+    now = [0.0]
+    entries = bounded(now, max_entries=1000, max_bytes=10_000)
+    for number in range(250):
+        entries.put(str(number), "x")
+    now[0] += 61
+    assert [entries.sweep() for _ in range(3)] == [True, True, False]
+    assert (len(entries), entries.bytes) == (0, 0)
+
+
+def test_who_has_more_than_a_fair_part_pushes_out_only_its_own() -> None:
+    entries = bounded(max_entries=20)
+    for key in "abc":
+        entries.put(key, "x", share=f"of {key}")
+    for number in range(100):
+        entries.put(str(number), "x", share="many")
+    assert kept(entries, "abc") == "abc"
+    assert len(entries) == 20
+    assert entries.get("99") is not None
+
+
+def test_a_fair_part_is_one_of_bytes_too() -> None:
+    entries = bounded(max_bytes=100)
+    for key in "abc":
+        entries.put(key, "x", share=f"of {key}")
+    for number in range(100):
+        entries.put(str(number), "x" * 20, share="many")
+    assert kept(entries, "abc") == "abc"
+    assert entries.bytes == 83
+
+
+def test_entries_that_are_charged_to_nobody_go_before_a_larger_share() -> None:
+    entries = bounded(max_entries=20)
+    for number in range(15):
+        entries.put(f"kept {number}", "x", share="proxy")
+    for number in range(100):
+        entries.put(str(number), "x")
+    assert all(entries.get(f"kept {number}") for number in range(15))
+
+
+def test_an_entry_stays_in_its_share_until_another_is_charged() -> None:
+    entries = bounded(max_entries=10)
+    entries.put("a", "x", share="one")
+    entries.put("a", "y")
+    for number in range(20):
+        entries.put(str(number), "x")
+    assert entries.get("a") == "y"
+
+
+def test_an_only_large_entry_of_a_share_stays_while_the_share_is_fair() -> None:
+    entries = bounded(max_bytes=100)
+    for number in range(99):
+        entries.put(str(number), "x", share=f"of {number}")
+    entries.put("long", "x" * 9, share="of one")
+    assert entries.get("long") is not None
+
+
+def test_if_all_of_the_largest_share_is_pinned_another_loses_an_entry() -> None:
+    entries = bounded(max_entries=10)
+    entries.put("a", "x", share="small")
+    with ExitStack() as pins:
+        for number in range(20):
+            pins.enter_context(entries.pinned(str(number)))
+            entries.put(str(number), "x", share="many")
+        assert entries.get("a") is None
+        assert len(entries) == 20
+    assert len(entries) == 10
+
+
+def test_pop_tells_whether_there_was_something_to_forget() -> None:
+    now = [0.0]
+    entries = bounded(now)
+    entries.put("a", "x")
+    entries.put("b", "x")
+    assert entries.pop("a")
+    assert not entries.pop("a")
+    now[0] = 61.0
+    assert not entries.pop("b"), "it was idle for too long"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.sampled_from("abcdef"), st.text("x日", max_size=5)),
+            st.tuples(st.sampled_from(["get", "pop"]), st.sampled_from("abcdef"), st.none()),
+            st.tuples(st.just("wait"), st.none(), st.integers(0, 40)),
+        )
+    )
+)
+def test_in_any_order_of_use_the_newest_stay_that_fit(steps: list[tuple[str, Any, Any]]) -> None:
+    now = [0.0]
+    entries = bounded(now, max_entries=3, max_bytes=20)
+    model: list[tuple[str, str, float]] = []  # key, text and time of the last use; the least recently used first
+    for step, key, value in steps:
+        if step == "wait":
+            now[0] += value
+            continue
+        model = [entry for entry in model if now[0] - entry[2] <= 60]
+        found = next((text for other, text, _ in model if other == key), None)
+        if step == "get":
+            assert entries.get(key) == found
+        if step == "pop" or value is not None or found is not None:
+            model = [entry for entry in model if entry[0] != key]
+        if step == "pop":
+            entries.pop(key)
+        elif step == "put":
+            entries.put(key, value)
+            model.append((key, value, now[0]))
+        elif found is not None:
+            model.append((key, found, now[0]))
+        while len(model) > 3 or sum(len(text.encode()) for _, text, _ in model) > 20:
+            del model[0]
+        entries.get("unknown")  # lets go what is idle
+        assert len(entries) == len(model)
+        assert entries.bytes == sum(len(text.encode()) for _, text, _ in model)

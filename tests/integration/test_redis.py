@@ -1,0 +1,339 @@
+"""Two servers that share a Redis, as worker processes do; and a Redis that is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import ClientPayloadError, ClientResponse
+from redis.asyncio import Redis
+
+from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream.conversations.redis_store import RedisConversationStore
+from aiochatstream.sessions.redis_storage import RedisStorage
+from tests.helpers import PATIENCE, Client, Server, echo, sse_events, until
+from tests.redis_server import RedisServer
+
+NewServer = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+async def new_server(start: Any, redis_server: RedisServer) -> AsyncIterator[NewServer]:
+    """``await new_server(engine)`` gives one more server, with a Redis client of its own, as a process has."""
+    clients: list[Redis] = []
+
+    async def make(engine: Any = echo, *, sessions_in_redis: bool = True, **options: Any) -> Server:
+        clients.append(client := Redis.from_url(redis_server.url))
+        chat_stream = ChatStream(engine=engine, conversation_store=RedisConversationStore(client), **options)
+        server: Server = await start(chat_stream, RedisStorage(client) if sessions_in_redis else MemoryStorage())
+        return server
+
+    yield make
+    for client in clients:
+        await client.aclose()
+
+
+def at(server: Server, client: Client) -> Client:
+    """The same user, at another server: browsers share cookies among the ports of a host."""
+    return Client(client.session, server.url)
+
+
+def running_text(server: Server) -> str:
+    return "".join(turn.text for turn in server.chat_stream._turns._turns.values())
+
+
+async def body_of(request: Any) -> tuple[int, Any]:
+    async with request as response:
+        return response.status, await response.json()
+
+
+async def test_a_connection_that_redis_closed_while_idle_costs_no_request(
+    new_server: NewServer, client_of: Any, redis: Redis
+) -> None:
+    client = client_of(await new_server())
+    for text in ("one", "two", "three"):
+        await client.say(text)
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        assert (await client.texts())[-2:] == [text, f"{text} "]
+        await redis.client_kill_filter(_type="normal", skipme=True)
+
+
+async def test_a_conversation_goes_on_at_either_server(new_server: NewServer, client_of: Any, stepper: Any) -> None:
+    here, there = await new_server(), await new_server(engine := stepper(), max_new_tokens=1)
+    client = client_of(here)
+    await client.say("one")
+    engine.allow(2)
+    await at(there, client).say("two")
+    assert [message["content"] for message in engine.calls[-1]] == ["one", "one ", "two"]
+    await client.say("three")
+    await at(there, client).say(regenerate=True)
+    assert [message["content"] for message in engine.calls[-1]] == ["one", "one ", "two", "1 ", "three"]
+    for server in (here, there):
+        assert await at(server, client).texts() == ["one", "one ", "two", "1 ", "three", "1 "]
+        assert await client_of(server).texts() == []
+
+
+async def test_while_an_answer_runs_at_one_server_the_other_refuses_and_tells_when_to_come_back(
+    new_server: NewServer, client_of: Any, stepper: Any
+) -> None:
+    here, there = await new_server(engine := stepper(), max_new_tokens=1), await new_server()
+    client = client_of(here)
+    engine.allow(1)
+    await client.say("one")
+    running = asyncio.create_task(client.say("two"))
+    await until(lambda: len(engine.calls) == 2)
+    async with at(there, client).post(user_input="three") as response:
+        assert response.status == 409
+        assert (await response.json())["error"] == "conversation_busy"
+        assert int(response.headers["Retry-After"]) >= 1
+    assert (await at(there, client).say("elsewhere", conversation="other"))["text"] == "elsewhere "
+    assert (await client_of(there).say("mine"))["text"] == "mine "
+    assert there.idle
+    engine.allow(1)
+    await running
+    await at(there, client).say("four")
+    assert await client.texts() == ["one", "1 ", "two", "1 ", "four", "four "]
+
+
+async def test_stop_reaches_the_other_server_and_then_the_conversation_is_free(
+    new_server: NewServer, client_of: Any, stepper: Any
+) -> None:
+    here, there = await new_server(engine := stepper(), max_new_tokens=4), await new_server()
+    client = client_of(here)
+    engine.allow(4)
+    await client.say("one")
+    status, answer = await body_of(at(there, client).post("/chat_stream/stop"))
+    assert (status, answer["error"]) == (404, "not_running_here")
+    engine.allow(1)
+    running = asyncio.create_task(client.say("two"))
+    await until(lambda: running_text(here) == "1 ")
+    stopping = asyncio.create_task(body_of(at(there, client).post("/chat_stream/stop")))
+    await until(lambda: any(turn.ending for turn in here.chat_stream._turns._turns.values()))
+    sending = asyncio.create_task(at(there, client).say("three"))  # the answer before is still in its last step
+    engine.allow(1)
+    status, stopped = await stopping
+    ended = await running
+    assert (status, stopped["success"], stopped["message_id"]) == (200, True, ended["message_id"])
+    assert (ended["finish_reason"], ended["text"]) == ("cancelled", "1 2 ")
+    assert (await sending)["text"] == "three "
+    assert await client.texts() == ["one", "1 2 3 4 ", "two", "1 2 ", "three", "three "]
+
+
+async def test_clear_context_discards_what_runs_at_the_other_server(
+    new_server: NewServer, client_of: Any, stepper: Any
+) -> None:
+    here, there = await new_server(engine := stepper(), max_new_tokens=4), await new_server()
+    client = client_of(here)
+    engine.allow(4)
+    await client.say("one")
+    engine.allow(1)
+    running = asyncio.create_task(client.say("two"))
+    await until(lambda: running_text(here) == "1 ")
+    clearing = asyncio.create_task(body_of(at(there, client).post("/clear_context")))
+    await until(lambda: any(turn.discarded for turn in here.chat_stream._turns._turns.values()))
+    engine.allow(1)
+    assert await clearing == (200, {"success": True, "message": "Context successfully cleared"})
+    assert (await running)["finish_reason"] == "cancelled"
+    for server in (here, there):
+        assert await at(server, client).texts() == []
+    await at(there, client).say("anew")
+    assert await client.texts() == ["anew", "anew "]
+
+
+async def test_an_answer_that_lost_its_hold_overwrites_nothing(
+    new_server: NewServer, client_of: Any, stepper: Any, redis: Redis
+) -> None:
+    here, there = await new_server(engine := stepper(), max_new_tokens=1), await new_server()
+    client = client_of(here)
+    engine.allow(1)
+    await client.say("one")
+    running = asyncio.create_task(body_of(client.post(accept="application/json", user_input="late")))
+    await until(lambda: len(engine.calls) == 2)
+    (hold,) = [key async for key in redis.scan_iter("*hold*")]
+    await redis.delete(hold)  # as when this process had stood still for longer than it lasts
+    await at(there, client).say("two")
+    engine.allow(1)
+    status, answer = await running
+    assert (status, answer["error"]) == (409, "conversation_changed")
+    assert await client.texts() == ["one", "1 ", "two", "two "]
+
+
+async def test_servers_with_other_namespaces_do_not_meet(new_server: NewServer, client_of: Any, stepper: Any) -> None:
+    one = await new_server(engine := stepper(), max_new_tokens=1, namespace="one")
+    other = await new_server(namespace="other")
+    client = client_of(one)
+    engine.allow(1)
+    await client.say("at one")
+    running = asyncio.create_task(client.say("still at one"))
+    await until(lambda: len(engine.calls) == 2)
+    await at(other, client).say("at the other")
+    assert (await body_of(at(other, client).post("/chat_stream/stop")))[0] == 404
+    assert (await body_of(at(other, client).post("/clear_context")))[0] == 200
+    engine.allow(1)
+    await running
+    assert await client.texts() == ["at one", "1 ", "still at one", "1 "]
+
+
+async def test_what_a_user_has_set_holds_at_either_server_and_a_new_role_has_a_new_identity(
+    start: Any, new_server: NewServer, client_of: Any
+) -> None:
+    roles = {
+        "user": {"apis": {"allow": "all", "auth_method": "nothing", "use_session": True}},
+        "developer": {"apis": {"allow": "all", "auth_method": "ui_pass_phrase", "ui_pass_phrase": "open sesame"}},
+    }
+    here, there = [await new_server(client_roles=roles) for _ in range(2)]
+    client = client_of(here)
+    await client.say("one")
+    assert (await body_of(client.post("/set_generation_params", temperature=0.25)))[0] == 200
+    async with client.session.get(f"{there.url}/get_generation_params") as response:
+        assert (await response.json())["generation_params"]["temperature"] == 0.25
+    before = {cookie.value for cookie in client.session.cookie_jar}
+    assert "granted" in (await at(there, client).say("open sesame"))["text"]
+    after = {cookie.value for cookie in client.session.cookie_jar}
+    assert not before & after
+    stranger = client_of(here)
+    stranger.session.cookie_jar.update_cookies({"AIOHTTP_SESSION": before.pop()})
+    assert await stranger.texts() == []
+    assert await client.texts() == ["one", "one "]
+
+
+# A Redis that is lost. It takes seconds until that is certain, so on one loop only.
+
+one_loop = pytest.mark.asyncio(loop_factories=["uvloop"])
+
+NEED_REDIS = [
+    ("POST", "/chat_stream", {"user_input": "hi"}),
+    ("POST", "/chat_stream/stop", {}),
+    ("POST", "/clear_context", {}),
+    ("POST", "/set_generation_params", {"temperature": 0.5}),
+    ("GET", "/get_generation_params", None),
+    ("GET", "/history", None),
+    ("DELETE", "/history/some-id", None),
+    ("GET", "/export", None),
+    ("POST", "/import", {"messages": []}),
+]
+
+
+@asynccontextmanager
+async def lost(redis_server: RedisServer, how: str) -> AsyncIterator[None]:
+    """In this block, Redis is ``killed`` or ``halted``."""
+    if how == "killed":
+        redis_server.kill()
+        yield
+        redis_server.start()
+    else:
+        redis_server.halt()
+        yield
+        redis_server.go_on()
+
+
+async def check_unavailable(client: Client, method: str, path: str, body: Any) -> None:
+    async with asyncio.timeout(PATIENCE), client.session.request(method, client.url + path, json=body) as response:
+        told = await response.json()
+        assert (response.status, told["error"]) == (503, "store_unavailable"), (path, told)
+        assert int(response.headers["Retry-After"]) >= 1
+        assert "Set-Cookie" not in response.headers
+
+
+@one_loop
+@pytest.mark.parametrize("how", ["killed", "halted"])
+@pytest.mark.parametrize("sessions_in_redis", [True, False])
+async def test_without_redis_what_needs_it_gets_503_and_it_recovers_by_itself(
+    new_server: NewServer,
+    client_of: Any,
+    redis_server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    sessions_in_redis: bool,
+) -> None:
+    server = await new_server(sessions_in_redis=sessions_in_redis)
+    client = client_of(server)
+    await client.say("one")
+    needed = [one for one in NEED_REDIS if sessions_in_redis or "params" not in one[1]]
+    async with lost(redis_server, how):
+        await asyncio.gather(*(check_unavailable(client, *one) for one in needed))
+        async with client.session.get(f"{server.url}/readyz") as response:
+            assert response.status == 200
+        assert server.idle
+    complaints = [record.getMessage() for record in caplog.records if "cannot be used" in record.getMessage()]
+    assert len(complaints) == len(set(complaints)) >= 1  # one line each for sessions and conversations
+    assert (await client.say("two"))["text"] == "two "
+    kept = ["one", "one "] if how == "halted" else []
+    assert await client.texts() == [*kept, "two", "two "]
+    assert "can be used" in caplog.text
+
+
+@one_loop
+async def test_a_session_that_cannot_be_saved_after_the_handler_is_a_503_too(
+    new_server: NewServer, client_of: Any, redis_server: RedisServer
+) -> None:
+    client = client_of(await new_server())  # a new user, of whom there is nothing to load
+    redis_server.kill()
+    await check_unavailable(client, "POST", "/set_generation_params", {"temperature": 0.5})
+
+
+@one_loop
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream"])
+async def test_an_answer_under_way_outlives_a_redis_that_is_killed_and_is_kept_if_it_is_back_in_time(
+    new_server: NewServer, client_of: Any, stepper: Any, redis_server: RedisServer, accept: str
+) -> None:
+    server = await new_server(engine := stepper(), sessions_in_redis=False, max_new_tokens=3)
+    client = client_of(server)
+    engine.allow(4)
+    await client.say("one")
+    async with client.post(accept=accept, user_input="two") as response:
+        await until(lambda: running_text(server) == "1 ")
+        redis_server.kill()
+        engine.allow(2)
+        await until(lambda: server.chat_stream.admission.running == 0)  # it is over, and about to be kept
+        redis_server.start()
+        assert await text_of(response) == "1 2 3 "
+    assert await client.texts() == ["one", "1 2 3 ", "two", "1 2 3 "]
+
+
+@one_loop
+@pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
+async def test_an_answer_that_cannot_be_kept_comes_to_its_end_and_never_looks_complete(
+    new_server: NewServer,
+    client_of: Any,
+    stepper: Any,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    accept: str,
+) -> None:
+    monkeypatch.setattr("aiochatstream.conversations.redis_store.SAVE_SECONDS", 0.1)
+    server = await new_server(engine := stepper(), sessions_in_redis=False, max_new_tokens=2)
+    client = client_of(server)
+    engine.allow(2)
+    await client.say("one")
+    engine.allow(1)
+    asking = asyncio.create_task(client.post(accept=accept, user_input="two").__aenter__())
+    await until(lambda: running_text(server) == "1 ")
+    redis_server.halt()
+    engine.allow(1)
+    async with asyncio.timeout(PATIENCE), await asking as response:
+        if accept == "text/plain":
+            with pytest.raises(ClientPayloadError):
+                await response.read()
+        elif accept == "application/json":
+            assert (response.status, (await response.json())["error"]) == (503, "store_unavailable")
+        else:
+            seen = [event async for event in sse_events(response)]
+            assert [name for name, _ in seen] == ["start", "delta", "delta", "error"]
+            assert seen[-1][1]["error"]["error"] == "store_unavailable"
+    assert server.idle
+    redis_server.go_on()
+    engine.allow(2)
+    await client.say("three", conversation="other")
+
+
+async def text_of(response: ClientResponse) -> str:
+    """The answer, which ends as a whole one does."""
+    if response.content_type == "text/plain":
+        return await response.text()
+    events = [event async for event in sse_events(response)]
+    assert events[-1][0] == "done"
+    return "".join(data["text"] for name, data in events if name == "delta")

@@ -1,0 +1,319 @@
+"""Slots and the queue for them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from aiochatstream.errors import Draining, TooManyRequests
+from aiochatstream.runtime.admission import Admission, Ticket
+from tests.helpers import until
+
+
+@pytest.mark.parametrize(("slots", "queue_size"), [(1, 0), (1, 2), (3, 0), (2, 5)])
+def test_exactly_n_run_exactly_q_wait_and_one_more_is_refused_at_once(slots: int, queue_size: int) -> None:
+    admission = Admission(slots, queue_size)
+    tickets = [admission.reserve() for _ in range(slots + queue_size)]
+    assert [ticket.running for ticket in tickets] == [True] * slots + [False] * queue_size
+    assert [ticket.position for ticket in tickets] == [0] * slots + list(range(1, queue_size + 1))
+    with pytest.raises(TooManyRequests) as refusal:
+        admission.reserve()
+    assert refusal.value.retry_after == admission.retry_after() >= 1
+    assert (admission.running, admission.waiting) == (slots, queue_size)
+
+
+def test_a_request_for_many_answers_takes_as_many_places_as_there_are_slots_or_what_is_free() -> None:
+    admission = Admission(2, 3)
+    first = admission.reserve_all(100)
+    assert [ticket.running for ticket in first] == [True, True, *[False] * 98]
+    assert admission.waiting == 0
+    second, third = admission.reserve_all(3), admission.reserve_all(2)
+    assert [ticket.position for ticket in (*second, *third)] == [1, 0, 0, 2, 3]
+    with pytest.raises(TooManyRequests, match="All 2 slots and all 3 places in the queue are taken"):
+        admission.reserve_all(1)
+
+
+def test_large_requests_leave_half_of_the_queue_to_others() -> None:
+    """Their places are free for others only when all of their answers have ended, which can take hours."""
+    admission = Admission(2, 7)
+    large = [ticket for _ in range(3) for ticket in admission.reserve_all(256)]
+    assert (admission.running, admission.waiting) == (2, 3)
+    for _ in range(2):
+        with pytest.raises(TooManyRequests, match="requests for many answers have as many places") as refusal:
+            admission.reserve_all(256)
+        assert refusal.value.retry_after
+        small = [admission.reserve() for _ in range(4)]
+        for ticket in small:
+            ticket.release()
+        next(ticket for ticket in large if ticket.running).release()
+
+
+def test_between_two_answers_of_a_large_request_those_have_their_turn_who_came_meanwhile() -> None:
+    admission = Admission(2, 2)
+    many = admission.reserve_all(5)
+    one, other = admission.reserve(), admission.reserve()
+    many[0].release()
+    assert (one.running, other.position, many[2].position) == (True, 1, 2)
+    many[1].release()
+    assert (other.running, many[2].position, many[3].position) == (True, 1, 2)
+    one.release()
+    other.release()
+    assert [ticket.running for ticket in many] == [False, False, True, True, False]
+    many[2].release()
+    assert many[4].running
+    assert (admission.running, admission.waiting) == (2, 0)
+
+
+async def test_who_has_no_place_yet_learns_of_the_place_or_of_the_end() -> None:
+    admission = Admission(1, 0)
+    first, second, third, last = admission.reserve_all(4)
+    waiting = [asyncio.create_task(ticket.wait_enqueued()) for ticket in (second, third, last)]
+    await first.wait_enqueued()
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    third.release()
+    await waiting[1]
+    first.release()
+    await waiting[0]
+    assert second.running
+    admission.drain()
+    await waiting[2]
+    with pytest.raises(Draining):
+        await anext(last.positions())
+    second.release()
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+def test_without_a_queue_a_freed_slot_goes_to_the_next_who_comes() -> None:
+    admission = Admission(1, 0)
+    admission.reserve().release()
+    assert admission.reserve().running
+
+
+def test_a_freed_slot_goes_to_the_one_who_has_waited_longest() -> None:
+    admission = Admission(1, 3)
+    tickets = [admission.reserve() for _ in range(4)]
+    for turn in range(4):
+        assert [ticket.running for ticket in tickets] == [number == turn for number in range(4)]
+        tickets[turn].release()
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+def test_a_waiter_that_leaves_makes_room_and_those_behind_it_move_up() -> None:
+    admission = Admission(1, 3)
+    running, first, second, third = (admission.reserve() for _ in range(4))
+    second.release()
+    assert [first.position, third.position] == [1, 2]
+    last = admission.reserve()
+    assert last.position == 3
+    running.release()
+    assert [first.running, third.position, last.position] == [True, 1, 2]
+
+
+@pytest.mark.parametrize("end", ["released", "drained"])
+def test_who_waits_no_longer_has_no_place_in_the_queue(end: str) -> None:
+    admission = Admission(1, 1)
+    admission.reserve()
+    waiter = admission.reserve()
+    waiter.release() if end == "released" else admission.drain()
+    assert (waiter.position, waiter.running) == (0, False)
+
+
+async def test_positions_yields_each_change_and_ends_when_the_slot_is_granted() -> None:
+    admission = Admission(1, 3)
+    running, first, second, last = (admission.reserve() for _ in range(4))
+    told: list[int] = []
+
+    async def listen() -> None:
+        async for position in last.positions():
+            told.append(position)
+
+    listener = asyncio.create_task(listen())
+    for seen, leaves in ((3, second), (2, running), (1, first)):
+        await until(lambda seen=seen: told[-1:] == [seen])
+        assert not listener.done()
+        leaves.release()
+    await listener
+    assert told == [3, 2, 1]
+    assert last.running
+
+
+async def test_positions_of_one_who_runs_or_has_left_are_none() -> None:
+    admission = Admission(1, 1)
+    running, waiter = admission.reserve(), admission.reserve()
+    assert [position async for position in running.positions()] == []
+    positions = waiter.positions()
+    assert await anext(positions) == 1
+    rest = asyncio.create_task(anext(positions, None))
+    await asyncio.sleep(0)
+    assert not rest.done()
+    waiter.release()
+    assert await rest is None
+    assert not waiter.running
+
+
+def test_releasing_again_changes_nothing() -> None:
+    admission = Admission(2, 1)
+    first, _, waiter = (admission.reserve() for _ in range(3))
+    first.release()
+    first.release()
+    assert (admission.running, admission.waiting, waiter.running) == (2, 0, True)
+    waiting = admission.reserve()
+    waiting.release()
+    waiting.release()
+    assert (admission.running, admission.waiting) == (2, 0)
+
+
+async def test_drain_refuses_newcomers_sends_waiters_away_and_lets_runners_finish() -> None:
+    admission = Admission(1, 2)
+    running, first, second = (admission.reserve() for _ in range(3))
+    positions = first.positions()
+    assert await anext(positions) == 1
+    told = asyncio.create_task(anext(positions))
+    admission.drain()
+    for waiter in (told, anext(second.positions())):
+        with pytest.raises(Draining) as refusal:
+            await waiter
+        assert refusal.value.retry_after >= 1
+    with pytest.raises(Draining):
+        admission.reserve()
+    assert (running.running, admission.running, admission.waiting) == (True, 1, 0)
+    for ticket in (first, second, running):
+        ticket.release()
+    assert (admission.running, admission.waiting) == (0, 0)
+    with pytest.raises(Draining):
+        admission.reserve()
+
+
+@pytest.mark.parametrize(
+    ("slots", "held", "waiting", "seconds"),
+    [
+        (1, [], 0, 5),  # nothing is known yet
+        (2, [], 0, 3),
+        (1, [10.0], 0, 10),
+        (1, [10.0], 2, 30),
+        (4, [10.0], 1, 5),
+        (1, [10.0, 20.0], 0, 12),  # the newest counts a fifth
+        (1, [10.0, 20.0, 2.0], 0, 10),
+        (1, [0.001], 0, 1),  # never below a second
+        (1, [400.0], 1, 600),  # never above ten minutes
+    ],
+)
+def test_retry_after_comes_from_how_long_answers_held_their_slots(
+    slots: int, held: list[float], waiting: int, seconds: int
+) -> None:
+    now = [1000.0]
+    admission = Admission(slots, waiting, clock=lambda: now[0])
+    for duration in held:
+        ticket = admission.reserve()
+        now[0] += duration
+        ticket.release(answered=True)
+    for _ in range(slots + waiting):
+        admission.reserve()
+    assert admission.retry_after() == seconds
+
+
+def test_who_leaves_without_an_answer_teaches_nothing_about_how_long_one_takes() -> None:
+    now = [0.0]
+    admission = Admission(1, 1, clock=lambda: now[0])
+    gone, waiter = admission.reserve(), admission.reserve()
+    now[0] = 50.0
+    waiter.release()
+    gone.release()
+    gone.release(answered=True)
+    assert admission.retry_after() == 5  # as assumed
+
+
+def test_time_in_the_queue_does_not_count_as_time_in_a_slot() -> None:
+    now = [0.0]
+    admission = Admission(1, 1, clock=lambda: now[0])
+    first, second = admission.reserve(), admission.reserve()
+    for ticket in (first, second):
+        now[0] += 8.0
+        ticket.release(answered=True)
+    assert admission.retry_after() == 8
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Any order of coming, leaving and draining, against two lists."""
+
+    tickets: Bundle[Ticket] = Bundle("tickets")
+
+    @initialize(slots=st.integers(1, 3), queue_size=st.integers(0, 3))
+    def start(self, slots: int, queue_size: int) -> None:
+        self.admission = Admission(slots, queue_size)
+        self.running: list[Ticket] = []
+        self.waiting: list[Ticket] = []
+        self.groups: dict[Ticket, list[Ticket]] = {}
+        """Those of the same request that have no place yet."""
+        self.gone: list[Ticket] = []
+        self.draining = False
+
+    @rule(target=tickets, count=st.integers(1, 5))
+    def reserve(self, count: int) -> Any:
+        slots = self.admission.slots
+        free = slots + self.admission.queue_size - len(self.running) - len(self.waiting)
+        if self.draining or not free:
+            with pytest.raises(Draining if self.draining else TooManyRequests):
+                self.admission.reserve_all(count)
+            return multiple()
+        if count > min(slots, free):
+            held = sum(bool(self.groups[ticket]) for ticket in self.running + self.waiting)
+            free = min(free, slots + self.admission.queue_size // 2 - held)
+            if free <= 0:
+                with pytest.raises(TooManyRequests):
+                    self.admission.reserve_all(count)
+                return multiple()
+        made = self.admission.reserve_all(count)
+        following = made[min(count, slots, free) :]
+        self.groups |= dict.fromkeys(made, following)
+        self.waiting += made[: count - len(following)]
+        self.grant()
+        return multiple(*made)
+
+    @rule(ticket=tickets)
+    def release(self, ticket: Ticket) -> None:
+        ticket.release()
+        following = self.groups[ticket]
+        for those in (self.running, self.waiting, following):
+            with suppress(ValueError):
+                those.remove(ticket)
+                self.gone.append(ticket)
+                if those is not following and following:
+                    self.waiting.append(following.pop(0))
+                break
+        self.grant()
+
+    def grant(self) -> None:
+        while self.waiting and len(self.running) < self.admission.slots:
+            self.running.append(self.waiting.pop(0))
+
+    @rule(really=st.integers(0, 9))
+    def drain(self, really: int) -> None:
+        if really == 0:  # seldom, as little happens afterwards
+            self.admission.drain()
+            self.draining = True
+            for those in (self.waiting, *self.groups.values()):
+                self.gone += those
+                those.clear()
+
+    @invariant()
+    def is_as_the_lists_say(self) -> None:
+        assert self.admission.running == len(self.running) <= self.admission.slots
+        assert self.admission.waiting == len(self.waiting) <= self.admission.queue_size
+        assert all(ticket.running for ticket in self.running)
+        following = [ticket for those in self.groups.values() for ticket in those]
+        assert not any(ticket.running for ticket in self.waiting + self.gone + following)
+        assert not any(ticket.position for ticket in self.gone + following)
+        assert [ticket.position for ticket in self.waiting] == list(range(1, len(self.waiting) + 1))
+        assert not self.waiting or self.admission.running == self.admission.slots, "one waits beside a free slot"
+
+
+AdmissionMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestAdmissionKeepsItsPromisesInAnyOrder = AdmissionMachine.TestCase

@@ -1,0 +1,91 @@
+"""Daemon threads: as many as there may be, and none keeps the process from ending."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+
+from aiochatstream.runtime.daemon_threads import DaemonExecutor, any_daemon_thread
+from tests.helpers import PATIENCE
+
+
+def test_as_many_threads_as_allowed_run_at_once_and_the_others_wait_their_turn() -> None:
+    executor = DaemonExecutor(2, "aiochatstream-test")
+    both, go_on = threading.Barrier(3), threading.Event()
+
+    def job(number: int) -> int:
+        if number < 2:
+            both.wait(PATIENCE)
+            assert go_on.wait(PATIENCE)
+        return number
+
+    futures = [executor.submit(job, number) for number in range(4)]
+    both.wait(PATIENCE)
+    assert not any(future.done() for future in futures)
+    assert len(executor._threads) == 2
+    go_on.set()
+    assert [future.result(PATIENCE) for future in futures] == [0, 1, 2, 3]
+    executor.shutdown()
+    assert not any_daemon_thread()
+    with pytest.raises(RuntimeError, match="shut down"):
+        executor.submit(job, 0)
+
+
+def test_an_idle_thread_is_used_again() -> None:
+    executor = DaemonExecutor(8, "aiochatstream-test")
+    for number in range(20):
+        assert executor.submit(int, number).result(PATIENCE) == number
+        assert executor._idle.acquire(timeout=PATIENCE)  # the thread waits for the next job
+        executor._idle.release()
+    assert len(executor._threads) == 1
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit(3), GeneratorExit(), KeyboardInterrupt()])
+def test_whatever_a_job_raises_is_raised_where_its_result_is_awaited_and_the_thread_goes_on(
+    error: BaseException,
+) -> None:
+    executor = DaemonExecutor(1, "aiochatstream-test")
+
+    def job() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        executor.submit(job).result(PATIENCE)
+    assert executor.submit(int).result(PATIENCE) == 0
+    executor.shutdown()
+
+
+def test_jobs_that_have_not_begun_are_cancelled_on_request() -> None:
+    executor = DaemonExecutor(1, "aiochatstream-test")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def job() -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+
+    running, waiting = executor.submit(job), executor.submit(int)
+    assert begun.wait(PATIENCE)
+    executor.shutdown(wait=False, cancel_futures=True)
+    with pytest.raises(CancelledError):
+        waiting.result(PATIENCE)
+    go_on.set()
+    running.result(PATIENCE)
+    executor.shutdown()
+
+
+STUCK = """
+import threading
+from aiochatstream.runtime.daemon_threads import DaemonExecutor
+executor, begun = DaemonExecutor(1, "aiochatstream-test"), threading.Event()
+executor.submit(lambda: (begun.set(), threading.Event().wait()))
+assert begun.wait()
+"""
+
+
+def test_a_process_ends_though_a_job_is_stuck() -> None:
+    assert subprocess.run([sys.executable, "-c", STUCK], timeout=60, check=False).returncode == 0

@@ -1,0 +1,249 @@
+"""Like or dislike, on its way to the application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile
+from aiochatstream.runtime.chat import MAX_PROMPT_TEXTS
+from tests.helpers import Client, echo, until
+
+
+class Plain(AbstractChatPrompt):
+    def create_prompt(self) -> str:
+        return "\n".join(f"{role}:" if text is None else f"{role}: {text}" for role, text in self.get_contents())
+
+
+async def give(client: Client, **body: Any) -> tuple[int, dict[str, Any]]:
+    async with client.post("/set_feedback", **body) as response:
+        return response.status, await response.json()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+async def test_the_application_gets_all_there_is_to_know_of_the_answer(
+    start: Any, client_of: Any, model: Any, tokenizer: Any, asynchronous: bool
+) -> None:
+    received: list[Feedback] = []
+
+    def sync(request: web.Request, feedback: Feedback) -> None:
+        assert request.path == "/set_feedback"
+        received.append(feedback)
+
+    async def coroutine(request: web.Request, feedback: Feedback) -> None:
+        sync(request, feedback)
+
+    callback = coroutine if asynchronous else sync
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, chat_prompt_clazz=Plain, max_new_tokens=4, on_feedback_received=callback
+    )
+    client = client_of(await start(chat_stream))
+    first, second = await client.say("one"), await client.say("two")
+    form = {"comment": "とても良い", "stars": 5}
+    for answer, is_like in ((first, True), (second, False)):
+        status, body = await give(client, message_id=answer["message_id"], is_like=is_like, form_data=form)
+        assert (status, body) == (
+            200,
+            {"success": True, "message": "success", "target_message_id": answer["message_id"]},
+        )
+    assert [feedback.is_like for feedback in received] == [True, False]
+    assert received[0].form_data == form
+    assert received[0].target_message == first["text"]
+    assert received[0].prompt == "user: one\nassistant:"
+    assert received[1].prompt == f"user: one\nassistant: {first['text']}\nuser: two\nassistant:"
+    assert received[1].target_message_id == second["message_id"]
+    assert received[1].generation_params["max_new_tokens"] == 4
+
+
+async def test_only_an_answer_of_ones_own_conversation_can_be_meant(start: Any, client_of: Any) -> None:
+    received: list[Any] = []
+    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    answer = await client_of(server).say("mine")
+    status, body = await give(client_of(server), message_id=answer["message_id"], is_like=True)
+    assert (status, body["error"], body["success"]) == (404, "not_found", False)
+    assert not received
+
+
+@pytest.mark.parametrize(
+    ("body", "field"), [({"is_like": True}, "message_id"), ({"message_id": "x", "is_like": "yes"}, "is_like")]
+)
+async def test_a_body_that_is_no_feedback_is_refused_by_field(
+    start: Any, client_of: Any, body: dict[str, Any], field: str
+) -> None:
+    status, answer = await give(client_of(await start(ChatStream(engine=echo))), **body)
+    assert (status, answer["error"]) == (422, "invalid_value")
+    assert answer["detail"].startswith(field)
+
+
+async def test_a_callback_that_raises_is_not_told_as_a_success(
+    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(request: web.Request, feedback: Feedback) -> None:
+        raise OSError("the disk is full")
+
+    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail)))
+    answer = await client.say("hi")
+    status, body = await give(client, message_id=answer["message_id"], is_like=True)
+    assert (status, body["success"]) == (500, False)
+    assert "the disk is full" not in json.dumps(body)
+    assert "the disk is full" in caplog.text
+    assert await client.texts() == ["hi", "hi "]
+
+
+async def test_a_feedback_file_gets_a_line_each_that_only_its_owner_may_read(
+    start: Any, client_of: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "feedback.jsonl"
+    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
+    for text in ("one", "二"):
+        answer = await client.say(text)
+        await give(client, message_id=answer["message_id"], is_like=True, form_data={"line": "a\nb"})
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [line["target_message"] for line in lines] == ["one ", "二 "]
+    assert lines[0]["form_data"] == {"line": "a\nb"}
+    assert lines[0]["time"] <= lines[1]["time"]
+    assert "二" in path.read_text("utf-8")
+    assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_feedback_that_is_only_written_in_part_is_not_told_as_a_success(
+    start: Any, client_of: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "feedback.jsonl"
+    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
+    answer = await client.say("one")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1]))  # what a full disk does
+    try:
+        status, body = await give(client, message_id=answer["message_id"], is_like=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (status, body["success"]) == (500, False)
+    assert path.stat().st_size == 10
+
+
+@pytest.mark.parametrize("form", ["x" * 16_384, ["あ" * 6_000], {"x" * 20_000: 1}])
+async def test_a_form_above_16_kib_is_refused_by_field(start: Any, client_of: Any, form: Any) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    status, body = await give(client, message_id="x", is_like=True, form_data=form)
+    assert (status, body["detail"]) == (422, "form_data: must be at most 16384 bytes of JSON.")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "[1e999]", '{"a": -1' + "0" * 400 + ".5}"])
+async def test_a_form_with_what_is_no_number_of_json_is_refused(start: Any, client_of: Any, number: str) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    data = f'{{"message_id": "x", "form_data": {number}}}'
+    headers = {"Content-Type": "application/json"}
+    async with client.session.post(f"{client.url}/set_feedback", data=data, headers=headers) as response:
+        assert response.status == 422
+        assert (await response.json())["detail"] == "form_data: must be JSON with finite numbers only."
+
+
+async def test_words_that_look_like_no_number_are_words(start: Any, client_of: Any) -> None:
+    received: list[Any] = []
+    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    client = client_of(server)
+    answer = await client.say("NaN 1e999 Infinity")
+    form = {"comment": "Infinity, NaN and 1e999", "number": 1e200}
+    assert (await give(client, message_id=answer["message_id"], form_data=form))[0] == 200
+    assert received[0][1].form_data == form
+
+
+async def test_one_answer_is_rated_ten_times_at_most_and_the_same_rating_is_told_once(
+    start: Any, client_of: Any
+) -> None:
+    received: list[Any] = []
+    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told[1].form_data)))
+    client = client_of(server)
+    first, second = [(await client.say(text))["message_id"] for text in ("one", "two")]
+    for number in range(10):
+        for _ in range(3):
+            assert (await give(client, message_id=first, form_data=number))[0] == 200
+    for number in (10, 11):
+        status, body = await give(client, message_id=first, form_data=number)
+        assert (status, body["error"]) == (422, "invalid_value")
+    assert received == list(range(10))
+    assert (await give(client, message_id=second, form_data=0))[0] == 200
+
+
+async def test_a_rating_that_could_not_be_kept_can_be_sent_again(start: Any, client_of: Any) -> None:
+    received: list[Any] = []
+
+    def fail_once(request: web.Request, feedback: Feedback) -> None:
+        received.append(feedback)
+        if len(received) == 1:
+            raise OSError("the disk is full")
+
+    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail_once)))
+    answer = await client.say("hi")
+    assert [(await give(client, message_id=answer["message_id"], is_like=True))[0] for _ in range(3)] == [500, 200, 200]
+    assert len(received) == 2
+
+
+async def test_a_rating_that_is_refused_before_the_callback_can_be_sent_again(
+    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[Any] = []
+    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    client = client_of(server)
+    answer = await client.say("hi")
+    monkeypatch.setattr(server.chat_stream, "_prompt_texts", MAX_PROMPT_TEXTS)
+    assert (await give(client, message_id=answer["message_id"], is_like=True))[0] == 503
+    monkeypatch.setattr(server.chat_stream, "_prompt_texts", 0)
+    assert (await give(client, message_id=answer["message_id"], is_like=True))[0] == 200
+    assert len(received) == 1
+
+
+async def test_a_full_feedback_file_is_a_503_and_one_line_in_the_log(
+    start: Any, client_of: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "feedback.jsonl"
+    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path, max_bytes=3000))))
+    answer = await client.say("one")
+    statuses = [
+        (await give(client, message_id=answer["message_id"], form_data=[number, "x" * 500]))[0] for number in range(6)
+    ]
+    assert statuses == [200] * (count := statuses.count(200)) + [503] * (6 - count)
+    assert count > 0
+    assert path.stat().st_size <= 3000
+    assert len([record for record in caplog.records if record.name.endswith("feedback")]) == 1
+    path.unlink()
+    assert (await give(client, message_id=answer["message_id"], form_data=6))[0] == 200
+
+
+async def test_reading_prompts_never_takes_the_thread_that_answers_need(start: Any, client_of: Any) -> None:
+    may_go_on = threading.Event()
+
+    class Slow(AbstractChatPrompt):
+        def create_prompt(self) -> str:
+            return ""
+
+        def get_messages(self) -> list[dict[str, str]]:
+            if threading.current_thread() is not threading.main_thread() and self.message == "slow":
+                may_go_on.wait()
+            return super().get_messages()
+
+    server = await start(ChatStream(engine=echo, chat_prompt_clazz=Slow, on_feedback_received=lambda *told: None))
+    client = client_of(server)
+    messages = [
+        message
+        for number in range(20)
+        for message in ({"role": "user", "content": "slow"}, {"role": "assistant", "content": str(number)})
+    ]
+    async with client.post("/import", messages=messages) as response:
+        assert response.status == 200
+    ids = [message["message_id"] for message in await client.history() if message["role"] == "assistant"]
+    ratings = [asyncio.create_task(give(client, message_id=message_id, is_like=True)) for message_id in ids]
+    try:
+        await until(lambda: sum(task.done() for task in ratings) == 4)
+        assert (await client_of(server).say("hello"))["text"] == "hello "
+    finally:
+        may_go_on.set()
+    assert sorted(status for status, _ in await asyncio.gather(*ratings)) == [200] * 16 + [503] * 4

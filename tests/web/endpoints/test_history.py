@@ -1,0 +1,274 @@
+"""What was said can be read, changed, taken away and brought back, wherever it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+
+from aiochatstream import ChatStream, CookieStorage, MemoryStorage
+from aiochatstream.conversations.conversation import MAX_CHARS
+from aiochatstream.conversations.export import Saved
+from tests.helpers import Client, echo, sse_events, until
+
+KEY = Fernet.generate_key()
+
+STORAGES = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
+
+
+@pytest.fixture(params=STORAGES)
+def start_with(start: Any, request: pytest.FixtureRequest) -> Any:
+    """A server for the storage, with an engine that echoes."""
+
+    async def with_storage(**options: Any) -> Any:
+        return await start(ChatStream(**{"engine": echo, **options}), STORAGES[request.param]())
+
+    return with_storage
+
+
+@pytest.fixture
+async def client(start_with: Any, client_of: Any) -> Client:
+    """A user who has said three things."""
+    user: Client = client_of(await start_with())
+    for text in ("one", "two", "three"):
+        await user.say(text)
+    return user
+
+
+async def ids(client: Client) -> list[str]:
+    return [message["message_id"] for message in await client.history() if message["role"] == "assistant"]
+
+
+async def delete(client: Client, message_id: str, **query: Any) -> tuple[int, dict[str, Any]]:
+    async with client.session.delete(f"{client.url}/history/{message_id}", params=query) as response:
+        return response.status, await response.json()
+
+
+async def turn_of(client: Client) -> int:
+    async with client.session.get(f"{client.url}/history") as response:
+        body = await response.json()
+        assert response.headers["ETag"] == f'"{body["turn"]}"'
+        number: int = body["turn"]
+        return number
+
+
+async def put_in(client: Client, **body: Any) -> tuple[int, dict[str, Any]]:
+    async with client.post("/import", **body) as response:
+        return response.status, await response.json()
+
+
+async def export(client: Client, conversation: str = "main") -> dict[str, Any]:
+    async with client.session.get(f"{client.url}/export", params={"conversation": conversation}) as response:
+        assert response.status == 200
+        assert response.headers["Content-Disposition"] == f'attachment; filename="{conversation}.json"'
+        exported: dict[str, Any] = await response.json()
+        return exported
+
+
+async def test_a_deleted_turn_is_gone_and_the_others_stay(client: Client) -> None:
+    status, answer = await delete(client, (await ids(client))[1])
+    assert (status, answer["success"], answer["turn"]) == (200, True, 4)
+    assert await client.texts() == ["one", "one ", "three", "three "]
+    await client.say("four")
+    assert await client.texts() == ["one", "one ", "three", "three ", "four", "four "]
+
+
+async def test_what_is_not_there_cannot_be_deleted(client: Client) -> None:
+    status, answer = await delete(client, "nothing")
+    assert (status, answer["error"]) == (404, "not_found")
+    assert answer["detail"] == "message_id: this conversation has no answer 'nothing'."
+    assert await delete(client, (await ids(client))[0], conversation="other") == (
+        404,
+        {**answer, "detail": f"message_id: this conversation has no answer {(await ids(client))[0]!r}."},
+    )
+    assert len(await client.texts()) == 6
+
+
+async def test_an_edited_message_is_answered_anew_and_what_came_after_it_goes(client: Client) -> None:
+    second = (await ids(client))[1]
+    answer = await client.say("changed", edit_message_id=second)
+    assert answer["text"] == "changed "
+    assert await client.texts() == ["one", "one ", "changed", "changed "]
+    async with client.post(user_input="again", edit_message_id=second) as response:
+        assert response.status == 404
+        assert (await response.json())["detail"].startswith("edit_message_id: this conversation has no answer")
+
+
+async def test_a_failed_edit_leaves_all_as_it_was(start_with: Any, client_of: Any, stepper: Any) -> None:
+    engine = stepper()
+    engine.allow(100)
+    client = client_of(await start_with(engine=engine, max_new_tokens=1))
+    for text in ("one", "two"):
+        await client.say(text)
+    before = await client.history()
+    engine.fail_at = 0
+    async with client.post(user_input="changed", edit_message_id=before[1]["message_id"]) as response:
+        assert response.status == 500
+    assert await client.history() == before
+
+
+async def test_two_tabs_cannot_overwrite_each_other_unseen(client: Client) -> None:
+    seen = await turn_of(client)
+    await client.say("from the other tab", if_turn=seen)
+    for change in (
+        client.post(user_input="four", if_turn=seen),
+        client.post(regenerate=True, if_turn=seen),
+        client.post("/import", messages=[], if_turn=seen),
+        client.session.delete(f"{client.url}/history/{(await ids(client))[0]}?if_turn={seen}"),
+    ):
+        async with change as response:
+            assert response.status == 409
+            assert (await response.json())["error"] == "conversation_changed"
+    assert len(await client.texts()) == 8
+    now = await turn_of(client)
+    assert (await delete(client, (await ids(client))[0], if_turn=now))[0] == 200
+    assert await turn_of(client) == now + 1
+
+
+@pytest.mark.parametrize("if_turn", ["-1", "x", "1.5", ""])
+async def test_a_turn_number_that_is_none_is_refused(client: Client, if_turn: str) -> None:
+    status, answer = await delete(client, "x", if_turn=if_turn)
+    assert (status, answer["error"]) == (422, "invalid_value")
+    assert answer["detail"] == "if_turn: must be the turn number of the conversation, a whole number from 0."
+
+
+async def test_the_done_event_and_the_json_answer_tell_the_turn_number(client: Client) -> None:
+    answer = await client.say("four")
+    assert answer["turn"] == await turn_of(client) == 4
+    async with client.post(accept="text/event-stream", user_input="five") as response:
+        events = [event async for event in sse_events(response)]
+    assert events[-1][1]["turn"] == await turn_of(client) == 5
+
+
+async def test_what_was_exported_can_be_imported_in_another_place(
+    client: Client, start_with: Any, client_of: Any
+) -> None:
+    exported = await export(client)
+    assert [message["content"] for message in exported["messages"]] == await client.texts()
+    other = client_of(await start_with())
+    status, answer = await put_in(other, conversation="copy", **exported)
+    assert (status, answer["turn"]) == (200, 1)
+    assert await other.history("copy") == await client.history()
+    assert await export(other, "copy") == exported
+    assert (await other.say("four", conversation="copy"))["usage"]["prompt_tokens"] >= 0
+    assert (await other.texts("copy"))[-1] == "four "
+
+
+async def test_an_import_takes_the_place_of_what_was_there(client: Client) -> None:
+    messages = [{"role": "user", "content": "寿司 🍣"}, {"role": "assistant", "content": "", "state": "interrupted"}]
+    assert (await put_in(client, messages=messages))[0] == 200
+    [user, answer] = await client.history()
+    assert user == messages[0]
+    assert {**answer, "message_id": None} == {**messages[1], "message_id": None}
+    assert answer["message_id"]
+    assert (await put_in(client, messages=[]))[0] == 200
+    assert await client.history() == []
+
+
+async def test_imported_answers_have_ids_of_their_own(client: Client) -> None:
+    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "message_id": "same"}]
+    await put_in(client, messages=turn * 3)
+    assert (await ids(client))[0] == "same"
+    assert len(set(await ids(client))) == 3
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        (None, "messages: must be a list of at most 4000 messages"),
+        ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
+        ([{"role": "user", "content": "x"}], "messages: must be of user and assistant in turn"),
+        ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
+        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user says"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}],
+            "messages.1.content: must be a string",
+        ),
+        (
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x", "message_id": "<b>"}],
+            "messages.1.message_id: must be a string of up to 64 of the characters",
+        ),
+    ],
+)
+async def test_a_wrong_import_is_refused_and_changes_nothing(client: Client, messages: Any, says: str) -> None:
+    before = await client.history()
+    status, answer = await put_in(client, messages=messages)
+    assert (status, answer["error"]) == (422, "invalid_value")
+    assert answer["detail"].startswith(says)
+    assert await client.history() == before
+
+
+def test_an_import_over_the_greatest_size_is_refused() -> None:
+    text = "x" * (MAX_CHARS // 2)
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    assert len(Saved.model_validate({"messages": messages}).to_conversation().turns) == 1
+    with pytest.raises(ValueError, match="messages: must have at most 1048576 characters in all"):
+        Saved.model_validate({"messages": [messages[0], {**messages[1], "content": text + "x"}]})
+
+
+def test_an_import_takes_steps_in_proportion_to_its_length() -> None:
+    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "message_id": "same"}]
+
+    def steps(turns: int) -> int:
+        saved, counted = Saved.model_validate({"messages": turn * turns}), Counter[str]()
+        sys.setprofile(lambda frame, event, arg: counted.update([event]))
+        try:
+            conversation = saved.to_conversation()
+            conversation.to_dict()
+        finally:
+            sys.setprofile(None)
+        assert len({turn.message_id for turn in conversation.turns}) == turns
+        return counted.total()
+
+    assert steps(400) < 3 * steps(200)
+
+
+async def test_nothing_is_changed_while_an_answer_is_running(start_with: Any, client_of: Any, stepper: Any) -> None:
+    engine = stepper()
+    server = await start_with(engine=engine, max_new_tokens=2)
+    client = client_of(server)
+    engine.allow(2)
+    await client.say("one")
+    first = (await ids(client))[0]
+    running = asyncio.create_task(client.say("two"))
+    await until(lambda: len(engine.calls) == 2)
+    assert (await delete(client, first))[0] == 409
+    assert (await put_in(client, messages=[]))[0] == 409
+    assert (await export(client))["messages"][-1]["content"] == "1 2 "
+    engine.allow(2)
+    await running
+    assert await client.texts() == ["one", "1 2 ", "two", "1 2 "]
+
+
+@pytest.mark.parametrize("ascii_only", [False, True], ids=["as exported", "escaped"])
+@pytest.mark.parametrize("text", ["日", "\x01", "😀", '"', "\\\x01", "{}[],:"], ids=repr)
+async def test_what_was_exported_at_its_greatest_length_can_be_imported(
+    start: Any, client_of: Any, text: str, ascii_only: bool
+) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    half = "x" + text * (MAX_CHARS // 2 // len(text) - 1)
+    messages = [{"role": "user", "content": half}, {"role": "assistant", "content": half}]
+    data = json.dumps({"messages": messages}, ensure_ascii=ascii_only)
+    headers = {"Content-Type": "application/json"}
+    async with client.session.post(f"{client.url}/import", data=io.BytesIO(data.encode()), headers=headers) as response:
+        assert response.status == 200, await response.text()
+    async with client.session.get(f"{client.url}/export") as response:
+        exported = await response.read()
+    assert [message["content"] for message in json.loads(exported)["messages"]] == [half, half]
+    async with client.session.post(f"{client.url}/import", data=io.BytesIO(exported), headers=headers) as response:
+        assert response.status == 200, await response.text()
+
+
+async def test_an_import_of_more_structure_than_an_export_can_have_is_refused_before_it_is_parsed(
+    client: Client,
+) -> None:
+    data = b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}"
+    headers = {"Content-Type": "application/json"}
+    async with client.session.post(f"{client.url}/import", data=io.BytesIO(data), headers=headers) as response:
+        assert (response.status, (await response.json())["error"]) == (413, "too_large")

@@ -1,0 +1,57 @@
+"""Which format a client gets, and what keeps a stream awake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aiochatstream import ChatStream
+from aiochatstream.web.streaming.formats import choose_format
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ([], "text"),
+        (["*/*"], "text"),
+        (["text/plain"], "text"),
+        (["text/event-stream"], "sse"),
+        (["application/json"], "json"),
+        (["image/png"], "text"),
+        (["application/json;q=0.5, text/event-stream"], "sse"),
+        (["application/json, text/plain, */*"], "json"),
+        (["image/png, */*;q=0.1"], "text"),
+        (["text/event-stream;q=0, application/json;q=0.1"], "json"),
+        (["text/event-stream; charset=utf-8"], "sse"),
+        (["TEXT/EVENT-STREAM"], "sse"),
+        (["application/json;q=rubbish"], "text"),
+        (["application/json;q=nan, text/plain"], "text"),
+        ([";;,,q=="], "text"),
+        (["image/png", "application/json"], "json"),
+    ],
+)
+def test_accept_chooses_the_format(accept: list[str], chosen: str) -> None:
+    assert choose_format(accept, "text") == chosen
+
+
+@pytest.mark.parametrize("accept", [[], ["*/*"], ["image/png"]])
+def test_the_servers_default_is_for_clients_that_ask_for_nothing(accept: list[str]) -> None:
+    assert choose_format(accept, "sse") == "sse"
+    assert choose_format(["text/plain"], "sse") == "text"
+
+
+async def test_a_silent_event_stream_is_kept_awake(
+    start: Any, stepper: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiochatstream.web.streaming.formats.HEARTBEAT_SECONDS", 0.01)
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, max_new_tokens=1))
+    async with client_of(server).post(accept="text/event-stream", user_input="hi") as response:
+        told = b""
+        while told.count(b": still here\n\n") < 3:
+            told += await response.content.readany()
+        engine.allow()
+        told += await response.read()
+    assert told.endswith(b"}\n\n")
+    assert b"event: done" in told
