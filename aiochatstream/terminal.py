@@ -1,8 +1,9 @@
-"""The terminal of a command: text of others on its way to it, and Ctrl-C."""
+"""Terminal output of the commands: text from other programs, errors in a few words, and Ctrl-C."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,18 @@ def without_controls(text: str) -> str:
 def write(text: str, file: TextIO, end: str = "\n") -> None:
     """Print ``text`` to ``file``; if that is a terminal, without control characters."""
     print(without_controls(text) if file.isatty() else text, end=end, file=file, flush=True)
+
+
+def one_line(text: str, max_length: int = 200) -> str:
+    """Return ``text`` on one line, truncated to ``max_length`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= max_length else line[: max_length - 3] + "..."
+
+
+def os_error_reason(error: OSError) -> str:
+    """Return the operating system's description of ``error``, without addresses."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else str(error.strerror or error)  # getaddrinfo's numbers are negative
 
 
 @contextmanager

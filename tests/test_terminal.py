@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aiochatstream.terminal import LogFormatter, ctrl_c_ends_at_once, write
+from aiochatstream.terminal import LogFormatter, ctrl_c_ends_at_once, one_line, os_error_reason, write
 from tests.processes import PYTHON, ROOT, START_PATIENCE, running
 
 
@@ -68,3 +69,21 @@ def test_ctrl_c_is_as_before_after_the_block_and_stays_ignored_in_the_background
             assert signal.getsignal(signal.SIGINT) == handler
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def test_one_line_collapses_whitespace_and_truncates() -> None:
+    assert one_line(" a\n\tb  c ") == "a b c"
+    assert one_line("a" * 30, 10) == "aaaaaaa..."
+    assert one_line("a" * 10, 10) == "a" * 10
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
+        (OSError(-2, "Name or service not known"), "Name or service not known"),
+        (OSError("broken"), "broken"),
+    ],
+)
+def test_the_reason_of_an_os_error_names_no_address(error: OSError, reason: str) -> None:
+    assert os_error_reason(error) == reason

@@ -10,8 +10,6 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from aiochatstream.bench.asking import connect_error
-from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, shorten
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.export import Saved
@@ -19,6 +17,8 @@ from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
+from aiochatstream.sse import EventParser, json_object
+from aiochatstream.terminal import one_line, os_error_reason
 from aiochatstream.texts import Messages
 
 CONNECT_SECONDS = 10.0
@@ -67,10 +67,10 @@ class ServerBackend(Backend):
                 await self._check(response, "text/event-stream")
                 self._answering, self._answer_elsewhere = True, False
                 try:
-                    stream = EventStream()
+                    parser = EventParser()
                     async for data in response.content.iter_any():
-                        for name, raw in stream.feed(data):
-                            event = _event(name, parse_object(raw))
+                        for name, raw in parser.feed(data):
+                            event = _event(name, json_object(raw))
                             if not isinstance(event, Ended | Failed):
                                 yield event
                                 continue
@@ -132,7 +132,7 @@ class ServerBackend(Backend):
         with self._one_sentence_errors():
             async with self._request(method, path, body, accept="application/json") as response:
                 await self._check(response, "application/json")
-                return parse_object(await response.text())
+                return json_object(await response.text())
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None, *, accept: str) -> Any:
         url = self._url.joinpath(path.lstrip("/"))
@@ -145,9 +145,9 @@ class ServerBackend(Backend):
         if response.status == 200:
             raise self._not_a_server(response.content_type)
         try:
-            refusal = parse_object(await response.text())
+            refusal = json_object(await response.text())
             detail = str(refusal["detail"])
-        except (BadAnswer, KeyError, ValueError):
+        except (KeyError, ValueError):
             raise self._not_a_server(f"HTTP {response.status} {response.reason or ''}".rstrip()) from None
         self._answer_elsewhere = refusal.get("error") == AnswerElsewhere.code
         seconds = response.headers.get("Retry-After", "")
@@ -161,10 +161,10 @@ class ServerBackend(Backend):
         try:
             yield
         except aiohttp.ClientConnectorError as error:
-            sentence = self._messages.cannot_connect.format(url=self.name, reason=connect_error(error))
+            sentence = self._messages.cannot_connect.format(url=self.name, reason=os_error_reason(error))
             raise ChatStreamError(sentence) from None
-        except (BadAnswer, LookupError, TypeError, ValueError) as error:
-            raise self._not_a_server(shorten(str(error) or type(error).__name__, 80)) from None
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._not_a_server(one_line(str(error) or type(error).__name__, 80)) from None
         except (aiohttp.ClientError, HttpProcessingError, OSError):
             raise ChatStreamError(self._messages.connection_broke.format(url=self.name)) from None
 
