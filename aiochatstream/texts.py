@@ -158,8 +158,7 @@ EN = Texts(
     help_stats="show tokens and speed of the last answer and of all answers",
     help_help="show this list",
     help_exit="exit (also Ctrl-D)",
-    help_keys="Enter sends, Alt+Enter inserts a new line, Ctrl-C stops an answer. A message that begins with // is sent"
-    " with a single /.",
+    help_keys="Enter sends, Alt+Enter inserts a new line, Ctrl-C stops an answer. Start a message with // to send /.",
     not_for_server="{option} requires a model in this process; a server uses its own setting.",
     cannot_connect="Cannot connect to {url}: {reason}.",
     connection_broke="The connection to {url} broke before the answer was complete.",
@@ -202,8 +201,10 @@ JA = Texts(
     first="最初まで {seconds:.2f} 秒",
     prompt_tokens="プロンプト {count} トークン（うちキャッシュ済み {cached}）",
     retry_in="{seconds} 秒後にもう一度お試しください。",
-    no_command="{name} というコマンドはありません。/help で一覧を表示します。/ で始まるメッセージは // で始めてください。",
-    no_such_command="{name} というコマンドはありません。{nearest} ですか？ / で始まるメッセージは // で始めてください。",
+    no_command="{name} というコマンドはありません。/help で一覧を表示します。"
+    "/ で始まるメッセージは // で始めてください。",
+    no_such_command="{name} というコマンドはありません。{nearest} ですか？ "
+    "/ で始まるメッセージは // で始めてください。",
     needs_file="{name} にはファイル名が必要です。",
     cleared="会話を消去しました。",
     nothing_to_clear="消去する会話はありません。",
@@ -228,7 +229,7 @@ JA = Texts(
     help_stats="最後の応答と全体のトークン数、速度を表示する",
     help_help="この一覧を表示する",
     help_exit="終了する（Ctrl-D でも終了）",
-    help_keys="Enter で送信、Alt+Enter で改行、Ctrl-C で応答を停止します。// で始まるメッセージは / で始まるものとして送信します。",
+    help_keys="Enter で送信、Alt+Enter で改行、Ctrl-C で応答を停止します。先頭の // は / として送信します。",
     not_for_server="{option} は、このプロセスで動かすモデルにだけ指定できます。",
     cannot_connect="{url} に接続できません: {reason}",
     connection_broke="応答の途中で {url} との接続が切れました。",

@@ -9,7 +9,7 @@ from aiochatstream.texts import Texts
 
 
 def rate(ended: Ended) -> tuple[int, float]:
-    """Return the number of tokens after the first, and the seconds to generate them; zeros for fewer than two tokens."""
+    """Return the number of tokens after the first, and the seconds to generate them; zeros if there are none."""
     ttft, total = ended.timing.ttft_s, ended.timing.total_s
     tokens = ended.usage.completion_tokens - 1
     return (0, 0.0) if ttft is None or tokens < 1 or total <= ttft else (tokens, total - ttft)

@@ -33,7 +33,7 @@ from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_threa
 from aiochatstream.runtime.events import Ended, Failed
 from aiochatstream.runtime.metrics import Metrics
 from aiochatstream.runtime.turns import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn, Turns
-from aiochatstream.texts import Locale, messages_of
+from aiochatstream.texts import Locale, texts_for
 
 State = Literal["starting", "ready", "draining", "failed"]
 
@@ -88,7 +88,7 @@ class Runtime:
     """
 
     def __init__(self, setting: Setting) -> None:
-        self._messages = messages_of(setting.locale)
+        self._texts = texts_for(setting.locale)
         self.logger = setting.logger
         self.engine, self.params = setting.engine, setting.params
         self.capacity, self.limits, self.param_limits = setting.capacity, setting.limits, setting.param_limits
@@ -148,12 +148,12 @@ class Runtime:
         """Take no more turns; wait for those under way, as long as the limits say, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):
-            self.logger.warning(self._messages.stopping.format(count=len(self._turns)))
+            self.logger.warning(self._texts.stopping.format(count=len(self._turns)))
             self._turns.stop_all("shutdown")
             if not await self._turns.wait(ENDING_SECONDS):
                 self._stuck = self._turns.abandon_all()
                 if self._stuck:
-                    self.logger.error(self._messages.stuck.format(count=self._stuck))
+                    self.logger.error(self._texts.stuck.format(count=self._stuck))
                 await self._turns.wait(SAVE_SECONDS)  # what was said until then
 
     def _end(self) -> None:
@@ -339,7 +339,7 @@ class Runtime:
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.logger.error(self._messages.load_failed, exc_info=error)
+            self.logger.error(self._texts.load_failed, exc_info=error)
 
 
 def _common(first: list[int], second: list[int]) -> int:
