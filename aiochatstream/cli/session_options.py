@@ -1,4 +1,4 @@
-"""The options of ``aiochatstream serve`` that say where conversations live."""
+"""Options of ``aiochatstream serve`` for sessions and conversations."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.gener
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Put the options on ``parser``."""
+    """Add the options to ``parser``."""
     add = parser.add_argument
-    add("--session", default="memory", choices=["memory", "cookie", "redis"], help="where conversations live")
+    add("--session", default="memory", choices=["memory", "cookie", "redis"], help="where conversations are stored")
     add(
         "--secret-key-file",
         type=Path,
         metavar="FILE",
-        help=f"the keys of --session cookie, a line each, the newest first; else those of {SECRET_KEY}",
+        help=f"keys of --session cookie, one per line, newest first (or in {SECRET_KEY})",
     )
-    add("--redis", metavar="URL", help=f"redis://HOST:PORT of --session redis; else that of {REDIS_URL}")
-    add("--dev", action="store_true", help="--session cookie with a key made at this start, for trying things out")
-    add("--secure", action="store_true", help="send cookies over HTTPS only (behind a proxy that speaks HTTPS)")
+    add("--redis", metavar="URL", help=f"redis://HOST:PORT of --session redis (or in {REDIS_URL})")
+    add("--dev", action="store_true", help="--session cookie with a temporary key, for development")
+    add("--secure", action="store_true", help="send cookies over HTTPS only (for use behind an HTTPS proxy)")
 
 
 class Sessions(NamedTuple):

@@ -19,7 +19,8 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from aiochatstream import ChatStream
 from tests.helpers import Server, Stepper, running_server
 from tests.nginx_server import NAME
-from tests.page.watching import watch
+from tests.page.browser_problems import watch
+from tests.page.chat_page import PiecewiseEngine
 
 ARGUMENTS = [
     "--headless=new",
@@ -36,6 +37,7 @@ PATIENCE_MS = 10_000
 """Milliseconds until a test gives up on something that should show at once."""
 
 Visit = Callable[..., Awaitable[Page]]
+Piecewise = Callable[..., PiecewiseEngine]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -98,3 +100,19 @@ def stepper(start: Any) -> Iterator[Callable[..., Stepper]]:
     yield make
     for engine in made:
         engine.allow(10_000)
+
+
+@pytest.fixture
+def piecewise(start: Any) -> Iterator[Piecewise]:
+    """``piecewise("one", "two")`` returns an engine that yields each piece on request, and the rest after the test,
+    so that the server does not wait for it.
+    """
+    made: list[PiecewiseEngine] = []
+
+    def make(*pieces: str) -> PiecewiseEngine:
+        made.append(PiecewiseEngine(*pieces))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.next(1000)

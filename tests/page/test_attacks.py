@@ -9,7 +9,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream
 from tests.page.attacks import ATTACKS
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])

@@ -10,7 +10,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream, MemoryStorage
 from tests.nginx_server import NAME, running_nginx
-from tests.page.chatting import Chat
+from tests.page.chat_page import Chat
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])

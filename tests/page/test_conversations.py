@@ -11,7 +11,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream
 from aiochatstream.conversations.export import Saved
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
@@ -32,7 +32,7 @@ async def test_conversations_are_listed_renamed_searched_and_deleted(start: Any,
     await page.locator("#search").fill("紅茶")
     await expect(listed).to_have_text(["紅茶の話"])
     await page.locator("#search").fill("cocoa")
-    await expect(listed).to_have_text(["No conversation has these words in its title."])
+    await expect(listed).to_have_text(["No conversation title contains these words."])
     await page.locator("#search").fill("")
     await page.reload()
     await listed.nth(1).get_by_role("button", name="Espresso").click()
@@ -97,7 +97,7 @@ async def test_a_conversation_goes_into_a_file_and_back(start: Any, visit: Visit
     async with other.page.expect_file_chooser() as choosing:
         await other.page.locator("#import").click()
     await (await choosing.value).set_files(broken)
-    await expect(other.page.locator("#notices")).to_contain_text("This file holds no conversation.")
+    await expect(other.page.locator("#notices")).to_contain_text("This is not a conversation file.")
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -113,9 +113,9 @@ async def test_the_system_prompt_of_a_file_is_shown_and_used_only_where_the_serv
     await chat.see_turns("Hello", "Hello")
     notices = chat.page.locator("#notices")
     if allowed:
-        await expect(notices).to_contain_text("Its file sets the system prompt: Be a cat.")
+        await expect(notices).to_contain_text("The file sets the system prompt: Be a cat.")
     else:
-        await expect(notices).to_contain_text("The conversation is here.")
+        await expect(notices).to_contain_text("Conversation imported.")
         await expect(notices).not_to_contain_text("cat")
     await chat.ask("And now?")  # is answered
 

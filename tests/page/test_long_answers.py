@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiochatstream import ChatStream
-from tests.page.chatting import Chat
+from tests.page.chat_page import Chat
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])

@@ -11,7 +11,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import role_of
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
@@ -53,13 +53,13 @@ async def test_parameters_have_the_servers_ranges_and_hold_for_the_next_answers(
     await expect(temperature).to_have_value("1")
     await expect(temperature).to_have_attribute("min", "0.5")
     await expect(temperature).to_have_attribute("max", "1.5")
-    await expect(chat.page.get_by_label("Longest answer")).to_have_attribute("max", "99")
+    await expect(chat.page.get_by_label("Maximum length")).to_have_attribute("max", "99")
     await set_and_wait(chat, temperature, "7")
     await expect(temperature).to_have_value("1.5")
     await chat.ask("hot")
     await expect(chat.answer()).to_have_text("hot at 1.5")
     async with chat.page.expect_response("**/set_generation_params"):
-        await chat.page.get_by_role("button", name="Back to the server’s own").click()
+        await chat.page.get_by_role("button", name="Reset to the server’s defaults").click()
     await expect(temperature).to_have_value("1")
     await chat.ask("cool")
     await expect(chat.answer()).to_have_text("hot at 1.0")
@@ -69,7 +69,7 @@ async def test_an_emptied_field_goes_back_to_the_servers_own_value(start: Any, v
     server = await start(ChatStream(engine=tells, temperature=0.7, max_new_tokens=99))
     chat = Chat(await visit(server.url))
     await chat.page.locator("#open-settings").click()
-    for label, other, own in (("Temperature", "1.5", "0.7"), ("Longest answer", "5", "99"), ("Top k", "3", "0")):
+    for label, other, own in (("Temperature", "1.5", "0.7"), ("Maximum length", "5", "99"), ("Top k", "3", "0")):
         field = chat.page.get_by_label(label)
         default = await field.input_value()
         await set_and_wait(chat, field, other)

@@ -10,7 +10,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream
 from tests.helpers import until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
@@ -113,7 +113,7 @@ async def test_an_engine_that_breaks_leaves_the_message_to_be_sent_again(
     chat = Chat(await visit(server.url))
     await chat.send("Count")
     engine.allow(2)
-    await expect(chat.refusal).to_contain_text("The answer broke off")
+    await expect(chat.refusal).to_contain_text("The answer failed")
     await expect(chat.unsent).to_have_text("Count")
     await expect(chat.turns).to_have_count(0)
     engine.fail_at = None

@@ -11,9 +11,8 @@ from playwright.async_api import Page, Route, expect
 
 from aiochatstream import ChatStream
 from tests.helpers import until
-from tests.page.chatting import Chat, repeats
-from tests.page.conftest import Visit
-from tests.page.test_growing import Pieces
+from tests.page.chat_page import Chat, repeats
+from tests.page.conftest import Piecewise, Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 
@@ -118,9 +117,11 @@ async def test_a_turn_that_cannot_be_drawn_is_plain_text_and_the_next_message_go
     problems.clear()
 
 
-async def test_code_in_a_list_can_be_copied_and_selected_while_the_list_grows(start: Any, visit: Visit) -> None:
+async def test_code_in_a_list_can_be_copied_and_selected_while_the_list_grows(
+    start: Any, visit: Visit, piecewise: Piecewise
+) -> None:
     pieces = [f"more {number} " for number in range(5)]
-    engine = Pieces("1. Run\n\n   ```sh\n   make run\n   ```\n\n   then ", *pieces, "\n\n2. end\n")
+    engine = piecewise("1. Run\n\n   ```sh\n   make run\n   ```\n\n   then ", *pieces, "\n\n2. end\n")
     page = await visit((await start(ChatStream(engine=engine))).url, permissions=["clipboard-read", "clipboard-write"])
     chat = Chat(page)
     await chat.send("Go")
@@ -200,9 +201,9 @@ async def test_blocks_are_the_same_nodes_after_another_language_and_after_times_
 
 @pytest.mark.parametrize("step", ["ArrowUp", "wheel", "one pixel at a time"])
 async def test_any_step_up_ends_the_following_and_a_step_to_the_end_begins_it(
-    start: Any, visit: Visit, step: str
+    start: Any, visit: Visit, piecewise: Piecewise, step: str
 ) -> None:
-    engine = Pieces(*["A paragraph.\n\n" * 40] * 2, *["More.\n\n"] * 30)
+    engine = piecewise(*["A paragraph.\n\n" * 40] * 2, *["More.\n\n"] * 20)
     chat = Chat(await visit((await start(ChatStream(engine=engine))).url))
     scroll = chat.page.locator("#scroll")
     await chat.send("Go")
@@ -296,8 +297,10 @@ async def test_nothing_of_a_message_refused_in_one_conversation_is_in_another(st
     await expect(chat.unsent).to_have_text("refused in B")
 
 
-async def test_a_highlighter_that_is_missing_is_asked_for_once(start: Any, visit: Visit, problems: list[str]) -> None:
-    engine = Pieces("```python\n", *[f"x{number} = 1\n" for number in range(10)], "```\n\n```js\nlet x\n```")
+async def test_a_highlighter_that_is_missing_is_asked_for_once(
+    start: Any, visit: Visit, piecewise: Piecewise, problems: list[str]
+) -> None:
+    engine = piecewise("```python\n", *[f"x{number} = 1\n" for number in range(10)], "```\n\n```js\nlet x\n```")
     page = await visit((await start(ChatStream(engine=engine))).url)
     chat = Chat(page)
     asked: list[str] = []
@@ -340,8 +343,10 @@ async def test_arabic_and_hebrew_are_written_from_right_to_left(start: Any, visi
 
 
 @pytest.mark.parametrize("before", ["", "> ", "- ", "1. ", "> - "])
-async def test_a_link_refers_to_a_definition_wherever_it_stands(start: Any, visit: Visit, before: str) -> None:
-    engine = Pieces(f"{before}[a]: https://example.com\n\n", "See [a].\n\n", "The end.")
+async def test_a_link_refers_to_a_definition_wherever_it_stands(
+    start: Any, visit: Visit, piecewise: Piecewise, before: str
+) -> None:
+    engine = piecewise(f"{before}[a]: https://example.com\n\n", "See [a].\n\n", "The end.")
     chat = Chat(await visit((await start(ChatStream(engine=engine))).url))
     await chat.send("Go")
     for text in ("", "See", "The end."):

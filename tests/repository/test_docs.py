@@ -144,5 +144,6 @@ def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
         stand_ins = {name: getattr(aiochatstream, name) for name in aiochatstream.__all__}
         stand_ins |= {"aiohttp_session": aiohttp_session, "web": web, "os": os, "app": web.Application()}
         stand_ins |= {"device": "cpu", "store": MemoryConversationStore()}
-        stand_ins |= dict.fromkeys(("model", "tokenizer", "one", "its_tokenizer", "other", "another"), lambda: None)
+        prefixes = ("", "english_", "japanese_")
+        stand_ins |= {prefix + name: lambda: None for prefix in prefixes for name in ("model", "tokenizer")}
         exec(block, stand_ins | {"__name__": "docs"})  # noqa: S102

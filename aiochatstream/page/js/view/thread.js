@@ -1,6 +1,6 @@
 // The conversation on the screen, and where it is scrolled to.
 
-import { localised, t } from "../i18n.js";
+import { localise, t } from "../i18n.js";
 import { byId, h } from "./dom.js";
 import { failure, refusal } from "./refusal.js";
 import { TurnView } from "./turn.js";
@@ -41,7 +41,7 @@ export class Thread {
   #refused;
 
   /**
-   * @param {import("./turn.js").Controls & { giveBack: (text: string) => void, stats: () => boolean,
+   * @param {import("./turn.js").Controls & { restore: (text: string) => void, stats: () => boolean,
    *   listed: (id: string) => boolean }} controls
    * @param {(text: string) => void} example what choosing an example does
    */
@@ -96,8 +96,8 @@ export class Thread {
 
   /** @param {import("../api.js").Config} config */
   welcome(config) {
-    byId("welcome").textContent = localised(config.welcome) ?? t("welcome");
-    const examples = localised(config.examples) ?? /** @type {any} */ (t("examples"));
+    byId("welcome").textContent = localise(config.welcome) ?? t("welcome");
+    const examples = localise(config.examples) ?? /** @type {any} */ (t("examples"));
     byId("examples").replaceChildren(
       .../** @type {string[]} */ (examples).map((text) =>
         h("li", {}, [h("button", { type: "button", class: "example", onclick: () => this.#example(text) }, [text])]),
@@ -222,7 +222,7 @@ export class Thread {
     if (chat.refused && this.#refused !== undefined) this.#follow(true);
     this.#refused = shown;
     if (chat.refused) {
-      this.#state.replaceChildren(refusal(chat, this.#controls.giveBack));
+      this.#state.replaceChildren(refusal(chat, this.#controls.restore));
     } else if (chat.failure) {
       this.#state.replaceChildren(failure(chat));
     } else {

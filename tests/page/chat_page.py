@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 from playwright.async_api import Locator, Page, expect
@@ -14,6 +15,22 @@ def repeats(messages: list[dict[str, str]], params: GenerationParams) -> Iterato
     text = messages[-1]["content"]
     for start in range(0, len(text), 7):
         yield text[start : start + 7]
+
+
+class PiecewiseEngine:
+    """An engine function that yields the next piece whenever the test allows it."""
+
+    def __init__(self, *pieces: str) -> None:
+        self._pieces = iter(pieces)
+        self._permits = threading.Semaphore(0)
+
+    def __call__(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        for piece in self._pieces:
+            self._permits.acquire()
+            yield piece
+
+    def next(self, count: int = 1) -> None:
+        self._permits.release(count)
 
 
 class Chat:

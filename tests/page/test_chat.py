@@ -10,7 +10,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream
 from tests.helpers import until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
@@ -158,7 +158,7 @@ async def test_a_like_and_its_comment_reach_the_owner(start: Any, visit: Visit) 
     await chat.ask("Hello")
     await chat.act("like")
     await expect(chat.button("like")).to_have_attribute("aria-pressed", "true")
-    await chat.page.get_by_role("textbox", name="What was it about").fill("Short & <b>good</b>")
+    await chat.page.get_by_role("textbox", name="Add a comment").fill("Short & <b>good</b>")
     await chat.page.get_by_role("button", name="Send comment").click()
     await until(lambda: len(heard) == 2)
     assert [(one.is_like, one.form_data) for one in heard] == [(True, None), (True, {"comment": "Short & <b>good</b>"})]

@@ -9,7 +9,7 @@ from playwright.async_api import Page, expect
 
 from aiochatstream import ChatStream
 from tests.helpers import until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
@@ -117,7 +117,7 @@ async def test_everything_can_be_done_without_a_mouse(start: Any, visit: Visit, 
     engine.allow(1)
     await chat.see_state("interrupted")
     await expect(chat.message).to_be_focused()
-    await tab_to(chat.page, "Answer again", "Shift+Tab")
+    await tab_to(chat.page, "Regenerate the answer", "Shift+Tab")
     await keys.press("Enter")
     engine.allow(2)
     await expect(chat.answer()).to_have_text("1 2")

@@ -13,9 +13,9 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from aiochatstream import ChatStream, MemoryStorage
-from tests.page.chatting import Chat, repeats
+from tests.page.browser_problems import watch
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import ARGUMENTS, PATIENCE_MS, Visit
-from tests.page.watching import watch
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 

@@ -18,9 +18,9 @@ from playwright.async_api import Page, Route, expect
 
 from aiochatstream import ChatStream
 from tests.helpers import running_server, serving, until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
-from tests.page.held_proxy import held_proxy
+from tests.page.stalling_proxy import held_proxy
 from tests.processes import PYTHON, Process, ask_when_listening, free_port, running
 from tests.redis_server import running_redis
 
@@ -240,7 +240,7 @@ async def test_a_restart_in_mid_answer_loses_that_answer_and_no_more_of_a_cookie
         second = await stack.enter_async_context(server())
         proxy.port = second.port
         proxy.cut()
-        await chat.page.get_by_role("button", name="Go on without the lost answer").click()
+        await chat.page.get_by_role("button", name="Continue without the lost answer").click()
         await chat.see_turns("one", "1 2 3 4", "two", "1 2 3 4")
         await expect(chat.unsent).to_have_text("three")
         await chat.page.get_by_role("button", name="Send again").click()
@@ -264,7 +264,7 @@ async def test_one_goes_on_without_an_answer_that_no_server_has(start: Any, visi
     await chat.page.route("**/history*", worker)
     await chat.page.route("**/chat_stream", worker)
     await chat.page.reload()
-    go_on = chat.page.get_by_role("button", name="Go on without the lost answer")
+    go_on = chat.page.get_by_role("button", name="Continue without the lost answer")
     await go_on.click()
     await chat.see_turns("one", "one")
     lost = True

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.async_api import expect
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream
 from tests.helpers import until
-from tests.page.chatting import Chat
-from tests.page.conftest import Visit
+from tests.page.chat_page import Chat
+from tests.page.conftest import Piecewise, Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 
 
-class Pieces:
-    """An engine function that says one piece after the other, each when the test allows it."""
-
-    def __init__(self, *pieces: str) -> None:
-        self._pieces = iter(pieces)
-        self._permits = threading.Semaphore(0)
-
-    def __call__(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
-        for piece in self._pieces:
-            self._permits.acquire(timeout=30)  # a test that fails lets the server go
-            yield piece
-
-    def next(self) -> None:
-        self._permits.release()
-
-
-async def test_blocks_that_are_whole_stay_the_same_nodes_while_the_next_one_grows(start: Any, visit: Visit) -> None:
-    engine = Pieces("The first *paragraph*.\n\nThe ", "second, with **bo", "ld** text.\n\n- one\n", "- two\n")
+async def test_blocks_that_are_whole_stay_the_same_nodes_while_the_next_one_grows(
+    start: Any, visit: Visit, piecewise: Piecewise
+) -> None:
+    engine = piecewise("The first *paragraph*.\n\nThe ", "second, with **bo", "ld** text.\n\n- one\n", "- two\n")
     chat = Chat(await visit((await start(ChatStream(engine=engine))).url))
     await chat.send("Go")
     engine.next()
@@ -50,8 +34,8 @@ async def test_blocks_that_are_whole_stay_the_same_nodes_while_the_next_one_grow
     assert await chat.page.evaluate("window.first.isConnected && window.first.textContent === 'The first paragraph.'")
 
 
-async def test_code_stands_in_its_frame_from_the_first_line_on(start: Any, visit: Visit) -> None:
-    engine = Pieces("Look:\n\n```py", "thon\nx = 1\n", "y = 2\n``", "`\n\nThat is all.")
+async def test_code_stands_in_its_frame_from_the_first_line_on(start: Any, visit: Visit, piecewise: Piecewise) -> None:
+    engine = piecewise("Look:\n\n```py", "thon\nx = 1\n", "y = 2\n``", "`\n\nThat is all.")
     chat = Chat(await visit((await start(ChatStream(engine=engine))).url))
     code = chat.answer().locator("figure pre")
     await chat.send("Go")
@@ -68,8 +52,10 @@ async def test_code_stands_in_its_frame_from_the_first_line_on(start: Any, visit
     assert await chat.page.evaluate("window.figure.isConnected")
 
 
-async def test_code_that_was_interrupted_goes_on_in_the_same_frame(start: Any, visit: Visit) -> None:
-    engine = Pieces("```python\nx = ", "", "1\ny = 2\n```\n")
+async def test_code_that_was_interrupted_goes_on_in_the_same_frame(
+    start: Any, visit: Visit, piecewise: Piecewise
+) -> None:
+    engine = piecewise("```python\nx = ", "", "1\ny = 2\n```\n")
     server = await start(ChatStream(engine=engine))
     chat = Chat(await visit(server.url))
     await chat.send("Go")

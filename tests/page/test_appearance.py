@@ -13,9 +13,9 @@ from playwright.async_api import Page, expect
 
 from aiochatstream import ChatStream, MemoryStorage
 from tests.helpers import role_of, serving, until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
-from tests.page.test_typing import PHONE
+from tests.page.test_composer import PHONE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 

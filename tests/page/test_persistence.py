@@ -13,7 +13,7 @@ from playwright.async_api import expect
 
 from aiochatstream import ChatStream, CookieStorage
 from tests.helpers import Server, running_server, until
-from tests.page.chatting import Chat, repeats
+from tests.page.chat_page import Chat, repeats
 from tests.page.conftest import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
@@ -104,7 +104,7 @@ async def test_what_a_server_has_forgotten_is_told(visit: Visit) -> None:
     async with running_server(ChatStream(engine=repeats)) as first:
         chat = Chat(await visit(first.url))
         await chat.ask("one")
-        gone = chat.page.get_by_text("Nothing of this conversation is kept any more.")
+        gone = chat.page.get_by_text("This conversation is no longer available.")
         await expect(gone).to_be_hidden()
     async with running_server(ChatStream(engine=repeats), port=first.port):
         await chat.page.reload()
@@ -211,7 +211,7 @@ async def test_over_the_cookies_budget_the_oldest_turns_go_and_that_is_told(star
         await chat.send(f"{number} {text}")
         await expect(chat.answer()).to_have_text(f"{number} {text}")
         await chat.see_state("complete")
-    await expect(chat.page.get_by_text("The oldest messages were left out").first).to_be_visible()
+    await expect(chat.page.get_by_text("The oldest messages were dropped").first).to_be_visible()
     await expect(chat.said(0)).not_to_contain_text("0 ")
     await expect(chat.said()).to_contain_text("5 ")
     count = await chat.turns.count()
@@ -226,7 +226,7 @@ async def test_what_no_cookie_can_hold_is_told(start: Any, visit: Visit) -> None
     await chat.send("short")
     await chat.see_state("complete")
     await chat.send("".join(chr(0x4E00 + (place * 7919) % 20000) for place in range(3000)))
-    await expect(chat.page.get_by_text("too long to be kept").first).to_be_visible()
+    await expect(chat.page.get_by_text("too long to be saved").first).to_be_visible()
     await chat.page.reload()
     await chat.see_turns("short", "short")
 
@@ -239,7 +239,7 @@ async def test_an_answer_that_broke_off_is_told_to_the_cookie_too(start: Any, vi
     async with chat.page.expect_response("**/commit") as committed:
         await chat.send("Count")
     assert (await committed.value).status == 200
-    await expect(chat.refusal).to_contain_text("The answer broke off")
+    await expect(chat.refusal).to_contain_text("The answer failed")
 
 
 def break_connections(server: Server) -> None:
