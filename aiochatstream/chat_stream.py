@@ -18,7 +18,7 @@ from aiochatstream.errors import Draining
 from aiochatstream.param_limits import checked_limits
 from aiochatstream.params import GenerationParams, Limits, WireFormat, choose_overload_status, validated
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
-from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, Setting
+from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeConfig
 from aiochatstream.texts import Locale
 from aiochatstream.web import app_binding, routes
 from aiochatstream.web.auth import cors
@@ -245,7 +245,7 @@ class ChatStream(Server):
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
             raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
         super().__init__(
-            Setting(
+            RuntimeConfig(
                 engine=answering,
                 prompt_class_of=prompts,
                 params=params,

@@ -14,7 +14,7 @@ from aiochatstream.bench.asking import connect_error
 from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, shorten
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversations.conversation import Conversation
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides
@@ -105,15 +105,15 @@ class ServerBackend(Backend):
             raise ChatStreamError(self._messages.server_sets_system)
         self._system = text
 
-    async def save(self) -> Saved:
+    async def save(self) -> ExportedConversation:
         history = await self._ask("GET", "/history")
         try:
-            saved = Saved.model_validate({"messages": history.get("messages")})
+            saved = ExportedConversation.model_validate({"messages": history.get("messages")})
             return saved.model_copy(update={"system": self._system}) if self._system else saved
         except ValueError:
             raise self._not_a_server("no history") from None
 
-    async def load(self, saved: Saved) -> None:
+    async def load(self, saved: ExportedConversation) -> None:
         body = {"messages": saved.model_dump(exclude_unset=True)["messages"]}
         await self._ask("POST", "/import", body)
         self._system = saved.system if saved.system and await self._lets_users_set_system() else ""

@@ -18,9 +18,9 @@ from aiochatstream.conversations.user import SaveResult, User
 from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.engine_runtime import Runtime, Setting
+from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig
 from aiochatstream.runtime.events import Ended, Event, Failed, Text
-from aiochatstream.runtime.turn_request import Ask, check_turn
+from aiochatstream.runtime.turn_request import TurnRequest, check_turn
 from aiochatstream.runtime.turns import RunningTurn
 
 Position = Literal["begin", "mid", "end"]
@@ -35,7 +35,7 @@ MAX_PROMPT_TEXTS = 16
 class Chat(Runtime):
     """Takes turns of conversations."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RuntimeConfig) -> None:
         super().__init__(setting)
         self._one_prompt_text = asyncio.Lock()
         self._prompt_texts = 0
@@ -115,7 +115,7 @@ class Chat(Runtime):
         self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None, system: str = ""
     ) -> AsyncGenerator[Event, None]:
         """:meth:`begin_turn`, and what then happens, to the end. Closing the generator stops the answer."""
-        turn = await self.begin_turn(user, name, Ask(message), overrides, system=system)
+        turn = await self.begin_turn(user, name, TurnRequest(message), overrides, system=system)
         try:
             event = None
             while not isinstance(event, Ended | Failed):
@@ -126,7 +126,7 @@ class Chat(Runtime):
             await turn.wait_ended()
 
     async def begin_turn(
-        self, user: User, name: str, ask: Ask, *overrides: ParamOverrides | None, system: str = ""
+        self, user: User, name: str, ask: TurnRequest, *overrides: ParamOverrides | None, system: str = ""
     ) -> RunningTurn:
         """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
 

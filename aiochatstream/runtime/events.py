@@ -47,7 +47,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class TimePassed:
+class Heartbeat:
     """A tick of :meth:`~aiochatstream.runtime.turns.RunningTurn.ticking`."""
 
 
@@ -69,4 +69,4 @@ class Failed:
     kept: SaveResult | None = None
 
 
-Event = Queued | Started | Text | TimePassed | Ended | Failed
+Event = Queued | Started | Text | Heartbeat | Ended | Failed

@@ -21,7 +21,7 @@ from aiochatstream.conversations.user import SaveResult
 from aiochatstream.engines import Delta, DeltaStream, FinishReason
 from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, TimePassed, Timing, Usage
+from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text, Timing, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -161,14 +161,14 @@ class RunningTurn:
             self._reader.set_result(None)
 
     @contextmanager
-    def ticking(self, seconds: float) -> Iterator[None]:
-        """In this block, a TimePassed comes among the events every so often, if the reader then waits for one."""
+    def heartbeats(self, seconds: float) -> Iterator[None]:
+        """In this block, a Heartbeat comes among the events every so often, if the reader then waits for one."""
         timer: asyncio.TimerHandle | None = None
 
         def tick() -> None:
             nonlocal timer
             if self._reader is not None and not self._reader.done():
-                self._tell(TimePassed())
+                self._tell(Heartbeat())
             timer = self._loop.call_later(seconds, tick)
 
         timer = self._loop.call_later(seconds, tick)
