@@ -1,6 +1,6 @@
 """The user behind a request, identified by aiohttp-session."""
 
-from aiochatstream.sessions.agent import AgentSession
+from aiochatstream.sessions.agent import AgentSession, is_agent
 from aiochatstream.sessions.cookie_session import CookieUserSession
 from aiochatstream.sessions.encrypted_cookie import CookieStorage
 from aiochatstream.sessions.memory_storage import MemoryStorage, recent_params
@@ -21,6 +21,7 @@ __all__ = [
     "MemoryStorage",
     "UserSession",
     "granted_role",
+    "is_agent",
     "keeps_data_in_cookie",
     "load_session",
     "recent_params",

@@ -19,6 +19,8 @@ from tests.sessions.conftest import NewUser
 from tests.sessions.test_session_storage import ONE, TWO
 from tests.sessions.users import cookie_of
 
+pytestmark = pytest.mark.both_loops
+
 
 @dataclass
 class Answer:

@@ -28,6 +28,7 @@ from aiochatstream.engines.transformers.grammar_process import (
     Tokenizer,
 )
 from aiochatstream.errors import InvalidValue
+from aiochatstream.extras import install_command
 
 if TYPE_CHECKING:
     from aiochatstream.engines.transformers.sampling import Sampler
@@ -128,7 +129,7 @@ class Grammars:
         self._missing = ""
         self._tokenizer = Tokenizer()
         if importlib.util.find_spec("llguidance") is None:
-            self._missing = "answers of a given form require the extra: pip install 'aiochatstream[constrained]'."
+            self._missing = f"answers of a given form require the extra: {install_command('constrained')}."
         else:
             try:
                 self._tokenizer = _serialised(tokenizer, vocabulary or 0, eos_ids)

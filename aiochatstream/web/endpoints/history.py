@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import ETag, hdrs, web
 
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.runtime.turn_request import place_of
-from aiochatstream.web.auth.access import check_origin
+from aiochatstream.web.auth.origins import check_origin
 from aiochatstream.web.errors import answers_errors
 from aiochatstream.web.json import json_response
-from aiochatstream.web.request_models import (
-    CommitRequest,
-    ConversationRef,
-    HistoryChange,
-    HistoryQuery,
-    read_body,
-    read_import,
-    read_query,
-)
+from aiochatstream.web.request_models import CommitRequest, ConversationRef, HistoryChange, HistoryQuery
+from aiochatstream.web.request_reading import read_body, read_import, read_query
+from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.formats import told_of
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
 
 
 @answers_errors
-async def history(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def history(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
     asked = read_query(request, HistoryQuery)
     if asked.abandon_lost:  # changes the conversation, other than what GET does else
@@ -51,7 +42,7 @@ async def history(server: ChatStream, request: web.Request) -> web.StreamRespons
 
 
 @answers_errors
-async def delete_message(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def delete_message(server: Server, request: web.Request) -> web.StreamResponse:
     """``DELETE /history/{message_id}``: forget one answer and the message that it answers."""
     asked = read_query(request, HistoryChange)
     user = await server.user_session(request)
@@ -65,7 +56,7 @@ async def delete_message(server: ChatStream, request: web.Request) -> web.Stream
 
 
 @answers_errors
-async def export_conversation(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def export_conversation(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /export``: the conversation as a JSON file, which ``POST /import`` takes again."""
     asked = read_query(request, ConversationRef)
     user = await server.user_session(request)
@@ -75,7 +66,7 @@ async def export_conversation(server: ChatStream, request: web.Request) -> web.S
 
 
 @answers_errors
-async def import_conversation(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def import_conversation(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /import``: put what was exported in the place of a conversation."""
     asked = await read_import(server, request)
     user = await server.user_session(request)
@@ -89,7 +80,7 @@ async def import_conversation(server: ChatStream, request: web.Request) -> web.S
 
 
 @answers_errors
-async def commit(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def commit(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /commit``: take the last answer into the cookie, where conversations live there."""
     asked = await read_body(server, request, CommitRequest)
     user = await server.user_session(request)

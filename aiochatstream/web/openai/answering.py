@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -17,10 +17,8 @@ from aiochatstream.runtime.events import Ended, Event, Failed, Text, TimePassed
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
+from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
 
 EVENTS = "text/event-stream"
 
@@ -67,7 +65,7 @@ def sse(data: Any) -> str:
 
 
 async def answer_with(
-    server: ChatStream,
+    server: Server,
     request: web.Request,
     given: GivenMessages | GivenTexts,
     overrides: ParamOverrides,
@@ -118,7 +116,7 @@ async def answer_with(
 
 
 async def _while_present(
-    server: ChatStream, request: web.Request, beginning: Coroutine[Any, Any, list[RunningTurn]]
+    server: Server, request: web.Request, beginning: Coroutine[Any, Any, list[RunningTurn]]
 ) -> list[RunningTurn]:
     """Return the result of ``beginning``. It is cancelled when the client leaves, and the result is empty then."""
     task = asyncio.create_task(beginning)
