@@ -17,7 +17,7 @@ from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TextF
 from aiochatstream.errors import Draining
 from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, WireFormat, choose_overload_status
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
-from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, Setting
+from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeConfig
 from aiochatstream.texts import Locale
 from aiochatstream.web import app_binding, routes
 from aiochatstream.web.auth import cors
@@ -238,7 +238,7 @@ class ChatStream(Server):
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
             raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
         super().__init__(
-            Setting(
+            RuntimeConfig(
                 engine=answering,
                 prompt_class_of=prompts,
                 params=params,
@@ -401,7 +401,7 @@ class ChatStream(Server):
 
     async def _on_shutdown(self, app: web.Application) -> None:
         self.uploads.refuse(
-            Draining("The server is shutting down and takes no new requests.")
+            Draining("The server is shutting down and accepts no new requests.")
         )  # nothing more of them is read
         await self._shut_down()
         await self.active_requests.end()

@@ -56,7 +56,7 @@ MAX_SLOW_CHECKS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class RuntimeConfig:
     """What a :class:`Runtime` is made of.
 
     engine: what answers.
@@ -87,7 +87,7 @@ class Runtime:
     Lives inside an ``async with``, which loads the engine; it can be entered again after it was left.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RuntimeConfig) -> None:
         self._texts = texts_for(setting.locale)
         self.logger = setting.logger
         self.engine, self.params = setting.engine, setting.params
@@ -189,7 +189,7 @@ class Runtime:
         if self.state == "failed":
             raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
         if self.state == "draining":
-            raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
+            raise Draining("The server is shutting down and accepts no new requests.", retry_after=5)
         if self.engine.stopped:
             raise EngineStopped("The engine has stopped; the server's log says why.", retry_after=60)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ PAGES = [ROOT / "README.md", ROOT / "README_ja.md", *sorted(DOCS.rglob("*.md"))]
 CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
+def extras() -> list[str]:
+    """Return the extras for users in setup.cfg."""
+    metadata = ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    return [extra for extra in metadata["options.extras_require"] if extra not in ("dev", "docs")]
+
+
 def options_of(command: str) -> list[str]:
     """The options of ``aiochatstream command``."""
     commands = next(action for action in _parser()._actions if action.choices and command in action.choices)
@@ -43,6 +51,7 @@ def options_of(command: str) -> list[str]:
 @pytest.mark.parametrize(
     ("page", "names"),
     [
+        ("index.md", extras()),
         ("options.md", list(inspect.signature(ChatStream).parameters)),
         ("endpoints.md", [api.path for api in APIS.values()]),
         ("endpoints.md", list(ParamOverrides.model_fields)),

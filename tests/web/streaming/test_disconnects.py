@@ -12,6 +12,8 @@ import pytest
 from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import Client, echo, post_bytes, sse_events, until
 
+pytestmark = pytest.mark.both_loops
+
 both = pytest.mark.parametrize("handler_cancellation", [False, True], ids=["cancellation off", "cancellation on"])
 
 
