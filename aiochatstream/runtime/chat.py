@@ -170,7 +170,7 @@ class Chat(Runtime):
             user_text=task.message,
             begun=task.begun,
             save=functools.partial(user.save, name, loaded=loaded),
-            leave=functools.partial(user.leave, name, before, loaded=loaded),
+            save_unanswered=functools.partial(user.save_unanswered, name, before, loaded=loaded),
         )
         self._turns.start(user.id, name, job)
         return turn

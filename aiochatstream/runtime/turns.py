@@ -61,7 +61,7 @@ class Job:
     ticket: Ticket
     generate: Callable[[Callable[[Delta], None]], DeltaStream]
     save: Callable[[Conversation], Awaitable[SaveResult]] | None = None
-    leave: Callable[[], Awaitable[SaveResult]] | None = None
+    save_unanswered: Callable[[], Awaitable[SaveResult]] | None = None
     on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
     max_queue_wait: float
@@ -217,7 +217,7 @@ class RunningTurn:
         if self.discarded:
             return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
-            kept = await self._keep(job.leave and job.leave())
+            kept = await self._keep(job.save_unanswered and job.save_unanswered())
             if isinstance(failure, ChatStreamError):
                 return Failed(failure, kept)
             logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
@@ -231,7 +231,7 @@ class RunningTurn:
             turn = Turn(job.user_text, self.begun + self.text, self.message_id, state)
             kept = await self._keep(job.save(job.base.with_turn(turn)))
         else:
-            kept = await self._keep(job.leave and job.leave())
+            kept = await self._keep(job.save_unanswered and job.save_unanswered())
         if self._stop_reason == "shutdown" and self._finish_reason is None:
             was = "" if kept is None else "; the answer so far was kept"
             return Failed(Draining(f"The server is shutting down{was}.", job.retry_after()), kept)
