@@ -401,7 +401,7 @@ class ChatStream(Server):
 
     async def _on_shutdown(self, app: web.Application) -> None:
         self.uploads.refuse(
-            Draining("The server is shutting down and takes no new requests.")
+            Draining("The server is shutting down and accepts no new requests.")
         )  # nothing more of them is read
         await self._shut_down()
         await self.active_requests.end()

@@ -135,9 +135,9 @@ class Console:
         notes = {"cancelled": self.texts.stopped, "length": self.texts.cut}
         if event.finish_reason in notes:
             self.screen.note(notes[event.finish_reason])
-        if event.kept is not None and event.kept.dropped_turns:
-            self.screen.note(self.texts.dropped.format(count=event.kept.dropped_turns))
-        if event.kept is not None and not event.kept.stored:
+        if event.save_result is not None and event.save_result.dropped_turns:
+            self.screen.note(self.texts.dropped.format(count=event.save_result.dropped_turns))
+        if event.save_result is not None and not event.save_result.stored:
             self.screen.note(self.texts.not_stored)
         self.screen.note(self.stats.last_answer(self.texts))
 

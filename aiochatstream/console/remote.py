@@ -76,8 +76,8 @@ class ServerBackend(Backend):
                             if not isinstance(event, Ended | Failed):
                                 yield event
                                 continue
-                            if event.kept is not None and event.kept.commit is not None:
-                                await self._commit(event.kept.commit)
+                            if event.save_result is not None and event.save_result.commit is not None:
+                                await self._commit(event.save_result.commit)
                             yield event
                             return
                 finally:

@@ -189,7 +189,7 @@ class Runtime:
         if self.state == "failed":
             raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
         if self.state == "draining":
-            raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
+            raise Draining("The server is shutting down and accepts no new requests.", retry_after=5)
         if self.engine.stopped:
             raise EngineStopped("The engine has stopped; the server's log says why.", retry_after=60)
 

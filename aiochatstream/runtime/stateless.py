@@ -43,7 +43,7 @@ class Stateless(Runtime):
         await self._check(params)  # may take seconds, in which nothing is held
         self.check_ready()
         tickets = self.admission.reserve_all(count * len(given))
-        turns = [self._turns.take_new() for _ in tickets]
+        turns = [self._turns.begin_stateless() for _ in tickets]
         try:
             made = await self._in_prompt_thread(self._make_prompts, given, prompt, params, asked)
             check_prompt_logprobs([one for one, _ in made], params, count)
@@ -51,7 +51,7 @@ class Stateless(Runtime):
         except BaseException:
             for turn, ticket in zip(turns, tickets, strict=True):
                 ticket.release()
-                await self._turns.give_up("", turn.message_id)
+                await self._turns.cancel("", turn.message_id)
             raise
         plain = is_chat and params.constraint is None  # what is put in could break the form
         pairs = prompt.get_replacement_when_output() if plain else []

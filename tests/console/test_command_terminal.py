@@ -181,7 +181,7 @@ async def test_the_console_continues_after_the_server_has_stopped(
         ending = asyncio.create_task(server.runner.cleanup())
         await until(lambda: server.stopping)
         engine.allow(1)
-        await typist.read("The server is shutting down; the answer so far was kept")
+        await typist.read("The server is shutting down; the answer so far was saved")
         await typist.read("^> ?Count")
         await ending
         typist.type("\r")

@@ -165,7 +165,7 @@ async def test_params_apply_to_the_next_answers(open_: Open) -> None:
         ("/load {folder}/missing", "{folder}/missing: No such file or directory."),
         ("/load {folder}/notes", "{folder}/notes is not a conversation file: "),
         ("/load {folder}/odd", "{folder}/odd is not a conversation file: messages: must be of user and"),
-        ("/regenerate", "There is no message in this conversation to answer again."),
+        ("/regenerate", "This conversation has no message to answer again."),
     ],
 )
 async def test_an_error_is_one_sentence_and_changes_nothing(
@@ -331,7 +331,7 @@ async def test_an_error_reports_when_to_try_again(kind: str) -> None:
         chat_stream.drain()
         console = Console(backend, RecordingScreen(), EN)
         await enter(console, "please")
-    assert screen_of(console).errors == ["The server is shutting down and takes no new requests. Try again in 5 s."]
+    assert screen_of(console).errors == ["The server is shutting down and accepts no new requests. Try again in 5 s."]
     assert console.draft == "please"
 
 
