@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 import aiochatstream
 from aiochatstream import ChatStream, MemoryConversationStore
 from aiochatstream.cli.main import _parser
-from aiochatstream.console.commands import COMMANDS
+from aiochatstream.console.console import COMMANDS
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.auth.roles import AUTH_METHODS
 from aiochatstream.web.routes import APIS
