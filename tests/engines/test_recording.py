@@ -18,7 +18,7 @@ import pytest
 from aiochatstream import Constraint, Delta, Engine, GenerationParams, Prompt, RecordingEngine, ReplayEngine
 from aiochatstream.engines import DeltaStream
 from aiochatstream.errors import InvalidValue, NoRecording
-from tests.engines.timers import HeldTimer, VirtualTimer
+from tests.engines.fake_timers import HeldTimer, VirtualTimer
 from tests.helpers import PATIENCE, until
 
 PARAMS = GenerationParams(stop=("終わり",), seed=2**63 - 1)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from aiochatstream import ChatStream, Delta, GenerationParams, Prompt, ScriptedEngine
 from aiochatstream.engines import DeltaStream
 from aiochatstream.engines.scripted import pieces
-from tests.engines.timers import HeldTimer, VirtualTimer
+from tests.engines.fake_timers import HeldTimer, VirtualTimer
 from tests.helpers import echo, until
 
 

@@ -22,7 +22,7 @@ from aiochatstream import (
     Prompt,
     TokenSampler,
 )
-from tests.engines.transformers.models import BYTES, tiny
+from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import echo, post_bytes, sse_events, until
 
 

@@ -20,8 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from aiochatstream.engines.transformers.cpu.custom_ops import register
 from aiochatstream.engines.transformers.cpu.native import decode_attention
+from aiochatstream.engines.transformers.custom_ops import register
 from aiochatstream.engines.transformers.device import tensor
 from aiochatstream.engines.transformers.kv_cache import SlotCache
 

@@ -24,9 +24,9 @@ from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import attention
 from aiochatstream.engines.transformers.attention import Piece, Step, attending
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.cpu.custom_ops import own_errors
 from aiochatstream.engines.transformers.cpu.openmp import release_helpers
 from aiochatstream.engines.transformers.cpu.prepacked_linear import pack_linears
+from aiochatstream.engines.transformers.custom_ops import own_errors
 from aiochatstream.engines.transformers.custom_sampler import drawing
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.grammars import Grammars

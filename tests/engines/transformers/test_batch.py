@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from aiochatstream.engines.transformers import batch as module
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.prefix_cache import PrefixPool
-from tests.engines.transformers.scripted import SIZE, TOKEN_BYTES, VOCABULARY, Asked, OneLayer, batch_of
+from tests.engines.transformers.batch_harness import SIZE, TOKEN_BYTES, VOCABULARY, Asked, OneLayer, batch_of
 from tests.helpers import PATIENCE
 
 

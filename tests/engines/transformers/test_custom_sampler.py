@@ -15,7 +15,7 @@ from aiochatstream import ChatStream, GenerationParams, Prompt, TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.custom_sampler import drawing
 from aiochatstream.engines.transformers.sampling import Sampler
-from tests.engines.transformers.models import BYTES, reference, some_ids, tiny
+from tests.engines.transformers.tiny_models import BYTES, reference, some_ids, tiny
 from tests.helpers import PATIENCE, echo
 
 

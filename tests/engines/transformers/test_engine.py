@@ -29,8 +29,17 @@ from aiochatstream.engines.transformers import TransformersEngine, batch, choose
 from aiochatstream.engines.transformers.batch import PIECE_TOKENS
 from aiochatstream.engines.transformers.cpu.prepacked_linear import PackedLinear
 from aiochatstream.engines.transformers.engine import is_on
-from tests.engines.transformers.models import ALONE, BATCHED, BYTES, assert_same, question, reference, some_ids, tiny
 from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.transformers.tiny_models import (
+    ALONE,
+    BATCHED,
+    BYTES,
+    assert_same,
+    question,
+    reference,
+    some_ids,
+    tiny,
+)
 from tests.helpers import PATIENCE
 
 MOST = PIECE_TOKENS[1]
@@ -428,7 +437,7 @@ LEFT = """
 import torch
 from aiochatstream import GenerationParams, Prompt
 from aiochatstream.engines.transformers import TransformersEngine
-from tests.engines.transformers.models import BYTES, tiny
+from tests.engines.transformers.tiny_models import BYTES, tiny
 torch.set_num_threads(1)
 idle, busy = (TransformersEngine(tiny(), BYTES) for _ in range(2))
 for engine in (idle, busy):

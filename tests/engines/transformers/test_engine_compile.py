@@ -13,8 +13,8 @@ import torch
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.attention import Step
 from aiochatstream.engines.transformers.cpu.native import decode_attention
-from tests.engines.transformers.models import BYTES, assert_same, reference, some_ids, tiny
 from tests.engines.transformers.test_engine import answer, told_together
+from tests.engines.transformers.tiny_models import BYTES, assert_same, reference, some_ids, tiny
 
 
 def compiled(family: str) -> TransformersEngine:

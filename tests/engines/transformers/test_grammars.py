@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aiochatstream import Constraint, Delta, FunctionEngine, GenerationParams, Prompt, ScriptedEngine, TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.errors import InvalidValue
-from tests.engines.transformers.models import BYTES, question, reference, tiny
+from tests.engines.transformers.tiny_models import BYTES, question, reference, tiny
 from tests.helpers import PATIENCE, echo
 
 pytestmark = pytest.mark.skipif(

@@ -22,7 +22,7 @@ from aiochatstream import GenerationParams, Prompt
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.logits import penalised
 from aiochatstream.engines.transformers.sampling import Sampler
-from tests.engines.transformers.models import BYTES, reference, some_ids, tiny
+from tests.engines.transformers.tiny_models import BYTES, reference, some_ids, tiny
 
 VOCABULARY = 60
 

@@ -15,7 +15,7 @@ from aiochatstream.engines import TokenLogprob
 from aiochatstream.engines.transformers import TransformersEngine, batch, sequential
 from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.errors import InvalidValue
-from tests.engines.transformers.models import BYTES, question, some_ids, tiny
+from tests.engines.transformers.tiny_models import BYTES, question, some_ids, tiny
 from tests.helpers import PATIENCE, echo
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from aiochatstream import GenerationParams
 from aiochatstream.engines.transformers.sequential import PREFILL_TOKENS, Alone
-from tests.engines.transformers.models import ALONE, reference, some_ids, tiny
+from tests.engines.transformers.tiny_models import ALONE, reference, some_ids, tiny
 from tests.helpers import PATIENCE
 
 

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from aiochatstream.engines.transformers.cpu.custom_ops import register
+from aiochatstream.engines.transformers.custom_ops import register
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that read the same input, one after another, in the models that have them."""
