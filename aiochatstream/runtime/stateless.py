@@ -75,7 +75,7 @@ class Stateless(Runtime):
         if prompt.tokenizer is None:
             return [(one, params.max_new_tokens) for one in made]
         highest = max(max(one.token_ids, default=0) for one in made)
-        vocabulary = self.engine.vocabulary
+        vocabulary = self.engine.vocab_size
         if vocabulary is not None and highest >= vocabulary:
             raise InvalidValue(f"prompt: {highest} is none of the model's {vocabulary} token ids.")
         rooms = [self.context_len - len(one.token_ids) for one in made]

@@ -185,7 +185,7 @@ async def test_a_limit_of_the_model_is_told_when_it_is_passed_not_with_the_next_
     assert screen.complaints == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
     engine = ScriptedEngine()
-    engine.vocabulary = 100
+    engine.vocab_size = 100
     screen = await take(await local(engine), """/params logit_bias '{"100": 1}'""")
     assert screen.complaints == ["params.logit_bias: 100 is none of the model's 100 token ids."]
 

@@ -18,7 +18,7 @@ import pytest
 from aiochatstream import Constraint, Delta, Engine, GenerationParams, Prompt, RecordingEngine, ReplayEngine
 from aiochatstream.engines import DeltaStream
 from aiochatstream.errors import InvalidValue, NoRecording
-from tests.engines.fake_timers import HeldTimer, VirtualTimer
+from tests.engines.fake_timers import ManualTimer, VirtualTimer
 from tests.helpers import PATIENCE, until
 
 PARAMS = GenerationParams(stop=("終わり",), seed=2**63 - 1)
@@ -176,7 +176,7 @@ class Everything(Engine):
     def close(self) -> None:
         self.loaded = (0, 0)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {"batch_size": 3.0}
 
     def describe(self) -> dict[str, str]:
@@ -197,10 +197,10 @@ def test_in_everything_else_a_recording_engine_is_the_engine_that_it_records(tmp
     engine.load(3, 100)
     assert inner.loaded == (3, 100)
     assert (engine.tokenizer, engine.max_context_len) == ("tokenizer", 77)
-    assert (engine.figures(), engine.describe()) == ({"batch_size": 3.0}, {"model": "everything"})
+    assert (engine.metrics(), engine.describe()) == ({"batch_size": 3.0}, {"model": "everything"})
     list(engine.generate(prompt(), PARAMS))
     assert steps == [("prefill", 0.5), ("decode", 0.25)]
-    with pytest.raises(InvalidValue, match="cannot follow one"):
+    with pytest.raises(InvalidValue, match="not supported by this engine"):
         engine.check(GenerationParams(constraint=Constraint("json_object")))
     engine.close()
     assert inner.loaded == (0, 0)
@@ -209,9 +209,9 @@ def test_in_everything_else_a_recording_engine_is_the_engine_that_it_records(tmp
 
 def test_a_folder_that_cannot_be_written_to_is_told_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"Answers cannot be recorded in .*/file/probe: Not a directory\."):
+    with pytest.raises(OSError, match=r"Cannot record answers in .*/file/probe: Not a directory\."):
         RecordingEngine(Everything(), tmp_path / "file" / "probe")
-    with pytest.raises(OSError, match=r"Answers cannot be recorded in .*/file: File exists\."):
+    with pytest.raises(OSError, match=r"Cannot record answers in .*/file: File exists\."):
         RecordingEngine(Everything(), tmp_path / "file")
 
 
@@ -224,7 +224,7 @@ def test_where_a_file_cannot_be_written_the_answer_goes_on_and_the_log_says_so_o
     for _ in range(3):
         assert list(engine.generate(prompt(), PARAMS)) == DELTAS
     (told,) = caplog.messages
-    assert told == f"Answers are not recorded in {folder}: No such file or directory"
+    assert told == f"Cannot record answers in {folder}: No such file or directory"
     folder.mkdir()
     list(engine.generate(prompt(), PARAMS))
     assert len(list(folder.iterdir())) == 1
@@ -240,7 +240,7 @@ def test_what_json_cannot_hold_does_no_harm_and_is_not_told_to_the_log(
     deltas = [Delta("secret \ud800", (1,)), Delta(finish_reason="stop")]
     assert list(RecordingEngine(Saying(lambda _: deltas), tmp_path).generate(prompt("secret"), PARAMS)) == deltas
     assert list(tmp_path.iterdir()) == []
-    assert "Answers are not recorded" in caplog.text
+    assert "Cannot record answers" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -281,7 +281,7 @@ def test_an_answer_of_a_given_form_is_played_only_where_that_form_is_asked_for(t
 
 def test_a_prompt_that_was_never_recorded_is_an_error_of_its_own(tmp_path: Path) -> None:
     record(tmp_path, *DELTAS)
-    with pytest.raises(NoRecording, match="There is no recording of this prompt"):
+    with pytest.raises(NoRecording, match="There is not a recording of this prompt"):
         text_of(replay(tmp_path), "首都は？ ")
 
 
@@ -294,7 +294,7 @@ async def test_a_cancel_ends_a_wait_of_the_recording_at_its_next_part(tmp_path: 
         yield Delta("b", (2,), "stop")
 
     list(RecordingEngine(Saying(slowly), tmp_path, timer=slow).generate(prompt(), PARAMS))
-    timer = HeldTimer()
+    timer = ManualTimer()
     engine = replay(tmp_path, timer=timer)
     taken: list[Delta] = []
     with ThreadPoolExecutor(1) as threads:
@@ -306,7 +306,7 @@ async def test_a_cancel_ends_a_wait_of_the_recording_at_its_next_part(tmp_path: 
     assert (timer.sleeps, [delta.text for delta in taken]) == (1, ["", "a"])
 
 
-# What is no recording
+# What is not a recording
 
 
 def damage(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
@@ -319,18 +319,18 @@ def damage(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (damage(lambda lines: lines[:-1]), "is damaged: it does not hold the 5 deltas"),
-        (damage(lambda lines: [*lines, lines[-1]]), "is damaged: it does not hold the 5 deltas"),
-        (damage(lambda lines: [*lines[:-1], '{"seconds":9.0}']), "is damaged: it does not hold the 5 deltas"),
+        (damage(lambda lines: lines[:-1]), "is damaged: it does not contain the 5 deltas"),
+        (damage(lambda lines: [*lines, lines[-1]]), "is damaged: it does not contain the 5 deltas"),
+        (damage(lambda lines: [*lines[:-1], '{"seconds":9.0}']), "is damaged: it does not contain the 5 deltas"),
         (
             damage(lambda lines: [*lines[:2], lines[2][:9], *lines[3:]]),
-            "no recording, or damaged: line 3: Invalid JSON",
+            "damaged or not a recording: line 3: Invalid JSON",
         ),
         (damage(lambda lines: [lines[0], '{"seconds":-1}', *lines[2:]]), r"damaged: line 2\.seconds: .* 0"),
         (damage(lambda lines: [lines[0].replace("recording 1", "recording 2"), *lines[1:]]), r"line 1\.format: "),
-        (damage(lambda lines: ['{"role": "user"}']), "no recording, or damaged: line 1"),
-        (lambda file: file.write_bytes(b""), "no recording, or damaged: line 1"),
-        (lambda file: file.write_bytes(b"\xff\xfe\x00"), "no recording, or damaged: line 1"),
+        (damage(lambda lines: ['{"role": "user"}']), "damaged or not a recording: line 1"),
+        (lambda file: file.write_bytes(b""), "damaged or not a recording: line 1"),
+        (lambda file: file.write_bytes(b"\xff\xfe\x00"), "damaged or not a recording: line 1"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged"),
     ],
 )
@@ -351,7 +351,7 @@ def test_anything_else_in_the_folder_is_told_but_hidden_files_are_none(tmp_path:
     (tmp_path / ".gitkeep").write_text("")
     replay(tmp_path)
     (tmp_path / "notes").mkdir()
-    with pytest.raises(ValueError, match="notes is no recording: it is not a file"):
+    with pytest.raises(ValueError, match="notes is not a recording: it is not a file"):
         replay(tmp_path)
 
 

@@ -21,7 +21,7 @@ def shown(pieces: list[str], pairs: list[tuple[str, str]]) -> list[str]:
     """What comes out for each piece, and at the end."""
     replacements = Replacements(pairs)
     texts = [replacements.push(piece) for piece in pieces]
-    return [*texts, replacements.rest()]
+    return [*texts, replacements.flush()]
 
 
 pair = st.tuples(st.text("abc", min_size=1, max_size=4), st.text("abc", max_size=3))
@@ -45,7 +45,7 @@ def test_no_more_is_held_back_than_may_become_a_replaced_string(
 ) -> None:
     replacements = Replacements(pairs)
     pushed = "".join(replacements.push(piece) for piece in pieces)
-    held = replacements.rest()
+    held = replacements.flush()
     assert pushed + held == replaced("".join(pieces), pairs)
     if not any("".join(pieces).endswith(old[:length]) for old, _ in pairs for length in range(1, len(old))):
         assert held == ""
@@ -75,8 +75,8 @@ def test_text_is_held_back_as_long_as_it_may_be_replaced_and_no_longer(
 def test_the_rest_comes_once() -> None:
     replacements = Replacements([("<NL>", "\n")])
     assert replacements.push("end <N") == "end "
-    assert replacements.rest() == "<N"
-    assert replacements.rest() == ""
+    assert replacements.flush() == "<N"
+    assert replacements.flush() == ""
 
 
 def test_an_empty_string_to_replace_is_refused() -> None:

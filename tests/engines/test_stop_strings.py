@@ -26,9 +26,9 @@ def shown(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:
         text, stopped = stop_strings.push(piece)
         texts.append(texts[-1] + text)
         if stopped:
-            assert stop_strings.rest() == ""
+            assert stop_strings.flush() == ""
             return texts, True
-    return [*texts, texts[-1] + stop_strings.rest()], False
+    return [*texts, texts[-1] + stop_strings.flush()], False
 
 
 few_letters = st.text("ab", min_size=1, max_size=4)
@@ -71,5 +71,5 @@ def test_text_is_held_back_as_long_as_it_may_become_a_stop_string_and_no_longer(
 def test_what_was_held_back_shows_when_nothing_follows() -> None:
     stop_strings = StopStrings(("###",))
     assert stop_strings.push("end ##") == ("end ", False)
-    assert stop_strings.rest() == "##"
-    assert stop_strings.rest() == ""
+    assert stop_strings.flush() == "##"
+    assert stop_strings.flush() == ""

@@ -1,4 +1,4 @@
-"""Answers from a HuggingFace model. The only room that imports torch."""
+"""The engine of HuggingFace models. No other package imports torch."""
 
 from aiochatstream.engines.transformers.engine import TransformersEngine
 from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, small_model

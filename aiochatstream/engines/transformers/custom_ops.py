@@ -1,4 +1,4 @@
-"""Operations that a compiled model calls as they are: torch.compile does not look into them."""
+"""Custom torch operators, which torch.compile does not trace."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Any
 
 import torch
 
-_torch_library: Any = torch.library  # it has no types
+_torch_library: Any = torch.library  # untyped
 _library = _torch_library.Library("aiochatstream", "DEF")
 
 
-class _Thread(threading.local):
+class _ThreadState(threading.local):
     error: Exception | None = None
 
 
-_thread = _Thread()
+_thread_state = _ThreadState()
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
-    """Raise what an operation raised. Compiled code only tells that one did."""
-    _thread.error = None
+def original_errors() -> Iterator[None]:
+    """Raise the exceptions of operators themselves. Compiled code replaces them with a RuntimeError."""
+    _thread_state.error = None
     try:
         yield
     except RuntimeError as error:
-        if _thread.error is None or error is _thread.error:
+        if _thread_state.error is None or error is _thread_state.error:
             raise
-        raise _thread.error from None
+        raise _thread_state.error from None
     finally:
-        _thread.error = None
+        _thread_state.error = None
 
 
-def register(signature: str, function: Callable[..., torch.Tensor], shape: Callable[..., torch.Tensor]) -> None:
-    """Make ``function`` an operation ``torch.ops.aiochatstream.<name>``.
+def register(signature: str, function: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]) -> None:
+    """Register ``function`` as the operator ``torch.ops.aiochatstream.<name>``.
 
-    :param signature: in torch's own language, such as ``double(Tensor number) -> Tensor``.
-    :param shape: takes the same and returns an empty tensor like the function's, contiguous as it must be.
+    :param signature: schema in torch's notation, for example ``double(Tensor number) -> Tensor``.
+    :param fake: function with the same parameters that returns an empty, contiguous tensor of the result's shape.
     """
 
-    def called(*arguments: Any) -> torch.Tensor:
+    def operator(*arguments: Any) -> torch.Tensor:
         try:
             return function(*arguments)
         except Exception as error:
-            _thread.error = error
+            _thread_state.error = error
             raise
 
     name = signature.partition("(")[0]
     _library.define(signature)
-    _library.impl(name, called, "CompositeExplicitAutograd")
-    _torch_library.register_fake(f"aiochatstream::{name}", shape, lib=_library)
+    _library.impl(name, operator, "CompositeExplicitAutograd")
+    _torch_library.register_fake(f"aiochatstream::{name}", fake, lib=_library)

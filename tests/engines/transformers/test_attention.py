@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiochatstream.engines.transformers import attention
-from aiochatstream.engines.transformers.attention import Piece, Step
-from aiochatstream.engines.transformers.kv_cache import SlotCache
+from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.kv_cache import KVCache
 
 ROWS, LENGTH, LAYERS, GROUPS, TIMES, SIZE = 4, 24, 2, 2, 3, 5
 CPU, DOUBLE = torch.device("cpu"), torch.float64
@@ -27,7 +27,7 @@ class Rows:
 
         self.queries, self.keys, self.values = numbers(GROUPS * TIMES), numbers(GROUPS), numbers(GROUPS)
 
-    def packed(self, layer: int, pieces: list[Piece], size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def packed(self, layer: int, pieces: list[Chunk], size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``size`` tokens: what is left after the pieces' own is no number."""
         query, key, value = (
             torch.cat([of[layer, one.row, :, one.start : one.end] for one in pieces], dim=1)
@@ -40,7 +40,7 @@ class Rows:
         return query, key, value
 
     def expected(
-        self, layer: int, piece: Piece, window: int | None, softcap: float | None, scale: float | None
+        self, layer: int, piece: Chunk, window: int | None, softcap: float | None, scale: float | None
     ) -> torch.Tensor:
         """[tokens, heads, head size], one token and one head after the other."""
         answer = torch.empty(len(piece.ids), GROUPS * TIMES, SIZE, dtype=DOUBLE)
@@ -59,9 +59,9 @@ class Rows:
 EVERYTHING = Rows()
 
 
-def pieces_of(lengths: dict[int, int], reads: dict[int, int]) -> list[Piece]:
+def pieces_of(lengths: dict[int, int], reads: dict[int, int]) -> list[Chunk]:
     """Pieces in the order that a step wants them."""
-    pieces = [Piece(row, lengths[row], [1] * count) for row, count in sorted(reads.items())]
+    pieces = [Chunk(row, lengths[row], [1] * count) for row, count in sorted(reads.items())]
     return sorted(pieces, key=lambda piece: len(piece.ids) > 1)
 
 
@@ -91,7 +91,7 @@ def test_each_row_attends_to_its_own_tokens_and_no_others(
     few_scores: int,
     tile: int,
 ) -> None:
-    cache = SlotCache(LIKE, ROWS, LENGTH)
+    cache = KVCache(LIKE, ROWS, LENGTH)
     for layer in cache.layers:
         for one in layer:
             one.fill_(1e3)  # what an earlier request left
@@ -107,7 +107,7 @@ def test_each_row_attends_to_its_own_tokens_and_no_others(
             pieces = [piece for piece in pieces if piece.ids]
             if not pieces:
                 continue
-            step = Step(cache, pieces, CPU, DOUBLE)
+            step = PackedStep(cache, pieces, CPU, DOUBLE)
             for layer in range(LAYERS):
                 found = step.attend(
                     layer,
@@ -123,41 +123,41 @@ def test_each_row_attends_to_its_own_tokens_and_no_others(
 
 
 def test_a_step_tells_the_model_ids_places_and_where_each_piece_ends() -> None:
-    cache = SlotCache(LIKE, ROWS, LENGTH)
-    step = Step(cache, [Piece(1, 7, [40]), Piece(3, 0, [41]), Piece(0, 4, [42, 43, 44])], CPU, DOUBLE)
+    cache = KVCache(LIKE, ROWS, LENGTH)
+    step = PackedStep(cache, [Chunk(1, 7, [40]), Chunk(3, 0, [41]), Chunk(0, 4, [42, 43, 44])], CPU, DOUBLE)
     assert step.ids.tolist() == [[40, 41, 42, 43, 44]]
     assert step.positions.tolist() == [[7, 0, 4, 5, 6]]
-    assert step.last.tolist() == [0, 1, 4]
+    assert step.output_positions.tolist() == [0, 1, 4]
 
 
 def test_scores_that_float16_cannot_hold_before_they_are_scaled_are_right() -> None:
     size, length = 256, 128
-    cache = SlotCache([(torch.zeros(1, 1, 1, size, dtype=torch.float16),) * 2], 1, length)
+    cache = KVCache([(torch.zeros(1, 1, 1, size, dtype=torch.float16),) * 2], 1, length)
     draw = torch.Generator().manual_seed(0)
     direction = torch.randn(size, generator=draw)
     query, key = (
         (direction * 20 + torch.randn(1, length, size, generator=draw)).half() for _ in range(2)
     )  # products of 100,000
     value = torch.randn(1, length, size, generator=draw).half()
-    step = Step(cache, [Piece(0, 0, [1] * length)], CPU, torch.float16)
+    step = PackedStep(cache, [Chunk(0, 0, [1] * length)], CPU, torch.float16)
     found = step.attend(0, query, key, value, scale=None, window=None, softcap=None)[:, 0]
     assert found.isfinite().all()
     assert (query[0].float() @ key[0].float().T).max() > torch.finfo(torch.float16).max
 
 
 def test_a_step_of_many_tokens_is_filled_up_to_a_usual_size() -> None:
-    step = Step(SlotCache(LIKE, ROWS, LENGTH), [Piece(0, 0, [7] * 17)], CPU, DOUBLE)
+    step = PackedStep(KVCache(LIKE, ROWS, LENGTH), [Chunk(0, 0, [7] * 17)], CPU, DOUBLE)
     assert step.ids.tolist() == [[7] * 17 + [0] * 15]
     assert step.positions.tolist() == [[*range(17)] + [0] * 15]
-    assert step.last.tolist() == [16]
+    assert step.output_positions.tolist() == [16]
 
 
 def test_the_cache_is_taken_once_and_written_in_place() -> None:
-    cache = SlotCache(LIKE, ROWS, LENGTH)
+    cache = KVCache(LIKE, ROWS, LENGTH)
     places = [one.data_ptr() for layer in cache.layers for one in layer]
     assert cache.size == ROWS * LENGTH * cache.token_bytes == LAYERS * 2 * ROWS * GROUPS * LENGTH * SIZE * 8
-    pieces = [Piece(2, LENGTH - 1, [1]), Piece(0, 0, [1] * LENGTH)]
-    step = Step(cache, pieces, CPU, DOUBLE)
+    pieces = [Chunk(2, LENGTH - 1, [1]), Chunk(0, 0, [1] * LENGTH)]
+    step = PackedStep(cache, pieces, CPU, DOUBLE)
     step.attend(1, *EVERYTHING.packed(1, pieces, step.ids.shape[1]), scale=None, window=None, softcap=None)
     assert [one.data_ptr() for layer in cache.layers for one in layer] == places
     keys, values = cache.layers[1]

@@ -13,8 +13,8 @@ import torch
 
 from aiochatstream import ChatStream, GenerationParams, Prompt, TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine
-from aiochatstream.engines.transformers.custom_sampler import drawing
-from aiochatstream.engines.transformers.sampling import Sampler
+from aiochatstream.engines.transformers.custom_sampler import sample_function
+from aiochatstream.engines.transformers.sampler import Sampler
 from tests.engines.transformers.tiny_models import BYTES, reference, some_ids, tiny
 from tests.helpers import PATIENCE, echo
 
@@ -97,7 +97,7 @@ def test_the_rows_of_a_step_come_in_one_call() -> None:
     samplers = [Sampler(GenerationParams()) for _ in range(3)]
     logits = torch.randn(3, 40)
     before = logits.clone()
-    assert drawing(sampler)(logits, samplers, [[1], [2, 3], [39]]) == [2, 4, 0]
+    assert sample_function(sampler)(logits, samplers, [[1], [2, 3], [39]]) == [2, 4, 0]
     assert sampler.rows == [3]
     assert torch.equal(logits, before), "it gets a copy"
 
@@ -105,13 +105,13 @@ def test_the_rows_of_a_step_come_in_one_call() -> None:
 @pytest.mark.parametrize("found", [[1], [1, 2, 3], [1, 40], [-1, 0], torch.tensor([1, 40])], ids=str)
 def test_what_are_no_token_ids_is_an_error(found: Any) -> None:
     with pytest.raises(ValueError, match=r"^token_sampler: must return 2 ids below 40, not"):
-        drawing(Returns(found))(torch.zeros(2, 40), [Sampler(GenerationParams())] * 2, [[1], [1]])
+        sample_function(Returns(found))(torch.zeros(2, 40), [Sampler(GenerationParams())] * 2, [[1], [1]])
 
 
 @pytest.mark.parametrize("found", [None, 5, [0.5, 1], torch.tensor([0.5, 1.0]), [[1], [2]]], ids=str)
 def test_what_are_no_whole_numbers_is_an_error(found: Any) -> None:
     with pytest.raises(TypeError):
-        drawing(Returns(found))(torch.zeros(2, 40), [Sampler(GenerationParams())] * 2, [[1], [1]])
+        sample_function(Returns(found))(torch.zeros(2, 40), [Sampler(GenerationParams())] * 2, [[1], [1]])
 
 
 def test_logits_that_are_no_numbers_never_reach_it() -> None:
@@ -119,7 +119,7 @@ def test_logits_that_are_no_numbers_never_reach_it() -> None:
     logits = torch.zeros(2, 40)
     logits[1, 7] = torch.nan
     with pytest.raises(FloatingPointError, match="NaN"):
-        drawing(sampler)(logits, [Sampler(GenerationParams())] * 2, [[1], [1]])
+        sample_function(sampler)(logits, [Sampler(GenerationParams())] * 2, [[1], [1]])
     assert sampler.rows == []
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from aiochatstream.engines.token_bytes import _byte_of_character
+from aiochatstream.engines.token_bytes import byte_level_alphabet
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 
 TEXTS = [
@@ -28,7 +28,7 @@ def byte_fallback_tokenizer() -> Any:
     """As Llama 2, Mistral and Gemma write text: a byte a token, line ends too, where the vocabulary has no token."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnop日本東"]
     vocab = {token: at for at, token in enumerate(tokens)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))  # noqa: S106
+    backend = SerialisedTokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))  # noqa: S106
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -123,7 +123,7 @@ def bytes_ids(tokenizer: Any, data: bytes) -> list[int]:
     """A token for each byte."""
     if tokenizer is BYTE_FALLBACK:
         return list(map(int, tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in data])))
-    of_byte = {value[0]: character for character, value in _byte_of_character().items()}
+    of_byte = {value[0]: character for character, value in byte_level_alphabet().items()}
     return list(map(int, tokenizer.convert_tokens_to_ids([of_byte[byte] for byte in data])))
 
 

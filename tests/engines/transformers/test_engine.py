@@ -27,7 +27,7 @@ from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine, batch, choose_dtype, sampling
 from aiochatstream.engines.transformers.batch import PIECE_TOKENS
-from aiochatstream.engines.transformers.cpu.prepacked_linear import PackedLinear
+from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear
 from aiochatstream.engines.transformers.engine import is_on
 from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import (
@@ -133,12 +133,12 @@ def test_greedy_answers_of_every_family_are_those_of_generate_also_together_and_
     expected = [reference(plain, ids, 16) for ids in prompts]
     assert all(len(set(one)) > 3 for one in expected), "this model says too little to tell a difference"
     engine = loaded(model, slots=3)
-    assert engine.figures()["kv_cache_bytes"] > 0, "this one is not batched"
+    assert engine.metrics()["kv_cache_bytes"] > 0, "this one is not batched"
     for _ in range(2):  # the second time with what the first has left
         found = told_together(engine, prompts, max_new_tokens=16, ignore_eos=True)
         for ids, one, other in zip(prompts, found, expected, strict=True):
             assert_same(plain, ids, one, other)
-    assert engine.figures()["prefix_cache_hits_total"] >= 3
+    assert engine.metrics()["prefix_cache_hits_total"] >= 3
     engine.close()
 
 
@@ -207,7 +207,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[TransformersEngine, A
     plain = copy.deepcopy(model)
     engine = loaded(model, slots=3, prefix_cache_bytes=1_000_000)
     yield engine, plain
-    assert 0 < engine.figures()["prefix_cache_bytes"] <= 1_000_000
+    assert 0 < engine.metrics()["prefix_cache_bytes"] <= 1_000_000
     engine.close()
 
 
@@ -269,8 +269,8 @@ def test_without_optimize_the_weights_stay_untouched_and_with_it_answers_stay_th
     state = models[0].state_dict()
     assert state.keys() == plain.state_dict().keys()
     assert all(torch.equal(one, state[name]) for name, one in plain.state_dict().items())
-    assert not any(isinstance(module, PackedLinear) for module in models[0].modules())
-    assert any(isinstance(module, PackedLinear) for module in models[1].modules())
+    assert not any(isinstance(module, PrepackedLinear) for module in models[0].modules())
+    assert any(isinstance(module, PrepackedLinear) for module in models[1].modules())
     expected = reference(plain, some_ids(40))
     for engine, model in zip(engines, models, strict=True):
         assert answer(engine, some_ids(40)) == expected
@@ -370,12 +370,12 @@ def test_a_smaller_cache_makes_a_shorter_context_and_says_so(caplog: pytest.LogC
     engine = loaded(tiny(), kv_cache_bytes=2 * 100 * a_token + 5, prefix_cache_bytes=0)
     assert engine.max_context_len == 100
     assert "100 tokens long, not 2048" in caplog.text
-    figures = engine.figures()
+    figures = engine.metrics()
     assert figures["kv_cache_bytes"] == 2 * 100 * a_token
     assert len(answer(engine, some_ids(90), max_new_tokens=11, ignore_eos=True)) == 11
-    assert engine.figures()["kv_cache_bytes"] == figures["kv_cache_bytes"]
+    assert engine.metrics()["kv_cache_bytes"] == figures["kv_cache_bytes"]
     engine.close()
-    assert engine.figures() == {}
+    assert engine.metrics() == {}
     with pytest.raises(
         ValueError, match=f"^kv_cache_bytes: .*room for 3 tokens in each of 2 rows; 16 .* {32 * a_token}"
     ):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aiochatstream.engines.transformers import TransformersEngine
-from aiochatstream.engines.transformers.attention import Step
+from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.cpu.native import decode_attention
 from tests.engines.transformers.test_engine import answer, told_together
 from tests.engines.transformers.tiny_models import BYTES, assert_same, reference, some_ids, tiny
@@ -41,7 +41,7 @@ def test_greedy_answers_of_compiled_models_are_those_of_generate_together_and_ag
             found = told_together(engine, prompts, max_new_tokens=16, ignore_eos=True)
             for ids, one, other in zip(prompts, found, expected, strict=True):
                 assert_same(plain, ids, one, other)
-        assert engine.figures()["prefix_cache_hits_total"] >= 2
+        assert engine.metrics()["prefix_cache_hits_total"] >= 2
     for engine in engines:
         engine.close()
 

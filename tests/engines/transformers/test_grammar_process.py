@@ -17,9 +17,9 @@ from aiochatstream import Constraint
 from aiochatstream.constraint import JSON_OPTIONS
 from aiochatstream.engines.transformers import grammar_process
 from aiochatstream.engines.transformers import grammars as module
-from aiochatstream.engines.transformers.grammar_process import Bounds, GrammarProcess, ProcessEnded, Tokenizer
+from aiochatstream.engines.transformers.grammar_process import Bounds, GrammarProcess, ProcessEnded, SerialisedTokenizer
 from aiochatstream.engines.transformers.grammar_worker import COMPILED_GRAMMARS, Worker
-from aiochatstream.engines.transformers.grammars import MAX_BYTES, WORD, Grammars, Matcher
+from aiochatstream.engines.transformers.grammars import MAX_BYTES, MASK_BITS, Grammars, Matcher
 from aiochatstream.errors import InvalidValue
 from tests.helpers import PATIENCE
 
@@ -61,7 +61,7 @@ def test_the_serving_process_compiles_what_no_trial_passes() -> None:
     text = json.dumps(chain(3000))
     outcomes = []
     for bounds in (module.TRIAL, module.SERVING):
-        process = GrammarProcess(Tokenizer(), bounds)
+        process = GrammarProcess(SerialisedTokenizer(), bounds)
         outcomes.append(process.request("compile", "json_schema", text, cpu_seconds=PATIENCE).exception(PATIENCE))
         process.close()
     assert isinstance(outcomes[0], ProcessEnded)
@@ -72,14 +72,14 @@ def test_the_serving_process_compiles_what_no_trial_passes() -> None:
 
 def test_memory_above_the_bound_ends_the_process() -> None:
     for memory, ends in ((40 << 20, True), (1 << 30, False)):
-        process = GrammarProcess(Tokenizer(), Bounds(8 << 20, memory))
+        process = GrammarProcess(SerialisedTokenizer(), Bounds(8 << 20, memory))
         reply = process.request("compile", "json_schema", json.dumps(CHOICES), cpu_seconds=PATIENCE)
         assert isinstance(reply.exception(PATIENCE), ProcessEnded) is ends
         process.close()
 
 
 def test_processor_time_above_the_bound_ends_the_process() -> None:
-    process = GrammarProcess(Tokenizer(), ROOMY)
+    process = GrammarProcess(SerialisedTokenizer(), ROOMY)
     patterns = [{"type": "string", "pattern": f".*a.{{{length}}}b.*"} for length in range(1, 30)]
     reply = process.request("compile", "json_schema", json.dumps({"allOf": patterns}), cpu_seconds=0.5)
     assert isinstance(reply.exception(PATIENCE), ProcessEnded)
@@ -90,7 +90,7 @@ def test_processor_time_above_the_bound_ends_the_process() -> None:
 def test_requests_that_wait_for_one_another_are_not_charged_for_it() -> None:
     """Else clients with grammars that are slow to compile could together end the process of all answers."""
     text = json.dumps({"properties": {f"p{number}": {"type": "integer"} for number in range(1500)}})
-    process = GrammarProcess(Tokenizer(), ROOMY)
+    process = GrammarProcess(SerialisedTokenizer(), ROOMY)
     alone = process.request("compile", "json_schema", text, cpu_seconds=PATIENCE)
     begin = psutil.Process(process._process.pid).cpu_times().user
     assert alone.result(PATIENCE) == b""
@@ -126,7 +126,7 @@ def test_a_grammar_that_ends_the_process_twice_at_the_same_place_fails(
     matcher = grammars.matcher(NUMBERS)
     assert matcher.mask.any()
     monkeypatch.setattr(module, "process", lambda: ended)
-    ended = GrammarProcess(Tokenizer(), ROOMY)
+    ended = GrammarProcess(SerialisedTokenizer(), ROOMY)
     ended.close()
     ended._process.wait()
     grammars._process = None
@@ -159,7 +159,7 @@ def test_a_grammar_is_tried_once_and_the_number_of_remembered_outcomes_is_bounde
         return "constraint: refused."
 
     monkeypatch.setattr(module, "_try", refuse)
-    monkeypatch.setattr(module, "KNOWN_OUTCOMES", 3)
+    monkeypatch.setattr(module, "CACHED_OUTCOMES", 3)
     monkeypatch.setattr(module, "_outcomes", OrderedDict())
     for number in (1, 1, 2, 1, 3, 1, 4, 1, 2):
         constraint = Constraint("regex", f"number {number}")
@@ -227,7 +227,7 @@ def test_the_state_of_a_finished_answer_is_dropped_after_its_last_request(gramma
     process = grammars.process()
     for _ in range(50):
         matcher = grammars.matcher(NUMBERS)
-        matcher.advance(int(matcher.mask.nonzero()[0][0]) * WORD)
+        matcher.advance(int(matcher.mask.nonzero()[0][0]) * MASK_BITS)
         number = matcher._number
         del matcher
     assert process._finished.get_nowait() == number

@@ -20,8 +20,8 @@ from transformers import (
 
 from aiochatstream import GenerationParams, Prompt
 from aiochatstream.engines.transformers import TransformersEngine
-from aiochatstream.engines.transformers.logits import penalised
-from aiochatstream.engines.transformers.sampling import Sampler
+from aiochatstream.engines.transformers.logits import apply_penalties
+from aiochatstream.engines.transformers.sampler import Sampler
 from tests.engines.transformers.tiny_models import BYTES, reference, some_ids, tiny
 
 VOCABULARY = 60
@@ -104,7 +104,7 @@ def test_rows_of_all_kinds_together_are_changed_as_transformers_would_each() -> 
         samplers.append(sampler)
         seen.append(prompt + answer)
         wanted.append(processors(params, len(prompt))(torch.tensor([seen[-1]]), logits[row : row + 1].clone())[0])
-    found = penalised(logits, samplers, seen)
+    found = apply_penalties(logits, samplers, seen)
     torch.testing.assert_close(found, torch.stack(wanted))
     assert torch.equal(logits, before), "the logits are someone else's"
     same = [row for row in range(len(ROWS)) if torch.equal(found[row], before[row])]
@@ -114,7 +114,7 @@ def test_rows_of_all_kinds_together_are_changed_as_transformers_would_each() -> 
 def test_rows_without_any_are_passed_on_and_not_even_copied() -> None:
     logits = torch.randn(2, VOCABULARY)
     samplers = [Sampler(GenerationParams(temperature=0.3, top_p=0.5, min_p=0.1)) for _ in range(2)]
-    assert penalised(logits, samplers, [[1], [2]]) is logits
+    assert apply_penalties(logits, samplers, [[1], [2]]) is logits
 
 
 def test_counts_are_of_the_answer_alone() -> None:
@@ -122,7 +122,7 @@ def test_counts_are_of_the_answer_alone() -> None:
     for token in (4, 4, 7):
         sampler.advance(token)
     assert sampler.counts == Counter({4: 2, 7: 1})
-    found = penalised(torch.zeros(1, VOCABULARY), [sampler], [[1, 4, 4, 4, 7]])[0]
+    found = apply_penalties(torch.zeros(1, VOCABULARY), [sampler], [[1, 4, 4, 4, 7]])[0]
     assert {token: float(found[token]) for token in found.nonzero()[:, 0].tolist()} == {4: -1.0, 7: -0.5}
 
 
@@ -160,7 +160,7 @@ def test_greedy_answers_with_penalties_made_together_are_those_of_generate(famil
 def test_a_bias_of_an_unknown_token_fails_its_own_answer_with_a_clear_sentence(family: str) -> None:
     engine = TransformersEngine(tiny(family), BYTES)
     engine.load(slots=1, context_len=64)
-    assert engine.vocabulary == len(BYTES)
+    assert engine.vocab_size == len(BYTES)
     for token, fails in ((len(BYTES) - 1, False), (len(BYTES), True)):
         asked = GenerationParams(temperature=0, max_new_tokens=2, logit_bias={token: 100})
         if fails:

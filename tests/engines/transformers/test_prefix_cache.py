@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiochatstream.engines.transformers import prefix_cache
-from aiochatstream.engines.transformers.prefix_cache import HEAD, IDLE_SECONDS, PrefixPool, common, key_of
+from aiochatstream.engines.transformers.prefix_cache import SHARED, IDLE_SECONDS, PrefixCache, common_length, key_of
 
 BYTES = 16
 """That one token takes here: keys and values of one layer, two heads, one float32 each."""
@@ -27,8 +27,8 @@ class Clock:
         return self.now
 
 
-def pool_of(tokens: int, clock: Clock | None = None) -> PrefixPool:
-    return PrefixPool(LIKE, tokens * BYTES, clock=clock or Clock())
+def pool_of(tokens: int, clock: Clock | None = None) -> PrefixCache:
+    return PrefixCache(LIKE, tokens * BYTES, clock=clock or Clock())
 
 
 def row_of(ids: list[int]) -> list[torch.Tensor]:
@@ -38,11 +38,11 @@ def row_of(ids: list[int]) -> list[torch.Tensor]:
     return [keys, -keys]
 
 
-def put(pool: PrefixPool, ids: list[int], owner: str = "", shared: int = 0) -> None:
+def put(pool: PrefixCache, ids: list[int], owner: str = "", shared: int = 0) -> None:
     pool.put(ids, row_of(ids), owner, shared)
 
 
-def matched(pool: PrefixPool, ids: list[int], owner: str = "", shared: int = 0) -> int:
+def matched(pool: PrefixCache, ids: list[int], owner: str = "", shared: int = 0) -> int:
     prefix, same = pool.match(ids, owner, shared)
     if prefix is not None:
         keys, values = row = row_of([])
@@ -75,7 +75,7 @@ def test_what_one_owner_has_is_nobody_elses() -> None:
 
 def test_the_head_serves_every_owner_as_far_as_the_prompt_may_share_it() -> None:
     pool = pool_of(60)
-    put(pool, [7, 7, 7], HEAD)
+    put(pool, [7, 7, 7], SHARED)
     for owner in ("anna", "bob"):
         assert matched(pool, [7, 7, 7, 1], owner, shared=3) == 3
         assert matched(pool, [7, 7, 7, 1], owner, shared=2) == 2
@@ -137,7 +137,7 @@ def test_what_is_larger_than_the_whole_budget_is_not_kept_and_pushes_nothing_out
 def test_prefixes_that_nobody_used_for_long_are_dropped() -> None:
     clock = Clock()
     pool = pool_of(60, clock)
-    put(pool, [7], HEAD)
+    put(pool, [7], SHARED)
     put(pool, [1, 1], "session:1")
     clock.now = IDLE_SECONDS - 1
     put(pool, [2, 2], "session:2")
@@ -191,7 +191,7 @@ def test_a_copy_that_fails_loses_no_room(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_clear_gives_the_memory_back_and_what_is_kept_later_is_whole() -> None:
     pool = pool_of(10)
-    put(pool, [7], HEAD)
+    put(pool, [7], SHARED)
     put(pool, [1, 2, 3])
     pool.clear(5)
     assert (pool.size, pool.reserved, matched(pool, [7, 1], shared=1)) == (0, False, 0)
@@ -211,7 +211,7 @@ def test_whatever_is_put_the_budget_holds_and_a_match_is_exact(
     pool = pool_of(room)
     beginning = [1] * head
     if head:
-        put(pool, beginning, HEAD)
+        put(pool, beginning, SHARED)
 
     def shared(ids: list[int]) -> int:
         return common(key_of(beginning), key_of(ids))

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from aiochatstream.engines.transformers import sampling
-from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.engines.transformers.sampler import Sampler
+from aiochatstream.engines.transformers.sampling import sample
 from aiochatstream.params import GenerationParams
 
 GRID = 4000

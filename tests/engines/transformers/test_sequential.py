@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiochatstream import GenerationParams
-from aiochatstream.engines.transformers.sequential import PREFILL_TOKENS, Alone
+from aiochatstream.engines.transformers.sequential import PREFILL_TOKENS, SequentialDecoder
 from tests.engines.transformers.tiny_models import ALONE, reference, some_ids, tiny
 from tests.helpers import PATIENCE
 
@@ -22,15 +22,15 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def alone(told: list[str]) -> Alone:
-    return Alone(tiny(), lambda kind, seconds: told.append(kind))
+def alone(told: list[str]) -> SequentialDecoder:
+    return SequentialDecoder(tiny(), lambda kind, seconds: told.append(kind))
 
 
 def params(**given: Any) -> GenerationParams:
     return GenerationParams(**{"temperature": 0.0, "max_new_tokens": 6} | given)
 
 
-def tokens(alone: Alone, ids: list[int], **given: Any) -> list[int]:
+def tokens(alone: SequentialDecoder, ids: list[int], **given: Any) -> list[int]:
     return [token for token in alone.answer(ids, params(**given)).steps() if token is not None]
 
 
@@ -39,14 +39,14 @@ def tokens(alone: Alone, ids: list[int], **given: Any) -> list[int]:
 def test_greedy_answers_are_those_of_generate(family: str, length: int) -> None:
     model, ids = tiny(family), some_ids(length)
     expected = reference(copy.deepcopy(model), ids, 6)
-    assert tokens(Alone(model, lambda kind, seconds: None), ids) == expected
+    assert tokens(SequentialDecoder(model, lambda kind, seconds: None), ids) == expected
 
 
 @pytest.mark.parametrize(
     ("length", "pieces"), [(1, 1), (PREFILL_TOKENS, 1), (PREFILL_TOKENS + 2, 2), (2 * PREFILL_TOKENS + 5, 3)]
 )
 def test_between_the_pieces_of_a_prompt_there_is_a_step_to_cancel_at(
-    alone: Alone, told: list[str], length: int, pieces: int
+    alone: SequentialDecoder, told: list[str], length: int, pieces: int
 ) -> None:
     answer = alone.answer(some_ids(length), params(max_new_tokens=2))
     steps = list(answer.steps())
@@ -56,7 +56,7 @@ def test_between_the_pieces_of_a_prompt_there_is_a_step_to_cancel_at(
     assert told == [*["prefill" if length > 1 else "decode"] * pieces, "decode"]
 
 
-def test_closing_ends_it_without_another_forward_pass(alone: Alone, told: list[str]) -> None:
+def test_closing_ends_it_without_another_forward_pass(alone: SequentialDecoder, told: list[str]) -> None:
     steps = alone.answer(some_ids(3 * PREFILL_TOKENS), params()).steps()
     assert next(steps) is None
     steps.close()
@@ -64,7 +64,7 @@ def test_closing_ends_it_without_another_forward_pass(alone: Alone, told: list[s
     assert len(tokens(alone, some_ids(4))) == 6
 
 
-def test_a_token_is_told_before_the_next_is_computed(alone: Alone, told: list[str]) -> None:
+def test_a_token_is_told_before_the_next_is_computed(alone: SequentialDecoder, told: list[str]) -> None:
     steps = alone.answer(some_ids(4), params(max_new_tokens=3)).steps()
     assert next(steps) is None
     passes = []
@@ -74,7 +74,7 @@ def test_a_token_is_told_before_the_next_is_computed(alone: Alone, told: list[st
     assert passes == [1, 2, 3]
 
 
-def test_two_at_once_each_get_their_own_answer_and_passes_never_overlap(alone: Alone) -> None:
+def test_two_at_once_each_get_their_own_answer_and_passes_never_overlap(alone: SequentialDecoder) -> None:
     prompts = [some_ids(9), some_ids(30, 1)]
     expected = [tokens(alone, ids) for ids in prompts]
     inside, most = 0, 0
@@ -104,7 +104,7 @@ def test_two_at_once_each_get_their_own_answer_and_passes_never_overlap(alone: A
     assert most == 1
 
 
-def test_an_answer_that_fails_leaves_the_others_alone(alone: Alone) -> None:
+def test_an_answer_that_fails_leaves_the_others_alone(alone: SequentialDecoder) -> None:
     expected = tokens(alone, some_ids(9))
     with pytest.raises(IndexError):
         tokens(alone, [5, 10_000])
@@ -115,4 +115,4 @@ def test_a_model_without_a_known_cache_is_refused() -> None:
     model = tiny()
     model.forward = lambda input_ids: None
     with pytest.raises(ValueError, match=r"^Qwen2ForCausalLM has no cache"):
-        Alone(model, lambda kind, seconds: None)
+        SequentialDecoder(model, lambda kind, seconds: None)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiochatstream.engines.transformers.attention import Piece, Step
-from aiochatstream.engines.transformers.kv_cache import SlotCache
+from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.kv_cache import KVCache
 
 if shutil.which("g++") is None:
     pytest.skip("a C++ compiler is missing: apt-get install g++", allow_module_level=True)
@@ -20,8 +20,8 @@ ROWS, LENGTH, GROUPS, TIMES, SIZE = 4, 40, 2, 3, 16
 CPU = torch.device("cpu")
 
 
-def cache_of(dtype: torch.dtype) -> SlotCache:
-    cache = SlotCache([(torch.zeros(1, GROUPS, 1, SIZE, dtype=dtype),) * 2], ROWS, LENGTH, native=True)
+def cache_of(dtype: torch.dtype) -> KVCache:
+    cache = KVCache([(torch.zeros(1, GROUPS, 1, SIZE, dtype=dtype),) * 2], ROWS, LENGTH, native=True)
     assert cache.native
     keys, values = cache.layers[0]
     draw = torch.Generator().manual_seed(1)
@@ -40,7 +40,7 @@ def new_tokens(count: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def expected(
-    cache: SlotCache, query: torch.Tensor, row: int, at: int, window: int | None, softcap: float | None, scale: float
+    cache: KVCache, query: torch.Tensor, row: int, at: int, window: int | None, softcap: float | None, scale: float
 ) -> torch.Tensor:
     """Of one token: [heads, head size], computed in double precision from what is in the cache now."""
     first = 0 if window is None else max(0, at + 1 - window)
@@ -72,10 +72,10 @@ def test_rows_that_decode_attend_as_plain_attention_does(
 ) -> None:
     cache = cache_of(dtype)
     before = [one.clone() for one in cache.layers[0]]
-    pieces = [Piece(row, at, [1]) for row, at in sorted(places.items())]
+    pieces = [Chunk(row, at, [1]) for row, at in sorted(places.items())]
     if read > 1:
-        pieces.append(Piece(ROWS - 1, 3, [1] * read))
-    step = Step(cache, pieces, CPU, dtype)
+        pieces.append(Chunk(ROWS - 1, 3, [1] * read))
+    step = PackedStep(cache, pieces, CPU, dtype)
     query, key, value = new_tokens(step.ids.shape[1], dtype)
     found = step.attend(0, query, key, value, scale=scale, window=window, softcap=softcap)
     assert found.is_contiguous()
@@ -98,7 +98,7 @@ def test_scores_far_apart_are_no_trouble() -> None:
     cache = cache_of(torch.float32)
     keys, values = cache.layers[0]
     keys[0, :, 3] = 1000.0
-    step = Step(cache, [Piece(0, 20, [1])], CPU, torch.float32)
+    step = PackedStep(cache, [Chunk(0, 20, [1])], CPU, torch.float32)
     _, key, value = new_tokens(1, torch.float32)
     found = step.attend(0, torch.ones(GROUPS * TIMES, 1, SIZE), key, value, scale=None, window=None, softcap=None)
     assert torch.equal(found[0], values[0, :, 3].repeat_interleave(TIMES, 0))
@@ -107,7 +107,7 @@ def test_scores_far_apart_are_no_trouble() -> None:
 def test_what_is_no_number_in_one_row_stays_there_and_is_told() -> None:
     cache = cache_of(torch.bfloat16)
     cache.layers[0][0][1, :, 2] = math.nan
-    step = Step(cache, [Piece(row, 9, [1]) for row in range(3)], CPU, torch.bfloat16)
+    step = PackedStep(cache, [Chunk(row, 9, [1]) for row in range(3)], CPU, torch.bfloat16)
     found = step.attend(0, *new_tokens(3, torch.bfloat16), scale=None, window=None, softcap=2.0)
     assert found[1].isnan().all()
     assert found[[0, 2]].isfinite().all()
@@ -117,7 +117,7 @@ def test_heads_whose_numbers_are_not_neighbours_are_read_right_and_other_numbers
     new = new_tokens(2, torch.float32)
     found = []
     for tokens in (new, [one.transpose(1, 2).contiguous().transpose(1, 2) for one in new]):
-        step = Step(cache_of(torch.float32), [Piece(row, 9, [1]) for row in range(2)], CPU, torch.float32)
+        step = PackedStep(cache_of(torch.float32), [Chunk(row, 9, [1]) for row in range(2)], CPU, torch.float32)
         found.append(step.attend(0, *tokens, scale=None, window=None, softcap=None))
     assert torch.equal(*found)
     with pytest.raises(TypeError, match=r"float64 .*float32"):
@@ -129,9 +129,9 @@ def test_where_it_cannot_compute_what_is_cached_torch_does() -> None:
         (torch.zeros(1, 1, 1, 8, dtype=torch.float16), torch.zeros(1, 1, 1, 8, dtype=torch.float16)),
         (torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 1, 4)),
     ):
-        cache = SlotCache([(keys, values)], 2, 8, native=True)
+        cache = KVCache([(keys, values)], 2, 8, native=True)
         assert not cache.native
-        step = Step(cache, [Piece(0, 0, [1])], CPU, keys.dtype)
+        step = PackedStep(cache, [Chunk(0, 0, [1])], CPU, keys.dtype)
         new = torch.ones(1, 1, values.shape[-1], dtype=keys.dtype)
         found = step.attend(0, keys[0], keys[0], new, scale=None, window=None, softcap=None)
         assert torch.equal(found, new)

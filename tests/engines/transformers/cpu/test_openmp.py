@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aiochatstream.engines.transformers.cpu.openmp import release_helpers
+from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 
 
 def threads() -> int:
@@ -28,7 +28,7 @@ def test_helpers_end_and_come_back_when_there_is_work() -> None:
             counted.append(threads())
             numbers.exp().sum()
             counted.append(threads())
-            release_helpers()
+            release_idle_threads()
         counted.append(threads())
         assert float(numbers.sum()) == 2_000_000
 
@@ -44,4 +44,4 @@ def test_helpers_end_and_come_back_when_there_is_work() -> None:
 
 def test_where_there_is_no_such_openmp_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    release_helpers()
+    release_idle_threads()

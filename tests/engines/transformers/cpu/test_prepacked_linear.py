@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from aiochatstream.engines.transformers.cpu.prepacked_linear import PackedLinear, PackedWeights, pack_linears
+from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear, PrepackedWeights, prepack_linears
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -16,7 +16,7 @@ def test_a_packed_layer_computes_what_the_plain_one_does(tokens: int, bias: bool
     plain = nn.Linear(48, 20, bias=bias)
     inputs = torch.randn(1, tokens, 48)
     with torch.inference_mode():
-        assert torch.allclose(PackedWeights([plain]).apply(inputs, 0), plain(inputs), atol=1e-5)
+        assert torch.allclose(PrepackedWeights([plain]).apply(inputs, 0), plain(inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -26,7 +26,7 @@ def test_a_model_of_any_precision_still_answers_and_as_before(dtype: torch.dtype
     inputs = torch.randn(1, 3, 32, dtype=dtype)
     with torch.inference_mode():
         before = model(inputs)
-        pack_linears(model)
+        prepack_linears(model)
         after = model(inputs)
     assert after.dtype == dtype
     assert torch.allclose(after, before, atol=1e-5 if dtype in (torch.float32, torch.float64) else 0.02)
@@ -55,7 +55,7 @@ def test_layers_around_a_packed_one_may_read_its_weight_and_bias() -> None:
     inputs = torch.randn(1, 3, 16)
     with torch.inference_mode():
         expected = adapted(inputs)
-        assert pack_linears(model) + pack_linears(adapted) == 6
+        assert prepack_linears(model) + prepack_linears(adapted) == 6
         assert torch.allclose(adapted(inputs), expected, atol=1e-5)
     for name, (weight, bias) in before.items():
         assert torch.equal(model[name].weight, weight)
@@ -69,8 +69,8 @@ def test_only_plain_linear_layers_are_replaced_and_their_number_told() -> None:
     model = nn.ModuleDict(
         {"deep": nn.Sequential(nn.Linear(8, 8), nn.ReLU()), "own": Own(8, 8), "norm": nn.LayerNorm(8)}
     )
-    assert pack_linears(model) == 1
-    assert isinstance(model["deep"][0], PackedLinear)
+    assert prepack_linears(model) == 1
+    assert isinstance(model["deep"][0], PrepackedLinear)
     assert type(model["own"]) is Own
     assert [name for name, _ in model.named_parameters()] == ["own.weight", "own.bias", "norm.weight", "norm.bias"]
 
@@ -81,7 +81,7 @@ def test_a_weight_that_an_embedding_shares_stays_with_the_embedding() -> None:
     inputs = torch.randn(2, 8)
     with torch.inference_mode():
         before = model["head"](inputs)
-        assert pack_linears(model) == 1
+        assert prepack_linears(model) == 1
         assert torch.allclose(model["head"](inputs), before, atol=1e-5)
     assert model["embed"].weight.shape == (16, 8)
 
@@ -91,7 +91,7 @@ def test_layers_that_read_the_same_input_are_computed_at_once(bias: bool) -> Non
     names = ("q_proj", "k_proj", "v_proj")
     plain = {name: nn.Linear(24, size, bias=bias) for name, size in zip(names, (24, 8, 8), strict=True)}
     model = nn.ModuleDict(plain)
-    assert pack_linears(model) == 3
+    assert prepack_linears(model) == 3
     first, second = torch.randn(1, 3, 24), torch.randn(1, 3, 24)
     with torch.inference_mode():
         for inputs in (first, second, first):
@@ -109,5 +109,5 @@ def test_layers_that_read_the_same_input_are_computed_at_once(bias: bool) -> Non
 
 def test_layers_of_different_kinds_are_packed_each_for_itself() -> None:
     model = nn.ModuleDict({"gate_proj": nn.Linear(8, 8, bias=True), "up_proj": nn.Linear(8, 8, bias=False)})
-    assert pack_linears(model) == 2
+    assert prepack_linears(model) == 2
     assert model["gate_proj"]._weights is not model["up_proj"]._weights
