@@ -14,7 +14,7 @@ from transformers import ByT5Tokenizer
 from aiochatstream import AbstractChatPrompt, ChatPrompt, Content, Conversation, Turn
 from aiochatstream.errors import InvalidValue, TooLarge
 from aiochatstream.prompts import encode_messages, fit
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
 
 HISTORY = (Turn("日本の首都は？", "東京です。", "1"), Turn("And of France?", "Paris.", "2", "interrupted"))
 

@@ -15,7 +15,7 @@ from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts import GivenMessages, render_messages
 from aiochatstream.prompts.template_traits import traits_of
 from aiochatstream.prompts.tools import knows_tools
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import tiny
 
 USER = {"role": "user", "content": "Hello"}

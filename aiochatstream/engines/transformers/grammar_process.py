@@ -85,6 +85,7 @@ class GrammarProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # schemas that crash the process must not fill the log
         )
+        self.pid = self._process.pid
         self._stdin, self._stdout = cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout)
         self._bounds = bounds
         self._numbers = itertools.count()
@@ -161,7 +162,7 @@ class GrammarProcess:
 
     def _monitor(self) -> None:
         try:
-            process = psutil.Process(self._process.pid)
+            process = psutil.Process(self.pid)
             while not self.ended:
                 self._busy.wait()
                 self._busy.clear()

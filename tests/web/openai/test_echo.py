@@ -12,7 +12,7 @@ import torch
 from aiochatstream import ChatStream
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.web.openai import completions
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import Server, until
 
