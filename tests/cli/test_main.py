@@ -268,7 +268,7 @@ WRONG_USE = [
     Case("a folder without config.json", "{folder}/empty", "no config.json"),
     Case("a file that is no model", "{folder}/notes.txt", r"^(?!.*[Tt]here is no).*notes\.txt"),
     Case("a missing .gguf file", "{folder}/missing.gguf", "no file .*/missing.gguf"),
-    Case("a device that is not there", "--device cuda", "cuda is not there. Found: .*cpu"),
+    Case("a device that is not there", "--device cuda", "cuda is not available; this machine has .*cpu"),
     Case("a device that is none", "--device nonsense", "device: must be auto, cpu, .* not nonsense"),
     Case("a dtype that is none", "--dtype int8", "--dtype: .*'int8'"),
     Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 1024"),
