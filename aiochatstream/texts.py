@@ -43,7 +43,6 @@ class Messages:
     no_key: str
     redis_alone: str
     no_redis_url: str
-    no_redis_package: str
 
     # chat: around an answer
     welcome: str
@@ -121,7 +120,6 @@ EN = Messages(
     no_key="{file} holds no key (32 bytes, URL-safe base64). Make one with: {command}",
     redis_alone="--redis goes with --session redis.",
     no_redis_url="--session redis needs --redis URL, or {variable}: redis://127.0.0.1:6379 say.",
-    no_redis_package="--session redis needs the package redis: pip install redis",
     welcome="{name}: /help shows the commands. Alt+Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.",
     leaving="Ctrl-C again or Ctrl-D leaves.",
     queued="waiting, at place {position} of the queue",
@@ -191,7 +189,6 @@ JA = Messages(
     no_key="{file} に鍵 (32 バイト、URL-safe base64) がありません。作り方: {command}",
     redis_alone="--redis は --session redis と一緒に指定します。",
     no_redis_url="--session redis には --redis URL か {variable} が必要です (例: redis://127.0.0.1:6379)。",
-    no_redis_package="--session redis にはパッケージ redis が必要です: pip install redis",
     welcome="{name}: /help でコマンド一覧。Alt+Enter で改行、Ctrl-C で回答を停止、Ctrl-D で終了します。",
     leaving="もう一度 Ctrl-C、または Ctrl-D で終了します。",
     queued="順番待ち: {position} 番目",

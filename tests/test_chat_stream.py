@@ -21,8 +21,8 @@ from aiochatstream import (
     prompts,
 )
 from aiochatstream.conversations.conversation import Conversation
-from aiochatstream.runtime.turn_request import Ask
-from aiochatstream.sessions import User
+from aiochatstream.conversations.user import User
+from aiochatstream.runtime.turn_request import TurnRequest
 from tests.helpers import echo, until
 
 
@@ -154,7 +154,7 @@ async def test_the_option_for_special_tokens_counts_more_than_the_prompt_class(
         model=model, tokenizer=tokenizer, chat_prompt_clazz=WithBos, add_special_tokens=option, max_new_tokens=1
     )
     async with chat_stream:
-        turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", Ask("Hello"))
+        turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", TurnRequest("Hello"))
         assert await turn.wait_ended()
         assert turn.usage.prompt_tokens == len(tokenizer("Hello")["input_ids"]) + begins
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from aiochatstream.bench.asking import Record
+from aiochatstream.extras import requires_extra
 
 CountTokens = Callable[[str], int]
 
 
 def load_tokenizer(name: str) -> CountTokens:
     """A counter with the HuggingFace tokenizer ``name`` (id or folder). Raises ValueError where there is none."""
-    from transformers import AutoTokenizer  # takes its time, and only those who count need it
+    with requires_extra("transformers"):
+        from transformers import AutoTokenizer  # takes its time, and only those who count need it
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -24,6 +24,7 @@ from aiochatstream.cli import session_options
 from aiochatstream.console import options as console_options
 from aiochatstream.engines import RecordingEngine, ReplayEngine
 from aiochatstream.errors import ChatStreamError
+from aiochatstream.extras import MissingExtra, requires_extra
 from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.runtime.daemon_threads import any_daemon_thread
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         return code
-    except (OSError, ValueError, ChatStreamError) as error:
+    except (OSError, ValueError, ChatStreamError, MissingExtra) as error:
         return _complain(error)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -128,7 +129,8 @@ def serve(options: argparse.Namespace) -> int:
 
 def chat(options: argparse.Namespace) -> int:
     """``aiochatstream chat``: talk to a model or a running server."""
-    from aiochatstream.console import command  # serving does without it
+    with requires_extra("chat"):
+        from aiochatstream.console import command  # serving does without it
 
     return _end(command.main(options, messages_of(options.locale)))
 
@@ -214,7 +216,7 @@ def _complain(error: Exception) -> int:
     for option, parameter in OPTION_OF.items():
         sentence = sentence.replace(parameter, option)
     terminal.write(f"aiochatstream: {sentence}", sys.stderr)
-    return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError) else FAILED
+    return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | MissingExtra) else FAILED
 
 
 def _url(host: str, port: int) -> str:
@@ -287,51 +289,55 @@ def _parser() -> argparse.ArgumentParser:
     serving.set_defaults(run=serve, log_level=logging.INFO)
     _add_serve_arguments(serving)
     _add_locale(serving)
-    chatting = commands.add_parser("chat", help="talk to a model or a running server, here")
+    chatting = commands.add_parser("chat", help="talk to a model or a running server in the terminal")
     chatting.set_defaults(run=chat, log_level=logging.WARNING)
     console_options.add_arguments(chatting)
     _add_locale(chatting)
-    benching = commands.add_parser("bench", help="put a running server under load and measure it")
+    benching = commands.add_parser("bench", help="load-test a running server")
     benching.set_defaults(run=bench, log_level=logging.INFO)
     bench_options.add_arguments(benching)
     return parser
 
 
 def _add_locale(parser: argparse.ArgumentParser) -> None:
-    default = locale_of(os.environ)
-    parser.add_argument("--locale", default=default, choices=LOCALES, help=f"language of messages (here: {default})")
+    parser.add_argument(
+        "--locale",
+        default=locale_of(os.environ),
+        choices=LOCALES,
+        help="language of messages (default: %(default)s)",
+    )
 
 
 def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="HuggingFace id, folder or .gguf file; none: the small model")
+    add("model", nargs="?", metavar="MODEL", help="HuggingFace id, folder or .gguf file; without it, the small model")
     add("--host", default="127.0.0.1", help="address to listen on")
     add(
         "--allowed-host",
         action="append",
         metavar="NAME",
-        help="a host name that requests may use (behind a proxy: chat.example.com); repeatable",
+        help="host name that clients may use, for example chat.example.com behind a proxy; repeatable",
     )
-    add("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
-    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where the model runs")
-    add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="what it computes in")
+    add("--port", type=_port, default=8080, help="port to listen on; 0 selects a free port")
+    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="device of the model")
+    add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="data type of the model")
     add(
         "--compile",
         action="store_true",
-        help="compile the model (Linux, g++): quicker answers, a first start of a minute",
+        help="compile the model (Linux, g++): faster answers; the first start takes a minute longer",
     )
     add(
         "--mock",
         choices=["round", "echo", "long"],
-        help="answer without a model: sentences in turn, echoes, long texts",
+        help="answer without a model: sentences in turn, echoes or long texts",
     )
-    add("--record", type=Path, metavar="FOLDER", help="keep every answer as a file in this folder")
-    add("--replay", type=Path, metavar="FOLDER", help="answer without a model, with what --record has kept")
-    add("--concurrency", type=int, default=2, metavar="N", help="answers that are generated at the same time")
-    add("--queue", type=int, default=5, metavar="N", help="requests that wait beyond that; the next one gets 503")
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens that an answer may have")
+    add("--record", type=Path, metavar="FOLDER", help="record every answer in this folder")
+    add("--replay", type=Path, metavar="FOLDER", help="replay the answers recorded in this folder, without a model")
+    add("--concurrency", type=int, default=2, metavar="N", help="answers generated concurrently")
+    add("--queue", type=int, default=5, metavar="N", help="waiting requests beyond these; further ones get 503")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
     add("--temperature", type=float, default=0.2, metavar="T", help="0 (greedy) to 2")
     add("--top-p", type=float, default=0.7, metavar="P", help="0 (greedy) to 1 (off)")
-    add("--api-key-file", type=Path, metavar="FILE", help=f"API keys of /v1, one a line (or in {API_KEYS})")
+    add("--api-key-file", type=Path, metavar="FILE", help=f"API keys of /v1, one per line (or in {API_KEYS})")
     session_options.add_arguments(parser)

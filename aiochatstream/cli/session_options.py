@@ -1,4 +1,4 @@
-"""The options of ``aiochatstream serve`` that say where conversations live."""
+"""Options of ``aiochatstream serve`` for sessions and conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryStorage
+from aiochatstream.conversations.store import ConversationStore
+from aiochatstream.extras import requires_extra
+from aiochatstream.sessions import CookieStorage, MemoryStorage
 from aiochatstream.texts import Messages
 from aiochatstream.web.auth.secret_files import read_secrets
 
@@ -24,18 +26,18 @@ NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.gener
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Put the options on ``parser``."""
+    """Add the options to ``parser``."""
     add = parser.add_argument
-    add("--session", default="memory", choices=["memory", "cookie", "redis"], help="where conversations live")
+    add("--session", default="memory", choices=["memory", "cookie", "redis"], help="where conversations are stored")
     add(
         "--secret-key-file",
         type=Path,
         metavar="FILE",
-        help=f"the keys of --session cookie, a line each, the newest first; else those of {SECRET_KEY}",
+        help=f"keys of --session cookie, one per line, newest first (or in {SECRET_KEY})",
     )
-    add("--redis", metavar="URL", help=f"redis://HOST:PORT of --session redis; else that of {REDIS_URL}")
-    add("--dev", action="store_true", help="--session cookie with a key made at this start, for trying things out")
-    add("--secure", action="store_true", help="send cookies over HTTPS only (behind a proxy that speaks HTTPS)")
+    add("--redis", metavar="URL", help=f"redis://HOST:PORT of --session redis (or in {REDIS_URL})")
+    add("--dev", action="store_true", help="--session cookie with a temporary key, for development")
+    add("--secure", action="store_true", help="send cookies over HTTPS only (for use behind an HTTPS proxy)")
 
 
 class Sessions(NamedTuple):
@@ -67,12 +69,11 @@ def _redis(options: argparse.Namespace, messages: Messages, environment: Mapping
     url = options.redis or environment.get(REDIS_URL)
     if not url:
         raise ValueError(messages.no_redis_url.format(variable=REDIS_URL))
-    try:
+    with requires_extra("redis"):
         from redis.asyncio import Redis
-    except ModuleNotFoundError:
-        raise ValueError(messages.no_redis_package) from None
-    from aiochatstream.conversations.redis_store import RedisConversationStore
-    from aiochatstream.sessions.redis_storage import RedisStorage
+
+        from aiochatstream.conversations.redis_store import RedisConversationStore
+        from aiochatstream.sessions.redis_storage import RedisStorage
 
     redis = Redis.from_url(url)
 

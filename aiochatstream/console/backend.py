@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.events import Event
 
@@ -41,9 +41,9 @@ class Backend(ABC):
         """What the model is told first, from the next answer on; empty for the model's own."""
 
     @abstractmethod
-    async def save(self) -> Saved:
+    async def save(self) -> ExportedConversation:
         """The conversation as it is."""
 
     @abstractmethod
-    async def load(self, saved: Saved) -> None:
+    async def load(self, saved: ExportedConversation) -> None:
         """Go on with another conversation."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.params import ParamOverrides, validated
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def save(console: Console, arguments: str) -> None:
 async def load(console: Console, arguments: str) -> None:
     file = _file(console, "/load", arguments)
     try:
-        saved = Saved.read(file)
+        saved = ExportedConversation.read(file)
     except ValueError as error:
         raise ValueError(console.messages.not_a_conversation.format(file=file, reason=error)) from None
     await console.backend.load(saved)

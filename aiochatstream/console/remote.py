@@ -14,11 +14,11 @@ from aiochatstream.bench.asking import connect_error
 from aiochatstream.bench.parsing import BadAnswer, EventStream, parse_object, shorten
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversations.conversation import Conversation
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
+from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
-from aiochatstream.sessions import Kept
 from aiochatstream.texts import Messages
 
 CONNECT_SECONDS = 10.0
@@ -105,15 +105,15 @@ class ServerBackend(Backend):
             raise ChatStreamError(self._messages.server_sets_system)
         self._system = text
 
-    async def save(self) -> Saved:
+    async def save(self) -> ExportedConversation:
         history = await self._ask("GET", "/history")
         try:
-            saved = Saved.model_validate({"messages": history.get("messages")})
+            saved = ExportedConversation.model_validate({"messages": history.get("messages")})
             return saved.model_copy(update={"system": self._system}) if self._system else saved
         except ValueError:
             raise self._not_a_server("no history") from None
 
-    async def load(self, saved: Saved) -> None:
+    async def load(self, saved: ExportedConversation) -> None:
         body = {"messages": saved.model_dump(exclude_unset=True)["messages"]}
         await self._ask("POST", "/import", body)
         self._system = saved.system if saved.system and await self._lets_users_set_system() else ""
@@ -199,8 +199,8 @@ def _event(name: str, data: dict[str, Any]) -> Event:
     raise ValueError(f"event {name!r}")
 
 
-def _kept(data: dict[str, Any]) -> Kept:
+def _kept(data: dict[str, Any]) -> SaveResult:
     """What the last event tells of the conversation, which itself stays on the server."""
     commit = data.get("commit")  # where conversations live in cookies
     dropped, stored = int(data.get("dropped_turns", 0)), data.get("stored", True) is True
-    return Kept(Conversation(), dropped, stored, None if commit is None else str(commit))
+    return SaveResult(Conversation(), dropped, stored, None if commit is None else str(commit))

@@ -7,14 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-
 from aiochatstream.errors import StoreUnavailable
-from aiochatstream.sessions.memory_storage import DAY
+from aiochatstream.extras import requires_extra
+
+with requires_extra("redis"):
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import ExponentialWithJitterBackoff
+    from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ FAILURES = (RedisError, OSError, RuntimeError)
 
 PREFIX = "aiochatstream:"
 
-TTL = 30 * DAY
+TTL = 30 * 86_400.0
 
 ANSWER_SECONDS = 3.0
 """How long Redis may take to answer, the client's own retries included."""

@@ -10,13 +10,15 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-
-from redis.asyncio import Redis
+from typing import TYPE_CHECKING
 
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.redis_client import PREFIX, TTL, Link, as_text, ttl_milliseconds
 from aiochatstream.conversations.store import ConversationStore, Holder, StopRequest
 from aiochatstream.errors import ConversationBusy, ConversationChanged, StoreUnavailable
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 logger = logging.getLogger(__name__)
 

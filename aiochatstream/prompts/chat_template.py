@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from jinja2 import TemplateError
-
 from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts.base import AbstractChatPrompt
 from aiochatstream.prompts.control_tokens import Mark, encode_prompt
 from aiochatstream.prompts.presets import find_preset
-from aiochatstream.prompts.template_traits import REFUSALS, in_parts, traits_of
+from aiochatstream.prompts.template_traits import in_parts, refusals, template_errors, traits_of
 from aiochatstream.prompts.tools import parse_arguments
 
 SYSTEM = ("system", "developer")
@@ -112,14 +110,14 @@ def render_messages(
     try:
         try:
             return rendered(told)
-        except TemplateError:
+        except template_errors():
             with_short_ids = [_with_short_ids(message) for message in told]
             if with_short_ids == told:
                 raise
-            with suppress(*REFUSALS):
+            with suppress(*refusals()):
                 return rendered(with_short_ids)
             raise
-    except REFUSALS as error:
+    except refusals() as error:
         reason = str(error).removesuffix(".")  # of some models, two messages of one role
         raise InvalidValue(f"The model's chat template refuses this conversation: {reason}.") from error
 

@@ -6,8 +6,6 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
 PROBES = {role: f"probe{role}1357" for role in ("system", "user", "assistant")}
 """Texts by role; trim, upper and the like do not matter where case does not."""
 
@@ -21,8 +19,19 @@ TOOL = {
     },
 }
 
-REFUSALS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""Errors of rendering messages that a template does not accept."""
+
+def template_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that templates raise: jinja2's, if it is installed."""
+    try:
+        from jinja2 import TemplateError
+    except ModuleNotFoundError:
+        return ()
+    return (TemplateError,)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Return the errors of rendering messages that a template does not accept."""
+    return (*template_errors(), ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ def _probe(tokenizer: Any, template: str) -> TemplateTraits:
             text = tokenizer.apply_chat_template(
                 messages, chat_template=template, add_generation_prompt=True, tokenize=False, **more
             )
-        except REFUSALS:
+        except refusals():
             return None
         return str(text).lower()
 

@@ -11,14 +11,17 @@ from contextlib import aclosing
 from typing import Literal
 
 from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.memory_store import MemoryConversationStore
+from aiochatstream.conversations.random_ids import random_id
+from aiochatstream.conversations.store import StopRequest
+from aiochatstream.conversations.user import SaveResult, User
 from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.engine_runtime import Runtime, Setting
+from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig
 from aiochatstream.runtime.events import Ended, Event, Failed, Text
-from aiochatstream.runtime.turn_request import Ask, check_turn
+from aiochatstream.runtime.turn_request import TurnRequest, check_turn
 from aiochatstream.runtime.turns import RunningTurn
-from aiochatstream.sessions import Kept, MemoryConversationStore, StopRequest, User, random_id
 
 Position = Literal["begin", "mid", "end"]
 """Where in an answer a piece of :meth:`Chat.handle_console_input` stands."""
@@ -32,7 +35,7 @@ MAX_PROMPT_TEXTS = 16
 class Chat(Runtime):
     """Takes turns of conversations."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RuntimeConfig) -> None:
         super().__init__(setting)
         self._one_prompt_text = asyncio.Lock()
         self._prompt_texts = 0
@@ -112,7 +115,7 @@ class Chat(Runtime):
         self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None, system: str = ""
     ) -> AsyncGenerator[Event, None]:
         """:meth:`begin_turn`, and what then happens, to the end. Closing the generator stops the answer."""
-        turn = await self.begin_turn(user, name, Ask(message), overrides, system=system)
+        turn = await self.begin_turn(user, name, TurnRequest(message), overrides, system=system)
         try:
             event = None
             while not isinstance(event, Ended | Failed):
@@ -123,7 +126,7 @@ class Chat(Runtime):
             await turn.wait_ended()
 
     async def begin_turn(
-        self, user: User, name: str, ask: Ask, *overrides: ParamOverrides | None, system: str = ""
+        self, user: User, name: str, ask: TurnRequest, *overrides: ParamOverrides | None, system: str = ""
     ) -> RunningTurn:
         """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
 
@@ -189,7 +192,7 @@ class Chat(Runtime):
 
     async def rewrite(
         self, user: User, name: str, change: Callable[[Conversation], Conversation], *, if_turn: int | None = None
-    ) -> Kept:
+    ) -> SaveResult:
         """Change a conversation without an answer. The response must not have begun.
 
         :param change: makes of the conversation what it is to be; what it raises is raised, and nothing changes.

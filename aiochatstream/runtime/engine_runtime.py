@@ -56,7 +56,7 @@ MAX_SLOW_CHECKS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class RuntimeConfig:
     """What a :class:`Runtime` is made of.
 
     engine: what answers.
@@ -85,7 +85,7 @@ class Runtime:
     Lives inside an ``async with``, which loads the engine; it can be entered again after it was left.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RuntimeConfig) -> None:
         self._messages = messages_of(setting.locale)
         self.logger = setting.logger
         self.engine, self.params = setting.engine, setting.params

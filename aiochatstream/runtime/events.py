@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from aiochatstream.conversations.user import SaveResult
 from aiochatstream.engines import FinishReason, TokenLogprob
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.sessions import Kept
 
 
 class Usage(NamedTuple):
@@ -47,7 +47,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class TimePassed:
+class Heartbeat:
     """A tick of :meth:`~aiochatstream.runtime.turns.RunningTurn.ticking`."""
 
 
@@ -58,7 +58,7 @@ class Ended:
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
-    kept: Kept | None = None
+    kept: SaveResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Failed:
     """There is no whole answer. Nothing follows."""
 
     error: ChatStreamError
-    kept: Kept | None = None
+    kept: SaveResult | None = None
 
 
-Event = Queued | Started | Text | TimePassed | Ended | Failed
+Event = Queued | Started | Text | Heartbeat | Ended | Failed

@@ -23,7 +23,7 @@ class Task(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class TurnRequest:
     """One of four things: something new, the last message again, an earlier message in other words, or to go on.
 
     message: what the user says. None answers the last message again.
@@ -54,7 +54,7 @@ class Ask:
             return Task(conversation.without_last(), last.user)
         if self.edits is None:
             return Task(conversation, self.message)
-        at = place_of(conversation, self.edits, "edit_message_id")
+        at = answer_index(conversation, self.edits, "edit_message_id")
         return Task(conversation.drop_newest(len(conversation.turns) - at), self.message)
 
 
@@ -64,7 +64,7 @@ def check_turn(conversation: Conversation, if_turn: int | None) -> None:
         raise ConversationChanged(f"if_turn: the conversation is at turn {conversation.number}, not {if_turn}.")
 
 
-def place_of(conversation: Conversation, message_id: str, where: str) -> int:
+def answer_index(conversation: Conversation, message_id: str, where: str) -> int:
     """Which turn has the answer ``message_id``. Raises NotFound, in which it is called ``where``."""
     at = conversation.find(message_id)
     if at is None:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aiochatstream.conversations.conversation import AnswerState, Conversation, Turn
+from aiochatstream.conversations.user import SaveResult
 from aiochatstream.engines import Delta, DeltaStream, FinishReason
 from aiochatstream.errors import ChatStreamError, ConversationBusy, Draining, EngineFailed, TooManyRequests
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, TimePassed, Timing, Usage
-from aiochatstream.sessions import Kept
+from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text, Timing, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class Job:
     prompt_tokens: int
     ticket: Ticket
     generate: Callable[[Callable[[Delta], None]], DeltaStream]
-    save: Callable[[Conversation], Awaitable[Kept]] | None = None
-    leave: Callable[[], Awaitable[Kept]] | None = None
+    save: Callable[[Conversation], Awaitable[SaveResult]] | None = None
+    leave: Callable[[], Awaitable[SaveResult]] | None = None
     on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
     max_queue_wait: float
@@ -161,14 +161,14 @@ class RunningTurn:
             self._reader.set_result(None)
 
     @contextmanager
-    def ticking(self, seconds: float) -> Iterator[None]:
-        """In this block, a TimePassed comes among the events every so often, if the reader then waits for one."""
+    def heartbeats(self, seconds: float) -> Iterator[None]:
+        """In this block, a Heartbeat comes among the events every so often, if the reader then waits for one."""
         timer: asyncio.TimerHandle | None = None
 
         def tick() -> None:
             nonlocal timer
             if self._reader is not None and not self._reader.done():
-                self._tell(TimePassed())
+                self._tell(Heartbeat())
             timer = self._loop.call_later(seconds, tick)
 
         timer = self._loop.call_later(seconds, tick)
@@ -237,7 +237,7 @@ class RunningTurn:
             return Failed(Draining(f"The server is shutting down{was}.", job.retry_after()), kept)
         return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"), kept)
 
-    async def _keep(self, keeping: Awaitable[Kept] | None) -> Kept | None:
+    async def _keep(self, keeping: Awaitable[SaveResult] | None) -> SaveResult | None:
         if keeping is None:
             return None
         async with asyncio.timeout(SAVE_SECONDS):
@@ -305,7 +305,7 @@ class RunningTurn:
             total_s=round(now - self._created, 4),
         )
 
-    def _ended(self, finish_reason: FinishReason, kept: Kept | None = None) -> Ended:
+    def _ended(self, finish_reason: FinishReason, kept: SaveResult | None = None) -> Ended:
         return Ended(finish_reason, self.usage, self.timing, kept)
 
 

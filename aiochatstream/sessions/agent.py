@@ -10,6 +10,13 @@ from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.sessions.memory_storage import recent_params
 from aiochatstream.sessions.user_session import UserSession
 
+SKIP_HEADER = "X-FastSession-Skip"
+
+
+def is_agent(request: web.Request) -> bool:
+    """Whether the client says that it has no session."""
+    return request.headers.get(SKIP_HEADER) == "skip"
+
 
 class AgentSession(UserSession):
     """A user that is new with each request. The app's sessions are neither read nor written."""

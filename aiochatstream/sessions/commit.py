@@ -51,13 +51,13 @@ class Commit:
         base = len(conversation.turns) - 1
         replaces, told = len(loaded.turns) - base, base - conversation.first
         turn = conversation.turns[-1]
-        return cls(user_id, name, loaded.number, loaded.begun, conversation.begun, turn, replaces, told)
+        return cls(user_id, name, loaded.number, loaded.turn_id, conversation.turn_id, turn, replaces, told)
 
     @classmethod
     def of_none(cls, user_id: str, name: str, loaded: Conversation, begun: str) -> Commit:
         """A turn that left no answer in ``loaded``."""
         told = len(loaded.turns) - loaded.first
-        return cls(user_id, name, loaded.number, loaded.begun, begun, None, 0, told)
+        return cls(user_id, name, loaded.number, loaded.turn_id, begun, None, 0, told)
 
     def applied_to(self, before: Conversation) -> Conversation:
         """The conversation with the turn, begun already in ``before``."""

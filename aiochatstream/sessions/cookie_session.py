@@ -18,11 +18,12 @@ from aiohttp_session import Session
 from cryptography.fernet import Fernet, MultiFernet
 
 from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.random_ids import random_id
+from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ConversationChanged
 from aiochatstream.sessions.commit import Commit
-from aiochatstream.sessions.memory_storage import random_id
 from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
-from aiochatstream.sessions.user_session import SESSION_KEY, Kept, UserSession
+from aiochatstream.sessions.user_session import SESSION_KEY, UserSession
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,12 @@ class CookieUserSession(UserSession):
         if entry is None:
             return here or Conversation()
         sealed = unpack(entry["sealed"])
-        if here is not None and (here.number > sealed.number or here.begun == sealed.begun):
+        if here is not None and (here.number > sealed.number or here.turn_id == sealed.turn_id):
             return await self._what_fits(name, here)
         if entry["awaits_answer"] and not self.abandon_lost:
             for user_id in self._earlier_ids:  # by which the turn was begun, before a login
                 here = await self._store.load(user_id, name)
-                if here is not None and here.begun == sealed.begun:
+                if here is not None and here.turn_id == sealed.turn_id:
                     return await self._what_fits(name, here)
             raise AnswerElsewhere(
                 "The last answer of this conversation is held by another worker process, or was lost with it. "
@@ -56,10 +57,10 @@ class CookieUserSession(UserSession):
     async def accept_turn(self, name: str, conversation: Conversation) -> None:
         await self._keep_here(self._full(name), conversation)
 
-    async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> Kept:
+    async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
         name = self._full(name)
         if not await self._fits_alone(name, conversation):
-            left = await self.leave(name, loaded.begin(conversation.begun), loaded=loaded)
+            left = await self.leave(name, loaded.begin(conversation.turn_id), loaded=loaded)
             return left._replace(stored=False)
         entries = await self._shrunk({**self._entries, name: _entry(conversation, answered=True)}, name)
         kept = self._kept(name, conversation, entries)
@@ -67,10 +68,12 @@ class CookieUserSession(UserSession):
         token = Commit.of_turn(self.id, name, loaded, conversation).seal(self._fernet)
         return kept._replace(commit=token)
 
-    async def leave(self, name: str, begun: Conversation, *, loaded: Conversation) -> Kept:
-        return Kept(begun, commit=Commit.of_none(self.id, self._full(name), loaded, begun.begun).seal(self._fernet))
+    async def leave(self, name: str, begun: Conversation, *, loaded: Conversation) -> SaveResult:
+        return SaveResult(
+            begun, commit=Commit.of_none(self.id, self._full(name), loaded, begun.turn_id).seal(self._fernet)
+        )
 
-    async def commit(self, token: str) -> Kept:
+    async def commit(self, token: str) -> SaveResult:
         """Take the turn of a commit token into the cookie.
 
         Raises BadRequest for what is no token, ConversationChanged for one of another session or of another state of
@@ -82,39 +85,39 @@ class CookieUserSession(UserSession):
             raise ConversationChanged("commit: the token was made for another session.")
         entry = self._entries.get(commit.name)
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
-        if entry is not None and sealed.begun == commit.begun:
+        if entry is not None and sealed.turn_id == commit.turn_id:
             if not entry["awaits_answer"] and (commit.turn is None or commit.turn in sealed.turns):
-                return Kept(sealed)  # it is there already, and was not given up by abandon_lost
+                return SaveResult(sealed)  # it is there already, and was not given up by abandon_lost
             before = sealed
-        elif (sealed.number, sealed.begun) == (commit.number, commit.parent):  # another tab's cookie came after ours
-            before = sealed.begin(commit.begun)
+        elif (sealed.number, sealed.turn_id) == (commit.number, commit.parent):  # another tab's cookie came after ours
+            before = sealed.begin(commit.turn_id)
         else:
             raise ConversationChanged("commit: the conversation has changed since; the token is of an earlier turn.")
         return await self._put(commit.name, commit.applied_to(before), answered=True)
 
-    async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> Kept:
+    async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
         await self._keep_here(self._full(name), conversation)
         return await self._put(self._full(name), conversation, answered=True)
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
         await self._put(self._full(name), conversation, answered=answered)
 
-    async def _put(self, name: str, conversation: Conversation, *, answered: bool) -> Kept:
+    async def _put(self, name: str, conversation: Conversation, *, answered: bool) -> SaveResult:
         self._catch_up()
         new = _entry(conversation, answered=answered)
         if self._entries.get(name) == new:
-            return Kept(conversation)
+            return SaveResult(conversation)
         entries = await self._shrunk({**self._entries, name: new}, name)
         kept = self._kept(name, conversation, entries)
         self._data["conversations"] = entries
         self._write()
         return kept
 
-    def _kept(self, name: str, conversation: Conversation, entries: dict[str, Any]) -> Kept:
+    def _kept(self, name: str, conversation: Conversation, entries: dict[str, Any]) -> SaveResult:
         """What becomes of ``conversation``, and of the others, when the session holds ``entries``."""
         others = {other: entry for other, entry in self._entries.items() if other != name}
         turns = len(conversation.turns) + sum(map(_turns_in, others.values()))
-        return Kept(unpack(entries[name]["sealed"]), turns - sum(map(_turns_in, entries.values())))
+        return SaveResult(unpack(entries[name]["sealed"]), turns - sum(map(_turns_in, entries.values())))
 
     async def forget(self, name: str) -> bool:
         name = self._full(name)

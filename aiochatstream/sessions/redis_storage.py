@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp_session import Session
-from redis.asyncio import Redis
 
+from aiochatstream.conversations.random_ids import is_random_id, random_id
 from aiochatstream.conversations.redis_client import PREFIX, TTL, Answer, Link, as_text, ttl_milliseconds
 from aiochatstream.errors import StoreUnavailable
-from aiochatstream.sessions.memory_storage import is_random_id, random_id
 from aiochatstream.sessions.session_storage import SessionStorage
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 
 class RedisStorage(SessionStorage):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeGuard
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeGuard
 
 from aiohttp import web
 from aiohttp_session import SESSION_KEY as AIOHTTP_SESSION_KEY
@@ -13,11 +13,20 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.lru import COMMON, BoundedMap
-from aiochatstream.conversations.store import ConversationStore, Holder, StopRequest
+from aiochatstream.conversations.memory_store import MemoryConversationStore
+from aiochatstream.conversations.random_ids import is_random_id, random_id
+from aiochatstream.conversations.store import ConversationStore
+from aiochatstream.conversations.user import SaveResult, User, account_id
 from aiochatstream.errors import BadRequest, InvalidValue, SessionsNotSetUp
+from aiochatstream.sessions.aiohttp_session_internals import (
+    drop_identity,
+    is_changed,
+    replace_contents,
+    set_without_change,
+)
 from aiochatstream.sessions.client_address import client_network
 from aiochatstream.sessions.encrypted_cookie import CookieStorage
-from aiochatstream.sessions.memory_storage import SHARE, MemoryConversationStore, MemoryStorage, is_random_id, random_id
+from aiochatstream.sessions.memory_storage import SHARE, MemoryStorage
 
 SESSION_KEY = "aiochatstream"
 """Our one key in the session, beside the app's own."""
@@ -32,96 +41,6 @@ MAX_PARAMS_BYTES = 1024
 
 EARLIER_IDS = 4
 """How many of a user's earlier ids a session knows: a cookie has to hold them."""
-
-
-class Kept(NamedTuple):
-    """What became of a conversation that was to be kept.
-
-    dropped_turns: how many turns there was no more room for, this user's other conversations included.
-    stored: whether the newest turn is there. False: no cookie can hold it, and the conversation is as before.
-    commit: a token with which the client itself puts the turn into its cookie; None where that is not needed.
-    """
-
-    conversation: Conversation
-    dropped_turns: int = 0
-    stored: bool = True
-    commit: str | None = None
-
-
-def account_id(account: str) -> str:
-    """Return the id of the user that an app calls ``account``: the same text, unless a session could have it.
-
-    A session in an open cookie may hold any random id, so none of them is an account's.
-    """
-    return f"account:{account}" if is_random_id(account) or account.startswith("account:") else account
-
-
-class User:
-    """A user by name, whose conversations live in ``store``.
-
-    :param namespace: keeps apart what several ChatStreams have in the same store and in the same session.
-    """
-
-    def __init__(self, user_id: str, store: ConversationStore, namespace: str = "") -> None:
-        self._id, self._store = user_id, store
-        self._namespace = namespace
-
-    @property
-    def id(self) -> str:
-        """What the store knows the user by."""
-        return self._id
-
-    @property
-    def owner(self) -> str:
-        """The owner of this user's prompts, see :class:`~aiochatstream.engines.Prompt`."""
-        return f"program:{self.id}"
-
-    @property
-    def owners(self) -> list[str]:
-        """:attr:`owner`, and those that the user had before."""
-        return [self.owner]
-
-    async def load(self, name: str) -> Conversation:
-        """The conversation ``name`` as it was last kept; an empty one where there is none."""
-        return await self._store.load(self.id, self._full(name)) or Conversation()
-
-    async def accept_turn(self, name: str, conversation: Conversation) -> None:
-        """A turn was accepted, which made ``conversation`` of what was loaded."""
-
-    async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> Kept:
-        """Keep ``conversation``, which a turn has made of ``loaded``. May come after the response has begun.
-
-        Raises as :meth:`ConversationStore.save`.
-        """
-        await self._store.save(self.id, self._full(name), conversation, expected_number=loaded.number)
-        return Kept(conversation)
-
-    async def leave(self, name: str, begun: Conversation, *, loaded: Conversation) -> Kept:
-        """A turn, ``begun`` from what was loaded, has ended without an answer: say what stays."""
-        return Kept(loaded)
-
-    async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> Kept:
-        """Keep ``conversation``, which was made of ``loaded`` without an answer. The response must not have begun.
-
-        Raises as :meth:`ConversationStore.save`.
-        """
-        return await self.save(name, conversation, loaded=loaded)
-
-    async def forget(self, name: str) -> bool:
-        """Drop the conversation ``name``; tell whether there was something in it."""
-        return await self._store.forget(self.id, self._full(name))
-
-    def hold(self, name: str, holder: Holder) -> AbstractAsyncContextManager[None]:
-        """Have the conversation ``name`` for ``holder`` alone (see :meth:`ConversationStore.hold`)."""
-        return self._store.hold(self.id, self._full(name), holder)
-
-    async def stop_elsewhere(self, name: str, reason: StopRequest) -> str | None:
-        """Stop the turn that another process has of it (see :meth:`ConversationStore.stop`)."""
-        return await self._store.stop(self.id, self._full(name), reason)
-
-    def _full(self, name: str) -> str:
-        """What goes by ``name`` here, in the store and in the session."""
-        return f"{self._namespace}/{name}" if self._namespace else name
 
 
 class UserSession(User):
@@ -206,12 +125,12 @@ class UserSession(User):
         if SESSION_KEY not in self._session:
             self._write()
 
-    async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> Kept:
+    async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
         kept = await super().rewrite(name, conversation, loaded=loaded)
         await self.put_in_session(name, kept.conversation, answered=True)
         return kept
 
-    async def commit(self, token: str) -> Kept:
+    async def commit(self, token: str) -> SaveResult:
         """Take the turn of a commit token into the session. Raises BadRequest where the session needs none."""
         raise BadRequest("commit: the conversations of this server are not kept in cookies.")
 
@@ -256,7 +175,7 @@ class UserSession(User):
         if self._session.identity is not None:  # storages that keep nothing in the server know none
             old = Session(self._session.identity, data=None, new=False)
             await self._storage.save_session(self._request, web.Response(), old)  # an empty one is forgotten
-            self._session._identity, self._session._new = None, True  # in place: the app may hold on to the object
+            drop_identity(self._session)
 
     async def grant(self, role: str) -> None:
         """Give the session ``role``, and another identity."""
@@ -267,7 +186,7 @@ class UserSession(User):
 
     async def refresh(self) -> None:
         """Look again at what other requests have put into the session since this one came."""
-        if not self._session._changed:  # what the app has done to it must not be undone
+        if not is_changed(self._session):  # what the app has done to it must not be undone
             await self._refresh()
         self._take_from_session()
 
@@ -303,7 +222,7 @@ class UserSession(User):
         newest = self._newest_params()
         if newest != self._data.get(self._full("params"), NO_PARAMS):
             self._data[self._full("params")] = newest
-            self._session._mapping[SESSION_KEY] = self._data
+            set_without_change(self._session, SESSION_KEY, self._data)
 
     async def _refresh(self) -> None:
         await reload_session(self._request, self._session)
@@ -317,7 +236,7 @@ class UserSession(User):
 
     async def save_with_stream(self, response: web.StreamResponse) -> None:
         """Save the session with a response that is going to be streamed, which aiohttp-session does not do."""
-        if self._session._changed:
+        if is_changed(self._session):
             await self._storage.save_session(self._request, response, self._session)
 
     @property
@@ -363,8 +282,7 @@ async def reload_session(request: web.Request, session: Session) -> None:
     """Bring ``session``, that of ``request``, up to date, in place: the app may hold on to the object."""
     request[AIOHTTP_SESSION_KEY] = None
     fresh = await load_session(request)
-    session._mapping = dict(fresh)
-    session._identity, session._new = fresh.identity, fresh.new
+    replace_contents(session, fresh)
     request[AIOHTTP_SESSION_KEY] = session
 
 

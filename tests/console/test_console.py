@@ -20,7 +20,7 @@ from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import Screen
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.texts import EN
 from tests.helpers import Stepper, running_server, until
 
@@ -266,7 +266,7 @@ async def test_a_saved_conversation_keeps_its_system_prompt_and_what_was_interru
     screen = await take(another, f"/load {file}")
     assert screen.said[-1] == "System prompt: be a cat"
     assert await another.backend.get_system() == "be a cat"
-    assert await another.backend.save() == Saved.read(file)
+    assert await another.backend.save() == ExportedConversation.read(file)
 
 
 async def interrupted(console: Console, engine: Stepper, line: str) -> None:

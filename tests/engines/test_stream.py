@@ -15,6 +15,8 @@ from aiochatstream import Delta
 from aiochatstream.engines import DeltaStream
 from tests.helpers import PATIENCE, until
 
+pytestmark = pytest.mark.both_loops
+
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:

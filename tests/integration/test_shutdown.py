@@ -16,6 +16,8 @@ from aiochatstream.engines.base import Delta
 from tests.helpers import PATIENCE, echo, sse_events, until
 from tests.processes import PYTHON, ask, ask_when_listening, free_port, running
 
+pytestmark = pytest.mark.both_loops
+
 
 async def get(client: Any, path: str) -> tuple[int, Any, Any]:
     async with client.session.get(client.url + path) as response:

@@ -15,6 +15,8 @@ from aiochatstream.errors import Draining, TooManyRequests
 from aiochatstream.runtime.admission import Admission, Ticket
 from tests.helpers import until
 
+pytestmark = pytest.mark.both_loops
+
 
 @pytest.mark.parametrize(("slots", "queue_size"), [(1, 0), (1, 2), (3, 0), (2, 5)])
 def test_exactly_n_run_exactly_q_wait_and_one_more_is_refused_at_once(slots: int, queue_size: int) -> None:

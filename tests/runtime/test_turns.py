@@ -25,6 +25,8 @@ from aiochatstream import (
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import echo, post_bytes, sse_events, until
 
+pytestmark = pytest.mark.both_loops
+
 
 async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
     start: Any, stepper: Any, client_of: Any

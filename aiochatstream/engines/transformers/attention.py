@@ -21,21 +21,21 @@ from aiochatstream.engines.transformers.packed_step import PackedStep
 NAME = "aiochatstream"
 
 
-class _ThreadState(threading.local):
+class _CurrentStep(threading.local):
     step: PackedStep | None = None
 
 
-_thread_state = _ThreadState()
+_current = _CurrentStep()
 
 
 @contextmanager
 def current_step(step: PackedStep) -> Iterator[None]:
     """Make ``model(..., packed=True)`` compute ``step`` in this thread."""
-    _thread_state.step = step
+    _current.step = step
     try:
         yield
     finally:
-        _thread_state.step = None
+        _current.step = None
 
 
 def _attend(
@@ -48,7 +48,7 @@ def _attend(
     softcap: float | None,
 ) -> torch.Tensor:
     """Call :meth:`PackedStep.attend` of the thread's step, for tensors with a batch dimension of 1."""
-    step = _thread_state.step
+    step = _current.step
     if step is None:
         raise RuntimeError("There is no step to compute in this thread.")
     return step.attend(layer, query[0], key[0], value[0], scale=scale, window=window, softcap=softcap)[None]

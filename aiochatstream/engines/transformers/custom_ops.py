@@ -13,25 +13,25 @@ _torch_library: Any = torch.library  # untyped
 _library = _torch_library.Library("aiochatstream", "DEF")
 
 
-class _ThreadState(threading.local):
+class _LatestError(threading.local):
     error: Exception | None = None
 
 
-_thread_state = _ThreadState()
+_latest = _LatestError()
 
 
 @contextmanager
 def original_errors() -> Iterator[None]:
     """Raise the exceptions of operators themselves. Compiled code replaces them with a RuntimeError."""
-    _thread_state.error = None
+    _latest.error = None
     try:
         yield
     except RuntimeError as error:
-        if _thread_state.error is None or error is _thread_state.error:
+        if _latest.error is None or error is _latest.error:
             raise
-        raise _thread_state.error from None
+        raise _latest.error from None
     finally:
-        _thread_state.error = None
+        _latest.error = None
 
 
 def register(signature: str, function: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]) -> None:
@@ -45,7 +45,7 @@ def register(signature: str, function: Callable[..., torch.Tensor], fake: Callab
         try:
             return function(*arguments)
         except Exception as error:
-            _thread_state.error = error
+            _latest.error = error
             raise
 
     name = signature.partition("(")[0]

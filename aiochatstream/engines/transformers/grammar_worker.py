@@ -41,11 +41,11 @@ LIMITS = LLParserLimits(initial_lexer_fuel=300_000, max_lexer_states=50_000, ver
 needs less. A lexer state has up to 2 kB."""
 
 
-class Rejected(Exception):
+class GrammarError(Exception):
     """llguidance rejects a grammar or a token."""
 
 
-class Worker:
+class GrammarWorker:
     """Grammars and the state of each answer."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Worker:
                 self._compiled.move_to_end((kind, text))
                 return cached
         if self._tokenizer is None:
-            raise Rejected(self._failure)
+            raise GrammarError(self._failure)
         matcher = LLMatcher(self._tokenizer, grammar_of(kind, text, self._json_options), log_level=0, limits=LIMITS)
         mask_of(matcher)  # the first mask of a large grammar is slow
         with self._lock:
@@ -112,10 +112,10 @@ def grammar_of(kind: str, text: str, json_options: JsonCompileOptions) -> str:
 
 
 def mask_of(matcher: LLMatcher) -> bytes:
-    """Return the mask of the next token. Raises Rejected if the matcher has failed."""
+    """Return the mask of the next token. Raises GrammarError if the matcher has failed."""
     mask = matcher.compute_bitmask()
     if reason := matcher.get_error():
-        raise Rejected(reason)
+        raise GrammarError(reason)
     return mask
 
 
@@ -134,7 +134,7 @@ class Replies:
         """Call ``function`` and send the result."""
         try:
             body = b"+" + function(*arguments)
-        except (Rejected, ValueError) as error:
+        except (GrammarError, ValueError) as error:
             body = b"-" + str(error).encode(errors="replace")
         except BaseException:  # noqa: BLE001 - the state after a panic of llguidance is undefined
             sys.excepthook(*sys.exc_info())
@@ -162,7 +162,7 @@ def main() -> None:
     setup = json.loads(read(requests))
     limit_memory(setup["memory_bytes"])
     threading.stack_size(setup["stack_bytes"])
-    worker = Worker(setup)
+    worker = GrammarWorker(setup)
     # two threads, so that slow compilations do not delay masks
     compiling, matching = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     while message := read(requests):

@@ -26,6 +26,7 @@ from aiochatstream.engines.transformers.grammar_process import (
     SerialisedTokenizer,
 )
 from aiochatstream.errors import InvalidValue
+from aiochatstream.extras import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class Grammars:
         self._unsupported = ""
         self._tokenizer = SerialisedTokenizer()
         if importlib.util.find_spec("llguidance") is None:
-            self._unsupported = "requires the extra: pip install 'aiochatstream[constrained]'."
+            self._unsupported = f"requires the extra: {install_command('constrained')}."
         else:
             try:
                 self._tokenizer = _serialise(tokenizer, vocab_size or 0, eos_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
@@ -24,13 +24,11 @@ from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.errors import answers_openai_errors
 from aiochatstream.web.openai.logprobs import LogprobWriter, Offsets
 from aiochatstream.web.openai.service import Service
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.web.server import Server
 
 
 @answers_openai_errors
-async def completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
+async def completions(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/completions``: what comes after a text."""
     asked, owner = await service.read(server, request, CompletionRequest)
     more: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from aiochatstream.constraint import JSON_OPTIONS
 from aiochatstream.engines.transformers import grammar_process, grammar_worker
 from aiochatstream.engines.transformers import grammars as grammars_module
 from aiochatstream.engines.transformers.grammar_process import Bounds, GrammarProcess, ProcessEnded, SerialisedTokenizer
-from aiochatstream.engines.transformers.grammar_worker import COMPILED_GRAMMARS, Worker
+from aiochatstream.engines.transformers.grammar_worker import COMPILED_GRAMMARS, GrammarWorker
 from aiochatstream.engines.transformers.grammars import MASK_BITS, MAX_BYTES, Grammars, Matcher
 from aiochatstream.errors import InvalidValue
 from tests.helpers import PATIENCE
@@ -195,12 +195,12 @@ def test_a_schema_that_is_too_long_is_an_error_without_a_trial(
 
 
 @pytest.fixture
-def worker() -> Worker:
+def worker() -> GrammarWorker:
     """The worker in this process, for harmless schemas."""
-    return Worker({"tokenizer": "byte", "json_options": JSON_OPTIONS})
+    return GrammarWorker({"tokenizer": "byte", "json_options": JSON_OPTIONS})
 
 
-def test_the_worker_caches_the_most_recently_used_grammars(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_caches_the_most_recently_used_grammars(worker: GrammarWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     grammar_of = grammar_worker.grammar_of
 
@@ -222,7 +222,7 @@ def test_the_worker_caches_the_most_recently_used_grammars(worker: Worker, monke
     assert compiled == [*texts, texts[5]]
 
 
-def test_a_schema_cannot_change_the_options_of_json(worker: Worker) -> None:
+def test_a_schema_cannot_change_the_options_of_json(worker: GrammarWorker) -> None:
     guidance = {"item_separator": ";", "whitespace_flexible": False, "lenient": True}
     schema = json.dumps({"type": "array", "items": {"type": "integer"}, "x-guidance": guidance})
     mask = worker.start(0, "json_schema", schema, list(b"[1"))

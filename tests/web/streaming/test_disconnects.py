@@ -14,6 +14,8 @@ from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
 from tests.helpers import Client, echo, post_bytes, sse_events, until
 
+pytestmark = pytest.mark.both_loops
+
 both = pytest.mark.parametrize("handler_cancellation", [False, True], ids=["cancellation off", "cancellation on"])
 
 

@@ -1,12 +1,12 @@
-// Markdown that is still being written.
+// Incomplete Markdown.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { settle } from "../../aiochatstream/page/js/halfopen.js";
+import { completeMarkdown } from "../../aiochatstream/page/js/incomplete.js";
 import { Lexer } from "../../aiochatstream/page/vendor/marked.js";
 
-for (const [open, settled] of [
+for (const [incomplete, completed] of [
   ["a **bold", "a **bold**"],
   ["a **bold ", "a **bold** "],
   ["a **bold**", "a **bold**"],
@@ -33,14 +33,15 @@ for (const [open, settled] of [
   ["```\na **b\n```\n\nc **d", "```\na **b\n```\n\nc **d**"],
   ["**a**\n\n**b", "**a**\n\n**b**"],
 ]) {
-  test(`${JSON.stringify(open)} is shown as ${JSON.stringify(settled)}`, () => assert.equal(settle(open), settled));
+  test(`${JSON.stringify(incomplete)} is shown as ${JSON.stringify(completed)}`, () =>
+    assert.equal(completeMarkdown(incomplete), completed));
 }
 
-test("the blocks before the last are never touched, so what is shown of them stays", () => {
+test("all blocks except the last remain unchanged while the text grows", () => {
   const text = "# Title\n\nA *b* **c** `d`\n\n- one\n- two\n\n```js\nlet a = `x`;\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nEnd.";
   const finished = Lexer.lex(text).map((token) => token.raw);
   for (let length = 1; length <= text.length; length += 1) {
-    const tokens = Lexer.lex(settle(text.slice(0, length)));
+    const tokens = Lexer.lex(completeMarkdown(text.slice(0, length)));
     const last = tokens.findLastIndex((token) => token.type !== "space");
     for (const [index, token] of tokens.slice(0, Math.max(0, last)).entries()) {
       assert.equal(token.raw, finished[index], JSON.stringify(text.slice(0, length)));
