@@ -200,7 +200,9 @@ def worker() -> GrammarWorker:
     return GrammarWorker({"tokenizer": "byte", "json_options": JSON_OPTIONS})
 
 
-def test_the_worker_caches_the_most_recently_used_grammars(worker: GrammarWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_caches_the_most_recently_used_grammars(
+    worker: GrammarWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[str] = []
     grammar_of = grammar_worker.grammar_of
 
