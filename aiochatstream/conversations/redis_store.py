@@ -142,7 +142,7 @@ class RedisConversationStore(ConversationStore):
         try:
             if not await _in_time(lambda: self._take(key, holder.message_id, FIRST_HOLD_MS)):
                 raise ConversationBusy(
-                    "An answer of this conversation is running in another process. Wait for it, or stop it."
+                    "An answer of this conversation is running in another process. Wait for it or stop it."
                 )
             over = asyncio.Event()
             keeping = asyncio.create_task(self._keep(key, holder, over), name=f"hold {holder.message_id}")

@@ -60,7 +60,7 @@ class CookieUserSession(UserSession):
     async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
         name = self._full(name)
         if not await self._fits_alone(name, conversation):
-            left = await self.leave(name, loaded.begin(conversation.turn_id), loaded=loaded)
+            left = await self.save_unanswered(name, loaded.begin(conversation.turn_id), loaded=loaded)
             return left._replace(stored=False)
         entries = await self._shrunk({**self._entries, name: _entry(conversation, answered=True)}, name)
         kept = self._kept(name, conversation, entries)
@@ -68,9 +68,10 @@ class CookieUserSession(UserSession):
         token = Commit.of_turn(self.id, name, loaded, conversation).seal(self._fernet)
         return kept._replace(commit=token)
 
-    async def leave(self, name: str, begun: Conversation, *, loaded: Conversation) -> SaveResult:
+    async def save_unanswered(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
         return SaveResult(
-            begun, commit=Commit.of_none(self.id, self._full(name), loaded, begun.turn_id).seal(self._fernet)
+            conversation,
+            commit=Commit.of_none(self.id, self._full(name), loaded, conversation.turn_id).seal(self._fernet),
         )
 
     async def commit(self, token: str) -> SaveResult:
@@ -89,7 +90,10 @@ class CookieUserSession(UserSession):
             if not entry["awaits_answer"] and (commit.turn is None or commit.turn in sealed.turns):
                 return SaveResult(sealed)  # it is there already, and was not given up by abandon_lost
             before = sealed
-        elif (sealed.number, sealed.turn_id) == (commit.number, commit.parent):  # another tab's cookie came after ours
+        elif (sealed.number, sealed.turn_id) == (
+            commit.number,
+            commit.previous_turn_id,
+        ):  # of a later cookie
             before = sealed.begin(commit.turn_id)
         else:
             raise ConversationChanged("commit: the conversation has changed since; the token is of an earlier turn.")

@@ -16,7 +16,7 @@ from tests.helpers import Client, Server, echo, sse_events
 
 KEY = Fernet.generate_key()
 
-COMMIT = Commit("user", "main", 0, "", "id", Turn("Hello", "Hi", "id"), replaces=0, told=0)
+COMMIT = Commit("user", "main", 0, "", "id", Turn("Hello", "Hi", "id"), replaces=0, context_turns=0)
 
 
 @pytest.fixture

@@ -242,9 +242,9 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
         case Started():
             name, data = "start", {"message_id": turn.message_id}
         case Ended():
-            name, data = "done", {"message_id": turn.message_id, **summary(event), **_commit(event.kept)}
+            name, data = "done", {"message_id": turn.message_id, **summary(event), **_commit(event.save_result)}
         case Failed(error):
-            name, data = "error", {"error": error_body(error), **_commit(event.kept)}
+            name, data = "error", {"error": error_body(error), **_commit(event.save_result)}
     return f"event: {name}\ndata: {dumps(data)}\n\n"
 
 
@@ -257,7 +257,7 @@ async def write_json(exchange: Exchange) -> web.StreamResponse:
 
 def summary(ended: Ended) -> dict[str, Any]:
     """What there is to tell of an answer besides its text."""
-    told = {} if ended.kept is None else told_of(ended.kept)
+    told = {} if ended.save_result is None else told_of(ended.save_result)
     return {
         "finish_reason": ended.finish_reason,
         "usage": ended.usage._asdict(),
