@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 from aiochatstream.conversations.conversation import Conversation, Turn
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.prefill_only import prefill_only
-from aiochatstream.engines.replacements import replaced
+from aiochatstream.engines.replacements import apply_replacements
 from aiochatstream.errors import (
     Draining,
     EngineStopped,
@@ -107,7 +107,7 @@ class Runtime:
         self.metrics = Metrics(
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
-            engine=lambda: self.engine.figures(),
+            engine=lambda: self.engine.metrics(),
         )
         self.engine.on_step = self.metrics.step
         self._chores: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
@@ -212,7 +212,7 @@ class Runtime:
     ) -> GenerationParams:
         """:meth:`GenerationParams.override` of this server's own parameters, within its limits."""
         return self.params.override(
-            *overrides, stop=stop, limits=self.param_limits, vocabulary_size=self.engine.vocabulary, prefix=where
+            *overrides, stop=stop, limits=self.param_limits, vocabulary_size=self.engine.vocab_size, prefix=where
         )
 
     def _job(
@@ -228,7 +228,7 @@ class Runtime:
             generate = functools.partial(prefill_only, generate)
         answer = functools.partial(generate, made, params)
         if pairs:
-            answer = functools.partial(replaced, answer, pairs)
+            answer = functools.partial(apply_replacements, answer, pairs)
         return Job(
             prompt_tokens=len(made.token_ids),
             ticket=ticket,
@@ -255,7 +255,7 @@ class Runtime:
         :param own_system: whether the server's own words are before the conversation, and not a client's.
         """
         shared = _common(self._head, made.token_ids) if own_system else 0
-        return dataclasses.replace(made, owner=owner, shared=shared)
+        return dataclasses.replace(made, owner=owner, shared_tokens=shared)
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await self._in_thread_of(self._prompt_threads, function, *args)

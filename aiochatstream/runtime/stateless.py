@@ -74,7 +74,7 @@ class Stateless(Runtime):
         made = [Prompt(messages, ids, continued=given.continues) for messages, ids in given.encode(prompt)]
         if prompt.tokenizer is None:
             return [(one, params.max_new_tokens) for one in made]
-        check_token_ids("prompt", (token_id for one in made for token_id in one.token_ids), self.engine.vocabulary)
+        check_token_ids("prompt", (token_id for one in made for token_id in one.token_ids), self.engine.vocab_size)
         rooms = [self.context_len - len(one.token_ids) for one in made]
         if min(rooms) < (asked or min(1, params.max_new_tokens)):
             length = self.context_len - min(rooms)

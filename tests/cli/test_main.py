@@ -268,7 +268,7 @@ WRONG_USE = [
     Case("a folder without config.json", "{folder}/empty", "no config.json"),
     Case("a file that is no model", "{folder}/notes.txt", r"^(?!.*[Tt]here is no).*notes\.txt"),
     Case("a missing .gguf file", "{folder}/missing.gguf", "no file .*/missing.gguf"),
-    Case("a device that is not there", "--device cuda", "cuda is not there. Found: .*cpu"),
+    Case("a device that is not there", "--device cuda", "cuda is not available; this machine has .*cpu"),
     Case("a device that is none", "--device nonsense", "device: must be auto, cpu, .* not nonsense"),
     Case("a dtype that is none", "--dtype int8", "--dtype: .*'int8'"),
     Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 1024"),
@@ -286,7 +286,7 @@ WRONG_USE = [
     ),
     Case("a missing key file", "--session cookie --secret-key-file {folder}/no-key", "/no-key: No such file"),
     Case("a folder as key file", "--session cookie --secret-key-file {folder}/empty", "/empty"),
-    Case("recordings that are none", "--replay {folder}", " is no recording: it is not a file"),
+    Case("recordings that are none", "--replay {folder}", " is not a recording: it is not a file"),
     Case("a folder without recordings", "--replay {folder}/empty", "There are no recordings in .*/empty"),
     Case("a missing folder of recordings", "--replay {folder}/missing", "There is no folder .*/missing"),
     Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),
@@ -300,7 +300,7 @@ CANNOT_BE = [
     Case(
         "a file as the folder of recordings",
         "--mock echo --record {folder}/notes.txt",
-        "Answers cannot be recorded in .*/notes.txt: File exists",
+        "Cannot record answers in .*/notes.txt: File exists",
     ),
     Case("a port in use", "--port {port}", "Cannot listen on 127.0.0.1:{port}: Address already in use"),
     Case(
