@@ -266,7 +266,7 @@ WRONG_USAGE = [
     Case("a folder without config.json", "{folder}/empty", "no config.json"),
     Case("a file that is not a model", "{folder}/notes.txt", r"^(?!.*[Tt]here is no).*notes\.txt"),
     Case("a missing .gguf file", "{folder}/missing.gguf", "no file .*/missing.gguf"),
-    Case("an unavailable device", "--device cuda", "cuda is not there. Found: .*cpu"),
+    Case("an unavailable device", "--device cuda", "cuda is not available; this machine has .*cpu"),
     Case("an unknown device", "--device nonsense", "device: must be auto, cpu, .* not nonsense"),
     Case("an unknown dtype", "--dtype int8", "--dtype: .*'int8'"),
     Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 1024"),
@@ -286,7 +286,7 @@ WRONG_USAGE = [
     ),
     Case("a missing key file", "--session cookie --secret-key-file {folder}/no-key", "/no-key: No such file"),
     Case("a folder as key file", "--session cookie --secret-key-file {folder}/empty", "/empty"),
-    Case("invalid recordings", "--replay {folder}", " is no recording: it is not a file"),
+    Case("invalid recordings", "--replay {folder}", " is not a recording: it is not a file"),
     Case("a folder without recordings", "--replay {folder}/empty", "There are no recordings in .*/empty"),
     Case("a missing folder of recordings", "--replay {folder}/missing", "There is no folder .*/missing"),
     Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),
@@ -300,7 +300,7 @@ FAILURES = [
     Case(
         "a file as the folder of recordings",
         "--mock echo --record {folder}/notes.txt",
-        "Answers cannot be recorded in .*/notes.txt: File exists",
+        "Cannot record answers in .*/notes.txt: File exists",
     ),
     Case("a port in use", "--port {port}", "Cannot listen on 127.0.0.1:{port}: Address already in use"),
     Case(

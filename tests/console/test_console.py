@@ -187,7 +187,7 @@ async def test_params_are_checked_against_the_limits_of_the_model(local: Open) -
     assert screen.errors == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
     engine = ScriptedEngine()
-    engine.vocabulary = 100
+    engine.vocab_size = 100
     screen = await enter(await local(engine), """/params logit_bias '{"100": 1}'""")
     assert screen.errors == ["params.logit_bias: token id 100 is out of range; the vocabulary has 100 tokens."]
 

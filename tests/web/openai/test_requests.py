@@ -19,8 +19,8 @@ from aiochatstream.web.openai.chat import told
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
-from tests.engines.transformers.models import BYTES, tiny
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
+from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import PATIENCE, echo, until
 
 HI = [{"role": "user", "content": "one two three"}]
