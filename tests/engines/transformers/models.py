@@ -64,12 +64,12 @@ ALONE: dict[str, Callable[..., Any]] = {
 }
 
 
-def tiny(family: str = "Qwen2") -> Any:
+def tiny(family: str = "Qwen2", layers: int = 6) -> Any:
     """A model with random weights and no end of sentence. Spread and seed are such that answers vary, without ties."""
     config = (BATCHED | ALONE)[family](
         vocab_size=len(BYTES),
         hidden_size=32,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=2048,
         initializer_range=0.45,
