@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from aiochatstream.conversations.export import Saved
-from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, flag_of_text, number_of_text
-from aiochatstream.runtime.turn_request import Ask
+from aiochatstream.conversations.export import ExportedConversation
+from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, bool_from_text, int_from_text
+from aiochatstream.runtime.turn_request import TurnRequest
 
 MAX_FORM_BYTES = 16 << 10
 
@@ -33,16 +33,16 @@ class ConversationRef(BaseModel):
 class HistoryQuery(ConversationRef):
     """The query of ``GET /history``."""
 
-    abandon_lost: Annotated[Flag, BeforeValidator(flag_of_text)] = False
+    abandon_lost: Annotated[Flag, BeforeValidator(bool_from_text)] = False
 
 
 class HistoryChange(ConversationRef):
     """The query of ``DELETE /history/{message_id}``."""
 
-    if_turn: Annotated[TurnNumber, BeforeValidator(number_of_text)] | None = None
+    if_turn: Annotated[TurnNumber, BeforeValidator(int_from_text)] | None = None
 
 
-class ImportRequest(Saved, ConversationRef):
+class ImportRequest(ExportedConversation, ConversationRef):
     """The body of ``POST /import``."""
 
     if_turn: TurnNumber | None = None
@@ -92,9 +92,9 @@ class ChatRequest(ConversationRef):
         return None if self.regenerate or self.continues else self.user_input
 
     @property
-    def ask(self) -> Ask:
+    def ask(self) -> TurnRequest:
         """What is wanted of the conversation."""
-        return Ask(self.says, self.edit_message_id, self.continues, self.if_turn)
+        return TurnRequest(self.says, self.edit_message_id, self.continues, self.if_turn)
 
     @model_validator(mode="after")
     def _ask_one_thing(self) -> ChatRequest:

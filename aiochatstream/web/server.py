@@ -15,7 +15,7 @@ from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.errors import InvalidValue
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.chat import Chat
-from aiochatstream.runtime.engine_runtime import Setting
+from aiochatstream.runtime.engine_runtime import RuntimeConfig
 from aiochatstream.runtime.stateless import Stateless
 from aiochatstream.sessions import (
     AgentSession,
@@ -50,7 +50,7 @@ class Server(Chat, Stateless):
 
     def __init__(
         self,
-        setting: Setting,
+        setting: RuntimeConfig,
         *,
         endpoints: Collection[str],
         name: str,

@@ -42,7 +42,8 @@ def adapt_page(app: Sphinx, docname: str, source: list[str]) -> None:
     text = HTML_ANCHOR.sub(r"(\1)=", text)
     text = OUTER_PAGE.sub(r"](path:\1)", text)  # a page outside the site becomes a download
     if docname == "index":
-        text += "\n".join(table_of_contents(title, PAGE_LINK.findall(body)) for title, body in SECTION.findall(text))
+        sections = [(title, PAGE_LINK.findall(body)) for title, body in SECTION.findall(text)]
+        text += "\n".join(table_of_contents(title, pages) for title, pages in sections if pages)
     source[0] = text
 
 

@@ -91,7 +91,7 @@ test("HTML is shown as text, and does not affect the following text", () => {
   assert.equal(html('<a href="x">https://example.com</a'), `<p>&lt;a href=&quot;x&quot;&gt;${link("https://example.com")}&lt;/a</p>`);
 });
 
-const BOMBS = {
+const NESTED = {
   quotes: ">".repeat(2000),
   "quotes with spaces": "> ".repeat(2000),
   lists: "- ".repeat(2000),
@@ -104,14 +104,14 @@ const BOMBS = {
   "struck out": "~~a *b ".repeat(1000) + "c* d~~".repeat(1000),
 };
 
-for (const [name, bomb] of Object.entries(BOMBS)) {
+for (const [name, nested] of Object.entries(NESTED)) {
   test(`only blocks that are nested too deeply become plain text: ${name}`, () => {
-    const tokens = parseBlocks(`*before*\n\n${bomb}\n\n# after`);
+    const tokens = parseBlocks(`*before*\n\n${nested}\n\n# after`);
     const output = renderHtml(tokens);
     assert.match(output, /^<p><em>before<\/em><\/p>/);
     assert.match(output, /<h3>after<\/h3>/);
-    assert.ok(tokens.some(({ type, raw }) => type === "plain" && raw.trim() === bomb.trim()) || depth(output) <= 2 * MAX_DEPTH);
-    assert.equal(tokens.map(({ raw }) => raw).join(""), `*before*\n\n${bomb}\n\n# after`);
+    assert.ok(tokens.some(({ type, raw }) => type === "plain" && raw.trim() === nested.trim()) || depth(output) <= 2 * MAX_DEPTH);
+    assert.equal(tokens.map(({ raw }) => raw).join(""), `*before*\n\n${nested}\n\n# after`);
   });
 }
 

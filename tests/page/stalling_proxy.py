@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections can die without a word."""
+"""A TCP proxy whose connections can stall without being closed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 
-class HeldProxy:
-    """Forwards to ``port`` of this machine. After :meth:`hold` the present connections stay open and carry nothing."""
+class StallingProxy:
+    """Forwards connections to ``port`` of this machine."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -16,47 +16,47 @@ class HeldProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.url = ""
 
-    def hold(self) -> None:
-        for held in self._connections:
-            held.set()
+    def stall(self) -> None:
+        """Stop forwarding on the open connections, without closing them."""
+        for stalled in self._connections:
+            stalled.set()
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         """Close all connections."""
         for task in self._tasks:
             task.cancel()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        held = asyncio.Event()
-        self._connections.append(held)
-        there, back = await asyncio.open_connection("127.0.0.1", self.port)
-        for source, target in ((reader, back), (there, writer)):
-            task = asyncio.create_task(_forward(source, target, held))
+        stalled = asyncio.Event()
+        self._connections.append(stalled)
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        for source, target in ((reader, upstream_writer), (upstream_reader, writer)):
+            task = asyncio.create_task(_forward(source, target, stalled))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        self.cut()
+        self.disconnect()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def _forward(source: asyncio.StreamReader, target: asyncio.StreamWriter, held: asyncio.Event) -> None:
+async def _forward(source: asyncio.StreamReader, target: asyncio.StreamWriter, stalled: asyncio.Event) -> None:
     try:
         with suppress(ConnectionError):
             while data := await source.read(1 << 16):
-                if held.is_set():
+                if stalled.is_set():
                     await asyncio.Event().wait()
                 target.write(data)
                 await target.drain()
-            if held.is_set():
+            if stalled.is_set():
                 await asyncio.Event().wait()
     finally:
         target.close()
 
 
 @asynccontextmanager
-async def held_proxy(port: int) -> AsyncIterator[HeldProxy]:
-    """A proxy in front of ``port``."""
-    proxy = HeldProxy(port)
+async def stalling_proxy(port: int) -> AsyncIterator[StallingProxy]:
+    proxy = StallingProxy(port)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

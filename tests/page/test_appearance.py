@@ -1,20 +1,22 @@
-"""For everyone: contrast, names and roles of things, small windows, languages, themes, other people's sites."""
+"""Appearance: accessibility, small windows, languages, themes, prefixes and customisation."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import aiohttp_session
 import pytest
 from aiohttp import web
 from playwright.async_api import Page, expect
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 from tests.helpers import role_of, serving, until
-from tests.page.chat_page import Chat, repeats
-from tests.page.conftest import Visit
+from tests.page.chat_page import ChatPage
+from tests.page.engines import Messages, echo_chunks
+from tests.page.fixtures import ContextOptions, MakeStepper, StartServer, Visit
 from tests.page.test_composer import PHONE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
@@ -47,7 +49,7 @@ def f(x: int) -> str:  # {"a comment that goes on and on " * 5}
 ---
 """
 
-LOOKS: dict[str, dict[str, Any]] = {
+LOOKS: dict[str, ContextOptions] = {
     "light": {"color_scheme": "light"},
     "dark": {"color_scheme": "dark"},
     "phone": {**PHONE, "locale": "ja-JP"},
@@ -61,38 +63,38 @@ def axe() -> str:
     return AXE.read_text()
 
 
-async def findings(page: Page, *rules: str) -> list[str]:
-    """What axe finds wrong on the page as it stands, by ``rules`` of its, or by all that it thinks are for everyone."""
+async def violations(page: Page, *rules: str) -> list[str]:
+    """Return the violations that axe reports, for ``rules`` or for all of its default rules."""
     options = {"resultTypes": ["violations"], **({"runOnly": {"type": "rule", "values": rules}} if rules else {})}
-    found = await page.evaluate("(options) => axe.run(options)", options)
+    results = await page.evaluate("(options) => axe.run(options)", options)
     return [
-        f"{one['impact']}: {one['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for one in found["violations"]
-        for node in one["nodes"]
+        f"{violation['impact']}: {violation['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for violation in results["violations"]
+        for node in violation["nodes"]
     ]
 
 
-async def sideways(page: Page) -> list[str]:
-    """What makes the page wider than its window."""
-    wider: list[str] = await page.evaluate(
+async def overflowing(page: Page) -> list[str]:
+    """Return the elements that are wider than the window."""
+    elements: list[str] = await page.evaluate(
         """() => {
           const width = document.documentElement.clientWidth;
           const wide = document.documentElement.scrollWidth > width;
           const boxes = [...document.querySelectorAll("#scroll, #settings, #dev, #sidebar")];
           return [...(wide ? ["the page"] : []),
-            ...boxes.filter((one) => one.clientWidth && one.scrollWidth > one.clientWidth).map((one) => one.id)];
+            ...boxes.filter((box) => box.clientWidth && box.scrollWidth > box.clientWidth).map((box) => box.id)];
         }"""
     )
-    return wider
+    return elements
 
 
 @pytest.mark.parametrize("look", LOOKS)
-async def test_axe_finds_nothing_and_nothing_sticks_out(
-    start: Any, visit: Visit, stepper: Any, axe: str, look: str
+async def test_page_is_accessible_and_not_wider_than_its_window(
+    start: StartServer, visit: Visit, stepper: MakeStepper, axe: str, look: str
 ) -> None:
     engine = stepper()
 
-    def answer(messages: Any, params: Any) -> Any:
+    def answer(messages: Messages, params: GenerationParams) -> Iterator[str]:
         if messages[-1]["content"] == "Wait":
             yield from engine(messages, params)
         else:
@@ -107,70 +109,71 @@ async def test_axe_finds_nothing_and_nothing_sticks_out(
             max_queue_size=0,
         )
     )
-    options = {"reduced_motion": "reduce", **LOOKS[look]}
-    chat = Chat(await visit(server.url, **options))
+    options: ContextOptions = {"reduced_motion": "reduce", **LOOKS[look]}
+    chat = ChatPage(await visit(server.url, **options))
     page = chat.page
     await page.evaluate(axe)
-    seen: dict[str, list[str]] = {}
+    results: dict[str, list[str]] = {}
 
-    async def look_at(what: str) -> None:
-        rules = ["color-contrast"] if look == "dark" else []  # all else is as in light
-        seen[what] = [*await findings(page, *rules), *await sideways(page)]
+    async def check(state: str) -> None:
+        rules = ["color-contrast"] if look == "dark" else []  # the other rules do not depend on colours
+        results[state] = [*await violations(page, *rules), *await overflowing(page)]
 
     async def open_and_close(opener: str, panel: str) -> None:
         await page.locator(opener).click()
         await expect(page.locator(panel)).to_be_visible()
         await page.wait_for_function("() => document.getAnimations().length === 0")
-        await look_at(panel)
+        await check(panel)
         await page.locator(panel).press("Escape")
-        if await page.locator(panel).is_visible():  # beside the conversation, where there is room for it
+        if await page.locator(panel).is_visible():  # in wide windows, Escape leaves it open
             await page.locator(opener).click()
 
     await expect(page.locator("#welcome")).to_be_visible()
-    assert await page.locator("#scroll").evaluate("(one) => one.scrollTop") == 0, "the welcome begins at its beginning"
-    await look_at("empty")
+    assert await page.locator("#scroll").evaluate("(element) => element.scrollTop") == 0
+    await check("empty")
     await chat.write("Show everything")
     await chat.send_button.click()
-    await chat.see_state("complete")
+    await chat.expect_state("complete")
     await expect(chat.answer().locator("pre [class*=keyword]").first).to_be_visible()
-    await chat.act("times")
-    await chat.act("dislike")
-    await look_at("answer")
-    await chat.act("edit")
-    await look_at("editing")
+    await chat.click("times")
+    await chat.click("dislike")
+    await check("answer")
+    await chat.click("edit")
+    await check("editing")
     await page.get_by_role("textbox").and_(page.locator("[data-role=edit]")).press("Escape")
     await page.locator("#clear").click()
-    await look_at("question")
+    await check("question")
     await page.locator("#confirm-no").click()
     for opener, panel in (("#open-settings", "#settings"), ("#open-dev", "#dev")):
         await open_and_close(opener, panel)
     if look == "phone":
         await open_and_close("#open-sidebar", "#sidebar")
-    other = Chat(await visit(server.url))
+    other = ChatPage(await visit(server.url))
     await other.send("Wait")
     await until(lambda: engine.calls)
     await chat.write("Refused")
     await chat.send_button.click()
     await expect(chat.refusal).to_be_visible()
-    await look_at("refusal")
-    assert {what: wrong for what, wrong in seen.items() if wrong} == {}
+    await check("refusal")
+    assert {state: found for state, found in results.items() if found} == {}
 
 
-async def test_it_speaks_japanese_to_who_prefers_it_and_english_on_request(start: Any, visit: Visit) -> None:
-    server = await start(ChatStream(engine=repeats, client_roles=DEVELOPER, allow_system_prompt=True))
-    chat = Chat(await visit(server.url, locale="ja-JP"))
+async def test_language_follows_the_browser_and_can_be_changed(start: StartServer, visit: Visit) -> None:
+    server = await start(ChatStream(engine=echo_chunks, client_roles=DEVELOPER, allow_system_prompt=True))
+    chat = ChatPage(await visit(server.url, locale="ja-JP"))
     await expect(chat.page.locator("html")).to_have_attribute("lang", "ja")
     await expect(chat.page.locator("#welcome")).to_have_text("何についてお話ししましょうか？")
     await chat.ask("東京は晴れですか。")
-    await chat.see_turns("東京は晴れですか。", "東京は晴れですか。")
+    await chat.expect_turns("東京は晴れですか。", "東京は晴れですか。")
     await chat.page.locator("#open-settings").click()
     await expect(chat.page.get_by_text("温度", exact=True)).to_be_visible()
-    said = await chat.page.evaluate(
+    texts = await chat.page.evaluate(
         """[...document.querySelectorAll("button, label, h1, h2, h3, [aria-label], [title], [placeholder]")].flatMap(
-             (one) => [one.ariaLabel, one.title, one.placeholder, one.childElementCount ? "" : one.textContent])"""
+             (element) => [element.ariaLabel, element.title, element.placeholder,
+                            element.childElementCount ? "" : element.textContent])"""
     )
     allowed = re.compile(r"Top [kp]|Enter|Shift|English|n|Python")
-    english = [text for text in said if re.search("[A-Za-z]", allowed.sub("", text or ""))]
+    english = [text for text in texts if re.search("[A-Za-z]", allowed.sub("", text or ""))]
     assert english == []
     await chat.page.locator("#locale").select_option("en")
     await expect(chat.page.locator("html")).to_have_attribute("lang", "en")
@@ -178,8 +181,8 @@ async def test_it_speaks_japanese_to_who_prefers_it_and_english_on_request(start
     await expect(chat.message).to_have_attribute("placeholder", "Write a message")
 
 
-async def test_the_theme_is_the_systems_until_one_is_chosen(start: Any, visit: Visit) -> None:
-    page = await visit((await start(ChatStream(engine=repeats))).url, color_scheme="dark")
+async def test_theme_follows_the_system_unless_selected(start: StartServer, visit: Visit) -> None:
+    page = await visit((await start(ChatStream(engine=echo_chunks))).url, color_scheme="dark")
 
     async def brightness() -> int:
         colour = await page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -194,21 +197,22 @@ async def test_the_theme_is_the_systems_until_one_is_chosen(start: Any, visit: V
     assert await brightness() < 200
 
 
-async def test_nothing_moves_for_who_does_not_want_that(start: Any, visit: Visit, stepper: Any) -> None:
+async def test_reduced_motion_stops_animations(start: StartServer, visit: Visit, stepper: MakeStepper) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine))
-    moving = "document.getAnimations().filter((one) => one.effect.getTiming().iterations === Infinity).length"
-    for motion, moves in (("no-preference", True), ("reduce", False)):
-        chat = Chat(await visit(server.url, reduced_motion=motion))
+    endless = "document.getAnimations().filter(({ effect }) => effect.getTiming().iterations === Infinity).length"
+    settings: tuple[tuple[Literal["no-preference", "reduce"], bool], ...] = (("no-preference", True), ("reduce", False))
+    for motion, moves in settings:
+        chat = ChatPage(await visit(server.url, reduced_motion=motion))
         await chat.send("Wait")
         await expect(chat.turn().locator(".dots")).to_be_visible()
-        assert (await chat.page.evaluate(moving) > 0) is moves
+        assert (await chat.page.evaluate(endless) > 0) is moves
 
 
 @pytest.mark.parametrize("path", ["/support/", "/deep/er/"])
-async def test_it_works_under_a_prefix(visit: Visit, path: str) -> None:
+async def test_page_works_under_a_prefix(visit: Visit, path: str) -> None:
     app, inner = web.Application(), web.Application()
-    chat_stream = ChatStream(engine=repeats)
+    chat_stream = ChatStream(engine=echo_chunks)
     aiohttp_session.setup(app, MemoryStorage())
     if path == "/support/":
         chat_stream.setup(app)
@@ -218,7 +222,7 @@ async def test_it_works_under_a_prefix(visit: Visit, path: str) -> None:
         inner.add_routes(chat_stream.routes())
         app.add_subapp("/deep/er", inner)
     async with serving(app) as url:
-        chat = Chat(await visit(url + path))
+        chat = ChatPage(await visit(url + path))
         await chat.ask("```js\nlet x = 1;\n```")
         await expect(chat.answer().locator("pre [class*=keyword]").first).to_have_text("let")
         await chat.page.reload()
@@ -226,8 +230,8 @@ async def test_it_works_under_a_prefix(visit: Visit, path: str) -> None:
         await chat.page.close()
 
 
-async def test_it_looks_and_speaks_as_its_owner_wants(start: Any, visit: Visit) -> None:
-    look = {
+async def test_web_ui_params_customise_the_page(start: StartServer, visit: Visit) -> None:
+    params = {
         "title": {"en": "Ask the library", "ja": "図書館に聞く"},
         "welcome": "<b>Which book?</b>",
         "avatar": "📚",
@@ -235,12 +239,12 @@ async def test_it_looks_and_speaks_as_its_owner_wants(start: Any, visit: Visit) 
         "examples": ["Who wrote Genji?"],
         "theme": "dark",
     }
-    page = await visit((await start(ChatStream(engine=repeats, web_ui_params=look))).url)
-    chat = Chat(page)
+    page = await visit((await start(ChatStream(engine=echo_chunks, web_ui_params=params))).url)
+    chat = ChatPage(page)
     await expect(page).to_have_title("Ask the library")
     await expect(page.locator("#welcome")).to_have_text("<b>Which book?</b>")
     await expect(page.locator("#empty [data-avatar]")).to_have_text("📚")
     await page.get_by_role("button", name="Who wrote Genji?").click()
-    await chat.see_turns("Who wrote Genji?", "Who wrote Genji?")
+    await chat.expect_turns("Who wrote Genji?", "Who wrote Genji?")
     await chat.write("x")
     await expect(chat.send_button).to_have_css("background-color", "rgb(170, 0, 0)")

@@ -1,4 +1,4 @@
-"""The tests of the page notice what a browser complains of."""
+"""Problems that the browser reports are recorded, so that they fail a test."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import pytest
 from aiohttp import web
 
 from tests.helpers import serving
-from tests.page.conftest import Visit
+from tests.page.fixtures import Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 
 BAD = """<!doctype html><title>Bad</title><link rel="icon" href="data:,">
 <script src="missing.js"></script><script src="bad.js"></script>
-<p style="color: red">no style may stand here</p><img src="https://example.org/x.png">"""
+<p style="color: red">inline style</p><img src="https://example.org/x.png">"""
 
 
-async def test_each_kind_of_trouble_is_noticed(visit: Visit, problems: list[str]) -> None:
+async def test_all_kinds_of_problems_are_recorded(visit: Visit, problems: list[str]) -> None:
     async def page(request: web.Request) -> web.Response:
         policy = {"Content-Security-Policy": "default-src 'none'; script-src 'self'; img-src *; connect-src 'self'"}
         return web.Response(text=BAD, content_type="text/html", headers=policy)
@@ -35,6 +35,6 @@ async def test_each_kind_of_trouble_is_noticed(visit: Visit, problems: list[str]
         "console error: Applying inline style violates",
         "uncaught: 5",
     ):
-        noticed = [problem for problem in problems if problem.startswith(beginning)]
-        assert len(noticed) == 1, beginning
-        problems.remove(noticed[0])
+        recorded = [problem for problem in problems if problem.startswith(beginning)]
+        assert len(recorded) == 1, beginning
+        problems.remove(recorded[0])

@@ -1,4 +1,4 @@
-"""Browsers that keep nothing: without cookies, and with a storage that is full or blocked."""
+"""Browsers without cookies, and with full or blocked storage."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from aiohttp_session import Session
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from aiochatstream import ChatStream, MemoryStorage
-from tests.page.browser_problems import watch
-from tests.page.chat_page import Chat, repeats
-from tests.page.conftest import ARGUMENTS, PATIENCE_MS, Visit
+from tests.page.browser import ARGUMENTS, TIMEOUT_MS, record_problems
+from tests.page.chat_page import ChatPage
+from tests.page.engines import echo_chunks
+from tests.page.fixtures import StartServer, Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 
@@ -23,16 +25,16 @@ COOKIES = "This page needs cookies."
 STORAGE = "This browser cannot store data for this page."
 
 
-class Forgetting(MemoryStorage):
+class CookielessStorage(MemoryStorage):
     """Sets no cookie, as if a browser or a proxy dropped it."""
 
-    async def save_session(self, request: Any, response: Any, session: Any) -> None:
+    async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         """Do nothing."""
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def blocking(chromium: Browser, tmp_path: Path, problems: list[str]) -> AsyncIterator[Page]:
-    """A page of a browser whose user blocks all cookies, which blocks localStorage and Web Locks, too."""
+async def blocking_page(chromium: Browser, tmp_path: Path, problems: list[str]) -> AsyncIterator[Page]:
+    """A page in a browser that blocks all cookies, and therefore also localStorage and Web Locks."""
     preferences = tmp_path / "profile" / "Default" / "Preferences"
     preferences.parent.mkdir(parents=True)
     preferences.write_text(json.dumps({"profile": {"default_content_setting_values": {"cookies": 2}}}))
@@ -40,40 +42,42 @@ async def blocking(chromium: Browser, tmp_path: Path, problems: list[str]) -> As
         context = await playwright.chromium.launch_persistent_context(
             tmp_path / "profile", executable_path=shutil.which("chromium"), args=ARGUMENTS, locale="en-US"
         )
-        context.set_default_timeout(PATIENCE_MS)
+        context.set_default_timeout(TIMEOUT_MS)
         yield context.pages[0]
         await context.close()
 
 
-async def test_where_cookies_are_blocked_the_screen_is_kept_and_one_is_told_once(
-    start: Any, blocking: Page, problems: list[str]
+async def test_blocked_cookies_keep_the_turns_and_show_one_notice(
+    start: StartServer, blocking_page: Page, problems: list[str]
 ) -> None:
-    server = await start(ChatStream(engine=repeats))
-    watch(blocking.context, server.url, problems)
-    await blocking.goto(server.url)
-    assert await blocking.evaluate("document.cookie = 'a=1', document.cookie") == ""
-    await talk_without_cookies(Chat(blocking))
-    await expect(blocking.locator("#notices").get_by_text(STORAGE)).to_have_count(1)
-    await expect(blocking.locator("#conversations > li")).to_have_text(["one"])
+    server = await start(ChatStream(engine=echo_chunks))
+    record_problems(blocking_page.context, server.url, problems)
+    await blocking_page.goto(server.url)
+    assert await blocking_page.evaluate("document.cookie = 'a=1', document.cookie") == ""
+    await talk_without_cookies(ChatPage(blocking_page))
+    await expect(blocking_page.locator("#notices").get_by_text(STORAGE)).to_have_count(1)
+    await expect(blocking_page.locator("#conversations > li")).to_have_text(["one"])
 
 
-async def test_where_the_cookie_is_dropped_on_the_way_the_screen_is_kept_too(start: Any, visit: Visit) -> None:
-    await talk_without_cookies(Chat(await visit((await start(ChatStream(engine=repeats), Forgetting())).url)))
+async def test_dropped_cookies_keep_the_turns_on_the_screen(start: StartServer, visit: Visit) -> None:
+    await talk_without_cookies(
+        ChatPage(await visit((await start(ChatStream(engine=echo_chunks), CookielessStorage())).url))
+    )
 
 
-async def talk_without_cookies(chat: Chat) -> None:
+async def talk_without_cookies(chat: ChatPage) -> None:
     await chat.ask("one")
     await chat.ask("two")
     await chat.ask("three")
-    await chat.see_turns("one", "one", "two", "two", "three", "three")
+    await chat.expect_turns("one", "one", "two", "two", "three", "three")
     await expect(chat.refusal).to_have_count(0)
     await expect(chat.page.locator("#notices").get_by_text(COOKIES)).to_have_count(1)
     await chat.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    await chat.see_turns("one", "one", "two", "two", "three", "three")
+    await chat.expect_turns("one", "one", "two", "two", "three", "three")
 
 
-async def test_with_a_full_storage_all_works_until_the_page_is_left(start: Any, visit: Visit) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+async def test_full_storage_keeps_data_in_memory(start: StartServer, visit: Visit) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     page = chat.page
     await page.evaluate(
         """() => {

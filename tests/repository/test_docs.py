@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from cryptography.fernet import Fernet
 
 import aiochatstream
 from aiochatstream import ChatStream, MemoryConversationStore
-from aiochatstream.cli.main import _parser
-from aiochatstream.console.commands import COMMANDS
+from aiochatstream.cli.main import build_parser
+from aiochatstream.console.console import COMMANDS
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.auth.roles import AUTH_METHODS
 from aiochatstream.web.routes import APIS
@@ -32,9 +33,16 @@ PAGES = [ROOT / "README.md", ROOT / "README_ja.md", *sorted(DOCS.rglob("*.md"))]
 CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
+def extras() -> list[str]:
+    """Return the extras for users in setup.cfg."""
+    metadata = ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    return [extra for extra in metadata["options.extras_require"] if extra not in ("dev", "docs")]
+
+
 def options_of(command: str) -> list[str]:
     """The options of ``aiochatstream command``."""
-    commands = next(action for action in _parser()._actions if action.choices and command in action.choices)
+    commands = next(action for action in build_parser()._actions if action.choices and command in action.choices)
     parser: Any = commands.choices[command]  # type: ignore[index]
     return [action.option_strings[-1] for action in parser._actions if action.option_strings and action.dest != "help"]
 
@@ -43,6 +51,7 @@ def options_of(command: str) -> list[str]:
 @pytest.mark.parametrize(
     ("page", "names"),
     [
+        ("index.md", extras()),
         ("options.md", list(inspect.signature(ChatStream).parameters)),
         ("endpoints.md", [api.path for api in APIS.values()]),
         ("endpoints.md", list(ParamOverrides.model_fields)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from aiochatstream.param_limits import allowed_ranges
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.errors import answers_errors_as_chatstream
 from aiochatstream.web.json import json_response
@@ -21,7 +20,7 @@ async def set_generation_params(server: Server, request: web.Request) -> web.Str
     await user.refresh()
     wanted = server.user_params(user).model_copy(update=asked.changes())
     server.override(wanted, where="")
-    await user.keep_params(wanted.model_dump(mode="json", exclude_none=True))
+    await user.save_params(wanted.model_dump(mode="json", exclude_none=True))
     return _effective(server, wanted)
 
 
@@ -44,5 +43,5 @@ def _effective(server: Server, wanted: ParamOverrides) -> web.Response:
         **others,
         "seed": wanted.seed,
     }
-    limits = allowed_ranges(server.param_limits, server.params)
+    limits = server.param_limits.ranges(server.params)
     return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})
