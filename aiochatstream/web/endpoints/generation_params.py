@@ -20,7 +20,7 @@ async def set_generation_params(server: Server, request: web.Request) -> web.Str
     await user.refresh()
     wanted = server.user_params(user).model_copy(update=asked.changes())
     server.override(wanted, where="")
-    await user.keep_params(wanted.model_dump(mode="json", exclude_none=True))
+    await user.save_params(wanted.model_dump(mode="json", exclude_none=True))
     return _effective(server, wanted)
 
 
