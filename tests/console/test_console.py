@@ -187,7 +187,7 @@ async def test_params_are_checked_against_the_limits_of_the_model(local: Open) -
     assert screen.errors == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
     engine = ScriptedEngine()
-    engine.vocabulary = 100
+    engine.vocab_size = 100
     screen = await enter(await local(engine), """/params logit_bias '{"100": 1}'""")
     assert screen.errors == ["params.logit_bias: token id 100 is out of range; the vocabulary has 100 tokens."]
 
@@ -275,7 +275,7 @@ async def interrupt_answer(console: Console, engine: Stepper, line: str) -> None
     """Enter ``line`` and interrupt the answer after one step."""
     task = asyncio.create_task(console.handle(line))
     engine.allow(1)
-    await until(lambda: screen_of(console)._answer)
+    await until(lambda: screen_of(console).answer)
     console.interrupt()
     while not task.done():
         engine.allow(1)
@@ -302,7 +302,7 @@ async def test_a_second_interrupt_abandons_the_answer(open_: Open, stepper: NewS
     console = await open_(engine)
     task = asyncio.create_task(console.handle("one"))
     engine.allow(1)
-    await until(lambda: screen_of(console)._answer)
+    await until(lambda: screen_of(console).answer)
     console.interrupt()
     console.interrupt()
     await asyncio.wait_for(task, 10)
