@@ -45,9 +45,9 @@ class Typist:
 
 
 @asynccontextmanager
-async def chatting(server: Server | str, *options: str, **env: str) -> AsyncIterator[Typist]:
+async def chatting(server: Server | str, *options: str, lc_all: str = "C.UTF-8") -> AsyncIterator[Typist]:
     url = server if isinstance(server, str) else server.url
-    with terminal("chat", url, *options, **env) as opened:
+    with terminal("chat", url, *options, LC_ALL=lc_all) as opened:
         yield Typist(opened)
 
 
@@ -202,7 +202,7 @@ async def test_control_characters_of_answers_are_removed() -> None:
 
 
 async def test_in_japanese(echo_server: Server) -> None:
-    async with chatting(echo_server, LC_ALL="ja_JP.UTF-8") as typist:
+    async with chatting(echo_server, lc_all="ja_JP.UTF-8") as typist:
         await typist.read("Ctrl-D で終了します")
         await typist.enter("/halp")
         await typist.read("^/halp というコマンドはありません。/help ですか")

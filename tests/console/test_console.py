@@ -275,7 +275,7 @@ async def interrupt_answer(console: Console, engine: Stepper, line: str) -> None
     """Enter ``line`` and interrupt the answer after one step."""
     task = asyncio.create_task(console.handle(line))
     engine.allow(1)
-    await until(lambda: screen_of(console)._answer)
+    await until(lambda: screen_of(console).answer)
     console.interrupt()
     while not task.done():
         engine.allow(1)
@@ -302,7 +302,7 @@ async def test_a_second_interrupt_abandons_the_answer(open_: Open, stepper: NewS
     console = await open_(engine)
     task = asyncio.create_task(console.handle("one"))
     engine.allow(1)
-    await until(lambda: screen_of(console)._answer)
+    await until(lambda: screen_of(console).answer)
     console.interrupt()
     console.interrupt()
     await asyncio.wait_for(task, 10)

@@ -141,7 +141,7 @@ async def test_what_is_no_token_of_the_last_hour_is_a_bad_request(worker: Any, c
     await told(client, "one")
     status, answer = await commit(client, token)
     assert (status, answer["error"]) == (400, "bad_request")
-    assert answer["detail"].startswith("commit: is not a token")
+    assert answer["detail"].startswith("commit: must be a token")
 
 
 def test_no_flipped_bit_of_a_token_is_taken() -> None:
