@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
 
+pytestmark = pytest.mark.slow
+
 if shutil.which("g++") is None:
     pytest.skip("a C++ compiler is missing: apt-get install g++", allow_module_level=True)
 
