@@ -124,7 +124,7 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
     return findings
 
 
-async def _harness(request: web.Request) -> web.Response:
+async def _harness(request: web.Request) -> web.FileResponse:
     return web.FileResponse(HARNESS)
 
 
