@@ -464,7 +464,7 @@ def target_server(options: argparse.Namespace) -> Iterator[tuple[str, psutil.Pro
                 raise ValueError(f"--pid {options.pid}: no such process.") from None
             yield options.url, process
             return
-        arguments = ("--slots", str(options.slots), "--queue", str(options.queue), "--pieces", "24")
+        arguments = ("--slots", str(options.slots), "--queue", str(options.queue), "--chunks", "24")
         server = stack.enter_context(running_server("words", *arguments))
         yield server.url, server.process
 
