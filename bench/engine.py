@@ -32,9 +32,10 @@ from runners import Runner, engine_runner, measure_stall, plain_runner, step_s, 
 from step_profile import StepProfiler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aiochatstream.engines.transformers.cpu.openmp import release_helpers
-from aiochatstream.engines.transformers.engine import PackedForward, TransformersEngine
+from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
+from aiochatstream.engines.transformers.engine import TransformersEngine
 from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, folder, locate
+from aiochatstream.engines.transformers.packed_forward import PackedForward
 
 CONTEXT = 2048
 """Maximum tokens of a row."""
@@ -172,7 +173,7 @@ class EngineBench:
             runner([self._ids(8)], 4)  # the first pass is slow
         self.results.weight_bytes = sum(weights.values())
         self.results.bandwidth = bandwidth(device, self.options.read_mib, self.options.rounds)
-        release_helpers()  # those of this thread slow the engine down
+        release_idle_threads()  # those of this thread slow the engine down
 
     def run(self) -> None:
         for part in self.options.parts:

@@ -18,7 +18,7 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp_session import Session
 
 from aiochatstream import Conversation, MemoryConversationStore, MemoryStorage, Turn
-from aiochatstream.sessions.memory_storage import random_id
+from aiochatstream.conversations.random_ids import random_id
 from aiochatstream.sessions.user_session import SESSION_KEY
 
 TURNS = 4

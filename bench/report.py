@@ -13,6 +13,7 @@ from page import browser, compare, engine, overhead, soak
 from page.section import Report, Section
 
 from aiochatstream.bench.charts import require_matplotlib
+from aiochatstream.extras import MissingExtra
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -101,7 +102,7 @@ def main() -> int:
         parser.error(f"{folder} is not a folder")
     try:
         names = write(folder)
-    except ValueError as error:
+    except (ValueError, MissingExtra) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return WRONG_USE
     print(f"{folder}: wrote {', '.join(names)}")

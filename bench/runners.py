@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aiochatstream import Engine, GenerationParams, Prompt
-from aiochatstream.engines.transformers.cpu.openmp import release_helpers
+from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 
 TokenTimes = list[float]
 """Start of an answer, then the time of each of its tokens: clock readings in seconds."""
@@ -55,7 +55,7 @@ def token_times(
     """Yield the start of an answer, then the time of each token. ``owner`` and ``shared`` are those of Prompt."""
     params = GenerationParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
     yield time.perf_counter()
-    for delta in engine.generate(Prompt([], ids, owner=owner, shared=shared), params):
+    for delta in engine.generate(Prompt([], ids, owner=owner, shared_tokens=shared), params):
         for _ in delta.token_ids:
             yield time.perf_counter()
 
@@ -130,7 +130,7 @@ def plain_runner(model: Any) -> Runner:
             streamer=streamer,
             pad_token_id=0,
         )
-        release_helpers()  # they would slow the engine down
+        release_idle_threads()  # they would slow the engine down
         return [[start, *streamer.times[1:]]] * len(prompts)
 
     return run

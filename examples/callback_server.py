@@ -1,4 +1,4 @@
-"""An application that is told how each request came out: python examples/callback_server.py."""
+"""A callback for the outcome of each request: python examples/callback_server.py."""
 
 import aiohttp_session
 from aiohttp import web
@@ -10,11 +10,11 @@ from aiochatstream import ChatStream, MemoryStorage
 async def create_app():
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=64)
 
-    async def finished(request, message):  # success, client_disconnected_..., or unknown_error_occurred: why
+    async def print_outcome(request, message):  # success, client_disconnected_... or unknown_error_occurred: REASON
         print("finished:", message, flush=True)
 
     async def stream(request):
-        return await chat_stream.handle_chat_stream_request(request, callback=finished)
+        return await chat_stream.handle_chat_stream_request(request, callback=print_outcome)
 
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())

@@ -1,4 +1,4 @@
-"""A chat in the terminal, without a server: python examples/console.py. (`aiochatstream chat` is the grown-up one.)"""
+"""A chat in the terminal, without a server: python examples/console.py. (See also `aiochatstream chat`.)"""
 
 import asyncio
 
@@ -8,8 +8,8 @@ from aiochatstream import ChatStream, LoadTime
 
 
 async def main():
-    loaded = LoadTime(name="the small model", fn=model)()
-    async with ChatStream(model=loaded, tokenizer=tokenizer, temperature=0.2, top_p=0.7) as chat_stream:
+    small_model = LoadTime(name="the small model", fn=model)()
+    async with ChatStream(model=small_model, tokenizer=tokenizer, temperature=0.2, top_p=0.7) as chat_stream:
         while text := (await asyncio.to_thread(input, "you: ")).strip():
             async for _, new_text, pos in chat_stream.handle_console_input(text):
                 print(new_text, end="\n" if pos == "end" else "", flush=True)

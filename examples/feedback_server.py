@@ -1,4 +1,4 @@
-"""Likes and dislikes: python examples/feedback_server.py appends them to feedback.jsonl."""
+"""Likes and dislikes, appended to feedback.jsonl: python examples/feedback_server.py."""
 
 import aiohttp_session
 from aiohttp import web
@@ -6,16 +6,16 @@ from simple_server import model, tokenizer
 
 from aiochatstream import ChatStream, FeedbackFile, MemoryStorage
 
-write_down = FeedbackFile("feedback.jsonl")
+append_to_file = FeedbackFile("feedback.jsonl")
 
 
-async def received(request, feedback):
-    await write_down(request, feedback)
+async def on_feedback(request, feedback):
+    await append_to_file(request, feedback)
     print("liked" if feedback.is_like else "not liked", feedback.target_message_id, flush=True)
 
 
 async def create_app():
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, on_feedback_received=received)
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, on_feedback_received=on_feedback)
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream.append_apis(app, {"include": ["chat_stream", "set_feedback"]})

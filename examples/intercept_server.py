@@ -1,4 +1,4 @@
-"""An application that reads the request before ChatStream does: python examples/intercept_server.py."""
+"""A handler that checks the request before ChatStream: python examples/intercept_server.py."""
 
 import aiohttp_session
 from aiohttp import web
@@ -13,7 +13,7 @@ async def create_app():
     async def stream(request):
         body = await request.read()
         if b"password" in body:
-            return web.json_response({"error": "refused", "detail": "Do not tell passwords."}, status=422)
+            return web.json_response({"error": "refused", "detail": "Do not send passwords."}, status=422)
         return await chat_stream.handle_chat_stream_request(request, request_body=body)
 
     app = web.Application()

@@ -1,4 +1,4 @@
-"""Mock answers, for work on a page without a model: python examples/mock_server.py."""
+"""Mock answers, for developing a front end without a model: python examples/mock_server.py."""
 
 import aiohttp_session
 from aiohttp import web

@@ -1,7 +1,7 @@
-"""Workers share sessions and conversations: gunicorn examples.redis_conversations:create_app, with aiohttp's workers.
+"""Sessions and conversations in Redis, for several workers: gunicorn examples.redis_conversations:create_app.
 
-Redis is where REDIS_URL says, or on this machine. The answers are mock ones, so that several workers need no memory for
-as many models: give ChatStream your model and tokenizer instead.
+Use one of aiohttp's worker classes. REDIS_URL is the address of Redis (default: this machine). Mock answers save the
+memory for a model in each worker: pass your model and tokenizer to ChatStream instead.
 """
 
 import os
@@ -23,7 +23,7 @@ async def create_app():
         await redis.aclose()
 
     app = web.Application()
-    app.cleanup_ctx.append(close_redis)  # the first to open is the last to close: running answers are still kept
+    app.cleanup_ctx.append(close_redis)  # opened first and closed last, so that running answers can be stored
     aiohttp_session.setup(app, RedisStorage(redis))
     chat_stream = ChatStream(
         use_mock_response=True,

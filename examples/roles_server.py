@@ -1,7 +1,7 @@
-"""Who may do what: DEVELOPER_PHRASE=... MONITOR_KEY=... python examples/roles_server.py.
+"""Roles with a pass phrase and a key: DEVELOPER_PHRASE=... MONITOR_KEY=... python examples/roles_server.py.
 
-Typing the phrase into the chat makes one a developer, for the session. A program that sends the header
-X-FastSession-Skip: skip has no session, and shows its key in X-ChatStream-Auth-Header.
+A user who types the phrase into the chat gets the role developer for the session. A program without a session sends
+the header X-FastSession-Skip: skip, and its key in X-ChatStream-Auth-Header.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Many people talk to one model: python examples/simple_server.py, or under gunicorn (see the README)."""
+"""A chat server for many users of one model: python examples/simple_server.py, or gunicorn (see the README)."""
 
 import aiohttp_session
 from aiohttp import web
@@ -7,10 +7,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aiochatstream import ChatPrompt, ChatStream, MemoryStorage
 from aiochatstream.engines.transformers import choose_device, choose_dtype, small_model
 
-device = choose_device()  # a GPU, where there is one
+device = choose_device()  # a GPU, if there is one
 
 
-def model():  # small_model() is a local folder; a HuggingFace id does as well
+def model():  # small_model() returns a local folder; a HuggingFace id also works
     return AutoModelForCausalLM.from_pretrained(small_model(), dtype=choose_dtype(device))
 
 
@@ -28,7 +28,7 @@ async def create_app():
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     app.router.add_post("/chat_stream", stream)
-    chat_stream.setup(app)  # loads the model while the server already listens
+    chat_stream.setup(app)  # loads the model in the background
     return app
 
 

@@ -1,6 +1,6 @@
 """Conversations in an application's own database, by its own logins: python examples/sqlite_conversations.py.
 
-Whoever logs in finds their conversations again, from any browser and after a restart.
+After login, users find their conversations again, from any browser and after a restart.
 """
 
 import json
@@ -28,13 +28,13 @@ class SqliteStore(ConversationStore):
 
     async def load(self, user_id, name):
         query = "SELECT content FROM conversations WHERE user = ? AND name = ?"
-        async with self._database.execute(query, (user_id, name)) as found:
-            row = await found.fetchone()
+        async with self._database.execute(query, (user_id, name)) as cursor:
+            row = await cursor.fetchone()
         return None if row is None else Conversation.from_dict(json.loads(row[0]))
 
     async def save(self, user_id, name, conversation, *, expected_number):
         content = json.dumps(conversation.to_dict(), ensure_ascii=False)
-        saved = await self._database.execute(
+        cursor = await self._database.execute(
             "INSERT INTO conversations VALUES (:user, :name, :number, :content) ON CONFLICT DO UPDATE "
             "SET number = :number, content = :content WHERE number = :expected",
             {
@@ -46,23 +46,23 @@ class SqliteStore(ConversationStore):
             },
         )
         await self._database.commit()
-        if saved.rowcount == 0:
-            raise ConversationChanged("The conversation was changed meanwhile.")
+        if cursor.rowcount == 0:
+            raise ConversationChanged("The conversation has changed.")
 
     async def forget(self, user_id, name):
         query = "DELETE FROM conversations WHERE user = ? AND name = ?"
-        deleted = await self._database.execute(query, (user_id, name))
+        cursor = await self._database.execute(query, (user_id, name))
         await self._database.commit()
-        return deleted.rowcount > 0
+        return cursor.rowcount > 0
 
 
 async def log_in(request):
     session = await aiohttp_session.new_session(request)
-    session["user"] = (await request.json())["user"]  # where a real application checks a password
+    session["user"] = (await request.json())["user"]  # a real application checks a password here
     return web.json_response({"success": True})
 
 
-async def logged_in(request):
+async def current_user(request):
     user = (await aiohttp_session.get_session(request)).get("user")
     if user is None:
         raise web.HTTPUnauthorized
@@ -71,7 +71,7 @@ async def logged_in(request):
 
 async def create_app(path="conversations.sqlite"):
     store = SqliteStore(path)
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, conversation_store=store, identify_user=logged_in)
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, conversation_store=store, identify_user=current_user)
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     app.router.add_post("/log_in", log_in)

@@ -25,29 +25,17 @@ from aiochatstream.engines.transformers import small_model
 from tests.helpers import Client, Server, Stepper, running_server
 from tests.redis_server import RedisServer, running_redis
 
-LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+pytest_plugins = ["tests.slow"]
 
-ON_BOTH = (
-    "test_admission",
-    "test_chatstream_wire",
-    "test_completion",
-    "test_disconnect",
-    "test_formats",
-    "test_queue",
-    "test_redis",
-    "test_shutdown",
-    "test_stream",
-    "test_turns",
-)
-"""Modules whose promises are about tasks, connections and their ends: both event loops have to keep them."""
+LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    """Both loops for these modules and for tests that choose themselves; every other test has one of the two, by its
-    name, so that half of them run on each.
+    """Return both loops for tests with the marker ``both_loops`` and for tests that select one themselves; one of the
+    two, chosen by the name of the test, for all others.
     """
     chosen = item.get_closest_marker("asyncio")
-    if item.path.stem in ON_BOTH or (chosen is not None and "loop_factories" in chosen.kwargs):
+    if item.get_closest_marker("both_loops") or (chosen is not None and "loop_factories" in chosen.kwargs):
         return LOOPS
     name = list(LOOPS)[zlib.crc32(f"{item.path.name}::{item.name}".encode()) % 2]
     return {name: LOOPS[name]}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from aiochatstream.extras import requires_extra
 from aiochatstream.terminal import one_line
 
 if TYPE_CHECKING:
@@ -102,11 +103,9 @@ class Span:
 
 
 def require_matplotlib() -> None:
-    """Raise ValueError with the command that installs matplotlib if it is missing."""
-    try:
-        import matplotlib  # noqa: F401 - an optional dependency, slow to import
-    except ImportError:
-        raise ValueError("Plots require matplotlib: pip install 'aiochatstream[bench]'.") from None
+    """Raise MissingExtra if matplotlib is missing."""
+    with requires_extra("bench"):
+        import matplotlib  # noqa: F401 - slow to import
 
 
 def line_chart(

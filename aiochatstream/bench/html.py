@@ -31,7 +31,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; padding-left
 
 
 def page(plan: Plan, runs: Sequence[LoadRun]) -> str:
-    """Return the report as HTML. Raise ValueError if matplotlib is missing."""
+    """Return the report as HTML. Raise MissingExtra if matplotlib is missing."""
     summaries = [summarize(run) for run in runs]
     names = [table.run_name(summary) for summary in summaries]
     sections = []

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from aiochatstream.bench.request import RequestRecord
+from aiochatstream.extras import requires_extra
 
 TokenCounter = Callable[[str], int]
 
 
 def load_tokenizer(name: str) -> TokenCounter:
     """Return a counter with the HuggingFace tokenizer ``name`` (id or folder). Raise ValueError if it fails to load."""
-    from transformers import AutoTokenizer  # slow to import
+    with requires_extra("transformers"):
+        from transformers import AutoTokenizer  # slow to import
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -1,4 +1,4 @@
-"""The options of ``aiochatstream serve`` that say where conversations live."""
+"""Options of ``aiochatstream serve`` for sessions and conversations."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream.sessions import ConversationStore, CookieStorage, MemoryStorage
-from aiochatstream.texts import Messages
+from aiochatstream.conversations.store import ConversationStore
+from aiochatstream.extras import requires_extra
+from aiochatstream.sessions import CookieStorage, MemoryStorage
+from aiochatstream.texts import Texts
 from aiochatstream.web.auth.secret_files import read_secrets
 
 logger = logging.getLogger(__name__)
@@ -24,25 +26,25 @@ NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.gener
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Put the options on ``parser``."""
+    """Add the options to ``parser``."""
     add = parser.add_argument
-    add("--session", default="memory", choices=["memory", "cookie", "redis"], help="where conversations live")
+    add("--session", default="memory", choices=["memory", "cookie", "redis"], help="where conversations are stored")
     add(
         "--secret-key-file",
         type=Path,
         metavar="FILE",
-        help=f"the keys of --session cookie, a line each, the newest first; else those of {SECRET_KEY}",
+        help=f"keys of --session cookie, one per line, newest first (or in {SECRET_KEY})",
     )
-    add("--redis", metavar="URL", help=f"redis://HOST:PORT of --session redis; else that of {REDIS_URL}")
-    add("--dev", action="store_true", help="--session cookie with a key made at this start, for trying things out")
-    add("--secure", action="store_true", help="send cookies over HTTPS only (behind a proxy that speaks HTTPS)")
+    add("--redis", metavar="URL", help=f"redis://HOST:PORT of --session redis (or in {REDIS_URL})")
+    add("--dev", action="store_true", help="--session cookie with a temporary key, for development")
+    add("--secure", action="store_true", help="send cookies over HTTPS only (for use behind an HTTPS proxy)")
 
 
 class Sessions(NamedTuple):
-    """Where sessions and conversations live.
+    """Storages of sessions and conversations.
 
-    store: None is where the storage says.
-    connection: a cleanup context of the app, which has to be open while they are used.
+    store: None uses the default for the session storage.
+    connection: cleanup context of the app that closes their connection.
     """
 
     storage: AbstractStorage
@@ -50,29 +52,28 @@ class Sessions(NamedTuple):
     connection: Callable[[web.Application], AsyncIterator[None]] | None = None
 
 
-def sessions_of(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> Sessions:
-    """What the options ask for. Raises ValueError and OSError with a sentence."""
+def configure(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> Sessions:
+    """Return the storages that the options specify. Raises ValueError and OSError."""
     if options.session != "cookie" and (options.secret_key_file is not None or options.dev):
-        raise ValueError(messages.key_file_alone)
+        raise ValueError(texts.key_file_without_cookie)
     if options.session != "redis" and options.redis is not None:
-        raise ValueError(messages.redis_alone)
+        raise ValueError(texts.redis_without_session)
     if options.session == "redis":
-        return _redis(options, messages, environment)
+        return _redis(options, texts, environment)
     if options.session == "memory":
         return Sessions(MemoryStorage(secure=options.secure))
-    return Sessions(CookieStorage(_keys(options, messages, environment), secure=options.secure))
+    return Sessions(CookieStorage(_keys(options, texts, environment), secure=options.secure))
 
 
-def _redis(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> Sessions:
+def _redis(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> Sessions:
     url = options.redis or environment.get(REDIS_URL)
     if not url:
-        raise ValueError(messages.no_redis_url.format(variable=REDIS_URL))
-    try:
+        raise ValueError(texts.no_redis_url.format(variable=REDIS_URL))
+    with requires_extra("redis"):
         from redis.asyncio import Redis
-    except ModuleNotFoundError:
-        raise ValueError(messages.no_redis_package) from None
-    from aiochatstream.conversations.redis_store import RedisConversationStore
-    from aiochatstream.sessions.redis_storage import RedisStorage
+
+        from aiochatstream.conversations.redis_store import RedisConversationStore
+        from aiochatstream.sessions.redis_storage import RedisStorage
 
     redis = Redis.from_url(url)
 
@@ -83,19 +84,19 @@ def _redis(options: argparse.Namespace, messages: Messages, environment: Mapping
     return Sessions(RedisStorage(redis, secure=options.secure), RedisConversationStore(redis), connection)
 
 
-def _keys(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> list[str]:
+def _keys(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> list[str]:
     if options.dev:
-        logger.warning(messages.dev_key)
+        logger.warning(texts.dev_key)
         return [Fernet.generate_key().decode()]
     if options.secret_key_file is not None:
         source, text = str(options.secret_key_file), read_secrets(options.secret_key_file)
     else:
         source, text = SECRET_KEY, environment.get(SECRET_KEY, "")
         if not text.strip():
-            raise ValueError(messages.no_key_file.format(command=NEW_KEY, variable=SECRET_KEY))
+            raise ValueError(texts.no_key_file.format(command=NEW_KEY, variable=SECRET_KEY))
     keys: list[str] = text.split()
     try:
         CookieStorage(keys)
     except ValueError:
-        raise ValueError(messages.no_key.format(file=source, command=NEW_KEY)) from None
+        raise ValueError(texts.no_key.format(file=source, command=NEW_KEY)) from None
     return keys

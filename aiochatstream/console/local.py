@@ -1,23 +1,25 @@
-"""A model in this process."""
+"""Backend for a model in this process."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
 from aiochatstream.console.backend import Backend
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
+from aiochatstream.conversations.memory_store import MemoryConversationStore
+from aiochatstream.conversations.user import User
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.chat import Chat
 from aiochatstream.runtime.events import Event
-from aiochatstream.sessions import MemoryConversationStore, User
 
 CONVERSATION = "main"
 
 
 class LocalBackend(Backend):
-    """Talks with ``chat``, which is to be entered and ready.
+    """Conversation with a model in this process.
 
-    :param system: the system prompt; empty leaves the model's own.
+    :param chat: an entered Chat that is ready.
+    :param system: system prompt; empty for the model's default.
     """
 
     def __init__(self, chat: Chat, name: str, system: str = "") -> None:
@@ -44,10 +46,10 @@ class LocalBackend(Backend):
     async def set_system(self, text: str) -> None:
         self._system = text
 
-    async def save(self) -> Saved:
-        return Saved.of(await self._user.load(CONVERSATION), self._system)
+    async def save(self) -> ExportedConversation:
+        return ExportedConversation.of(await self._user.load(CONVERSATION), self._system)
 
-    async def load(self, saved: Saved) -> None:
+    async def load(self, saved: ExportedConversation) -> None:
         conversation = saved.to_conversation()
         await self._store.forget(self._user.id, CONVERSATION)
         await self._store.save(self._user.id, CONVERSATION, conversation, expected_number=conversation.number)

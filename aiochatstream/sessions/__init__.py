@@ -1,14 +1,11 @@
-"""Where a conversation lives."""
+"""The user behind a request, identified by aiohttp-session."""
 
-from aiochatstream.conversations.store import ConversationStore, Holder, StopRequest
-from aiochatstream.sessions.agent import AgentSession
+from aiochatstream.sessions.agent import AgentSession, is_agent
 from aiochatstream.sessions.cookie_session import CookieUserSession
 from aiochatstream.sessions.encrypted_cookie import CookieStorage
-from aiochatstream.sessions.memory_storage import MemoryConversationStore, MemoryStorage, random_id, recent_params
+from aiochatstream.sessions.memory_storage import MemoryStorage, recent_params
 from aiochatstream.sessions.user_session import (
     SESSIONS_HINT,
-    Kept,
-    User,
     UserSession,
     granted_role,
     keeps_data_in_cookie,
@@ -19,20 +16,14 @@ from aiochatstream.sessions.user_session import (
 __all__ = [
     "SESSIONS_HINT",
     "AgentSession",
-    "ConversationStore",
     "CookieStorage",
     "CookieUserSession",
-    "Holder",
-    "Kept",
-    "MemoryConversationStore",
     "MemoryStorage",
-    "StopRequest",
-    "User",
     "UserSession",
     "granted_role",
+    "is_agent",
     "keeps_data_in_cookie",
     "load_session",
-    "random_id",
     "recent_params",
     "reload_session",
 ]

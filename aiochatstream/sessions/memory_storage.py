@@ -1,60 +1,40 @@
-"""Sessions and conversations in the memory of this process."""
+"""Sessions in the memory of this process."""
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import json
-import re
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
-from typing import TypeGuard
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from aiohttp import web
 from aiohttp_session import Session
 
-from aiochatstream.conversations.conversation import Conversation
-from aiochatstream.conversations.lru import COMMON, BoundedMap
-from aiochatstream.conversations.store import ConversationStore, Holder
-from aiochatstream.errors import ConversationChanged
+from aiochatstream.conversations.lru import BoundedMap
+from aiochatstream.conversations.random_ids import random_id
 from aiochatstream.sessions.client_address import client_network
 from aiochatstream.sessions.session_storage import SessionStorage
 
 SHARE = web.RequestKey("aiochatstream_share", str)
-"""Share that the session of a request is charged to, if not to its client's address (see :class:`BoundedMap`)."""
-
-RANDOM_ID = re.compile("[A-Za-z0-9_-]{43}")
+"""Share to which the session of a request is charged; default: its client's address (see :class:`BoundedMap`)."""
 
 DAY = 86_400.0
 MIB = 1 << 20
 
 
 def recent_params() -> BoundedMap:
-    """What a process remembers of the parameters that users have set, see :class:`UserSession`."""
+    """Return a cache of users' parameters for one process, see :class:`UserSession`."""
     return BoundedMap(max_entries=10_000, idle_seconds=DAY, max_bytes=16 * MIB)
 
 
-def random_id() -> str:
-    """256 random bits, in 43 characters that are safe everywhere."""
-    return secrets.token_urlsafe(32)
-
-
-def is_random_id(value: object) -> TypeGuard[str]:
-    """Return whether ``value`` has the form of :func:`random_id`."""
-    return isinstance(value, str) and RANDOM_ID.fullmatch(value) is not None
-
-
 class MemoryStorage(SessionStorage):
-    """An aiohttp-session storage in memory: the cookie carries nothing but a random 256-bit id.
+    """Sessions of aiohttp-session in memory. The cookie contains only a random 256-bit id.
 
-    :param max_sessions: how many are kept; the least recently used goes first.
-    :param idle_seconds: how long one is kept after its last use.
-    :param max_bytes: how much all of them may take.
+    :param max_sessions: maximum number of sessions; the least recently used is dropped first.
+    :param idle_seconds: seconds to keep a session after its last use, above 0.
+    :param max_bytes: maximum bytes of all sessions as JSON.
 
-    The other parameters are those of :class:`SessionStorage`. An id that was not given out here is never taken over,
-    and one that was given up is not revived by a request that began before.
+    The other parameters are those of :class:`SessionStorage`. Unknown ids are never adopted, and a request that began
+    earlier cannot restore a deleted session.
     """
 
     def __init__(
@@ -82,15 +62,15 @@ class MemoryStorage(SessionStorage):
         return len(self._sessions)
 
     def pinned(self, identity: str) -> AbstractContextManager[None]:
-        """In this block, the session is kept, however many others there are."""
+        """Protect the session from being dropped in this block."""
         return self._sessions.pinned(identity)
 
     async def load_session(self, request: web.Request) -> Session:
         identity = self.load_cookie(request)
-        kept = None if identity is None else self._sessions.get(identity)
-        if kept is None:
+        text = None if identity is None else self._sessions.get(identity)
+        if text is None:
             return await self.new_session()
-        return Session(identity, data=self._decoder(kept), new=False, max_age=self.max_age)
+        return Session(identity, data=self._decoder(text), new=False, max_age=self.max_age)
 
     async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         if session.empty:
@@ -99,80 +79,11 @@ class MemoryStorage(SessionStorage):
             self.save_cookie(response, "", max_age=session.max_age)
             return
         known: str | None = session.identity
-        if known is not None and self._sessions.get(known) is None:  # given up meanwhile
-            return  # who has the new cookie must not lose it
+        if known is not None and self._sessions.get(known) is None:  # deleted by a concurrent request
+            return  # the client keeps its newer cookie
         identity = known or random_id()
         if known is None:
             session.set_new_identity(identity)
         share = request[SHARE] if SHARE in request else client_network(request)
         self._sessions.put(identity, self._encoder(self._get_session_data(session)), share)
         self.save_cookie(response, identity, max_age=session.max_age)
-
-
-class MemoryConversationStore(ConversationStore):
-    """Conversations in memory, as JSON text, within bounds; the least recently used goes first, but none under way.
-
-    :param max_conversations: how many are kept.
-    :param idle_seconds: how long one is kept after its last use.
-    :param max_bytes: how much all of them may take.
-    """
-
-    def __init__(
-        self,
-        *,
-        max_conversations: int = 10_000,
-        idle_seconds: float = DAY,
-        max_bytes: int = 256 * MIB,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._conversations = BoundedMap(
-            max_entries=max_conversations, idle_seconds=idle_seconds, max_bytes=max_bytes, clock=clock
-        )
-
-        self._share = COMMON
-
-    def __len__(self) -> int:
-        return len(self._conversations)
-
-    def charged_to(self, share: str) -> MemoryConversationStore:
-        """Return this very store, as one that charges what is saved to ``share`` (see :class:`BoundedMap`)."""
-        store = copy.copy(self)
-        store._share = share
-        return store
-
-    @property
-    def bytes(self) -> int:
-        """What all of them take as text."""
-        return self._conversations.bytes
-
-    async def sweep(self) -> None:
-        """Drop what was not used for too long, in pieces between which others have their turn."""
-        more = True
-        while more:
-            more = self._conversations.sweep()
-            await asyncio.sleep(0)
-
-    async def load(self, user_id: str, name: str) -> Conversation | None:
-        kept = self._conversations.get(_key(user_id, name))
-        return None if kept is None else Conversation.from_dict(json.loads(kept))
-
-    async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
-        kept = await self.load(user_id, name)
-        if kept is not None and kept.number != expected_number:
-            raise ConversationChanged(f"The conversation is at turn {kept.number}, not {expected_number}.")
-        text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
-        self._conversations.put(_key(user_id, name), text, self._share)
-
-    async def forget(self, user_id: str, name: str) -> bool:
-        return self._conversations.pop(_key(user_id, name))
-
-    @asynccontextmanager
-    async def hold(self, user_id: str, name: str, holder: Holder) -> AsyncIterator[None]:
-        """In this block, the conversation is kept, however many others there are. (No other process has it.)"""
-        with self._conversations.pinned(_key(user_id, name)):
-            yield
-
-
-def _key(user_id: str, name: str) -> str:
-    """No two pairs have the same, whatever characters an app's accounts have."""
-    return json.dumps([user_id, name])

@@ -20,7 +20,7 @@ from aiochatstream.web.auth.addresses import hosts_of, is_loopback_host
 logger = logging.getLogger(__name__)
 
 
-class Place:
+class AppBinding:
     """The place of one ChatStream.
 
     :param namespace: what its conversations and roles go by in the sessions; no other's there.
@@ -48,7 +48,7 @@ class Place:
         if self._app is not None:
             raise RuntimeError("This ChatStream is set up in another application; make one ChatStream for each.")
         self._app = app
-        app.setdefault(PLACES, []).append(self)
+        app.setdefault(BINDINGS, []).append(self)
         app.cleanup_ctx.append(self._stay_in)
         return True
 
@@ -86,7 +86,7 @@ class Place:
             )
 
     def _use(self, storage: AbstractStorage, root: web.Application) -> None:
-        for other in _places_in(root):
+        for other in _bindings_in(root):
             if other is not self and other._storage is storage and other.namespace == self.namespace:
                 raise SessionsNotSetUp(
                     f"Two ChatStreams use the same sessions with the same namespace {self.namespace!r}: make them with "
@@ -109,7 +109,7 @@ class Place:
             )
 
 
-PLACES: web.AppKey[list[Place]] = web.AppKey("aiochatstream_places", list[Place])
+BINDINGS: web.AppKey[list[AppBinding]] = web.AppKey("aiochatstream_places", list[AppBinding])
 
 
 def has_sessions(app: web.Application) -> bool:
@@ -135,9 +135,9 @@ def storage_option(opts: object) -> AbstractStorage:
     return storage
 
 
-def _places_in(app: web.Application) -> Iterator[Place]:
-    yield from app.get(PLACES, ())
+def _bindings_in(app: web.Application) -> Iterator[AppBinding]:
+    yield from app.get(BINDINGS, ())
     for resource in app.router.resources():
         inner = resource.get_info().get("app")
         if isinstance(inner, web.Application):
-            yield from _places_in(inner)
+            yield from _bindings_in(inner)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from aiohttp import web
 from pydantic import BaseModel
 
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.web.errors import ServerHandler
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.web.server import Server
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 
@@ -42,15 +40,27 @@ class Api(NamedTuple):
     parts: Mapping[str, ServerHandler[...]] = NOTHING
 
 
-def mount(apis: Iterable[Api], server: ChatStream, prefix: str, **more: Any) -> list[web.RouteDef]:
+class BoundHandler(functools.partial[Awaitable[web.StreamResponse]]):
+    """A handler bound to its server, as it is mounted in an application.
+
+    tag: the API that the endpoint is part of.
+    """
+
+    endpoint: Api
+    tag: str
+
+
+def mount(apis: Iterable[Api], server: Server, prefix: str, tag: str, **more: Any) -> list[web.RouteDef]:
     """The endpoints of ``server``, each after ``prefix``; ``more`` is handed to their handlers.
 
     Raises ValueError for a prefix that is none.
     """
     if prefix and (not prefix.startswith("/") or prefix.endswith("/") or "{" in prefix):
         raise ValueError(f"prefix: must begin with a slash and not end with one, without braces, not {prefix!r}.")
-    return [
-        api.route(prefix + path, functools.partial(handler, server, **more))
-        for api in apis
-        for path, handler in ((api.path, api.handler), *api.parts.items())
-    ]
+    routes = []
+    for api in apis:
+        for path, handler in ((api.path, api.handler), *api.parts.items()):
+            bound = BoundHandler(handler, server, **more)
+            bound.endpoint, bound.tag = api, tag
+            routes.append(api.route(prefix + path, bound))
+    return routes

@@ -6,7 +6,7 @@ import functools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -21,16 +21,14 @@ from aiochatstream.errors import (
 )
 from aiochatstream.web.auth.access import check_access
 from aiochatstream.web.json import json_response
+from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.disconnects import is_gone
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
-ServerHandler = Callable[Concatenate["ChatStream", web.Request, P], Awaitable[web.StreamResponse]]
+ServerHandler = Callable[Concatenate[Server, web.Request, P], Awaitable[web.StreamResponse]]
 
 Respond = Callable[[ChatStreamError, int], web.Response]
 
@@ -71,9 +69,7 @@ def answers_errors_as_chatstream(handler: ServerHandler[P]) -> ServerHandler[P]:
 
 def _checks_access(handler: ServerHandler[P]) -> ServerHandler[P]:
     @functools.wraps(handler)
-    async def checked(
-        server: ChatStream, request: web.Request, /, *args: P.args, **kwargs: P.kwargs
-    ) -> web.StreamResponse:
+    async def checked(server: Server, request: web.Request, /, *args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
         await check_access(server, request, api)
         return await handler(server, request, *args, **kwargs)
 
@@ -88,9 +84,7 @@ def answers_all_errors(handler: ServerHandler[P], respond: Respond = error_respo
     """
 
     @functools.wraps(handler)
-    async def guarded(
-        server: ChatStream, request: web.Request, /, *args: P.args, **kwargs: P.kwargs
-    ) -> web.StreamResponse:
+    async def guarded(server: Server, request: web.Request, /, *args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
         server.active_requests.add(request)
         try:
             response = await handler(server, request, *args, **kwargs)

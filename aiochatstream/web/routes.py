@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.errors import (
     AnswerElsewhere,
     ConversationBusy,
@@ -31,10 +31,8 @@ from aiochatstream.web.endpoints import chat as handlers
 from aiochatstream.web.endpoints import docs as documents
 from aiochatstream.web.endpoints import feedback, generation_params, history, page
 from aiochatstream.web.endpoints import status as inspection
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
-
+from aiochatstream.web.openapi.document import CHAT
+from aiochatstream.web.server import Server
 
 NOT_NOW = (TooManyRequests, Starting, Draining)
 
@@ -96,7 +94,7 @@ APIS = {
             "/export",
             history.export_conversation,
             query=schemas.ConversationRef,
-            answers={JSON: Saved},
+            answers={JSON: ExportedConversation},
             errors=(AnswerElsewhere,),
         ),
         Api(
@@ -158,17 +156,17 @@ APIS = {
             inspection.get_resource_usage,
             answers={JSON: answers.ResourceUsage},
         ),
-        Api("healthz", web.get, "/healthz", handlers.healthz, answers={JSON: answers.Status}),
+        Api("healthz", web.get, "/healthz", inspection.healthz, answers={JSON: answers.Status}),
         Api(
             "readyz",
             web.get,
             "/readyz",
-            handlers.readyz,
+            inspection.readyz,
             answers={JSON: answers.Status},
             errors=NOT_NOW,
-            parts={"/health": handlers.readyz},
+            parts={"/health": inspection.readyz},
         ),
-        Api("metrics", web.get, "/metrics", handlers.metrics, answers={TEXT: str}, errors=(Forbidden,)),
+        Api("metrics", web.get, "/metrics", inspection.metrics, answers={TEXT: str}, errors=(Forbidden,)),
         Api("openapi", web.get, "/openapi.json", documents.openapi, answers={JSON: dict[str, Any]}),
         Api("docs", web.get, "/docs", documents.docs, answers={"text/html": str}),
         Api("webui_index", web.get, "/", page.webui_index, answers={"text/html": str}, parts=page.PARTS),
@@ -177,7 +175,7 @@ APIS = {
 
 
 def routes(
-    server: ChatStream,
+    server: Server,
     include: Collection[str] | None = None,
     exclude: Collection[str] | None = None,
     prefix: str = "",
@@ -188,10 +186,10 @@ def routes(
     chosen = APIS.keys() if include is None else _names("include", include)
     left_out = frozenset() if exclude is None else _names("exclude", exclude)
     chosen_apis = (api for api in APIS.values() if api.name in chosen and api.name not in left_out)
-    return mount(chosen_apis, server, prefix)
+    return mount(chosen_apis, server, prefix, CHAT)
 
 
-def chosen_routes(server: ChatStream, options: object) -> list[web.RouteDef]:
+def chosen_routes(server: Server, options: object) -> list[web.RouteDef]:
     """What chatstream's ``options`` of ``append_apis`` choose. Raises ValueError for wrong ones."""
     if not isinstance(options, Mapping):
         raise ValueError(f"options: must be a dict, not {options!r}.")

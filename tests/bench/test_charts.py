@@ -21,6 +21,7 @@ from aiochatstream.bench.charts import (
     line_chart,
     timeline,
 )
+from aiochatstream.extras import MissingExtra
 from tests.processes import PYTHON
 
 TEXT = "{http://www.w3.org/2000/svg}text"
@@ -87,7 +88,7 @@ def test_a_dark_viewer_gets_replaced_colours() -> None:
 
 def test_a_missing_matplotlib_is_an_error_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"pip install 'aiochatstream\[bench\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'aiochatstream\[bench\]'"):
         bar_chart("", "", [])
 
 

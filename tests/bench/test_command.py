@@ -116,7 +116,9 @@ async def test_the_html_page_requires_matplotlib(
         assert not server.exchanges, "reported before the load test"
         assert await bench(server.url, "--requests", "1") == 0
     printed = capsys.readouterr().err.splitlines()
-    assert printed == ["aiochatstream: Plots require matplotlib: pip install 'aiochatstream[bench]'."]
+    assert printed == [
+        "aiochatstream: The package matplotlib is missing. Install it with: pip install 'aiochatstream[bench]'"
+    ]
 
 
 async def test_the_page_of_a_run_without_answers_is_well_formed(tmp_path: Path) -> None:

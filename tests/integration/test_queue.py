@@ -10,6 +10,8 @@ import pytest
 from aiochatstream import ChatStream
 from tests.helpers import Client, echo, sse_events, until
 
+pytestmark = pytest.mark.both_loops
+
 
 async def status_and_headers(client: Client, text: str = "hi") -> tuple[int, Any]:
     async with client.post(user_input=text) as response:

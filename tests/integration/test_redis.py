@@ -17,6 +17,8 @@ from aiochatstream.sessions.redis_storage import RedisStorage
 from tests.helpers import PATIENCE, Client, Server, echo, sse_events, until
 from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.both_loops
+
 NewServer = Callable[..., Awaitable[Server]]
 
 

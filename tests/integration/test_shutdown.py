@@ -16,6 +16,8 @@ from aiochatstream.engines.base import Delta
 from tests.helpers import PATIENCE, echo, sse_events, until
 from tests.processes import PYTHON, ask, ask_when_listening, free_port, running
 
+pytestmark = pytest.mark.both_loops
+
 
 async def get(client: Any, path: str) -> tuple[int, Any, Any]:
     async with client.session.get(client.url + path) as response:
@@ -268,7 +270,7 @@ async def test_an_engine_that_is_stuck_costs_no_words_and_does_not_hold_the_shut
         assert response.status == 200
         await until(engine.reached.is_set)
         await server.runner.cleanup()
-    assert "1 answers do not stop: their engine is stuck in a step." in caplog.text
+    assert "1 answers do not stop: the engine is stuck in a step." in caplog.text
     (kept,) = store._conversations._entries.values()
     assert '"one two "' in kept[1].decode()
     assert '"interrupted"' in kept[1].decode()

@@ -1,7 +1,7 @@
-"""What a model may say to run a script in its reader's page, to call home, or to break the page.
+"""Attacks in answers: they try to run a script in the user's page, to send a request, or to break the page.
 
-``HACK`` is what each tries to run; it is noticed as a variable of the window. Sources: OWASP's cheat sheet on filter
-evasion, DOMPurify's own tests, and reports of exfiltration through images in chat pages.
+Scripts run ``HACK``, which sets a variable of the window. Sources: OWASP's cheat sheet on filter evasion, DOMPurify's
+tests, and reports of exfiltration through images in chat pages.
 """
 
 HACK = "window.hacked=1"

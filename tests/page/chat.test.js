@@ -1,11 +1,12 @@
-// One conversation, against a server that says what the test wants.
+// Conversations and deliveries, against a simulated API.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { ApiError, errorOf } from "../../aiochatstream/page/js/api.js";
 import { Chat } from "../../aiochatstream/page/js/chat.js";
-import { memoryKeeper, Store } from "../../aiochatstream/page/js/store.js";
+import { Store } from "../../aiochatstream/page/js/store.js";
+import { memoryBackend } from "./memory_backend.js";
 
 const USAGE = { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 2 };
 
@@ -16,17 +17,17 @@ const done = (more = {}) => ({
 
 const delta = (text) => ({ event: "delta", data: { text } });
 
-/** An api whose chat gives these events (an error among them is thrown), and whose history has these messages. */
-function serverOf({ events = [], messages = [], turn = 0, ...more }) {
-  const asked = [];
-  const committed = [];
+/** Return an API whose chat yields `events` (errors are thrown) and whose history contains `messages`. */
+function apiWith({ events = [], messages = [], turn = 0, ...more }) {
+  const requests = [];
+  const commits = [];
   const api = {
-    asked,
-    committed,
+    requests,
+    commits,
     history: async () => ({ turn, messages }),
-    commit: async (commit) => void committed.push(commit),
+    commit: async (commit) => void commits.push(commit),
     async chat(body) {
-      asked.push(body);
+      requests.push(body);
       if (events[0] instanceof Error) throw events[0];
       return {
         devTool: false,
@@ -43,13 +44,13 @@ function serverOf({ events = [], messages = [], turn = 0, ...more }) {
   return api;
 }
 
-async function chatWith(api, store = new Store(memoryKeeper(), "/")) {
+async function loadChat(api, store = new Store(memoryBackend(), "/")) {
   const chat = new Chat(api, store, "main");
   await chat.load();
   return { chat, store };
 }
 
-const said = (chat) => chat.turns.map(({ user, answer, state }) => [user, answer, state]);
+const turnsIn = (chat) => chat.turns.map(({ user, answer, state }) => [user, answer, state]);
 
 const HISTORY = [
   { role: "user", content: "one" },
@@ -58,86 +59,86 @@ const HISTORY = [
   { role: "assistant", content: "2", message_id: "b", state: "interrupted" },
 ];
 
-test("an answer grows, and is complete when the server says so", async () => {
-  const { chat, store } = await chatWith(serverOf({ events: [delta("Hel"), delta("lo"), done({ commit: "sealed" })] }));
+test("an answer grows until the done event completes it", async () => {
+  const { chat, store } = await loadChat(apiWith({ events: [delta("Hel"), delta("lo"), done({ commit: "sealed" })] }));
   await chat.send("Hi");
-  assert.deepEqual(said(chat), [["Hi", "Hello", "complete"]]);
+  assert.deepEqual(turnsIn(chat), [["Hi", "Hello", "complete"]]);
   assert.equal(chat.busy, null);
   assert.equal(store.entry("main")?.title, "Hi");
   assert.equal(store.unsent("main"), null);
 });
 
-test("what the server seals is committed at once, and the turn number that was seen goes with each message", async () => {
-  const api = serverOf({ events: [delta("a"), done({ commit: "sealed", turn: 7 })], messages: HISTORY, turn: 6 });
-  const { chat } = await chatWith(api);
+test("commit tokens are sent immediately, and messages contain the last turn number", async () => {
+  const api = apiWith({ events: [delta("a"), done({ commit: "sealed", turn: 7 })], messages: HISTORY, turn: 6 });
+  const { chat } = await loadChat(api);
   await chat.send("Hi");
   await chat.send("Again");
-  assert.deepEqual(api.committed, ["sealed", "sealed"]);
-  assert.deepEqual(api.asked.map((body) => body.if_turn), [6, 7]);
+  assert.deepEqual(api.commits, ["sealed", "sealed"]);
+  assert.deepEqual(api.requests.map((body) => body.if_turn), [6, 7]);
 });
 
-for (const [ask, body, turns] of [
+for (const [request, body, turns] of [
   [{ kind: "edit", text: "new", id: "a" }, { user_input: "new", edit_message_id: "a" }, [["new", "x", "complete"]]],
   [{ kind: "regenerate" }, { regenerate: true }, [["one", "1", "complete"], ["two", "x", "complete"]]],
   [{ kind: "continue" }, { continue: true }, [["one", "1", "complete"], ["two", "2x", "complete"]]],
 ]) {
-  test(`${ask.kind}: what is asked, and what stands there then`, async () => {
-    const api = serverOf({ events: [delta("x"), done()], messages: HISTORY, turn: 2 });
-    const { chat } = await chatWith(api);
-    await chat.ask(ask);
-    assert.deepEqual(api.asked, [{ conversation: "main", if_turn: 2, ...body }]);
-    assert.deepEqual(said(chat), turns);
+  test(`${request.kind}: the request and the resulting turns`, async () => {
+    const api = apiWith({ events: [delta("x"), done()], messages: HISTORY, turn: 2 });
+    const { chat } = await loadChat(api);
+    await chat.submit(request);
+    assert.deepEqual(api.requests, [{ conversation: "main", if_turn: 2, ...body }]);
+    assert.deepEqual(turnsIn(chat), turns);
   });
 
-  test(`${ask.kind}: a refusal leaves what was there`, async () => {
+  test(`${request.kind}: a refusal leaves the turns unchanged`, async () => {
     const refusal = new ApiError(422, "invalid_value", "no");
-    const { chat } = await chatWith(serverOf({ events: [refusal], messages: HISTORY, turn: 2 }));
-    const before = said(chat);
-    await chat.ask(ask);
-    assert.deepEqual(said(chat), before);
-    assert.deepEqual(chat.refused, { ask, error: refusal, at: null });
+    const { chat } = await loadChat(apiWith({ events: [refusal], messages: HISTORY, turn: 2 }));
+    const before = turnsIn(chat);
+    await chat.submit(request);
+    assert.deepEqual(turnsIn(chat), before);
+    assert.deepEqual(chat.refused, { request, error: refusal, at: null });
   });
 }
 
-test("an engine that fails leaves the history as it was, and the message to be sent again", async () => {
+test("an engine failure leaves the history unchanged and offers the message again", async () => {
   const failure = { event: "error", data: { error: { error: "internal_server_error", detail: "broke" } } };
-  const { chat, store } = await chatWith(serverOf({ events: [delta("half"), failure] }));
+  const { chat, store } = await loadChat(apiWith({ events: [delta("half"), failure] }));
   await chat.send("Hi");
-  assert.deepEqual(said(chat), []);
+  assert.deepEqual(turnsIn(chat), []);
   assert.equal(chat.refused?.error?.code, "internal_server_error");
   assert.equal(store.unsent("main")?.text, "Hi");
-  assert.equal(chat.giveUp(), "Hi");
+  assert.equal(chat.withdraw(), "Hi");
   assert.equal(store.unsent("main"), null);
-  const { chat: going } = await chatWith(serverOf({ events: [delta("half"), failure], messages: HISTORY, turn: 2 }));
-  await going.ask({ kind: "continue" });
-  assert.deepEqual(said(going).at(-1), ["two", "2", "interrupted"]);
+  const { chat: continued } = await loadChat(apiWith({ events: [delta("half"), failure], messages: HISTORY, turn: 2 }));
+  await continued.submit({ kind: "continue" });
+  assert.deepEqual(turnsIn(continued).at(-1), ["two", "2", "interrupted"]);
 });
 
-test("who is quicker than the history sees it after the answer", async () => {
+test("a message that is sent before the history is loaded shows the history after its answer", async () => {
   const events = [delta("3"), done({ message_id: "c", turn: 3 })];
   const after = [...HISTORY, { role: "user", content: "three" }, { role: "assistant", content: "3", message_id: "c" }];
-  const api = serverOf({ events, messages: after, turn: 3 });
-  const chat = new Chat(api, new Store(memoryKeeper(), "/"), "main");
+  const api = apiWith({ events, messages: after, turn: 3 });
+  const chat = new Chat(api, new Store(memoryBackend(), "/"), "main");
   await chat.send("three");
-  assert.deepEqual(said(chat).map(([user]) => user), ["one", "two", "three"]);
-  assert.equal(api.asked[0].if_turn, undefined);
+  assert.deepEqual(turnsIn(chat).map(([user]) => user), ["one", "two", "three"]);
+  assert.equal(api.requests[0].if_turn, undefined);
 });
 
-test("a full queue is asked again when it said", async (context) => {
+test("a message refused by a full queue is retried after Retry-After", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
   const events = [new ApiError(503, "too_many_requests", "full", 7)];
-  const api = serverOf({ events });
-  const { chat, store } = await chatWith(api);
+  const api = apiWith({ events });
+  const { chat, store } = await loadChat(api);
   await chat.send("Hi");
   assert.equal(chat.refused?.at, Date.now() + 7000);
   assert.equal(store.unsent("main")?.text, "Hi");
   events.splice(0, 1, delta("Hello"), done());
   context.mock.timers.tick(6999);
-  assert.equal(api.asked.length, 1);
-  const over = new Promise((resolve) => chat.addEventListener("change", () => chat.busy ?? resolve(null)));
+  assert.equal(api.requests.length, 1);
+  const completed = new Promise((resolve) => chat.addEventListener("change", () => chat.busy ?? resolve(null)));
   context.mock.timers.tick(1);
-  await over;
-  assert.deepEqual(said(chat), [["Hi", "Hello", "complete"]]);
+  await completed;
+  assert.deepEqual(turnsIn(chat), [["Hi", "Hello", "complete"]]);
   assert.equal(store.unsent("main"), null);
 });
 
@@ -147,84 +148,84 @@ const BROKEN = [start, delta("half"), new TypeError("network")];
 
 const DRAINING = { event: "error", data: { error: { error: "draining", detail: "going", retry_after: 1 } } };
 
-/** What a server has that kept the half. */
-const KEPT = [
+/** The history of a server that stored the interrupted answer. */
+const STORED = [
   { role: "user", content: "Hi" },
   { role: "assistant", content: "half", message_id: "id-1", state: "interrupted" },
 ];
 
-const lost = (code = "unreachable", status = 0) => {
+const fail = (code = "unreachable", status = 0) => {
   throw new ApiError(status, code, "");
 };
 
-for (const [how, events] of [
-  ["a connection that breaks", BROKEN],
-  ["a stream that ends without a word", BROKEN.slice(0, 2)],
-  ["a server that goes", [start, delta("half"), DRAINING]],
+for (const [failure, events] of [
+  ["a lost connection", BROKEN],
+  ["a stream without a final event", BROKEN.slice(0, 2)],
+  ["a draining server", [start, delta("half"), DRAINING]],
 ]) {
-  test(`${how}: what the history has is shown, and not offered again`, async () => {
-    const api = serverOf({ events });
-    const { chat, store } = await chatWith(api);
-    api.history = async () => ({ turn: 1, messages: KEPT });
+  test(`${failure}: a stored turn is shown and not offered again`, async () => {
+    const api = apiWith({ events });
+    const { chat, store } = await loadChat(api);
+    api.history = async () => ({ turn: 1, messages: STORED });
     await chat.send("Hi");
-    assert.deepEqual([said(chat), chat.refused, store.unsent("main")], [[["Hi", "half", "interrupted"]], null, null]);
+    assert.deepEqual([turnsIn(chat), chat.refused, store.unsent("main")], [[["Hi", "half", "interrupted"]], null, null]);
   });
 
-  test(`${how}: a message that the history does not have is offered again`, async () => {
-    const { chat, store } = await chatWith(serverOf({ events }));
+  test(`${failure}: a message that is not stored is offered again`, async () => {
+    const { chat, store } = await loadChat(apiWith({ events }));
     await chat.send("Hi");
-    assert.deepEqual([said(chat), chat.refused?.ask.text, store.unsent("main")?.text], [[], "Hi", "Hi"]);
+    assert.deepEqual([turnsIn(chat), chat.refused?.request.text, store.unsent("main")?.text], [[], "Hi", "Hi"]);
     chat.close();
   });
 
-  test(`${how}: what came stays until the history can be seen, and the message over a reload`, async () => {
-    const api = serverOf({ events });
-    const { chat, store } = await chatWith(api);
+  test(`${failure}: the partial answer stays until the history is loaded, and the message survives a reload`, async () => {
+    const api = apiWith({ events });
+    const { chat, store } = await loadChat(api);
     const history = api.history;
-    api.history = async () => lost();
+    api.history = async () => fail();
     await chat.send("Hi");
-    assert.deepEqual([said(chat), chat.refused, chat.failure?.code], [[["Hi", "half", "interrupted"]], null, "unreachable"]);
+    assert.deepEqual([turnsIn(chat), chat.refused, chat.failure?.code], [[["Hi", "half", "interrupted"]], null, "unreachable"]);
     chat.close();
     api.history = history;
-    const { chat: later } = await chatWith(api, store);
-    assert.equal(later.refused?.ask.text, "Hi");
-    const { chat: stored } = await chatWith(serverOf({ messages: KEPT, turn: 1 }), store);
+    const { chat: later } = await loadChat(api, store);
+    assert.equal(later.refused?.request.text, "Hi");
+    const { chat: stored } = await loadChat(apiWith({ messages: STORED, turn: 1 }), store);
     assert.deepEqual([stored.refused, store.unsent("main")], [null, null]);
   });
 }
 
-test("a message whose fate is unknown goes back into the box when another one is sent", async () => {
+test("a pending message returns to the box when another message is sent", async () => {
   const events = [...BROKEN];
-  const api = serverOf({ events });
-  const { chat, store } = await chatWith(api);
-  const returned = [];
-  chat.addEventListener("returned", (event) => returned.push(event.detail));
-  api.history = async () => lost();
+  const api = apiWith({ events });
+  const { chat, store } = await loadChat(api);
+  const restored = [];
+  chat.addEventListener("restore", (event) => restored.push(event.detail));
+  api.history = async () => fail();
   await chat.send("Hi");
   events.splice(0, 3, delta("x"), done());
   await chat.send("Other");
-  assert.deepEqual([returned, store.unsent("main")], [["Hi"], null]);
+  assert.deepEqual([restored, store.unsent("main")], [["Hi"], null]);
   chat.close();
 });
 
-test("a gateway's error is tried again, unless the history shows that the message arrived", async (context) => {
+test("a message is retried after a gateway error, unless the history contains it", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
-  const api = serverOf({ events: [errorOf(502, null)] });
-  const { chat, store } = await chatWith(api);
+  const api = apiWith({ events: [errorOf(502, null)] });
+  const { chat, store } = await loadChat(api);
   await chat.send("Hi");
   assert.equal(chat.refused?.at, Date.now() + 5000);
-  api.history = async () => ({ turn: 1, messages: KEPT });
+  api.history = async () => ({ turn: 1, messages: STORED });
   chat.close();
-  const api2 = serverOf({ events: [errorOf(504, null)] });
-  const { chat: arrived } = await chatWith(api2, store);
-  api2.history = async () => ({ turn: 1, messages: KEPT });
+  const api2 = apiWith({ events: [errorOf(504, null)] });
+  const { chat: arrived } = await loadChat(api2, store);
+  api2.history = async () => ({ turn: 1, messages: STORED });
   await arrived.send("Hi");
   assert.deepEqual([arrived.refused, store.unsent("main")], [null, null]);
   context.mock.timers.tick(60_000);
-  assert.equal(api2.asked.length, 1);
+  assert.equal(api2.requests.length, 1);
 });
 
-for (const [error, tried] of [
+for (const [error, retried] of [
   [errorOf(502, null), true],
   [errorOf(504, null), true],
   [errorOf(503, "<html>"), true],
@@ -235,105 +236,105 @@ for (const [error, tried] of [
   [errorOf(403, { error: "forbidden", detail: "" }), false],
   [errorOf(422, { error: "invalid_value", detail: "" }), false],
 ]) {
-  test(`a history that fails with ${error.status} ${error.code} is ${tried ? "" : "not "}asked for again`, async (context) => {
+  test(`loading the history is ${retried ? "" : "not "}retried after ${error.status} ${error.code}`, async (context) => {
     context.mock.timers.enable({ apis: ["setTimeout"] });
     let count = 0;
-    const { chat } = await chatWith(serverOf({ history: async () => { count += 1; throw error; } }));
+    const { chat } = await loadChat(apiWith({ history: async () => { count += 1; throw error; } }));
     context.mock.timers.tick(2000);
     await new Promise((resolve) => setImmediate(resolve));
-    assert.equal(count, tried ? 2 : 1);
+    assert.equal(count, retried ? 2 : 1);
     chat.close();
   });
 }
 
-test("stop hangs up before it tells, and what was shown stays", async () => {
+test("stop closes the connection before it calls the server, and the partial answer stays", async () => {
   const steps = [];
-  const api = serverOf({});
+  const api = apiWith({});
   api.chat = async (body, signal) => ({
-    devTool: (signal.addEventListener("abort", () => steps.push("hung up")), false),
+    devTool: (signal.addEventListener("abort", () => steps.push("abort")), false),
     events: (async function* () {
       yield start;
       yield delta("half");
       await new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
     })(),
   });
-  api.stop = async () => void steps.push("told");
-  const { chat } = await chatWith(api);
-  const over = chat.send("Hi");
+  api.stop = async () => void steps.push("stop");
+  const { chat } = await loadChat(api);
+  const sending = chat.send("Hi");
   await new Promise((resolve) => chat.addEventListener("text", resolve));
-  api.history = async () => lost();
+  api.history = async () => fail();
   await chat.stop();
-  await over;
-  assert.deepEqual([steps, said(chat)], [["hung up", "told"], [["Hi", "half", "interrupted"]]]);
+  await sending;
+  assert.deepEqual([steps, turnsIn(chat)], [["abort", "stop"], [["Hi", "half", "interrupted"]]]);
   chat.close();
 });
 
-test("a message that was stopped before its first word is given back, unless the history has it after all", async () => {
-  for (const [messages, given] of [[[], ["Hi"]], [KEPT, []]]) {
-    const api = serverOf({ stop: async () => {} });
+test("a message that is stopped before its answer begins returns to the box, unless the history contains it", async () => {
+  for (const [messages, expected] of [[[], ["Hi"]], [STORED, []]]) {
+    const api = apiWith({ stop: async () => {} });
     api.chat = (body, signal) =>
       new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
-    const { chat } = await chatWith(api);
-    const returned = [];
-    chat.addEventListener("returned", (event) => returned.push(event.detail));
-    const over = chat.send("Hi");
+    const { chat } = await loadChat(api);
+    const restored = [];
+    chat.addEventListener("restore", (event) => restored.push(event.detail));
+    const sending = chat.send("Hi");
     api.history = async () => ({ turn: messages.length / 2, messages });
     await chat.stop();
-    await over;
-    assert.deepEqual([returned, chat.turns.length, chat.refused], [given, messages.length / 2, null]);
+    await sending;
+    assert.deepEqual([restored, chat.turns.length, chat.refused], [expected, messages.length / 2, null]);
   }
 });
 
-test("a commit token is kept until the server has it, and sent before anything else is asked", async () => {
+test("a commit token is stored until the server accepts it, and sent before other requests", async () => {
   const steps = [];
-  const store = new Store(memoryKeeper(), "/");
-  const down = serverOf({ events: [start, delta("x"), done({ commit: "sealed" })], commit: async () => lost() });
-  const { chat } = await chatWith(down, store);
+  const store = new Store(memoryBackend(), "/");
+  const down = apiWith({ events: [start, delta("x"), done({ commit: "sealed" })], commit: async () => fail() });
+  const { chat } = await loadChat(down, store);
   await chat.send("Hi");
   chat.close();
   assert.deepEqual([store.commit("main"), store.unsent("main")?.text], [{ token: "sealed", id: "id-1" }, "Hi"]);
-  const up = serverOf({
+  const up = apiWith({
     commit: async (token) => void steps.push(token),
-    history: async () => (steps.push("history"), { turn: 1, messages: KEPT }),
+    history: async () => (steps.push("history"), { turn: 1, messages: STORED }),
   });
-  await chatWith(up, store);
+  await loadChat(up, store);
   assert.deepEqual([steps, store.commit("main"), store.unsent("main")], [["sealed", "history"], null, null]);
 });
 
-test("a commit token that the server refuses is given up", async () => {
-  const store = new Store(memoryKeeper(), "/");
+test("a refused commit token is deleted", async () => {
+  const store = new Store(memoryBackend(), "/");
   store.setCommit("main", { token: "old", id: "a" });
-  await chatWith(serverOf({ commit: async () => lost("conversation_changed", 409) }), store);
+  await loadChat(apiWith({ commit: async () => fail("conversation_changed", 409) }), store);
   assert.equal(store.commit("main"), null);
 });
 
-test("a lost last answer: after two more tries one may go on without it, and its message is offered again", async (context) => {
+test("after two retries for a lost answer, the user may continue without it, and its message is offered again", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
-  const asked = [];
-  const store = new Store(memoryKeeper(), "/");
+  const calls = [];
+  const store = new Store(memoryBackend(), "/");
   store.setUnsent("main", { text: "three", after: "b", id: "c" });
   const elsewhere = errorOf(409, { error: "answer_elsewhere", detail: "" });
-  const api = serverOf({ events: [elsewhere], messages: HISTORY, turn: 2 });
+  const api = apiWith({ events: [elsewhere], messages: HISTORY, turn: 2 });
   api.history = async (_, abandonLost) => {
-    asked.push(abandonLost);
+    calls.push(abandonLost);
     if (!abandonLost) throw elsewhere;
     return { messages: HISTORY, turn: 2 };
   };
-  const { chat } = await chatWith(api, store);
+  const { chat } = await loadChat(api, store);
   for (let number = 0; number < 5; number += 1) {
     context.mock.timers.tick(2000);
     await new Promise((resolve) => setImmediate(resolve));
   }
-  assert.deepEqual([asked, chat.lost], [[false, false, false], true]);
+  assert.deepEqual([calls, chat.lost], [[false, false, false], true]);
   await chat.abandonLost();
-  assert.deepEqual([said(chat).length, chat.failure, chat.refused?.ask.text], [2, null, "three"]);
+  assert.deepEqual([turnsIn(chat).length, chat.failure, chat.refused?.request.text], [2, null, "three"]);
 });
 
-test("a message whose connection broke, and whose history is elsewhere, leads on in the same way", async (context) => {
+test("a message with a lost connection, whose history is on another server, can be sent without the lost answer", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
   const events = [new ApiError(0, "unreachable", "")];
-  const api = serverOf({ events, messages: HISTORY, turn: 2 });
-  const { chat } = await chatWith(api);
+  const api = apiWith({ events, messages: HISTORY, turn: 2 });
+  const { chat } = await loadChat(api);
   const history = api.history;
   api.history = async (_, abandonLost) => {
     if (abandonLost) return history();
@@ -344,142 +345,142 @@ test("a message whose connection broke, and whose history is elsewhere, leads on
     context.mock.timers.tick(2000);
     await new Promise((resolve) => setImmediate(resolve));
   }
-  assert.deepEqual([chat.lost, chat.refused?.error?.code, chat.refused?.ask.text], [true, "answer_elsewhere", "three"]);
+  assert.deepEqual([chat.lost, chat.refused?.error?.code, chat.refused?.request.text], [true, "answer_elsewhere", "three"]);
   events.splice(0, 1, delta("x"), done());
   await chat.abandonLost();
-  assert.deepEqual([api.asked.length, chat.refused], [2, null]);
+  assert.deepEqual([api.requests.length, chat.refused], [2, null]);
 });
 
-test("a message that was refused for a lost answer is sent without it", async (context) => {
+test("a message that is refused because of a lost answer can be sent without it", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
   const elsewhere = errorOf(409, { error: "answer_elsewhere", detail: "" });
   const events = [elsewhere];
-  const api = serverOf({ events, messages: HISTORY, turn: 2 });
-  const { chat } = await chatWith(api);
+  const api = apiWith({ events, messages: HISTORY, turn: 2 });
+  const { chat } = await loadChat(api);
   await chat.send("three");
   for (let number = 0; number < 5; number += 1) {
     context.mock.timers.tick(1000);
     await new Promise((resolve) => setImmediate(resolve));
   }
-  assert.deepEqual([api.asked.length, chat.lost], [3, true]);
+  assert.deepEqual([api.requests.length, chat.lost], [3, true]);
   events.splice(0, 1, delta("x"), done());
   await chat.abandonLost();
-  assert.deepEqual(api.asked.map((body) => body.abandon_lost), [undefined, undefined, undefined, true]);
+  assert.deepEqual(api.requests.map((body) => body.abandon_lost), [undefined, undefined, undefined, true]);
   assert.equal(chat.refused, null);
 });
 
-test("without cookies the screen is kept, and that is told once", async () => {
-  const api = serverOf({ events: [delta("x"), done()] });
-  const { chat } = await chatWith(api);
-  let told = 0;
-  chat.addEventListener("cookieless", () => (told += 1));
+test("without cookies the turns stay on the screen, and one event reports it", async () => {
+  const api = apiWith({ events: [delta("x"), done()] });
+  const { chat } = await loadChat(api);
+  let count = 0;
+  chat.addEventListener("no-cookies", () => (count += 1));
   await chat.send("one");
   await chat.send("two");
   await chat.load();
-  assert.deepEqual(said(chat), [["one", "x", "complete"], ["two", "x", "complete"]]);
-  assert.equal(told, 1);
-  assert.deepEqual(api.asked.map((body) => body.if_turn), [0, undefined]);
+  assert.deepEqual(turnsIn(chat), [["one", "x", "complete"], ["two", "x", "complete"]]);
+  assert.equal(count, 1);
+  assert.deepEqual(api.requests.map((body) => body.if_turn), [0, undefined]);
 });
 
-test("a message that was stopped before its answer began is given back", async () => {
-  const { chat } = await chatWith(serverOf({ events: [done({ finish_reason: "cancelled" })] }));
-  const returned = [];
-  chat.addEventListener("returned", (event) => returned.push(event.detail));
+test("a message whose answer is cancelled before it begins returns to the box", async () => {
+  const { chat } = await loadChat(apiWith({ events: [done({ finish_reason: "cancelled" })] }));
+  const restored = [];
+  chat.addEventListener("restore", (event) => restored.push(event.detail));
   await chat.send("Hi");
-  assert.deepEqual([returned, said(chat)], [["Hi"], []]);
+  assert.deepEqual([restored, turnsIn(chat)], [["Hi"], []]);
 });
 
-test("words of the server's own are no turn, and a pass phrase becomes no title", async () => {
+test("a message from the server itself adds no turn, and a pass phrase becomes no title", async () => {
   const nothing = { prompt_tokens: 0, cached_tokens: 0, completion_tokens: 0 };
-  const { chat, store } = await chatWith(serverOf({ events: [delta("New role"), done({ usage: nothing })] }));
-  const told = [];
-  chat.addEventListener("said", (event) => told.push(event.detail));
+  const { chat, store } = await loadChat(apiWith({ events: [delta("New role"), done({ usage: nothing })] }));
+  const messages = [];
+  chat.addEventListener("server-message", (event) => messages.push(event.detail));
   await chat.send("open sesame");
-  assert.deepEqual([told, said(chat), store.conversations.map((one) => one.title)], [["New role"], [], [""]]);
+  assert.deepEqual([messages, turnsIn(chat), store.conversations.map((entry) => entry.title)], [["New role"], [], [""]]);
 });
 
-test("a message that was left unanswered is found again, unless the server has it", async () => {
-  const store = new Store(memoryKeeper(), "/");
+test("an unsent message is offered again after a reload, unless the history contains it", async () => {
+  const store = new Store(memoryBackend(), "/");
   store.setUnsent("main", { text: "two", after: "a" });
-  const { chat: lost } = await chatWith(serverOf({ messages: HISTORY.slice(0, 2), turn: 1 }), store);
-  assert.deepEqual(lost.refused, { ask: { kind: "send", text: "two" }, error: null, at: null });
-  const { chat: arrived } = await chatWith(serverOf({ messages: HISTORY, turn: 2 }), store);
+  const { chat: lost } = await loadChat(apiWith({ messages: HISTORY.slice(0, 2), turn: 1 }), store);
+  assert.deepEqual(lost.refused, { request: { kind: "send", text: "two" }, error: null, at: null });
+  const { chat: arrived } = await loadChat(apiWith({ messages: HISTORY, turn: 2 }), store);
   assert.equal(arrived.refused, null);
   assert.equal(store.unsent("main"), null);
   store.setUnsent("main", { text: "two", after: "b" });
-  const { chat: again } = await chatWith(serverOf({ messages: HISTORY, turn: 3 }), store);
-  assert.equal(again.refused?.ask.text, "two", "it was said before, and then once more");
+  const { chat: again } = await loadChat(apiWith({ messages: HISTORY, turn: 3 }), store);
+  assert.equal(again.refused?.request.text, "two", "the same text is also in an earlier turn");
 });
 
-test("a message whose answer is under way elsewhere counts as unanswered only when that came to nothing", async () => {
-  const store = new Store(memoryKeeper(), "/");
+test("a message whose answer may be running in another tab is offered again only if that answer is discarded", async () => {
+  const store = new Store(memoryBackend(), "/");
   store.setUnsent("main", { text: "two", after: "a" });
-  const api = serverOf({ messages: [...HISTORY.slice(0, 3), { ...HISTORY[3], state: "running" }], turn: 2 });
-  const { chat } = await chatWith(api, store);
+  const api = apiWith({ messages: [...HISTORY.slice(0, 3), { ...HISTORY[3], state: "running" }], turn: 2 });
+  const { chat } = await loadChat(api, store);
   assert.equal(chat.refused, null);
   api.history = async () => ({ messages: HISTORY.slice(0, 2), turn: 2 });
   await chat.load();
-  assert.equal(chat.refused?.ask.text, "two");
+  assert.equal(chat.refused?.request.text, "two");
 });
 
-test("turns that are still there stay the same objects, so that nothing of them is drawn anew", async () => {
-  const { chat } = await chatWith(serverOf({ messages: HISTORY, turn: 2 }));
+test("unchanged turns remain the same objects, so that they are not redrawn", async () => {
+  const { chat } = await loadChat(apiWith({ messages: HISTORY, turn: 2 }));
   const before = [...chat.turns];
   await chat.load();
   assert.ok(chat.turns.every((turn, index) => turn === before[index]));
 });
 
-test("a refused message goes back into the box when something else is asked", async () => {
+test("a refused message returns to the box when another request is sent", async () => {
   const events = [new ApiError(422, "invalid_value", "no")];
-  const { chat, store } = await chatWith(serverOf({ events, messages: HISTORY, turn: 2 }));
-  const returned = [];
-  chat.addEventListener("returned", (event) => returned.push(event.detail));
+  const { chat, store } = await loadChat(apiWith({ events, messages: HISTORY, turn: 2 }));
+  const restored = [];
+  chat.addEventListener("restore", (event) => restored.push(event.detail));
   await chat.send("three");
   events.splice(0, 1, delta("x"), done());
-  await chat.ask({ kind: "regenerate" });
-  assert.deepEqual([returned, chat.refused, store.unsent("main")], [["three"], null, null]);
+  await chat.submit({ kind: "regenerate" });
+  assert.deepEqual([restored, chat.refused, store.unsent("main")], [["three"], null, null]);
 });
 
-test("an edit of a message that is gone goes back into the box", async () => {
-  const { chat } = await chatWith(serverOf({ events: [new ApiError(404, "not_found", "")], messages: HISTORY, turn: 2 }));
-  const returned = [];
-  chat.addEventListener("returned", (event) => returned.push(event.detail));
-  await chat.ask({ kind: "edit", text: "new", id: "a" });
+test("an edit of a deleted message returns to the box", async () => {
+  const { chat } = await loadChat(apiWith({ events: [new ApiError(404, "not_found", "")], messages: HISTORY, turn: 2 }));
+  const restored = [];
+  chat.addEventListener("restore", (event) => restored.push(event.detail));
+  await chat.submit({ kind: "edit", text: "new", id: "a" });
   chat.turns = [];
   chat.retry();
-  assert.deepEqual([returned, chat.refused], [["new"], null]);
+  assert.deepEqual([restored, chat.refused], [["new"], null]);
   chat.close();
 });
 
-test("what another tab has sent since stays kept when an earlier message is found", async () => {
-  const store = new Store(memoryKeeper(), "/");
+test("a newer message of another tab remains stored when an earlier message is found in the history", async () => {
+  const store = new Store(memoryBackend(), "/");
   store.setUnsent("main", { text: "two", after: "a" });
-  const api = serverOf({ messages: HISTORY, turn: 2 });
+  const api = apiWith({ messages: HISTORY, turn: 2 });
   const chat = new Chat(api, store, "main");
   store.setUnsent("main", { text: "three", after: "b" });
   await chat.load();
   assert.deepEqual([chat.refused, store.unsent("main")?.text], [null, "three"]);
 });
 
-for (const [error, code, passes] of [
+for (const [error, code, retryAfter] of [
   [errorOf(503, { error: "starting", detail: "" }, "7"), "starting", 7],
   [errorOf(502, null), "unreachable", 5],
   [errorOf(599, null, "999999999"), "unreachable", 3600],
   [errorOf(503, {}, "Sun, 06 Nov 2033 08:49:37 GMT"), "unreachable", 5],
   [errorOf(429, [], "0"), "unreachable", 5],
   [errorOf(408, "text"), "unreachable", 5],
-  [errorOf(401, { error: "unauthorized", detail: "" }), "not_ours", null],
-  [errorOf(403, { error: { message: "another API" } }), "not_ours", null],
-  [errorOf(511, null), "not_ours", null],
+  [errorOf(401, { error: "unauthorized", detail: "" }), "foreign_response", null],
+  [errorOf(403, { error: { message: "another API" } }), "foreign_response", null],
+  [errorOf(511, null), "foreign_response", null],
   [errorOf(403, { error: "forbidden", detail: "" }), "forbidden", null],
 ]) {
-  test(`${error.status} ${error.message}: ${code}, ${passes === null ? "final" : `again in ${passes} s`}`, () => {
-    assert.deepEqual([error.code, error.retryAfter], [code, passes]);
+  test(`${error.status} ${error.message}: ${code}, ${retryAfter === null ? "not retried" : `retried after ${retryAfter} s`}`, () => {
+    assert.deepEqual([error.code, error.retryAfter], [code, retryAfter]);
   });
 }
 
-test("an answer is complete with its last event, though the connection stays open", async () => {
-  const api = serverOf({});
+test("the done event completes an answer while the connection stays open", async () => {
+  const api = apiWith({});
   api.chat = async () => ({
     devTool: false,
     events: (async function* () {
@@ -488,17 +489,17 @@ test("an answer is complete with its last event, though the connection stays ope
       await new Promise(() => {});
     })(),
   });
-  const { chat } = await chatWith(api);
+  const { chat } = await loadChat(api);
   await chat.send("Hi");
-  assert.deepEqual(said(chat), [["Hi", "x", "complete"]]);
+  assert.deepEqual(turnsIn(chat), [["Hi", "x", "complete"]]);
 });
 
-test("a message that another tab is still sending is not offered any more when the history has it", async () => {
-  const store = new Store(memoryKeeper(), "/");
+test("a message that another tab is sending is no longer offered when the history contains it", async () => {
+  const store = new Store(memoryBackend(), "/");
   store.setUnsent("main", { text: "two", after: "a" });
-  const api = serverOf({ messages: HISTORY.slice(0, 2), turn: 1 });
-  const { chat } = await chatWith(api, store);
-  assert.equal(chat.refused?.ask.text, "two");
+  const api = apiWith({ messages: HISTORY.slice(0, 2), turn: 1 });
+  const { chat } = await loadChat(api, store);
+  assert.equal(chat.refused?.request.text, "two");
   api.history = async () => ({ messages: [...HISTORY.slice(0, 3), { ...HISTORY[3], state: "running" }], turn: 1 });
   await chat.load();
   assert.equal(chat.refused, null);
@@ -507,14 +508,14 @@ test("a message that another tab is still sending is not offered any more when t
   assert.deepEqual([chat.refused, store.unsent("main")], [null, null]);
 });
 
-test("a server that said that it restarts is waited for while it is gone", async (context) => {
+test("a message is retried while a draining server restarts", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout", "Date"] });
   const events = [new ApiError(503, "draining", "", 5)];
-  const api = serverOf({ events });
-  const { chat } = await chatWith(api);
+  const api = apiWith({ events });
+  const { chat } = await loadChat(api);
   await chat.send("Hi");
   const history = api.history;
-  api.history = async () => lost();
+  api.history = async () => fail();
   events.splice(0, 1, new ApiError(0, "unreachable", ""));
   const pass = async (ms) => {
     context.mock.timers.tick(ms);
@@ -522,10 +523,10 @@ test("a server that said that it restarts is waited for while it is gone", async
   };
   await pass(5000);
   await pass(2000);
-  assert.equal(api.asked.length, 3);
+  assert.equal(api.requests.length, 3);
   assert.notEqual(chat.refused?.at, null);
   api.history = history;
   events.splice(0, 1, delta("x"), done());
   await pass(2000);
-  assert.deepEqual(said(chat), [["Hi", "x", "complete"]]);
+  assert.deepEqual(turnsIn(chat), [["Hi", "x", "complete"]]);
 });

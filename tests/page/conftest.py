@@ -1,15 +1,15 @@
-"""What the tests of the page share: one real browser, people with a profile of their own in it, and servers.
+"""Fixtures of the page's tests: a browser, its users, and servers.
 
-All of it lives on one event loop for the session, because the connection to the browser does. Whatever the browser
-complains of on the way fails the test.
+All run on the session's event loop, to which the connection to the browser belongs. Problems that the browser reports
+fail the test.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Unpack
 
 import pytest
 import pytest_asyncio
@@ -18,24 +18,9 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from aiochatstream import ChatStream
 from tests.helpers import Server, Stepper, running_server
-from tests.nginx_server import NAME
-from tests.page.watching import watch
-
-ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",  # Chromium's own wants rights that containers do not give
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    f"--host-resolver-rules=MAP {NAME} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
-
-PATIENCE_MS = 10_000
-"""Milliseconds until a test gives up on something that should show at once."""
-
-Visit = Callable[..., Awaitable[Page]]
+from tests.page.browser import ARGUMENTS, TIMEOUT_MS, record_problems
+from tests.page.engines import PiecewiseEngine
+from tests.page.fixtures import ContextOptions, MakePiecewise, MakeStepper, StartServer, Visit
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -43,7 +28,7 @@ async def chromium() -> AsyncIterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("chromium is missing: apt-get install chromium fonts-noto-cjk")
-    expect.set_options(timeout=PATIENCE_MS)
+    expect.set_options(timeout=TIMEOUT_MS)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
@@ -52,22 +37,22 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 def problems() -> Iterator[list[str]]:
-    """What the browser complained of; a test that means it takes it out."""
-    found: list[str] = []
-    yield found
-    assert found == []
+    """Problems that the browser reported; tests remove those that they expect."""
+    reported: list[str] = []
+    yield reported
+    assert reported == []
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def visit(chromium: Browser, problems: list[str]) -> AsyncIterator[Visit]:
-    """``await visit(url)`` gives the page to one more person; ``options`` are those of a browser context."""
     async with AsyncExitStack() as stack:
 
-        async def open_page(url: str, **options: Any) -> Page:
-            context = await chromium.new_context(**{"locale": "en-US", **options})
+        async def open_page(url: str, **options: Unpack[ContextOptions]) -> Page:
+            options.setdefault("locale", "en-US")
+            context = await chromium.new_context(**options)
             stack.push_async_callback(context.close)
-            context.set_default_timeout(PATIENCE_MS)
-            watch(context, url, problems)
+            context.set_default_timeout(TIMEOUT_MS)
+            record_problems(context, url, problems)
             page = await context.new_page()
             await page.goto(url)
             return page
@@ -76,8 +61,7 @@ async def visit(chromium: Browser, problems: list[str]) -> AsyncIterator[Visit]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def start() -> AsyncIterator[Callable[..., Awaitable[Server]]]:
-    """``await start(chat_stream)`` gives a running server, on this event loop."""
+async def start() -> AsyncIterator[StartServer]:
     async with AsyncExitStack() as stack:
 
         async def start_server(chat_stream: ChatStream, storage: AbstractStorage | None = None) -> Server:
@@ -87,14 +71,26 @@ async def start() -> AsyncIterator[Callable[..., Awaitable[Server]]]:
 
 
 @pytest.fixture
-def stepper(start: Any) -> Iterator[Callable[..., Stepper]]:
-    """As for all tests: engines that step as the test allows; all may go on when the test is over."""
-    made: list[Stepper] = []
+def stepper(start: StartServer) -> Iterator[MakeStepper]:
+    engines: list[Stepper] = []
 
-    def make(**options: Any) -> Stepper:
-        made.append(Stepper(**options))
-        return made[-1]
+    def make(*, fail_at: int | None = None) -> Stepper:
+        engines.append(Stepper(fail_at=fail_at))
+        return engines[-1]
 
     yield make
-    for engine in made:
+    for engine in engines:
         engine.allow(10_000)
+
+
+@pytest.fixture
+def piecewise(start: StartServer) -> Iterator[MakePiecewise]:
+    engines: list[PiecewiseEngine] = []
+
+    def make(*pieces: str) -> PiecewiseEngine:
+        engines.append(PiecewiseEngine(*pieces))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.next(1000)

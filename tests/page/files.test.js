@@ -1,27 +1,27 @@
-// Conversations in files.
+// Conversation files.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { parsed } from "../../aiochatstream/page/js/files.js";
+import { parseConversation } from "../../aiochatstream/page/js/files.js";
 
 const MESSAGES = [
   { role: "user", content: "one" },
   { role: "assistant", content: "1", message_id: "a", state: "complete" },
 ];
 
-test("a conversation is taken, with its system prompt", () => {
-  assert.deepEqual(parsed(JSON.stringify({ messages: MESSAGES })), { messages: MESSAGES });
-  assert.deepEqual(parsed(JSON.stringify({ system: "Be brief.", messages: MESSAGES })), {
+test("a conversation is read with its system prompt", () => {
+  assert.deepEqual(parseConversation(JSON.stringify({ messages: MESSAGES })), { messages: MESSAGES });
+  assert.deepEqual(parseConversation(JSON.stringify({ system: "Be brief.", messages: MESSAGES })), {
     system: "Be brief.",
     messages: MESSAGES,
   });
 });
 
-test("an answer that was under way is an interrupted one, and what is unknown is left out", () => {
+test("a running answer is read as interrupted, and unknown fields are ignored", () => {
   const [user, answer] = MESSAGES;
   const messages = [{ ...user, colour: "red" }, { ...answer, state: "running", message_id: 5 }];
-  assert.deepEqual(parsed(JSON.stringify({ messages }))?.messages, [
+  assert.deepEqual(parseConversation(JSON.stringify({ messages }))?.messages, [
     { role: "user", content: "one" },
     { role: "assistant", content: "1", state: "interrupted" },
   ]);
@@ -38,5 +38,5 @@ for (const text of [
   JSON.stringify({ messages: [...MESSAGES, null] }),
   JSON.stringify({ messages: [{ role: "user", content: 5 }, MESSAGES[1]] }),
 ]) {
-  test(`${text} is none`, () => assert.equal(parsed(text), null));
+  test(`${text} is not a conversation`, () => assert.equal(parseConversation(text), null));
 }

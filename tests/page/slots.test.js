@@ -1,19 +1,19 @@
-// The limit on streams.
+// The limit on concurrent streams.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { SLOTS, streamSlot } from "../../aiochatstream/page/js/slots.js";
+import { acquireSlot, MAX_STREAMS } from "../../aiochatstream/page/js/slots.js";
 
 const never = new AbortController().signal;
 
-const soon = () => new Promise((resolve) => setImmediate(resolve));
+const nextTick = () => new Promise((resolve) => setImmediate(resolve));
 
-/** Start `count` streams; gives what each holds. */
-function begun(count, locks) {
+/** Start `count` streams and return their states. */
+function startStreams(count, locks) {
   return Array.from({ length: count }, () => {
-    const stream = { release: null, error: null, abort: new AbortController(), crowded: 0 };
-    streamSlot(stream.abort.signal, () => (stream.crowded += 1), locks).then(
+    const stream = { release: null, error: null, abort: new AbortController(), waits: 0 };
+    acquireSlot(stream.abort.signal, () => (stream.waits += 1), locks).then(
       (release) => (stream.release = release),
       (error) => (stream.error = error),
     );
@@ -21,41 +21,41 @@ function begun(count, locks) {
   });
 }
 
-const forbidden = { request: async () => { throw new Error("SecurityError"); } };
+const blockedLocks = { request: async () => { throw new Error("SecurityError"); } };
 
-for (const [name, locks] of [["the browser's locks", undefined], ["locks that are forbidden", forbidden]]) {
-  test(`${name}: so many streams at once, and each that ends lets one more begin`, async () => {
-    const streams = begun(SLOTS + 2, locks);
-    await soon();
-    const running = () => streams.filter((one) => one.release).length;
-    assert.equal(running(), SLOTS);
+for (const [name, locks] of [["the browser's locks", undefined], ["blocked locks", blockedLocks]]) {
+  test(`${name}: at most MAX_STREAMS streams run, and the end of a stream starts the next`, async () => {
+    const streams = startStreams(MAX_STREAMS + 2, locks);
+    await nextTick();
+    const running = () => streams.filter((stream) => stream.release).length;
+    assert.equal(running(), MAX_STREAMS);
     streams[0].release();
     streams[0].release();
-    await soon();
-    assert.equal(running(), SLOTS + 1);
+    await nextTick();
+    assert.equal(running(), MAX_STREAMS + 1);
     for (const stream of streams) {
-      await soon();
+      await nextTick();
       stream.release?.();
     }
-    await soon();
+    await nextTick();
     for (const stream of streams) stream.release?.();
   });
 
-  test(`${name}: who stops waiting gets none, and keeps none from others`, async () => {
-    const streams = begun(SLOTS + 2, locks);
-    await soon();
-    const [leaving, staying] = streams.filter((one) => !one.release);
+  test(`${name}: an aborted request acquires no slot and blocks no other request`, async () => {
+    const streams = startStreams(MAX_STREAMS + 2, locks);
+    await nextTick();
+    const [leaving, staying] = streams.filter((stream) => !stream.release);
     leaving.abort.abort(new Error("stopped"));
-    await soon();
+    await nextTick();
     assert.equal(leaving.error?.message, "stopped");
     for (const stream of streams) stream.release?.();
-    await soon();
+    await nextTick();
     assert.ok(staying.release && !leaving.release);
     staying.release();
   });
 }
 
-test("an aborted request waits for nothing", async () => {
-  await assert.rejects(streamSlot(AbortSignal.abort(new Error("stopped")), () => {}), /stopped/);
-  (await streamSlot(never, () => {}))();
+test("a request that is already aborted does not wait", async () => {
+  await assert.rejects(acquireSlot(AbortSignal.abort(new Error("stopped")), () => {}), /stopped/);
+  (await acquireSlot(never, () => {}))();
 });

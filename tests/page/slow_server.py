@@ -1,4 +1,4 @@
-"""A server as a process of its own, whose answers never end: ``python -m tests.page.slow_server PORT [REDIS]``."""
+"""A server process whose answers never end: ``python -m tests.page.slow_server PORT [REDIS_URL]``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from aiochatstream.conversations.redis_store import RedisConversationStore
 from aiochatstream.sessions.redis_storage import RedisStorage
 
 
-def counts(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
-    """Answer with one word, then with nothing more."""
+def endless_answer(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+    """Yield a word, and then empty texts until the answer is stopped."""
     yield "one "
     while True:
         time.sleep(0.05)
@@ -27,11 +27,12 @@ def main(port: str, redis_url: str | None = None) -> None:
     app = web.Application()
     if redis_url is None:
         aiohttp_session.setup(app, MemoryStorage())
-        chat_stream = ChatStream(engine=counts, shutdown_timeout=0.1)
+        chat_stream = ChatStream(engine=endless_answer, shutdown_timeout=0.1)
     else:
         redis = Redis.from_url(redis_url)
         aiohttp_session.setup(app, RedisStorage(redis))
-        chat_stream = ChatStream(engine=counts, shutdown_timeout=0.1, conversation_store=RedisConversationStore(redis))
+        store = RedisConversationStore(redis)
+        chat_stream = ChatStream(engine=endless_answer, shutdown_timeout=0.1, conversation_store=store)
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
     web.run_app(app, host="127.0.0.1", port=int(port), shutdown_timeout=1)

@@ -1,16 +1,17 @@
-// What the browser keeps.
+// The browser's storage.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { MAIN, memoryKeeper, Store, titleOf } from "../../aiochatstream/page/js/store.js";
+import { MAIN, Store, titleOf } from "../../aiochatstream/page/js/store.js";
+import { memoryBackend } from "./memory_backend.js";
 
-test("a conversation joins the list when something is said, and keeps its first title", () => {
-  const store = new Store(memoryKeeper(), "/");
+test("a conversation is listed after its first message, which is its title", () => {
+  const store = new Store(memoryBackend(), "/");
   assert.deepEqual(store.conversations, []);
   store.touch("a", "How are you?\nSecond line", 1);
   store.touch("b", "Later", 2);
-  assert.deepEqual(store.conversations.map((one) => one.id), ["b", "a"]);
+  assert.deepEqual(store.conversations.map((entry) => entry.id), ["b", "a"]);
   store.touch("a", "Another message", 3);
   assert.deepEqual(store.conversations, [
     { id: "a", title: "How are you?", updated: 3 },
@@ -18,27 +19,27 @@ test("a conversation joins the list when something is said, and keeps its first 
   ]);
 });
 
-test("a new name holds, and does not move the conversation", () => {
-  const store = new Store(memoryKeeper(), "/");
+test("a new title is kept, and renaming does not move the conversation", () => {
+  const store = new Store(memoryBackend(), "/");
   store.touch("a", "one", 1);
   store.touch("b", "two", 2);
   store.rename("a", "  Renamed ");
   store.touch("a", "three", 1);
-  assert.deepEqual(store.conversations.map((one) => one.title), ["two", "Renamed"]);
+  assert.deepEqual(store.conversations.map((entry) => entry.title), ["two", "Renamed"]);
 });
 
-test("search finds all words, in any case and order", () => {
-  const store = new Store(memoryKeeper(), "/");
+test("search requires all words, in any case and order", () => {
+  const store = new Store(memoryBackend(), "/");
   store.touch("a", "Tea and Coffee in Tōkyō", 1);
   store.touch("b", "コーヒーの淹れ方", 2);
-  assert.deepEqual(store.search("COFFEE tea").map((one) => one.id), ["a"]);
-  assert.deepEqual(store.search("コーヒー").map((one) => one.id), ["b"]);
+  assert.deepEqual(store.search("COFFEE tea").map((entry) => entry.id), ["a"]);
+  assert.deepEqual(store.search("コーヒー").map((entry) => entry.id), ["b"]);
   assert.deepEqual(store.search("tea milk"), []);
   assert.equal(store.search(" ").length, 2);
 });
 
-test("each message that is being edited is kept until that is over, or the conversation goes", () => {
-  const store = new Store(memoryKeeper(), "/");
+test("the new text of an edited message is stored until the edit ends or the conversation is deleted", () => {
+  const store = new Store(memoryBackend(), "/");
   store.setEdit("a", "first", "one");
   store.setEdit("a", "second", "");
   store.setEdit("b", "first", "other");
@@ -49,8 +50,8 @@ test("each message that is being edited is kept until that is over, or the conve
   assert.equal(store.edit("a", "second"), null);
 });
 
-test("drafts, unsent messages and system prompts are of one conversation, and go with it", () => {
-  const store = new Store(memoryKeeper(), "/");
+test("drafts, unsent messages and system prompts are stored per conversation and deleted with it", () => {
+  const store = new Store(memoryBackend(), "/");
   store.touch("a", "one", 1);
   store.setDraft("a", "half a thou");
   store.setUnsent("a", { text: "unsent", after: "id" });
@@ -62,17 +63,17 @@ test("drafts, unsent messages and system prompts are of one conversation, and go
   assert.deepEqual(store.conversations, []);
 });
 
-test("names are what the server takes, and there is always a current one", () => {
-  const store = new Store(memoryKeeper(), "/");
+test("new ids are valid and unique, and the main conversation is the default", () => {
+  const store = new Store(memoryBackend(), "/");
   assert.equal(store.current, MAIN);
-  const names = Array.from({ length: 200 }, () => store.fresh());
-  for (const name of names) assert.match(name, /^[A-Za-z0-9_-]{1,64}$/);
-  assert.equal(new Set(names).size, 200);
+  const ids = Array.from({ length: 200 }, () => store.newId());
+  for (const id of ids) assert.match(id, /^[A-Za-z0-9_-]{1,64}$/);
+  assert.equal(new Set(ids).size, 200);
 });
 
-test("two pages of one origin do not mix", () => {
-  const keeper = memoryKeeper();
-  const [one, other] = [new Store(keeper, "/"), new Store(keeper, "/support/")];
+test("pages of the same origin have separate items", () => {
+  const backend = memoryBackend();
+  const [one, other] = [new Store(backend, "/"), new Store(backend, "/support/")];
   one.touch("a", "one", 1);
   one.set({ theme: "dark" });
   assert.deepEqual(other.conversations, []);
@@ -89,68 +90,68 @@ const FULL = {
   },
 };
 
-for (const [name, keeper] of [["full", FULL], ["forbidden", null]]) {
-  test(`what a browser whose storage is ${name} does not keep is kept in memory, and that is told once`, () => {
-    const store = new Store(keeper, "/");
-    let told = 0;
-    store.addEventListener("forgetful", () => (told += 1));
+for (const [name, backend] of [["full", FULL], ["blocked", null]]) {
+  test(`items are kept in memory if the storage is ${name}, and one event reports it`, () => {
+    const store = new Store(backend, "/");
+    let count = 0;
+    store.addEventListener("memory-only", () => (count += 1));
     store.touch("a", "one", 1);
     store.setDraft("a", "text");
     store.set({ locale: "ja" });
     assert.deepEqual([store.conversations.length, store.draft("a"), store.settings], [1, "text", { locale: "ja" }]);
     store.setDraft("a", "");
     store.remove("a");
-    assert.deepEqual([store.conversations, store.draft("a"), told], [[], "", 1]);
+    assert.deepEqual([store.conversations, store.draft("a"), count], [[], "", 1]);
   });
 }
 
-test("what is in memory gives way to what another tab has written", () => {
-  const kept = memoryKeeper();
+test("items of another tab replace those in memory", () => {
+  const backend = memoryBackend();
   let full = true;
-  const setItem = (key, value) => (full ? FULL.setItem() : kept.setItem(key, value));
-  const store = new Store({ ...kept, setItem }, "/");
+  const setItem = (key, value) => (full ? FULL.setItem() : backend.setItem(key, value));
+  const store = new Store({ ...backend, setItem }, "/");
   store.touch("a", "mine", 1);
   full = false;
-  new Store(kept, "/").touch("b", "theirs", 2);
-  store.heard("aiochatstream / conversations");
-  assert.deepEqual(store.conversations.map((one) => one.id), ["b"]);
+  new Store(backend, "/").touch("b", "theirs", 2);
+  store.onStorage("aiochatstream / conversations");
+  assert.deepEqual(store.conversations.map((entry) => entry.id), ["b"]);
 });
 
-test("what was not written by the page does no harm", () => {
+test("invalid items are ignored", () => {
   for (const text of ['{"not": "a list"', "5", "[]", '"text"', "null", "{}"]) {
-    const store = new Store({ ...memoryKeeper(), getItem: () => text }, "/");
+    const store = new Store({ ...memoryBackend(), getItem: () => text }, "/");
     assert.deepEqual([store.conversations, store.unsent("a"), store.commit("a"), store.edit("a", "b")], [[], null, null, null]);
     assert.equal(typeof store.settings, "object");
     assert.equal(typeof store.draft("a"), "string");
   }
-  const odd = new Store({ ...memoryKeeper(), getItem: () => '[null, 5, {"id": "a", "title": "x", "updated": 1}]' }, "/");
-  assert.deepEqual(odd.conversations.map((one) => one.id), ["a"]);
+  const odd = new Store({ ...memoryBackend(), getItem: () => '[null, 5, {"id": "a", "title": "x", "updated": 1}]' }, "/");
+  assert.deepEqual(odd.conversations.map((entry) => entry.id), ["a"]);
 });
 
-test("the list tells of changes, here and in another tab", () => {
-  const store = new Store(memoryKeeper(), "/");
-  let told = 0;
-  store.addEventListener("change", () => (told += 1));
+test("the change event reports changes of the list, in this tab and in others", () => {
+  const store = new Store(memoryBackend(), "/");
+  let count = 0;
+  store.addEventListener("change", () => (count += 1));
   store.touch("a", "one", 1);
   store.current = "a";
-  store.heard("aiochatstream / conversations");
-  store.heard("aiochatstream /support/ conversations");
-  store.heard("somebody else's");
-  store.heard(null);
-  assert.equal(told, 4);
+  store.onStorage("aiochatstream / conversations");
+  store.onStorage("aiochatstream /support/ conversations");
+  store.onStorage("an unrelated key");
+  store.onStorage(null);
+  assert.equal(count, 4);
 });
 
-test("a title is a line of at most 60 characters, and cuts none in two", () => {
+test("a title is one line of at most 60 whole characters", () => {
   assert.equal(titleOf("  short \n more"), "short");
   assert.equal([...titleOf("🌈".repeat(100))].length, 60);
   assert.ok(titleOf("🌈".repeat(100)).startsWith("🌈🌈"));
 });
 
-test("a message that is given back comes before what has been written since", () => {
-  const store = new Store(memoryKeeper(), "/");
-  store.giveBack("a", "one");
-  store.giveBack("a", "one");
+test("a restored message precedes the current draft", () => {
+  const store = new Store(memoryBackend(), "/");
+  store.restoreDraft("a", "one");
+  store.restoreDraft("a", "one");
   assert.equal(store.draft("a"), "one");
-  store.giveBack("a", "zero");
+  store.restoreDraft("a", "zero");
   assert.equal(store.draft("a"), "zero\none");
 });

@@ -1,9 +1,9 @@
-// The parser of server-sent events, against what networks and servers do to them.
+// The parser of server-sent events, and broken connections.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { EventParser, readEvents, SILENCE_MS } from "../../aiochatstream/page/js/stream.js";
+import { EventParser, readEvents, IDLE_TIMEOUT_MS } from "../../aiochatstream/page/js/stream.js";
 
 const STREAM =
   'event: queued\ndata: {"position":3}\n\n: still here\n\nevent: delta\ndata: {"text":"虹は 🌈\\n"}\n\nevent: done\ndata: {"usage":{}}\n\n';
@@ -14,7 +14,7 @@ const EVENTS = [
   { event: "done", data: { usage: {} } },
 ];
 
-/** A body that arrives in pieces of `size` bytes. */
+/** Return a body that arrives in pieces of `size` bytes. */
 function bodyOf(text, size) {
   const bytes = new TextEncoder().encode(text);
   return new ReadableStream({
@@ -25,40 +25,40 @@ function bodyOf(text, size) {
   });
 }
 
-async function all(events) {
-  const found = [];
-  for await (const event of events) found.push(event);
-  return found;
+async function collect(events) {
+  const items = [];
+  for await (const event of events) items.push(event);
+  return items;
 }
 
-test("events come whole, however the bytes are cut, in the middle of a character too", async () => {
+test("events are complete however the bytes are split, even within a character", async () => {
   for (const size of [1, 2, 3, 7, 1000]) {
-    assert.deepEqual(await all(readEvents(bodyOf(STREAM, size))), EVENTS, `pieces of ${size}`);
+    assert.deepEqual(await collect(readEvents(bodyOf(STREAM, size))), EVENTS, `pieces of ${size}`);
   }
 });
 
-test("lines may end as the standard allows", () => {
+test("lines end with LF, CRLF or CR", () => {
   for (const end of ["\n", "\r\n", "\r"]) {
     const text = STREAM.replaceAll("\n", end);
     const whole = new EventParser();
     assert.deepEqual([...whole.push(text), ...whole.push(": next")], EVENTS);
-    const cut = new EventParser();
-    assert.deepEqual([...text].flatMap((one) => cut.push(one)).concat(cut.push(": next")), EVENTS);
+    const split = new EventParser();
+    assert.deepEqual([...text].flatMap((character) => split.push(character)).concat(split.push(": next")), EVENTS);
   }
 });
 
-test("data of several lines is one, a missing space is none, and unknown fields are ignored", () => {
+test("data lines are joined, the space after the colon is optional, and unknown fields are ignored", () => {
   const parser = new EventParser();
   assert.deepEqual(parser.push('id: 5\nretry: 10\ndata:{"text":\ndata: 1}\n\n'), [{ event: "message", data: { text: 1 } }]);
 });
 
-test("an event that is cut off is none", () => {
+test("an incomplete event is not returned", () => {
   const parser = new EventParser();
   assert.deepEqual(parser.push('event: done\ndata: {"finish_reason":"stop"}\n'), []);
   assert.deepEqual(parser.push("\n"), [{ event: "done", data: { finish_reason: "stop" } }]);
 });
 
-test("who stops reading hangs up", async () => {
+test("leaving the loop closes the connection", async () => {
   let cancelled = false;
   const body = new ReadableStream({
     pull: (controller) => controller.enqueue(new TextEncoder().encode('data: {"text":"a"}\n\n')),
@@ -73,23 +73,23 @@ test("who stops reading hangs up", async () => {
   assert.ok(cancelled);
 });
 
-test("a connection that breaks is thrown", async () => {
+test("an error of the connection is raised", async () => {
   const body = new ReadableStream({
     start(controller) {
       controller.enqueue(new TextEncoder().encode('data: {"text":"a"}\n\n'));
     },
     pull: (controller) => controller.error(new TypeError("network error")),
   });
-  const heard = [];
+  const received = [];
   await assert.rejects(async () => {
-    for await (const event of readEvents(body)) heard.push(event);
+    for await (const event of readEvents(body)) received.push(event);
   }, /network error/);
 });
 
-test("a connection on which nothing comes, not even a comment, is hung up", async (context) => {
+test("a connection without data, comments included, is closed after IDLE_TIMEOUT_MS", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout"] });
   let cancelled = false;
-  let over = 0;
+  let ends = 0;
   let send;
   const body = new ReadableStream({
     start: (controller) => (send = (text) => controller.enqueue(new TextEncoder().encode(text))),
@@ -97,14 +97,14 @@ test("a connection on which nothing comes, not even a comment, is hung up", asyn
       cancelled = true;
     },
   });
-  const reading = all(readEvents(body, () => (over += 1)));
+  const reading = collect(readEvents(body, () => (ends += 1)));
   for (let number = 0; number < 5; number += 1) {
-    context.mock.timers.tick(SILENCE_MS - 1);
+    context.mock.timers.tick(IDLE_TIMEOUT_MS - 1);
     send(": still here\n\n");
     await new Promise((resolve) => setImmediate(resolve));
   }
   assert.equal(cancelled, false);
-  context.mock.timers.tick(SILENCE_MS);
-  await assert.rejects(reading, /Nothing came/);
-  assert.deepEqual([cancelled, over], [true, 1]);
+  context.mock.timers.tick(IDLE_TIMEOUT_MS);
+  await assert.rejects(reading, /No data/);
+  assert.deepEqual([cancelled, ends], [true, 1]);
 });

@@ -1,24 +1,24 @@
-"""The list of conversations: new, renamed, deleted, searched, saved to a file and read from one."""
+"""The list of conversations: creation, renaming, deletion, search, export and import."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.async_api import expect
 
 from aiochatstream import ChatStream
-from aiochatstream.conversations.export import Saved
-from tests.page.chatting import Chat, repeats
-from tests.page.conftest import Visit
+from aiochatstream.conversations.export import ExportedConversation
+from tests.page.chat_page import ChatPage
+from tests.page.engines import echo_chunks
+from tests.page.fixtures import MakeStepper, StartServer, Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 
 
-async def test_conversations_are_listed_renamed_searched_and_deleted(start: Any, visit: Visit) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+async def test_conversations_can_be_renamed_searched_and_deleted(start: StartServer, visit: Visit) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     page, listed = chat.page, chat.page.locator("#conversations > li")
     for title in ("Tea", "Coffee", "紅茶の話"):
         await page.locator("#new-chat").click()
@@ -32,23 +32,23 @@ async def test_conversations_are_listed_renamed_searched_and_deleted(start: Any,
     await page.locator("#search").fill("紅茶")
     await expect(listed).to_have_text(["紅茶の話"])
     await page.locator("#search").fill("cocoa")
-    await expect(listed).to_have_text(["No conversation has these words in its title."])
+    await expect(listed).to_have_text(["No conversation title contains these words."])
     await page.locator("#search").fill("")
     await page.reload()
     await listed.nth(1).get_by_role("button", name="Espresso").click()
-    await chat.see_turns("Coffee", "Coffee")
+    await chat.expect_turns("Coffee", "Coffee")
     await listed.nth(1).hover()
     await listed.nth(1).get_by_role("button", name="Delete the conversation").click()
     await chat.confirm()
     await expect(listed).to_have_text(["紅茶の話", "Tea"])
-    await chat.see_turns("紅茶の話", "紅茶の話")
+    await chat.expect_turns("紅茶の話", "紅茶の話")
     await listed.nth(1).click()
-    await chat.see_turns("Tea", "Tea")
+    await chat.expect_turns("Tea", "Tea")
 
 
 @pytest.mark.parametrize("end", ["Enter", "Escape", "a click into the message box", "Tab"])
-async def test_renaming_ends_once_and_gives_the_keyboard_back(start: Any, visit: Visit, end: str) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+async def test_renaming_ends_once_and_restores_the_focus(start: StartServer, visit: Visit, end: str) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     page, heading, box = chat.page, chat.page.locator("#heading"), chat.page.locator("input.rename")
     await chat.ask("Tea")
     await page.locator("#conversations > li").hover()
@@ -70,8 +70,8 @@ async def test_renaming_ends_once_and_gives_the_keyboard_back(start: Any, visit:
     await expect(box).to_have_count(0)
 
 
-async def test_a_conversation_goes_into_a_file_and_back(start: Any, visit: Visit, tmp_path: Path) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+async def test_conversation_can_be_exported_and_imported(start: StartServer, visit: Visit, tmp_path: Path) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     page, file = chat.page, tmp_path / "saved.json"
     await chat.ask("Guten Tag")
     await chat.ask("さようなら")
@@ -80,58 +80,61 @@ async def test_a_conversation_goes_into_a_file_and_back(start: Any, visit: Visit
     download = await downloading.value
     assert download.suggested_filename == "Guten Tag.json"
     await download.save_as(file)
-    assert Saved.read(file).turns == 2, "aiochatstream chat reads it, too"
-    other = Chat(await visit(page.url))
+    assert ExportedConversation.read(file).turns == 2, "aiochatstream chat reads the file"
+    other = ChatPage(await visit(page.url))
+    attack = "<img src=x onerror=alert(1)>"
     for path, texts in (
         (file, ["Guten Tag"] * 2 + ["さようなら"] * 2),
-        (written(tmp_path / "attack.json", "<img src=x onerror=alert(1)>"), ["<img src=x onerror=alert(1)>"] * 2),
+        (write_conversation(tmp_path / "attack.json", attack), [attack] * 2),
     ):
         async with other.page.expect_file_chooser() as choosing:
             await other.page.locator("#import").click()
         await (await choosing.value).set_files(path)
-        await other.see_turns(*texts)
+        await other.expect_turns(*texts)
     await other.page.reload()
-    await other.see_turns(*["<img src=x onerror=alert(1)>"] * 2)
+    await other.expect_turns(attack, attack)
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     async with other.page.expect_file_chooser() as choosing:
         await other.page.locator("#import").click()
     await (await choosing.value).set_files(broken)
-    await expect(other.page.locator("#notices")).to_contain_text("This file holds no conversation.")
+    await expect(other.page.locator("#notices")).to_contain_text("This is not a conversation file.")
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_the_system_prompt_of_a_file_is_shown_and_used_only_where_the_server_allows_one(
-    start: Any, visit: Visit, tmp_path: Path, allowed: bool
+async def test_system_prompt_of_a_file_is_used_only_if_the_server_allows_it(
+    start: StartServer, visit: Visit, tmp_path: Path, allowed: bool
 ) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats, allow_system_prompt=allowed))).url))
-    file = written(tmp_path / "cat.json", "Hello")
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks, allow_system_prompt=allowed))).url))
+    file = write_conversation(tmp_path / "cat.json", "Hello")
     file.write_text(json.dumps({**json.loads(file.read_text()), "system": "Be a cat. " * 100}))
     async with chat.page.expect_file_chooser() as choosing:
         await chat.page.locator("#import").click()
     await (await choosing.value).set_files(file)
-    await chat.see_turns("Hello", "Hello")
+    await chat.expect_turns("Hello", "Hello")
     notices = chat.page.locator("#notices")
     if allowed:
-        await expect(notices).to_contain_text("Its file sets the system prompt: Be a cat.")
+        await expect(notices).to_contain_text("The file sets the system prompt: Be a cat.")
     else:
-        await expect(notices).to_contain_text("The conversation is here.")
+        await expect(notices).to_contain_text("Conversation imported.")
         await expect(notices).not_to_contain_text("cat")
     await chat.ask("And now?")  # is answered
 
 
-def written(file: Path, text: str) -> Path:
-    """A conversation of one turn as a file."""
+def write_conversation(file: Path, text: str) -> Path:
+    """Write a conversation of one turn to ``file``."""
     file.write_text(
         json.dumps({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]})
     )
     return file
 
 
-async def test_an_answer_goes_on_while_another_conversation_is_shown(start: Any, visit: Visit, stepper: Any) -> None:
+async def test_answer_continues_while_another_conversation_is_shown(
+    start: StartServer, visit: Visit, stepper: MakeStepper
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_new_tokens=3))
-    chat = Chat(await visit(server.url))
+    chat = ChatPage(await visit(server.url))
     await chat.send("Count")
     engine.allow(2)
     await expect(chat.answer()).to_have_text("1 2")
@@ -139,4 +142,4 @@ async def test_an_answer_goes_on_while_another_conversation_is_shown(start: Any,
     await expect(chat.turns).to_have_count(0)
     engine.allow(1)
     await chat.page.locator("#conversations").get_by_text("Count").click()
-    await chat.see_turns("Count", "1 2 3")
+    await chat.expect_turns("Count", "1 2 3")

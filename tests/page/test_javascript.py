@@ -1,4 +1,4 @@
-"""The page's modules by themselves: what the ``*.test.js`` beside this file promise."""
+"""Tests of the page's JavaScript modules: the ``*.test.js`` files in this folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import playwright
 HERE = Path(__file__).parent
 
 NODE = Path(playwright.__file__).parent / "driver" / "node"
-"""Playwright brings one, which knows modules without being told; Debian's is older."""
+"""Node.js as bundled with Playwright; that of Debian is older."""
 
 
-def test_the_units_do_as_their_tests_say() -> None:
+def test_javascript_modules() -> None:
     files = sorted(file.name for file in HERE.glob("*.test.js"))
-    command = [NODE, "--test", "--test-isolation=none", *files]
+    command = [str(NODE), "--test", "--test-isolation=none", *files]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,23 +1,22 @@
-"""Answers as they stand on the page: what cannot be drawn, long conversations, scrolling, directions."""
+"""Rendering of answers: failures, long conversations, scrolling, text directions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import until
-from tests.page.chatting import Chat, repeats
-from tests.page.conftest import Visit
-from tests.page.test_growing import Pieces
+from tests.page.chat_page import ChatPage
+from tests.page.engines import Messages, echo_chunks
+from tests.page.fixtures import MakePiecewise, StartServer, Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 
-BOMBS = {
+NESTED = {
     "quotes": ">" * 2000,
     "lists": "+ " * 2000,
     "both": "> + " * 1000,
@@ -37,11 +36,11 @@ FOLLOWS = """() => {
   return scrollHeight - scrollTop - clientHeight < 3;
 }"""
 
-TOP = "(one) => one.getBoundingClientRect().top"
+TOP = "(element) => element.getBoundingClientRect().top"
 
 
-async def with_history(page: Page, count: int, answer: str = "Answer *{number}*\n\n- one\n- two") -> None:
-    """Load the page again with a conversation of ``count`` turns."""
+async def import_history(page: Page, count: int, answer: str = "Answer *{number}*\n\n- one\n- two") -> None:
+    """Import a conversation of ``count`` turns and reload the page."""
     messages = [
         message
         for number in range(count)
@@ -57,23 +56,23 @@ async def with_history(page: Page, count: int, answer: str = "Answer *{number}*\
     await expect(page.locator("#turns > .turn")).to_have_count(count)
 
 
-@pytest.mark.parametrize("bomb", BOMBS)
-async def test_an_answer_that_nests_too_deeply_is_text_and_everything_else_is_as_ever(
-    start: Any, visit: Visit, bomb: str
+@pytest.mark.parametrize("case", NESTED)
+async def test_deeply_nested_answer_is_text_and_the_page_keeps_working(
+    start: StartServer, visit: Visit, case: str
 ) -> None:
-    text = BOMBS[bomb]
-    chat = Chat(await visit((await start(ChatStream(engine=repeats, max_new_tokens=100_000))).url))
+    text = NESTED[case]
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks, max_new_tokens=100_000))).url))
     await chat.ask("before")
     await chat.page.context.request.post(
         chat.page.url + "chat_stream",
-        data={"user_input": text, "conversation": await conversation(chat.page)},
+        data={"user_input": text, "conversation": await current_conversation(chat.page)},
         headers={"Accept": "application/json"},
     )
     await chat.page.reload()
     await expect(chat.turns).to_have_count(2)
     await chat.ask("- after")
     await expect(chat.answer().locator("li")).to_have_text("after")
-    if bomb in ("quotes", "lists", "both", "HTML"):
+    if case in ("quotes", "lists", "both", "HTML"):
         await expect(chat.answer(1)).to_have_text(text)
     await chat.page.locator("#new-chat").click()
     await chat.ask("elsewhere")
@@ -81,35 +80,35 @@ async def test_an_answer_that_nests_too_deeply_is_text_and_everything_else_is_as
     await expect(chat.turns).to_have_count(3)
     await chat.ask("back")
     await expect(chat.turns).to_have_count(4)
-    await expect(chat.said()).to_have_text("back")
+    await expect(chat.user_message()).to_have_text("back")
 
 
-async def conversation(page: Page) -> str:
-    """Id of the conversation on the page."""
-    found = await page.locator("#conversations [data-current]").get_attribute("data-conversation")
-    assert found
-    return found
+async def current_conversation(page: Page) -> str:
+    """Return the id of the current conversation."""
+    conversation_id = await page.locator("#conversations [data-current]").get_attribute("data-conversation")
+    assert conversation_id
+    return conversation_id
 
 
-async def test_a_turn_that_cannot_be_drawn_is_plain_text_and_the_next_message_goes_to_its_own_conversation(
-    start: Any, visit: Visit, problems: list[str]
+async def test_turn_that_cannot_be_rendered_is_plain_text_and_affects_nothing_else(
+    start: StartServer, visit: Visit, problems: list[str]
 ) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     await chat.ask("first")
     await chat.page.locator("#new-chat").click()
     for text in ("one", "*breaks*", "*three*"):
         await chat.ask(text)
     await chat.page.add_init_script(
-        """const replaceChild = Node.prototype.appendChild;
+        """const appendChild = Node.prototype.appendChild;
         Node.prototype.appendChild = function (node) {
           if (node.textContent === "breaks") throw new Error("cannot be drawn");
-          return replaceChild.call(this, node);
+          return appendChild.call(this, node);
         };"""
     )
     await chat.page.reload()
-    await chat.see_turns("one", "one", "*breaks*", "*breaks*", "*three*", "three")
+    await chat.expect_turns("one", "one", "*breaks*", "*breaks*", "*three*", "three")
     await chat.page.locator("#conversations [data-action=open]").last.click()
-    await chat.see_turns("first", "first")
+    await chat.expect_turns("first", "first")
     await chat.page.locator("#conversations [data-action=open]").first.click()
     await chat.ask("four")
     await expect(chat.turns).to_have_count(4)
@@ -118,11 +117,13 @@ async def test_a_turn_that_cannot_be_drawn_is_plain_text_and_the_next_message_go
     problems.clear()
 
 
-async def test_code_in_a_list_can_be_copied_and_selected_while_the_list_grows(start: Any, visit: Visit) -> None:
+async def test_code_in_a_growing_list_can_be_copied_and_selected(
+    start: StartServer, visit: Visit, piecewise: MakePiecewise
+) -> None:
     pieces = [f"more {number} " for number in range(5)]
-    engine = Pieces("1. Run\n\n   ```sh\n   make run\n   ```\n\n   then ", *pieces, "\n\n2. end\n")
+    engine = piecewise("1. Run\n\n   ```sh\n   make run\n   ```\n\n   then ", *pieces, "\n\n2. end\n")
     page = await visit((await start(ChatStream(engine=engine))).url, permissions=["clipboard-read", "clipboard-write"])
-    chat = Chat(page)
+    chat = ChatPage(page)
     await chat.send("Go")
     engine.next()
     code = chat.answer().locator("li figure code")
@@ -141,30 +142,30 @@ async def test_code_in_a_list_can_be_copied_and_selected_while_the_list_grows(st
         await page.mouse.up()
         await page.wait_for_function("async () => await navigator.clipboard.readText() === 'make run'")
     engine.next()
-    await chat.see_state("complete")
+    await chat.expect_state("complete")
     await expect(chat.answer().locator("ol > li")).to_have_count(2)
     assert await page.evaluate("window.figure.isConnected")
     assert await page.evaluate("String(getSelection())") == "make run"
 
 
-async def test_of_1500_turns_only_those_near_the_screen_are_drawn_and_each_once(start: Any, visit: Visit) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
-    await with_history(chat.page, 1500)
+async def test_only_turns_near_the_screen_are_rendered(start: StartServer, visit: Visit) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
+    await import_history(chat.page, 1500)
     await chat.page.wait_for_function(FOLLOWS)
     await expect(chat.answer().locator("em")).to_have_text("1499")
     drawn = chat.page.locator("#turns .turn:has(li)")
     assert 0 < await drawn.count() < 60
     await expect(chat.answer(0)).to_have_text("Answer *0*\n\n- one\n- two")
-    await chat.page.locator("#scroll").evaluate("(one) => one.scrollTo(0, 0)")
+    await chat.page.locator("#scroll").evaluate("(element) => element.scrollTo(0, 0)")
     await expect(chat.answer(0).locator("em")).to_have_text("0")
     await expect(chat.button("delete", 0)).to_have_count(1)
     assert await drawn.count() < 120
 
 
 @pytest.mark.parametrize("count", [10, 1500])
-async def test_a_change_touches_only_what_it_changes(start: Any, visit: Visit, count: int) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
-    await with_history(chat.page, count, "Answer {number}\n\n" * 12)
+async def test_new_turn_does_not_touch_other_turns(start: StartServer, visit: Visit, count: int) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
+    await import_history(chat.page, count, "Answer {number}\n\n" * 12)
     await chat.page.wait_for_function(FOLLOWS)
     await expect(chat.answer().locator("p")).to_have_count(12)
     await chat.page.evaluate(
@@ -181,14 +182,12 @@ async def test_a_change_touches_only_what_it_changes(start: Any, visit: Visit, c
           done();
         })))"""
     )
-    await chat.ask("a new one")
+    await chat.ask("a new message")
     assert await chat.page.evaluate("window.touched.size") < 12
 
 
-async def test_blocks_are_the_same_nodes_after_another_language_and_after_times_are_shown(
-    start: Any, visit: Visit
-) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+async def test_blocks_keep_their_nodes_when_the_language_changes(start: StartServer, visit: Visit) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     await chat.ask("A *paragraph*\n\n```python\nx = 1\n```")
     await expect(chat.answer().locator("pre [class*=hljs]").first).to_be_visible()
     await chat.answer().evaluate("node => { window.paragraph = node.querySelector('p'); }")
@@ -199,18 +198,18 @@ async def test_blocks_are_the_same_nodes_after_another_language_and_after_times_
 
 
 @pytest.mark.parametrize("step", ["ArrowUp", "wheel", "one pixel at a time"])
-async def test_any_step_up_ends_the_following_and_a_step_to_the_end_begins_it(
-    start: Any, visit: Visit, step: str
+async def test_scrolling_up_stops_following_and_the_end_resumes_it(
+    start: StartServer, visit: Visit, piecewise: MakePiecewise, step: str
 ) -> None:
-    engine = Pieces(*["A paragraph.\n\n" * 40] * 2, *["More.\n\n"] * 30)
-    chat = Chat(await visit((await start(ChatStream(engine=engine))).url))
+    engine = piecewise(*["A paragraph.\n\n" * 40] * 2, *["More.\n\n"] * 20)
+    chat = ChatPage(await visit((await start(ChatStream(engine=engine))).url))
     scroll = chat.page.locator("#scroll")
     await chat.send("Go")
     engine.next()
     engine.next()
     await expect(chat.answer().locator("p")).to_have_count(80)
     await chat.page.wait_for_function(FOLLOWS)
-    end = await scroll.evaluate("(one) => one.scrollTop")
+    end = await scroll.evaluate("(element) => element.scrollTop")
     if step == "ArrowUp":
         await scroll.press("ArrowUp")
     elif step == "wheel":
@@ -218,12 +217,12 @@ async def test_any_step_up_ends_the_following_and_a_step_to_the_end_begins_it(
         await chat.page.mouse.wheel(0, -53)
     else:
         for _ in range(3):
-            await scroll.evaluate("(one) => { one.scrollTop -= 2; }")
+            await scroll.evaluate("(element) => { element.scrollTop -= 2; }")
     await chat.page.wait_for_function("(end) => document.querySelector('#scroll').scrollTop < end - 3", arg=end)
     for number in range(10):
         engine.next()
         await expect(chat.answer().locator("p")).to_have_count(81 + number)
-    assert await scroll.evaluate("(one) => one.scrollTop") < end
+    assert await scroll.evaluate("(element) => element.scrollTop") < end
     await expect(chat.page.locator("#latest")).to_be_visible()
     await scroll.press("End")
     await chat.page.wait_for_function(FOLLOWS)
@@ -233,9 +232,9 @@ async def test_any_step_up_ends_the_following_and_a_step_to_the_end_begins_it(
     await chat.page.wait_for_function(FOLLOWS)
 
 
-async def test_home_and_end_arrive_where_turns_are_drawn_on_the_way(start: Any, visit: Visit) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
-    await with_history(chat.page, 200, "Answer *{number}*\n\n- one\n- two\n\n```python\nprint(1)\n```\n")
+async def test_home_and_end_reach_their_targets_while_turns_are_rendered(start: StartServer, visit: Visit) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
+    await import_history(chat.page, 200, "Answer *{number}*\n\n- one\n- two\n\n```python\nprint(1)\n```\n")
     await chat.page.wait_for_function(FOLLOWS)
     await chat.page.locator("#scroll").press("Home")
     await expect(chat.answer(0).locator("li")).to_have_text(["one", "two"])
@@ -246,14 +245,14 @@ async def test_home_and_end_arrive_where_turns_are_drawn_on_the_way(start: Any, 
     await expect(chat.page.locator("#latest")).to_be_hidden()
 
 
-async def test_what_is_read_stays_where_it_is(start: Any, visit: Visit) -> None:
-    def answer(messages: Any, params: Any) -> Iterator[str]:
+async def test_visible_text_keeps_its_position_when_heights_change(start: StartServer, visit: Visit) -> None:
+    def answer(messages: Messages, params: GenerationParams) -> Iterator[str]:
         yield "A paragraph.\n\n" * 12
 
-    chat = Chat(await visit((await start(ChatStream(engine=answer))).url))
+    chat = ChatPage(await visit((await start(ChatStream(engine=answer))).url))
     for number in range(8):
         await chat.ask(f"Message {number}")
-    await chat.turn(4).evaluate("(one) => one.scrollIntoView()")
+    await chat.turn(4).evaluate("(element) => element.scrollIntoView()")
     await expect(chat.page.locator("#latest")).to_be_visible()
     await chat.page.evaluate(frames)
     before = await chat.turn(4).evaluate(TOP)
@@ -269,7 +268,7 @@ async def test_what_is_read_stays_where_it_is(start: Any, visit: Visit) -> None:
     await see_same_place()
     await chat.page.locator("#locale").select_option("ja")
     await see_same_place()
-    second = Chat(await chat.page.context.new_page())
+    second = ChatPage(await chat.page.context.new_page())
     await second.page.goto(chat.page.url)
     await second.ask("From another tab")
     await chat.page.bring_to_front()
@@ -280,8 +279,8 @@ async def test_what_is_read_stays_where_it_is(start: Any, visit: Visit) -> None:
 frames = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 
 
-async def test_nothing_of_a_message_refused_in_one_conversation_is_in_another(start: Any, visit: Visit) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+async def test_refused_message_is_not_shown_in_another_conversation(start: StartServer, visit: Visit) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     await chat.ask("in A")
     await chat.page.locator("#new-chat").click()
     await chat.ask("in B")
@@ -289,21 +288,23 @@ async def test_nothing_of_a_message_refused_in_one_conversation_is_in_another(st
     await chat.send("refused in B")
     await expect(chat.unsent).to_have_text("refused in B")
     await chat.page.locator("#conversations [data-action=open]").last.click()
-    await chat.see_turns("in A", "in A")
+    await chat.expect_turns("in A", "in A")
     await expect(chat.unsent).to_have_count(0)
     await expect(chat.refusal).to_have_count(0)
     await chat.page.locator("#conversations [data-action=open]").first.click()
     await expect(chat.unsent).to_have_text("refused in B")
 
 
-async def test_a_highlighter_that_is_missing_is_asked_for_once(start: Any, visit: Visit, problems: list[str]) -> None:
-    engine = Pieces("```python\n", *[f"x{number} = 1\n" for number in range(10)], "```\n\n```js\nlet x\n```")
+async def test_missing_highlighter_is_requested_once(
+    start: StartServer, visit: Visit, piecewise: MakePiecewise, problems: list[str]
+) -> None:
+    engine = piecewise("```python\n", *[f"x{number} = 1\n" for number in range(10)], "```\n\n```js\nlet x\n```")
     page = await visit((await start(ChatStream(engine=engine))).url)
-    chat = Chat(page)
-    asked: list[str] = []
+    chat = ChatPage(page)
+    requests: list[str] = []
 
     async def missing(route: Route) -> None:
-        asked.append(route.request.url)
+        requests.append(route.request.url)
         await route.fulfill(status=404)
 
     await page.route("**/vendor/highlight/**", missing)
@@ -313,21 +314,21 @@ async def test_a_highlighter_that_is_missing_is_asked_for_once(start: Any, visit
         if number:
             await expect(chat.answer()).to_contain_text(f"x{number - 1} = 1")
     engine.next()
-    await chat.see_state("complete")
+    await chat.expect_state("complete")
     await expect(chat.answer().locator("pre")).to_have_text([re.compile("x9 = 1"), "let x"])
-    files = [re.sub(r".*/highlight/", "", url) for url in asked]
+    files = [re.sub(r".*/highlight/", "", url) for url in requests]
     assert sorted(files) == ["core.js", "javascript.js", "python.js"]
     await until(lambda: len(problems) == len(files))
     assert all(problem.startswith("404 for ") for problem in problems)
     problems.clear()
 
 
-async def test_arabic_and_hebrew_are_written_from_right_to_left(start: Any, visit: Visit) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+async def test_arabic_and_hebrew_are_displayed_right_to_left(start: StartServer, visit: Visit) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     await chat.write("مرحبا")
     await expect(chat.message).to_have_css("direction", "rtl")
     await chat.ask("مرحبا بالعالم\n\nEnglish text\n\n- שלום\n\n```js\nlet x;\n```")
-    await expect(chat.said()).to_have_css("direction", "rtl")
+    await expect(chat.user_message()).to_have_css("direction", "rtl")
     answer = chat.answer()
     await expect(answer.locator("p").nth(0)).to_have_css("direction", "rtl")
     await expect(answer.locator("p").nth(1)).to_have_css("direction", "ltr")
@@ -335,24 +336,26 @@ async def test_arabic_and_hebrew_are_written_from_right_to_left(start: Any, visi
     await expect(answer.locator("pre")).to_have_css("direction", "ltr")
     await expect(chat.page.locator("#heading")).to_have_css("direction", "rtl")
     await expect(chat.page.locator("#conversations [data-action=open] span").first).to_have_css("direction", "rtl")
-    await chat.act("edit")
+    await chat.click("edit")
     await expect(chat.page.locator("[data-role=edit]")).to_have_css("direction", "rtl")
 
 
 @pytest.mark.parametrize("before", ["", "> ", "- ", "1. ", "> - "])
-async def test_a_link_refers_to_a_definition_wherever_it_stands(start: Any, visit: Visit, before: str) -> None:
-    engine = Pieces(f"{before}[a]: https://example.com\n\n", "See [a].\n\n", "The end.")
-    chat = Chat(await visit((await start(ChatStream(engine=engine))).url))
+async def test_link_definition_applies_from_quotes_and_lists(
+    start: StartServer, visit: Visit, piecewise: MakePiecewise, before: str
+) -> None:
+    engine = piecewise(f"{before}[a]: https://example.com\n\n", "See [a].\n\n", "The end.")
+    chat = ChatPage(await visit((await start(ChatStream(engine=engine))).url))
     await chat.send("Go")
     for text in ("", "See", "The end."):
         engine.next()
         await expect(chat.answer()).to_contain_text(text)
-    await chat.see_state("complete")
+    await chat.expect_state("complete")
     await expect(chat.answer().locator("a")).to_have_attribute("href", "https://example.com")
 
 
-async def test_html_without_a_fence_is_shown_line_by_line(start: Any, visit: Visit) -> None:
-    chat = Chat(await visit((await start(ChatStream(engine=repeats))).url))
+async def test_html_without_a_fence_keeps_its_lines(start: StartServer, visit: Visit) -> None:
+    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
     text = "<think>\nFirst,\n  second.\n</think>\n\n<ul>\n  <li>one</li>\n</ul>"
     await chat.ask(text)
     assert (await chat.answer().inner_text()).split() == text.split()

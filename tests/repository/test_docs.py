@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from cryptography.fernet import Fernet
 
 import aiochatstream
 from aiochatstream import ChatStream, MemoryConversationStore
-from aiochatstream.cli.main import _parser
-from aiochatstream.console.commands import COMMANDS
+from aiochatstream.cli.main import build_parser
+from aiochatstream.console.console import COMMANDS
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.auth.roles import AUTH_METHODS
 from aiochatstream.web.routes import APIS
@@ -32,9 +33,16 @@ PAGES = [ROOT / "README.md", ROOT / "README_ja.md", *sorted(DOCS.rglob("*.md"))]
 CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
+def extras() -> list[str]:
+    """Return the extras for users in setup.cfg."""
+    metadata = ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    return [extra for extra in metadata["options.extras_require"] if extra not in ("dev", "docs")]
+
+
 def options_of(command: str) -> list[str]:
     """The options of ``aiochatstream command``."""
-    commands = next(action for action in _parser()._actions if action.choices and command in action.choices)
+    commands = next(action for action in build_parser()._actions if action.choices and command in action.choices)
     parser: Any = commands.choices[command]  # type: ignore[index]
     return [action.option_strings[-1] for action in parser._actions if action.option_strings and action.dest != "help"]
 
@@ -43,6 +51,7 @@ def options_of(command: str) -> list[str]:
 @pytest.mark.parametrize(
     ("page", "names"),
     [
+        ("index.md", extras()),
         ("options.md", list(inspect.signature(ChatStream).parameters)),
         ("endpoints.md", [api.path for api in APIS.values()]),
         ("endpoints.md", list(ParamOverrides.model_fields)),
@@ -110,6 +119,20 @@ def anchors(text: str) -> set[str]:
     return made | set(re.findall(r'<a id="([^"]+)"', text))
 
 
+def test_the_architecture_names_paths_that_exist_and_every_folder() -> None:
+    named = set(re.findall(r"`([\w.]+(?:/[\w.]*)+|\w+\.py)`", (DOCS / "architecture.md").read_text()))
+    package = ROOT / "aiochatstream"
+    assert {path for path in named if not ((package / path).exists() or (ROOT / path).exists())} == set()
+    modules = {path.parent.relative_to(package) for path in package.rglob("*.py")} | {Path("page")}
+    assert {Path(path) for path in named if path.endswith("/")} >= modules
+
+
+def test_the_newest_version_of_the_changelog_is_the_packages() -> None:
+    newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == aiochatstream.__version__
+
+
 @pytest.mark.parametrize("page", ["deployment.md", "engines.md", "endpoints.md", "roles.md", "sessions.md"])
 def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVELOPER_PHRASE", "sesame")
@@ -121,5 +144,6 @@ def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
         stand_ins = {name: getattr(aiochatstream, name) for name in aiochatstream.__all__}
         stand_ins |= {"aiohttp_session": aiohttp_session, "web": web, "os": os, "app": web.Application()}
         stand_ins |= {"device": "cpu", "store": MemoryConversationStore()}
-        stand_ins |= dict.fromkeys(("model", "tokenizer", "one", "its_tokenizer", "other", "another"), lambda: None)
+        prefixes = ("", "english_", "japanese_")
+        stand_ins |= {prefix + name: lambda: None for prefix in prefixes for name in ("model", "tokenizer")}
         exec(block, stand_ins | {"__name__": "docs"})  # noqa: S102

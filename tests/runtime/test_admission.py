@@ -15,6 +15,8 @@ from aiochatstream.errors import Draining, TooManyRequests
 from aiochatstream.runtime.admission import Admission, Ticket
 from tests.helpers import until
 
+pytestmark = pytest.mark.both_loops
+
 
 @pytest.mark.parametrize(("slots", "queue_size"), [(1, 0), (1, 2), (3, 0), (2, 5)])
 def test_exactly_n_run_exactly_q_wait_and_one_more_is_refused_at_once(slots: int, queue_size: int) -> None:
@@ -35,7 +37,7 @@ def test_a_request_for_many_answers_takes_as_many_places_as_there_are_slots_or_w
     assert admission.waiting == 0
     second, third = admission.reserve_all(3), admission.reserve_all(2)
     assert [ticket.position for ticket in (*second, *third)] == [1, 0, 0, 2, 3]
-    with pytest.raises(TooManyRequests, match="All 2 slots and all 3 places in the queue are taken"):
+    with pytest.raises(TooManyRequests, match="All 2 slots and all 3 places in the queue are in use"):
         admission.reserve_all(1)
 
 

@@ -19,6 +19,8 @@ from tests.sessions.conftest import NewUser
 from tests.sessions.test_session_storage import ONE, TWO
 from tests.sessions.users import cookie_of
 
+pytestmark = pytest.mark.both_loops
+
 
 @dataclass
 class Answer:
@@ -109,7 +111,7 @@ async def test_no_choice_of_ids_and_names_makes_one_users_conversation_anothers(
     pairs = [("a", "b/c"), ("a/b", "c"), ("c:a", "b"), ("a", "b"), ("a:b", "c"), ("b:a", "c")]
     for number, (user_id, name) in enumerate(pairs):
         await store.save(user_id, name, ONE.begin(f"id {number}"), expected_number=0)
-    assert [(await store.load(*pair)).begun for pair in pairs] == [  # type: ignore[union-attr]
+    assert [(await store.load(*pair)).turn_id for pair in pairs] == [  # type: ignore[union-attr]
         f"id {number}" for number in range(len(pairs))
     ]
 

@@ -1,6 +1,7 @@
-// What a screen reader says: whole pieces, when they are there, and never each word.
+// Announcements for screen readers, in a live region: whole blocks, never single words.
 
-const KEPT = 20;
+/** Maximum number of announcements in the live region. */
+const MAX_LINES = 20;
 
 /** @param {string} text */
 export function announce(text) {
@@ -9,5 +10,5 @@ export function announce(text) {
   const line = document.createElement("p");
   line.textContent = text;
   live.append(line);
-  while (live.childElementCount > KEPT) live.firstElementChild?.remove();
+  while (live.childElementCount > MAX_LINES) live.firstElementChild?.remove();
 }

@@ -1,7 +1,7 @@
-// The server's endpoints. All paths are relative to the page, so that it works under any prefix.
+// Client of the server's endpoints. Paths are relative to the page, so that it works under any prefix.
 
-import { streamSlot } from "./slots.js";
-import { readEvents, SILENCE_MS } from "./stream.js";
+import { acquireSlot } from "./slots.js";
+import { IDLE_TIMEOUT_MS, readEvents } from "./stream.js";
 
 /** @typedef {import("./stream.js").ServerEvent} ServerEvent */
 
@@ -14,7 +14,7 @@ import { readEvents, SILENCE_MS } from "./stream.js";
  */
 
 /**
- * @typedef {object} Config what GET /ui_config tells
+ * @typedef {object} Config response of GET /ui_config
  * @property {string | Record<string, string> | null} title
  * @property {string | Record<string, string> | null} welcome
  * @property {string} avatar
@@ -30,12 +30,12 @@ import { readEvents, SILENCE_MS } from "./stream.js";
  */
 
 /**
- * A request that was refused or did not get through. `code` is the server's, or "unreachable" (no server answered, or a
- * proxy in its place), or "not_ours" (something else answered, as a login page does, or wants a login).
+ * Error of a request that failed or was refused. `code` is the server's error code, or "unreachable" (no response, or a
+ * proxy's error), or "foreign_response" (the response of another server, for example a login page).
  */
 export class ApiError extends Error {
   /**
-   * @param {number} status 0: no response, or an event of a response that was under way
+   * @param {number} status 0: no response, or an error event of a stream
    * @param {string} code
    * @param {string} detail
    * @param {number | null} retryAfter seconds
@@ -48,74 +48,76 @@ export class ApiError extends Error {
     this.retryAfter = retryAfter;
   }
 
-  /** Whether the same request may well succeed in a moment. */
-  get passes() {
+  /** True if the same request may succeed after `retryAfter` seconds. */
+  get temporary() {
     return this.retryAfter !== null;
   }
 
-  /** True if the server itself refused the request, so that nothing has changed there. */
-  get certain() {
-    return this.status !== 0 && this.code !== "unreachable" && this.code !== "not_ours";
+  /** True if the server itself refused the request, so that its state is unchanged. */
+  get fromServer() {
+    return this.status !== 0 && this.code !== "unreachable" && this.code !== "foreign_response";
   }
 }
 
-/** Seconds until a refused request is sent again, if the refusal does not name them. */
+/** Seconds until a refused request is retried, without a Retry-After header. */
 const RETRY_SECONDS = 5;
 
-/** The same for an answer that another worker may hold. */
-const ELSEWHERE_SECONDS = 1;
+/** Seconds until a request for an answer of another worker is retried. */
+const ELSEWHERE_RETRY_SECONDS = 1;
 
-/** The maximum: more is an error of whoever answered, and overflows timers. */
+/** Maximum of Retry-After in seconds; larger values would overflow timers. */
 const MAX_RETRY_SECONDS = 3600;
 
-/** Milliseconds until the headers of a response to a small request. */
-const HEADERS_MS = 10_000;
+/** Milliseconds to wait for the response headers of a small request. */
+const HEADERS_TIMEOUT_MS = 10_000;
 
-/** The same for a request that may carry a whole conversation, or waits for the server to do something. */
-const UPLOAD_MS = 60_000;
+/** Milliseconds to wait for the response headers of a request that may be large or slow. */
+const UPLOAD_TIMEOUT_MS = 60_000;
 
-/** Milliseconds from the headers to the end of a body that is no stream. */
-const BODY_MS = 30_000;
+/** Milliseconds to wait for the body of a response, event streams excepted. */
+const BODY_TIMEOUT_MS = 30_000;
 
-/** Statuses of a passing failure, besides 5xx: Request Timeout, Too Early, Too Many Requests. */
-const PASSING = [408, 425, 429];
+/** Statuses of temporary failures besides 5xx: Request Timeout, Too Early, Too Many Requests. */
+const TEMPORARY_STATUSES = [408, 425, 429];
 
 /** Network Authentication Required: a captive portal. */
-const LOGIN_NEEDED = 511;
+const NETWORK_AUTHENTICATION_REQUIRED = 511;
 
 /**
- * The error of an `error` event or a refused request.
+ * Return the error of an `error` event or a refused request.
  * @param {number} status
  * @param {any} body
- * @param {string | null} retryAfter the header
+ * @param {string | null} retryAfter the Retry-After header
  */
 export function errorOf(status, body, retryAfter = null) {
-  if (typeof body?.error !== "string" || status === 401) return errorOfAnother(status, retryAfter);
+  if (typeof body?.error !== "string" || status === 401) return foreignError(status, retryAfter);
   const { error: code, detail } = body;
-  const passes = status === 503 || status === 429 || code === "too_many_requests" || code === "draining";
-  const elsewhere = code === "answer_elsewhere" ? ELSEWHERE_SECONDS : null;
+  const temporary = status === 503 || status === 429 || code === "too_many_requests" || code === "draining";
+  const elsewhere = code === "answer_elsewhere" ? ELSEWHERE_RETRY_SECONDS : null;
   return new ApiError(
-    status, code, typeof detail === "string" ? detail : `HTTP ${status}`, passes ? secondsOf(retryAfter) : elsewhere,
+    status, code, typeof detail === "string" ? detail : `HTTP ${status}`, temporary ? retrySeconds(retryAfter) : elsewhere,
   );
 }
 
 /**
- * The error of a response that this server did not write.
+ * Return the error of a response from a proxy or another server.
  * @param {number} status
- * @param {string | null} retryAfter the header
+ * @param {string | null} retryAfter the Retry-After header
  */
-function errorOfAnother(status, retryAfter) {
-  const passes = (status >= 500 && status !== LOGIN_NEEDED) || PASSING.includes(status);
-  return passes ? new ApiError(status, "unreachable", `HTTP ${status}`, secondsOf(retryAfter)) : notOurs(status);
+function foreignError(status, retryAfter) {
+  const temporary =
+    (status >= 500 && status !== NETWORK_AUTHENTICATION_REQUIRED) || TEMPORARY_STATUSES.includes(status);
+  if (!temporary) return foreignResponse(status);
+  return new ApiError(status, "unreachable", `HTTP ${status}`, retrySeconds(retryAfter));
 }
 
 /** @param {number} status 0: a redirect */
-function notOurs(status) {
-  return new ApiError(status, "not_ours", status ? `HTTP ${status}` : "redirect");
+function foreignResponse(status) {
+  return new ApiError(status, "foreign_response", status ? `HTTP ${status}` : "redirect");
 }
 
-/** @param {string | null} retryAfter seconds or a date (which counts as none) */
-function secondsOf(retryAfter) {
+/** @param {string | null} retryAfter seconds, or a date, which is ignored */
+function retrySeconds(retryAfter) {
   return Math.min(MAX_RETRY_SECONDS, Math.max(1, Number(retryAfter ?? RETRY_SECONDS) || RETRY_SECONDS));
 }
 
@@ -125,29 +127,29 @@ function unreachable(error) {
 }
 
 /**
- * Request `path`, and return what `read` makes of the response. Raises ApiError, and the reason of `init.signal` if that
- * is aborted. The server never redirects these requests: a redirect is a proxy's, and leads to a login.
- * @template Read
+ * Request `path` and return the result of `read`. Raises ApiError, and the reason of `init.signal` if that is aborted. The
+ * server never redirects these requests: a redirect is from a proxy and leads to a login page.
+ * @template Result
  * @param {string} path
  * @param {RequestInit} init
- * @param {(response: Response) => Read | Promise<Read>} read
- * @param {number} patience milliseconds until the headers
- * @returns {Promise<Read>}
+ * @param {(response: Response) => Result | Promise<Result>} read
+ * @param {number} timeout milliseconds to wait for the headers
+ * @returns {Promise<Result>}
  */
-async function ask(path, init, read, patience) {
-  const late = new AbortController();
-  const lateAfter = (/** @type {number} */ ms) =>
-    setTimeout(() => late.abort(new Error(`Nothing came within ${ms / 1000} s.`)), ms);
-  let timer = lateAfter(patience);
+async function request(path, init, read, timeout) {
+  const controller = new AbortController();
+  const abortAfter = (/** @type {number} */ ms) =>
+    setTimeout(() => controller.abort(new Error(`No response within ${ms / 1000} s.`)), ms);
+  let timer = abortAfter(timeout);
   try {
     init.signal?.throwIfAborted();
-    init.signal?.addEventListener("abort", () => late.abort(), { once: true });
+    init.signal?.addEventListener("abort", () => controller.abort(), { once: true });
     const response = await fetch(path, {
-      credentials: "same-origin", cache: "no-store", redirect: "manual", ...init, signal: late.signal,
+      credentials: "same-origin", cache: "no-store", redirect: "manual", ...init, signal: controller.signal,
     });
     clearTimeout(timer);
-    timer = lateAfter(BODY_MS);
-    if (response.type === "opaqueredirect") throw notOurs(0);
+    timer = abortAfter(BODY_TIMEOUT_MS);
+    if (response.type === "opaqueredirect") throw foreignResponse(0);
     if (response.ok) return await read(response);
     throw errorOf(response.status, await response.json().catch(() => null), response.headers.get("Retry-After"));
   } catch (error) {
@@ -164,14 +166,15 @@ async function ask(path, init, read, patience) {
  */
 function checkType(response, type) {
   const header = response.headers.get("Content-Type") ?? "";
-  if (header.split(";", 1)[0]?.trim().toLowerCase() !== type) throw notOurs(response.status);
+  if (header.split(";", 1)[0]?.trim().toLowerCase() !== type) throw foreignResponse(response.status);
 }
 
 /**
- * @param {(body: any) => boolean} isOurs
- * @returns {(response: Response) => Promise<any>} reads a JSON object
+ * Return a function that reads a JSON object from a response, and raises ApiError unless `isValid` accepts it.
+ * @param {(body: any) => boolean} isValid
+ * @returns {(response: Response) => Promise<any>}
  */
-function json(isOurs = () => true) {
+function json(isValid = () => true) {
   return async (response) => {
     checkType(response, "application/json");
     const text = await response.text();
@@ -179,33 +182,34 @@ function json(isOurs = () => true) {
     try {
       body = JSON.parse(text);
     } catch {
-      throw notOurs(response.status);
+      throw foreignResponse(response.status);
     }
-    if (typeof body !== "object" || body === null || Array.isArray(body) || !isOurs(body)) throw notOurs(response.status);
+    const valid = typeof body === "object" && body !== null && !Array.isArray(body) && isValid(body);
+    if (!valid) throw foreignResponse(response.status);
     return body;
   };
 }
 
-/** @param {any} body of a conversation */
+/** @param {any} body */
 const hasMessages = ({ messages }) =>
   Array.isArray(messages) &&
-  messages.every((one) => typeof one?.role === "string" && typeof one.content === "string");
+  messages.every((message) => typeof message?.role === "string" && typeof message.content === "string");
 
-/** @param {any} body of the page's configuration */
+/** @param {any} body */
 const isConfig = ({ allow, role, avatar }) =>
   (allow === "all" || Array.isArray(allow)) && typeof role === "string" && typeof avatar === "string";
 
-/** @param {any} body of the parameters */
+/** @param {any} body */
 const hasParams = ({ generation_params: params }) => typeof params === "object" && params !== null;
 
 /**
  * @param {string} path
  * @param {Record<string, string>} query
- * @param {(body: any) => boolean} [isOurs]
+ * @param {(body: any) => boolean} [isValid]
  */
-function get(path, query = {}, isOurs) {
+function get(path, query = {}, isValid) {
   const search = new URLSearchParams(query).toString();
-  return ask(search ? `${path}?${search}` : path, {}, json(isOurs), HEADERS_MS);
+  return request(search ? `${path}?${search}` : path, {}, json(isValid), HEADERS_TIMEOUT_MS);
 }
 
 /** @param {object} body */
@@ -218,7 +222,7 @@ function jsonInit(body) {
  * @param {object} body
  */
 function post(path, body) {
-  return ask(path, jsonInit(body), json(), UPLOAD_MS);
+  return request(path, jsonInit(body), json(), UPLOAD_TIMEOUT_MS);
 }
 
 export const api = {
@@ -228,14 +232,14 @@ export const api = {
   /**
    * @param {object} body
    * @param {AbortSignal} signal
-   * @param {() => void} crowded called if the request has to wait for other streams of this browser
+   * @param {() => void} onWait called if the request has to wait for other streams of this browser
    * @returns {Promise<{ events: AsyncGenerator<ServerEvent, void, void>, devTool: boolean }>}
    */
-  async chat(body, signal, crowded) {
-    const release = await streamSlot(signal, crowded);
+  async chat(body, signal, onWait) {
+    const release = await acquireSlot(signal, onWait);
     try {
       const { headers, ...init } = jsonInit(body);
-      return await ask(
+      return await request(
         "chat_stream",
         { ...init, headers: { ...headers, Accept: "text/event-stream" }, signal },
         (response) => {
@@ -244,7 +248,7 @@ export const api = {
           const devTool = response.headers.get("X-ChatStream-API-DevTool-Enabled") === "enabled";
           return { events: readEvents(response.body, release), devTool };
         },
-        SILENCE_MS,
+        IDLE_TIMEOUT_MS,
       );
     } catch (error) {
       release();
@@ -253,14 +257,14 @@ export const api = {
   },
 
   /** @param {string} conversation */
-  stop: (conversation) => ask("chat_stream/stop", jsonInit({ conversation }), json(), HEADERS_MS),
+  stop: (conversation) => request("chat_stream/stop", jsonInit({ conversation }), json(), HEADERS_TIMEOUT_MS),
 
   /** @param {string} commit token of a `done` event */
-  commit: (commit) => ask("commit", { ...jsonInit({ commit }), keepalive: true }, json(), HEADERS_MS),
+  commit: (commit) => request("commit", { ...jsonInit({ commit }), keepalive: true }, json(), HEADERS_TIMEOUT_MS),
 
   /**
    * @param {string} conversation
-   * @param {boolean} abandonLost go on without a last answer that no server has
+   * @param {boolean} abandonLost continue without a last answer that no server has
    * @returns {Promise<{ turn: number, messages: HistoryMessage[] }>}
    */
   history: (conversation, abandonLost) =>
@@ -271,11 +275,11 @@ export const api = {
    * @param {string} messageId
    */
   deleteMessage: (conversation, messageId) =>
-    ask(
+    request(
       `history/${encodeURIComponent(messageId)}?${new URLSearchParams({ conversation })}`,
       { method: "DELETE" },
       json(),
-      HEADERS_MS,
+      HEADERS_TIMEOUT_MS,
     ),
 
   /** @param {string} conversation */
@@ -306,7 +310,7 @@ export const api = {
   params: () => get("get_generation_params", {}, hasParams),
 
   /**
-   * @param {Record<string, number | null>} changes null goes back to the server's own
+   * @param {Record<string, number | null>} changes null restores the server's default
    * @returns {Promise<{ generation_params: Record<string, any> }>}
    */
   setParams: (changes) => post("set_generation_params", changes),

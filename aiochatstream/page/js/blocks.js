@@ -1,104 +1,104 @@
-// An answer as it grows: only its last block is rendered anew, and of that block only what has changed is touched.
+// Incremental rendering of an answer: only the last block is rendered again, and only its changes touch the page.
 
-import { codeBlock, rewrite } from "./code.js";
-import { settle } from "./halfopen.js";
-import { blocksOf, codeOf, nodesOf } from "./markdown.js";
+import { codeBlock, updateCodeBlock } from "./code.js";
+import { completeMarkdown } from "./incomplete.js";
+import { codeOf, parseBlocks, renderNodes } from "./markdown.js";
 import { morph } from "./morph.js";
 
 /** @typedef {import("./markdown.js").Token} Token */
 
-/** A definition that links anywhere in the text may refer to, in quotes and lists too. */
+/** A link reference definition, also within quotes and lists. Links anywhere in the text may refer to it. */
 const REFERENCE = /^[ \t>*+\-.)\d]*\[[^\]\n]+\]:/m;
 
 export class Blocks {
   #root;
-  #onClosed;
+  #onBlockComplete;
   #text = "";
-  /** Characters of the text in blocks that are closed. */
-  #closed = 0;
-  /** @type {HTMLElement | null} */
-  #open = null;
+  /** Length of the complete blocks' text. */
+  #completeLength = 0;
+  /** @type {HTMLElement | null} the last block, which may still grow */
+  #openBlock = null;
   #complete = false;
-  /** Whether something of it stood there before. */
-  #live = false;
-  /** Whether drawing it failed, so that it is plain text. */
+  /** True if an earlier part of the text was already rendered. */
+  #growing = false;
+  /** True if rendering failed and the text is shown as plain text. */
   #failed = false;
 
   /**
-   * @param {HTMLElement} root where the blocks are put
-   * @param {(block: HTMLElement) => void} onClosed told of each block that has become whole while it was looked at
+   * @param {HTMLElement} root the element that contains the blocks
+   * @param {(block: HTMLElement) => void} onBlockComplete called for each block that is completed while the answer grows
    */
-  constructor(root, onClosed = () => {}) {
+  constructor(root, onBlockComplete = () => {}) {
     this.#root = root;
-    this.#onClosed = onClosed;
+    this.#onBlockComplete = onBlockComplete;
   }
 
   /**
-   * Show `text`; what was shown before is not touched where `text` goes on from it. Text that cannot be drawn is shown as it
-   * is written.
+   * Show `text`. If it continues the previous text, complete blocks are not touched. Text that cannot be rendered is shown
+   * as plain text.
    * @param {string} text
-   * @param {boolean} complete whether nothing more is to come
+   * @param {boolean} complete true if the text is final
    */
   show(text, complete) {
-    const whole = text.replaceAll(/\r\n?/g, "\n").replaceAll("\0", "\ufffd"); // as CommonMark has it
-    if (complete && this.#complete && whole === this.#text) return;
-    if (this.#failed && whole.startsWith(this.#text)) {
-      this.#showPlain(whole, complete);
+    const normalised = text.replaceAll(/\r\n?/g, "\n").replaceAll("\0", "\ufffd"); // as in CommonMark
+    if (complete && this.#complete && normalised === this.#text) return;
+    if (this.#failed && normalised.startsWith(this.#text)) {
+      this.#showPlain(normalised, complete);
       return;
     }
     try {
-      this.#draw(whole, complete);
+      this.#render(normalised, complete);
     } catch (error) {
       reportError(error);
-      this.#showPlain(whole, complete);
+      this.#showPlain(normalised, complete);
     }
   }
 
   /**
-   * @param {string} whole
+   * @param {string} text
    * @param {boolean} complete
    */
-  #draw(whole, complete) {
-    // an answer that was complete, or interrupted, may go on in the middle of a block
-    if (this.#complete || !whole.startsWith(this.#text)) this.#clear();
-    this.#live = this.#text !== "";
-    this.#text = whole;
+  #render(text, complete) {
+    // a complete or interrupted answer may be continued in the middle of a block
+    if (this.#complete || !text.startsWith(this.#text)) this.#clear();
+    this.#growing = this.#text !== "";
+    this.#text = text;
     this.#complete = complete;
-    if (complete && REFERENCE.test(whole)) {
-      this.#drawAnew();
+    if (complete && REFERENCE.test(text)) {
+      this.#renderAll();
       return;
     }
-    const rest = whole.slice(this.#closed);
-    const tokens = blocksOf(complete ? rest : settle(rest).trimEnd()); // a list ends before a full-width space at the end
+    const rest = text.slice(this.#completeLength);
+    const tokens = parseBlocks(complete ? rest : completeMarkdown(rest).trimEnd()); // a trailing full-width space ends lists
     const open = complete ? tokens.length : lastBlock(tokens);
     for (const token of tokens.slice(0, open)) {
-      this.#closed += token.raw.length;
-      if (token.type !== "space") this.#close(token);
+      this.#completeLength += token.raw.length;
+      if (token.type !== "space") this.#completeBlock(token);
     }
-    if (complete) this.#closed = whole.length;
+    if (complete) this.#completeLength = text.length;
     const token = tokens[open];
     if (token) this.#write(token, false);
   }
 
-  /** All blocks, once the definitions at the end are there that links in them refer to. */
-  #drawAnew() {
+  /** Render all blocks again: links may refer to definitions that follow them. */
+  #renderAll() {
     const blocks = [...this.#root.children];
-    for (const token of blocksOf(this.#text)) {
+    for (const token of parseBlocks(this.#text)) {
       if (token.type === "space") continue;
       const block = blocks.shift();
-      this.#open = block instanceof HTMLElement ? block : null;
+      this.#openBlock = block instanceof HTMLElement ? block : null;
       this.#write(token, true);
     }
     for (const block of blocks) block.remove();
-    this.#open = null;
-    this.#closed = this.#text.length;
+    this.#openBlock = null;
+    this.#completeLength = this.#text.length;
   }
 
-  /** @param {Token} token a block that is whole */
-  #close(token) {
+  /** @param {Token} token */
+  #completeBlock(token) {
     const block = this.#write(token, true);
-    this.#open = null;
-    if (this.#live) this.#onClosed(block);
+    this.#openBlock = null;
+    if (this.#growing) this.#onBlockComplete(block);
   }
 
   /**
@@ -106,11 +106,14 @@ export class Blocks {
    * @param {boolean} complete
    */
   #write(token, complete) {
-    const block = this.#open ?? this.#append();
-    this.#open = block;
+    const block = this.#openBlock ?? this.#append();
+    this.#openBlock = block;
     const figure = block.firstElementChild;
-    if (token.type === "code" && isCodeIn(figure, languageOf(token))) rewrite(figure, token.text.replace(/\n$/, ""), complete);
-    else morph(block, nodesOf([token]), codeIn(complete));
+    if (token.type === "code" && isCodeFrame(figure, languageOf(token))) {
+      updateCodeBlock(figure, token.text.replace(/\n$/, ""), complete);
+    } else {
+      morph(block, renderNodes([token]), codeHooks(complete));
+    }
     return block;
   }
 
@@ -123,47 +126,47 @@ export class Blocks {
   }
 
   /**
-   * @param {string} whole
+   * @param {string} text
    * @param {boolean} complete
    */
-  #showPlain(whole, complete) {
+  #showPlain(text, complete) {
     if (!this.#failed) this.#clear();
     this.#failed = true;
-    this.#text = whole;
+    this.#text = text;
     this.#complete = complete;
-    const block = this.#open ?? this.#append();
-    this.#open = block;
+    const block = this.#openBlock ?? this.#append();
+    this.#openBlock = block;
     block.classList.add("plain");
-    block.textContent = whole;
+    block.textContent = text;
   }
 
   #clear() {
     this.#root.replaceChildren();
     this.#text = "";
-    this.#closed = 0;
-    this.#open = null;
+    this.#completeLength = 0;
+    this.#openBlock = null;
     this.#failed = false;
   }
 }
 
 /**
- * Code in the nodes of a block: it has a frame of its own, which stays while the code in it grows.
+ * Return hooks that render code in a frame, which stays the same element while the code grows.
  * @param {boolean} complete
- * @returns {import("./morph.js").Special}
+ * @returns {import("./morph.js").MorphHooks}
  */
-function codeIn(complete) {
+function codeHooks(complete) {
   return {
-    patch(shown, wanted) {
-      if (!isPre(wanted)) return false;
-      const { language, text } = codeOf(wanted);
-      if (!isCodeIn(shown, language)) return false;
-      rewrite(shown, text, complete);
+    patch(current, target) {
+      if (!isPre(target)) return false;
+      const { language, text } = codeOf(target);
+      if (!isCodeFrame(current, language)) return false;
+      updateCodeBlock(current, text, complete);
       return true;
     },
-    make(wanted) {
-      if (isPre(wanted)) return frame(wanted, complete);
-      if (wanted instanceof Element) for (const pre of wanted.querySelectorAll("pre")) pre.replaceWith(frame(pre, complete));
-      return wanted;
+    create(target) {
+      if (isPre(target)) return frame(target, complete);
+      if (target instanceof Element) for (const pre of target.querySelectorAll("pre")) pre.replaceWith(frame(pre, complete));
+      return target;
     },
   };
 }
@@ -185,9 +188,9 @@ function isPre(node) {
 /**
  * @param {Node | null} node
  * @param {string} language
- * @returns {node is HTMLElement} whether it is the frame of code in that language
+ * @returns {node is HTMLElement} true if the node is the frame of a code block in that language
  */
-function isCodeIn(node, language) {
+function isCodeFrame(node, language) {
   return node instanceof HTMLElement && node.nodeName === "FIGURE" && node.dataset.language === language;
 }
 

@@ -1,90 +1,60 @@
-// One conversation as this tab sees it: what was said, what is being answered, and what the server has not taken.
+// A conversation as this tab sees it: its turns, the answer that is being received, and the state of the history.
 
 import { ApiError, errorOf } from "./api.js";
 import { Commits } from "./commits.js";
-import { asked, fieldsOf, hasAnswer, turnsOf } from "./turns.js";
+import { Delivery, RECOVER_MS, STOPPED } from "./delivery.js";
+import { drain } from "./stream.js";
+import { fieldsOf, turnsOf, turnsWith } from "./turns.js";
 
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {import("./store.js").Store} Store */
 /** @typedef {import("./stream.js").ServerEvent} ServerEvent */
-
-/** @typedef {import("./turns.js").Ask} Ask */
 /** @typedef {import("./turns.js").Turn} Turn */
+/** @typedef {import("./turns.js").TurnRequest} TurnRequest */
 
-/**
- * @typedef {object} Refused what was asked and not answered
- * @property {Ask} ask
- * @property {ApiError | null} error null: the page was left before the answer began
- * @property {number | null} at when it is asked again by itself, milliseconds since 1970
- */
-
-/**
- * @typedef {object} Pending what was asked, as long as it is not known whether the history has it
- * @property {Ask} ask
- * @property {ApiError | null} error how it ended here; null: the page was left
- * @property {string | null} after message id of the newest answer before it
- * @property {string | null} id message id of its answer, if that began
- * @property {() => void} undo shows the conversation as it was before
- */
-
-/** Milliseconds between two looks at an answer that another tab is told. */
+/** Milliseconds between requests for the history while another tab receives the answer. */
 const POLL_MS = 1000;
 
-/** Milliseconds until a lost connection is tried again. */
-const RECOVER_MS = 2000;
-
-/** How often a refused message is sent again by itself. */
-const AUTOMATIC_TRIES = 20;
-
-/** Retries while a server does not have the last answer: another worker may have it. */
-const ELSEWHERE_TRIES = 2;
-
 /** Milliseconds that the next message waits for an answer that was stopped. */
-const SETTLED_MS = 3000;
+const STOP_TIMEOUT_MS = 3000;
 
-const EVENTS_KEPT = 1000;
+/** Maximum number of recorded events. */
+const MAX_EVENTS = 1000;
 
-/** Codes of an answer whose connection was closed here. */
-const STOPPED = "stopped";
+/** Code of the error that ends an answer when the conversation is cleared. */
 const CLEARED = "cleared";
 
 /**
- * Tells `change` (turns came, went, or changed state), `text` (the newest answer grew), `event` (the server said
- * something), `returned` (a message that was not answered; detail is its text), `said` (words of the server's own),
- * `dropped` (the oldest turns went, for want of room), `unkept` (the newest one has no room), `crowded` (the request waits
- * for other streams of this browser), `cookieless` (the server did not recognise this browser again).
+ * Events: `change` (turns were added, removed or changed state), `text` (the newest answer grew), `event` (the server
+ * sent an event), `restore` (a message without an answer; detail: its text), `server-message` (a message from the server
+ * itself; detail: its text), `turns-dropped` (the oldest turns were dropped), `not-stored` (the newest turn is too long to
+ * be stored), `stream-limit` (the request waits for other streams of this browser), `no-cookies` (the server does not
+ * recognise this browser).
  */
 export class Chat extends EventTarget {
   /** @type {Turn[]} */
   turns = [];
-  /** @type {Turn | null} the one that this tab is told */
+  /** @type {Turn | null} the turn whose answer this tab receives */
   busy = null;
-  /** Place in the queue; 0: not in it. */
+  /** Place in the queue; 0: not queued. */
   position = 0;
-  /** @type {Refused | null} */
-  refused = null;
-  /** @type {ApiError | null} why the history is not here */
+  /** @type {ApiError | null} the reason why the history could not be loaded */
   failure = null;
   loaded = false;
-  /** Whether the newest answer was for a role that has the developer's tool. */
+  /** True if the role of the newest request may use the developer's panel. */
   devTool = false;
-  /** @type {(ServerEvent & { at: number })[]} as they came, with seconds since they were asked for */
+  /** @type {(ServerEvent & { at: number })[]} at: seconds since the request */
   events = [];
   /** @type {number | null} the conversation's turn number on the server */
-  #number = null;
-  #tries = 0;
+  #turnNumber = null;
   #pollTimer = 0;
-  #retryTimer = 0;
-  /** Responses in a row from servers that did not have the last answer. */
-  #elsewhere = 0;
-  /** @type {Pending | null} */
-  #pending = null;
   #stopping = Promise.resolve();
   #closed = false;
   #abort = new AbortController();
   #api;
   #store;
   #commits;
+  #delivery;
 
   /**
    * @param {Api} api
@@ -96,12 +66,12 @@ export class Chat extends EventTarget {
     this.#api = api;
     this.#store = store;
     this.#commits = new Commits(api, store, id);
+    this.#delivery = new Delivery(store, id, {
+      retry: (request) => void this.submit(request),
+      restore: (detail) => this.dispatchEvent(new CustomEvent("restore", { detail })),
+      reload: () => this.#loadIn(0),
+    });
     this.id = id;
-    const unsent = store.unsent(id);
-    if (!unsent) return;
-    const { text, edit, after = null, id: answer = null } = unsent;
-    const ask = /** @type {Ask} */ (edit ? { kind: "edit", text, id: edit } : { kind: "send", text });
-    this.#pending = { ask, error: null, after, id: answer, undo: () => {} };
   }
 
   /** The newest turn. */
@@ -109,19 +79,24 @@ export class Chat extends EventTarget {
     return this.turns.at(-1) ?? null;
   }
 
-  /** Whether an answer is under way, here or elsewhere. */
+  /** True while an answer is running, in this tab or another one. */
   get answering() {
     return this.busy !== null || this.last?.state === "running";
   }
 
-  /** True if the last answer is most likely lost, so that going on without it is worth a question. */
+  /** The request that the user can send again. */
+  get refused() {
+    return this.#delivery.refused;
+  }
+
+  /** True if the last answer is probably lost, so that the user is asked whether to continue without it. */
   get lost() {
-    return this.#elsewhere > ELSEWHERE_TRIES;
+    return this.#delivery.lost;
   }
 
   /**
-   * Ask the server what was said. An answer that another tab is told is looked at until it is over.
-   * @param {boolean} [abandonLost] go on without a last answer that no server has
+   * Load the history. While another tab receives an answer, the history is polled.
+   * @param {boolean} [abandonLost] continue without a last answer that no server has
    */
   async load(abandonLost = false) {
     clearTimeout(this.#pollTimer);
@@ -129,135 +104,128 @@ export class Chat extends EventTarget {
       await this.#commit();
       const { turn, messages } = await this.#api.history(this.id, abandonLost);
       if (this.busy || this.#closed) return;
-      this.#show(turn, messages);
+      this.#applyHistory(turn, messages);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (this.busy || this.#closed) return;
-      this.#notShown(error);
+      this.#loadFailed(error);
     }
     this.#changed();
   }
 
-  /** Go on without the last answer, and ask again what was refused for its sake. */
+  /** Continue without the last answer, and repeat the request that was refused because of it. */
   async abandonLost() {
-    const ask = this.refused?.ask;
+    const request = this.refused?.request;
     await this.load(true);
-    if (ask && ask === this.refused?.ask && !this.failure) await this.ask(ask, true);
+    if (request && request === this.refused?.request && !this.failure) await this.submit(request, true);
   }
 
   /** @param {string} text */
   send(text) {
-    return this.ask({ kind: "send", text });
+    return this.submit({ kind: "send", text });
   }
 
   /**
-   * @param {Ask} ask
-   * @param {boolean} [abandonLost] go on without a last answer that no server has
+   * Send a request and receive its answer.
+   * @param {TurnRequest} request
+   * @param {boolean} [abandonLost] continue without a last answer that no server has
    */
-  async ask(ask, abandonLost = false) {
+  async submit(request, abandonLost = false) {
     if (this.busy) return;
-    if (this.#pending && !this.refused && !("text" in ask)) {
-      await this.load(); // these two are about the last answer: which one that is must be known
-      if (this.#pending || this.busy) return;
+    if (this.#delivery.pending && !this.refused && !("text" in request)) {
+      await this.load(); // the request refers to the last answer, which must be known
+      if (this.#delivery.pending || this.busy) return;
     }
     const before = this.turns;
-    const after = asked(before, ask);
+    const after = turnsWith(before, request);
     const turn = after?.at(-1);
     if (!after || !turn) {
-      this.giveUp(); // what it is about is gone
-      this.#giveBack(ask);
+      this.withdraw(); // the turn that the request refers to no longer exists
+      this.#delivery.restore(request);
       return;
     }
-    this.#forgetTimers();
-    const said = turn.answer;
+    this.#cancelTimers();
+    const answerBefore = turn.answer;
     const undo = () => {
-      turn.answer = said;
-      turn.state = "interrupted"; // that of a turn that was there before, and goes on
+      turn.answer = answerBefore;
+      turn.state = "interrupted"; // the state of a turn that is being continued
       this.turns = before;
     };
-    const retry = this.#pending?.ask === ask;
-    this.#expect(ask, undo);
+    const retry = this.#delivery.begin(request, this.last?.id ?? null, undo);
     this.turns = after;
     turn.state = "waiting";
     this.busy = turn;
     this.position = 0;
-    this.refused = null;
     this.events = [];
     this.#abort = new AbortController();
     this.#changed();
     try {
-      const done = await this.#listen(ask, turn, abandonLost);
-      this.#pending = null;
-      if (turn.answer === said && done.finish_reason === "cancelled") {
+      const done = await this.#receive(request, turn, abandonLost);
+      this.#delivery.decided();
+      if (turn.answer === answerBefore && done.finish_reason === "cancelled") {
         undo();
-        this.#giveBack(ask);
-      } else if (done.usage?.completion_tokens === 0 && done.usage.prompt_tokens === 0 && turn.answer !== said) {
+        this.#delivery.restore(request);
+      } else if (done.usage?.completion_tokens === 0 && done.usage.prompt_tokens === 0 && turn.answer !== answerBefore) {
         const detail = turn.answer;
         undo();
         this.#store.setUnsent(this.id, null);
-        this.dispatchEvent(new CustomEvent("said", { detail }));
+        this.dispatchEvent(new CustomEvent("server-message", { detail }));
       } else {
-        this.#finished(turn, done);
+        this.#finish(turn, done);
       }
-      this.#tries = 0;
-      this.#elsewhere = 0;
+      this.#delivery.resetRetries();
       this.busy = null;
       this.#changed();
-      if (!this.loaded || (this.#store.recognised === null && done.stored !== false)) await this.load();
+      if (!this.loaded || (this.#store.cookiesWork === null && done.stored !== false)) await this.load();
     } catch (error) {
       this.busy = null;
       if (this.#closed) return;
       const failure = error instanceof ApiError ? error : new ApiError(0, "unreachable", String(error));
-      const certain = failure.certain && !retry;
-      if (this.#pending && failure.code !== CLEARED) this.#pending.error = failure;
-      if (failure.certain) {
+      const decided = failure.fromServer && !retry;
+      if (failure.code !== CLEARED) this.#delivery.failed(failure);
+      if (failure.fromServer) {
         undo();
-        if (certain) this.#pending = null;
-        this.#refuse(ask, failure);
-      } else if (failure.code === STOPPED || (turn.answer !== said && failure.code !== CLEARED)) {
-        turn.state = "interrupted"; // as the server keeps it, if it does
+        if (decided) this.#delivery.decided();
+        this.#delivery.refuse(request, failure);
+      } else if (failure.code === STOPPED || (turn.answer !== answerBefore && failure.code !== CLEARED)) {
+        turn.state = "interrupted"; // the server stores the same state, if it stores the turn
       } else {
         undo();
-        if (failure.code !== CLEARED) this.#refuse(ask, failure);
+        if (failure.code !== CLEARED) this.#delivery.refuse(request, failure);
       }
       this.#changed();
-      const looksLater = failure.code === STOPPED || failure.code === CLEARED; // stop() and clear() do
-      if (!looksLater && (!certain || !this.loaded)) await this.load();
+      const loadsLater = failure.code === STOPPED || failure.code === CLEARED; // stop() and clear() load the history
+      if (!loadsLater && (!decided || !this.loaded)) await this.load();
     }
   }
 
-  /** Stop the answer under way; what there is of it stays. */
+  /** Stop the running answer; the text so far remains. */
   stop() {
     this.#stopping = this.#stop();
     return this.#stopping;
   }
 
-  /** Wait until it is known what is left of an answer that was stopped, or for long enough. */
-  async settled() {
-    await Promise.race([this.#stopping, new Promise((resolve) => setTimeout(resolve, SETTLED_MS))]);
+  /** Wait until the remainder of a stopped answer is known, or for STOP_TIMEOUT_MS. */
+  async waitForStop() {
+    await Promise.race([this.#stopping, new Promise((resolve) => setTimeout(resolve, STOP_TIMEOUT_MS))]);
   }
 
   async #stop() {
-    if (this.busy) this.#abort.abort(new ApiError(0, STOPPED, "")); // first: it frees a connection for the request
-    await this.#api.stop(this.id).catch(ignoreRefusal);
+    if (this.busy) this.#abort.abort(new ApiError(0, STOPPED, "")); // first: this frees a connection for the request
+    await this.#api.stop(this.id).catch(ignoreApiError);
     await this.load();
   }
 
-  /** Ask again what was refused. */
+  /** Send a refused request again. */
   retry() {
-    if (this.refused) void this.ask(this.refused.ask);
+    this.#delivery.retry();
   }
 
-  /** Do not ask again. @returns {string} the message that was to be sent */
-  giveUp() {
-    const ask = this.refused?.ask;
-    clearTimeout(this.#retryTimer);
-    this.refused = null;
-    this.#pending = null;
-    this.#tries = 0;
-    this.#store.setUnsent(this.id, null);
+  /** Drop the refused request. @returns {string} its message */
+  withdraw() {
+    const text = this.#delivery.withdraw();
     this.#changed();
-    return ask && "text" in ask ? ask.text : "";
+    return text;
   }
 
   /** @param {string} id a message id */
@@ -267,49 +235,50 @@ export class Chat extends EventTarget {
     await this.load();
   }
 
-  /** Forget everything that was said. */
+  /** Clear the conversation. */
   async clear() {
     this.#abort.abort(new ApiError(0, CLEARED, ""));
     try {
       await this.#api.clear(this.id);
       for (const { id } of this.turns) if (id) this.#store.setEdit(this.id, id, null);
       this.#store.setCommit(this.id, null);
-      this.#number = null;
+      this.#turnNumber = null;
       this.turns = [];
-      this.giveUp();
+      this.withdraw();
     } finally {
       await this.load();
     }
   }
 
-  /** This tab is not interested any more. */
+  /** Stop receiving and polling. */
   close() {
     this.#closed = true;
-    this.#forgetTimers();
+    this.#cancelTimers();
     this.#abort.abort();
   }
 
   /**
-   * Ask, and hear the answer out.
-   * @param {Ask} ask
+   * Send a request and read its stream to the end.
+   * @param {TurnRequest} request
    * @param {Turn} turn
    * @param {boolean} abandonLost
-   * @returns {Promise<any>} what `done` says
+   * @returns {Promise<any>} data of the `done` event
    */
-  async #listen(ask, turn, abandonLost) {
+  async #receive(request, turn, abandonLost) {
     const { signal } = this.#abort;
-    const began = performance.now();
+    const startTime = performance.now();
     await unlessAborted(signal, this.#commit());
-    const body = { ...this.#body(ask), ...(abandonLost ? { abandon_lost: true } : {}) };
-    const { events, devTool } = await this.#api.chat(body, signal, () => this.dispatchEvent(new Event("crowded")));
+    const body = { ...this.#body(request), ...(abandonLost ? { abandon_lost: true } : {}) };
+    const onWait = () => this.dispatchEvent(new Event("stream-limit"));
+    const { events, devTool } = await this.#api.chat(body, signal, onWait);
     this.devTool = devTool;
     try {
       for (let next = await events.next(); !next.done; next = await events.next()) {
         const { event, data } = next.value;
-        this.#record(event, data, began);
+        this.#record(event, data, startTime);
         if (event === "delta") this.#grow(turn, data.text);
-        else if (event === "queued") this.#wait(data.position);
-        else if (event === "start") this.#wait(0, turn, data.message_id);
+        else if (event === "queued") this.#setPosition(data.position);
+        else if (event === "start") this.#setPosition(0, turn, data.message_id);
         else if (event === "done") return data;
         else if (event === "error") {
           if (data.commit) {
@@ -321,20 +290,21 @@ export class Chat extends EventTarget {
       }
     } catch (error) {
       const { reason } = signal;
-      throw error instanceof ApiError ? error : reason instanceof ApiError ? reason : unreachable();
+      throw error instanceof ApiError ? error : reason instanceof ApiError ? reason : connectionLost();
     } finally {
       void drain(events);
     }
-    throw unreachable();
+    throw connectionLost();
   }
 
-  /** @param {Ask} ask */
-  #body(ask) {
+  /** @param {TurnRequest} request */
+  #body(request) {
     const system = this.#store.system(this.id);
+    const noTurnNumber = this.#turnNumber === null || this.#store.cookiesWork === false;
     return {
       conversation: this.id,
-      ...fieldsOf(ask),
-      ...(this.#number === null || this.#store.recognised === false ? {} : { if_turn: this.#number }),
+      ...fieldsOf(request),
+      ...(noTurnNumber ? {} : { if_turn: this.#turnNumber }),
       ...(system ? { system } : {}),
     };
   }
@@ -347,7 +317,7 @@ export class Chat extends EventTarget {
     turn.answer += text;
     if (turn.state !== "writing") {
       turn.state = "writing";
-      this.#store.touch(this.id, ""); // a title comes with the end: what was typed may have been a pass phrase
+      this.#store.touch(this.id, ""); // #finish sets the title: the message may be a pass phrase
       this.#changed();
     }
     this.dispatchEvent(new Event("text"));
@@ -358,35 +328,33 @@ export class Chat extends EventTarget {
    * @param {Turn} [turn]
    * @param {string} [id]
    */
-  #wait(position, turn, id) {
+  #setPosition(position, turn, id) {
     this.position = position;
-    if (turn && id) this.#name(turn, id);
+    if (turn && id) this.#setId(turn, id);
     this.#changed();
   }
 
   /**
    * @param {Turn} turn
-   * @param {string} id by which the history will have it
+   * @param {string} id message id of the answer
    */
-  #name(turn, id) {
+  #setId(turn, id) {
     turn.id = id;
-    if (this.#pending) this.#pending.id = id;
-    const unsent = this.#store.unsent(this.id);
-    if (unsent) this.#store.setUnsent(this.id, { ...unsent, id });
+    this.#delivery.setId(id);
   }
 
   /**
    * @param {Turn} turn
    * @param {any} done
    */
-  #finished(turn, done) {
-    this.#name(turn, done.message_id);
+  #finish(turn, done) {
+    this.#setId(turn, done.message_id);
     turn.state = done.finish_reason === "cancelled" ? "interrupted" : "complete";
     turn.finish = done.finish_reason;
     turn.usage = done.usage;
     turn.timing = done.timing;
     turn.like = null;
-    this.#number = done.turn ?? null;
+    this.#turnNumber = done.turn ?? null;
     this.#store.touch(this.id, turn.user);
     if (done.commit) {
       this.#commits.add(done.commit, turn.id);
@@ -395,156 +363,84 @@ export class Chat extends EventTarget {
       this.#store.setUnsent(this.id, null);
     }
     if (done.dropped_turns) {
-      this.dispatchEvent(new Event("dropped"));
+      this.dispatchEvent(new Event("turns-dropped"));
       void this.load();
     }
-    if (done.stored === false) this.dispatchEvent(new Event("unkept"));
+    if (done.stored === false) this.dispatchEvent(new Event("not-stored"));
   }
 
-  /** Send the commit token that is kept, now and again until that succeeds. */
+  /** Send the stored commit token; on a failure, retry later. */
   async #commit() {
     if (!(await this.#commits.send())) this.#loadIn(RECOVER_MS);
   }
 
   /**
-   * @param {number} number the conversation's turn number
+   * @param {number} turnNumber of the conversation
    * @param {import("./api.js").HistoryMessage[]} messages
    */
-  #show(number, messages) {
+  #applyHistory(turnNumber, messages) {
     this.failure = null;
     this.loaded = true;
-    if (!this.refused) this.#elsewhere = 0;
-    if (number) this.#store.recognised = true;
-    else if (this.#number && this.#store.recognised === null) this.#notRecognised();
-    if (this.#store.recognised === false && this.turns.length) {
-      this.#settle(); // what is on the screen is nowhere else
+    this.#delivery.historyLoaded();
+    if (turnNumber) this.#store.cookiesWork = true;
+    else if (this.#turnNumber && this.#store.cookiesWork === null) this.#cookiesMissing();
+    if (this.#store.cookiesWork === false && this.turns.length) {
+      this.#delivery.resolve(this.turns); // the turns on the screen exist only there
       return;
     }
-    this.#number = number;
+    this.#turnNumber = turnNumber;
     this.turns = turnsOf(messages, this.turns);
-    if (this.last?.state !== "running") {
-      const [first] = this.turns;
-      if (first && this.#store.entry(this.id)?.title === "") this.#store.rename(this.id, first.user); // it broke off
-      this.#settle();
+    if (this.last?.state === "running") {
+      this.#loadIn(POLL_MS);
+      this.#delivery.answerRunning();
       return;
     }
-    this.#loadIn(POLL_MS);
-    if (!this.#pending) return;
-    clearTimeout(this.#retryTimer); // it is most likely what was asked here
-    this.refused = null;
+    const [first] = this.turns;
+    if (first && this.#store.entry(this.id)?.title === "") this.#store.rename(this.id, first.user); // it was interrupted
+    this.#delivery.resolve(this.turns);
   }
 
-  /** @param {ApiError} error why there is no history */
-  #notShown(error) {
-    const hidden = error.status === 403 && error.certain; // this role may talk, but not see what was said before
-    if (hidden) this.loaded = this.#store.recognised = true; // as far as it can be known
+  /** @param {ApiError} error */
+  #loadFailed(error) {
+    const hidden = error.status === 403 && error.fromServer; // this role may chat, but not read the history
+    if (hidden) this.loaded = this.#store.cookiesWork = true; // assumed: the history cannot show it
     this.failure = hidden ? null : error;
-    if (error.code === "answer_elsewhere") this.#elsewhere += 1;
-    if (this.refused && this.lost) this.refused = { ...this.refused, error, at: null }; // say so, and what can be done
-    const soon = error.passes && !(error.code === "answer_elsewhere" && this.lost);
-    if (soon || error.code === "unreachable" || error.code === "not_ours") this.#loadIn(RECOVER_MS);
-    if (hidden || (this.#pending?.error?.code === STOPPED && !this.last?.answer)) {
-      this.#pending?.undo();
-      if (this.#pending) this.#pending.undo = () => {};
-      this.#settle();
+    this.#delivery.historyFailed(error);
+    const retriable = error.temporary && !(error.code === "answer_elsewhere" && this.lost);
+    if (retriable || error.code === "unreachable" || error.code === "foreign_response") this.#loadIn(RECOVER_MS);
+    if (hidden || (this.#delivery.stopped && !this.last?.answer)) {
+      this.#delivery.undo();
+      this.#delivery.resolve(this.turns);
     }
   }
 
-  /** No turn that was answered here is known to the server: each request is a new session's. */
-  #notRecognised() {
-    this.#store.recognised = false;
-    this.dispatchEvent(new Event("cookieless"));
-    if (this.refused?.error?.code === "conversation_changed") this.#retryTimer = setTimeout(() => this.retry());
-  }
-
-  /** Offer again what was asked, unless the history has it; it may still come, from another tab. */
-  #settle() {
-    if (!this.#pending) return;
-    const { ask, error } = this.#pending;
-    if (hasAnswer(this.turns, this.#pending)) {
-      this.#pending = null;
-      clearTimeout(this.#retryTimer);
-      this.refused = null;
-      this.#tries = 0;
-      this.#forget(ask);
-    } else if (error?.code === STOPPED) {
-      this.#pending = null;
-      this.#giveBack(ask);
-    } else if (!this.refused) {
-      this.#refuse(ask, error);
-    }
-  }
-
-  /**
-   * @param {Ask} ask
-   * @param {ApiError | null} error
-   */
-  #refuse(ask, error) {
-    this.refused = { ask, error, at: null };
-    if (!error) return;
-    const elsewhere = error.code === "answer_elsewhere";
-    if (elsewhere) this.#elsewhere += 1;
-    const restarting = error.code === "unreachable" && this.#tries > 0;
-    const ms = error.passes ? Number(error.retryAfter) * 1000 : restarting ? RECOVER_MS : null;
-    if (ms !== null && (elsewhere ? !this.lost : this.#tries < AUTOMATIC_TRIES)) {
-      this.#tries += 1;
-      this.refused.at = Date.now() + ms;
-      this.#retryTimer = setTimeout(() => this.retry(), ms);
-    } else if (error.status === 409 || error.status === 404) {
-      this.#loadIn(0); // it changed elsewhere: show how
-    }
-  }
-
-  /**
-   * From now on the message of `ask` is not lost, whatever happens to the page.
-   * @param {Ask} ask
-   * @param {() => void} undo
-   */
-  #expect(ask, undo) {
-    if (this.#pending?.ask === ask) {
-      this.#pending.undo = undo;
-      return;
-    }
-    const earlier = this.#pending?.ask ?? this.refused?.ask;
-    if (earlier && earlier !== ask) this.#giveBack(earlier);
-    const after = this.last?.id ?? null;
-    this.#pending = { ask, error: null, after, id: null, undo };
-    if (!("text" in ask)) return;
-    const edit = ask.kind === "edit" ? { edit: ask.id } : {};
-    this.#store.setUnsent(this.id, { text: ask.text, ...edit, after });
-  }
-
-  /** @param {Ask} ask that was not answered */
-  #giveBack(ask) {
-    if ("text" in ask) this.dispatchEvent(new CustomEvent("returned", { detail: ask.text }));
-    this.#forget(ask);
-  }
-
-  /** @param {Ask} ask that is done with; another tab may have sent something since */
-  #forget(ask) {
-    if ("text" in ask && this.#store.unsent(this.id)?.text === ask.text) this.#store.setUnsent(this.id, null);
+  /** Handle missing cookies: the history lacks turns that were answered here, so each request begins a new session. */
+  #cookiesMissing() {
+    this.#store.cookiesWork = false;
+    this.dispatchEvent(new Event("no-cookies"));
+    this.#delivery.retryWithoutTurnNumber();
   }
 
   /**
    * @param {string} event
    * @param {any} data
-   * @param {number} began
+   * @param {number} startTime
    */
-  #record(event, data, began) {
-    this.events.push({ event, data, at: (performance.now() - began) / 1000 });
-    if (this.events.length > EVENTS_KEPT) this.events.shift();
+  #record(event, data, startTime) {
+    this.events.push({ event, data, at: (performance.now() - startTime) / 1000 });
+    if (this.events.length > MAX_EVENTS) this.events.shift();
     this.dispatchEvent(new Event("event"));
   }
 
-  /** @param {number} milliseconds */
-  #loadIn(milliseconds) {
+  /** @param {number} ms */
+  #loadIn(ms) {
     clearTimeout(this.#pollTimer);
-    if (!this.#closed) this.#pollTimer = setTimeout(() => this.load(), milliseconds);
+    if (!this.#closed) this.#pollTimer = setTimeout(() => this.load(), ms);
   }
 
-  #forgetTimers() {
+  #cancelTimers() {
     clearTimeout(this.#pollTimer);
-    clearTimeout(this.#retryTimer);
+    this.#delivery.cancelRetry();
   }
 
   #changed() {
@@ -552,12 +448,12 @@ export class Chat extends EventTarget {
   }
 }
 
-function unreachable() {
-  return new ApiError(0, "unreachable", "The connection broke.");
+function connectionLost() {
+  return new ApiError(0, "unreachable", "The connection was lost.");
 }
 
 /** @param {unknown} error */
-function ignoreRefusal(error) {
+function ignoreApiError(error) {
   if (!(error instanceof ApiError)) throw error;
 }
 
@@ -571,16 +467,4 @@ function unlessAborted(signal, task) {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
     task.then(() => resolve(null), reject);
   });
-}
-
-/**
- * Read to the very end: hanging up would cost the connection.
- * @param {AsyncGenerator<ServerEvent, void, void>} events
- */
-async function drain(events) {
-  try {
-    while (!(await events.next()).done);
-  } catch {
-    // all that matters has come
-  }
 }

@@ -1,24 +1,24 @@
-// A block of code: its language, a button that copies it, and colours once the highlighter is there.
+// A code block: its language, a copy button, and syntax highlighting as soon as the highlighter is loaded.
 
+import { copyText } from "./clipboard.js";
 import { highlight } from "./highlight.js";
 import { t } from "./i18n.js";
-import { copyText } from "./copy.js";
 import { morph } from "./morph.js";
 import { h, icon } from "./view/dom.js";
 
-/** Characters; longer code stays plain while it is being written. */
-const HIGHLIGHT_WHILE_WRITTEN = 6000;
+/** Maximum length of highlighted code, in characters, while it is being written. */
+const MAX_GROWING_LENGTH = 6000;
 
-/** Characters; longer code stays plain. */
-const HIGHLIGHT = 60_000;
+/** Maximum length of highlighted code, in characters. */
+const MAX_LENGTH = 60_000;
 
-/** @type {WeakMap<HTMLElement, { text: string, coloured: boolean }>} what was written last */
-const written = new WeakMap();
+/** @type {WeakMap<HTMLElement, { text: string, highlighted: boolean }>} the content of each code element */
+const contents = new WeakMap();
 
 /**
- * @param {string} language as the fence says it, or empty
+ * @param {string} language the info string of the fence, or empty
  * @param {string} text
- * @param {boolean} complete whether nothing more is to come
+ * @param {boolean} complete true if the text is final
  * @returns {HTMLElement}
  */
 export function codeBlock(language, text, complete) {
@@ -38,12 +38,12 @@ export function codeBlock(language, text, complete) {
 }
 
 /**
- * Write on in the block that is there.
+ * Update the text of a code block.
  * @param {HTMLElement} figure
- * @param {string} text all of it
+ * @param {string} text
  * @param {boolean} complete
  */
-export function rewrite(figure, text, complete) {
+export function updateCodeBlock(figure, text, complete) {
   const code = figure.querySelector("code");
   if (code) write(code, figure.dataset.language ?? "", text, complete);
 }
@@ -55,24 +55,24 @@ export function rewrite(figure, text, complete) {
  * @param {boolean} complete
  */
 function write(code, language, text, complete) {
-  const coloured = text.length <= (complete ? HIGHLIGHT : HIGHLIGHT_WHILE_WRITTEN);
-  const last = written.get(code);
-  if (last?.text === text && last.coloured === coloured) return;
-  written.set(code, { text, coloured });
-  show(code, language, text, coloured);
+  const highlighted = text.length <= (complete ? MAX_LENGTH : MAX_GROWING_LENGTH);
+  const last = contents.get(code);
+  if (last?.text === text && last.highlighted === highlighted) return;
+  contents.set(code, { text, highlighted });
+  render(code, language, text, highlighted);
 }
 
 /**
  * @param {HTMLElement} code
  * @param {string} language
  * @param {string} text
- * @param {boolean} coloured
+ * @param {boolean} highlighted
  */
-function show(code, language, text, coloured) {
-  const shown = coloured && highlight(language, text, () => {
-    if (written.get(code)?.text === text) show(code, language, text, coloured);
+function render(code, language, text, highlighted) {
+  const fragment = highlighted && highlight(language, text, () => {
+    if (contents.get(code)?.text === text) render(code, language, text, highlighted);
   });
-  const nodes = shown || document.createDocumentFragment();
-  if (!shown) nodes.append(text);
+  const nodes = fragment || document.createDocumentFragment();
+  if (!fragment) nodes.append(text);
   morph(code, nodes);
 }

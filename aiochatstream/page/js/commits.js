@@ -1,11 +1,11 @@
-// Where the history is in a cookie, an answer joins it by a token; without one, by the next request to the same process.
+// Commit tokens. If the history is stored in the cookie, a request with the token adds the answer to it.
 
 import { ApiError } from "./api.js";
 
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {import("./store.js").Store} Store */
 
-/** The commit token of a conversation's newest answer. It is kept over a reload and a restart of the server. */
+/** The commit token of a conversation's newest answer. It survives a reload of the page and a restart of the server. */
 export class Commits {
   /** @type {Promise<boolean> | null} */
   #sending = null;
@@ -25,7 +25,7 @@ export class Commits {
   }
 
   /**
-   * Keep a new token, in place of an older one.
+   * Store a token in place of the previous one.
    * @param {string} token
    * @param {string | null} id message id of the answer
    */
@@ -34,8 +34,8 @@ export class Commits {
   }
 
   /**
-   * Send the token, if there is one, until the server has taken or refused it.
-   * @returns {Promise<boolean>} false: it must be sent again
+   * Send the token, if there is one. It is deleted when the server has accepted or refused it.
+   * @returns {Promise<boolean>} false: the request failed and must be repeated
    */
   send() {
     this.#sending ??= this.#send().finally(() => (this.#sending = null));
@@ -51,7 +51,7 @@ export class Commits {
       if (this.#store.unsent(conversation)?.id === commit.id) this.#store.setUnsent(conversation, null);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (!error.certain || error.passes) return false;
+      if (!error.fromServer || error.temporary) return false;
     }
     if (this.#store.commit(conversation)?.token === commit.token) this.#store.setCommit(conversation, null);
     return true;

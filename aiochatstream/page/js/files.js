@@ -1,29 +1,29 @@
-// Conversations in files: JSON, as `aiochatstream chat` saves and loads them, too.
+// Conversation files: JSON, in the format of `aiochatstream chat`.
 
 /** @typedef {import("./api.js").HistoryMessage} HistoryMessage */
-/** @typedef {{ messages: HistoryMessage[], system?: string }} Saved */
+/** @typedef {{ messages: HistoryMessage[], system?: string }} ConversationFile */
 
-/** Until a browser has surely read what it saves. */
-const SAVED_MS = 60_000;
+/** Milliseconds until the URL of a download is revoked. */
+const REVOKE_MS = 60_000;
 
 /**
- * Let the browser save `saved`.
  * @param {string} title
- * @param {Saved} saved
+ * @param {ConversationFile} conversation
  */
-export function download(title, saved) {
-  const url = URL.createObjectURL(new Blob([`${JSON.stringify(saved, null, 2)}\n`], { type: "application/json" }));
+export function download(title, conversation) {
+  const json = `${JSON.stringify(conversation, null, 2)}\n`;
+  const url = URL.createObjectURL(new Blob([json], { type: "application/json" }));
   const link = document.createElement("a");
   link.href = url;
   link.download = `${title.replaceAll(/[\\/:*?"<>|\s]+/g, " ").trim() || "chat"}.json`;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(url), SAVED_MS);
+  setTimeout(() => URL.revokeObjectURL(url), REVOKE_MS);
 }
 
 /**
- * Let the user choose a file.
- * @returns {Promise<{ title: string, saved: Saved | null } | null>} null: none was chosen; saved is null where the file
- *   holds no conversation
+ * Show the browser's file chooser and read the selected file.
+ * @returns {Promise<{ title: string, conversation: ConversationFile | null } | null>} null: the user cancelled;
+ *   conversation: null if the file is not a conversation file
  */
 export function upload() {
   const input = document.createElement("input");
@@ -33,7 +33,8 @@ export function upload() {
     input.addEventListener("cancel", () => resolve(null));
     input.addEventListener("change", async () => {
       const file = input.files?.[0];
-      resolve(file ? { title: file.name.replace(/\.json$/i, ""), saved: parsed(await file.text()) } : null);
+      const title = file?.name.replace(/\.json$/i, "") ?? "";
+      resolve(file ? { title, conversation: parseConversation(await file.text()) } : null);
     });
     input.click();
   });
@@ -41,26 +42,27 @@ export function upload() {
 
 /**
  * @param {string} text
- * @returns {Saved | null}
+ * @returns {ConversationFile | null} null if `text` is not a conversation file
  */
-export function parsed(text) {
+export function parseConversation(text) {
   try {
-    const { messages, system } = JSON.parse(text);
-    const told = messages.map(message);
-    if (told.length % 2) return null;
-    return { messages: told, ...(typeof system === "string" && system ? { system } : {}) };
+    const { messages: items, system } = JSON.parse(text);
+    const messages = items.map(parseMessage);
+    if (messages.length % 2) return null;
+    return { messages, ...(typeof system === "string" && system ? { system } : {}) };
   } catch {
     return null;
   }
 }
 
 /**
- * @param {any} given
+ * Return a message of the file; an answer that was running becomes an interrupted one. Throws TypeError if it is invalid.
+ * @param {any} item
  * @param {number} index
- * @returns {HistoryMessage} an answer that was under way is an interrupted one. Throws for what is none
+ * @returns {HistoryMessage}
  */
-function message({ role, content, message_id, state = "complete" }, index) {
-  if (role !== (index % 2 ? "assistant" : "user") || typeof content !== "string") throw new TypeError("no message");
+function parseMessage({ role, content, message_id, state = "complete" }, index) {
+  if (role !== (index % 2 ? "assistant" : "user") || typeof content !== "string") throw new TypeError("invalid message");
   if (role === "user") return { role, content };
   const id = typeof message_id === "string" && message_id ? { message_id } : {};
   return { role, content, ...id, state: state === "complete" ? "complete" : "interrupted" };

@@ -1,8 +1,8 @@
-// Colours for code. The highlighter and each language are fetched when the first code in it appears.
+// Syntax highlighting. The highlighter and its grammars are loaded when they are first needed.
 
-import { sanitized } from "./sanitize.js";
+import { sanitize } from "./sanitize.js";
 
-/** @type {Record<string, string>} what fences say, to the module of the language */
+/** @type {Record<string, string>} names in info strings, to the grammar's module */
 const LANGUAGES = {
   bash: "bash", sh: "bash", shell: "bash", zsh: "bash", console: "bash",
   c: "cpp", "c++": "cpp", cc: "cpp", cpp: "cpp", h: "cpp",
@@ -24,37 +24,37 @@ const LANGUAGES = {
 /** @type {any} */
 let core = null;
 
-/** @type {Map<string, Promise<boolean>>} the languages that were asked for; those that failed are not asked for again */
-const coming = new Map();
+/** @type {Map<string, Promise<boolean>>} grammars by language; a failed load is not repeated */
+const grammarLoads = new Map();
 
 /** @type {Promise<any> | null} */
-let coreComing = null;
+let coreLoad = null;
 
 /**
- * @param {string} said the language, as the fence says it
+ * @param {string} label the language in the fence's info string
  * @param {string} text
- * @param {() => void} whenReady called once, where it has to be fetched first
- * @returns {DocumentFragment | null} null: not yet, or not in this language
+ * @param {() => void} onLoad called once, if the language has to be loaded first
+ * @returns {DocumentFragment | null} null if the language is unknown or not loaded yet
  */
-export function highlight(said, text, whenReady) {
-  const name = said.toLowerCase();
+export function highlight(label, text, onLoad) {
+  const name = label.toLowerCase();
   const language = Object.hasOwn(LANGUAGES, name) ? LANGUAGES[name] : undefined;
   if (!language) return null;
   if (core?.getLanguage(language)) {
-    return sanitized(core.highlight(text, { language, ignoreIllegals: true }).value);
+    return sanitize(core.highlight(text, { language, ignoreIllegals: true }).value);
   }
-  const ready = coming.get(language) ?? fetchLanguage(language);
-  coming.set(language, ready);
-  void ready.then((there) => there && whenReady());
+  const load = grammarLoads.get(language) ?? loadGrammar(language);
+  grammarLoads.set(language, load);
+  void load.then((success) => success && onLoad());
   return null;
 }
 
-/** @param {string} language */
-async function fetchLanguage(language) {
+/** @param {string} language @returns {Promise<boolean>} */
+async function loadGrammar(language) {
   try {
-    coreComing ??= import("../vendor/highlight/core.js");
+    coreLoad ??= import("../vendor/highlight/core.js");
     const [{ default: hljs }, { default: grammar }] = await Promise.all([
-      coreComing,
+      coreLoad,
       import(`../vendor/highlight/${language}.js`),
     ]);
     hljs.registerLanguage(language, grammar);

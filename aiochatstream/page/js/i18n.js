@@ -1,4 +1,4 @@
-// What the page says, in the user's language.
+// The page's texts in the user's language.
 
 import { en } from "./texts/en.js";
 import { ja } from "./texts/ja.js";
@@ -18,19 +18,20 @@ export function currentLocale() {
 }
 
 /**
- * The first of `wanted` that the page speaks, English otherwise.
- * @param {readonly (string | null | undefined)[]} wanted as `ja-JP`
+ * Return the first supported language of `tags`, or English.
+ * @param {readonly (string | null | undefined)[]} tags for example `ja-JP`
  * @returns {Locale}
  */
-export function chooseLocale(wanted) {
-  for (const one of wanted) {
-    const language = one?.toLowerCase().split("-")[0];
+export function chooseLocale(tags) {
+  for (const tag of tags) {
+    const language = tag?.toLowerCase().split("-")[0];
     if (language === "en" || language === "ja") return language;
   }
   return "en";
 }
 
 /**
+ * Return a text in the current language.
  * @template {keyof Texts} Key
  * @param {Key} key
  * @param {Texts[Key] extends (...values: infer Values) => string ? Values : []} values
@@ -42,40 +43,42 @@ export function t(key, ...values) {
 }
 
 /**
+ * Return the value of a setting for the current language.
  * @template Value
- * @param {Value | Record<string, Value> | null | undefined} given by the server's owner: for all, or by language
+ * @param {Value | Record<string, Value> | null | undefined} setting a value for all languages, or values by language
  * @returns {Value | null}
  */
-export function localised(given) {
-  if (given === null || given === undefined) return null;
-  if (typeof given !== "object" || Array.isArray(given)) return /** @type {Value} */ (given);
-  const byLocale = /** @type {Record<string, Value>} */ (given);
+export function localise(setting) {
+  if (setting === null || setting === undefined) return null;
+  if (typeof setting !== "object" || Array.isArray(setting)) return /** @type {Value} */ (setting);
+  const byLocale = /** @type {Record<string, Value>} */ (setting);
   return byLocale[locale] ?? Object.values(byLocale)[0] ?? null;
 }
 
 /**
- * Speak `chosen` from now on, in all that stands in the page's HTML.
- * @param {Locale} chosen
+ * Switch to `newLocale` and translate the page.
+ * @param {Locale} newLocale
  */
-export function speak(chosen) {
-  locale = chosen;
-  document.documentElement.lang = chosen;
+export function setLocale(newLocale) {
+  locale = newLocale;
+  document.documentElement.lang = newLocale;
   translate(document.body);
 }
 
 /**
- * Put the texts that `data-text`, `data-label`, `data-tip` and `data-placeholder` name into `root`.
+ * Translate the elements in `root` with the attributes `data-text`, `data-label`, `data-tip` or `data-placeholder`, whose
+ * values are keys of the texts.
  * @param {ParentNode} root
  */
 export function translate(root) {
-  for (const node of root.querySelectorAll("[data-text]")) node.textContent = named(node, "data-text");
-  for (const node of root.querySelectorAll("[data-label]")) node.setAttribute("aria-label", named(node, "data-label"));
+  for (const node of root.querySelectorAll("[data-text]")) node.textContent = textFor(node, "data-text");
+  for (const node of root.querySelectorAll("[data-label]")) node.setAttribute("aria-label", textFor(node, "data-label"));
   for (const node of root.querySelectorAll("[data-placeholder]")) {
-    node.setAttribute("placeholder", named(node, "data-placeholder"));
+    node.setAttribute("placeholder", textFor(node, "data-placeholder"));
   }
   for (const node of root.querySelectorAll("[data-tip]")) {
-    node.setAttribute("aria-label", named(node, "data-tip"));
-    node.setAttribute("title", named(node, "data-tip"));
+    node.setAttribute("aria-label", textFor(node, "data-tip"));
+    node.setAttribute("title", textFor(node, "data-tip"));
   }
 }
 
@@ -83,6 +86,6 @@ export function translate(root) {
  * @param {Element} node
  * @param {string} attribute
  */
-function named(node, attribute) {
+function textFor(node, attribute) {
   return t(/** @type {any} */ (node.getAttribute(attribute)));
 }

@@ -1,19 +1,19 @@
-// Marked's lexer, bounded: it is recursive, and some thousand levels end at the stack's limit.
+// Marked's lexer with a maximum depth: it is recursive, and some thousand levels would overflow the stack.
 
 import { Lexer } from "../vendor/marked.js";
 
 /** @typedef {import("../vendor/marked.js").Token} Token */
 
-/** Calls in each other: two for a quote or a list, one for emphasis or a link. */
+/** Maximum number of nested calls: two for a quote or a list, one for emphasis or a link. */
 export const MAX_DEPTH = 64;
 
-/** Characters that may be searched in vain for the end of emphasis; from there on its marks are text. */
+/** Characters of unsuccessful searches for the end of emphasis, after which delimiters are text. */
 const EMPHASIS_BUDGET = 600_000;
 
 export class BoundedLexer extends Lexer {
   emphasisBudget = EMPHASIS_BUDGET;
-  /** Whether something nests deeper; it is a token `plain` then. */
-  exceeded = false;
+  /** True if some content is nested too deeply; its token is of type `plain`. */
+  depthExceeded = false;
   #depth = 0;
 
   /**
@@ -38,7 +38,7 @@ export class BoundedLexer extends Lexer {
 
   /**
    * @param {string} source
-   * @param {() => any} lex makes the token at the beginning of `source`; it may call itself
+   * @param {() => any} lex returns the token at the start of `source`; may be recursive
    * @returns {any}
    */
   block(source, lex) {
@@ -59,11 +59,11 @@ export class BoundedLexer extends Lexer {
   /**
    * @template Value
    * @param {() => Value} lex
-   * @returns {Value | null} null: too deep
+   * @returns {Value | null} null: nested too deeply
    */
   #nested(lex) {
     if (this.#depth >= MAX_DEPTH) {
-      this.exceeded = true;
+      this.depthExceeded = true;
       return null;
     }
     this.#depth += 1;

@@ -1,10 +1,10 @@
-// The page: what belongs together is put together here.
+// Entry point: creates the parts of the page and connects them.
 
 import { api } from "./api.js";
 import { Chat } from "./chat.js";
 import { download, upload } from "./files.js";
-import { chooseLocale, localised, speak, t } from "./i18n.js";
-import { SLOTS } from "./slots.js";
+import { chooseLocale, localise, setLocale, t } from "./i18n.js";
+import { MAX_STREAMS } from "./slots.js";
 import { Store } from "./store.js";
 import { setAccent, setTheme } from "./theme.js";
 import { setAvatar } from "./view/avatar.js";
@@ -12,45 +12,46 @@ import { Composer } from "./view/composer.js";
 import { DevPanel } from "./view/dev.js";
 import { byId, drawIcons } from "./view/dom.js";
 import { Drawer, setUpDrawers } from "./view/drawers.js";
-import { confirmed, notice, orTell, setUpNotices } from "./view/notices.js";
+import { askConfirmation, notice, reportErrors, setUpNotices } from "./view/notices.js";
 import { SettingsPanel } from "./view/settings.js";
 import { Sidebar } from "./view/sidebar.js";
 import { Thread } from "./view/thread.js";
 
 /** @typedef {import("./api.js").Config} Config */
 
+/** Milliseconds until a failed request for the configuration is repeated. */
 const CONFIG_RETRY_MS = 3000;
 
-/** The smallest page: for as long as the server has not said what it wants. @type {Config} */
+/** The configuration until the server's is loaded: the minimal page. @type {Config} */
 let config = {
   title: null, welcome: null, avatar: "", accent: null, accent_dark: null, examples: null, locale: null, theme: null,
   role: "", allow: [], dev_tool: false, system_prompt: false,
 };
 
-/** @param {string} name of an API */
+/** Return true if the user's role may call an endpoint. @param {string} name */
 const may = (name) => config.allow === "all" || config.allow.includes(name);
 
-const store = new Store(keeper(), new URL(".", location.href).pathname);
+const store = new Store(storageBackend(), new URL(".", location.href).pathname);
 
-/** @type {Map<string, Chat>} those that were looked at; their answers go on while another is shown */
+/** @type {Map<string, Chat>} by id; their answers continue while another conversation is shown */
 const chats = new Map();
 
 const thread = new Thread(
   {
     may,
-    edit: (id, text) => void current().ask({ kind: "edit", id, text }),
-    edited: (id) => store.edit(store.current, id),
-    setEdited: (id, text) => store.setEdit(store.current, id, text),
-    regenerate: () => void current().ask({ kind: "regenerate" }),
-    goOn: () => void current().ask({ kind: "continue" }),
+    edit: (id, text) => void current().submit({ kind: "edit", id, text }),
+    editDraft: (id) => store.edit(store.current, id),
+    setEditDraft: (id, text) => store.setEdit(store.current, id, text),
+    regenerate: () => void current().submit({ kind: "regenerate" }),
+    continueAnswer: () => void current().submit({ kind: "continue" }),
     remove: async ({ id }) => {
-      if (!id || !(await confirmed(t("confirm_delete"), t("yes_delete")))) return;
-      await orTell(() => current().delete(id));
+      if (!id || !(await askConfirmation(t("confirm_delete"), t("yes_delete")))) return;
+      await reportErrors(() => current().delete(id));
       composer.focus();
     },
     feedback: (turn, like, comment) =>
-      orTell(() => api.feedback(current().id, turn.id ?? "", like, comment ? { comment } : null)),
-    giveBack: (text) => composer.giveBack(text),
+      reportErrors(() => api.feedback(current().id, turn.id ?? "", like, comment ? { comment } : null)),
+    restore: (text) => composer.restore(text),
     stats: () => Boolean(store.settings.stats),
     listed: (id) => store.entry(id) !== undefined,
   },
@@ -68,12 +69,12 @@ const sidebar = new Sidebar(store, {
     composer.focus();
   },
   remove: async ({ id, title }) => {
-    if (!(await confirmed(t("confirm_remove", title || t("untitled")), t("yes_delete")))) return;
-    await orTell(async () => {
+    if (!(await askConfirmation(t("confirm_remove", title || t("untitled")), t("yes_delete")))) return;
+    await reportErrors(async () => {
       const chat = chats.get(id);
       await (chat ? chat.clear() : api.clear(id));
       chat?.close();
-      if (id === store.current) open(store.conversations.find((one) => one.id !== id)?.id ?? store.fresh());
+      if (id === store.current) open(store.conversations.find((entry) => entry.id !== id)?.id ?? store.newId());
       chats.delete(id);
       store.remove(id);
     });
@@ -96,8 +97,8 @@ const dev = new Drawer(byId("dev"), byId("open-dev"), "panel", (open) => {
 const settingsPanel = new SettingsPanel(api, store, () => thread.redraw(), () => settings.toggle(false));
 const devPanel = new DevPanel(api, () => dev.toggle(false));
 
-/** The browser's storage; null if it forbids that. */
-function keeper() {
+/** Return the browser's storage, or null if the browser blocks it. */
+function storageBackend() {
   try {
     return window.localStorage;
   } catch {
@@ -112,14 +113,14 @@ function current() {
   if (!chat) {
     chat = new Chat(api, store, id);
     chats.set(id, chat);
-    listen(chat);
+    addListeners(chat);
     void chat.load();
   }
   return chat;
 }
 
 /** @param {Chat} chat */
-function listen(chat) {
+function addListeners(chat) {
   let answering = false;
   chat.addEventListener("change", () => {
     if (chat.answering !== answering) {
@@ -129,15 +130,15 @@ function listen(chat) {
     }
     if (chat.id === store.current) drawHeading();
   });
-  chat.addEventListener("returned", (event) => {
-    if (chat.id === store.current) composer.giveBack(/** @type {CustomEvent} */ (event).detail);
-    else store.giveBack(chat.id, /** @type {CustomEvent} */ (event).detail);
+  chat.addEventListener("restore", (event) => {
+    if (chat.id === store.current) composer.restore(/** @type {CustomEvent} */ (event).detail);
+    else store.restoreDraft(chat.id, /** @type {CustomEvent} */ (event).detail);
   });
-  chat.addEventListener("dropped", () => notice(t("dropped")));
-  chat.addEventListener("unkept", () => notice(t("unkept")));
-  chat.addEventListener("crowded", () => notice(t("crowded", SLOTS)));
-  chat.addEventListener("cookieless", () => notice(t("cookieless"), { stays: true }));
-  chat.addEventListener("said", (event) => {
+  chat.addEventListener("turns-dropped", () => notice(t("turns_dropped")));
+  chat.addEventListener("not-stored", () => notice(t("not_stored")));
+  chat.addEventListener("stream-limit", () => notice(t("stream_limit", MAX_STREAMS)));
+  chat.addEventListener("no-cookies", () => notice(t("no_cookies"), { persistent: true }));
+  chat.addEventListener("server-message", (event) => {
     notice(/** @type {CustomEvent} */ (event).detail);
     void refreshConfig();
   });
@@ -151,7 +152,7 @@ function open(id) {
 
 function show() {
   const chat = current();
-  composer.show(chat); // before anything is drawn: what is written next belongs to this conversation
+  composer.show(chat); // first, so that the next input belongs to this conversation even if drawing fails
   drawHeading();
   thread.show(chat);
   if (settings.open) showSettings();
@@ -163,42 +164,43 @@ function showSettings() {
 }
 
 function drawHeading() {
-  const title = localised(config.title) ?? t("title");
+  const title = localise(config.title) ?? t("title");
   const heading = store.entry(store.current)?.title;
   const chat = current();
-  const said = chat.turns.length > 0;
+  const hasTurns = chat.turns.length > 0;
   byId("heading").textContent = heading || title;
   document.title = heading ? `${heading} – ${title}` : title;
-  byId("export").hidden = !said || !may("export_conversation");
-  byId("clear").hidden = !(said || chat.failure) || !may("clear_context");
+  byId("export").hidden = !hasTurns || !may("export_conversation");
+  byId("clear").hidden = !(hasTurns || chat.failure) || !may("clear_context");
 }
 
-/** What the owner and the user have chosen, all over the page. */
-function dress() {
-  const { settings: chosen } = store;
-  const locale = chooseLocale([chosen.locale, config.locale, ...navigator.languages]);
-  speak(locale);
-  setTheme(chosen.theme ?? config.theme ?? "");
+/** Apply the configuration and the user's settings to the page. */
+function applySettings() {
+  const preferences = store.settings;
+  const locale = chooseLocale([preferences.locale, config.locale, ...navigator.languages]);
+  setLocale(locale);
+  setTheme(preferences.theme ?? config.theme ?? "");
   setAccent(config.accent, config.accent_dark);
   setAvatar(config.avatar);
-  byId("theme", HTMLSelectElement).value = chosen.theme ?? config.theme ?? "";
+  byId("theme", HTMLSelectElement).value = preferences.theme ?? config.theme ?? "";
   byId("locale", HTMLSelectElement).value = locale;
-  for (const place of document.querySelectorAll("[data-title]")) place.textContent = localised(config.title) ?? t("title");
+  const title = localise(config.title) ?? t("title");
+  for (const element of document.querySelectorAll("[data-title]")) element.textContent = title;
   byId("open-dev").hidden = !config.dev_tool;
   byId("import").hidden = !may("import_conversation");
   thread.welcome(config);
   sidebar.draw();
 }
 
-/** The same for all that is shown, which stays where it is. */
-function dressAgain() {
+/** Apply the settings, and redraw the conversation without scrolling. */
+function applyAndRedraw() {
   thread.inPlace(() => {
-    dress();
+    applySettings();
     show();
   });
 }
 
-/** Ask until it is told: nothing but the owner's texts depends on it. */
+/** Load the configuration; repeat until that succeeds. */
 async function refreshConfig() {
   try {
     config = { ...config, ...(await api.config()) };
@@ -207,31 +209,31 @@ async function refreshConfig() {
     return;
   }
   if (!config.dev_tool) dev.toggle(false);
-  dressAgain();
+  applyAndRedraw();
 }
 
 async function exportCurrent() {
   const chat = current();
-  await orTell(async () => {
+  await reportErrors(async () => {
     const { messages } = await api.exportConversation(chat.id);
     const system = store.system(chat.id);
     download(store.entry(chat.id)?.title ?? "", { ...(system ? { system } : {}), messages });
   });
 }
 
-async function importOne() {
-  const chosen = await upload();
-  if (!chosen) return;
-  const { title, saved } = chosen;
-  if (!saved) {
+async function importConversation() {
+  const file = await upload();
+  if (!file) return;
+  const { title, conversation } = file;
+  if (!conversation) {
     notice(t("not_a_conversation"));
     return;
   }
-  await orTell(async () => {
-    const id = store.fresh();
-    await api.importConversation(id, saved.messages);
+  await reportErrors(async () => {
+    const id = store.newId();
+    await api.importConversation(id, conversation.messages);
     store.rename(id, title);
-    const system = config.system_prompt ? saved.system : "";
+    const system = config.system_prompt ? conversation.system : "";
     if (system) store.setSystem(id, system);
     open(id);
     notice(system ? t("imported_system", system.length > 200 ? `${system.slice(0, 200)}…` : system) : t("imported"));
@@ -246,45 +248,45 @@ function setUp() {
   conversations.set(conversations.wide && store.settings.sidebar !== false);
   byId("close-sidebar").addEventListener("click", () => conversations.toggle(false));
   byId("new-chat").addEventListener("click", () => {
-    open(store.fresh());
+    open(store.newId());
     if (!conversations.wide) conversations.toggle(false);
     composer.focus();
   });
   byId("export").addEventListener("click", exportCurrent);
-  byId("import").addEventListener("click", importOne);
+  byId("import").addEventListener("click", importConversation);
   byId("clear").addEventListener("click", async () => {
-    if (!(await confirmed(t("confirm_clear"), t("yes_clear")))) return;
-    await orTell(() => current().clear());
+    if (!(await askConfirmation(t("confirm_clear"), t("yes_clear")))) return;
+    await reportErrors(() => current().clear());
     composer.focus();
   });
   const theme = byId("theme", HTMLSelectElement);
   theme.addEventListener("change", () => {
     store.set({ theme: /** @type {any} */ (theme.value) });
-    dress();
+    applySettings();
   });
   const locale = byId("locale", HTMLSelectElement);
   locale.addEventListener("change", () => {
     store.set({ locale: /** @type {any} */ (locale.value) });
-    dressAgain();
+    applyAndRedraw();
   });
-  const lookAgain = () => {
-    if (!current().answering) void current().load(); // another tab may have gone on
+  const reload = () => {
+    if (!current().answering) void current().load(); // another tab may have continued the conversation
   };
   store.addEventListener("change", drawHeading);
-  store.addEventListener("forgetful", () => notice(t("forgetful"), { stays: true }));
+  store.addEventListener("memory-only", () => notice(t("memory_only"), { persistent: true }));
   window.addEventListener("storage", (event) => {
-    if (store.heard(event.key)) lookAgain();
+    if (store.onStorage(event.key)) reload();
   });
   window.addEventListener("online", () => {
     if (current().failure) void current().load();
   });
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden) lookAgain();
+    if (!document.hidden) reload();
   });
 }
 
 setUp();
-dress();
+applySettings();
 show();
 composer.focus();
 void refreshConfig();

@@ -1,22 +1,23 @@
-// Markdown to nodes. Whatever a model writes becomes text, or one of the few elements that sanitize.js lists.
+// Markdown to DOM nodes: text, and the elements that sanitize.js allows.
 
-import { htmlOf } from "./dialect.js";
-import { sanitized } from "./sanitize.js";
+import { renderHtml } from "./dialect.js";
+import { sanitize } from "./sanitize.js";
 
 /** @typedef {import("./dialect.js").Token} Token */
 
-export { blocksOf } from "./dialect.js";
+export { parseBlocks } from "./dialect.js";
 
 /**
+ * Render blocks; code is in `pre` elements.
  * @param {Token[]} tokens
- * @returns {DocumentFragment} code in it is `pre`, as Marked renders it
+ * @returns {DocumentFragment}
  */
-export function nodesOf(tokens) {
-  const fragment = sanitized(htmlOf(tokens));
+export function renderNodes(tokens) {
+  const fragment = sanitize(renderHtml(tokens));
   for (const table of fragment.querySelectorAll("table")) {
     const frame = document.createElement("div");
     frame.className = "table";
-    frame.tabIndex = 0; // wide ones are scrolled
+    frame.tabIndex = 0; // wide tables scroll
     table.replaceWith(frame);
     frame.append(table);
   }
@@ -24,7 +25,7 @@ export function nodesOf(tokens) {
 }
 
 /**
- * @param {Element} pre as in what `nodesOf` returns
+ * @param {Element} pre an element that `renderNodes` returned
  * @returns {{ language: string, text: string }}
  */
 export function codeOf(pre) {

@@ -1,31 +1,32 @@
-// Changes what stands on the page into what should stand there, node by node: what is the same stays, and with it a
-// selection, the focus, and the place to which something is scrolled.
+// DOM morphing: changes nodes on the page into newly rendered ones. Unchanged nodes stay, and with them selections, focus
+// and scroll positions.
 
 /**
- * @typedef {object} Special how some nodes differ from what is rendered
- * @property {(shown: Node, wanted: Node) => boolean} patch makes `shown` what `wanted` says; false: replace it
- * @property {(wanted: Node) => Node} make the node to insert for `wanted`
+ * @typedef {object} MorphHooks exceptions for some nodes
+ * @property {(current: Node, target: Node) => boolean} patch updates `current` to match `target`; false: not applicable
+ * @property {(target: Node) => Node} create returns the node to insert for `target`
  */
 
-/** @type {Special} */
-const NOTHING_SPECIAL = { patch: () => false, make: (node) => node };
+/** @type {MorphHooks} */
+const NO_HOOKS = { patch: () => false, create: (node) => node };
 
 /**
- * @param {Node} shown
- * @param {Node} wanted whose children are moved, or compared with those of `shown`
- * @param {Special} special
+ * Change the children of `current` into those of `target`, whose nodes may be moved.
+ * @param {Node} current
+ * @param {Node} target
+ * @param {MorphHooks} hooks
  */
-export function morph(shown, wanted, special = NOTHING_SPECIAL) {
-  let old = shown.firstChild;
-  for (const node of [...wanted.childNodes]) {
+export function morph(current, target, hooks = NO_HOOKS) {
+  let old = current.firstChild;
+  for (const node of [...target.childNodes]) {
     const next = old?.nextSibling ?? null;
-    if (!old) shown.appendChild(special.make(node));
-    else if (!patch(old, node, special)) shown.replaceChild(special.make(node), old);
+    if (!old) current.appendChild(hooks.create(node));
+    else if (!patch(old, node, hooks)) current.replaceChild(hooks.create(node), old);
     old = next;
   }
   while (old) {
     const next = old.nextSibling;
-    shown.removeChild(old);
+    current.removeChild(old);
     old = next;
   }
 }
@@ -33,18 +34,18 @@ export function morph(shown, wanted, special = NOTHING_SPECIAL) {
 /**
  * @param {Node} old
  * @param {Node} node
- * @param {Special} special
- * @returns {boolean} false: they are of different kinds
+ * @param {MorphHooks} hooks
+ * @returns {boolean} false: the nodes are of different kinds
  */
-function patch(old, node, special) {
-  if (special.patch(old, node)) return true;
+function patch(old, node, hooks) {
+  if (hooks.patch(old, node)) return true;
   if (old instanceof Text && node instanceof Text) {
-    if (node.data.startsWith(old.data)) old.appendData(node.data.slice(old.data.length)); // a selection in it stays
+    if (node.data.startsWith(old.data)) old.appendData(node.data.slice(old.data.length)); // keeps a selection
     else old.data = node.data;
     return true;
   }
   if (!(old instanceof Element && node instanceof Element && sameTag(old, node))) return false;
-  morph(old, node, special);
+  morph(old, node, hooks);
   return true;
 }
 

@@ -1,4 +1,4 @@
-// The one place where HTML becomes nodes. What is not listed here is left out.
+// Sanitizer: the only place where HTML becomes nodes. Elements and attributes that are not listed here are removed.
 
 import DOMPurify from "../vendor/purify.js";
 
@@ -14,12 +14,12 @@ const ALLOWED = {
   RETURN_DOM_FRAGMENT: true,
 };
 
-/** Those that markdown.js and the highlighter give. */
+/** Classes that dialect.js and the highlighter use. */
 const CLASSES = /^(maths|maths-block|plain|language-\S+|hljs[\w -]*)$/;
 
 const purify = DOMPurify(window);
 
-purify.setConfig(ALLOWED); // once: it takes longer than the sanitizing of a line
+purify.setConfig(ALLOWED); // once: this is slower than sanitizing a line
 
 purify.addHook("afterSanitizeAttributes", (node) => {
   if (node.hasAttribute("class") && !CLASSES.test(node.getAttribute("class") ?? "")) node.removeAttribute("class");
@@ -32,9 +32,10 @@ purify.addHook("afterSanitizeAttributes", (node) => {
 });
 
 /**
+ * Parse HTML, and remove everything that runs, loads or navigates by itself.
  * @param {string} html
- * @returns {DocumentFragment} without anything that could run, load or navigate by itself
+ * @returns {DocumentFragment}
  */
-export function sanitized(html) {
+export function sanitize(html) {
   return purify.sanitize(html);
 }

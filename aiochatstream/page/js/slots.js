@@ -1,47 +1,47 @@
-// The limit on streams. Over HTTP/1.1 a browser has six connections to a server, for all its tabs: streams leave two of
-// them to everything else.
+// The limit on concurrent streams. Over HTTP/1.1 a browser opens at most six connections to a server, shared by all tabs:
+// the limit leaves two for other requests.
 
-/** Streams at once: of the whole browser, or of each tab where the browser has no Web Locks (plain HTTP from elsewhere). */
-export const SLOTS = 4;
+/** Maximum number of streams per browser, or per tab without Web Locks (plain HTTP from another machine). */
+export const MAX_STREAMS = 4;
 
-/** Milliseconds after which a stream counts as waiting. */
-const CROWDED_MS = 300;
+/** Milliseconds after which a waiting stream is reported. */
+const REPORT_MS = 300;
 
 /** @typedef {{ request(name: string, options: { signal: AbortSignal }, onGrant: () => unknown): Promise<unknown> }} Locks */
 
-/** Locks of this tab alone. */
+/** Locks within this tab. */
 class TabLocks {
-  /** @type {Map<string, Promise<unknown>>} the end of each lock's queue */
-  #ends = new Map();
+  /** @type {Map<string, Promise<unknown>>} the last request for each lock */
+  #tails = new Map();
 
   /** @type {Locks["request"]} */
   request(name, { signal }, onGrant) {
-    const turn = (this.#ends.get(name) ?? Promise.resolve()).then(() => {
+    const grant = (this.#tails.get(name) ?? Promise.resolve()).then(() => {
       signal.throwIfAborted();
       return onGrant();
     });
-    this.#ends.set(name, turn.catch(() => {}));
-    return turn;
+    this.#tails.set(name, grant.catch(() => {}));
+    return grant;
   }
 }
 
 const tabLocks = new TabLocks();
 
 /**
- * Wait until one more stream may run. Raises the reason of `signal` if that is aborted first.
+ * Wait until a stream may start. Raises the reason of `signal` if that is aborted first.
  * @param {AbortSignal} signal
- * @param {() => void} crowded called if it takes a while
+ * @param {() => void} onWait called after REPORT_MS
  * @param {Locks} [locks] for tests
- * @returns {Promise<() => void>} ends the stream's hold; calling it again has no effect
+ * @returns {Promise<() => void>} a function that releases the slot; further calls have no effect
  */
-export async function streamSlot(signal, crowded, locks = globalThis.navigator?.locks ?? tabLocks) {
+export async function acquireSlot(signal, onWait, locks = globalThis.navigator?.locks ?? tabLocks) {
   signal.throwIfAborted();
-  const timer = setTimeout(crowded, CROWDED_MS);
+  const timer = setTimeout(onWait, REPORT_MS);
   try {
     return await anyOf(locks, signal);
   } catch (error) {
     if (signal.aborted) throw signal.reason;
-    return await anyOf(tabLocks, signal); // the browser forbids locks where it forbids cookies
+    return await anyOf(tabLocks, signal); // a browser that blocks cookies also blocks locks
   } finally {
     clearTimeout(timer);
   }
@@ -55,19 +55,19 @@ export async function streamSlot(signal, crowded, locks = globalThis.navigator?.
 function anyOf(locks, signal) {
   const others = new AbortController();
   return new Promise((resolve, reject) => {
-    let holds = false;
+    let acquired = false;
     const onGrant = () => {
-      if (holds || signal.aborted) return undefined;
-      holds = true;
+      if (acquired || signal.aborted) return undefined;
+      acquired = true;
       others.abort();
       return new Promise((release) => resolve(() => release(undefined)));
     };
-    const leave = () => {
+    const cancel = () => {
       others.abort();
       reject(signal.reason);
     };
-    signal.addEventListener("abort", leave, { once: true });
-    for (let slot = 0; slot < SLOTS; slot += 1) {
+    signal.addEventListener("abort", cancel, { once: true });
+    for (let slot = 0; slot < MAX_STREAMS; slot += 1) {
       locks.request(`aiochatstream stream ${slot}`, { signal: others.signal }, onGrant).catch(reject);
     }
   });

@@ -1,77 +1,75 @@
-// What this browser keeps: the list of conversations, drafts, and how the page looks. Nothing that was answered.
+// The browser's storage: the list of conversations, drafts and settings. Answers are not stored.
 
 /**
- * @typedef {object} Entry one conversation of the list
- * @property {string} id its name on the server
- * @property {string} title empty: it has none yet
+ * @typedef {object} Entry a conversation in the list
+ * @property {string} id name of the conversation on the server
+ * @property {string} title empty: no title yet
  * @property {number} updated milliseconds since 1970
  */
 
 /**
  * @typedef {object} Settings
- * @property {"" | "light" | "dark"} [theme] empty: the system's
+ * @property {"" | "light" | "dark"} [theme] empty: the system's theme
  * @property {"en" | "ja"} [locale]
  * @property {boolean} [stats] show times under each answer
- * @property {boolean} [sidebar] false: folded, where the window is wide
+ * @property {boolean} [sidebar] false: hidden in wide windows
  */
 
 /**
- * @typedef {object} Unsent a message that the server has not taken
+ * @typedef {object} Unsent a message without an answer in the history
  * @property {string} text
- * @property {string} [edit] message id of the answer whose message it replaces
- * @property {string | null} [after] message id of the newest answer when it was sent
- * @property {string} [id] message id of its answer, from the moment that this began
+ * @property {string} [edit] message id of the answer whose message is replaced
+ * @property {string | null} [after] message id of the newest answer when the message was sent
+ * @property {string} [id] message id of the message's answer, once it has begun
  */
 
 /**
- * @typedef {object} Commit what seals an answer into the cookie
- * @property {string} token
+ * @typedef {object} Commit
+ * @property {string} token adds an answer to the cookie
  * @property {string} id message id of the answer
  */
 
-/** @typedef {Pick<Storage, "getItem" | "setItem" | "removeItem">} Keeper */
+/** @typedef {Pick<Storage, "getItem" | "setItem" | "removeItem">} Backend */
 
-const TITLE_LENGTH = 60;
+/** Maximum length of a title in characters. */
+const MAX_TITLE_LENGTH = 60;
 
-/** The conversation that a client talks in which names none. */
+/** The default conversation. */
 export const MAIN = "main";
 
-/**
- * The newest first. Tells `change` when the list changes, here or in another tab, and once `forgetful`, when something
- * can be kept in memory only.
- */
+/** Events: `change` (the list changed, in this tab or another one) and once `memory-only` (an item cannot be stored). */
 export class Store extends EventTarget {
   /**
-   * True if the server knows this browser again, false if it does not (without cookies), null as long as that is open.
+   * True if the server recognises this browser by its cookies, false if not, null while this is unknown.
    * @type {boolean | null}
    */
-  recognised = null;
-  #keeper;
+  cookiesWork = null;
+  #backend;
   #scope;
   #current;
-  /** @type {Map<string, string>} what the keeper did not take */
+  /** @type {Map<string, string>} items that the backend did not accept */
   #memory = new Map();
-  #forgetful = false;
+  #memoryOnly = false;
 
   /**
-   * @param {Keeper | null} keeper localStorage; null: the browser forbids it
-   * @param {string} scope what keeps two pages of one origin apart
+   * @param {Backend | null} backend localStorage; null: the browser blocks it
+   * @param {string} scope distinguishes pages of the same origin
    */
-  constructor(keeper, scope) {
+  constructor(backend, scope) {
     super();
-    this.#keeper = keeper;
+    this.#backend = backend;
     this.#scope = scope;
     this.#current = String(this.#read("current", MAIN));
   }
 
-  /** @returns {Entry[]} */
+  /** @returns {Entry[]} the newest first */
   get conversations() {
-    const kept = this.#read("conversations", []);
-    const entries = Array.isArray(kept) ? kept.filter((one) => typeof one?.id === "string") : [];
+    const items = this.#read("conversations", []);
+    const entries = Array.isArray(items) ? items.filter((item) => typeof item?.id === "string") : [];
     return entries.sort((a, b) => b.updated - a.updated);
   }
 
-  /** The one that this tab shows, and that the next tab will begin with; there is always one. */
+  /** Id of the conversation that this tab shows, and new tabs show first. */
   get current() {
     return this.#current;
   }
@@ -84,23 +82,23 @@ export class Store extends EventTarget {
 
   /** @param {string} id */
   entry(id) {
-    return this.conversations.find((one) => one.id === id);
+    return this.conversations.find((entry) => entry.id === id);
   }
 
-  /** @returns {string} the id of a new conversation, which joins the list when something is said in it */
-  fresh() {
+  /** Return the id of a new conversation. It is added to the list with its first message. @returns {string} */
+  newId() {
     const random = crypto.getRandomValues(new Uint8Array(9));
     return `c-${btoa(String.fromCharCode(...random)).replaceAll("+", "-").replaceAll("/", "_")}`;
   }
 
   /**
-   * Something happened in a conversation: it moves to the top, and gets a title if it has none.
+   * Move a conversation to the top of the list. If it has no title, use the first line of `message`.
    * @param {string} id
-   * @param {string} said
+   * @param {string} message
    * @param {number} now
    */
-  touch(id, said, now = Date.now()) {
-    const title = this.entry(id)?.title || titleOf(said);
+  touch(id, message, now = Date.now()) {
+    const title = this.entry(id)?.title || titleOf(message);
     this.#save([{ id, title, updated: now }, ...this.#others(id)]);
   }
 
@@ -114,7 +112,7 @@ export class Store extends EventTarget {
   }
 
   /**
-   * Forget what is kept of a conversation.
+   * Delete all items of a conversation.
    * @param {string} id
    */
   remove(id) {
@@ -123,13 +121,14 @@ export class Store extends EventTarget {
   }
 
   /**
+   * Return the conversations whose titles contain all words of `text`.
    * @param {string} text
-   * @returns {Entry[]} those whose titles have all words of `text`
+   * @returns {Entry[]}
    */
   search(text) {
     const words = text.toLocaleLowerCase().split(/\s+/).filter(Boolean);
-    return this.conversations.filter((one) => {
-      const title = one.title.toLocaleLowerCase();
+    return this.conversations.filter((entry) => {
+      const title = entry.title.toLocaleLowerCase();
       return words.every((word) => title.includes(word));
     });
   }
@@ -148,20 +147,20 @@ export class Store extends EventTarget {
   }
 
   /**
-   * Put a message that was not answered before what has been written since.
+   * Put a message without an answer in front of the current draft.
    * @param {string} id
    * @param {string} text
    */
-  giveBack(id, text) {
-    const written = this.draft(id);
-    this.setDraft(id, written.trim() && written !== text ? `${text}\n${written}` : text);
+  restoreDraft(id, text) {
+    const draft = this.draft(id);
+    this.setDraft(id, draft.trim() && draft !== text ? `${text}\n${draft}` : text);
   }
 
   /**
-   * What an earlier message is about to become.
+   * Return the new text of a message that is being edited.
    * @param {string} id
-   * @param {string} messageId of its answer
-   * @returns {string | null} null: it is not being edited
+   * @param {string} messageId message id of the answer
+   * @returns {string | null} null: the message is not being edited
    */
   edit(id, messageId) {
     const text = this.#edits(id)[messageId];
@@ -184,8 +183,8 @@ export class Store extends EventTarget {
    * @returns {Record<string, unknown>} by message id
    */
   #edits(id) {
-    const kept = this.#read(`edits ${id}`, {});
-    return typeof kept === "object" ? kept : {};
+    const edits = this.#read(`edits ${id}`, {});
+    return typeof edits === "object" ? edits : {};
   }
 
   /**
@@ -193,8 +192,8 @@ export class Store extends EventTarget {
    * @returns {Unsent | null}
    */
   unsent(id) {
-    const kept = this.#read(`unsent ${id}`, null);
-    return typeof kept?.text === "string" ? kept : null;
+    const unsent = this.#read(`unsent ${id}`, null);
+    return typeof unsent?.text === "string" ? unsent : null;
   }
 
   /**
@@ -210,8 +209,8 @@ export class Store extends EventTarget {
    * @returns {Commit | null}
    */
   commit(id) {
-    const kept = this.#read(`commit ${id}`, null);
-    return typeof kept?.token === "string" ? kept : null;
+    const commit = this.#read(`commit ${id}`, null);
+    return typeof commit?.token === "string" ? commit : null;
   }
 
   /**
@@ -237,8 +236,8 @@ export class Store extends EventTarget {
 
   /** @returns {Settings} */
   get settings() {
-    const kept = this.#read("settings", {});
-    return typeof kept === "object" ? kept : {};
+    const settings = this.#read("settings", {});
+    return typeof settings === "object" ? settings : {};
   }
 
   /** @param {Settings} changes */
@@ -247,11 +246,11 @@ export class Store extends EventTarget {
   }
 
   /**
-   * Another tab has written.
-   * @param {string | null} key null: everything is gone
-   * @returns {boolean} whether something was said, or the list changed
+   * Handle the `storage` event of another tab.
+   * @param {string | null} key null: the storage was cleared
+   * @returns {boolean} true if the list changed
    */
-  heard(key) {
+  onStorage(key) {
     if (key === null) this.#memory.clear();
     else this.#memory.delete(key);
     const changed = key === null || key === this.#key("conversations");
@@ -261,7 +260,7 @@ export class Store extends EventTarget {
 
   /** @param {string} id */
   #others(id) {
-    return this.conversations.filter((one) => one.id !== id);
+    return this.conversations.filter((entry) => entry.id !== id);
   }
 
   /** @param {Entry[]} conversations */
@@ -281,65 +280,54 @@ export class Store extends EventTarget {
 
   /**
    * @param {string} name
-   * @param {any} otherwise
+   * @param {any} fallback
    * @returns {any}
    */
-  #read(name, otherwise) {
+  #read(name, fallback) {
     const key = this.#key(name);
     try {
-      return JSON.parse(this.#memory.get(key) ?? this.#keeper?.getItem(key) ?? "null") ?? otherwise;
+      return JSON.parse(this.#memory.get(key) ?? this.#backend?.getItem(key) ?? "null") ?? fallback;
     } catch {
-      return otherwise; // forbidden, or not what we wrote
+      return fallback; // the storage is blocked, or the item is invalid
     }
   }
 
   /**
    * @param {string} name
-   * @param {unknown} value null removes it
+   * @param {unknown} value null removes the item
    */
   #write(name, value) {
     const key = this.#key(name);
-    if (this.#keep(key, value)) {
+    if (this.#persist(key, value)) {
       this.#memory.delete(key);
       return;
     }
     this.#memory.set(key, JSON.stringify(value));
-    if (this.#forgetful) return;
-    this.#forgetful = true;
-    this.dispatchEvent(new Event("forgetful"));
+    if (this.#memoryOnly) return;
+    this.#memoryOnly = true;
+    this.dispatchEvent(new Event("memory-only"));
   }
 
   /**
    * @param {string} key
    * @param {unknown} value
-   * @returns {boolean} whether the browser keeps it
+   * @returns {boolean} false: the storage is full or blocked
    */
-  #keep(key, value) {
-    if (!this.#keeper) return false;
+  #persist(key, value) {
+    if (!this.#backend) return false;
     try {
-      if (value === null) this.#keeper.removeItem(key);
-      else this.#keeper.setItem(key, JSON.stringify(value));
+      if (value === null) this.#backend.removeItem(key);
+      else this.#backend.setItem(key, JSON.stringify(value));
       return true;
     } catch {
-      return false; // full or forbidden
+      return false;
     }
   }
 }
 
-/** @param {string} said */
-export function titleOf(said) {
-  const line = (said.trim().split("\n", 1)[0] ?? "").trimEnd();
+/** @param {string} message */
+export function titleOf(message) {
+  const line = (message.trim().split("\n", 1)[0] ?? "").trimEnd();
   const characters = [...line];
-  return characters.length > TITLE_LENGTH ? `${characters.slice(0, TITLE_LENGTH - 1).join("")}…` : line;
-}
-
-/** A keeper for tests. @returns {Keeper} */
-export function memoryKeeper() {
-  /** @type {Map<string, string>} */
-  const kept = new Map();
-  return {
-    getItem: (key) => kept.get(key) ?? null,
-    setItem: (key, value) => void kept.set(key, value),
-    removeItem: (key) => void kept.delete(key),
-  };
+  return characters.length > MAX_TITLE_LENGTH ? `${characters.slice(0, MAX_TITLE_LENGTH - 1).join("")}…` : line;
 }

@@ -1,13 +1,13 @@
-// Server-sent events out of the body of a fetch: EventSource can only GET.
+// Server-sent events from the body of a fetch: EventSource supports GET only.
 
 /**
- * @typedef {{ event: string, data: any }} ServerEvent one event, its data parsed as JSON
+ * @typedef {{ event: string, data: any }} ServerEvent data is parsed JSON
  */
 
-/** Milliseconds without a byte after which a connection is dead: the server sends a comment every 15 s. */
-export const SILENCE_MS = 40_000;
+/** Milliseconds without data after which a connection is considered lost: the server sends a comment every 15 s. */
+export const IDLE_TIMEOUT_MS = 40_000;
 
-/** Takes text as it arrives, in pieces of any size, and gives the events that are complete. */
+/** Incremental parser of event streams. */
 export class EventParser {
   #rest = "";
   #event = "";
@@ -15,13 +15,14 @@ export class EventParser {
   #data = [];
 
   /**
-   * @param {string} text what has arrived
-   * @returns {ServerEvent[]} the events that this completes
+   * Add `text`, a piece of any length.
+   * @param {string} text
+   * @returns {ServerEvent[]} the events that `text` completes
    */
   push(text) {
     /** @type {ServerEvent[]} */
     const events = [];
-    // a CR at the very end may be half of a CRLF: it waits for what follows
+    // a CR at the end may be half of a CRLF: it waits for the next piece
     const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
     this.#rest = lines.pop() ?? "";
     for (const line of lines) {
@@ -39,7 +40,7 @@ export class EventParser {
     const value = colon < 0 ? "" : line.slice(line[colon + 1] === " " ? colon + 2 : colon + 1);
     if (field === "event") this.#event = value;
     else if (field === "data") this.#data.push(value);
-    return null; // a comment has an empty field name, others are of no use here
+    return null; // comments have an empty field name; other fields are ignored
   }
 
   #complete() {
@@ -50,40 +51,53 @@ export class EventParser {
 }
 
 /**
- * Yield the events of `body` as they arrive. Raises what reading raises, and an Error after SILENCE_MS without a byte.
+ * Yield the events of `body` as they arrive. Raises errors of the connection, and an Error after IDLE_TIMEOUT_MS without
+ * data.
  * @param {ReadableStream<Uint8Array>} body
- * @param {() => void} [over] called when nothing more is read
+ * @param {() => void} [onEnd] called when reading ends
  * @returns {AsyncGenerator<ServerEvent, void, void>}
  */
-export async function* readEvents(body, over = () => {}) {
+export async function* readEvents(body, onEnd = () => {}) {
   const parser = new EventParser();
   const decoder = new TextDecoder();
   const reader = body.getReader();
   try {
     for (;;) {
-      const { done, value } = await inTime(reader.read());
+      const { done, value } = await withTimeout(reader.read());
       if (done) return;
       yield* parser.push(decoder.decode(value, { stream: true }));
     }
   } finally {
-    reader.cancel().catch(() => {}); // who stops listening hangs up
-    over();
+    reader.cancel().catch(() => {}); // closes the connection
+    onEnd();
+  }
+}
+
+/**
+ * Read `events` to the end: cancelling the body would close the connection.
+ * @param {AsyncGenerator<ServerEvent, void, void>} events
+ */
+export async function drain(events) {
+  try {
+    while (!(await events.next()).done);
+  } catch {
+    // the answer has already been received
   }
 }
 
 /**
  * @template Value
- * @param {Promise<Value>} reading
+ * @param {Promise<Value>} task
  * @returns {Promise<Value>}
  */
-async function inTime(reading) {
+async function withTimeout(task) {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
-  const silence = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`Nothing came for ${SILENCE_MS / 1000} s.`)), SILENCE_MS);
+  const timeout = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`No data for ${IDLE_TIMEOUT_MS / 1000} s.`)), IDLE_TIMEOUT_MS);
   });
   try {
-    return await /** @type {Promise<Value>} */ (Promise.race([reading, silence]));
+    return await /** @type {Promise<Value>} */ (Promise.race([task, timeout]));
   } finally {
     clearTimeout(timer);
   }

@@ -1,8 +1,8 @@
-// Light or dark, and the owner's colours.
+// The theme (light or dark) and the accent colours.
 
-/** @param {string} chosen `light`, `dark`, or empty for the system's */
-export function setTheme(chosen) {
-  if (chosen) document.documentElement.dataset.theme = chosen;
+/** @param {string} theme `light`, `dark`, or empty for the system's theme */
+export function setTheme(theme) {
+  if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
 }
 
@@ -19,11 +19,11 @@ export function setAccent(light, dark) {
   }
 }
 
-/** As WCAG 2 defines it. @param {string} colour `#rrggbb` */
+/** Return the relative luminance of WCAG 2. @param {string} colour `#rrggbb` */
 function luminance(colour) {
-  const [red = 0, green = 0, blue = 0] = [1, 3, 5].map((at) => {
-    const part = parseInt(colour.slice(at, at + 2), 16) / 255;
-    return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  const [red = 0, green = 0, blue = 0] = [1, 3, 5].map((index) => {
+    const channel = parseInt(colour.slice(index, index + 2), 16) / 255;
+    return channel <= 0.04045 ? channel / 12.92 : ((channel + 0.055) / 1.055) ** 2.4;
   });
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
 }

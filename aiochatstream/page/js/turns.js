@@ -1,4 +1,4 @@
-// Messages and their answers, as plain data.
+// Turns: a message and its answer, as plain data.
 
 /** @typedef {import("./api.js").HistoryMessage} HistoryMessage */
 
@@ -8,7 +8,7 @@
  * @property {string} answer
  * @property {string | null} id the answer's message id
  * @property {"waiting" | "writing" | "running" | "complete" | "interrupted"} state
- *   waiting: no text yet; writing: this tab is told it; running: another one is
+ *   waiting: no text yet; writing: this tab receives the answer; running: another tab receives it
  * @property {string} [finish] finish reason
  * @property {Usage} [usage]
  * @property {Timing} [timing]
@@ -22,11 +22,11 @@
  * @typedef {{ kind: "send", text: string }
  *   | { kind: "edit", text: string, id: string }
  *   | { kind: "regenerate" }
- *   | { kind: "continue" }} Ask
+ *   | { kind: "continue" }} TurnRequest
  */
 
 /**
- * The turns of a history; those that are known are the same objects.
+ * Return the turns of a history. Turns of `known` are updated and keep their identity.
  * @param {HistoryMessage[]} messages
  * @param {Turn[]} known
  * @returns {Turn[]}
@@ -44,43 +44,43 @@ export function turnsOf(messages, known) {
 }
 
 /**
- * The turns with the one at the end that `ask` asks for.
+ * Return the turns with the turn that `request` creates or continues at the end.
  * @param {Turn[]} turns
- * @param {Ask} ask
- * @returns {Turn[] | null} null where there is nothing to edit, to answer again or to go on with
+ * @param {TurnRequest} request
+ * @returns {Turn[] | null} null if the turn to edit, regenerate or continue does not exist
  */
-export function asked(turns, ask) {
+export function turnsWith(turns, request) {
   const last = turns.at(-1);
-  if (ask.kind === "send") return [...turns, begun(ask.text)];
-  if (ask.kind === "edit") {
-    const at = turns.findIndex((turn) => turn.id === ask.id);
-    return at < 0 ? null : [...turns.slice(0, at), begun(ask.text)];
+  if (request.kind === "send") return [...turns, newTurn(request.text)];
+  if (request.kind === "edit") {
+    const index = turns.findIndex((turn) => turn.id === request.id);
+    return index < 0 ? null : [...turns.slice(0, index), newTurn(request.text)];
   }
   if (!last) return null;
-  return ask.kind === "continue" ? turns : [...turns.slice(0, -1), begun(last.user)];
+  return request.kind === "continue" ? turns : [...turns.slice(0, -1), newTurn(last.user)];
 }
 
 /** @param {string} user @returns {Turn} */
-function begun(user) {
+function newTurn(user) {
   return { user, answer: "", id: null, state: "waiting" };
 }
 
 /**
- * Return whether one of `turns` is the answer to `ask`.
+ * Return whether one of `turns` is the answer to `request`.
  * @param {Turn[]} turns
- * @param {{ ask: Ask, after: string | null, id: string | null }} pending after: message id of the newest answer before
- *   it; id: its own, if it is known
+ * @param {{ request: TurnRequest, after: string | null, id: string | null }} pending after: message id of the newest
+ *   earlier answer; id: message id of the answer itself, if known
  */
-export function hasAnswer(turns, { ask, after, id }) {
+export function hasAnswer(turns, { request, after, id }) {
   if (id) return turns.some((turn) => turn.id === id);
-  if (!("text" in ask)) return false;
+  if (!("text" in request)) return false;
   const before = turns.findIndex((turn) => turn.id === after);
-  return turns.slice(before + 1).some((turn) => turn.user === ask.text);
+  return turns.slice(before + 1).some((turn) => turn.user === request.text);
 }
 
-/** What a request says of `ask`. @param {Ask} ask */
-export function fieldsOf(ask) {
-  if (ask.kind === "send") return { user_input: ask.text };
-  if (ask.kind === "edit") return { user_input: ask.text, edit_message_id: ask.id };
-  return { [ask.kind]: true };
+/** Return the fields of POST /chat_stream for `request`. @param {TurnRequest} request */
+export function fieldsOf(request) {
+  if (request.kind === "send") return { user_input: request.text };
+  if (request.kind === "edit") return { user_input: request.text, edit_message_id: request.id };
+  return { [request.kind]: true };
 }

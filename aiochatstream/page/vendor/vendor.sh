@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Fetches the page's libraries as their makers released them, and checks them against SHA256SUMS.
-# A new version: change it here, run with --update, and look at what changed.
+# Downloads the released versions of the page's libraries, and checks them against SHA256SUMS.
+# To update a library, change its version here, run with --update, and review the diff.
 set -euo pipefail
 cd "$(dirname "$0")"
 here=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-fetch() { # PACKAGE@VERSION, then pairs of a file in it and its name here
+fetch() { # PACKAGE@VERSION, then pairs: file in the package, file name in this folder
     local folder=$work/${1//\//-}
     mkdir -p "$folder"
     tar -xzf "$work/$(cd "$work" && npm pack --silent "$1")" -C "$folder"
@@ -25,9 +25,9 @@ languages=(bash cpp css diff go java javascript json markdown python rust sql ty
 fetch marked@18.2.1 lib/marked.esm.js marked.js lib/marked.d.ts marked.d.ts LICENSE LICENSE-marked
 fetch dompurify@3.5.0 dist/purify.es.mjs purify.js LICENSE LICENSE-dompurify
 fetch @highlightjs/cdn-assets@11.12.0 LICENSE LICENSE-highlight.js es/core.min.js highlight/core.js \
-    $(for one in "${languages[@]}"; do echo "es/languages/$one.min.js highlight/$one.js"; done)
+    $(for language in "${languages[@]}"; do echo "es/languages/$language.min.js highlight/$language.js"; done)
 
 if [ "${1:-}" = --update ]; then
     find . -type f \( -name '*.js' -o -name 'marked.d.ts' -o -name 'LICENSE-*' \) | LC_ALL=C sort | xargs sha256sum >SHA256SUMS
 fi
-sha256sum --check --quiet SHA256SUMS && echo "The libraries in $here are as SHA256SUMS says."
+sha256sum --check --quiet SHA256SUMS && echo "The libraries in $here match SHA256SUMS."

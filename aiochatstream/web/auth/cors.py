@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from aiohttp import hdrs, web
 from aiohttp_cors import CorsConfig
-from yarl import URL
 
-from aiochatstream.web.auth.access import AUTH_HEADER, SKIP_HEADER
+from aiochatstream.sessions.agent import SKIP_HEADER
+from aiochatstream.web.auth.access import AUTH_HEADER
 from aiochatstream.web.streaming.formats import DEV_TOOL_HEADER, MESSAGE_ID_HEADER, WIRE_HEADER
 
 EXPOSED_HEADERS = (MESSAGE_ID_HEADER, DEV_TOOL_HEADER, hdrs.RETRY_AFTER)
@@ -17,24 +16,6 @@ ALLOWED_HEADERS = (hdrs.CONTENT_TYPE, WIRE_HEADER, SKIP_HEADER, AUTH_HEADER)
 
 PREFLIGHT_SECONDS = 600
 """How long a browser may remember what is allowed."""
-
-
-def checked_origins(origins: object) -> frozenset[str]:
-    """The origins as browsers write them. Raises ValueError for what is none."""
-    if not isinstance(origins, list | tuple | set | frozenset):
-        raise ValueError("allowed_origins: must be a list of origins, each as 'https://app.example'.")
-    return frozenset(map(_checked, origins))
-
-
-def _checked(origin: object) -> str:
-    if origin == "*":
-        raise ValueError("allowed_origins: '*' is not possible, because answers belong to a user; name each origin.")
-    if isinstance(origin, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\\\s]+", origin):
-        try:
-            return str(URL(origin).origin())
-        except ValueError:
-            pass
-    raise ValueError(f"allowed_origins: must be scheme://host or scheme://host:port, without a path, not {origin!r}.")
 
 
 def allow_origins(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +14,9 @@ class _Bucket:
     tokens: float
     filled_at: float
     empty_told: bool = False
+
+
+logger = logging.getLogger(__name__)
 
 
 class TokenBuckets:
@@ -65,3 +69,19 @@ class TokenBuckets:
             bucket.empty_told = True
             self._on_empty(key)
         return False
+
+
+ATTEMPTS, ATTEMPT_SECONDS = 30, 60.0
+"""Attempts of one address at the roles' phrases in that time."""
+
+TYPED = "Messages from %s are not compared with the roles' phrases for now: more than %d in %g seconds."
+SENT = "Agents at %s are refused for now: more than %d wrong phrases in %g seconds."
+
+
+def phrase_attempts(clock: Callable[[], float] = time.monotonic, *, warning: str = TYPED) -> TokenBuckets:
+    """Return a bucket of attempts for each client address. ``warning`` is logged when one is empty."""
+
+    def warn(address: str) -> None:
+        logger.warning(warning, address, ATTEMPTS, ATTEMPT_SECONDS)
+
+    return TokenBuckets(capacity=ATTEMPTS, seconds=ATTEMPT_SECONDS, on_empty=warn, clock=clock)

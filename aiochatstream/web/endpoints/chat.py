@@ -1,29 +1,28 @@
-"""The endpoints. Each reads its request, asks ChatStream, and writes the answer."""
+"""Chat turns: begin, stop, clear."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
-from aiochatstream.errors import ChatStreamError, Forbidden, InvalidValue, NotRunningHere
-from aiochatstream.runtime.metrics import CONTENT_TYPE
+from aiochatstream.errors import ChatStreamError, InvalidValue, NotRunningHere
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.auth.access import check_access
 from aiochatstream.web.auth.role_grants import typed_role
 from aiochatstream.web.errors import answers_all_errors, answers_errors, answers_errors_as_chatstream
-from aiochatstream.web.json import COMMON_HEADERS, json_response
-from aiochatstream.web.request_models import ChatRequest, ConversationRef, read_body, read_given_body
-from aiochatstream.web.streaming.callbacks import Callback, Outcome
+from aiochatstream.web.json import json_response
+from aiochatstream.web.request_models import ChatRequest, ConversationRef
+from aiochatstream.web.request_reading import read_body, read_given_body
+from aiochatstream.web.server import Server
+from aiochatstream.web.streaming.callbacks import Callback
 from aiochatstream.web.streaming.formats import WRITERS, Exchange, wire_format_of
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.web.streaming.outcome import Outcome
 
 
 @answers_all_errors
 async def chat_stream(
-    server: ChatStream,
+    server: Server,
     request: web.Request,
     request_body: dict[str, Any] | bytes | None = None,
     callback: Callback | None = None,
@@ -37,11 +36,11 @@ async def chat_stream(
         raise
     finally:
         if callback is not None:
-            server.completions.tell(callback, request, outcome.message())
+            server.callbacks.call(callback, request, outcome.message())
 
 
 async def _answer(
-    server: ChatStream, request: web.Request, request_body: dict[str, Any] | bytes | None, outcome: Outcome
+    server: Server, request: web.Request, request_body: dict[str, Any] | bytes | None, outcome: Outcome
 ) -> web.StreamResponse:
     role = await check_access(server, request, "chat_stream")
     server.check_room()
@@ -56,7 +55,7 @@ async def _answer(
     if new_role is not None:
         role = new_role
         await user.grant(role.name)
-        turn = RunningTurn.saying(f"New role: '{role.name}' has been granted")
+        turn = RunningTurn.with_text(f"New role: '{role.name}' has been granted")
     else:
         params = server.user_params(user)
         user.charge()
@@ -86,7 +85,7 @@ async def _answer(
 
 
 @answers_errors
-async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def stop(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /chat_stream/stop``: stop the running answer of a conversation; its text so far is kept."""
     asked = await read_body(server, request, ConversationRef)
     user = await server.user_session(request)
@@ -97,31 +96,10 @@ async def stop(server: ChatStream, request: web.Request) -> web.StreamResponse:
 
 
 @answers_errors_as_chatstream
-async def clear_context(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def clear_context(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /clear_context``: forget a conversation; an answer under way is stopped and discarded."""
     asked = await read_body(server, request, ConversationRef)
     user = await server.user_session(request)
     if await server.clear(user, asked.conversation):
         return json_response({"success": True, "message": "Context successfully cleared"})
     return json_response({"success": False, "message": "no context."})
-
-
-@answers_errors
-async def healthz(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``GET /healthz``: the process is alive."""
-    return json_response({"status": "alive"})
-
-
-@answers_errors
-async def readyz(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``GET /readyz``: ready for requests; 503 while loading or draining. ``GET /health`` is the same."""
-    server.check_ready()
-    return json_response({"status": "ready"})
-
-
-@answers_errors
-async def metrics(server: ChatStream, request: web.Request) -> web.StreamResponse:
-    """``GET /metrics``: Prometheus' text format."""
-    if not server.allow_metrics(request):
-        raise Forbidden("/metrics is not for this client.")
-    return web.Response(body=server.metrics.render(), headers={"Content-Type": CONTENT_TYPE, **COMMON_HEADERS})

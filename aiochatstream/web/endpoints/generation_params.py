@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiohttp import web
 
-from aiochatstream.param_limits import allowed_ranges
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.errors import answers_errors_as_chatstream
 from aiochatstream.web.json import json_response
-from aiochatstream.web.request_models import GenerationParamsChange, read_body
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.web.request_models import GenerationParamsChange
+from aiochatstream.web.request_reading import read_body
+from aiochatstream.web.server import Server
 
 
 @answers_errors_as_chatstream
-async def set_generation_params(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def set_generation_params(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /set_generation_params``: change what the user's next answers are made with."""
     asked = await read_body(server, request, GenerationParamsChange)
     user = await server.user_session(request)
     await user.refresh()
     wanted = server.user_params(user).model_copy(update=asked.changes())
-    server.override(wanted, where="")
-    await user.keep_params(wanted.model_dump(mode="json", exclude_none=True))
+    server.override(wanted, prefix="")
+    await user.save_params(wanted.model_dump(mode="json", exclude_none=True))
     return _effective(server, wanted)
 
 
 @answers_errors_as_chatstream
-async def get_generation_params(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def get_generation_params(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /get_generation_params``: what the user's next answers are made with."""
     return _effective(server, server.user_params(await server.user_session(request)))
 
 
-def _effective(server: ChatStream, wanted: ParamOverrides) -> web.Response:
+def _effective(server: Server, wanted: ParamOverrides) -> web.Response:
     """All values, the server's own too, under chatstream's names where it has any, and the ranges that they may be in.
 
     A seed of null is a random one.
@@ -47,5 +43,5 @@ def _effective(server: ChatStream, wanted: ParamOverrides) -> web.Response:
         **others,
         "seed": wanted.seed,
     }
-    limits = allowed_ranges(server.param_limits, server.params)
+    limits = server.param_limits.ranges(server.params)
     return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import ETag, hdrs, web
 
 from aiochatstream.conversations.conversation import Conversation
-from aiochatstream.runtime.turn_request import place_of
-from aiochatstream.sessions import Kept
-from aiochatstream.web.auth.access import check_origin
+from aiochatstream.conversations.user import SaveResult
+from aiochatstream.runtime.turn_request import answer_index
+from aiochatstream.web.auth.origins import check_origin
 from aiochatstream.web.errors import answers_errors
 from aiochatstream.web.json import json_response
-from aiochatstream.web.request_models import (
-    CommitRequest,
-    ConversationRef,
-    HistoryChange,
-    HistoryQuery,
-    read_body,
-    read_import,
-    read_query,
-)
+from aiochatstream.web.request_models import CommitRequest, ConversationRef, HistoryChange, HistoryQuery
+from aiochatstream.web.request_reading import read_body, read_import, read_query
+from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.formats import told_of
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
 
 
 @answers_errors
-async def history(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def history(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
     asked = read_query(request, HistoryQuery)
     if asked.abandon_lost:  # changes the conversation, other than what GET does else
@@ -38,7 +29,7 @@ async def history(server: ChatStream, request: web.Request) -> web.StreamRespons
     turn = server.running_turn(user, asked.conversation)
     if turn is not None and turn.base is not None:
         conversation = turn.base
-        running = _messages(turn.user_text, turn.begun + turn.text, turn.message_id, "running")
+        running = _messages(turn.user_text, turn.prefix + turn.text, turn.message_id, "running")
     else:
         conversation, running = await user.load(asked.conversation), []
         if turn is None and conversation.number:
@@ -51,21 +42,21 @@ async def history(server: ChatStream, request: web.Request) -> web.StreamRespons
 
 
 @answers_errors
-async def delete_message(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def delete_message(server: Server, request: web.Request) -> web.StreamResponse:
     """``DELETE /history/{message_id}``: forget one answer and the message that it answers."""
     asked = read_query(request, HistoryChange)
     user = await server.user_session(request)
     message_id = request.match_info["message_id"]
 
     def change(conversation: Conversation) -> Conversation:
-        return conversation.without(place_of(conversation, message_id, "message_id"))
+        return conversation.without(answer_index(conversation, message_id, "message_id"))
 
     kept = await server.rewrite(user, asked.conversation, change, if_turn=asked.if_turn)
     return _changed(kept)
 
 
 @answers_errors
-async def export_conversation(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def export_conversation(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /export``: the conversation as a JSON file, which ``POST /import`` takes again."""
     asked = read_query(request, ConversationRef)
     user = await server.user_session(request)
@@ -75,7 +66,7 @@ async def export_conversation(server: ChatStream, request: web.Request) -> web.S
 
 
 @answers_errors
-async def import_conversation(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def import_conversation(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /import``: put what was exported in the place of a conversation."""
     asked = await read_import(server, request)
     user = await server.user_session(request)
@@ -89,14 +80,14 @@ async def import_conversation(server: ChatStream, request: web.Request) -> web.S
 
 
 @answers_errors
-async def commit(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def commit(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /commit``: take the last answer into the cookie, where conversations live there."""
     asked = await read_body(server, request, CommitRequest)
     user = await server.user_session(request)
     return _changed(await user.commit(asked.commit))
 
 
-def _changed(kept: Kept) -> web.Response:
+def _changed(kept: SaveResult) -> web.Response:
     return json_response({"success": True, "message": "success", **told_of(kept)})
 
 

@@ -1,25 +1,25 @@
-"""What the server tells of itself and of a conversation: load, memory, the prompt."""
+"""Status of the server: probes, load, memory, metrics, and the prompt of an answer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import psutil
 from aiohttp import web
 
-from aiochatstream.web.errors import answers_errors_as_chatstream
-from aiochatstream.web.json import json_response
-from aiochatstream.web.request_models import ConversationRef, read_query
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.errors import Forbidden
+from aiochatstream.runtime.metrics import CONTENT_TYPE
+from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
+from aiochatstream.web.json import COMMON_HEADERS, json_response
+from aiochatstream.web.request_models import ConversationRef
+from aiochatstream.web.request_reading import read_query
+from aiochatstream.web.server import Server
 
 GIB = 1 << 30
 
 
 @answers_errors_as_chatstream
-async def get_prompt(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def get_prompt(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /get_prompt``: what the model was told for the newest answer of a conversation, URL-quoted."""
     asked = read_query(request, ConversationRef)
     user = await server.user_session(request)
@@ -36,7 +36,7 @@ async def get_prompt(server: ChatStream, request: web.Request) -> web.StreamResp
 
 
 @answers_errors_as_chatstream
-async def get_load(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def get_load(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /get_load``: slots and queue, now; and where the user's own requests stand in it, by conversation."""
     user = await server.user_session(request)
     admission = server.admission
@@ -56,7 +56,7 @@ async def get_load(server: ChatStream, request: web.Request) -> web.StreamRespon
 
 
 @answers_errors_as_chatstream
-async def get_resource_usage(server: ChatStream, request: web.Request) -> web.StreamResponse:
+async def get_resource_usage(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /get_resource_usage``: memory of this machine and of its GPUs, now, in GiB."""
     memory = psutil.virtual_memory()
     gpus = [
@@ -74,3 +74,24 @@ async def get_resource_usage(server: ChatStream, request: web.Request) -> web.St
 
 def _gib(count: int) -> float:
     return round(count / GIB, 2)
+
+
+@answers_errors
+async def healthz(server: Server, request: web.Request) -> web.StreamResponse:
+    """``GET /healthz``: the process is alive."""
+    return json_response({"status": "alive"})
+
+
+@answers_errors
+async def readyz(server: Server, request: web.Request) -> web.StreamResponse:
+    """``GET /readyz``: ready for requests; 503 while loading or draining. ``GET /health`` is the same."""
+    server.check_ready()
+    return json_response({"status": "ready"})
+
+
+@answers_errors
+async def metrics(server: Server, request: web.Request) -> web.StreamResponse:
+    """``GET /metrics``: Prometheus' text format."""
+    if not server.allow_metrics(request):
+        raise Forbidden("/metrics is not for this client.")
+    return web.Response(body=server.metrics.render(), headers={"Content-Type": CONTENT_TYPE, **COMMON_HEADERS})

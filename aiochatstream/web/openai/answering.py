@@ -6,21 +6,19 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import ParamOverrides
-from aiochatstream.prompts import GivenMessages, GivenTexts
-from aiochatstream.runtime.events import Ended, Event, Failed, Text, TimePassed
+from aiochatstream.prompts import ChatInput, TextInput
+from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Text
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
+from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
 
 EVENTS = "text/event-stream"
 
@@ -67,9 +65,9 @@ def sse(data: Any) -> str:
 
 
 async def answer_with(
-    server: ChatStream,
+    server: Server,
     request: web.Request,
-    given: GivenMessages | GivenTexts,
+    given: ChatInput | TextInput,
     overrides: ParamOverrides,
     answer: Answer,
     *,
@@ -118,7 +116,7 @@ async def answer_with(
 
 
 async def _while_present(
-    server: ChatStream, request: web.Request, beginning: Coroutine[Any, Any, list[RunningTurn]]
+    server: Server, request: web.Request, beginning: Coroutine[Any, Any, list[RunningTurn]]
 ) -> list[RunningTurn]:
     """Return the result of ``beginning``. It is cancelled when the client leaves, and the result is empty then."""
     task = asyncio.create_task(beginning)
@@ -151,7 +149,7 @@ class _Sending(Sending):
 async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
     with ExitStack() as stack:
         for turn in turns:
-            stack.enter_context(turn.ticking(HEARTBEAT_SECONDS))
+            stack.enter_context(turn.heartbeats(HEARTBEAT_SECONDS))
         async with aclosing(_events(turns)) as events:
             async for index, event in events:
                 if isinstance(event, Failed):
@@ -163,7 +161,7 @@ async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer:
                 told = ""
                 if isinstance(event, Text):
                     told = answer.take(index, event)
-                elif isinstance(event, TimePassed):
+                elif isinstance(event, Heartbeat):
                     told = HEARTBEAT
                 elif isinstance(event, Ended):
                     told = answer.end(index, event)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from aiochatstream.constraint import Constraint
-from aiochatstream.prompts import GivenMessages
+from aiochatstream.prompts import ChatInput
 from aiochatstream.runtime.events import Ended, Text, Usage
 from aiochatstream.web.openai.answering import Answer, answer_with, sse
 from aiochatstream.web.openai.answers import (
@@ -41,17 +41,14 @@ from aiochatstream.web.openai.tool_calls import (
     one_call,
     some_calls,
 )
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
-
+from aiochatstream.web.server import Server
 
 NO_PARAMETERS = {"type": "object", "properties": {}}
 """The schema of a function that has none."""
 
 
 @answers_openai_errors
-async def chat_completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
+async def chat_completions(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/chat/completions``: the next message of a chat."""
     asked, owner = await service.read(server, request, ChatCompletionRequest)
     more: dict[str, Any] = {"constraint": constraint_of(asked)}
@@ -60,7 +57,7 @@ async def chat_completions(server: ChatStream, request: web.Request, service: Se
     return await answer_with(
         server,
         request,
-        GivenMessages(
+        ChatInput(
             [told(message) for message in asked.messages],
             tools_of(asked),
             continues=bool(asked.continue_final_message),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from aiochatstream.prompts import GivenTexts
+from aiochatstream.prompts import TextInput
 from aiochatstream.runtime.events import Ended, Text, Usage
 from aiochatstream.web.openai.answering import Answer, answer_with, sse
 from aiochatstream.web.openai.answers import (
@@ -24,13 +24,11 @@ from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.errors import answers_openai_errors
 from aiochatstream.web.openai.logprobs import LogprobWriter, Offsets
 from aiochatstream.web.openai.service import Service
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.web.server import Server
 
 
 @answers_openai_errors
-async def completions(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
+async def completions(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/completions``: what comes after a text."""
     asked, owner = await service.read(server, request, CompletionRequest)
     more: dict[str, Any] = {}
@@ -41,7 +39,7 @@ async def completions(server: ChatStream, request: web.Request, service: Service
     return await answer_with(
         server,
         request,
-        GivenTexts(asked.texts),
+        TextInput(asked.texts),
         asked.overrides,
         CompletionAnswer(asked, service.name(server), server.engine.tokenizer),
         stream=bool(asked.stream),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiohttp import web
 
 from aiochatstream.web.json import json_response
 from aiochatstream.web.openai.answers import ModelList
 from aiochatstream.web.openai.errors import answers_openai_errors
 from aiochatstream.web.openai.service import Service
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.web.server import Server
 
 
 @answers_openai_errors
-async def list_models(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
+async def list_models(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
     """``GET /v1/models``: the model that is served, in a list."""
     service.check(server, request)
     server.check_ready()
@@ -25,7 +21,7 @@ async def list_models(server: ChatStream, request: web.Request, service: Service
 
 
 @answers_openai_errors
-async def retrieve_model(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
+async def retrieve_model(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
     """``GET /v1/models/{model}``: one model; the name may have slashes in it."""
     service.check(server, request)
     server.check_ready()

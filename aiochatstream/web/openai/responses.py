@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.prompts import GivenMessages
+from aiochatstream.prompts import ChatInput
 from aiochatstream.runtime.events import Ended, Text
 from aiochatstream.web.json import dumps
 from aiochatstream.web.openai.answering import Answer, answer_with
@@ -20,20 +20,18 @@ from aiochatstream.web.openai.response_answers import OutputMessage, OutputText,
 from aiochatstream.web.openai.response_request import ResponseRequest
 from aiochatstream.web.openai.schemas import constraint_of
 from aiochatstream.web.openai.service import Service
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.web.server import Server
 
 
 @answers_openai_errors
-async def responses(server: ChatStream, request: web.Request, service: Service) -> web.StreamResponse:
+async def responses(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
     """``POST /v1/responses``: the next message of a chat, as a response. Nothing is kept of it."""
     asked, owner = await service.read(server, request, ResponseRequest)
     form = None if asked.text is None else asked.text.format
     return await answer_with(
         server,
         request,
-        GivenMessages(asked.messages),
+        ChatInput(asked.messages),
         asked.overrides,
         ResponseAnswer(asked, service.name(server), server),
         stream=bool(asked.stream),
@@ -48,7 +46,7 @@ class ResponseAnswer(Answer):
 
     prefix = "resp_"
 
-    def __init__(self, asked: ResponseRequest, model: str, server: ChatStream) -> None:
+    def __init__(self, asked: ResponseRequest, model: str, server: Server) -> None:
         self.names = {"max_new_tokens": "max_output_tokens", "constraint": "text.format", "logprobs": "top_logprobs"}
         self._message_id = f"msg_{uuid.uuid4().hex}"
         self._asked, self._model, self._created = asked, model, int(time.time())

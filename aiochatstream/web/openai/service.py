@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -13,10 +13,8 @@ from aiochatstream.web.auth.access import check_site
 from aiochatstream.web.openai.answers import Model
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.schemas import GenerationRequest
-from aiochatstream.web.request_models import read_body
-
-if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
+from aiochatstream.web.request_reading import read_body
+from aiochatstream.web.server import Server
 
 Asked = TypeVar("Asked", bound=GenerationRequest)
 
@@ -37,7 +35,7 @@ class Service:
         if self.model_name is not None and not (isinstance(self.model_name, str) and self.model_name):
             raise ValueError(f"model_name: must be a string that is not empty, or None, not {self.model_name!r}.")
 
-    def check(self, server: ChatStream, request: web.Request) -> str:
+    def check(self, server: Server, request: web.Request) -> str:
         """Who asks, see :meth:`ApiKeys.check`. Reads no body.
 
         Raises as :func:`~aiochatstream.web.auth.access.check_site`, and :class:`~aiochatstream.errors.InvalidKey`.
@@ -45,7 +43,7 @@ class Service:
         check_site(server, request)
         return self.keys.check(request)
 
-    async def read(self, server: ChatStream, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:
+    async def read(self, server: Server, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:
         """What an admitted client asks for, validated, and who asks.
 
         Raises as :meth:`check`, :meth:`Runtime.check_room` and :func:`read_body`, and
@@ -59,17 +57,17 @@ class Service:
             self.check_model(server, asked.model)
         return asked, owner
 
-    def check_model(self, server: ChatStream, name: str) -> None:
+    def check_model(self, server: Server, name: str) -> None:
         """Raises :class:`~aiochatstream.errors.ModelNotFound` for any but the one that is served."""
         here = self.name(server)
         if name != here:
             raise ModelNotFound(f"model: {name[:200]!r} is not served here; {here!r} is.")
 
-    def name(self, server: ChatStream) -> str:
+    def name(self, server: Server) -> str:
         """What clients call the model. Known when the server is ready."""
         return self.model_name or server.engine.describe().get("model") or "model"
 
-    def describe(self, server: ChatStream) -> Model:
+    def describe(self, server: Server) -> Model:
         """The model, as clients are told of it."""
         return {
             "id": self.name(server),

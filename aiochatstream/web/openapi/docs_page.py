@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -39,6 +39,13 @@ CONTENT_SECURITY_POLICY = (
 
 ORIGIN = "http://ORIGIN"
 """Stands in the page for the origin at which it is asked for, such as ``http://127.0.0.1:8080``."""
+
+
+class Description(NamedTuple):
+    """The endpoints of one server in one application, as JSON and as a page that contains :data:`ORIGIN`."""
+
+    json: bytes
+    page: str
 
 
 def render(document: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ endpoint that an application has mounted is told, with the path that it has ther
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,13 +32,12 @@ from aiochatstream.errors import (
     UnsupportedMediaType,
 )
 from aiochatstream.web.auth.roles import ALWAYS_ALLOWED
-from aiochatstream.web.endpoint import EVENTS, JSON, Api
-from aiochatstream.web.errors import ServerHandler
+from aiochatstream.web.endpoint import EVENTS, JSON, Api, BoundHandler
 from aiochatstream.web.openai import answers as openai_answers
 from aiochatstream.web.response_models import ErrorBody
+from aiochatstream.web.server import Server
 
 if TYPE_CHECKING:
-    from aiochatstream.chat_stream import ChatStream
     from aiochatstream.web.openai.service import Service
 
 OF_BODIES = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
@@ -48,18 +46,8 @@ OF_BODIES = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMedi
 ROUTE = re.compile(r"``[A-Z]+ [^`]+``: ")
 """What the docstring of a handler begins with."""
 
-DIALECT = "OpenAI's API"
-
-
-class Table(NamedTuple):
-    """The endpoints of one kind."""
-
-    tag: str
-    apis: Mapping[str, Api]
-
-    def find(self, handler: ServerHandler[...]) -> Api | None:
-        """The endpoint that has this handler."""
-        return next((api for api in self.apis.values() if api.handler is handler), None)
+CHAT, OPENAI = "Chat", "OpenAI's API"
+"""Tags of the endpoints."""
 
 
 class Mounted(NamedTuple):
@@ -75,18 +63,16 @@ class Mounted(NamedTuple):
     takes_key: bool
 
 
-def mounted(server: ChatStream, app: web.Application, tables: Sequence[Table]) -> Iterator[Mounted]:
-    """The endpoints of ``server`` in ``app``."""
+def mounted(server: Server, app: web.Application) -> Iterator[Mounted]:
+    """Yield the endpoints of ``server`` in ``app``."""
     for route in app.router.routes():
-        handler = route.handler
-        if route.method == hdrs.METH_HEAD or route.resource is None or not isinstance(handler, functools.partial):
+        bound = route.handler
+        if route.method == hdrs.METH_HEAD or route.resource is None or not isinstance(bound, BoundHandler):
             continue
-        for table in tables:
-            api = table.find(handler.func)
-            if api is not None and handler.args == (server,):
-                service: Service | None = handler.keywords.get("service")
-                takes_key = service is not None and service.keys.needed
-                yield Mounted(api, table.tag, route.method.lower(), route.resource.canonical, takes_key)
+        if bound.func is bound.endpoint.handler and bound.args == (server,):
+            service: Service | None = bound.keywords.get("service")
+            takes_key = service is not None and service.keys.needed
+            yield Mounted(bound.endpoint, bound.tag, route.method.lower(), route.resource.canonical, takes_key)
 
 
 def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str, Any]:
@@ -127,7 +113,7 @@ def _operation(one: Mounted, schemas: Mapping[Any, dict[str, Any]], overload_sta
     api = one.api
     text = ROUTE.sub("", (api.handler.__doc__ or "").strip(), count=1).replace("``", "`")
     summary, _, description = (text[:1].upper() + text[1:]).partition("\n\n")
-    is_openai = one.tag == DIALECT
+    is_openai = one.tag == OPENAI
     operation: dict[str, Any] = {
         "operationId": api.name,
         "tags": [one.tag],

@@ -21,7 +21,7 @@ from aiochatstream import ChatStream, MemoryStorage, hash_phrase
 from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions.cookie_session import MAX_COOKIE_BYTES
 from aiochatstream.web.auth import pass_phrases
-from aiochatstream.web.auth.role_grants import ATTEMPTS, phrase_attempts
+from aiochatstream.web.auth.rate_limit import ATTEMPTS, phrase_attempts
 from aiochatstream.web.routes import APIS
 from tests.helpers import Client, Server, browser, echo, post_bytes, role_of, serving, sse_events, until
 

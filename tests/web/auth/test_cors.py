@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.web.auth.cors import checked_origins
+from aiochatstream.web.auth.origins import checked_origins
 from aiochatstream.web.routes import APIS
 from tests.helpers import Client, browser, echo, role_of, serving
 

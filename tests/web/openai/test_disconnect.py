@@ -12,6 +12,8 @@ import pytest
 from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import until
 
+pytestmark = pytest.mark.both_loops
+
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
 

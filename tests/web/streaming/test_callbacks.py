@@ -17,6 +17,8 @@ from aiohttp import web
 from aiochatstream import ChatStream, MemoryStorage
 from tests.helpers import Client, Server, echo, until
 
+pytestmark = pytest.mark.both_loops
+
 BEFORE = "client_disconnected_before_streaming"
 WHILE = "client_disconnected_while_streaming"
 

@@ -9,6 +9,8 @@ import pytest
 from aiochatstream import ChatStream
 from aiochatstream.web.streaming.formats import choose_format
 
+pytestmark = pytest.mark.both_loops
+
 
 @pytest.mark.parametrize(
     ("accept", "chosen"),

@@ -18,6 +18,8 @@ from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.web.streaming.formats import END_TOKEN, Exchange
 from tests.helpers import Client, Server, echo, until
 
+pytestmark = pytest.mark.both_loops
+
 EOS = {"X-ChatStream-Wire": "cumulative-eos"}
 OLDER = {"X-ChatStream-Wire": "cumulative"}
 

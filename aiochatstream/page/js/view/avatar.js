@@ -1,22 +1,22 @@
-// The face of the one who answers: a character or two, or an image, as the server's owner says.
+// The assistant's avatar: one or two characters, or an image, as configured.
 
 import { h } from "./dom.js";
 
-let face = "";
+let avatarValue = "";
 
-/** @param {string} given */
-export function setAvatar(given) {
-  face = given;
-  for (const place of document.querySelectorAll("[data-avatar]")) place.replaceChildren(...drawn());
+/** @param {string} value characters, or the URL of an image; empty: the page's own mark */
+export function setAvatar(value) {
+  avatarValue = value;
+  for (const element of document.querySelectorAll("[data-avatar]")) element.replaceChildren(...render());
 }
 
 export function avatar() {
-  return h("span", { class: "avatar", "data-avatar": true, "aria-hidden": "true" }, drawn());
+  return h("span", { class: "avatar", "data-avatar": true, "aria-hidden": "true" }, render());
 }
 
 /** @returns {(string | Node)[]} */
-function drawn() {
-  if (!face) return [h("span", { class: "mark" })];
-  const image = face.startsWith("data:") || /\.[a-z]+$/i.test(face);
-  return [image ? h("img", { src: face, alt: "" }) : face];
+function render() {
+  if (!avatarValue) return [h("span", { class: "mark" })];
+  const image = avatarValue.startsWith("data:") || /\.[a-z]+$/i.test(avatarValue);
+  return [image ? h("img", { src: avatarValue, alt: "" }) : avatarValue];
 }

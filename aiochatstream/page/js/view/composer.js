@@ -1,12 +1,12 @@
-// The message box. What stands in it is kept with each key, for each conversation.
+// The message box. Each input is stored as the draft of the conversation.
 
 import { byId } from "./dom.js";
 
 /** @typedef {import("../chat.js").Chat} Chat */
 /** @typedef {import("../store.js").Store} Store */
 
-/** True if the keyboard is on the screen, of which it covers half. */
-const touch = () => matchMedia("(hover: none) and (pointer: coarse)").matches;
+/** Return true if the device has an on-screen keyboard. */
+const isTouchScreen = () => matchMedia("(hover: none) and (pointer: coarse)").matches;
 
 export class Composer {
   #box = byId("message", HTMLTextAreaElement);
@@ -18,7 +18,7 @@ export class Composer {
 
   /**
    * @param {Store} store
-   * @param {() => void} editLast what ArrowUp in an empty box does
+   * @param {() => void} editLast called for ArrowUp in an empty box
    */
   constructor(store, editLast) {
     this.#store = store;
@@ -44,18 +44,18 @@ export class Composer {
     this.#update();
   }
 
-  /** Focus the box. On a touch screen only a tap does that: it opens the keyboard. */
+  /** Focus the box, except on touch screens, where focus would open the keyboard. */
   focus() {
-    if (!touch()) this.#box.focus();
+    if (!isTouchScreen()) this.#box.focus();
   }
 
   /**
-   * Put a message back that was not answered.
+   * Put a message without an answer back into the box.
    * @param {string} text
    */
-  giveBack(text) {
+  restore(text) {
     if (!text || !this.#chat) return;
-    this.#store.giveBack(this.#chat.id, text);
+    this.#store.restoreDraft(this.#chat.id, text);
     this.#box.value = this.#store.draft(this.#chat.id);
     this.#resize();
     this.#update();
@@ -77,7 +77,7 @@ export class Composer {
     this.#update();
   }
 
-  /** Where CSS cannot do it (field-sizing). */
+  /** Fit the height to the text in browsers without `field-sizing`. */
   #resize() {
     if (CSS.supports("field-sizing", "content")) return;
     this.#box.style.height = "auto";
@@ -85,8 +85,8 @@ export class Composer {
   }
 
   /**
-   * Enter sends, but not while an input method composes (Safari ends that before the key comes, and says 229), and not
-   * on a touch screen, whose keyboards have no Shift+Enter.
+   * Handle a key. Enter sends, except during composition by an input method (Safari reports the key after the end of the
+   * composition, with key code 229) and on touch screens, whose keyboards have no Shift+Enter.
    * @param {KeyboardEvent} event
    * @param {() => void} editLast
    */
@@ -98,18 +98,18 @@ export class Composer {
       editLast();
     }
     if (event.key !== "Enter" || event.shiftKey || event.altKey) return;
-    if (touch() && !event.ctrlKey && !event.metaKey) return;
+    if (isTouchScreen() && !event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
     void this.#submit();
   }
 
   async #submit() {
     const chat = this.#chat;
-    await chat?.settled();
+    await chat?.waitForStop();
     const text = this.#box.value;
     if (!chat || chat !== this.#chat || !text.trim() || chat.answering) return;
-    const unsent = chat.refused ? chat.giveUp() : "";
-    this.#box.value = unsent; // a message that was refused is not lost to the one that was written after it
+    const unsent = chat.refused ? chat.withdraw() : "";
+    this.#box.value = unsent; // a refused message returns to the box
     this.#changed();
     void chat.send(text);
   }

@@ -1,4 +1,4 @@
-// The developer's panel: what the model is told, how busy the server is, and what it says word by word.
+// The developer's panel: the prompt, the server's load and memory, and the events of the stream.
 
 import { t } from "../i18n.js";
 import { byId, h, iconButton } from "./dom.js";
@@ -81,21 +81,21 @@ export class DevPanel {
   }
 
   /**
-   * @param {HTMLElement} place
-   * @param {() => Promise<(Node | string)[]>} what
+   * @param {HTMLElement} element
+   * @param {() => Promise<(Node | string)[]>} load returns the new content
    */
-  async #fill(place, what) {
+  async #fill(element, load) {
     /** @type {(Node | string)[]} */
     let content;
     try {
-      content = await what();
+      content = await load();
     } catch (error) {
       content = [/** @type {Error} */ (error).message];
     }
-    const text = content.map((one) => (typeof one === "string" ? one : one.textContent)).join();
-    if (place.dataset.shown === text) return; // a selection in it stays
-    place.dataset.shown = text;
-    place.replaceChildren(...content);
+    const text = content.map((node) => (typeof node === "string" ? node : node.textContent)).join();
+    if (element.dataset.shown === text) return; // keeps a selection
+    element.dataset.shown = text;
+    element.replaceChildren(...content);
   }
 
   #drawEvents() {
@@ -116,20 +116,20 @@ export class DevPanel {
   }
 }
 
-/** @param {any} told */
+/** @param {any} response */
 function loadRows({ chatstream_workers: workers }) {
-  return workers.flatMap((/** @type {any} */ one) => [
-    h("dt", {}, [one.name]),
-    h("dd", {}, [meter(one.processing, one.max_processing), `${t("of", one.processing, one.max_processing)} ${t("running")}`]),
-    h("dd", {}, [meter(one.waiting, one.max_waiting), `${t("of", one.waiting, one.max_waiting)} ${t("waiting_now")}`]),
+  return workers.flatMap((/** @type {any} */ { name, processing, max_processing, waiting, max_waiting }) => [
+    h("dt", {}, [name]),
+    h("dd", {}, [meter(processing, max_processing), `${t("of", processing, max_processing)} ${t("running")}`]),
+    h("dd", {}, [meter(waiting, max_waiting), `${t("of", waiting, max_waiting)} ${t("waiting_now")}`]),
   ]);
 }
 
-/** @param {any} told */
+/** @param {any} response */
 function memoryRows({ memory_usage: machines }) {
-  return machines.flatMap((/** @type {any} */ one) => [
-    ...memory("CPU", one.cpu),
-    ...one.gpus.flatMap((/** @type {any} */ gpu) => memory(`GPU ${gpu.index}`, gpu)),
+  return machines.flatMap((/** @type {any} */ { cpu, gpus }) => [
+    ...memory("CPU", cpu),
+    ...gpus.flatMap((/** @type {any} */ gpu) => memory(`GPU ${gpu.index}`, gpu)),
   ]);
 }
 
@@ -143,8 +143,8 @@ function memory(name, { used_memory: used, total_memory: total }) {
 
 /**
  * @param {number} value
- * @param {number} most
+ * @param {number} max
  */
-function meter(value, most) {
-  return h("progress", { max: String(most || 1), value: String(value), "aria-hidden": "true" });
+function meter(value, max) {
+  return h("progress", { max: String(max || 1), value: String(value), "aria-hidden": "true" });
 }

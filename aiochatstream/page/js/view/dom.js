@@ -1,12 +1,13 @@
-// Making elements.
+// Creating and finding elements.
 
 /** @typedef {string | Node | null | undefined | false} Child */
 
 /**
+ * Create an element.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
- * @param {Record<string, string | boolean | ((event: any) => void)>} attributes `onclick` and its like are listeners;
- *   true is an empty attribute, false none
+ * @param {Record<string, string | boolean | ((event: any) => void)>} attributes functions (`onclick`, ...) become
+ *   listeners; true adds an empty attribute, false adds none
  * @param {Child[]} children strings become text
  * @returns {HTMLElementTagNameMap[Tag]}
  */
@@ -22,7 +23,7 @@ export function h(tag, attributes = {}, children = []) {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Strokes on a ground of 24 by 24. */
+/** Paths of strokes in a 24 × 24 view box. */
 const PATHS = {
   plus: "M12 5v14M5 12h14",
   search: "M10.5 17a6.5 6.5 0 1 0 0-13 6.5 6.5 0 0 0 0 13ZM20 20l-4.8-4.8",
@@ -61,7 +62,7 @@ export function icon(name) {
   return svg;
 }
 
-/** Put the icons that `data-icon` names into `root`. @param {ParentNode} root */
+/** Add the icons of elements with the attribute `data-icon`. @param {ParentNode} root */
 export function drawIcons(root) {
   for (const node of root.querySelectorAll("[data-icon]")) {
     node.append(icon(/** @type {IconName} */ (node.getAttribute("data-icon"))));
@@ -69,36 +70,37 @@ export function drawIcons(root) {
 }
 
 /**
+ * Return an element of index.html. Throws an Error if it does not exist or is not a `kind`.
  * @template {HTMLElement} [Kind=HTMLElement]
- * @param {string} id of an element of index.html
- * @param {new () => Kind} kind what it is
+ * @param {string} id
+ * @param {new () => Kind} kind
  * @returns {Kind}
  */
 export function byId(id, kind = /** @type {any} */ (HTMLElement)) {
-  const found = document.getElementById(id);
-  if (!(found instanceof kind)) throw new Error(`index.html has no such ${kind.name}: ${id}`);
-  return found;
+  const element = document.getElementById(id);
+  if (!(element instanceof kind)) throw new Error(`index.html has no ${kind.name} with the id '${id}'`);
+  return element;
 }
 
 /**
- * A button that shows an icon only.
+ * Create a button with an icon only.
  * @param {IconName} name
  * @param {string} label
  * @param {(event: MouseEvent) => void} onclick
- * @param {Record<string, string | boolean>} [more]
+ * @param {Record<string, string | boolean>} [attributes] further attributes
  */
-export function iconButton(name, label, onclick, more = {}) {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...more }, [
+export function iconButton(name, label, onclick, attributes = {}) {
+  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, [
     icon(name),
   ]);
 }
 
 /**
- * A button that shows words.
+ * Create a button with a label.
  * @param {string} label
  * @param {(event: MouseEvent) => void} onclick
  * @param {string} [kind] further classes
- * @param {IconName} [name] an icon before the words
+ * @param {IconName} [name] an icon before the label
  */
 export function textButton(label, onclick, kind = "quiet", name) {
   return h("button", { type: "button", class: `button ${kind}`, onclick }, [name && icon(name), h("span", {}, [label])]);

@@ -1,11 +1,11 @@
-// The panels at the sides: beside the conversation where the window is wide, over it where it is not.
+// The side panels: beside the conversation in wide windows, over it in narrow ones.
 
 import { byId } from "./dom.js";
 
 const WIDE = { sidebar: "(min-width: 52rem)", panel: "(min-width: 76rem)" };
 
-/** @type {Set<Drawer>} those that lie over the conversation */
-const over = new Set();
+/** @type {Set<Drawer>} the drawers that cover the conversation */
+const overlays = new Set();
 
 export class Drawer {
   #panel;
@@ -17,7 +17,7 @@ export class Drawer {
    * @param {HTMLElement} panel
    * @param {HTMLElement} opener the button that opens and closes it
    * @param {keyof typeof WIDE} kind
-   * @param {(open: boolean) => void} onToggle told when the user opens or closes it
+   * @param {(open: boolean) => void} onToggle called when the user opens or closes it
    */
   constructor(panel, opener, kind, onToggle = () => {}) {
     this.#panel = panel;
@@ -28,7 +28,7 @@ export class Drawer {
     panel.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.#covers && !event.defaultPrevented) this.toggle(false);
     });
-    this.#wide.addEventListener("change", () => this.#settle());
+    this.#wide.addEventListener("change", () => this.#updateOverlays());
   }
 
   get open() {
@@ -44,7 +44,7 @@ export class Drawer {
   }
 
   /**
-   * As the user does.
+   * Open or close the drawer as the user does: focus moves, and `onToggle` is called.
    * @param {boolean} open
    */
   toggle(open) {
@@ -58,7 +58,7 @@ export class Drawer {
   /** @param {boolean} open */
   set(open) {
     this.#panel.hidden = !open;
-    this.#settle();
+    this.#updateOverlays();
   }
 
   #focusFirst() {
@@ -66,19 +66,19 @@ export class Drawer {
     if (first instanceof HTMLElement) first.focus();
   }
 
-  /** Whatever a drawer covers is out of reach meanwhile. */
-  #settle() {
+  /** Make the conversation inert while a drawer covers it. */
+  #updateOverlays() {
     this.#opener.setAttribute("aria-expanded", String(this.open));
-    if (this.#covers) over.add(this);
-    else over.delete(this);
-    byId("main").inert = over.size > 0;
-    byId("scrim").hidden = over.size === 0;
+    if (this.#covers) overlays.add(this);
+    else overlays.delete(this);
+    byId("main").inert = overlays.size > 0;
+    byId("scrim").hidden = overlays.size === 0;
   }
 }
 
-/** A click beside a drawer closes it. */
+/** Close drawers on a click beside them. */
 export function setUpDrawers() {
   byId("scrim").addEventListener("click", () => {
-    for (const drawer of [...over]) drawer.toggle(false);
+    for (const drawer of [...overlays]) drawer.toggle(false);
   });
 }

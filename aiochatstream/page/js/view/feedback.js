@@ -1,4 +1,4 @@
-// A comment on an answer that was liked or not.
+// The form for a comment on a rated answer.
 
 import { t } from "../i18n.js";
 import { h, textButton } from "./dom.js";

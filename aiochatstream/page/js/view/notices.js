@@ -1,40 +1,43 @@
-// Short messages that come and go, and questions before something is lost.
+// Notices, which disappear after some seconds, and the confirmation dialog.
 
 import { t } from "../i18n.js";
 import { byId, h, iconButton } from "./dom.js";
 
-const SHOWN_MS = 7000;
+/** Milliseconds that a notice is shown. */
+const NOTICE_MS = 7000;
 
 /**
+ * Show a notice.
  * @param {string} text
- * @param {{ stays?: boolean }} [options] stays: until it is closed
+ * @param {{ persistent?: boolean }} [options] persistent: show it until the user closes it
  */
-export function notice(text, { stays = false } = {}) {
-  for (const shown of byId("notices").children) if (shown.textContent === text) shown.remove();
+export function notice(text, { persistent = false } = {}) {
+  for (const earlier of byId("notices").children) if (earlier.textContent === text) earlier.remove();
   const line = h("div", { class: "notice" }, [h("p", {}, [text]), iconButton("close", t("close"), () => line.remove())]);
   byId("notices").append(line);
-  if (!stays) setTimeout(() => line.remove(), SHOWN_MS);
+  if (!persistent) setTimeout(() => line.remove(), NOTICE_MS);
 }
 
 /**
- * Do `what`, and tell where it does not work.
- * @param {() => Promise<unknown>} what
+ * Run `action`, and show a notice if it fails.
+ * @param {() => Promise<unknown>} action
  */
-export async function orTell(what) {
+export async function reportErrors(action) {
   try {
-    await what();
+    await action();
   } catch (error) {
     const { code, message } = /** @type {import("../api.js").ApiError} */ (error);
-    notice(code === "unreachable" || code === "not_ours" ? t(code) : t("failed", message));
+    notice(code === "unreachable" || code === "foreign_response" ? t(code) : t("failed", message));
   }
 }
 
 /**
+ * Show the confirmation dialog.
  * @param {string} question
- * @param {string} yes what the button that agrees says
+ * @param {string} yes label of the button that confirms
  * @returns {Promise<boolean>}
  */
-export function confirmed(question, yes) {
+export function askConfirmation(question, yes) {
   const dialog = byId("confirm", HTMLDialogElement);
   byId("confirm-text").textContent = question;
   byId("confirm-yes").textContent = yes;
@@ -45,7 +48,7 @@ export function confirmed(question, yes) {
   });
 }
 
-/** Let the buttons of the question work. */
+/** Connect the buttons of the confirmation dialog. */
 export function setUpNotices() {
   const dialog = byId("confirm", HTMLDialogElement);
   dialog.querySelector("form")?.addEventListener("submit", (event) => {

@@ -1,59 +1,68 @@
-// What the server has not taken: the message, why, and what can be done about it.
+// A refused message: its text, the reason, and buttons to send or withdraw it.
 
 import { t } from "../i18n.js";
 import { h, textButton } from "./dom.js";
 
 /** @typedef {import("../chat.js").Chat} Chat */
-/** @typedef {import("../chat.js").Refused} Refused */
+/** @typedef {import("../delivery.js").Refused} Refused */
 /** @typedef {import("../api.js").ApiError} ApiError */
 
+/** Milliseconds between updates of the countdown. */
 const TICK_MS = 250;
 
 /**
- * @param {Chat} chat whose `refused` is shown
- * @param {(text: string) => void} giveBack puts a message into the message box
+ * Show the refused message of `chat`.
+ * @param {Chat} chat
+ * @param {(text: string) => void} restore puts a message into the message box
  * @returns {HTMLElement}
  */
-export function refusal(chat, giveBack) {
+export function refusal(chat, restore) {
   const refused = /** @type {Refused} */ (chat.refused);
-  const { ask, error } = refused;
+  const { request, error } = refused;
   const countdown = h("span", { class: "countdown", "data-role": "countdown" });
   const box = h("div", { class: "refusal", role: "alert", "data-code": error?.code ?? "not_answered" }, [
     h("p", {}, [reason(refused), " ", countdown]),
     h("div", { class: "refusal-actions" }, [
-      ...ways(chat, error, textButton(refused.at ? t("send_now") : t("send_again"), () => chat.retry(), "primary small")),
-      "text" in ask
-        ? textButton(t("back_to_box"), () => giveBack(chat.giveUp()), "quiet small")
-        : textButton(t("give_up"), () => chat.giveUp(), "quiet small"),
+      ...recoveryButtons(
+        chat, error, textButton(refused.at ? t("send_now") : t("send_again"), () => chat.retry(), "primary small"),
+      ),
+      "text" in request
+        ? textButton(t("restore"), () => restore(chat.withdraw()), "quiet small")
+        : textButton(t("withdraw"), () => chat.withdraw(), "quiet small"),
     ]),
   ]);
   tick(countdown, chat, refused);
-  if (!("text" in ask)) return box;
-  const bubble = h("div", { class: "bubble", dir: "auto", "data-role": "unsent" }, [ask.text]);
+  if (!("text" in request)) return box;
+  const bubble = h("div", { class: "bubble", dir: "auto", "data-role": "unsent" }, [request.text]);
   return h("div", { class: "unsent" }, [h("div", { class: "user" }, [bubble]), box]);
 }
 
 /**
- * @param {Chat} chat whose `failure` is shown
+ * Show the error of loading the history of `chat`.
+ * @param {Chat} chat
  * @returns {HTMLElement}
  */
 export function failure(chat) {
   const error = /** @type {ApiError} */ (chat.failure);
-  const known = ["unreachable", "not_ours", "answer_elsewhere"].includes(error.code);
+  const known = ["unreachable", "foreign_response", "answer_elsewhere"].includes(error.code);
   return h("div", { class: "refusal", role: "alert", "data-code": error.code }, [
     h("p", {}, [known ? reason({ error }) : t("no_history")]),
-    h("div", { class: "refusal-actions" }, ways(chat, error, textButton(t("try_again"), () => chat.load(), "primary small"))),
+    h(
+      "div",
+      { class: "refusal-actions" },
+      recoveryButtons(chat, error, textButton(t("try_again"), () => chat.load(), "primary small")),
+    ),
   ]);
 }
 
 /**
- * The buttons that lead on from an error.
+ * Return the buttons for recovery from an error.
  * @param {Chat} chat
  * @param {ApiError | null} error
- * @param {HTMLElement} again tries again
+ * @param {HTMLElement} again the button that tries again
  */
-function ways(chat, error, again) {
-  if (error?.code === "not_ours") return [textButton(t("reload"), () => location.reload(), "primary small"), again];
+function recoveryButtons(chat, error, again) {
+  if (error?.code === "foreign_response") return [textButton(t("reload"), () => location.reload(), "primary small"), again];
   if (error?.code === "answer_elsewhere" && chat.lost) {
     return [textButton(t("abandon_lost"), () => chat.abandonLost(), "primary small"), again];
   }
@@ -61,7 +70,7 @@ function ways(chat, error, again) {
 }
 
 /**
- * Show the seconds that are left; a live region would read out each of them.
+ * Update the seconds until the retry. Not a live region, which would read out each second.
  * @param {HTMLElement} countdown
  * @param {Chat} chat
  * @param {Refused} refused
@@ -85,13 +94,13 @@ function reason({ error }) {
     case "draining":
     case "store_unavailable":
     case "unreachable":
-    case "not_ours":
+    case "foreign_response":
     case "conversation_busy":
     case "conversation_changed":
     case "answer_elsewhere":
       return t(error.code);
     case "internal_server_error":
-      return t("broke", error.detail);
+      return t("answer_failed", error.detail);
     default:
       return t("refused", error?.detail ?? "");
   }

@@ -1,13 +1,13 @@
-// The panel of settings: the system prompt of this conversation, the user's parameters, and how answers are shown.
+// The settings panel: the conversation's system prompt, the user's generation parameters, and the display of answers.
 
 import { t } from "../i18n.js";
 import { byId, h, iconButton, textButton } from "./dom.js";
-import { orTell } from "./notices.js";
+import { reportErrors } from "./notices.js";
 
 /** @typedef {import("../api.js").Api} Api */
 /** @typedef {import("../store.js").Store} Store */
 
-/** What can be set here: the name in the answer, the name of its limits, and the step of the slider. */
+/** The parameters: name in the response, name in the limits, step of the slider. */
 const PARAMS = /** @type {const} */ ([
   ["temperature", "temperature", 0.05],
   ["top_p_value", "top_p", 0.01],
@@ -15,31 +15,32 @@ const PARAMS = /** @type {const} */ ([
   ["max_new_tokens", "max_new_tokens", 1],
 ]);
 
-const SYSTEM_LENGTH = "10000";
+/** Maximum length of a system prompt in characters. */
+const MAX_SYSTEM_LENGTH = "10000";
 
 export class SettingsPanel {
   #panel = byId("settings");
   #params = h("div", { class: "params" });
   #api;
   #store;
-  #changed;
+  #onDisplayChange;
   #close;
 
   /**
    * @param {Api} api
    * @param {Store} store
-   * @param {() => void} changed the way of showing answers did
+   * @param {() => void} onDisplayChange called when the display of answers changes
    * @param {() => void} close
    */
-  constructor(api, store, changed, close) {
+  constructor(api, store, onDisplayChange, close) {
     this.#api = api;
     this.#store = store;
-    this.#changed = changed;
+    this.#onDisplayChange = onDisplayChange;
     this.#close = close;
   }
 
   /**
-   * @param {{ conversation: string, systemPrompt: boolean, may: (api: string) => boolean }} about
+   * @param {{ conversation: string, systemPrompt: boolean, may: (api: string) => boolean }} options
    */
   async show({ conversation, systemPrompt, may }) {
     const parameters = may("get_generation_params") && may("set_generation_params");
@@ -47,7 +48,7 @@ export class SettingsPanel {
     stats.checked = Boolean(this.#store.settings.stats);
     stats.addEventListener("change", () => {
       this.#store.set({ stats: stats.checked });
-      this.#changed();
+      this.#onDisplayChange();
     });
     this.#panel.replaceChildren(
       h("div", { class: "bar" }, [h("h2", {}, [t("settings")]), iconButton("close", t("close"), this.#close)]),
@@ -65,12 +66,12 @@ export class SettingsPanel {
         ],
       ),
     );
-    if (parameters) await orTell(async () => this.#draw(await this.#api.params()));
+    if (parameters) await reportErrors(async () => this.#draw(await this.#api.params()));
   }
 
   /** @param {string} conversation */
   #systemPrompt(conversation) {
-    const box = h("textarea", { id: "system", rows: "4", maxlength: SYSTEM_LENGTH, "aria-describedby": "system-hint" });
+    const box = h("textarea", { id: "system", rows: "4", maxlength: MAX_SYSTEM_LENGTH, "aria-describedby": "system-hint" });
     box.value = this.#store.system(conversation);
     box.addEventListener("input", () => this.#store.setSystem(conversation, box.value));
     return h("section", {}, [
@@ -80,11 +81,11 @@ export class SettingsPanel {
     ]);
   }
 
-  /** @param {Awaited<ReturnType<Api["params"]>>} told */
+  /** @param {Awaited<ReturnType<Api["params"]>>} response */
   #draw({ generation_params: values, limits = {} }) {
     const rows = PARAMS.filter(([, name]) => limits[name]).map(([key, name, step]) => {
-      const [least, most] = limits[name] ?? [0, 0];
-      return this.#row(key, name, Number(values[key]), { least, most, step });
+      const [min, max] = limits[name] ?? [0, 0];
+      return this.#row(key, name, Number(values[key]), { min, max, step });
     });
     const reset = textButton(t("defaults"), () => this.#set(Object.fromEntries(PARAMS.map(([key]) => [key, null]))));
     this.#params.replaceChildren(...rows, reset);
@@ -94,11 +95,11 @@ export class SettingsPanel {
    * @param {(typeof PARAMS)[number][0]} key
    * @param {string} name
    * @param {number} value
-   * @param {{ least: number, most: number, step: number }} range
+   * @param {{ min: number, max: number, step: number }} range
    */
-  #row(key, name, value, { least, most, step }) {
+  #row(key, name, value, { min, max, step }) {
     const id = `param-${name}`;
-    const bounds = { min: String(least), max: String(most) };
+    const bounds = { min: String(min), max: String(max) };
     const slider = h("input", { type: "range", ...bounds, step: String(step), "aria-hidden": "true", tabindex: "-1" });
     const number = h("input", {
       type: "number", id, ...bounds, step: String(step), "aria-describedby": `${id}-hint`, inputmode: "decimal",
@@ -108,11 +109,11 @@ export class SettingsPanel {
     slider.addEventListener("change", () => this.#set({ [key]: Number(slider.value) }));
     number.addEventListener("change", () => {
       if (number.value.trim() === "") {
-        void this.#set({ [key]: null }); // emptied, or not a number
+        void this.#set({ [key]: null }); // empty, or not a number
         return;
       }
-      const wanted = Math.min(most, Math.max(least, Number(number.value)));
-      number.value = slider.value = String(Number.isInteger(step) ? Math.round(wanted) : wanted);
+      const clamped = Math.min(max, Math.max(min, Number(number.value)));
+      number.value = slider.value = String(Number.isInteger(step) ? Math.round(clamped) : clamped);
       void this.#set({ [key]: Number(number.value) });
     });
     return h("div", { class: "param" }, [
@@ -124,7 +125,7 @@ export class SettingsPanel {
 
   /** @param {Record<string, number | null>} changes */
   async #set(changes) {
-    await orTell(async () => {
+    await reportErrors(async () => {
       await this.#api.setParams(changes);
       if (Object.values(changes).includes(null)) this.#draw(await this.#api.params());
     });

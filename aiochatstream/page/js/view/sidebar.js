@@ -10,7 +10,7 @@ import { byId, h, iconButton } from "./dom.js";
  * @typedef {object} Actions
  * @property {(id: string) => void} open
  * @property {(entry: Entry) => void} remove
- * @property {(id: string) => boolean} answering whether an answer of it is under way in this tab
+ * @property {(id: string) => boolean} answering true if this tab is receiving an answer of the conversation
  */
 
 export class Sidebar {
@@ -33,12 +33,12 @@ export class Sidebar {
   }
 
   draw() {
-    if (this.#renaming !== null && this.#list.querySelector("input")) return; // not under somebody's hands
+    if (this.#renaming !== null && this.#list.querySelector("input")) return; // the user is renaming a conversation
     const focused = /** @type {HTMLElement | null} */ (document.activeElement?.closest("[data-conversation]"));
     const action = document.activeElement?.getAttribute("data-action");
-    const found = this.#store.search(this.#search.value);
-    this.#list.replaceChildren(...found.map((entry) => this.#item(entry)));
-    if (!found.length && this.#search.value) this.#list.append(h("li", { class: "nothing" }, [t("nothing_found")]));
+    const entries = this.#store.search(this.#search.value);
+    this.#list.replaceChildren(...entries.map((entry) => this.#item(entry)));
+    if (!entries.length && this.#search.value) this.#list.append(h("li", { class: "nothing" }, [t("nothing_found")]));
     if (focused && action) this.#focus(focused.dataset.conversation ?? "", action);
   }
 
@@ -72,17 +72,17 @@ export class Sidebar {
   #rename({ id, title }) {
     const input = h("input", { type: "text", class: "rename", dir: "auto", "aria-label": t("rename"), maxlength: "60" });
     input.value = title;
-    const finish = (/** @type {boolean} */ keep) => {
+    const finish = (/** @type {boolean} */ save) => {
       if (this.#renaming !== id) return;
       this.#renaming = null;
       input.remove();
-      if (keep && input.value.trim()) this.#store.rename(id, input.value);
+      if (save && input.value.trim()) this.#store.rename(id, input.value);
       this.draw();
     };
     input.addEventListener("keydown", (event) => {
       if (event.isComposing || event.keyCode === 229) return;
       if (event.key !== "Enter" && event.key !== "Escape" && event.key !== "Tab") return;
-      event.preventDefault(); // or the key would press the button that gets the focus, or leave it
+      event.preventDefault(); // otherwise the key would act on the button that receives the focus
       finish(event.key !== "Escape");
       this.#focus(id, "rename");
     });

@@ -1,6 +1,6 @@
-// The conversation on the screen, and where it is scrolled to.
+// The view of a conversation, and its scroll position.
 
-import { localised, t } from "../i18n.js";
+import { localise, t } from "../i18n.js";
 import { byId, h } from "./dom.js";
 import { failure, refusal } from "./refusal.js";
 import { TurnView } from "./turn.js";
@@ -8,12 +8,12 @@ import { TurnView } from "./turn.js";
 /** @typedef {import("../chat.js").Chat} Chat */
 /** @typedef {import("../turns.js").Turn} Turn */
 
-/** Pixels from the end within which one who scrolls down follows what is being written from there on. */
+/** Distance from the end in pixels within which scrolling down resumes following the answer. */
 const NEAR_END = 80;
 
-const UPWARDS = ["ArrowUp", "PageUp", "Home"];
+const UPWARD_KEYS = ["ArrowUp", "PageUp", "Home"];
 
-/** Heights of the screen above and below it within which turns are drawn. */
+/** Distance from the screen, in screen heights, within which turns are drawn. */
 const NEAR = 1;
 
 export class Thread {
@@ -28,33 +28,33 @@ export class Thread {
   #views = new Map();
   /** @type {WeakMap<Element, TurnView>} */
   #viewOf = new WeakMap();
-  /** @type {Set<TurnView>} those near the screen: only they are kept up to date */
+  /** @type {Set<TurnView>} the views near the screen; only these are updated */
   #near = new Set();
   #nearby;
   /** @type {Chat | null} */
   #chat = null;
   #following = true;
-  /** Where it was scrolled to when that was looked at last. */
+  /** The last known scroll position. */
   #top = 0;
   #frame = 0;
-  /** @type {unknown} what is drawn below the turns; undefined: not known */
-  #refused;
+  /** @type {unknown} the refusal or failure that is shown below the turns; undefined: must be redrawn */
+  #drawnState;
 
   /**
-   * @param {import("./turn.js").Controls & { giveBack: (text: string) => void, stats: () => boolean,
+   * @param {import("./turn.js").Controls & { restore: (text: string) => void, stats: () => boolean,
    *   listed: (id: string) => boolean }} controls
-   * @param {(text: string) => void} example what choosing an example does
+   * @param {(text: string) => void} example called when the user selects an example
    */
   constructor(controls, example) {
     this.#controls = controls;
     this.#example = example;
-    this.#scroll.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    this.#scroll.addEventListener("wheel", (event) => this.#stepped(event.deltaY < 0 && !event.ctrlKey), { passive: true });
-    this.#scroll.addEventListener("keydown", (event) => this.#keyPressed(event));
+    this.#scroll.addEventListener("scroll", () => this.#onScroll(), { passive: true });
+    this.#scroll.addEventListener("wheel", (event) => this.#onScrollInput(event.deltaY < 0 && !event.ctrlKey), { passive: true });
+    this.#scroll.addEventListener("keydown", (event) => this.#onKey(event));
     this.#latest.addEventListener("click", () => this.follow());
-    const resized = new ResizeObserver(() => this.#stay()); // after layout, so that it costs no further one
+    const resized = new ResizeObserver(() => this.#keepEnd()); // runs after layout, so that it forces no additional layout
     for (const element of [this.#turns, this.#state, this.#scroll]) resized.observe(element);
-    this.#nearby = new IntersectionObserver((entries) => this.#neared(entries), {
+    this.#nearby = new IntersectionObserver((entries) => this.#onIntersection(entries), {
       root: this.#scroll,
       rootMargin: `${NEAR * 100}% 0px`,
     });
@@ -76,28 +76,28 @@ export class Thread {
     this.#near.clear();
     this.#views.clear();
     this.#turns.replaceChildren();
-    this.#refused = undefined;
+    this.#drawnState = undefined;
     this.follow();
     this.#update();
   }
 
-  /** Another language, other settings: what is on the screen changes in its place. */
+  /** Redraw after a change of language or settings. */
   redraw() {
-    this.#refused = undefined;
+    this.#drawnState = undefined;
     this.#update();
   }
 
-  /** Go to the end, and stay there. */
+  /** Scroll to the end, and follow the answer. */
   follow() {
     this.#follow(true);
     this.#latest.hidden = true;
-    this.#goToEnd();
+    this.#scrollToEnd();
   }
 
   /** @param {import("../api.js").Config} config */
   welcome(config) {
-    byId("welcome").textContent = localised(config.welcome) ?? t("welcome");
-    const examples = localised(config.examples) ?? /** @type {any} */ (t("examples"));
+    byId("welcome").textContent = localise(config.welcome) ?? t("welcome");
+    const examples = localise(config.examples) ?? /** @type {any} */ (t("examples"));
     byId("examples").replaceChildren(
       .../** @type {string[]} */ (examples).map((text) =>
         h("li", {}, [h("button", { type: "button", class: "example", onclick: () => this.#example(text) }, [text])]),
@@ -107,7 +107,7 @@ export class Thread {
 
   #onChange = () => this.#update();
 
-  /** Text comes faster than the screen is drawn. */
+  /** Draw new text once per frame: it arrives more often. */
   #onText = () => {
     this.#frame ||= requestAnimationFrame(() => {
       this.#frame = 0;
@@ -119,7 +119,7 @@ export class Thread {
   #update() {
     const chat = this.#chat;
     if (!chat) return;
-    const asked = chat.busy !== null && !this.#views.has(chat.busy);
+    const newRequest = chat.busy !== null && !this.#views.has(chat.busy);
     this.inPlace(() => {
       this.#arrange(chat.turns);
       this.#drawAll(new Set([...this.#near, ...this.#newest()]));
@@ -127,23 +127,23 @@ export class Thread {
       this.#empty.hidden = !chat.loaded || chat.turns.length > 0 || chat.refused !== null;
       byId("gone").hidden = !this.#controls.listed(chat.id);
     });
-    if (asked) this.follow();
+    if (newRequest) this.follow();
   }
 
   /**
-   * Make the list that of `turns`; those that are in it stay.
+   * Update the list to `turns`; existing views stay.
    * @param {Turn[]} turns
    */
   #arrange(turns) {
     if (turns.length < this.#views.size || turns.some((turn) => !this.#views.has(turn))) {
-      const wanted = new Set(turns);
-      for (const [turn, view] of this.#views) if (!wanted.has(turn)) this.#remove(turn, view);
+      const remaining = new Set(turns);
+      for (const [turn, view] of this.#views) if (!remaining.has(turn)) this.#remove(turn, view);
     }
-    let at = this.#turns.firstElementChild;
+    let next = this.#turns.firstElementChild;
     for (const turn of turns) {
       const view = this.#views.get(turn) ?? this.#add(turn);
-      if (view.element === at) at = at.nextElementSibling;
-      else this.#turns.insertBefore(view.element, at);
+      if (view.element === next) next = next.nextElementSibling;
+      else this.#turns.insertBefore(view.element, next);
     }
   }
 
@@ -167,7 +167,7 @@ export class Thread {
     view.element.remove();
   }
 
-  /** The newest turn, and the others that one who follows sees with it. */
+  /** Return the newest turn, and while following, the turns near it. */
   #newest() {
     const newest = [];
     let room = this.#following ? (1 + NEAR) * window.innerHeight : 0;
@@ -181,7 +181,7 @@ export class Thread {
   }
 
   /** @param {IntersectionObserverEntry[]} entries */
-  #neared(entries) {
+  #onIntersection(entries) {
     this.inPlace(() => {
       for (const { target, isIntersecting } of entries) {
         const view = this.#viewOf.get(target);
@@ -196,7 +196,7 @@ export class Thread {
   }
 
   /**
-   * Draw turns as they are now; one that fails leaves the others as they should be.
+   * Draw turns; an error in one does not affect the others.
    * @param {Iterable<TurnView>} views
    */
   #drawAll(views) {
@@ -215,14 +215,14 @@ export class Thread {
     }
   }
 
-  /** @param {Chat} chat what stands below the turns */
+  /** Draw the refusal or failure below the turns. @param {Chat} chat */
   #drawState(chat) {
-    const shown = chat.refused ?? chat.failure;
-    if (shown === this.#refused) return;
-    if (chat.refused && this.#refused !== undefined) this.#follow(true);
-    this.#refused = shown;
+    const state = chat.refused ?? chat.failure;
+    if (state === this.#drawnState) return;
+    if (chat.refused && this.#drawnState !== undefined) this.#follow(true);
+    this.#drawnState = state;
     if (chat.refused) {
-      this.#state.replaceChildren(refusal(chat, this.#controls.giveBack));
+      this.#state.replaceChildren(refusal(chat, this.#controls.restore));
     } else if (chat.failure) {
       this.#state.replaceChildren(failure(chat));
     } else {
@@ -230,33 +230,33 @@ export class Thread {
     }
   }
 
-  #scrolled() {
-    this.#look();
+  #onScroll() {
+    this.#updateFollowing();
     this.#latest.hidden = this.#following || !this.#empty.hidden;
   }
 
-  /** @param {boolean} upwards what scrolls up has begun: the scrolling itself comes later, and in small steps */
-  #stepped(upwards) {
+  /** @param {boolean} upwards true for input that scrolls up: the scroll events follow later, in small steps */
+  #onScrollInput(upwards) {
     if (upwards) this.#follow(false);
   }
 
   /** @param {KeyboardEvent} event */
-  #keyPressed(event) {
+  #onKey(event) {
     const { key, target } = event;
     if (event.defaultPrevented || event.shiftKey || event.altKey || target instanceof HTMLTextAreaElement) return;
-    this.#stepped(UPWARDS.includes(key));
+    this.#onScrollInput(UPWARD_KEYS.includes(key));
     if (key !== "Home" && key !== "End") return;
-    event.preventDefault(); // browsers scroll there gradually, and miss it when turns on the way change their heights
+    event.preventDefault(); // browsers scroll gradually, and miss the target if turns change their heights
     if (key === "End") this.follow();
     else this.#scroll.scrollTop = 0;
   }
 
-  /** Any step up ends the following; a step down to the end begins it. */
-  #look() {
+  /** Stop following after any scroll up, and follow after a scroll down to the end. */
+  #updateFollowing() {
     const { scrollTop, scrollHeight, clientHeight } = this.#scroll;
     const rest = scrollHeight - scrollTop - clientHeight;
     if (scrollHeight <= clientHeight || (scrollTop > this.#top && rest < NEAR_END)) this.#follow(true);
-    else if (scrollTop < this.#top && rest > 1) this.#follow(false); // at the end: the text has become shorter
+    else if (scrollTop < this.#top && rest > 1) this.#follow(false); // at the end: the text is now shorter
     this.#top = scrollTop;
   }
 
@@ -266,42 +266,42 @@ export class Thread {
     this.#scroll.classList.toggle("following", following);
   }
 
-  #stay() {
-    this.#look();
-    if (this.#following) this.#goToEnd();
+  #keepEnd() {
+    this.#updateFollowing();
+    if (this.#following) this.#scrollToEnd();
   }
 
-  #goToEnd() {
+  #scrollToEnd() {
     this.#scroll.scrollTop = this.#empty.hidden ? this.#scroll.scrollHeight : 0;
     this.#top = this.#scroll.scrollTop;
   }
 
   /**
-   * Do what changes heights; what is read stays where it is on the screen. At the beginning, that is the beginning.
+   * Run a change of heights without moving the visible text. At the start of the conversation, the start stays visible.
    * @param {() => void} change
    */
   inPlace(change) {
     const anchor = this.#following || this.#scroll.scrollTop === 0 ? null : this.#anchor();
     const before = anchor?.getBoundingClientRect().top ?? 0;
     change();
-    if (!anchor) this.#stay();
+    if (!anchor) this.#keepEnd();
     else if (anchor.isConnected) {
       this.#scroll.scrollTop += anchor.getBoundingClientRect().top - before;
       this.#top = this.#scroll.scrollTop;
     }
   }
 
-  /** @returns {Element | null} the message or block that begins nearest to the upper edge of the screen */
+  /** Return the message or block whose top is nearest to the upper edge of the screen. @returns {Element | null} */
   #anchor() {
     const { top } = this.#scroll.getBoundingClientRect();
     let nearest = null;
-    let least = Infinity;
+    let minDistance = Infinity;
     for (const { element } of this.#near) {
       for (const part of element.querySelectorAll(".bubble, .block")) {
         const distance = Math.abs(part.getBoundingClientRect().top - top);
-        if (distance >= least) continue;
+        if (distance >= minDistance) continue;
         nearest = part;
-        least = distance;
+        minDistance = distance;
       }
     }
     return nearest;

@@ -1,8 +1,8 @@
-// One message and its answer. It begins as plain text; buttons and Markdown come with the first `update`.
+// The view of a turn. It shows plain text until the first `update`, which adds buttons and Markdown.
 
 import { announce } from "../announce.js";
 import { Blocks } from "../blocks.js";
-import { copyText } from "../copy.js";
+import { copyText } from "../clipboard.js";
 import { currentLocale, t } from "../i18n.js";
 import { avatar } from "./avatar.js";
 import { feedbackForm } from "./feedback.js";
@@ -11,26 +11,26 @@ import { h, iconButton, textButton } from "./dom.js";
 /** @typedef {import("../turns.js").Turn} Turn */
 
 /**
- * @typedef {object} Surroundings what a turn needs to know besides itself
- * @property {boolean} last it is the newest
- * @property {boolean} answering an answer of the conversation is under way
- * @property {number} position place in the queue; 0: not in it
- * @property {boolean} stats show times
+ * @typedef {object} TurnContext the state of the conversation that affects a turn's view
+ * @property {boolean} last true for the newest turn
+ * @property {boolean} answering true while an answer of the conversation is running
+ * @property {number} position place in the queue; 0: not queued
+ * @property {boolean} stats show tokens and times
  */
 
 /**
- * @typedef {object} Controls what its buttons do
- * @property {(api: string) => boolean} may whether the user's role may call this
+ * @typedef {object} Controls actions of the buttons
+ * @property {(api: string) => boolean} may returns true if the user's role may call an endpoint
  * @property {(id: string, text: string) => void} edit
- * @property {(id: string) => string | null} edited what its message is about to become; null: nothing else
- * @property {(id: string, text: string | null) => void} setEdited keeps that, until the edit is over
+ * @property {(id: string) => string | null} editDraft new text of a message that is being edited; null: not being edited
+ * @property {(id: string, text: string | null) => void} setEditDraft
  * @property {() => void} regenerate
- * @property {() => void} goOn
+ * @property {() => void} continueAnswer
  * @property {(turn: Turn) => void} remove
  * @property {(turn: Turn, like: boolean | null, comment: string | null) => Promise<void>} feedback
  */
 
-/** Pixels of a turn and of a line of it, and characters of that line: for as long as it was not laid out. */
+/** Estimates for turns without layout: pixels of a turn without text, pixels and characters of a line. */
 const TURN_HEIGHT = 150;
 const LINE_HEIGHT = 28;
 const LINE_LENGTH = 70;
@@ -46,11 +46,11 @@ export class TurnView {
   #bubble = h("div", { class: "bubble", dir: "auto", "data-role": "message" });
   #userActions = h("div", { class: "actions" });
   #reply = h("div", { class: "reply-body" }, [this.#text]);
-  #furnished = false;
+  #interactive = false;
   #statsOpen = false;
   #editing = false;
-  #drawn = "";
-  #announced = "";
+  #drawnState = "";
+  #lastStatus = "";
   #bubbleText = "";
 
   /**
@@ -73,13 +73,13 @@ export class TurnView {
     this.#describe();
   }
 
-  /** Add what is there only near the screen. */
-  #furnish() {
-    if (this.#furnished) return;
-    this.#furnished = true;
+  /** Add the elements that only turns near the screen have. */
+  #makeInteractive() {
+    if (this.#interactive) return;
+    this.#interactive = true;
     this.#text.replaceChildren();
     this.#text.classList.remove("plain");
-    this.#text.removeAttribute("dir"); // each block has one
+    this.#text.removeAttribute("dir"); // each block has its own
     this.#bubble.after(this.#userActions);
     this.#reply.before(avatar());
     this.#reply.append(this.#waiting, this.#note, this.#stats, this.#actions);
@@ -94,74 +94,74 @@ export class TurnView {
     this.#bubble.textContent = turn.user;
   }
 
-  /** The answer grew. */
+  /** Show new text of the answer. */
   grow() {
-    this.#furnish();
-    this.#blocks.show(this.turn.answer, !this.#underWay);
+    this.#makeInteractive();
+    this.#blocks.show(this.turn.answer, !this.#inProgress);
   }
 
-  /** @param {Surroundings} around */
-  update(around) {
+  /** @param {TurnContext} context */
+  update(context) {
     const { turn } = this;
     const { may } = this.#controls;
-    this.#furnish();
+    this.#makeInteractive();
     this.#describe();
     this.grow();
-    this.#announce(around);
-    const shown = [currentLocale(), may("set_feedback"), may("delete_message"), this.#statsOpen];
-    const drawn = JSON.stringify([turn.state, turn.id, turn.finish, turn.like, turn.usage, around, ...shown]);
-    if (drawn === this.#drawn) return; // what has the focus stays
-    this.#drawn = drawn;
-    this.#drawWaiting(around);
-    this.#drawNote(around);
-    this.#drawStats(around);
-    this.#drawActions(around);
-    const edited = turn.id && !around.answering ? this.#controls.edited(turn.id) : null;
-    if (edited !== null && !this.#editing) this.#edit(edited);
+    this.#announce(context);
+    const options = [currentLocale(), may("set_feedback"), may("delete_message"), this.#statsOpen];
+    const state = JSON.stringify([turn.state, turn.id, turn.finish, turn.like, turn.usage, context, ...options]);
+    if (state === this.#drawnState) return; // keeps the focus
+    this.#drawnState = state;
+    this.#drawWaiting(context);
+    this.#drawNote(context);
+    this.#drawStats(context);
+    this.#drawActions(context);
+    const draft = turn.id && !context.answering ? this.#controls.editDraft(turn.id) : null;
+    if (draft !== null && !this.#editing) this.#edit(draft);
   }
 
   /**
-   * Say what has come of it; the answer itself is said block by block.
-   * @param {Surroundings} around
+   * Announce the state of the answer; its text is announced block by block.
+   * @param {TurnContext} context
    */
   #announce({ position }) {
     const { state } = this.turn;
-    const ended = this.#announced && !this.#underWay && t(state === "complete" ? "answered" : "interrupted");
-    const waits = state === "waiting" && (position ? t("queued", position) : t("waiting"));
-    const text = ended || waits || this.#announced;
-    if (text !== this.#announced) announce(text);
-    this.#announced = text;
-    this.#text.setAttribute("aria-busy", String(this.#underWay));
+    const end = this.#lastStatus && !this.#inProgress && t(state === "complete" ? "complete" : "interrupted");
+    const wait = state === "waiting" && (position ? t("queued", position) : t("waiting"));
+    const status = end || wait || this.#lastStatus;
+    if (status !== this.#lastStatus) announce(status);
+    this.#lastStatus = status;
+    this.#text.setAttribute("aria-busy", String(this.#inProgress));
   }
 
-  get #underWay() {
+  get #inProgress() {
     return this.turn.state === "waiting" || this.turn.state === "writing" || this.turn.state === "running";
   }
 
-  /** @param {Surroundings} around */
+  /** @param {TurnContext} context */
   #drawWaiting({ position }) {
     const { state, answer } = this.turn;
     const text = position ? t("queued", position) : state === "running" ? t("elsewhere") : "";
-    const shown = state === "waiting" || state === "running";
+    const visible = state === "waiting" || state === "running";
     const dots = h("span", { class: "dots", "aria-hidden": "true" }, [h("i"), h("i"), h("i")]);
-    this.#waiting.hidden = !shown;
+    this.#waiting.hidden = !visible;
     this.#waiting.replaceChildren(dots, h("span", { "data-role": "queue" }, [text]));
-    this.element.classList.toggle("empty-answer", shown && !answer);
+    this.element.classList.toggle("empty-answer", visible && !answer);
   }
 
-  /** @param {Surroundings} around */
+  /** @param {TurnContext} context */
   #drawNote({ last, answering }) {
     const { state, finish } = this.turn;
     const interrupted = state === "interrupted";
     const cut = state === "complete" && finish === "length";
     this.#note.hidden = !interrupted && !cut;
-    this.#note.replaceChildren(h("span", {}, [interrupted ? t("interrupted") : t("cut")]));
+    this.#note.replaceChildren(h("span", {}, [interrupted ? t("interrupted") : t("cut_off")]));
     if (interrupted && last && !answering) {
-      this.#note.append(textButton(t("continue"), this.#controls.goOn, "quiet small", "forward"));
+      this.#note.append(textButton(t("continue"), this.#controls.continueAnswer, "quiet small", "forward"));
     }
   }
 
-  /** @param {Surroundings} around */
+  /** @param {TurnContext} context */
   #drawStats({ stats }) {
     const { usage, timing } = this.turn;
     this.#stats.hidden = !(usage && timing && (stats || this.#statsOpen));
@@ -176,15 +176,16 @@ export class TurnView {
     });
   }
 
-  /** @param {Surroundings} around */
+  /** @param {TurnContext} context */
   #drawActions({ last, answering }) {
     const { turn } = this;
     const { may } = this.#controls;
     const copyMessage = iconButton("copy", t("copy"), () => copyText(turn.user, copyMessage));
-    const editing = turn.id && !answering && iconButton("edit", t("edit"), () => this.#edit(turn.user).focus(), { "data-action": "edit" });
-    this.#userActions.replaceChildren(...[copyMessage, editing].filter((one) => one instanceof Node));
-    this.#actions.hidden = this.#underWay;
-    if (this.#underWay) return;
+    const startEdit = () => this.#edit(turn.user).focus();
+    const editMessage = turn.id && !answering && iconButton("edit", t("edit"), startEdit, { "data-action": "edit" });
+    this.#userActions.replaceChildren(...[copyMessage, editMessage].filter((button) => button instanceof Node));
+    this.#actions.hidden = this.#inProgress;
+    if (this.#inProgress) return;
     const copy = iconButton("copy", t("copy"), () => copyText(turn.answer, copy), { "data-action": "copy" });
     this.#actions.replaceChildren(copy);
     /** @param {Parameters<typeof iconButton>} button */
@@ -216,40 +217,40 @@ export class TurnView {
   /** @param {boolean} like */
   async #rate(like) {
     const { turn } = this;
-    const said = turn.like === like ? null : like;
-    await this.#controls.feedback(turn, said, null);
-    turn.like = said;
+    const rating = turn.like === like ? null : like;
+    await this.#controls.feedback(turn, rating, null);
+    turn.like = rating;
     for (const name of ["like", "dislike"]) {
       const button = this.#actions.querySelector(`[data-action=${name}]`);
-      button?.setAttribute("aria-pressed", String(said === (name === "like")));
+      button?.setAttribute("aria-pressed", String(rating === (name === "like")));
     }
     this.element.querySelector(".feedback")?.remove();
-    if (said === null) return;
-    const form = feedbackForm((comment) => this.#controls.feedback(turn, said, comment));
+    if (rating === null) return;
+    const form = feedbackForm((comment) => this.#controls.feedback(turn, rating, comment));
     this.#actions.after(form);
   }
 
-  /** @param {string} text what the box begins with */
+  /** @param {string} text initial text of the box */
   #edit(text) {
     const { id } = this.turn;
     const box = h("textarea", { "aria-label": t("edit_message"), rows: "3", dir: "auto", "data-role": "edit" });
     box.value = text;
     this.#editing = true;
-    const done = () => {
-      if (id) this.#controls.setEdited(id, null);
+    const close = () => {
+      if (id) this.#controls.setEditDraft(id, null);
       this.#editing = false;
       form.replaceWith(this.#bubble);
       this.#userActions.hidden = false;
     };
     const cancel = () => {
-      done();
+      close();
       /** @type {HTMLElement | null} */ (this.#userActions.querySelector("[data-action=edit]"))?.focus();
     };
     const send = () => {
-      const said = box.value.trim();
-      if (!said || !id) return;
-      done();
-      this.#controls.edit(id, said);
+      const text = box.value.trim();
+      if (!text || !id) return;
+      close();
+      this.#controls.edit(id, text);
     };
     const onkeydown = (/** @type {KeyboardEvent} */ event) => {
       if (event.isComposing || event.keyCode === 229) return;
@@ -257,7 +258,7 @@ export class TurnView {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send();
     };
     box.addEventListener("keydown", onkeydown);
-    box.addEventListener("input", () => id && this.#controls.setEdited(id, box.value));
+    box.addEventListener("input", () => id && this.#controls.setEditDraft(id, box.value));
     const form = h("div", { class: "edit" }, [
       box,
       h("div", { class: "edit-actions" }, [

@@ -1,0 +1,99 @@
+"""Configuration of the chat page: texts, colours, and its content security policy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from aiochatstream.params import STRICT, validated
+from aiochatstream.texts import Locale
+from aiochatstream.web.page_files import PageFiles
+
+POLICY = (
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self' data:",
+    "connect-src 'self'",
+    "font-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "require-trusted-types-for 'script'",
+    "trusted-types dompurify",
+)
+"""What the page may load and do: nothing of other origins, and no HTML that DOMPurify has not seen."""
+
+Line = Annotated[str, Field(min_length=1, max_length=200)]
+Paragraph = Annotated[str, Field(min_length=1, max_length=2000)]
+Examples = Annotated[list[Line], Field(max_length=8)]
+Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$", description="a colour as '#1a7f64'")]
+Ancestor = Annotated[str, Field(pattern=r"^('self'|https?://[A-Za-z0-9.*:\[\]-]+)$")]
+
+
+class WebUiParams(BaseModel):
+    """What the chat page looks like and says. A text is a string, or one for each language: ``{"en": ..., "ja": ...}``.
+
+    title: the name of the page.
+    welcome: what stands in an empty conversation.
+    avatar: who answers: one to four characters (an emoji, say), or an image of this origin or ``data:image/``.
+    accent, accent_dark: colour of buttons and links on light and on dark ground; the second is the first if absent.
+    examples: up to 8 messages that an empty conversation offers.
+    locale, theme: what users see who have chosen nothing; absent, what their browsers ask for.
+    frame_ancestors: origins whose pages may show this one in a frame, ``'self'`` for this one; none by default.
+    """
+
+    model_config = STRICT
+
+    title: Line | dict[Locale, Line] | None = Field(
+        None, description="a string of 1 to 200 characters, or one by language"
+    )
+    welcome: Paragraph | dict[Locale, Paragraph] | None = Field(
+        None, description="a string of 1 to 2000 characters, or one by language"
+    )
+    avatar: Annotated[
+        str,
+        Field(
+            pattern=r"^(|.{1,4}|data:image/.*|[A-Za-z0-9_./-]+\.[A-Za-z]+)$",
+            description="1 to 4 characters, a path of this origin, or data:image/...",
+        ),
+    ] = ""
+    accent: Colour | None = None
+    accent_dark: Colour | None = None
+    examples: Examples | dict[Locale, Examples] | None = Field(
+        None, description="a list of up to 8 strings of 1 to 200 characters, or one by language"
+    )
+    locale: Literal["en", "ja"] | None = Field(None, description="'en' or 'ja'")
+    theme: Literal["light", "dark"] | None = Field(None, description="'light' or 'dark'")
+    frame_ancestors: Annotated[list[Ancestor], Field(description="a list of \"'self'\" or 'https://app.example'")] = (
+        Field(default_factory=list)
+    )
+
+
+class Page:
+    """The page of one server. Its files are read at the first request.
+
+    :param params: see :class:`WebUiParams`. Raises ValueError that names the field.
+    """
+
+    def __init__(self, params: object) -> None:
+        if not isinstance(params, Mapping):
+            raise ValueError(f"web_ui_params: must be a dict, not {params!r}.")
+        for name in params:
+            if name not in WebUiParams.model_fields:
+                raise ValueError(f"web_ui_params: has {', '.join(WebUiParams.model_fields)}, but no {name!r}.")
+        try:
+            self.params = validated(WebUiParams, dict(params))
+        except ValueError as error:
+            raise ValueError(f"web_ui_params.{error}") from None
+        ancestors = " ".join(self.params.frame_ancestors) or "'none'"
+        self.policy = "; ".join((*POLICY, f"frame-ancestors {ancestors}"))
+        self._files: PageFiles | None = None
+
+    async def files(self) -> PageFiles:
+        """What there is to send."""
+        if self._files is None:
+            self._files = await asyncio.to_thread(PageFiles.read)
+        return self._files
