@@ -1,4 +1,4 @@
-"""A sign of life while something loads."""
+"""Progress display while a model loads."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ Result = TypeVar("Result")
 
 
 class LoadTime(Generic[Result]):
-    """Calls a slow function and shows meanwhile that it runs, and for how long::
+    """Progress display for a slow function::
 
         model = LoadTime(name="Loading the model", fn=lambda: AutoModelForCausalLM.from_pretrained(name))()
 
     In a terminal, and with rich installed, stderr shows a line with a spinner until anything else is written, for
     example a progress bar of the function. Otherwise the log gets a line before and a line after.
 
-    :param name: what to show.
-    :param fn: takes nothing. The call returns what it returns, and raises what it raises.
+    :param name: text to show.
+    :param fn: function without parameters, whose result the call returns.
     """
 
     def __init__(self, *, name: str, fn: Callable[[], Result]) -> None:
         self._name, self._fn = name, fn
 
     def __call__(self) -> Result:
-        with showing_progress(self._name):
+        with show_progress(self._name):
             return self._fn()
 
 
 @contextmanager
-def showing_progress(name: str) -> Iterator[None]:
-    """What :class:`LoadTime` shows, around any block."""
+def show_progress(name: str) -> Iterator[None]:
+    """Show progress as :class:`LoadTime`, during a block."""
     if find_spec("rich") is not None:
         from aiochatstream import spinner  # here, so that importing the package is light
 

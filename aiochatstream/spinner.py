@@ -31,22 +31,22 @@ def spinner(name: str) -> Iterator[None]:
     )
     progress.add_task(name, total=None)
     out, err = sys.stdout, sys.stderr
-    stepping: Any = _Stepping(err, progress.stop)
-    loggers = [
+    replacement: Any = _WriteHook(err, progress.stop)
+    handlers = [
         handler
         for handler in logging.root.handlers
         if isinstance(handler, logging.StreamHandler) and handler.stream is err
     ]
-    sys.stdout, sys.stderr = _Stepping(out, progress.stop), stepping
-    for handler in loggers:
-        handler.setStream(stepping)
+    sys.stdout, sys.stderr = _WriteHook(out, progress.stop), replacement
+    for handler in handlers:
+        handler.setStream(replacement)
     progress.start()
     try:
         yield
     finally:
         progress.stop()
         sys.stdout, sys.stderr = out, err
-        for handler in loggers:
+        for handler in handlers:
             handler.setStream(err)
 
 
@@ -55,14 +55,14 @@ class _Console(Console):
         return False  # a hidden cursor would stay hidden if the process is killed
 
 
-class _Stepping:
-    """A stream whose first write calls ``aside``."""
+class _WriteHook:
+    """A stream that calls ``hook`` before each write; later calls of Progress.stop have no effect."""
 
-    def __init__(self, stream: TextIO, aside: Callable[[], None]) -> None:
-        self._stream, self._aside = stream, aside
+    def __init__(self, stream: TextIO, hook: Callable[[], None]) -> None:
+        self._stream, self._hook = stream, hook
 
     def write(self, text: str) -> int:
-        self._aside()
+        self._hook()
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

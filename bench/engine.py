@@ -28,8 +28,8 @@ from common import (
     wholes,
     write_json,
 )
-from sides import Side, engine_side, plain_side, stall, stamped, step_s, ttft
-from stepping import Steps
+from runners import Side, engine_side, plain_side, stall, stamped, step_s, ttft
+from step_profile import Steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aiochatstream.engines.transformers.cpu.openmp import release_helpers

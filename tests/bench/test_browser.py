@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.scripts import run
+from tests.bench.script_runs import run
 
 
 def test_it_measures_the_page_and_a_long_answer(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from aiochatstream.param_limits import allowed_ranges
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.errors import answers_errors_as_chatstream
 from aiochatstream.web.json import json_response
@@ -44,5 +43,5 @@ def _effective(server: Server, wanted: ParamOverrides) -> web.Response:
         **others,
         "seed": wanted.seed,
     }
-    limits = allowed_ranges(server.param_limits, server.params)
+    limits = server.param_limits.ranges(server.params)
     return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})
