@@ -89,7 +89,7 @@ def serve(options: argparse.Namespace) -> int:
         num_of_concurrent_executions=options.concurrency,
         max_queue_size=options.queue,
         engine=_engine(options, url, texts),
-        chat_prompt_clazz=ChatPrompt.for_model,
+        chat_prompt_clazz=ChatPrompt.for_model if _needs_model(options) else ChatPrompt,
         params=GenerationParams(
             max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
         ),
@@ -150,15 +150,19 @@ def _check_sources(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} cannot be used with {source}, which answers without a model.")
 
 
+def _needs_model(options: argparse.Namespace) -> bool:
+    return options.mock is None and options.replay is None
+
+
 def _engine(options: argparse.Namespace, url: str, texts: Texts) -> Engine:
     """Return the engine of the model or of its substitute. Raises ValueError and OSError."""
     if options.replay is not None:
         return ReplayEngine(options.replay)
-    engine = _model(options, url, texts) if options.mock is None else ScriptedEngine(options.mock)
+    engine = _transformers_engine(options, url, texts) if _needs_model(options) else ScriptedEngine(options.mock)
     return engine if options.record is None else RecordingEngine(engine, options.record)
 
 
-def _model(options: argparse.Namespace, url: str, texts: Texts) -> Engine:
+def _transformers_engine(options: argparse.Namespace, url: str, texts: Texts) -> Engine:
     name = options.model or texts.small_model
     terminal.write(texts.loading.format(model=name, url=url), sys.stdout)
     with terminal.default_ctrl_c():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,7 +16,7 @@ from aiochatstream import ChatStream, Delta, GenerationParams, Prompt, ScriptedE
 from aiochatstream.engines import DeltaStream
 from aiochatstream.engines.scripted import pieces
 from tests.engines.timers import HeldTimer, VirtualTimer
-from tests.helpers import echo, until
+from tests.helpers import until
 
 
 def prompt(text: str = "Hello") -> Prompt:
@@ -130,56 +129,23 @@ async def test_a_cancel_ends_a_long_wait_at_its_next_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mock_params", "says"),
-    [
-        ({"type": "square"}, "mock_params.type: must be 'round', 'echo' or 'long'"),
-        ({"type": None}, "mock_params.type: must be"),
-        ({"initial_wait_sec": -1}, "mock_params.initial_wait_sec: must be a number of seconds from 0 to 86400"),
-        ({"time_per_token_sec": -0.1}, "mock_params.time_per_token_sec: must be a number of seconds from 0 to 86400"),
-        ({"time_per_token_sec": "fast"}, "mock_params.time_per_token_sec"),
-        ({"time_per_token_sec": float("nan")}, "mock_params.time_per_token_sec"),
-        ({"answers": []}, "mock_params.answers: must be a list of one text or more, none of them empty"),
-        ({"answers": ["a", ""]}, "mock_params.answers"),
-        ({"answers": "abc"}, "mock_params.answers"),
-        ({"type": "echo", "answers": ["a"]}, "mock_params.answers: go with type 'round', not with 'echo'"),
-        ({"speed": 3}, "mock_params: has type, initial_wait_sec, .* but no 'speed'"),
-    ],
-)
-def test_mock_params_out_of_their_range_are_a_value_error_that_names_both(
-    mock_params: dict[str, Any], says: str
-) -> None:
-    with pytest.raises(ValueError, match=says):
-        ChatStream(use_mock_response=True, mock_params=mock_params)
-    ChatStream(engine=echo, mock_params=mock_params)  # no effect without use_mock_response
-
-
-@pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"engine": echo}, "use_mock_response: takes the place of engine"),
-        ({"mock_params": ["round"]}, "mock_params: must be a dict"),
+        ({"type": "square"}, "type: must be 'round', 'echo' or 'long'"),
+        ({"type": None}, "type: must be"),
+        ({"initial_wait_sec": -1}, "initial_wait_sec: must be a number of seconds from 0 to 86400"),
+        ({"time_per_token_sec": -0.1}, "time_per_token_sec: must be a number of seconds from 0 to 86400"),
+        ({"time_per_token_sec": "fast"}, "time_per_token_sec"),
+        ({"time_per_token_sec": float("nan")}, "time_per_token_sec"),
+        ({"answers": []}, "answers: must be a list of one text or more, none of them empty"),
+        ({"answers": ["a", ""]}, "answers"),
+        ({"answers": "abc"}, "answers"),
+        ({"type": "echo", "answers": ["a"]}, "answers: go with type 'round', not with 'echo'"),
     ],
 )
-def test_a_wrong_kind_of_argument_is_a_type_error(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(TypeError, match=says):
-        ChatStream(use_mock_response=True, **options)
-
-
-async def test_mock_answers_need_no_model_and_load_none_that_is_given(start: Any, client_of: Any) -> None:
-    loaded = threading.Event()
-    chat_stream = ChatStream(
-        model=loaded.set,
-        tokenizer=loaded.set,
-        device="cuda",
-        use_mock_response=True,
-        mock_params={"type": "round", "time_per_token_sec": 0, "answers": ["はい。", "No, thank you."]},
-    )
-    client = client_of(await start(chat_stream))
-    said = [await client.say("Tea?") for _ in range(3)]
-    assert [one["text"] for one in said] == ["はい。", "No, thank you.", "はい。"]
-    assert [one["finish_reason"] for one in said] == ["stop"] * 3
-    assert [one["usage"]["completion_tokens"] for one in said] == [3, 3, 3]
-    assert not loaded.is_set()
+def test_an_option_out_of_its_range_is_a_value_error_that_names_both(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        ScriptedEngine(**options)
 
 
 async def test_a_client_that_stops_ends_the_wait_for_the_first_token(start: Any, client_of: Any) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import aiohttp_session
 import pytest
+from aiochatstream.console.commands import COMMANDS
 from aiohttp import web
 from cryptography.fernet import Fernet
 
 import aiochatstream
 from aiochatstream import ChatStream, MemoryConversationStore
 from aiochatstream.cli.main import _parser
-from aiochatstream.console.commands import COMMANDS
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.auth.roles import AUTH_METHODS
 from aiochatstream.web.routes import APIS

@@ -16,7 +16,7 @@ from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.custom_sampler import drawing
 from aiochatstream.engines.transformers.sampling import Sampler
 from tests.engines.transformers.models import BYTES, reference, some_ids, tiny
-from tests.helpers import PATIENCE, echo
+from tests.helpers import PATIENCE
 
 
 class Follows(TokenSampler):
@@ -127,9 +127,7 @@ def test_anything_else_than_a_token_sampler_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"^token_sampler: must be a TokenSampler, not"):
         TransformersEngine(tiny(), BYTES, token_sampler=Follows)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^token_sampler: must be a TokenSampler, not"):
-        ChatStream(model=tiny(), tokenizer=BYTES, token_sampler=lambda *given: [1])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^token_sampler: goes with model and tokenizer"):
-        ChatStream(engine=echo, token_sampler=Follows())
+        TransformersEngine(tiny(), BYTES, token_sampler=lambda *given: [1])  # type: ignore[arg-type]
 
 
 async def test_chat_stream_answers_with_it(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
@@ -142,5 +140,6 @@ async def test_chat_stream_answers_with_it(start: Any, client_of: Any, model: An
             nexts = dict(pairwise(said))
             return [nexts.get(ids[-1], said[0]) for ids in token_ids]
 
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, token_sampler=Says(), max_new_tokens=len(said))
+    engine = TransformersEngine(model, tokenizer, token_sampler=Says())
+    chat_stream = ChatStream(engine=engine, params=GenerationParams(max_new_tokens=len(said)))
     assert (await client_of(await start(chat_stream)).say("hi"))["text"] == " aiohttp streams"
