@@ -71,7 +71,7 @@ CONSTRUCTOR: dict[str, Any] = {
 async def test_the_constructor_of_chatstream_is_accepted(start: Any, client_of: Any) -> None:
     client = client_of(await start(ChatStream(**CONSTRUCTOR)))
     async with client.post(user_input="Hello there") as response:
-        assert (await response.text()).split("<::EOS::>") == ["Hello ", "Hello there", ""]
+        assert (await response.text()).split("<::EOS::>")[-2:] == ["Hello there", ""]
 
 
 def test_options_of_chatstream_are_fields_of_params_and_limits() -> None:
