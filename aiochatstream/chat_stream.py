@@ -17,7 +17,7 @@ from aiochatstream.errors import Draining
 from aiochatstream.moved_options import explain_moved_options
 from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, WireFormat
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
-from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, Setting
+from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeConfig
 from aiochatstream.texts import Locale
 from aiochatstream.web import routes
 from aiochatstream.web.auth import cors
@@ -146,7 +146,7 @@ class ChatStream(Server):
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
             raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
         super().__init__(
-            Setting(
+            RuntimeConfig(
                 prompt_class_of=choose_prompt_class(chat_prompt_clazz),
                 capacity=Capacity(
                     num_of_concurrent_executions=num_of_concurrent_executions, max_queue_size=max_queue_size
@@ -288,7 +288,7 @@ class ChatStream(Server):
         self._end()
 
     async def _on_shutdown(self, app: web.Application) -> None:
-        self.uploads.refuse(Draining("The server is shutting down and takes no new requests."))
+        self.uploads.refuse(Draining("The server is shutting down and accepts no new requests."))
         await self._shut_down()
         await self.active_requests.end()
 

@@ -119,8 +119,8 @@ def test_values_at_the_ends_of_a_range_are_accepted(model: type[BaseModel], fiel
     ids=class_name,
 )
 def test_an_error_names_the_field_and_its_range(model: type[BaseModel], field: str, value: Any, words: str) -> None:
-    given = "" if model is ParamOverrides else f", not {reprlib.repr(value)}"
-    with pytest.raises(ValueError, match=f"^{field}: must be {re.escape(f'{words}{given}.')}$"):
+    quoted_value = "" if model is ParamOverrides else f", not {reprlib.repr(value)}"
+    with pytest.raises(ValueError, match=f"^{field}: must be {re.escape(f'{words}{quoted_value}.')}$"):
         validated(model, {field: value})
 
 

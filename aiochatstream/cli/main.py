@@ -64,7 +64,7 @@ API_KEYS = "AIOCHATSTREAM_API_KEYS"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 1 (failure), 2 (wrong usage) or 130 (Ctrl-C)."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(terminal.LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=options.log_level, handlers=[handler])
@@ -284,7 +284,7 @@ def _port(text: str) -> int:
     return port
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aiochatstream", description="A streaming chat with a HuggingFace model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve_parser = commands.add_parser(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.events import Event
 
@@ -44,9 +44,9 @@ class Backend(ABC):
         """Set the system prompt of the next answers; empty for the model's default."""
 
     @abstractmethod
-    async def save(self) -> Saved:
+    async def save(self) -> ExportedConversation:
         """Return the conversation."""
 
     @abstractmethod
-    async def load(self, saved: Saved) -> None:
+    async def load(self, saved: ExportedConversation) -> None:
         """Replace the conversation."""

@@ -15,7 +15,7 @@ from typing import Any
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.screen import Screen
 from aiochatstream.console.stats import Stats
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.errors import ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides, validated
 from aiochatstream.runtime.events import Ended, Failed, Queued, Text
@@ -135,9 +135,9 @@ class Console:
         notes = {"cancelled": self.texts.stopped, "length": self.texts.cut}
         if event.finish_reason in notes:
             self.screen.note(notes[event.finish_reason])
-        if event.kept is not None and event.kept.dropped_turns:
-            self.screen.note(self.texts.dropped.format(count=event.kept.dropped_turns))
-        if event.kept is not None and not event.kept.stored:
+        if event.save_result is not None and event.save_result.dropped_turns:
+            self.screen.note(self.texts.dropped.format(count=event.save_result.dropped_turns))
+        if event.save_result is not None and not event.save_result.stored:
             self.screen.note(self.texts.not_stored)
         self.screen.note(self.stats.last_answer(self.texts))
 
@@ -195,7 +195,7 @@ async def save(console: Console, arguments: str) -> None:
 async def load(console: Console, arguments: str) -> None:
     file = _file(console, "/load", arguments)
     try:
-        saved = Saved.read(file)
+        saved = ExportedConversation.read(file)
     except ValueError as error:
         raise ValueError(console.texts.not_a_conversation.format(file=file, reason=error)) from None
     await console.backend.load(saved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from aiochatstream.console.backend import Backend
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.conversations.memory_store import MemoryConversationStore
 from aiochatstream.conversations.user import User
 from aiochatstream.params import ParamOverrides
@@ -46,10 +46,10 @@ class LocalBackend(Backend):
     async def set_system(self, text: str) -> None:
         self._system = text
 
-    async def save(self) -> Saved:
-        return Saved.of(await self._user.load(CONVERSATION), self._system)
+    async def save(self) -> ExportedConversation:
+        return ExportedConversation.of(await self._user.load(CONVERSATION), self._system)
 
-    async def load(self, saved: Saved) -> None:
+    async def load(self, saved: ExportedConversation) -> None:
         conversation = saved.to_conversation()
         await self._store.forget(self._user.id, CONVERSATION)
         await self._store.save(self._user.id, CONVERSATION, conversation, expected_number=conversation.number)

@@ -12,7 +12,7 @@ from yarl import URL
 
 from aiochatstream.console.backend import Backend
 from aiochatstream.conversations.conversation import Conversation
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides
@@ -76,8 +76,8 @@ class ServerBackend(Backend):
                             if not isinstance(event, Ended | Failed):
                                 yield event
                                 continue
-                            if event.kept is not None and event.kept.commit is not None:
-                                await self._commit(event.kept.commit)
+                            if event.save_result is not None and event.save_result.commit is not None:
+                                await self._commit(event.save_result.commit)
                             yield event
                             return
                 finally:
@@ -107,15 +107,15 @@ class ServerBackend(Backend):
             raise ChatStreamError(self._texts.server_sets_system)
         self._system = text
 
-    async def save(self) -> Saved:
+    async def save(self) -> ExportedConversation:
         history = await self._request_json("GET", "/history")
         try:
-            saved = Saved.model_validate({"messages": history.get("messages")})
+            saved = ExportedConversation.model_validate({"messages": history.get("messages")})
             return saved.model_copy(update={"system": self._system}) if self._system else saved
         except ValueError:
             raise self._not_a_server("no history") from None
 
-    async def load(self, saved: Saved) -> None:
+    async def load(self, saved: ExportedConversation) -> None:
         body = {"messages": saved.model_dump(exclude_unset=True)["messages"]}
         await self._request_json("POST", "/import", body)
         self._system = saved.system if saved.system and await self._allows_system_prompt() else ""

@@ -1,4 +1,4 @@
-"""A conversation as JSON, in a file or on its way: the messages as ``GET /history`` tells them."""
+"""Conversations as JSON files, with the messages of ``GET /history``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MessageId = Annotated[
 ]
 
 
-class Message(BaseModel):
-    """One message. message_id and state are the answers'."""
+class ExportedMessage(BaseModel):
+    """One message. Only answers have ``message_id`` and ``state``."""
 
     model_config = STRICT
 
@@ -29,61 +29,63 @@ class Message(BaseModel):
     )
 
 
-class Saved(BaseModel):
-    """A conversation: user messages and answers in turn. ``system`` is the system prompt, where one was set."""
+class ExportedConversation(BaseModel):
+    """An exported conversation: user messages and answers in turn. ``system`` is the system prompt, empty if unset."""
 
     model_config = STRICT
 
     system: str = Field(default="", description="a string")
-    messages: list[Message] = Field(max_length=2 * MAX_TURNS, description=f"a list of at most {2 * MAX_TURNS} messages")
+    messages: list[ExportedMessage] = Field(
+        max_length=2 * MAX_TURNS, description=f"a list of at most {2 * MAX_TURNS} messages"
+    )
 
     @model_validator(mode="after")
-    def _turns_are_whole(self) -> Saved:
+    def _turns_are_whole(self) -> ExportedConversation:
         roles = [message.role for message in self.messages]
         if roles != ["user", "assistant"] * (len(roles) // 2):
-            raise ValueError("messages: must be of user and assistant in turn")
+            raise ValueError("messages: must alternate between user and assistant")
         if any(message.role == "user" and not message.content.strip() for message in self.messages):
-            raise ValueError("messages: what the user says must not be empty")
+            raise ValueError("messages: the content of user messages must not be empty")
         if sum(len(message.content) for message in self.messages) > MAX_CHARS:
             raise ValueError(f"messages: must have at most {MAX_CHARS} characters in all")
         return self
 
     @property
     def turns(self) -> int:
-        """How many messages were answered."""
+        """Number of turns."""
         return len(self.messages) // 2
 
     @classmethod
-    def of(cls, conversation: Conversation, system: str) -> Saved:
-        """``conversation``, for a file."""
+    def of(cls, conversation: Conversation, system: str) -> ExportedConversation:
+        """Return ``conversation`` as it is exported."""
         messages = []
         for turn in conversation.turns:
-            messages.append(Message(role="user", content=turn.user))
+            messages.append(ExportedMessage(role="user", content=turn.user))
             messages.append(
-                Message(role="assistant", content=turn.answer, message_id=turn.message_id, state=turn.state)
+                ExportedMessage(role="assistant", content=turn.answer, message_id=turn.message_id, state=turn.state)
             )
         return cls(messages=messages, **({"system": system} if system else {}))
 
     def to_conversation(self) -> Conversation:
-        """The conversation; an answer that was under way is an interrupted one. Each answer has an id of its own."""
+        """Return the conversation. Running answers become interrupted ones, and repeated message ids are replaced."""
         turns: list[Turn] = []
-        used: set[str] = set()
+        ids: set[str] = set()
         for user, answer in zip(self.messages[::2], self.messages[1::2], strict=True):
             state: AnswerState = "complete" if answer.state == "complete" else "interrupted"
             message_id = answer.message_id or str(uuid.uuid4())
-            if message_id in used:
+            if message_id in ids:
                 message_id = str(uuid.uuid4())
-            used.add(message_id)
+            ids.add(message_id)
             turns.append(Turn(user.content, answer.content, message_id, state))
-        return Conversation(tuple(turns), number=len(turns), begun=turns[-1].message_id if turns else "")
+        return Conversation(tuple(turns), number=len(turns), turn_id=turns[-1].message_id if turns else "")
 
     def write(self, file: Path) -> None:
-        """Put it into ``file``. Raises OSError."""
+        """Write the conversation to ``file``. Raises OSError."""
         file.write_text(self.model_dump_json(indent=2, exclude_unset=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, file: Path) -> Saved:
-        """What is in ``file``. Raises OSError, and ValueError with a sentence."""
+    def read(cls, file: Path) -> ExportedConversation:
+        """Read a conversation from ``file``. Raises OSError, and ValueError if it is not valid."""
         data = file.read_bytes()
         try:
             return cls.model_validate_json(data)

@@ -1,4 +1,4 @@
-"""A mapping that cannot outgrow its bounds."""
+"""A least-recently-used cache, bounded in entries, bytes and time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from itertools import islice
 from typing import NamedTuple
 
 SWEPT_AT_ONCE = 100
-"""How many idle entries go in one piece, so that nobody waits for it."""
+"""Idle entries dropped at once: a larger number would block the event loop."""
 
 
 COMMON = ""
-"""Share of the entries that are charged to nobody."""
+"""Share of entries that are charged to no client."""
 
 FAIR_PART = 0.1
-"""Part of the room that a share may fill before it is the first to lose entries."""
+"""Part of the capacity that a share may fill before its entries are dropped first."""
 
 
 class _Entry(NamedTuple):
@@ -39,12 +39,12 @@ NOTHING = _Share()
 
 
 class BoundedMap:
-    """Keeps text by key, at most ``max_entries`` and ``max_bytes`` of it, each for ``idle_seconds`` after its last use.
+    """Text by key: at most ``max_entries`` and ``max_bytes``, each entry for ``idle_seconds`` after its last use.
 
-    Each entry is charged to a share: a client's address, for example. If there is no room, the least recently used
-    entry is dropped: that of :data:`COMMON` if this share fills more than :data:`FAIR_PART` of the room, else that of
-    the largest share which does, else that of all. So a client with many entries pushes out its own. Nothing that is
-    :meth:`pinned` is dropped. Times in seconds; ``clock`` is for tests.
+    Each entry is charged to a share, for example a client's address. Without free capacity, the least recently used
+    entry is dropped: of :data:`COMMON` if this share fills more than :data:`FAIR_PART` of the capacity, else of the
+    largest share that does, else of all. A client with many entries therefore loses its own. A :meth:`pinned` entry is
+    never dropped. Times in seconds; ``clock`` is for tests.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class BoundedMap:
         return len(self._entries)
 
     def get(self, key: str) -> str | None:
-        """What is kept under ``key``, which counts as used now; None where there is nothing (any more)."""
+        """Return the text under ``key`` and mark it as used; None if there is none (any more)."""
         self.sweep()
         if self._is_idle(key):
             self._drop(key)
@@ -79,13 +79,13 @@ class BoundedMap:
         return entry.value.decode()
 
     def put(self, key: str, text: str, share: str = COMMON) -> None:
-        """Keep ``text`` under ``key``. Raises ValueError for one that alone is over ``max_bytes``.
+        """Store ``text`` under ``key``. Raises ValueError if it alone is larger than ``max_bytes``.
 
-        :param share: share that is charged; :data:`COMMON` leaves an entry in the share that it has.
+        :param share: the share to charge; :data:`COMMON` leaves an existing entry in its share.
         """
         value = text.encode()
         if len(value) > self._max_bytes:
-            raise ValueError(f"{len(value)} bytes are more than the {self._max_bytes} that are kept in all.")
+            raise ValueError(f"{len(value)} bytes exceed the capacity of {self._max_bytes} bytes.")
         if share == COMMON and key in self._entries:
             share = self._entries[key].share
         self._drop(key)
@@ -95,16 +95,16 @@ class BoundedMap:
         charged.bytes += len(value)
         self.bytes += len(value)
         self.sweep()
-        self._make_room()
+        self._evict()
 
     def pop(self, key: str) -> bool:
-        """Forget ``key``; tell whether there was something to forget."""
+        """Remove ``key``. Return True if it was there."""
         idle = self._is_idle(key)
         return self._drop(key) and not idle
 
     @contextmanager
     def pinned(self, key: str) -> Iterator[None]:
-        """In this block, ``key`` is not dropped for want of room or of use, whether it is there already or not yet."""
+        """Protect ``key`` from being dropped in this block, even if it is stored later in the block."""
         self._pins[key] += 1
         try:
             yield
@@ -112,11 +112,11 @@ class BoundedMap:
             self._pins[key] -= 1
             if not self._pins[key]:
                 del self._pins[key]
-            self._make_room()
+            self._evict()
 
     def sweep(self) -> bool:
-        """Drop what is idle, a bounded number of entries; tell whether there may be more."""
-        idle = list(islice((key for key in self._longest_unused() if key not in self._pins), SWEPT_AT_ONCE))
+        """Drop a bounded number of idle entries. Return True if there may be more."""
+        idle = list(islice((key for key in self._idle_keys() if key not in self._pins), SWEPT_AT_ONCE))
         for key in idle:
             self._drop(key)
         return len(idle) == SWEPT_AT_ONCE
@@ -132,20 +132,20 @@ class BoundedMap:
                 del self._shares[entry.share]
         return entry is not None
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         while True:
             if len(self._entries) > self._max_entries:
-                victim = self._first_to_go(lambda share: len(share.keys), self._max_entries * FAIR_PART)
+                victim = self._victim(lambda share: len(share.keys), self._max_entries * FAIR_PART)
             elif self.bytes > self._max_bytes:
-                victim = self._first_to_go(lambda share: share.bytes, self._max_bytes * FAIR_PART)
+                victim = self._victim(lambda share: share.bytes, self._max_bytes * FAIR_PART)
             else:
                 return
             if victim is None:
                 return
             self._drop(victim)
 
-    def _first_to_go(self, size: Callable[[_Share], int], fair_size: float) -> str | None:
-        """Return the key that is dropped next; None if all are pinned."""
+    def _victim(self, size: Callable[[_Share], int], fair_size: float) -> str | None:
+        """Return the key to drop next; None if all are pinned."""
         largest = max(self._shares.values(), key=size)
         for share in (self._shares.get(COMMON, NOTHING), largest):
             if size(share) > fair_size and (key := self._unpinned(share.keys)) is not None:
@@ -155,15 +155,15 @@ class BoundedMap:
     def _unpinned(self, keys: Iterable[str]) -> str | None:
         return next((key for key in keys if key not in self._pins), None)
 
-    def _longest_unused(self) -> Iterator[str]:
-        """The idle ones, oldest first: the entries stand in the order of their last use."""
+    def _idle_keys(self) -> Iterator[str]:
+        """Yield the idle keys, oldest first: entries are ordered by their last use."""
         for key in self._entries:
-            if not self._was_idle(key):
+            if not self._expired(key):
                 return
             yield key
 
     def _is_idle(self, key: str) -> bool:
-        return key in self._entries and key not in self._pins and self._was_idle(key)
+        return key in self._entries and key not in self._pins and self._expired(key)
 
-    def _was_idle(self, key: str) -> bool:
+    def _expired(self, key: str) -> bool:
         return self._entries[key].used < self._clock() - self._idle_seconds

@@ -19,11 +19,12 @@ MIB = 1 << 20
 
 
 class MemoryConversationStore(ConversationStore):
-    """Conversations in memory, as JSON text, within bounds; the least recently used goes first, but none under way.
+    """A bounded store in the memory of this process. The least recently used conversation is dropped first, but never
+    one with a running turn.
 
-    :param max_conversations: how many are kept.
-    :param idle_seconds: how long one is kept after its last use.
-    :param max_bytes: how much all of them may take.
+    :param max_conversations: maximum number of conversations, above 0.
+    :param idle_seconds: seconds to keep a conversation after its last use, above 0.
+    :param max_bytes: maximum bytes of all conversations as JSON, above 0.
     """
 
     def __init__(
@@ -44,31 +45,31 @@ class MemoryConversationStore(ConversationStore):
         return len(self._conversations)
 
     def charged_to(self, share: str) -> MemoryConversationStore:
-        """Return this very store, as one that charges what is saved to ``share`` (see :class:`BoundedMap`)."""
+        """Return a view of this store that charges what it saves to ``share`` (see :class:`BoundedMap`)."""
         store = copy.copy(self)
         store._share = share
         return store
 
     @property
     def bytes(self) -> int:
-        """What all of them take as text."""
+        """Bytes of all conversations as JSON."""
         return self._conversations.bytes
 
     async def sweep(self) -> None:
-        """Drop what was not used for too long, in pieces between which others have their turn."""
+        """Drop idle conversations, and yield to the event loop between batches."""
         more = True
         while more:
             more = self._conversations.sweep()
             await asyncio.sleep(0)
 
     async def load(self, user_id: str, name: str) -> Conversation | None:
-        kept = self._conversations.get(_key(user_id, name))
-        return None if kept is None else Conversation.from_dict(json.loads(kept))
+        text = self._conversations.get(_key(user_id, name))
+        return None if text is None else Conversation.from_dict(json.loads(text))
 
     async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
-        kept = await self.load(user_id, name)
-        if kept is not None and kept.number != expected_number:
-            raise ConversationChanged(f"The conversation is at turn {kept.number}, not {expected_number}.")
+        stored = await self.load(user_id, name)
+        if stored is not None and stored.number != expected_number:
+            raise ConversationChanged(f"The conversation is at turn {stored.number}, not {expected_number}.")
         text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
         self._conversations.put(_key(user_id, name), text, self._share)
 
@@ -77,11 +78,11 @@ class MemoryConversationStore(ConversationStore):
 
     @asynccontextmanager
     async def hold(self, user_id: str, name: str, holder: Holder) -> AsyncIterator[None]:
-        """In this block, the conversation is kept, however many others there are. (No other process has it.)"""
+        """Protect the conversation from being dropped in this block. (No other process has it.)"""
         with self._conversations.pinned(_key(user_id, name)):
             yield
 
 
 def _key(user_id: str, name: str) -> str:
-    """No two pairs have the same, whatever characters an app's accounts have."""
+    """Return a key that no other pair has, whatever characters an account name contains."""
     return json.dumps([user_id, name])

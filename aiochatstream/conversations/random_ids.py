@@ -10,7 +10,7 @@ RANDOM_ID = re.compile("[A-Za-z0-9_-]{43}")
 
 
 def random_id() -> str:
-    """256 random bits, in 43 characters that are safe everywhere."""
+    """Return 256 random bits as 43 characters that are safe in URLs, cookies and file names."""
     return secrets.token_urlsafe(32)
 
 

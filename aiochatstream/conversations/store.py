@@ -1,4 +1,4 @@
-"""The place of conversations, for an app to put its own database."""
+"""The interface of conversation stores."""
 
 from __future__ import annotations
 
@@ -10,53 +10,58 @@ from typing import Literal, Protocol
 from aiochatstream.conversations.conversation import Conversation
 
 StopRequest = Literal["stopped", "discarded"]
-"""Why a running answer is to stop: someone asked for it; the conversation is being forgotten."""
+"""Reason for stopping an answer: a request to stop it, or its conversation is being cleared."""
 
 
 class Holder(Protocol):
-    """Who holds a conversation: a turn under way, or a change that is being made."""
+    """A running turn or change that holds a conversation."""
 
     @property
     def message_id(self) -> str:
-        """A random id of its own."""
+        """The holder's own random id."""
 
     def stop(self, reason: StopRequest) -> None:
-        """Come to an end soon. Without effect once it has ended."""
+        """End soon. No effect after the end."""
 
 
 class ConversationStore(ABC):
-    """Keeps the conversations of users. ``Conversation.to_dict`` and ``from_dict`` make JSON of one and back.
+    """Base class of conversation stores, for the database of an application. ``Conversation.to_dict`` and ``from_dict``
+    convert to JSON and back.
 
-    One that several processes share can also keep their turns apart: :meth:`hold` and :meth:`stop`, which do nothing
-    unless they are overridden. Any method may raise :class:`~aiochatstream.errors.StoreUnavailable`.
+    A store that several processes share also overrides :meth:`hold` and :meth:`stop`, which do nothing here, so that
+    only one process at a time runs a turn of a conversation. Any method may raise
+    :class:`~aiochatstream.errors.StoreUnavailable`.
     """
 
     @abstractmethod
     async def load(self, user_id: str, name: str) -> Conversation | None:
-        """The conversation ``name`` of this user; None where there is none."""
+        """Return the conversation ``name`` of this user; None if there is none."""
 
     @abstractmethod
     async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
-        """Keep ``conversation``, if what is kept has the turn number ``expected_number`` or there is nothing.
+        """Save ``conversation`` if the stored one has the turn number ``expected_number``, or none is stored.
 
-        Raises :class:`~aiochatstream.errors.ConversationChanged` otherwise, and changes nothing then.
+        Raises :class:`~aiochatstream.errors.ConversationChanged` otherwise, and changes nothing.
         """
 
     @abstractmethod
     async def forget(self, user_id: str, name: str) -> bool:
-        """Keep no turn of it any longer; tell whether there was one. Its number may stay, and go on."""
+        """Delete the turns of a conversation. Return True if there were any.
+
+        The turn number may stay and continue.
+        """
 
     @asynccontextmanager
     async def hold(self, user_id: str, name: str, holder: Holder) -> AsyncIterator[None]:
-        """In this block, ``holder`` has the conversation alone: no other process does anything with it but load it.
+        """Hold the conversation for ``holder`` in this block: other processes can only load it.
 
-        Waits for another holder at most 2 s, then raises :class:`~aiochatstream.errors.ConversationBusy`.
+        Wait for another holder at most 2 s, then raise :class:`~aiochatstream.errors.ConversationBusy`.
         """
         yield
 
     async def stop(self, user_id: str, name: str, reason: StopRequest) -> str | None:
-        """Have the holder in another process stop, wait for its end at most 2 s, and return its message id.
+        """Stop the holder in another process, wait at most 2 s for its end, and return its message id.
 
-        None where there is none, or none is known of.
+        Return None if no other process holds the conversation, or the store cannot find out.
         """
         return None

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, bool_from_text, int_from_text
-from aiochatstream.runtime.turn_request import Ask
+from aiochatstream.runtime.turn_request import TurnRequest
 
 MAX_FORM_BYTES = 16 << 10
 
@@ -42,7 +42,7 @@ class HistoryChange(ConversationRef):
     if_turn: Annotated[TurnNumber, BeforeValidator(int_from_text)] | None = None
 
 
-class ImportRequest(Saved, ConversationRef):
+class ImportRequest(ExportedConversation, ConversationRef):
     """The body of ``POST /import``."""
 
     if_turn: TurnNumber | None = None
@@ -92,9 +92,9 @@ class ChatRequest(ConversationRef):
         return None if self.regenerate or self.continues else self.user_input
 
     @property
-    def ask(self) -> Ask:
+    def ask(self) -> TurnRequest:
         """What is wanted of the conversation."""
-        return Ask(self.says, self.edit_message_id, self.continues, self.if_turn)
+        return TurnRequest(self.says, self.edit_message_id, self.continues, self.if_turn)
 
     @model_validator(mode="after")
     def _ask_one_thing(self) -> ChatRequest:

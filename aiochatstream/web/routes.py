@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.errors import (
     AnswerElsewhere,
     ConversationBusy,
@@ -94,7 +94,7 @@ APIS = {
             "/export",
             history.export_conversation,
             query=schemas.ConversationRef,
-            answers={JSON: Saved},
+            answers={JSON: ExportedConversation},
             errors=(AnswerElsewhere,),
         ),
         Api(

@@ -15,7 +15,7 @@ from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.errors import InvalidValue
 from aiochatstream.params import ParamOverrides, WireFormat
 from aiochatstream.runtime.chat import Chat
-from aiochatstream.runtime.engine_runtime import Setting
+from aiochatstream.runtime.engine_runtime import RuntimeConfig
 from aiochatstream.runtime.stateless import Stateless
 from aiochatstream.sessions import (
     AgentSession,
@@ -50,7 +50,7 @@ class Server(Chat, Stateless):
 
     def __init__(
         self,
-        setting: Setting,
+        config: RuntimeConfig,
         *,
         endpoints: Collection[str],
         name: str,
@@ -66,7 +66,7 @@ class Server(Chat, Stateless):
         web_ui_params: Mapping[str, Any] | None,
         wire_format: WireFormat,
     ) -> None:
-        super().__init__(setting)
+        super().__init__(config)
         self.name = name
         self.wire_format = wire_format
         """Format of answers if the request's headers do not choose one."""

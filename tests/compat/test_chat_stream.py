@@ -30,9 +30,9 @@ from aiochatstream import (
 )
 from aiochatstream.compat import ChatStream
 from aiochatstream.conversations.user import User
-from aiochatstream.runtime.turn_request import Ask
+from aiochatstream.runtime.turn_request import TurnRequest
 from aiochatstream.web.routes import APIS
-from tests.engines.transformers.models import BYTES, tiny
+from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import Server, browser, echo, role_of, serving, until
 
 GIB = 1 << 30
@@ -227,7 +227,7 @@ async def test_add_special_tokens_overrides_the_prompt_class(
         max_new_tokens=1,
     )
     async with chat_stream:
-        turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", Ask("Hello"))
+        turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", TurnRequest("Hello"))
         assert await turn.wait_ended()
         assert turn.usage.prompt_tokens == len("Hello") + special_tokens
 

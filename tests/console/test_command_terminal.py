@@ -45,9 +45,9 @@ class Typist:
 
 
 @asynccontextmanager
-async def chatting(server: Server | str, *options: str, **env: str) -> AsyncIterator[Typist]:
+async def chatting(server: Server | str, *options: str, lc_all: str = "C.UTF-8") -> AsyncIterator[Typist]:
     url = server if isinstance(server, str) else server.url
-    with terminal("chat", url, *options, **env) as opened:
+    with terminal("chat", url, *options, LC_ALL=lc_all) as opened:
         yield Typist(opened)
 
 
@@ -181,7 +181,7 @@ async def test_the_console_continues_after_the_server_has_stopped(
         ending = asyncio.create_task(server.runner.cleanup())
         await until(lambda: server.stopping)
         engine.allow(1)
-        await typist.read("The server is shutting down; the answer so far was kept")
+        await typist.read("The server is shutting down; the answer so far was saved")
         await typist.read("^> ?Count")
         await ending
         typist.type("\r")
@@ -202,7 +202,7 @@ async def test_control_characters_of_answers_are_removed() -> None:
 
 
 async def test_in_japanese(echo_server: Server) -> None:
-    async with chatting(echo_server, LC_ALL="ja_JP.UTF-8") as typist:
+    async with chatting(echo_server, lc_all="ja_JP.UTF-8") as typist:
         await typist.read("Ctrl-D で終了します")
         await typist.enter("/halp")
         await typist.read("^/halp というコマンドはありません。/help ですか")

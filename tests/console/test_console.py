@@ -21,7 +21,7 @@ from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import Screen
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.texts import EN
 from tests.helpers import Stepper, running_server, until
 
@@ -165,7 +165,7 @@ async def test_params_apply_to_the_next_answers(open_: Open) -> None:
         ("/load {folder}/missing", "{folder}/missing: No such file or directory."),
         ("/load {folder}/notes", "{folder}/notes is not a conversation file: "),
         ("/load {folder}/odd", "{folder}/odd is not a conversation file: messages: must be of user and"),
-        ("/regenerate", "There is no message in this conversation to answer again."),
+        ("/regenerate", "This conversation has no message to answer again."),
     ],
 )
 async def test_an_error_is_one_sentence_and_changes_nothing(
@@ -187,7 +187,7 @@ async def test_params_are_checked_against_the_limits_of_the_model(local: Open) -
     assert screen.errors == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
     engine = ScriptedEngine()
-    engine.vocabulary = 100
+    engine.vocab_size = 100
     screen = await enter(await local(engine), """/params logit_bias '{"100": 1}'""")
     assert screen.errors == ["params.logit_bias: token id 100 is out of range; the vocabulary has 100 tokens."]
 
@@ -268,14 +268,14 @@ async def test_a_saved_conversation_includes_its_system_prompt_and_interrupted_a
     screen = await enter(another, f"/load {file}")
     assert screen.replies[-1] == "System prompt: be a cat"
     assert await another.backend.get_system() == "be a cat"
-    assert await another.backend.save() == Saved.read(file)
+    assert await another.backend.save() == ExportedConversation.read(file)
 
 
 async def interrupt_answer(console: Console, engine: Stepper, line: str) -> None:
     """Enter ``line`` and interrupt the answer after one step."""
     task = asyncio.create_task(console.handle(line))
     engine.allow(1)
-    await until(lambda: screen_of(console)._answer)
+    await until(lambda: screen_of(console).answer)
     console.interrupt()
     while not task.done():
         engine.allow(1)
@@ -302,7 +302,7 @@ async def test_a_second_interrupt_abandons_the_answer(open_: Open, stepper: NewS
     console = await open_(engine)
     task = asyncio.create_task(console.handle("one"))
     engine.allow(1)
-    await until(lambda: screen_of(console)._answer)
+    await until(lambda: screen_of(console).answer)
     console.interrupt()
     console.interrupt()
     await asyncio.wait_for(task, 10)
@@ -331,7 +331,7 @@ async def test_an_error_reports_when_to_try_again(kind: str) -> None:
         chat_stream.drain()
         console = Console(backend, RecordingScreen(), EN)
         await enter(console, "please")
-    assert screen_of(console).errors == ["The server is shutting down and takes no new requests. Try again in 5 s."]
+    assert screen_of(console).errors == ["The server is shutting down and accepts no new requests. Try again in 5 s."]
     assert console.draft == "please"
 
 

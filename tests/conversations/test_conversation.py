@@ -23,7 +23,7 @@ TURNS = tuple(Turn(f"question {number}", f"answer {number}", f"id {number}") for
             st.builds(Turn, st.text(), st.text(), st.text(), st.sampled_from(["complete", "interrupted"]))
         ).map(tuple),
         number=st.integers(0),
-        begun=st.text(),
+        turn_id=st.text(),
         first=st.integers(0),
     )
 )
@@ -41,13 +41,13 @@ def test_anything_else_is_no_conversation(data: Any) -> None:
 
 
 def test_begin_counts_the_turn_and_notes_its_message_id() -> None:
-    conversation = Conversation(TURNS, number=7, begun="id 3", first=2)
-    assert conversation.begin("new") == Conversation(TURNS, number=8, begun="new", first=2)
+    conversation = Conversation(TURNS, number=7, turn_id="id 3", first=2)
+    assert conversation.begin("new") == Conversation(TURNS, number=8, turn_id="new", first=2)
 
 
 def test_with_turn_adds_the_newest_and_counts_nothing() -> None:
-    conversation = Conversation(TURNS[:3], number=4, begun="id 3", first=1).with_turn(TURNS[3])
-    assert conversation == Conversation(TURNS, number=4, begun="id 3", first=1)
+    conversation = Conversation(TURNS[:3], number=4, turn_id="id 3", first=1).with_turn(TURNS[3])
+    assert conversation == Conversation(TURNS, number=4, turn_id="id 3", first=1)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_with_turn_adds_the_newest_and_counts_nothing() -> None:
 def test_without_last_takes_the_last_answer_back_and_counts_nothing(
     turns: tuple[Turn, ...], first: int, turns_then: tuple[Turn, ...], first_then: int
 ) -> None:
-    conversation = Conversation(turns, number=9, begun="x", first=first).without_last()
-    assert conversation == Conversation(turns_then, number=9, begun="x", first=first_then)
+    conversation = Conversation(turns, number=9, turn_id="x", first=first).without_last()
+    assert conversation == Conversation(turns_then, number=9, turn_id="x", first=first_then)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_without_last_takes_the_last_answer_back_and_counts_nothing(
 def test_drop_oldest_keeps_first_at_the_same_turn(
     turns: tuple[Turn, ...], first: int, turns_then: tuple[Turn, ...], first_then: int
 ) -> None:
-    conversation = Conversation(turns, number=9, begun="x", first=first).drop_oldest()
-    assert conversation == Conversation(turns_then, number=9, begun="x", first=first_then)
+    conversation = Conversation(turns, number=9, turn_id="x", first=first).drop_oldest()
+    assert conversation == Conversation(turns_then, number=9, turn_id="x", first=first_then)
 
 
 def test_drop_oldest_drops_as_many_as_are_said() -> None:
@@ -94,10 +94,12 @@ def test_a_conversation_of_too_many_turns_loses_the_oldest() -> None:
 
 
 def test_starting_at_moves_first_and_keeps_every_turn() -> None:
-    assert Conversation(TURNS, number=9, begun="x").starting_at(2) == Conversation(TURNS, number=9, begun="x", first=2)
+    assert Conversation(TURNS, number=9, turn_id="x").starting_at(2) == Conversation(
+        TURNS, number=9, turn_id="x", first=2
+    )
 
 
 def test_each_step_leaves_the_conversation_before_it_as_it_was() -> None:
-    conversation = Conversation(TURNS[:2], number=2, begun="id 1", first=1)
+    conversation = Conversation(TURNS[:2], number=2, turn_id="id 1", first=1)
     conversation.begin("x").with_turn(TURNS[2]).without_last().drop_oldest().starting_at(0)
-    assert conversation == Conversation(TURNS[:2], number=2, begun="id 1", first=1)
+    assert conversation == Conversation(TURNS[:2], number=2, turn_id="id 1", first=1)

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiochatstream import ChatStream, GenerationParams
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks
 from tests.page.fixtures import MakeStepper, StartServer, Visit
@@ -80,7 +80,7 @@ async def test_conversation_can_be_exported_and_imported(start: StartServer, vis
     download = await downloading.value
     assert download.suggested_filename == "Guten Tag.json"
     await download.save_as(file)
-    assert Saved.read(file).turns == 2, "aiochatstream chat reads the file"
+    assert ExportedConversation.read(file).turns == 2, "aiochatstream chat reads the file"
     other = ChatPage(await visit(page.url))
     attack = "<img src=x onerror=alert(1)>"
     for path, texts in (

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from aiochatstream import AbstractChatPrompt, Content, Turn
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.prompts.builders import HumanAndBot, fill
 
 

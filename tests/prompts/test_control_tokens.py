@@ -17,7 +17,7 @@ from aiochatstream import AbstractChatPrompt, ChatPrompt, Conversation, Turn
 from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts import ChatInput, TextInput, encode_messages
 from aiochatstream.prompts.presets import PRESETS
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.prompts.builders import fill, template_ids
 
 MARKERS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_response>", "[INST]"]

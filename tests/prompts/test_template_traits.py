@@ -16,8 +16,8 @@ from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts import ChatInput, render_messages
 from aiochatstream.prompts.template_traits import traits_of
 from aiochatstream.prompts.tools import supports_tools
-from tests.engines.transformers.models import tiny
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
+from tests.engines.transformers.tiny_models import tiny
 
 USER: dict[str, Any] = {"role": "user", "content": "Hello"}
 ANSWER: dict[str, Any] = {"role": "assistant", "content": "Hi"}

@@ -242,7 +242,7 @@ async def test_a_forged_cookie_is_a_fresh_user(start_worker: Any, client_of: Any
 
 def test_packing_gives_back_the_same_conversation_in_json_safe_characters() -> None:
     conversation = Conversation(
-        (Turn("質問 \u0000 🍣", "a" * 500, "id", "interrupted"),), number=3, begun="id", first=0
+        (Turn("質問 \u0000 🍣", "a" * 500, "id", "interrupted"),), number=3, turn_id="id", first=0
     )
     packed = pack(conversation)
     assert unpack(packed) == conversation

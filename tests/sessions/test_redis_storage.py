@@ -111,7 +111,7 @@ async def test_no_choice_of_ids_and_names_makes_one_users_conversation_anothers(
     pairs = [("a", "b/c"), ("a/b", "c"), ("c:a", "b"), ("a", "b"), ("a:b", "c"), ("b:a", "c")]
     for number, (user_id, name) in enumerate(pairs):
         await store.save(user_id, name, ONE.begin(f"id {number}"), expected_number=0)
-    assert [(await store.load(*pair)).begun for pair in pairs] == [  # type: ignore[union-attr]
+    assert [(await store.load(*pair)).turn_id for pair in pairs] == [  # type: ignore[union-attr]
         f"id {number}" for number in range(len(pairs))
     ]
 

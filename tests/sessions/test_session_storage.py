@@ -113,7 +113,7 @@ async def test_a_session_that_was_given_up_is_not_revived_by_a_request_that_bega
     assert await (await new_user(storage)).recalls(cookie=old) == "nothing"
 
 
-ONE = Conversation((Turn("日本の首都は？", "東京です。🗼", "id 1", "interrupted"),), number=1, begun="id 1")
+ONE = Conversation((Turn("日本の首都は？", "東京です。🗼", "id 1", "interrupted"),), number=1, turn_id="id 1")
 TWO = ONE.begin("id 2").with_turn(Turn("And of France?", "Paris.", "id 2"))
 
 

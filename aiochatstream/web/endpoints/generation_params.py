@@ -19,8 +19,8 @@ async def set_generation_params(server: Server, request: web.Request) -> web.Str
     user = await server.user_session(request)
     await user.refresh()
     wanted = server.user_params(user).model_copy(update=asked.changes())
-    server.override(wanted, where="")
-    await user.keep_params(wanted.model_dump(mode="json", exclude_none=True))
+    server.override(wanted, prefix="")
+    await user.save_params(wanted.model_dump(mode="json", exclude_none=True))
     return _effective(server, wanted)
 
 

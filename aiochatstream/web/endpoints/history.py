@@ -8,7 +8,7 @@ from aiohttp import ETag, hdrs, web
 
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.user import SaveResult
-from aiochatstream.runtime.turn_request import place_of
+from aiochatstream.runtime.turn_request import answer_index
 from aiochatstream.web.auth.origins import check_origin
 from aiochatstream.web.errors import answers_errors
 from aiochatstream.web.json import json_response
@@ -29,7 +29,7 @@ async def history(server: Server, request: web.Request) -> web.StreamResponse:
     turn = server.running_turn(user, asked.conversation)
     if turn is not None and turn.base is not None:
         conversation = turn.base
-        running = _messages(turn.user_text, turn.begun + turn.text, turn.message_id, "running")
+        running = _messages(turn.user_text, turn.prefix + turn.text, turn.message_id, "running")
     else:
         conversation, running = await user.load(asked.conversation), []
         if turn is None and conversation.number:
@@ -49,7 +49,7 @@ async def delete_message(server: Server, request: web.Request) -> web.StreamResp
     message_id = request.match_info["message_id"]
 
     def change(conversation: Conversation) -> Conversation:
-        return conversation.without(place_of(conversation, message_id, "message_id"))
+        return conversation.without(answer_index(conversation, message_id, "message_id"))
 
     kept = await server.rewrite(user, asked.conversation, change, if_turn=asked.if_turn)
     return _changed(kept)

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import ParamOverrides
 from aiochatstream.prompts import ChatInput, TextInput
-from aiochatstream.runtime.events import Ended, Event, Failed, Text, TimePassed
+from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Text
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
@@ -149,7 +149,7 @@ class _Sending(Sending):
 async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
     with ExitStack() as stack:
         for turn in turns:
-            stack.enter_context(turn.ticking(HEARTBEAT_SECONDS))
+            stack.enter_context(turn.heartbeats(HEARTBEAT_SECONDS))
         async with aclosing(_events(turns)) as events:
             async for index, event in events:
                 if isinstance(event, Failed):
@@ -161,7 +161,7 @@ async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer:
                 told = ""
                 if isinstance(event, Text):
                     told = answer.take(index, event)
-                elif isinstance(event, TimePassed):
+                elif isinstance(event, Heartbeat):
                     told = HEARTBEAT
                 elif isinstance(event, Ended):
                     told = answer.end(index, event)

@@ -16,7 +16,7 @@ from aiohttp import HttpVersion11, web
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import BadRequest
 from aiochatstream.params import WireFormat
-from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, TimePassed
+from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.sessions import UserSession
 from aiochatstream.web.accept import qualities
@@ -220,7 +220,7 @@ async def _write_cumulative(exchange: Exchange, chunk: Callable[[str], str]) -> 
 async def write_sse(exchange: Exchange) -> web.StreamResponse:
     """An event for everything that happens. The headers go out at once, so that queue positions can be shown."""
     await exchange.open("text/event-stream")
-    with exchange.turn.ticking(HEARTBEAT_SECONDS):
+    with exchange.turn.heartbeats(HEARTBEAT_SECONDS):
         while True:
             event = await exchange.turn.next_event()
             await exchange.write("text/event-stream", sse_event(exchange.turn, event))
@@ -235,16 +235,16 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
     match event:
         case Text(text):  # most of them by far
             return f'event: delta\ndata: {{"text":{dumps(text)}}}\n\n'
-        case TimePassed():
+        case Heartbeat():
             return HEARTBEAT
         case Queued(position):
             name, data = "queued", {"position": position}
         case Started():
             name, data = "start", {"message_id": turn.message_id}
         case Ended():
-            name, data = "done", {"message_id": turn.message_id, **summary(event), **_commit(event.kept)}
+            name, data = "done", {"message_id": turn.message_id, **summary(event), **_commit(event.save_result)}
         case Failed(error):
-            name, data = "error", {"error": error_body(error), **_commit(event.kept)}
+            name, data = "error", {"error": error_body(error), **_commit(event.save_result)}
     return f"event: {name}\ndata: {dumps(data)}\n\n"
 
 
@@ -257,7 +257,7 @@ async def write_json(exchange: Exchange) -> web.StreamResponse:
 
 def summary(ended: Ended) -> dict[str, Any]:
     """What there is to tell of an answer besides its text."""
-    told = {} if ended.kept is None else told_of(ended.kept)
+    told = {} if ended.save_result is None else told_of(ended.save_result)
     return {
         "finish_reason": ended.finish_reason,
         "usage": ended.usage._asdict(),

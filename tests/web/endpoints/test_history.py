@@ -14,7 +14,7 @@ from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
 from aiochatstream.conversations.conversation import MAX_CHARS
-from aiochatstream.conversations.export import Saved
+from aiochatstream.conversations.export import ExportedConversation
 from tests.helpers import Client, echo, sse_events, until
 
 KEY = Fernet.generate_key()
@@ -183,7 +183,7 @@ async def test_imported_answers_have_ids_of_their_own(client: Client) -> None:
     [
         (None, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
-        ([{"role": "user", "content": "x"}], "messages: must be of user and assistant in turn"),
+        ([{"role": "user", "content": "x"}], "messages: must alternate between user and assistant"),
         ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
         ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user says"),
         (
@@ -207,16 +207,16 @@ async def test_a_wrong_import_is_refused_and_changes_nothing(client: Client, mes
 def test_an_import_over_the_greatest_size_is_refused() -> None:
     text = "x" * (MAX_CHARS // 2)
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-    assert len(Saved.model_validate({"messages": messages}).to_conversation().turns) == 1
+    assert len(ExportedConversation.model_validate({"messages": messages}).to_conversation().turns) == 1
     with pytest.raises(ValueError, match="messages: must have at most 1048576 characters in all"):
-        Saved.model_validate({"messages": [messages[0], {**messages[1], "content": text + "x"}]})
+        ExportedConversation.model_validate({"messages": [messages[0], {**messages[1], "content": text + "x"}]})
 
 
 def test_an_import_takes_steps_in_proportion_to_its_length() -> None:
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "message_id": "same"}]
 
     def steps(turns: int) -> int:
-        saved, counted = Saved.model_validate({"messages": turn * turns}), Counter[str]()
+        saved, counted = ExportedConversation.model_validate({"messages": turn * turns}), Counter[str]()
         sys.setprofile(lambda frame, event, arg: counted.update([event]))
         try:
             conversation = saved.to_conversation()
