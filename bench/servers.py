@@ -28,7 +28,7 @@ import psutil
 from aiohttp import web
 from server_process import STOP_SECONDS
 
-from aiochatstream import ChatStream, GenerationParams, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 
 START_SECONDS = 180.0
 """Maximum seconds until a server is ready. The first load of the small model converts it."""
@@ -229,7 +229,10 @@ def chat_app(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
     else:
         max_new_tokens = max(256, options.chunks + 1)
         chat_stream = ChatStream(
-            engine=engine(options.kind, options.chunks), max_queue_wait=600.0, max_new_tokens=max_new_tokens, **limits
+            engine=engine(options.kind, options.chunks),
+            limits=Limits(max_queue_wait=600.0),
+            params=GenerationParams(max_new_tokens=max_new_tokens),
+            **limits,
         )
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())

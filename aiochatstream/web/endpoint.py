@@ -50,6 +50,13 @@ class BoundHandler(functools.partial[Awaitable[web.StreamResponse]]):
     tag: str
 
 
+def bind(api: Api, handler: ServerHandler[...], server: Server, tag: str, **more: Any) -> BoundHandler:
+    """Return ``handler``, one of ``api``, with ``server`` and ``more`` as its first arguments."""
+    bound = BoundHandler(handler, server, **more)
+    bound.endpoint, bound.tag = api, tag
+    return bound
+
+
 def mount(apis: Iterable[Api], server: Server, prefix: str, tag: str, **more: Any) -> list[web.RouteDef]:
     """The endpoints of ``server``, each after ``prefix``; ``more`` is handed to their handlers.
 
@@ -60,7 +67,5 @@ def mount(apis: Iterable[Api], server: Server, prefix: str, tag: str, **more: An
     routes = []
     for api in apis:
         for path, handler in ((api.path, api.handler), *api.parts.items()):
-            bound = BoundHandler(handler, server, **more)
-            bound.endpoint, bound.tag = api, tag
-            routes.append(api.route(prefix + path, bound))
+            routes.append(api.route(prefix + path, bind(api, handler, server, tag, **more)))
     return routes

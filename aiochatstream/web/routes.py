@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from aiohttp import web
@@ -26,7 +26,7 @@ from aiochatstream.errors import (
 )
 from aiochatstream.web import request_models as schemas
 from aiochatstream.web import response_models as answers
-from aiochatstream.web.endpoint import EVENTS, JSON, TEXT, Api, mount
+from aiochatstream.web.endpoint import EVENTS, JSON, TEXT, Api, BoundHandler, bind, mount
 from aiochatstream.web.endpoints import chat as handlers
 from aiochatstream.web.endpoints import docs as documents
 from aiochatstream.web.endpoints import feedback, generation_params, history, page
@@ -189,21 +189,11 @@ def routes(
     return mount(chosen_apis, server, prefix, CHAT)
 
 
-def chosen_routes(server: Server, options: object) -> list[web.RouteDef]:
-    """What chatstream's ``options`` of ``append_apis`` choose. Raises ValueError for wrong ones."""
-    if not isinstance(options, Mapping):
-        raise ValueError(f"options: must be a dict, not {options!r}.")
-    for key in options:
-        if key not in ("include", "exclude", "all", "web_ui_params"):
-            raise ValueError(f"options: {key!r} is none of 'include', 'exclude', 'all' and 'web_ui_params'.")
-    choices = [key for key in options if key != "web_ui_params"]
-    if len(choices) != 1:
-        given = " and ".join(map(repr, choices)) or "none"
-        raise ValueError(f"options: must have exactly one of 'include', 'exclude' and 'all', not {given}.")
-    if options.get("all", True) is not True:
-        raise ValueError(f"options: 'all' must be True, not {options['all']!r}.")
-    include, exclude = (_names(key, options[key]) if key in options else None for key in ("include", "exclude"))
-    return routes(server, include, exclude)
+def handler(server: Server, name: str) -> BoundHandler:
+    """Return the aiohttp handler of an endpoint of ``server``. Raises ValueError for an unknown name."""
+    if name not in APIS:
+        raise ValueError(f"unknown endpoint {name!r}; choose from {', '.join(APIS)}.")
+    return bind(APIS[name], APIS[name].handler, server, CHAT)
 
 
 def _names(where: str, names: Any) -> frozenset[str]:

@@ -15,7 +15,7 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 from aiochatstream.errors import TooManyRequests
 from aiochatstream.web.server_log import shorten_client_errors
 from aiochatstream.web.streaming.disconnects import Presence
@@ -81,7 +81,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 @pytest.mark.parametrize("path", ["/chat_stream", "/import", "/set_feedback", "/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("more", ["Content-Length: 1000\r\n", "Transfer-Encoding: chunked\r\n"])
 async def test_a_body_that_does_not_arrive_in_time_is_a_408(start: Any, path: str, more: str) -> None:
-    server = await start(ChatStream(engine=echo, body_timeout=0.1))
+    server = await start(ChatStream(engine=echo, limits=Limits(body_timeout=0.1)))
     async with sending(server, head(path, more) + b"3\r\n{  \r\n") as reader:
         status, body = await answer(reader)
         assert status == 408
@@ -106,7 +106,11 @@ async def test_above_the_total_the_body_that_began_first_is_refused_and_short_on
 @pytest.mark.parametrize("path", ["/chat_stream", "/v1/chat/completions", "/v1/completions", "/v1/responses"])
 async def test_while_the_queue_is_full_no_body_is_read(start: Any, stepper: Any, client_of: Any, path: str) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     running = asyncio.create_task(client_of(server).say("hi"))
     await until(lambda: engine.calls)
     async with sending(server, stalled(path)) as reader:
@@ -116,7 +120,7 @@ async def test_while_the_queue_is_full_no_body_is_read(start: Any, stepper: Any,
 
 
 async def test_a_reader_that_takes_nothing_of_a_response_is_cut_off(start: Any, client_of: Any) -> None:
-    chat_stream = ChatStream(engine=echo, write_timeout=0.1)
+    chat_stream = ChatStream(engine=echo, limits=Limits(write_timeout=0.1))
     server = await start(chat_stream)
     client = client_of(server)
     messages = [{"role": "user", "content": "x" * 400_000}, {"role": "assistant", "content": "y" * 400_000}]
@@ -232,7 +236,9 @@ async def test_an_answer_that_is_cut_looks_cut_in_http_1_0_over_a_unix_socket(
 ) -> None:
     """Nothing resets a unix socket: there the answer has a length, or none of it is sent."""
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, max_new_tokens=2, shutdown_timeout=0.05)
+    chat_stream = ChatStream(
+        engine=engine, params=GenerationParams(max_new_tokens=2), limits=Limits(shutdown_timeout=0.05)
+    )
     async with served(chat_stream) as server:
         await web.UnixSite(server.runner, tmp_path / "socket").start()
 

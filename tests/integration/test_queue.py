@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import Client, echo, sse_events, until
 
 pytestmark = pytest.mark.both_loops
@@ -21,7 +21,11 @@ async def status_and_headers(client: Client, text: str = "hi") -> tuple[int, Any
 
 async def test_a_burst_gets_exactly_the_slots_and_the_queue(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     clients = [client_of(server) for _ in range(10)]
     requests = [asyncio.create_task(status_and_headers(client)) for client in clients]
     await until(lambda: sum(request.done() for request in requests) == 8)
@@ -57,7 +61,12 @@ async def test_no_more_than_the_slots_ever_run(
     start: Any, stepper: Any, client_of: Any, slots: int, queue: int
 ) -> None:
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=slots, max_queue_size=queue, max_new_tokens=1)
+    chat_stream = ChatStream(
+        engine=engine,
+        num_of_concurrent_executions=slots,
+        max_queue_size=queue,
+        params=GenerationParams(max_new_tokens=1),
+    )
     server = await start(chat_stream)
     requests = [asyncio.create_task(status_and_headers(client_of(server))) for _ in range(slots + queue + 2)]
     await until(lambda: sum(request.done() for request in requests) == 2 and len(engine.calls) == slots)
@@ -70,7 +79,11 @@ async def test_no_more_than_the_slots_ever_run(
 
 async def test_who_waits_is_served_in_order_and_told_the_position(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=3, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     told: dict[str, list[Any]] = {}
 
     async def ask(name: str) -> None:
@@ -108,7 +121,7 @@ async def test_a_client_that_sends_again_the_moment_an_answer_ends_is_never_refu
 async def test_who_waits_too_long_is_refused(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     server = await start(
-        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=2, max_queue_wait=0.01)
+        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=2, limits=Limits(max_queue_wait=0.01))
     )
     running = asyncio.create_task(status_and_headers(client_of(server)))
     await until(lambda: engine.calls)
@@ -127,7 +140,7 @@ async def test_who_waits_too_long_is_refused(start: Any, stepper: Any, client_of
 
 async def test_an_answer_that_takes_too_long_is_ended_as_length(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_answer=0.05))
+    server = await start(ChatStream(engine=engine, limits=Limits(max_answer=0.05)))
     engine.allow(1)
     client = client_of(server)
     asking = asyncio.create_task(client.say("hi"))
@@ -142,7 +155,7 @@ async def test_an_answer_that_takes_too_long_is_ended_as_length(start: Any, step
 async def test_overload_status_can_be_429(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     server = await start(
-        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, overload_status=429)
+        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, limits=Limits(overload_status=429))
     )
     running = asyncio.create_task(status_and_headers(client_of(server)))
     await until(lambda: engine.calls)
@@ -156,7 +169,11 @@ async def test_overload_status_can_be_429(start: Any, stepper: Any, client_of: A
 
 async def test_get_load_tells_slots_and_queue(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=3, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=2, max_queue_size=3, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     requests = [asyncio.create_task(status_and_headers(client_of(server))) for _ in range(3)]
     await until(lambda: server.chat_stream.admission.waiting == 1)
     client = client_of(server)

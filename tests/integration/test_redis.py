@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientPayloadError, ClientResponse
 from redis.asyncio import Redis
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 from aiochatstream.conversations.redis_store import RedisConversationStore
 from aiochatstream.sessions.redis_storage import RedisStorage
 from tests.helpers import PATIENCE, Client, Server, echo, sse_events, until
@@ -64,7 +64,7 @@ async def test_a_connection_that_redis_closed_while_idle_costs_no_request(
 
 
 async def test_a_conversation_goes_on_at_either_server(new_server: NewServer, client_of: Any, stepper: Any) -> None:
-    here, there = await new_server(), await new_server(engine := stepper(), max_new_tokens=1)
+    here, there = await new_server(), await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1))
     client = client_of(here)
     await client.say("one")
     engine.allow(2)
@@ -81,7 +81,7 @@ async def test_a_conversation_goes_on_at_either_server(new_server: NewServer, cl
 async def test_while_an_answer_runs_at_one_server_the_other_refuses_and_tells_when_to_come_back(
     new_server: NewServer, client_of: Any, stepper: Any
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=1), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1)), await new_server()
     client = client_of(here)
     engine.allow(1)
     await client.say("one")
@@ -103,7 +103,7 @@ async def test_while_an_answer_runs_at_one_server_the_other_refuses_and_tells_wh
 async def test_stop_reaches_the_other_server_and_then_the_conversation_is_free(
     new_server: NewServer, client_of: Any, stepper: Any
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=4), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=4)), await new_server()
     client = client_of(here)
     engine.allow(4)
     await client.say("one")
@@ -127,7 +127,7 @@ async def test_stop_reaches_the_other_server_and_then_the_conversation_is_free(
 async def test_clear_context_discards_what_runs_at_the_other_server(
     new_server: NewServer, client_of: Any, stepper: Any
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=4), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=4)), await new_server()
     client = client_of(here)
     engine.allow(4)
     await client.say("one")
@@ -148,7 +148,7 @@ async def test_clear_context_discards_what_runs_at_the_other_server(
 async def test_an_answer_that_lost_its_hold_overwrites_nothing(
     new_server: NewServer, client_of: Any, stepper: Any, redis: Redis
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=1), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1)), await new_server()
     client = client_of(here)
     engine.allow(1)
     await client.say("one")
@@ -164,7 +164,7 @@ async def test_an_answer_that_lost_its_hold_overwrites_nothing(
 
 
 async def test_servers_with_other_namespaces_do_not_meet(new_server: NewServer, client_of: Any, stepper: Any) -> None:
-    one = await new_server(engine := stepper(), max_new_tokens=1, namespace="one")
+    one = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1), namespace="one")
     other = await new_server(namespace="other")
     client = client_of(one)
     engine.allow(1)
@@ -282,7 +282,7 @@ async def test_a_session_that_cannot_be_saved_after_the_handler_is_a_503_too(
 async def test_an_answer_under_way_outlives_a_redis_that_is_killed_and_is_kept_if_it_is_back_in_time(
     new_server: NewServer, client_of: Any, stepper: Any, redis_server: RedisServer, accept: str
 ) -> None:
-    server = await new_server(engine := stepper(), sessions_in_redis=False, max_new_tokens=3)
+    server = await new_server(engine := stepper(), sessions_in_redis=False, params=GenerationParams(max_new_tokens=3))
     client = client_of(server)
     engine.allow(4)
     await client.say("one")
@@ -307,7 +307,7 @@ async def test_an_answer_that_cannot_be_kept_comes_to_its_end_and_never_looks_co
     accept: str,
 ) -> None:
     monkeypatch.setattr("aiochatstream.conversations.redis_store.SAVE_SECONDS", 0.1)
-    server = await new_server(engine := stepper(), sessions_in_redis=False, max_new_tokens=2)
+    server = await new_server(engine := stepper(), sessions_in_redis=False, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     engine.allow(2)
     await client.say("one")

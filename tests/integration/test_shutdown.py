@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError
 
-from aiochatstream import ChatPrompt, ChatStream, Engine, MemoryConversationStore
+from aiochatstream import ChatPrompt, ChatStream, Engine, GenerationParams, Limits, MemoryConversationStore
 from aiochatstream.engines.base import Delta
 from tests.helpers import PATIENCE, echo, sse_events, until
 from tests.processes import PYTHON, ask, ask_when_listening, free_port, running
@@ -28,7 +28,9 @@ async def test_draining_refuses_the_new_and_the_waiting_and_lets_the_running_fin
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_new_tokens=2))
+    server = await start(
+        ChatStream(engine=engine, num_of_concurrent_executions=1, params=GenerationParams(max_new_tokens=2))
+    )
     running = asyncio.create_task(client_of(server).say("first"))
     await until(lambda: engine.calls)
     waiting = asyncio.create_task(client_of(server).say("second"))
@@ -50,7 +52,7 @@ async def test_draining_refuses_the_new_and_the_waiting_and_lets_the_running_fin
 
 async def test_a_shutdown_waits_for_the_running_answer(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     running = asyncio.create_task(client_of(server).say("first"))
     await until(lambda: engine.calls)
     ending = asyncio.create_task(server.runner.cleanup())
@@ -66,7 +68,7 @@ async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell
     start: Any, stepper: Any, client_of: Any, accept: str
 ) -> None:
     engine, store = stepper(), MemoryConversationStore()
-    chat_stream = ChatStream(engine=engine, shutdown_timeout=0.05, conversation_store=store)
+    chat_stream = ChatStream(engine=engine, limits=Limits(shutdown_timeout=0.05), conversation_store=store)
     server = await start(chat_stream)
     kept: list[Any] = []
     save = store.save
@@ -264,7 +266,7 @@ async def test_an_engine_that_is_stuck_costs_no_words_and_does_not_hold_the_shut
     start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, store = Stuck(), MemoryConversationStore()
-    server = await start(ChatStream(engine=engine, conversation_store=store, shutdown_timeout=0.01))
+    server = await start(ChatStream(engine=engine, conversation_store=store, limits=Limits(shutdown_timeout=0.01)))
     client = client_of(server)
     async with client.post(accept="text/event-stream", user_input="hello") as response:
         assert response.status == 200
@@ -286,7 +288,7 @@ PROGRAM = """
 import sys, time
 import aiohttp_session
 from aiohttp import web
-from aiochatstream import AbstractChatPrompt, ChatStream, MemoryConversationStore, MemoryStorage
+from aiochatstream import AbstractChatPrompt, ChatStream, Limits, MemoryConversationStore, MemoryStorage
 
 class Store(MemoryConversationStore):
     async def save(self, user_id, name, conversation, **more):
@@ -311,7 +313,7 @@ class StuckPrompt(AbstractChatPrompt):
 app = web.Application()
 aiohttp_session.setup(app, MemoryStorage())
 chat_stream = ChatStream(
-    engine=stuck, chat_prompt_clazz=StuckPrompt, conversation_store=Store(), shutdown_timeout=0.1
+    engine=stuck, chat_prompt_clazz=StuckPrompt, conversation_store=Store(), limits=Limits(shutdown_timeout=0.1)
 )
 app.add_routes(chat_stream.routes())
 chat_stream.setup(app)

@@ -35,9 +35,7 @@ async def test_no_line_at_any_level_holds_words_or_secrets(
     start: Any, client_of: Any, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    server: Server = await start(
-        ChatStream(engine=engine, client_roles=ROLES, on_feedback_received=refuse), STORAGES[kind]()
-    )
+    server: Server = await start(ChatStream(engine=engine, client_roles=ROLES, on_feedback=refuse), STORAGES[kind]())
     client: Client = client_of(server)
     secrets = {WORD, "sesame", KEY}
 

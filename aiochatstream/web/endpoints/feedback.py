@@ -25,7 +25,7 @@ async def set_feedback(server: Server, request: web.Request) -> web.StreamRespon
     if at is None:
         raise NotFound(f"message_id: the conversation {asked.conversation!r} has no answer {asked.message_id!r}.")
     turn = conversation.turns[at]
-    callback = server.on_feedback_received
+    callback = server.on_feedback
     if callback is not None and server.ratings.count((user.id, turn.message_id), asked):
         told = conversation.drop_newest(len(conversation.turns) - at)
         try:

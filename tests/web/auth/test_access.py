@@ -17,7 +17,7 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, MemoryStorage, hash_phrase
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage, hash_phrase
 from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions.cookie_session import MAX_COOKIE_BYTES
 from aiochatstream.web.auth import pass_phrases
@@ -117,7 +117,7 @@ async def test_the_callback_is_told_of_a_refusal() -> None:
     told = []
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles={"user": role_of("nothing", allow=[])})
-    chat_stream.append_middlewares(app)
+    aiohttp_session.setup(app, MemoryStorage())
     chat_stream.setup(app)
 
     async def stream(request: web.Request) -> web.StreamResponse:
@@ -231,8 +231,8 @@ async def test_no_role_is_kept_where_clients_could_write_it_themselves(start: An
 async def test_what_an_app_keeps_in_the_session_survives_the_grant() -> None:
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
 
     async def login(request: web.Request) -> web.Response:
         session = await aiohttp_session.get_session(request)
@@ -484,7 +484,7 @@ async def test_nothing_of_an_agents_conversation_lasts(start: Any, client_of: An
 async def test_agents_need_no_sessions_in_the_app() -> None:
     app, inner = web.Application(), web.Application()
     chat_stream = ChatStream(engine=echo, client_roles=WITH_AGENTS)
-    chat_stream.append_apis(inner, {"all": True})
+    chat_stream.add_endpoints(inner)
     app.add_subapp("/chat", inner)
     async with serving(app) as url, browser(f"{url}/chat") as client:
         assert (await agent_says(client, "hi"))[1]["text"] == "hi "
@@ -495,7 +495,9 @@ async def test_agents_need_no_sessions_in_the_app() -> None:
 
 async def test_two_agents_at_once_are_not_one_user(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    client = client_of(await start(ChatStream(engine=engine, client_roles=WITH_AGENTS, max_new_tokens=1)))
+    client = client_of(
+        await start(ChatStream(engine=engine, client_roles=WITH_AGENTS, params=GenerationParams(max_new_tokens=1)))
+    )
     engine.allow(2)
     answers = await asyncio.gather(agent_says(client, "one"), agent_says(client, "two"))
     assert [answer[0] for answer in answers] == [200, 200]

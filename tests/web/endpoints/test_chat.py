@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import sse_events
 
 QUESTION = "What is the capital of France?"
@@ -18,7 +18,14 @@ QUESTION = "What is the capital of France?"
 
 @pytest.fixture
 async def server(start: Any, model: Any, tokenizer: Any) -> Any:
-    return await start(ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24, max_queue_size=8))
+    return await start(
+        ChatStream(
+            model=model,
+            tokenizer=tokenizer,
+            params=GenerationParams(temperature=0, max_new_tokens=24),
+            max_queue_size=8,
+        )
+    )
 
 
 def reference(model: Any, tokenizer: Any, messages: list[dict[str, str]], max_new_tokens: int = 24) -> list[int]:
@@ -158,7 +165,15 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
 ) -> None:
     sequences = []
     for _ in range(2):
-        server = await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=8, seed=7, context_len=512))
+        server = await start(
+            ChatStream(
+                model=model,
+                tokenizer=tokenizer,
+                params=GenerationParams(max_new_tokens=8),
+                seed=7,
+                limits=Limits(context_len=512),
+            )
+        )
         client = client_of(server)
         sequences.append([(await client.say("Tell me a story."))["text"], (await client.say(regenerate=True))["text"]])
     assert sequences[0] == sequences[1]
@@ -168,7 +183,12 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
 async def test_old_turns_leave_the_prompt_before_the_context_is_full(
     start: Any, client_of: Any, model: Any, tokenizer: Any
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=4, context_len=128)
+    chat_stream = ChatStream(
+        model=model,
+        tokenizer=tokenizer,
+        params=GenerationParams(temperature=0, max_new_tokens=4),
+        limits=Limits(context_len=128),
+    )
     client = client_of(await start(chat_stream))
     sizes = [
         (await client.say(f"Message number {turn}, and some more words."))["usage"]["prompt_tokens"]
@@ -182,7 +202,9 @@ async def test_old_turns_leave_the_prompt_before_the_context_is_full(
 async def test_a_message_that_alone_is_too_long_is_a_413_that_says_by_how_much(
     start: Any, client_of: Any, model: Any, tokenizer: Any
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=4, context_len=64)
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4), limits=Limits(context_len=64)
+    )
     server = await start(chat_stream)
     client = client_of(server)
     await client.say("Hello.")

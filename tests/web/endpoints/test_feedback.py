@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile
+from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile, GenerationParams
 from aiochatstream.runtime.chat import MAX_PROMPT_TEXTS
 from tests.helpers import Client, echo, until
 
@@ -42,7 +42,11 @@ async def test_the_application_gets_all_there_is_to_know_of_the_answer(
 
     callback = coroutine if asynchronous else sync
     chat_stream = ChatStream(
-        model=model, tokenizer=tokenizer, chat_prompt_clazz=Plain, max_new_tokens=4, on_feedback_received=callback
+        model=model,
+        tokenizer=tokenizer,
+        chat_prompt_clazz=Plain,
+        params=GenerationParams(max_new_tokens=4),
+        on_feedback=callback,
     )
     client = client_of(await start(chat_stream))
     first, second = await client.say("one"), await client.say("two")
@@ -64,7 +68,7 @@ async def test_the_application_gets_all_there_is_to_know_of_the_answer(
 
 async def test_only_an_answer_of_ones_own_conversation_can_be_meant(start: Any, client_of: Any) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *told: received.append(told)))
     answer = await client_of(server).say("mine")
     status, body = await give(client_of(server), message_id=answer["message_id"], is_like=True)
     assert (status, body["error"], body["success"]) == (404, "not_found", False)
@@ -88,7 +92,7 @@ async def test_a_callback_that_raises_is_not_told_as_a_success(
     async def fail(request: web.Request, feedback: Feedback) -> None:
         raise OSError("the disk is full")
 
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail)))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=fail)))
     answer = await client.say("hi")
     status, body = await give(client, message_id=answer["message_id"], is_like=True)
     assert (status, body["success"]) == (500, False)
@@ -101,7 +105,7 @@ async def test_a_feedback_file_gets_a_line_each_that_only_its_owner_may_read(
     start: Any, client_of: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=FeedbackFile(path))))
     for text in ("one", "二"):
         answer = await client.say(text)
         await give(client, message_id=answer["message_id"], is_like=True, form_data={"line": "a\nb"})
@@ -117,7 +121,7 @@ async def test_feedback_that_is_only_written_in_part_is_not_told_as_a_success(
     start: Any, client_of: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=FeedbackFile(path))))
     answer = await client.say("one")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1]))  # what a full disk does
@@ -148,7 +152,7 @@ async def test_a_form_with_what_is_no_number_of_json_is_refused(start: Any, clie
 
 async def test_words_that_look_like_no_number_are_words(start: Any, client_of: Any) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *told: received.append(told)))
     client = client_of(server)
     answer = await client.say("NaN 1e999 Infinity")
     form = {"comment": "Infinity, NaN and 1e999", "number": 1e200}
@@ -160,7 +164,7 @@ async def test_one_answer_is_rated_ten_times_at_most_and_the_same_rating_is_told
     start: Any, client_of: Any
 ) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told[1].form_data)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *told: received.append(told[1].form_data)))
     client = client_of(server)
     first, second = [(await client.say(text))["message_id"] for text in ("one", "two")]
     for number in range(10):
@@ -181,7 +185,7 @@ async def test_a_rating_that_could_not_be_kept_can_be_sent_again(start: Any, cli
         if len(received) == 1:
             raise OSError("the disk is full")
 
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail_once)))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=fail_once)))
     answer = await client.say("hi")
     assert [(await give(client, message_id=answer["message_id"], is_like=True))[0] for _ in range(3)] == [500, 200, 200]
     assert len(received) == 2
@@ -191,7 +195,7 @@ async def test_a_rating_that_is_refused_before_the_callback_can_be_sent_again(
     start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *told: received.append(told)))
     client = client_of(server)
     answer = await client.say("hi")
     monkeypatch.setattr(server.chat_stream, "_prompt_texts", MAX_PROMPT_TEXTS)
@@ -205,7 +209,7 @@ async def test_a_full_feedback_file_is_a_503_and_one_line_in_the_log(
     start: Any, client_of: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path, max_bytes=3000))))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=FeedbackFile(path, max_bytes=3000))))
     answer = await client.say("one")
     statuses = [
         (await give(client, message_id=answer["message_id"], form_data=[number, "x" * 500]))[0] for number in range(6)
@@ -230,7 +234,7 @@ async def test_reading_prompts_never_takes_the_thread_that_answers_need(start: A
                 may_go_on.wait()
             return super().get_messages()
 
-    server = await start(ChatStream(engine=echo, chat_prompt_clazz=Slow, on_feedback_received=lambda *told: None))
+    server = await start(ChatStream(engine=echo, chat_prompt_clazz=Slow, on_feedback=lambda *told: None))
     client = client_of(server)
     messages = [
         message

@@ -57,7 +57,7 @@ def storage(request: pytest.FixtureRequest) -> AbstractStorage:
 
 @pytest.fixture
 async def server(start: Any, storage: AbstractStorage) -> Server:
-    made: Server = await start(ChatStream(engine=tells_params, temperature=0.5), storage)
+    made: Server = await start(ChatStream(engine=tells_params, params=GenerationParams(temperature=0.5)), storage)
     return made
 
 
@@ -184,7 +184,9 @@ async def test_what_is_out_of_range_is_refused_and_nothing_of_it_is_kept(
 
 async def test_the_servers_narrower_limits_hold_for_users_and_requests(start: Any, client_of: Any) -> None:
     limits = {"temperature": (0, 1), "top_k": (1, 500)}
-    client = client_of(await start(ChatStream(engine=tells_params, top_k=50, param_limits=limits)))
+    client = client_of(
+        await start(ChatStream(engine=tells_params, params=GenerationParams(top_k=50), param_limits=limits))
+    )
     assert await refused(client, temperature=1.1) == "temperature: must be from 0 to 1 on this server."
     assert await refused(client, top_k_value=0) == "top_k: must be from 1 to 500 on this server."
     assert (await put(client, temperature=0, top_k_value=500))["top_k_value"] == 500
@@ -195,7 +197,9 @@ async def test_the_servers_narrower_limits_hold_for_users_and_requests(start: An
 
 
 async def test_the_ranges_that_are_told_are_those_that_hold(start: Any, client_of: Any) -> None:
-    server = await start(ChatStream(engine=tells_params, top_k=50, param_limits={"top_k": (1, 500)}))
+    server = await start(
+        ChatStream(engine=tells_params, params=GenerationParams(top_k=50), param_limits={"top_k": (1, 500)})
+    )
     client = client_of(server)
     async with client.session.get(f"{server.url}/get_generation_params") as response:
         limits = (await response.json())["limits"]
@@ -214,14 +218,19 @@ async def test_settings_that_a_server_no_longer_allows_are_as_if_never_set(start
 
     client = client_of(await worker())
     await put(client, temperature=1.5, top_k=3)
-    narrower = Client(client.session, (await worker(temperature=0.5, param_limits={"temperature": (0, 1)})).url)
+    narrower = Client(
+        client.session,
+        (await worker(params=GenerationParams(temperature=0.5), param_limits={"temperature": (0, 1)})).url,
+    )
     assert await told(narrower) == DEFAULTS
     assert (await used(narrower))["temperature"] == 0.5
     assert await put(narrower, top_p=0.5) == {**DEFAULTS, "top_p_value": 0.5}
 
 
 async def test_what_is_in_a_cookie_that_anyone_can_write_gives_no_500(start: Any, client_of: Any) -> None:
-    server = await start(ChatStream(engine=tells_params, temperature=0.5), SimpleCookieStorage())
+    server = await start(
+        ChatStream(engine=tells_params, params=GenerationParams(temperature=0.5)), SimpleCookieStorage()
+    )
     for params in (5, {"number": "x"}, {"number": 1, "values": 5}, {"number": 1, "values": {"temperature": "\ud800"}}):
         client = client_of(server)
         data = {"session": {"aiochatstream": {"id": repr(params), "params": params}}, "created": 0}
@@ -237,7 +246,7 @@ async def test_setting_while_an_answer_is_made_is_not_taken_back_by_its_response
     start: Any, client_of: Any, stepper: Any, storage: AbstractStorage, accept: str, first: bool
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=1, temperature=0.5), storage)
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1, temperature=0.5)), storage)
     client = client_of(server)
     await put(client, top_k=3)  # there is a session now
     if not first:
@@ -269,7 +278,9 @@ async def test_an_app_that_writes_into_its_session_beside_an_answer_takes_nothin
     app = web.Application()
     aiohttp_session.setup(app, storage)
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, max_new_tokens=1, temperature=0.5, conversation_store=store)
+    chat_stream = ChatStream(
+        engine=engine, params=GenerationParams(max_new_tokens=1, temperature=0.5), conversation_store=store
+    )
     chat_stream.setup(app)
 
     async def counted(request: web.Request) -> web.StreamResponse:
@@ -304,7 +315,9 @@ async def test_an_app_that_writes_into_its_session_beside_an_answer_takes_nothin
 
 
 async def test_the_cookie_stays_within_what_browsers_keep(start: Any, client_of: Any) -> None:
-    server = await start(ChatStream(engine=tells_params, max_new_tokens=1), STORAGES["cookie"]())
+    server = await start(
+        ChatStream(engine=tells_params, params=GenerationParams(max_new_tokens=1)), STORAGES["cookie"]()
+    )
     client = client_of(server)
     for turn in range(8):
         await client.say(f"{turn} " + " ".join(str(turn * number) for number in range(120)))
@@ -321,7 +334,9 @@ async def test_the_cookie_stays_within_what_browsers_keep(start: Any, client_of:
 async def test_a_bias_of_a_token_that_the_model_does_not_have_is_refused_at_the_door(
     start: Any, client_of: Any, model: Any, tokenizer: Any
 ) -> None:
-    client = client_of(await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=2)))
+    client = client_of(
+        await start(ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=2)))
+    )
     sentence = "logit_bias: token id 49152 is out of range; the vocabulary has 49152 tokens."
     assert await refused(client, logit_bias={"49152": 1}) == sentence
     async with client.post(user_input="hi", params={"logit_bias": {"7": 1, "49152": 1}}) as response:
@@ -336,7 +351,7 @@ async def test_a_servers_own_bias_of_a_token_that_the_model_does_not_have_is_ref
     start: Any, model: Any, tokenizer: Any
 ) -> None:
     with pytest.raises(ValueError, match=r"^logit_bias: token id 49152 is out of range"):
-        await start(ChatStream(model=model, tokenizer=tokenizer, logit_bias={49152: 1}))
+        await start(ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(logit_bias={49152: 1})))
 
 
 async def test_the_ranges_are_looked_up_once(server: Server, client_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, CookieStorage, MemoryStorage
+from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
 from aiochatstream.conversations.conversation import MAX_CHARS
 from aiochatstream.conversations.export import ExportedConversation
 from tests.helpers import Client, echo, sse_events, until
@@ -103,7 +103,7 @@ async def test_an_edited_message_is_answered_anew_and_what_came_after_it_goes(cl
 async def test_a_failed_edit_leaves_all_as_it_was(start_with: Any, client_of: Any, stepper: Any) -> None:
     engine = stepper()
     engine.allow(100)
-    client = client_of(await start_with(engine=engine, max_new_tokens=1))
+    client = client_of(await start_with(engine=engine, params=GenerationParams(max_new_tokens=1)))
     for text in ("one", "two"):
         await client.say(text)
     before = await client.history()
@@ -231,7 +231,7 @@ def test_an_import_takes_steps_in_proportion_to_its_length() -> None:
 
 async def test_nothing_is_changed_while_an_answer_is_running(start_with: Any, client_of: Any, stepper: Any) -> None:
     engine = stepper()
-    server = await start_with(engine=engine, max_new_tokens=2)
+    server = await start_with(engine=engine, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     engine.allow(2)
     await client.say("one")

@@ -218,12 +218,11 @@ OWNERS = {
 }
 
 
-@pytest.mark.parametrize("where", ["constructor", "append_apis"])
-async def test_the_owners_texts_and_colours_are_told(where: str) -> None:
+async def test_the_owners_texts_and_colours_are_told() -> None:
     app = web.Application()
-    chat_stream = ChatStream(engine=echo, web_ui_params=OWNERS if where == "constructor" else None)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True, **({"web_ui_params": OWNERS} if where == "append_apis" else {})})
+    chat_stream = ChatStream(engine=echo, web_ui_params=OWNERS)
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
     async with serving(app) as url, aiohttp.ClientSession() as session:
         async with session.get(f"{url}/ui_config") as response:
             config = await response.json()
@@ -256,8 +255,8 @@ def test_a_wrong_option_of_the_page_is_a_value_error_that_names_it(params: Any, 
 
 async def test_the_page_can_be_left_out() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"exclude": ["webui_index"]})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app, exclude=["webui_index"])
     async with serving(app) as url, aiohttp.ClientSession() as session:
         for path in ("/", "/ui_config"):
             async with session.get(url + path) as response:

@@ -7,9 +7,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import psutil
-import pytest
 
-from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
+from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Limits, Prompt
 from tests.helpers import Client, echo, role_of, until
 
 ALL = {"user": role_of("nothing")}
@@ -29,7 +28,11 @@ async def test_the_load_tells_each_user_where_their_own_requests_stand(
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=3, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     first, second, stranger = client_of(server), client_of(server), client_of(server)
     for client in (first, second):
         engine.allow(1)
@@ -76,28 +79,22 @@ class TwoGpus(Engine):
         yield Delta("hi", (1,), "stop")
 
 
-@pytest.mark.parametrize(("num_gpus", "told"), [(None, 2), (1, 1), (0, 0)])
-async def test_gpus_are_told_as_far_as_the_application_says(
-    start: Any, client_of: Any, num_gpus: int | None, told: int
-) -> None:
-    usage = await get(
-        client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus(), num_gpus=num_gpus))), "/get_resource_usage"
-    )
+async def test_the_memory_of_all_gpus_is_reported(start: Any, client_of: Any) -> None:
+    usage = await get(client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus()))), "/get_resource_usage")
     (worker,) = usage["memory_usage"]
-    all_gpus = [
+    assert worker["num_gpus"] == 2
+    assert worker["gpus"] == [
         {"index": 0, "total_memory": 8.0, "used_memory": 3.0},
         {"index": 1, "total_memory": 8.0, "used_memory": 0.12},
     ]
-    assert (worker["num_gpus"], worker["gpus"]) == (told, all_gpus[:told])
-
-
-def test_a_wrong_number_of_gpus_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^num_gpus: must be a whole number"):
-        ChatStream(engine=echo, num_gpus=-1)
 
 
 async def test_the_prompt_is_what_the_model_was_told(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
-    client = client_of(await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, max_new_tokens=4)))
+    client = client_of(
+        await start(
+            ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4))
+        )
+    )
     assert await get(client, "/get_prompt") == {"success": False, "message": "no prompt", "prompt": None}
     await client.say("one & two, 三")
     told = await get(client, "/get_prompt")
@@ -112,7 +109,7 @@ async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages_and_i
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(client_roles=ALL, engine=engine, max_new_tokens=1))
+    server = await start(ChatStream(client_roles=ALL, engine=engine, params=GenerationParams(max_new_tokens=1)))
     client = client_of(server)
     engine.allow(1)
     await client.say("first")
@@ -132,7 +129,15 @@ async def test_the_prompt_of_a_message_that_left_few_tokens_for_its_answer_is_to
     start: Any, client_of: Any, model: Any, tokenizer: Any
 ) -> None:
     client = client_of(
-        await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, context_len=128, max_new_tokens=64))
+        await start(
+            ChatStream(
+                client_roles=ALL,
+                model=model,
+                tokenizer=tokenizer,
+                limits=Limits(context_len=128),
+                params=GenerationParams(max_new_tokens=64),
+            )
+        )
     )
     words = "many " * 60
     answer = await client.say(words, params={"max_new_tokens": 2})

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import aiohttp
+import aiohttp_session
 import pytest
 import schemathesis
 from aiohttp import web
@@ -21,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from aiochatstream import ChatStream, ScriptedEngine
+from aiochatstream import ChatStream, Limits, MemoryStorage, ScriptedEngine
 from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
 from aiochatstream.web.openapi import docs_page
 from aiochatstream.web.routes import APIS
@@ -82,7 +83,7 @@ async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, 
 
 
 async def test_every_endpoint_is_described_with_its_words_its_body_and_its_errors(start: Any, client_of: Any) -> None:
-    server = await start(ChatStream(engine=echo, overload_status=429))
+    server = await start(ChatStream(engine=echo, limits=Limits(overload_status=429)))
     document = await document_of(server, client_of(server))
     described = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
@@ -104,7 +105,7 @@ async def test_every_endpoint_is_described_with_its_words_its_body_and_its_error
 async def test_what_is_described_is_what_is_mounted_and_where() -> None:
     app = web.Application()
     one, other = ChatStream(engine=echo), ChatStream(engine=echo, namespace="other")
-    one.append_middlewares(app)
+    aiohttp_session.setup(app, MemoryStorage())
     app.add_routes(one.routes(include=["chat_stream", "openapi"], prefix="/one"))
     other.setup_openai(app, "/other/v1")
     app.add_routes(other.routes(include=["openapi"], prefix="/other"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
 from tests.helpers import Client, echo, post_bytes, sse_events, until
@@ -43,7 +43,9 @@ async def test_who_leaves_the_queue_frees_the_place_at_once(
     start: Any, stepper: Any, client_of: Any, leave_after: Any, handler_cancellation: bool, accept: str
 ) -> None:
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1)
+    chat_stream = ChatStream(
+        engine=engine, num_of_concurrent_executions=1, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+    )
     server = await start(chat_stream, handler_cancellation=handler_cancellation)
     running = asyncio.create_task(client_of(server).say("first"))
     await until(lambda: engine.calls)
@@ -118,7 +120,9 @@ async def test_what_was_said_before_the_client_left_is_kept_as_interrupted(
     start: Any, stepper: Any, client_of: Any, handler_cancellation: bool
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3), handler_cancellation=handler_cancellation)
+    server = await start(
+        ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)), handler_cancellation=handler_cancellation
+    )
     client = client_of(server)
     engine.allow(3)
     await client.say("first")  # so that the user has a cookie
@@ -170,7 +174,9 @@ async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off
         for _ in range(200):
             yield "x" * 100_000
 
-    chat_stream = ChatStream(engine=flood, num_of_concurrent_executions=1, max_queue_size=0, write_timeout=0.2)
+    chat_stream = ChatStream(
+        engine=flood, num_of_concurrent_executions=1, max_queue_size=0, limits=Limits(write_timeout=0.2)
+    )
     server = await start(chat_stream)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
     try:

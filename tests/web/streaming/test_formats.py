@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.web.streaming.formats import choose_format
 
 pytestmark = pytest.mark.both_loops
@@ -48,7 +48,7 @@ async def test_a_silent_event_stream_is_kept_awake(
 ) -> None:
     monkeypatch.setattr("aiochatstream.web.streaming.formats.HEARTBEAT_SECONDS", 0.01)
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=1))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1)))
     async with client_of(server).post(accept="text/event-stream", user_input="hi") as response:
         told = b""
         while told.count(b": still here\n\n") < 3:

@@ -14,9 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.web.streaming.formats import END_TOKEN, Exchange
-from tests.helpers import Client, Server, echo, until
+from tests.helpers import Client, echo, until
 
 pytestmark = pytest.mark.both_loops
 
@@ -134,10 +134,10 @@ async def test_each_read_of_the_older_format_is_the_whole_answer_so_far(
     start: Any, client_of: Any, speaker: Any, pieces: list[str]
 ) -> None:
     engine = speaker(pieces)
-    client = client_of(await start(ChatStream(engine=engine, wire_format="chatstream-older")))
+    client = client_of(await start(ChatStream(engine=engine)))
     engine.allow()
     shown = []
-    async with client.post(user_input="hi") as response:
+    async with ask(client, OLDER, user_input="hi") as response:
         while read := await response.content.readany():
             shown.append(read.decode())
             engine.allow()
@@ -145,24 +145,14 @@ async def test_each_read_of_the_older_format_is_the_whole_answer_so_far(
 
 
 @pytest.mark.parametrize(
-    ("wire_format", "headers", "body"),
-    [
-        ("chatstream", {}, "a <::EOS::>"),
-        ("chatstream", {"Accept": "image/png"}, "a <::EOS::>"),
-        ("chatstream", {"Accept": "text/plain"}, "a "),
-        ("chatstream", OLDER, "a "),
-        ("chatstream-older", {}, "a "),
-        ("chatstream-older", EOS, "a <::EOS::>"),
-        ("text", EOS, "a <::EOS::>"),
-        ("sse", EOS | {"Accept": "text/event-stream"}, "a <::EOS::>"),
-    ],
+    ("wire_format", "headers"), [("text", EOS), ("sse", EOS | {"Accept": "text/event-stream"}), ("json", EOS)]
 )
-async def test_the_option_chooses_the_format_and_the_headers_of_a_request_choose_another(
-    start: Any, client_of: Any, wire_format: Any, headers: dict[str, str], body: str
+async def test_the_header_takes_precedence_over_the_option_and_over_accept(
+    start: Any, client_of: Any, wire_format: Any, headers: dict[str, str]
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo, wire_format=wire_format)))
     async with ask(client, headers, user_input="a") as response:
-        assert await response.text() == body
+        assert await response.text() == "a <::EOS::>"
 
 
 @pytest.mark.parametrize("value", ["", "sse", "cumulative, cumulative-eos", "CUMULATIVE"])
@@ -217,7 +207,7 @@ async def test_text_that_gathers_before_the_first_chunk_is_sent_once(
         await put_in_session(exchange)
 
     monkeypatch.setattr(Exchange, "put_in_session", slowly)
-    server = await start(ChatStream(engine=engine, max_new_tokens=1_000))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1_000)))
     engine.allow()
     async with ask(client_of(server), wire, user_input="hi") as response:
         chunks = [chunk.decode() async for chunk, _ in response.content.iter_chunks() if chunk]
@@ -229,7 +219,7 @@ async def test_who_reads_slowly_gets_fewer_chunks_and_the_whole_answer(
     start: Any, client_of: Any, speaker: Any, wire: dict[str, str]
 ) -> None:
     engine = speaker(["x" * 10_000] * 200)
-    server = await start(ChatStream(engine=engine, max_new_tokens=1_000))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1_000)))
 
     def said() -> int:
         return max((len(turn.text) for turn in server.chat_stream._turns._turns.values()), default=0)
@@ -305,8 +295,8 @@ async def test_regenerate_replaces_the_answer(start: Any, client_of: Any, wire: 
 @both
 async def test_what_is_refused_has_its_status(start: Any, stepper: Any, client_of: Any, wire: dict[str, str]) -> None:
     engine = stepper(fail_at=0)
-    options = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": True}
-    server = await start(ChatStream(engine=engine, **options))
+    limits = Limits(overload_status=429)
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, limits=limits))
 
     async def refusal(**body: Any) -> tuple[int, str]:
         async with ask(client_of(server), wire, **body) as response:
@@ -320,15 +310,3 @@ async def test_what_is_refused_has_its_status(start: Any, stepper: Any, client_o
     engine.allow()
     assert await failing == (500, "internal_server_error")
     assert server.idle
-
-
-async def test_false_as_chatstream_has_it_still_gives_no_200(start: Any, stepper: Any, client_of: Any) -> None:
-    engine = stepper()
-    options = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": False}
-    server: Server = await start(ChatStream(engine=engine, max_new_tokens=1, **options))
-    running = asyncio.create_task(client_of(server).say("hi"))
-    await until(lambda: engine.calls)
-    async with client_of(server).post(user_input="hi") as response:
-        assert response.status == 503
-    engine.allow()
-    await running
