@@ -18,11 +18,11 @@ PATHS = {path.replace(":.+", "") for api in APIS.values() for path in (api.path,
 
 
 def names(routes: list[web.RouteDef]) -> list[str]:
-    found = []
+    names_ = []
     for route in routes:
         assert isinstance(route.handler, functools.partial)
-        found.append(route.handler.func.__name__)
-    return found
+        names_.append(route.handler.func.__name__)
+    return names_
 
 
 def mounted(app: web.Application) -> set[str]:
