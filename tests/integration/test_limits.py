@@ -18,7 +18,7 @@ from aiohttp import web
 from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.errors import TooManyRequests
 from aiochatstream.web.server_log import shorten_client_errors
-from aiochatstream.web.streaming.disconnects import Presence
+from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 from aiochatstream.web.uploads import Uploads
 from tests.helpers import PATIENCE, Server, echo, post_bytes, until
 
@@ -216,7 +216,7 @@ async def test_a_malformed_request_is_one_line_of_the_log(start: Any, caplog: py
 async def test_one_client_that_cannot_be_watched_does_not_end_the_watch_of_the_others(start: Any, stepper: Any) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1))
-    presence: Presence = server.chat_stream.presence
+    presence: DisconnectWatcher = server.chat_stream.disconnects
     with presence.watch(object(), lambda: None):  # type: ignore[arg-type]
         await until(lambda: not presence._watched)
         async with sending(server, post_bytes('{"user_input":"hi"}')):

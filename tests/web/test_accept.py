@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiochatstream.web.accept import accepts_gzip, qualities
+from aiochatstream.web.accept import accepts_gzip, parse_qualities
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_a_page_is_compressed_only_if_the_client_accepts_that(headers: list[str]
 
 
 def test_other_parameters_are_no_quality() -> None:
-    assert qualities(["text/html;level=1;q=0.3, text/plain; charset=utf-8"]) == {"text/html": 0.3, "text/plain": 1.0}
+    assert parse_qualities(["text/html;level=1;q=0.3, text/plain; charset=utf-8"]) == {"text/html": 0.3, "text/plain": 1.0}

@@ -11,11 +11,11 @@ from aiohttp import web
 from aiohttp_session import SimpleCookieStorage
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import browser, echo, serving
 
-PARTS = [part.__name__ for part in APIS["webui_index"].parts.values()]
-PATHS = {path.replace(":.+", "") for api in APIS.values() for path in (api.path, *api.parts)}
+PARTS = [part.__name__ for part in ENDPOINTS["webui_index"].parts.values()]
+PATHS = {path.replace(":.+", "") for api in ENDPOINTS.values() for path in (api.path, *api.parts)}
 
 
 def names(routes: list[web.RouteDef]) -> list[str]:
@@ -32,14 +32,14 @@ def mounted(app: web.Application) -> set[str]:
 
 def test_an_api_is_called_as_its_handler_and_has_a_method_for_own_routes() -> None:
     """The access check goes by the handler's name."""
-    for name, api in APIS.items():
+    for name, api in ENDPOINTS.items():
         assert api.handler.__name__ == name
         assert callable(getattr(ChatStream, f"handle_{name}_request"))
 
 
 def test_routes_are_all_or_those_chosen() -> None:
     chat_stream = ChatStream(engine=echo)
-    assert list(dict.fromkeys(name for name in names(chat_stream.routes()) if name not in PARTS)) == list(APIS)
+    assert list(dict.fromkeys(name for name in names(chat_stream.routes()) if name not in PARTS)) == list(ENDPOINTS)
     assert names(chat_stream.routes(include=["get_load", "chat_stream"])) == ["chat_stream", "get_load"]
     assert names(chat_stream.routes(exclude=("metrics",))) == [
         name for name in names(chat_stream.routes()) if name != "metrics"

@@ -10,17 +10,17 @@ from aiochatstream.errors import ChatStreamError, InvalidValue, NotRunningHere
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.auth.access import check_access
 from aiochatstream.web.auth.role_grants import typed_role
-from aiochatstream.web.errors import answers_all_errors, answers_errors, answers_errors_as_chatstream
+from aiochatstream.web.errors import handle_errors, json_endpoint, chatstream_endpoint
 from aiochatstream.web.json import json_response
 from aiochatstream.web.request_models import ChatRequest, ConversationRef
-from aiochatstream.web.request_reading import read_body, read_given_body
+from aiochatstream.web.request_reading import read_body, validate_body
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.callbacks import Callback
-from aiochatstream.web.streaming.formats import WRITERS, Exchange, wire_format_of
+from aiochatstream.web.streaming.formats import WRITERS, TurnResponse, wire_format_of
 from aiochatstream.web.streaming.outcome import Outcome
 
 
-@answers_all_errors
+@handle_errors
 async def chat_stream(
     server: Server,
     request: web.Request,
@@ -47,7 +47,7 @@ async def _answer(
     if request_body is None:
         asked = await read_body(server, request, ChatRequest)
     else:
-        asked = read_given_body(request_body, ChatRequest, max_bytes=server.limits.max_request_bytes)
+        asked = validate_body(request_body, ChatRequest, max_bytes=server.limits.max_request_bytes)
     wire_format = wire_format_of(request, server.limits.wire_format)
     user = await server.user_session(request)
     user.abandon_lost = asked.abandon_lost
@@ -68,7 +68,7 @@ async def _answer(
         except ChatStreamError as error:
             server.metrics.refused(error.code)
             raise
-    exchange = Exchange(request, user, asked.conversation, turn, server.limits.write_timeout, role.enable_dev_tool)
+    exchange = TurnResponse(request, user, asked.conversation, turn, server.limits.write_timeout, role.enable_dev_tool)
     outcome.exchange = exchange
 
     def client_left() -> None:
@@ -77,14 +77,14 @@ async def _answer(
 
     try:
         with exchange.held, user.pinned():
-            return await exchange.carry_out(
-                lambda: WRITERS[wire_format](exchange), server.presence, client_left, outcome.failed
+            return await exchange.send(
+                lambda: WRITERS[wire_format](exchange), server.disconnects, client_left, outcome.failed
             )
     finally:
         turn.stop("left")  # no effect on a turn that has ended
 
 
-@answers_errors
+@json_endpoint
 async def stop(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /chat_stream/stop``: stop the running answer of a conversation; its text so far is kept."""
     asked = await read_body(server, request, ConversationRef)
@@ -95,7 +95,7 @@ async def stop(server: Server, request: web.Request) -> web.StreamResponse:
     return json_response({"success": True, "message": "Answer stopped", "message_id": message_id})
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def clear_context(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /clear_context``: forget a conversation; an answer under way is stopped and discarded."""
     asked = await read_body(server, request, ConversationRef)

@@ -7,7 +7,7 @@ import inspect
 from aiohttp import web
 
 from aiochatstream.errors import NotFound
-from aiochatstream.web.errors import answers_errors_as_chatstream
+from aiochatstream.web.errors import chatstream_endpoint
 from aiochatstream.web.feedback import Feedback
 from aiochatstream.web.json import json_response
 from aiochatstream.web.request_models import FeedbackRequest
@@ -15,7 +15,7 @@ from aiochatstream.web.request_reading import read_body
 from aiochatstream.web.server import Server
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def set_feedback(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /set_feedback``: hand a like or dislike of one answer to the application."""
     asked = await read_body(server, request, FeedbackRequest)

@@ -6,14 +6,14 @@ from aiohttp import web
 
 from aiochatstream.param_limits import allowed_ranges
 from aiochatstream.params import ParamOverrides
-from aiochatstream.web.errors import answers_errors_as_chatstream
+from aiochatstream.web.errors import chatstream_endpoint
 from aiochatstream.web.json import json_response
 from aiochatstream.web.request_models import GenerationParamsChange
 from aiochatstream.web.request_reading import read_body
 from aiochatstream.web.server import Server
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def set_generation_params(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /set_generation_params``: change what the user's next answers are made with."""
     asked = await read_body(server, request, GenerationParamsChange)
@@ -25,7 +25,7 @@ async def set_generation_params(server: Server, request: web.Request) -> web.Str
     return _effective(server, wanted)
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def get_generation_params(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /get_generation_params``: what the user's next answers are made with."""
     return _effective(server, server.user_params(await server.user_session(request)))

@@ -10,15 +10,15 @@ from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.runtime.turn_request import answer_index
 from aiochatstream.web.auth.origins import check_origin
-from aiochatstream.web.errors import answers_errors
+from aiochatstream.web.errors import json_endpoint
 from aiochatstream.web.json import json_response
 from aiochatstream.web.request_models import CommitRequest, ConversationRef, HistoryChange, HistoryQuery
 from aiochatstream.web.request_reading import read_body, read_import, read_query
 from aiochatstream.web.server import Server
-from aiochatstream.web.streaming.formats import told_of
+from aiochatstream.web.streaming.formats import save_summary
 
 
-@answers_errors
+@json_endpoint
 async def history(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
     asked = read_query(request, HistoryQuery)
@@ -41,7 +41,7 @@ async def history(server: Server, request: web.Request) -> web.StreamResponse:
     return response
 
 
-@answers_errors
+@json_endpoint
 async def delete_message(server: Server, request: web.Request) -> web.StreamResponse:
     """``DELETE /history/{message_id}``: forget one answer and the message that it answers."""
     asked = read_query(request, HistoryChange)
@@ -55,7 +55,7 @@ async def delete_message(server: Server, request: web.Request) -> web.StreamResp
     return _changed(kept)
 
 
-@answers_errors
+@json_endpoint
 async def export_conversation(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /export``: the conversation as a JSON file, which ``POST /import`` takes again."""
     asked = read_query(request, ConversationRef)
@@ -65,7 +65,7 @@ async def export_conversation(server: Server, request: web.Request) -> web.Strea
     return json_response({"messages": _all_messages(conversation)}, headers={hdrs.CONTENT_DISPOSITION: name})
 
 
-@answers_errors
+@json_endpoint
 async def import_conversation(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /import``: put what was exported in the place of a conversation."""
     asked = await read_import(server, request)
@@ -79,7 +79,7 @@ async def import_conversation(server: Server, request: web.Request) -> web.Strea
     return _changed(kept)
 
 
-@answers_errors
+@json_endpoint
 async def commit(server: Server, request: web.Request) -> web.StreamResponse:
     """``POST /commit``: take the last answer into the cookie, where conversations live there."""
     asked = await read_body(server, request, CommitRequest)
@@ -88,7 +88,7 @@ async def commit(server: Server, request: web.Request) -> web.StreamResponse:
 
 
 def _changed(kept: SaveResult) -> web.Response:
-    return json_response({"success": True, "message": "success", **told_of(kept)})
+    return json_response({"success": True, "message": "success", **save_summary(kept)})
 
 
 def _all_messages(conversation: Conversation) -> list[dict[str, Any]]:

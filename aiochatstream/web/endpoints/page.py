@@ -11,15 +11,15 @@ from aiohttp import ETag, hdrs, web
 from aiochatstream.errors import NotFound
 from aiochatstream.web.accept import accepts_gzip
 from aiochatstream.web.auth.access import check_access
-from aiochatstream.web.errors import ServerHandler, answers_all_errors, answers_errors
+from aiochatstream.web.errors import ServerHandler, handle_errors, json_endpoint
 from aiochatstream.web.json import json_response
 from aiochatstream.web.page_files import PageFile
 from aiochatstream.web.server import Server
 
-FOR_EVER = "public, max-age=31536000, immutable"
+IMMUTABLE = "public, max-age=31536000, immutable"
 
 
-@answers_errors
+@json_endpoint
 async def webui_index(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /``: the page. A browser asks each time whether it is still the same."""
     files = await server.page.files()
@@ -39,7 +39,7 @@ async def webui_index(server: Server, request: web.Request) -> web.StreamRespons
     return response
 
 
-@answers_all_errors
+@handle_errors
 async def page_file(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /page/{version}/{name}``: a file of the page, the same for everyone and for ever."""
     files = await server.page.files()
@@ -47,10 +47,10 @@ async def page_file(server: Server, request: web.Request) -> web.StreamResponse:
     file = files.files.get(name) if version == files.version else None
     if file is None:
         raise NotFound(f"There is nothing at {request.path}.")
-    return _response(request, file, {hdrs.CACHE_CONTROL: FOR_EVER})
+    return _response(request, file, {hdrs.CACHE_CONTROL: IMMUTABLE})
 
 
-@answers_all_errors
+@handle_errors
 async def ui_config(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /ui_config``: the owner's texts and colours, and what this client's role may do."""
     role = await check_access(server, request, "webui_index")

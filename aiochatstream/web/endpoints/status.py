@@ -9,7 +9,7 @@ from aiohttp import web
 
 from aiochatstream.errors import Forbidden
 from aiochatstream.runtime.metrics import CONTENT_TYPE
-from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
+from aiochatstream.web.errors import json_endpoint, chatstream_endpoint
 from aiochatstream.web.json import COMMON_HEADERS, json_response
 from aiochatstream.web.request_models import ConversationRef
 from aiochatstream.web.request_reading import read_query
@@ -18,7 +18,7 @@ from aiochatstream.web.server import Server
 GIB = 1 << 30
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def get_prompt(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /get_prompt``: what the model was told for the newest answer of a conversation, URL-quoted."""
     asked = read_query(request, ConversationRef)
@@ -35,7 +35,7 @@ async def get_prompt(server: Server, request: web.Request) -> web.StreamResponse
     return json_response({"success": True, "message": "success", "prompt": prompt})
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def get_load(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /get_load``: slots and queue, now; and where the user's own requests stand in it, by conversation."""
     user = await server.user_session(request)
@@ -55,7 +55,7 @@ async def get_load(server: Server, request: web.Request) -> web.StreamResponse:
     )
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def get_resource_usage(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /get_resource_usage``: memory of this machine and of its GPUs, now, in GiB."""
     memory = psutil.virtual_memory()
@@ -76,20 +76,20 @@ def _gib(count: int) -> float:
     return round(count / GIB, 2)
 
 
-@answers_errors
+@json_endpoint
 async def healthz(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /healthz``: the process is alive."""
     return json_response({"status": "alive"})
 
 
-@answers_errors
+@json_endpoint
 async def readyz(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /readyz``: ready for requests; 503 while loading or draining. ``GET /health`` is the same."""
     server.check_ready()
     return json_response({"status": "ready"})
 
 
-@answers_errors
+@json_endpoint
 async def metrics(server: Server, request: web.Request) -> web.StreamResponse:
     """``GET /metrics``: Prometheus' text format."""
     if not server.allow_metrics(request):

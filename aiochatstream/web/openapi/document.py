@@ -1,7 +1,7 @@
 """The description of the endpoints for programs: https://spec.openapis.org/oas/v3.1.1.html.
 
 It is made of the tables that mount them, of the models that validate, and of the types of what is answered; each
-endpoint that an application has mounted is told, with the path that it has there.
+endpoint that an application has mounted_endpoints is told, with the path that it has there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from aiochatstream.errors import (
     UnsupportedMediaType,
 )
 from aiochatstream.web.auth.roles import ALWAYS_ALLOWED
-from aiochatstream.web.endpoint import EVENTS, JSON, Api, BoundHandler
+from aiochatstream.web.endpoint import EVENTS, JSON, Endpoint, BoundHandler
 from aiochatstream.web.openai import answers as openai_answers
 from aiochatstream.web.response_models import ErrorBody
 from aiochatstream.web.server import Server
@@ -40,7 +40,7 @@ from aiochatstream.web.server import Server
 if TYPE_CHECKING:
     from aiochatstream.web.openai.service import Service
 
-OF_BODIES = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
+BODY_ERRORS = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
 """What any body may be refused with."""
 
 ROUTE = re.compile(r"``[A-Z]+ [^`]+``: ")
@@ -50,20 +50,20 @@ CHAT, OPENAI = "Chat", "OpenAI's API"
 """Tags of the endpoints."""
 
 
-class Mounted(NamedTuple):
+class MountedEndpoint(NamedTuple):
     """One endpoint of an application, and where it is there.
 
-    takes_key: whether it answers only who says an API key.
+    requires_key: whether it answers only who says an API key.
     """
 
-    api: Api
+    api: Endpoint
     tag: str
     method: str
     path: str
-    takes_key: bool
+    requires_key: bool
 
 
-def mounted(server: Server, app: web.Application) -> Iterator[Mounted]:
+def mounted_endpoints(server: Server, app: web.Application) -> Iterator[MountedEndpoint]:
     """Yield the endpoints of ``server`` in ``app``."""
     for route in app.router.routes():
         bound = route.handler
@@ -71,11 +71,11 @@ def mounted(server: Server, app: web.Application) -> Iterator[Mounted]:
             continue
         if bound.func is bound.endpoint.handler and bound.args == (server,):
             service: Service | None = bound.keywords.get("service")
-            takes_key = service is not None and service.keys.needed
-            yield Mounted(bound.endpoint, bound.tag, route.method.lower(), route.resource.canonical, takes_key)
+            requires_key = service is not None and service.keys.needed
+            yield MountedEndpoint(bound.endpoint, bound.tag, route.method.lower(), route.resource.canonical, requires_key)
 
 
-def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str, Any]:
+def document(endpoints: Sequence[MountedEndpoint], *, overload_status: int) -> dict[str, Any]:
     """The description. Takes a tenth of a second or so.
 
     :param overload_status: the status of a full queue.
@@ -84,7 +84,7 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
     for api in {one.api.name: one.api for one in endpoints}.values():
         if api.body is not None:
             types[api.body] = "validation"
-        types |= dict.fromkeys(api.answers.values(), "serialization")
+        types |= dict.fromkeys(api.responses.values(), "serialization")
     types |= dict.fromkeys((ErrorBody, openai_answers.OpenAIErrorBody), "serialization")
     known, definitions = TypeAdapter.json_schemas(
         [(one, mode, TypeAdapter(one)) for one, mode in types.items()],
@@ -95,11 +95,11 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
     names: Counter[str] = Counter()
     for one in endpoints:
         operation = paths.setdefault(one.path, {})[one.method] = _operation(one, schemas, overload_status)
-        if names[one.api.name]:  # mounted in several places
+        if names[one.api.name]:  # mounted_endpoints in several places
             operation["operationId"] += f"_{names[one.api.name] + 1}"
         names[one.api.name] += 1
     components = {"schemas": definitions.get("$defs", {})}
-    if any(one.takes_key for one in endpoints):
+    if any(one.requires_key for one in endpoints):
         components["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
     return {
         "openapi": "3.1.0",
@@ -109,7 +109,7 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
     }
 
 
-def _operation(one: Mounted, schemas: Mapping[Any, dict[str, Any]], overload_status: int) -> dict[str, Any]:
+def _operation(one: MountedEndpoint, schemas: Mapping[Any, dict[str, Any]], overload_status: int) -> dict[str, Any]:
     api = one.api
     text = ROUTE.sub("", (api.handler.__doc__ or "").strip(), count=1).replace("``", "`")
     summary, _, description = (text[:1].upper() + text[1:]).partition("\n\n")
@@ -128,7 +128,7 @@ def _operation(one: Mounted, schemas: Mapping[Any, dict[str, Any]], overload_sta
     if api.body is not None:
         required = any(field.is_required() for field in api.body.model_fields.values())
         operation["requestBody"] = {"required": required, "content": {JSON: {"schema": schemas[api.body]}}}
-    if one.takes_key:
+    if one.requires_key:
         operation["security"] = [{"api_key": []}]
     return operation
 
@@ -144,13 +144,13 @@ def _query_parameters(query: type[BaseModel]) -> Iterator[dict[str, Any]]:
 
 
 def _responses(
-    api: Api, schemas: Mapping[Any, dict[str, Any]], overload_status: int, *, is_openai: bool
+    api: Endpoint, schemas: Mapping[Any, dict[str, Any]], overload_status: int, *, is_openai: bool
 ) -> dict[str, Any]:
-    content = {media: {"schema": schemas[kind]} for media, kind in api.answers.items()}
+    content = {media: {"schema": schemas[kind]} for media, kind in api.responses.items()}
     responses: dict[str, Any] = {"200": {"description": _described(api), "content": content}}
     errors: set[type[ChatStreamError]] = set(api.errors)
     if api.body is not None:
-        errors.update(OF_BODIES)
+        errors.update(BODY_ERRORS)
     if api.query is not None:
         errors.add(InvalidValue)
     if is_openai:
@@ -168,8 +168,8 @@ def _responses(
     return responses
 
 
-def _described(api: Api) -> str:
-    return "An event for each piece, where a stream is asked for." if EVENTS in api.answers else "Done."
+def _described(api: Endpoint) -> str:
+    return "An event for each piece, where a stream is asked for." if EVENTS in api.responses else "Done."
 
 
 def _by_status(errors: set[type[ChatStreamError]], overload_status: int, *, is_openai: bool) -> dict[int, list[str]]:

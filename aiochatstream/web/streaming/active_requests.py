@@ -13,7 +13,7 @@ from aiohttp import web
 BYTES_PER_SECOND = 16 << 10
 """Pace at which a client must take a response after the first ``write_timeout``."""
 
-LOOKS = 4
+CHECKS = 4
 """Looks at what is not taken, in each ``write_timeout``."""
 
 LINGERING_SECONDS = 11.0
@@ -24,7 +24,7 @@ ENDING_SECONDS = 2.0
 
 
 @dataclass
-class Unsent:
+class PendingResponse:
     """A response of ``size`` bytes that is not sent: how much of it is waiting, and for how many looks."""
 
     size: int
@@ -37,9 +37,9 @@ class Unsent:
         self.looks += 1
         self.unchanged = self.unchanged + 1 if waiting == self.waiting else 0
         self.waiting = waiting
-        seconds = self.looks * write_timeout / LOOKS
+        seconds = self.looks * write_timeout / CHECKS
         is_slow = seconds > write_timeout and self.size - waiting < seconds * BYTES_PER_SECOND
-        return is_slow or self.unchanged >= LOOKS
+        return is_slow or self.unchanged >= CHECKS
 
 
 class ActiveRequests:
@@ -64,13 +64,13 @@ class ActiveRequests:
             self._requests[task] = request
             task.add_done_callback(self._remove)
 
-    def expect_sent(self, request: web.Request, response: web.StreamResponse) -> None:
+    def watch_response(self, request: web.Request, response: web.StreamResponse) -> None:
         """Abort the connection of ``request`` if its client takes nothing, or takes ``response`` too slowly."""
         if not response.prepared and not request.content.is_eof():
             response.force_close()
         body = response.body if isinstance(response, web.Response) else None
         size = len(body) if isinstance(body, bytes | bytearray) else 0
-        self._look_later(_this_task(), Unsent(size))
+        self._look_later(_this_task(), PendingResponse(size))
 
     async def end(self) -> None:
         """Wait for the responses for a moment, then abort the connections of those that are not sent."""
@@ -80,11 +80,11 @@ class ActiveRequests:
         for request in (*self._requests.values(), *self._lingering.values()):
             abort(request)
 
-    def _look_later(self, task: asyncio.Task[object], unsent: Unsent) -> None:
+    def _look_later(self, task: asyncio.Task[object], unsent: PendingResponse) -> None:
         loop = asyncio.get_running_loop()
-        self._looks[task] = loop.call_later(self._write_timeout / LOOKS, self._look, task, unsent)
+        self._looks[task] = loop.call_later(self._write_timeout / CHECKS, self._look, task, unsent)
 
-    def _look(self, task: asyncio.Task[object], unsent: Unsent) -> None:
+    def _look(self, task: asyncio.Task[object], unsent: PendingResponse) -> None:
         request = self._requests[task]
         transport = request.transport
         waiting = 0 if transport is None else transport.get_write_buffer_size()

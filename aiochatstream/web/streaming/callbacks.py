@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 Callback = Callable[[web.Request, str], object]
 """What an application gives to be told ``(request, message)``: a plain function or a coroutine function."""
 
-LAST_SECONDS = 2.0
+CLOSE_SECONDS = 2.0
 """How long callbacks that still run may take when the application ends."""
 
 
@@ -34,12 +34,12 @@ class Callbacks:
     ) -> None:
         if not self._tasks:
             return
-        _, late = await asyncio.wait(self._tasks, timeout=LAST_SECONDS)
+        _, late = await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         if late:
             logger.warning("Cancelling %d callbacks that still run when the application ends.", len(late))
             for task in late:
                 task.cancel()
-            await asyncio.wait(late, timeout=LAST_SECONDS)
+            await asyncio.wait(late, timeout=CLOSE_SECONDS)
 
     def call(self, callback: Callback, request: web.Request, message: str) -> None:
         """Have ``callback(request, message)`` called soon. What it raises is logged."""

@@ -18,9 +18,9 @@ from aiohttp import web
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
-HUNG_UP = getattr(select, "POLLRDHUP", 0)
+POLLRDHUP = getattr(select, "POLLRDHUP", 0)
 """Linux tells that the other side has closed even where aiohttp reads nothing (a client that sent ahead)."""
 
 
@@ -30,14 +30,14 @@ def is_gone(request: web.Request) -> bool:
     if transport is None or transport.is_closing():
         return True
     connection = transport.get_extra_info("socket")
-    if not HUNG_UP or connection is None:
+    if not POLLRDHUP or connection is None:
         return False
     poll = select.poll()
-    poll.register(connection.fileno(), HUNG_UP)
+    poll.register(connection.fileno(), POLLRDHUP)
     return bool(poll.poll(0))
 
 
-class Presence:
+class DisconnectWatcher:
     """Calls back, within 50 ms, when the client of a watched request is gone."""
 
     def __init__(self) -> None:
@@ -84,4 +84,4 @@ class Presence:
                     logger.exception("A client cannot be watched")
                     self._watched.pop(watch, None)
                 del request, on_gone  # a request must not live on here
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)

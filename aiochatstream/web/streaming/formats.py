@@ -1,6 +1,6 @@
 """How an answer is written down for the client: plain text, server-sent events, one JSON object, or as chatstream did.
 
-Each format is a function of an :class:`Exchange` that consumes the turn's events and returns the response.
+Each format is a function of an :class:`TurnResponse` that consumes the turn's events and returns the response.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from aiochatstream.params import WireFormat
 from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.sessions import UserSession
-from aiochatstream.web.accept import qualities
+from aiochatstream.web.accept import parse_qualities
 from aiochatstream.web.errors import error_body
 from aiochatstream.web.json import dumps, json_response
-from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
+from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, StreamedResponse
 
 AF_UNIX = getattr(socket, "AF_UNIX", None)
 
@@ -38,7 +38,7 @@ DEV_TOOL_HEADER = "X-ChatStream-API-DevTool-Enabled"
 
 WIRE_HEADER = "X-ChatStream-Wire"
 
-WIRES: dict[str, WireFormat] = {"cumulative-eos": "chatstream", "cumulative": "chatstream-older"}
+WIRE_FORMATS: dict[str, WireFormat] = {"cumulative-eos": "chatstream", "cumulative": "chatstream-older"}
 """What the header may say. Both formats are text/plain, so ``Accept`` cannot tell them apart."""
 
 END_TOKEN = "<::EOS::>"  # noqa: S105 - no password
@@ -54,22 +54,22 @@ def wire_format_of(request: web.Request, default: WireFormat) -> WireFormat:
     if asked is None:
         return choose_format(request.headers.getall("Accept", []), default)
     try:
-        return WIRES[", ".join(asked)]
+        return WIRE_FORMATS[", ".join(asked)]
     except KeyError:
-        raise BadRequest(f"{WIRE_HEADER}: must be {' or '.join(map(repr, WIRES))}, or absent.") from None
+        raise BadRequest(f"{WIRE_HEADER}: must be {' or '.join(map(repr, WIRE_FORMATS))}, or absent.") from None
 
 
 def choose_format(accept: Sequence[str], default: WireFormat) -> WireFormat:
     """The format that the client's ``Accept`` headers prefer; ``default`` where they name none of ours."""
     best, best_quality = default, 0.0
-    for media_type, quality in qualities(accept).items():
+    for media_type, quality in parse_qualities(accept).items():
         chosen = default if media_type == "*/*" else MEDIA_TYPES.get(media_type)
         if chosen is not None and quality > best_quality:
             best, best_quality = chosen, quality
     return best
 
 
-class Exchange(Sending):
+class TurnResponse(StreamedResponse):
     """One request, its user, and the turn that answers it.
 
     :param write_timeout: seconds that the client may take nothing.
@@ -105,7 +105,7 @@ class Exchange(Sending):
             answered = self.turn.ended.is_set()
             await self.user.put_in_session(self.conversation, self.turn.conversation, answered=answered)
 
-    async def before_headers(self, response: web.StreamResponse) -> None:
+    async def on_prepare(self, response: web.StreamResponse) -> None:
         """The session's cookie goes with them."""
         await self.put_in_session()
         await self.user.save_with_stream(response)
@@ -132,7 +132,7 @@ class Exchange(Sending):
                 await self.request.writer.drain()
 
 
-async def write_text(exchange: Exchange) -> web.StreamResponse:
+async def write_text(exchange: TurnResponse) -> web.StreamResponse:
     """Each chunk is the new text only. The headers go out with the first one, so a failure before it has a status."""
     if hides_cuts(exchange.request):
         return await _write_whole(exchange, lambda text: text)
@@ -148,13 +148,13 @@ def hides_cuts(request: web.Request) -> bool:
     return request.version < HttpVersion11 and connection is not None and connection.family == AF_UNIX
 
 
-async def _write_whole(exchange: Exchange, chunk: Callable[[str], str]) -> web.StreamResponse:
+async def _write_whole(exchange: TurnResponse, chunk: Callable[[str], str]) -> web.StreamResponse:
     """All at once with its length, when it is whole."""
     await _end_of(exchange)
     return web.Response(text=chunk(exchange.turn.text), headers=exchange.headers)
 
 
-async def _end_of(exchange: Exchange) -> Ended:
+async def _end_of(exchange: TurnResponse) -> Ended:
     """Wait for the end of the turn, and do the session's part. Raises the error of a turn that failed."""
     while True:
         event = await exchange.turn.next_event()
@@ -165,7 +165,7 @@ async def _end_of(exchange: Exchange) -> Ended:
             return event
 
 
-async def _write_plain(exchange: Exchange, write: Callable[[str], Awaitable[None]]) -> web.StreamResponse:
+async def _write_plain(exchange: TurnResponse, write: Callable[[str], Awaitable[None]]) -> web.StreamResponse:
     """From the first text to the end; ``write`` is given each new text."""
     while True:
         event = await exchange.turn.next_event()
@@ -180,7 +180,7 @@ async def _write_plain(exchange: Exchange, write: Callable[[str], Awaitable[None
             return exchange.response
 
 
-async def write_cumulative_eos(exchange: Exchange) -> web.StreamResponse:
+async def write_cumulative_eos(exchange: TurnResponse) -> web.StreamResponse:
     """As chatstream: each chunk is the whole answer so far and the end token.
 
     Where the answer itself says the token, a space goes before its ``>``: the client would take it for the end of a
@@ -189,12 +189,12 @@ async def write_cumulative_eos(exchange: Exchange) -> web.StreamResponse:
     return await _write_cumulative(exchange, lambda text: text.replace(END_TOKEN, UNLIKE_END_TOKEN) + END_TOKEN)
 
 
-async def write_cumulative(exchange: Exchange) -> web.StreamResponse:
+async def write_cumulative(exchange: TurnResponse) -> web.StreamResponse:
     """As older versions of chatstream: each chunk is the whole answer so far, for clients that take a read for one."""
     return await _write_cumulative(exchange, lambda text: text)
 
 
-async def _write_cumulative(exchange: Exchange, chunk: Callable[[str], str]) -> web.StreamResponse:
+async def _write_cumulative(exchange: TurnResponse, chunk: Callable[[str], str]) -> web.StreamResponse:
     """A chunk holds all that came before it, so one is enough for all text that gathered while the last one was being
     taken: the bytes grow with the square of the answer's length only for a client that keeps up.
     """
@@ -217,7 +217,7 @@ async def _write_cumulative(exchange: Exchange, chunk: Callable[[str], str]) -> 
         return await _write_plain(exchange, write)
 
 
-async def write_sse(exchange: Exchange) -> web.StreamResponse:
+async def write_sse(exchange: TurnResponse) -> web.StreamResponse:
     """An event for everything that happens. The headers go out at once, so that queue positions can be shown."""
     await exchange.open("text/event-stream")
     with exchange.turn.heartbeats(HEARTBEAT_SECONDS):
@@ -248,7 +248,7 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
     return f"event: {name}\ndata: {dumps(data)}\n\n"
 
 
-async def write_json(exchange: Exchange) -> web.StreamResponse:
+async def write_json(exchange: TurnResponse) -> web.StreamResponse:
     """One object, when all is over."""
     ended = await _end_of(exchange)
     body = {"text": exchange.turn.text, "message_id": exchange.turn.message_id, **summary(ended)}
@@ -257,7 +257,7 @@ async def write_json(exchange: Exchange) -> web.StreamResponse:
 
 def summary(ended: Ended) -> dict[str, Any]:
     """What there is to tell of an answer besides its text."""
-    told = {} if ended.kept is None else told_of(ended.kept)
+    told = {} if ended.kept is None else save_summary(ended.kept)
     return {
         "finish_reason": ended.finish_reason,
         "usage": ended.usage._asdict(),
@@ -266,7 +266,7 @@ def summary(ended: Ended) -> dict[str, Any]:
     }
 
 
-def told_of(kept: SaveResult) -> dict[str, Any]:
+def save_summary(kept: SaveResult) -> dict[str, Any]:
     """What a client is told of a conversation that was kept."""
     told: dict[str, Any] = {"turn": kept.conversation.number}
     if kept.dropped_turns:
@@ -281,7 +281,7 @@ def _commit(kept: SaveResult | None) -> dict[str, str]:
     return {} if kept is None or kept.commit is None else {"commit": kept.commit}
 
 
-WRITERS: dict[WireFormat, Callable[[Exchange], Awaitable[web.StreamResponse]]] = {
+WRITERS: dict[WireFormat, Callable[[TurnResponse], Awaitable[web.StreamResponse]]] = {
     "text": write_text,
     "sse": write_sse,
     "json": write_json,

@@ -10,11 +10,11 @@ from aiohttp import web
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.runtime.events import Failed
 from aiochatstream.web.streaming.disconnects import is_gone
-from aiochatstream.web.streaming.formats import Exchange
+from aiochatstream.web.streaming.formats import TurnResponse
 
 SUCCESS = "success"
-LEFT_BEFORE = "client_disconnected_before_streaming"
-LEFT_WHILE = "client_disconnected_while_streaming"
+DISCONNECTED_BEFORE = "client_disconnected_before_streaming"
+DISCONNECTED_WHILE = "client_disconnected_while_streaming"
 UNKNOWN_ERROR = "unknown_error_occurred"
 
 
@@ -27,7 +27,7 @@ class Outcome:
     """
 
     request: web.Request
-    exchange: Exchange | None = None
+    exchange: TurnResponse | None = None
     left: bool = False
     _reason: str | None = None
 
@@ -49,5 +49,5 @@ class Outcome:
                 self.left = True
         if self.left:
             streaming = exchange is not None and exchange.response is not None and exchange.turn.text
-            return LEFT_WHILE if streaming else LEFT_BEFORE
+            return DISCONNECTED_WHILE if streaming else DISCONNECTED_BEFORE
         return SUCCESS if self._reason is None else f"{UNKNOWN_ERROR}: {self._reason}"

@@ -1,4 +1,4 @@
-"""Sending a response piece by piece to a client that may be slow, or leave."""
+"""StreamedResponse a response piece by piece to a client that may be slow, or leave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import web
 
 from aiochatstream.web.json import COMMON_HEADERS
 from aiochatstream.web.streaming.active_requests import abort
-from aiochatstream.web.streaming.disconnects import Presence, is_gone
+from aiochatstream.web.streaming.disconnects import DisconnectWatcher, is_gone
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ BUFFER_BYTES = 1 << 14
 STREAM_HEADERS = {**COMMON_HEADERS, "X-Accel-Buffering": "no"}
 
 
-class Sending:
+class StreamedResponse:
     """One request, and the response once its headers are out.
 
     :param write_timeout: seconds that the client may take nothing.
@@ -40,7 +40,7 @@ class Sending:
         """Those of the response."""
         return STREAM_HEADERS
 
-    async def before_headers(self, response: web.StreamResponse) -> None:
+    async def on_prepare(self, response: web.StreamResponse) -> None:
         """What is to be done just before the headers go out."""
 
     async def open(self, content_type: str) -> web.StreamResponse:
@@ -51,7 +51,7 @@ class Sending:
             response = web.StreamResponse(headers=self.headers)
             response.content_type = content_type
             response.charset = "utf-8"
-            await self.before_headers(response)
+            await self.on_prepare(response)
             await response.prepare(self.request)
             self.response = response
         return self.response
@@ -78,10 +78,10 @@ class Sending:
         """End the connection so that the client cannot take what it has for the whole answer."""
         abort(self.request)
 
-    async def carry_out(
+    async def send(
         self,
         write: Callable[[], Awaitable[web.StreamResponse]],
-        presence: Presence,
+        presence: DisconnectWatcher,
         on_gone: Callable[[], None],
         on_failure: Callable[[Exception], None] = lambda error: None,
     ) -> web.StreamResponse:

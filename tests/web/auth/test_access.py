@@ -22,7 +22,7 @@ from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions.cookie_session import MAX_COOKIE_BYTES
 from aiochatstream.web.auth import pass_phrases
 from aiochatstream.web.auth.rate_limit import ATTEMPTS, phrase_attempts
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import Client, Server, browser, echo, post_bytes, role_of, serving, sse_events, until
 
 SHA256 = hashlib.sha256(b"hashed").hexdigest()
@@ -71,7 +71,7 @@ async def agent_says(client: Client, text: str | None, phrase: str | None = None
 async def test_what_a_role_may_not_call_is_a_403_on_the_role_layer(start: Any, client_of: Any) -> None:
     roles = {"user": role_of("nothing", allow=["chat_stream"])}
     client = client_of(await start(ChatStream(engine=echo, client_roles=roles)))
-    for api in APIS.values():
+    for api in ENDPOINTS.values():
         method = api.route("/", echo).method
         path = api.path.format(message_id="x")
         status, body = await ask(client, path, method) if api.name != "metrics" else (200, {})

@@ -13,7 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.sessions.client_address import client_network
-from aiochatstream.web.auth.addresses import comes_from_here
+from aiochatstream.web.auth.addresses import is_local_request
 from tests.helpers import echo, role_of
 
 
@@ -65,7 +65,7 @@ def test_a_client_is_an_ipv4_address_or_a_network_of_ipv6(remote: str, key: str)
 def test_this_machine_is_told_from_others_and_from_proxies_on_it(
     remote: str, headers: dict[str, str], here: bool
 ) -> None:
-    assert comes_from_here(request_of(remote, **headers)) == here
+    assert is_local_request(request_of(remote, **headers)) == here
 
 
 async def test_on_a_socket_for_both_protocols_an_ipv4_client_is_itself() -> None:

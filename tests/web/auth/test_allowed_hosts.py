@@ -17,19 +17,19 @@ from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.cli.main import _allowed_hosts, _listen
 from aiochatstream.texts import EN
 from aiochatstream.web.auth.roles import PROBES
-from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import echo
 
 REBOUND = {"Host": "evil.example:8080", "Origin": "http://evil.example:8080", "Sec-Fetch-Site": "same-origin"}
 """Headers of a page that was loaded from this server by a name of the attacker."""
 
 ENDPOINTS = [
-    *((name, api.route("/", echo).method, api.path.format(message_id="x")) for name, api in APIS.items()),
+    *((name, api.route("/", echo).method, api.path.format(message_id="x")) for name, api in ENDPOINTS.items()),
     ("webui_index", "GET", "/ui_config"),
     *(
         (name, api.route("/", echo).method, "/v1" + api.path.partition("{")[0])
-        for name, api in OPENAI_APIS.items()
+        for name, api in OPENAI_ENDPOINTS.items()
         if name != "retrieve_model"
     ),
     ("retrieve_model", "GET", "/v1/models/x"),

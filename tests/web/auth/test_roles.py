@@ -9,7 +9,7 @@ import pytest
 
 from aiochatstream import ChatStream, hash_phrase
 from aiochatstream.web.auth.roles import ALWAYS_ALLOWED, Roles
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import echo, role_of
 
 DEFAULT = {"apis": {"allow": ["chat_stream"], "auth_method": "nothing", "use_session": True}}
@@ -17,7 +17,7 @@ AGENT = {"apis": {"allow": "all", "auth_method": "nothing", "use_session": False
 
 
 def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_none() -> None:
-    roles = Roles(None, APIS)
+    roles = Roles(None, ENDPOINTS)
     role = roles.browser_default
     assert role.allow is not None
     assert role.allow | ALWAYS_ALLOWED == {
@@ -39,7 +39,7 @@ def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_non
         "openapi",
         "docs",
     }
-    assert {api for api in APIS if not role.may_call(api)} == {"get_prompt", "get_resource_usage"}
+    assert {api for api in ENDPOINTS if not role.may_call(api)} == {"get_prompt", "get_resource_usage"}
     for api in ("get_prompt", "get_resource_usage", "unknown"):
         assert not role.may_call(api)
     assert not role.enable_dev_tool
@@ -48,11 +48,11 @@ def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_non
 
 
 def test_lists_are_taken_as_written_but_for_health_and_metrics() -> None:
-    role = Roles({"user": DEFAULT}, APIS).browser_default
+    role = Roles({"user": DEFAULT}, ENDPOINTS).browser_default
     allowed = ["chat_stream", "commit", "healthz", "readyz", "metrics"]  # a commit is a part of chat_stream
-    assert [api for api in APIS if role.may_call(api)] == allowed
-    everything = Roles({"user": role_of("nothing")}, APIS).browser_default
-    assert all(everything.may_call(api) for api in APIS)
+    assert [api for api in ENDPOINTS if role.may_call(api)] == allowed
+    everything = Roles({"user": role_of("nothing")}, ENDPOINTS).browser_default
+    assert all(everything.may_call(api) for api in ENDPOINTS)
 
 
 def test_phrases_give_roles_to_whom_they_are_for() -> None:
@@ -67,7 +67,7 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
             "robot": role_of("header_phrase", "beep", use_session=False),
             "android": role_of("header_phrase_sha256", sha256, use_session=False),
         },
-        APIS,
+        ENDPOINTS,
     )
     assert (roles.browser_default.name, roles.agent_default and roles.agent_default.name) == ("user", "agent")
     typed = {text: roles.by_typed_phrase(text) for text in ("sesame", "open", "best", "beep", "")}

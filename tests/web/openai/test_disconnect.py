@@ -87,7 +87,7 @@ async def test_after_200_streams_whose_clients_give_up_all_gauges_are_zero_and_t
     await until(lambda: server.idle)
     async with client_of(server).post("/v1/chat/completions", **BODY) as response:
         assert (await response.json())["choices"][0]["message"]["content"] == "word " * 50
-    await until(lambda: not server.chat_stream.presence._watched)
+    await until(lambda: not server.chat_stream.disconnects._watched)
 
 
 async def test_a_shutdown_ends_a_stream_with_an_error(start: Any, stepper: Any, client_of: Any) -> None:

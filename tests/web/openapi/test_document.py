@@ -22,9 +22,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from aiochatstream import ChatStream, ScriptedEngine
-from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
+from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
 from aiochatstream.web.openapi import docs_page
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import Server, echo, role_of, serving
 
 EXAMPLES = 12
@@ -47,11 +47,11 @@ async def document_of(server: Server, client: Any) -> dict[str, Any]:
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
-@pytest.mark.parametrize("name", [name for name in (*APIS, *OPENAI_APIS) if name != "openapi"])  # read in each test
+@pytest.mark.parametrize("name", [name for name in (*ENDPOINTS, *OPENAI_ENDPOINTS) if name != "openapi"])  # read in each test
 async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, client_of: Any, name: str) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
-    api = {**APIS, **OPENAI_APIS}[name]
+    api = {**ENDPOINTS, **OPENAI_ENDPOINTS}[name]
 
     def send() -> None:
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -87,7 +87,7 @@ async def test_every_endpoint_is_described_with_its_words_its_body_and_its_error
     described = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
     }
-    assert described.keys() == APIS.keys() | OPENAI_APIS.keys() | {"readyz_2"}  # at /health
+    assert described.keys() == ENDPOINTS.keys() | OPENAI_ENDPOINTS.keys() | {"readyz_2"}  # at /health
     schemathesis.openapi.from_dict(document).validate()  # OpenAPI 3.1
     for operation in described.values():
         assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
@@ -115,7 +115,7 @@ async def test_what_is_described_is_what_is_mounted_and_where() -> None:
             async with aiohttp.request("GET", f"{url}/{name}/openapi.json") as response:
                 paths[name] = list((await response.json())["paths"])
     assert paths["one"] == ["/one/chat_stream", "/one/openapi.json"]
-    others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_APIS.values()]
+    others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_ENDPOINTS.values()]
     assert paths["other"] == [*others, "/other/openapi.json"]
 
 
@@ -139,9 +139,9 @@ async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, clien
         policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "script" not in policy
-    for api in APIS.values():
+    for api in ENDPOINTS.values():
         assert f"{api.path}</code>" in page
-    for api in OPENAI_APIS.values():
+    for api in OPENAI_ENDPOINTS.values():
         assert f"/v1{api.path.partition(':')[0].rstrip('}')}" in page
     assert not re.search(r"<script|<link|src=|url\(|href=\"\w+:", page)
     links = set(re.findall(r'href="#([^"]+)"', page))

@@ -171,7 +171,7 @@ async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off
     try:
         writer.write(post_bytes('{"user_input":"hi"}'))
         await until(lambda: calls and server.idle)  # generation is over although next to nothing was read
-        await until(lambda: not chat_stream.presence._watched)
+        await until(lambda: not chat_stream.disconnects._watched)
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(200 * 100_000)
     finally:

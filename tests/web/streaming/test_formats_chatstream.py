@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from aiochatstream import ChatStream, GenerationParams
-from aiochatstream.web.streaming.formats import END_TOKEN, Exchange
+from aiochatstream.web.streaming.formats import END_TOKEN, TurnResponse
 from tests.helpers import Client, Server, echo, until
 
 pytestmark = pytest.mark.both_loops
@@ -209,14 +209,14 @@ async def test_text_that_gathers_before_the_first_chunk_is_sent_once(
 ) -> None:
     engine = speaker(["word "] * 200)
 
-    put_in_session = Exchange.put_in_session
+    put_in_session = TurnResponse.put_in_session
 
-    async def slowly(exchange: Exchange) -> None:
+    async def slowly(exchange: TurnResponse) -> None:
         engine.allow(1_000)
         await until(exchange.turn.ended.is_set)
         await put_in_session(exchange)
 
-    monkeypatch.setattr(Exchange, "put_in_session", slowly)
+    monkeypatch.setattr(TurnResponse, "put_in_session", slowly)
     server = await start(ChatStream(engine=engine, max_new_tokens=1_000))
     engine.allow()
     async with ask(client_of(server), wire, user_input="hi") as response:
