@@ -86,7 +86,9 @@ class Page:
             raise ValueError(f"web_ui_params: must be a dict, not {params!r}.")
         for name in params:
             if name not in WebUiParams.model_fields:
-                raise ValueError(f"web_ui_params: unknown field {name!r}; choose from {', '.join(WebUiParams.model_fields)}.")
+                raise ValueError(
+                    f"web_ui_params: unknown field {name!r}; choose from {', '.join(WebUiParams.model_fields)}."
+                )
         try:
             self.params = validated(WebUiParams, dict(params))
         except ValueError as error:

@@ -109,7 +109,7 @@ class ChatRequest(ConversationRef):
 
 
 class GenerationParamsChange(ParamOverrides):
-    """The body of ``POST /set_generation_params``. Absent parameters stay as they are; null restores the server's value.
+    """The body of ``POST /set_generation_params``. Absent parameters do not change; null restores the server's value.
 
     top_k_value, top_p_value: chatstream's names of top_k and top_p.
     """

@@ -34,7 +34,16 @@ UNAVAILABLE = (TooManyRequests, Starting, Draining)
 
 CONFLICTS = (ConversationBusy, ConversationChanged, AnswerElsewhere)
 
-CHAT_ERRORS = (NotFound, NoRecording, NothingToRegenerate, NothingToContinue, TooLarge, *CONFLICTS, *UNAVAILABLE, EngineFailed)
+CHAT_ERRORS = (
+    NotFound,
+    NoRecording,
+    NothingToRegenerate,
+    NothingToContinue,
+    TooLarge,
+    *CONFLICTS,
+    *UNAVAILABLE,
+    EngineFailed,
+)
 
 ENDPOINTS = {
     endpoint.name: endpoint
@@ -80,7 +89,7 @@ ENDPOINTS = {
             web.delete,
             "/history/{message_id}",
             history.delete_message,
-            query=request_models.HistoryChange,
+            query=request_models.DeleteMessageQuery,
             responses={JSON: response_models.ChangeResponse},
             errors=(NotFound, *CONFLICTS),
         ),

@@ -39,4 +39,7 @@ def test_a_page_is_compressed_only_if_the_client_accepts_that(headers: list[str]
 
 
 def test_other_parameters_are_no_quality() -> None:
-    assert parse_qualities(["text/html;level=1;q=0.3, text/plain; charset=utf-8"]) == {"text/html": 0.3, "text/plain": 1.0}
+    assert parse_qualities(["text/html;level=1;q=0.3, text/plain; charset=utf-8"]) == {
+        "text/html": 0.3,
+        "text/plain": 1.0,
+    }

@@ -14,7 +14,7 @@ from yarl import URL
 
 from aiochatstream.errors import Forbidden
 from aiochatstream.sessions.client_address import parse_address
-from aiochatstream.web.auth.addresses import is_loopback_connection, host_name, hosts_of, is_loopback_host
+from aiochatstream.web.auth.addresses import host_name, hosts_of, is_loopback_connection, is_loopback_host
 
 NAME = re.compile(r"(?:\*\.)?[^\s*.:/\\@?#\[\]]+(?:\.[^\s*.:/\\@?#\[\]]+)*\.?")
 ANY = "*"
@@ -37,9 +37,7 @@ class AllowedHosts:
 
     def __init__(self, names: object = None) -> None:
         if names is not None and not isinstance(names, list | tuple | set | frozenset):
-            raise ValueError(
-                f"allowed_hosts: must be a list of host names such as 'chat.example.com', not {names!r}."
-            )
+            raise ValueError(f"allowed_hosts: must be a list of host names such as 'chat.example.com', not {names!r}.")
         self._names = None if names is None else frozenset(map(_normalize, names))
         self._own_names = CONTAINER_HOSTS | _machine_names()
 

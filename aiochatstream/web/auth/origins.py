@@ -22,7 +22,7 @@ def normalize_origins(origins: object) -> frozenset[str]:
 
 def _normalize(origin: object) -> str:
     if origin == "*":
-        raise ValueError("allowed_origins: must list each origin, not '*', because browsers send their users' cookies.")
+        raise ValueError("allowed_origins: must list each origin, not '*': requests carry the users' cookies.")
     if isinstance(origin, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\\\s]+", origin):
         try:
             return str(URL(origin).origin())

@@ -94,7 +94,7 @@ class Roles:
         elif isinstance(client_roles, Mapping):
             self._roles = {name: _parse_role(name, value, endpoints) for name, value in client_roles.items()}
         else:
-            raise ValueError(f"client_roles: must be a dict of roles by name, not {client_roles!r}.")
+            raise ValueError("client_roles: must be a dict of roles by name.")
         roles = self._roles.values()
         without_phrase = [role for role in roles if role.auth_method == NO_PHRASE]
         browsers = [role for role in without_phrase if role.use_session]
@@ -127,7 +127,7 @@ class Roles:
         return next((role for role in self._ui if role.name == name), self.browser_default)
 
     def by_typed_phrase(self, text: str) -> Role | None:
-        """Return the role that typing ``text`` grants. Blocks if a phrase is hashed with scrypt: call it in a thread."""
+        """Return the role that typing ``text`` grants. May compute scrypt hashes: call it in a thread."""
         return _matching(self._ui, text)
 
     def by_header_phrase(self, phrase: str) -> Role | None:

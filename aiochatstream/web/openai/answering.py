@@ -154,7 +154,7 @@ async def _write_stream(sending: _OpenAIResponse, turns: Sequence[RunningTurn], 
             async for index, event in events:
                 if isinstance(event, Failed):
                     rename_field(event.error, answer.names)
-                    if sending.response is None:
+                    if sending.stream is None:
                         raise event.error
                     await sending.write(EVENTS, answer.failed(event.error))
                     return await sending.finish(EVENTS)

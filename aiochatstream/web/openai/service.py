@@ -38,7 +38,8 @@ class Service:
     def check(self, server: Server, request: web.Request) -> str:
         """Who asks, see :meth:`ApiKeys.check`. Reads no body.
 
-        Raises as :func:`~aiochatstream.web.auth.access.check_host_and_origin`, and :class:`~aiochatstream.errors.InvalidKey`.
+        Raises as :func:`~aiochatstream.web.auth.access.check_host_and_origin`, and
+        :class:`~aiochatstream.errors.InvalidKey`.
         """
         check_host_and_origin(server, request)
         return self.keys.check(request)

@@ -47,7 +47,9 @@ async def document_of(server: Server, client: Any) -> dict[str, Any]:
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
-@pytest.mark.parametrize("name", [name for name in (*ENDPOINTS, *OPENAI_ENDPOINTS) if name != "openapi"])  # read in each test
+@pytest.mark.parametrize(
+    "name", [name for name in (*ENDPOINTS, *OPENAI_ENDPOINTS) if name != "openapi"]
+)  # read in each test
 async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, client_of: Any, name: str) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
