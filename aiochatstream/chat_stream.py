@@ -15,8 +15,7 @@ from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engine_choice import engine_of, prompt_class_of
 from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TextFunction, TokenSampler
 from aiochatstream.errors import Draining
-from aiochatstream.param_limits import checked_limits
-from aiochatstream.params import GenerationParams, Limits, WireFormat, choose_overload_status, validated
+from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, WireFormat, choose_overload_status
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeConfig
 from aiochatstream.texts import Locale
@@ -162,7 +161,7 @@ class ChatStream(Server):
         frequency_penalty: float = 0.0,
         no_repeat_ngram_size: int = 0,
         logit_bias: Mapping[int, float] | None = None,
-        param_limits: Mapping[str, Sequence[float]] | None = None,
+        param_limits: ParamLimits | Mapping[str, Sequence[float]] | None = None,
         allow_system_prompt: bool = False,
         token_sampler: TokenSampler | None = None,
         seed: int | None = None,
@@ -199,41 +198,35 @@ class ChatStream(Server):
             if engine is not None:
                 raise TypeError("use_mock_response: takes the place of engine; give one or the other.")
             engine, model, tokenizer = ScriptedEngine.from_mock_params(mock_params), None, None
-        limits = validated(
-            Limits,
-            {
-                "num_of_concurrent_executions": num_of_concurrent_executions,
-                "max_queue_size": max_queue_size,
-                "context_len": context_len,
-                "max_queue_wait": max_queue_wait,
-                "max_answer": max_answer,
-                "body_timeout": body_timeout,
-                "write_timeout": write_timeout,
-                "shutdown_timeout": shutdown_timeout,
-                "max_request_bytes": max_request_bytes,
-                "wire_format": wire_format,
-                "overload_status": choose_overload_status(overload_status, too_many_request_as_http_error),
-            },
+        capacity = Capacity(num_of_concurrent_executions=num_of_concurrent_executions, max_queue_size=max_queue_size)
+        status: Any = choose_overload_status(overload_status, too_many_request_as_http_error)
+        limits = Limits(
+            context_len=context_len,
+            max_queue_wait=max_queue_wait,
+            max_answer=max_answer,
+            body_timeout=body_timeout,
+            write_timeout=write_timeout,
+            shutdown_timeout=shutdown_timeout,
+            max_request_bytes=max_request_bytes,
+            wire_format=wire_format,
+            overload_status=status,
         )
-        params = validated(
-            GenerationParams,
-            {
-                "max_new_tokens": max_new_tokens,
-                "temperature": temperature,
-                "top_k": 0 if top_k is None else top_k,
-                "top_p": top_p,
-                "min_p": min_p,
-                "typical_p": typical_p,
-                "repetition_penalty": repetition_penalty,
-                "repetition_penalty_method": repetition_penalty_method,
-                "presence_penalty": presence_penalty,
-                "frequency_penalty": frequency_penalty,
-                "no_repeat_ngram_size": no_repeat_ngram_size,
-                "logit_bias": {} if logit_bias is None else logit_bias,
-                "seed": 0 if seed is None else seed,
-            },
+        biases: Any = {} if logit_bias is None else logit_bias
+        params = GenerationParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=0 if top_k is None else top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repetition_penalty=repetition_penalty,
+            repetition_penalty_method=repetition_penalty_method,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            logit_bias=biases,
+            seed=0 if seed is None else seed,
         )
-        limits_of_params = checked_limits(param_limits, params)
         longest = context_len or DEFAULT_CONTEXT_LEN
         if longest <= max_new_tokens and (engine is None or context_len is not None):
             raise ValueError(f"context_len: must be above max_new_tokens ({max_new_tokens}), not {longest}.")
@@ -249,8 +242,9 @@ class ChatStream(Server):
                 engine=answering,
                 prompt_class_of=prompts,
                 params=params,
+                capacity=capacity,
                 limits=limits,
-                param_limits=limits_of_params,
+                param_limits=ParamLimits.of(param_limits, params),
                 seed=seed,
                 locale=locale,
                 logger=logging.getLogger("aiochatstream.chat") if logger is None else logger,
@@ -407,7 +401,7 @@ class ChatStream(Server):
 
     async def _on_shutdown(self, app: web.Application) -> None:
         self.uploads.refuse(
-            Draining("The server is shutting down and takes no new requests.")
+            Draining("The server is shutting down and accepts no new requests.")
         )  # nothing more of them is read
         await self._shut_down()
         await self.active_requests.close()

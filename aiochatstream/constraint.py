@@ -1,4 +1,4 @@
-"""What form an answer is to have."""
+"""Constraints on the form of an answer."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ JSON_OPTIONS: Mapping[str, Any] = {
     "whitespace_pattern": r"(\n {0,16}| )?",
     "lenient": False,
 }
-"""Options of llguidance for JSON. They take precedence over ``x-guidance`` in a schema, which comes from clients.
+"""Options of llguidance for JSON, which take precedence over ``x-guidance`` in the schemas of clients.
 
-Whitespace between two tokens of JSON is none, a space, or a new line with its indentation: models choose empty arrays
-where they may not write as they have learned. It is bounded because small models do not find the end of whitespace.
-``bench/constrained.py`` compares this with other choices."""
+Whitespace between JSON tokens is empty, a space, or a newline with indentation: models tend to write empty arrays if a
+grammar forbids the whitespace of their training data. It is bounded because small models may continue it endlessly.
+``bench/constrained.py`` compares the alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """The answer is text of this form: of no token is drawn what would break it, and where it is complete it ends.
+    """Form of an answer. Tokens that would violate it are never sampled, and the answer ends when it is complete.
 
-    An answer that is cut by ``max_new_tokens``, a stop string or its client is only a beginning. The whitespace of
-    JSON is as :data:`JSON_OPTIONS` say.
+    An answer that ``max_new_tokens``, a stop string or its client cuts off is incomplete. :data:`JSON_OPTIONS` define
+    the whitespace of JSON.
 
-    kind: ``json_object``, ``json_schema``, ``regex``, or ``lark``, a grammar as llguidance reads it:
-        https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. (A rule may be ``%json {...}``, a schema,
-        with such options of its own under ``x-guidance``.)
+    kind: ``json_object``, ``json_schema``, ``regex``, or ``lark``, a grammar in llguidance's syntax,
+        https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. (A rule may be a schema, ``%json {...}``,
+        with options of its own under ``x-guidance``.)
     text: the schema as JSON, the regular expression or the grammar; empty for ``json_object``.
     """
 
@@ -43,9 +43,9 @@ class Constraint:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> Constraint:
-        """JSON of this schema, with the properties in its order.
+        """Return a constraint to JSON of ``schema``, with properties in the schema's order.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` for one that is nested too deeply.
+        Raises :class:`~aiochatstream.errors.InvalidValue` for a schema that is nested too deeply.
         """
         try:
             return cls("json_schema", json.dumps(schema, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Everything that can be refused or go wrong, as one tree.
+"""Errors of requests, as one class hierarchy.
 
 ::
 
@@ -33,7 +33,7 @@
         ├── EngineStopped                engine_stopped
         └── StoreUnavailable             store_unavailable
 
-Each class knows its HTTP status and its code on the wire. ``web`` turns them into responses in one place.
+Each class has an HTTP status and an error code. ``web/errors.py`` turns them into responses.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ from typing import ClassVar
 
 
 class ChatStreamError(Exception):
-    """Root of the tree. ``detail`` is one clear sentence for the client.
+    """Base class of the errors.
 
-    retry_after: in how many whole seconds it may go better; None where time alone does not help.
+    status: HTTP status.
+    code: error code in responses.
+    detail: a sentence for the client.
+    retry_after: whole seconds after which a retry may succeed; None if a retry does not help.
     """
 
     status: ClassVar[int] = 500
@@ -57,82 +60,82 @@ class ChatStreamError(Exception):
 
 
 class BadRequest(ChatStreamError):
-    """The request is malformed."""
+    """Malformed request."""
 
     status = 400
     code = "bad_request"
 
 
 class ContextLengthExceeded(ChatStreamError):
-    """The prompt that a client gives whole is too long. (A conversation of ours is cut to fit.)"""
+    """A complete prompt from a client that is too long. (Stored conversations are shortened to fit.)"""
 
     status = 400
     code = "context_length_exceeded"
 
 
 class Unauthorized(ChatStreamError):
-    """This client does not say who it is, or says it wrongly."""
+    """Missing or invalid credentials."""
 
     status = 401
     code = "unauthorized"
 
 
 class InvalidKey(Unauthorized):
-    """There is no API key, or a wrong one."""
+    """Missing or invalid API key."""
 
     code = "invalid_api_key"
 
 
 class Forbidden(ChatStreamError):
-    """This client may not call this."""
+    """Request that the client's role or origin does not allow."""
 
     status = 403
     code = "forbidden"
 
 
 class NotFound(ChatStreamError):
-    """There is nothing at this path."""
+    """Unknown path or resource."""
 
     status = 404
     code = "not_found"
 
 
 class ModelNotFound(NotFound):
-    """The model that is asked for is not the one that is served here."""
+    """Request for a model other than the server's."""
 
     code = "model_not_found"
 
 
 class NotRunningHere(ChatStreamError):
-    """No answer of this conversation is running in this process."""
+    """Conversation without a running answer in this process."""
 
     status = 404
     code = "not_running_here"
 
 
 class NoRecording(ChatStreamError):
-    """Recorded answers are played back, and there is none to this prompt."""
+    """Prompt without a recorded answer to replay."""
 
     status = 404
     code = "no_recording"
 
 
 class MethodNotAllowed(ChatStreamError):
-    """The path exists, but not with this method."""
+    """Known path with an unsupported method."""
 
     status = 405
     code = "method_not_allowed"
 
 
 class RequestTimeout(ChatStreamError):
-    """The body does not arrive in time."""
+    """Request body that was not received in time."""
 
     status = 408
     code = "request_timeout"
 
 
 class ConversationBusy(ChatStreamError):
-    """An answer of this conversation is running."""
+    """Conversation with a running answer."""
 
     status = 409
     code = "conversation_busy"
@@ -140,56 +143,56 @@ class ConversationBusy(ChatStreamError):
 
 
 class ConversationChanged(ChatStreamError):
-    """The conversation is not the one that this turn began from, or that the client has seen."""
+    """Conversation that has changed since the turn began or the client last read it."""
 
     status = 409
     code = "conversation_changed"
 
 
 class NothingToRegenerate(ChatStreamError):
-    """There is no message to answer again."""
+    """Conversation without a message to answer again."""
 
     status = 409
     code = "nothing_to_regenerate"
 
 
 class NothingToContinue(ChatStreamError):
-    """The last answer is not an interrupted one."""
+    """Conversation whose last answer was not interrupted."""
 
     status = 409
     code = "nothing_to_continue"
 
 
 class AnswerElsewhere(ChatStreamError):
-    """The last answer is held by another worker process."""
+    """Conversation whose last answer is in another worker process."""
 
     status = 409
     code = "answer_elsewhere"
 
 
 class TooLarge(ChatStreamError):
-    """The body, or the newest message, is longer than the limit."""
+    """Request body or message that exceeds its limit."""
 
     status = 413
     code = "too_large"
 
 
 class UnsupportedMediaType(ChatStreamError):
-    """The body is not JSON."""
+    """Request body that is not JSON."""
 
     status = 415
     code = "unsupported_media_type"
 
 
 class InvalidValue(ChatStreamError):
-    """A field has the wrong type or is out of range."""
+    """Field with a wrong type or out of its range."""
 
     status = 422
     code = "invalid_value"
 
 
 class TooManyAttempts(ChatStreamError):
-    """Too many wrong phrases from one address."""
+    """Too many wrong pass phrases from one address."""
 
     status = 429
     code = "too_many_attempts"
@@ -197,15 +200,15 @@ class TooManyAttempts(ChatStreamError):
 
 
 class EngineFailed(ChatStreamError):
-    """The engine raised; a conversation is as it was before the turn."""
+    """Failed engine. The conversation is unchanged."""
 
 
 class SessionsNotSetUp(ChatStreamError):
-    """aiohttp-session's middleware is missing."""
+    """Missing middleware of aiohttp-session."""
 
 
 class Unavailable(ChatStreamError):
-    """Not now."""
+    """Temporarily unavailable server."""
 
     status = 503
 
@@ -215,34 +218,34 @@ class Unavailable(ChatStreamError):
 
 
 class TooManyRequests(Unavailable):
-    """Every slot and every place in the queue is taken, or too many bodies arrive at once."""
+    """Full queue, or too many request bodies in transfer."""
 
     code = "too_many_requests"
 
 
 class Starting(Unavailable):
-    """The model is being loaded."""
+    """Model that is still loading."""
 
     code = "starting"
 
 
 class LoadFailed(Starting):
-    """The model could not be loaded, and will not be in this process."""
+    """Model that failed to load in this process."""
 
 
 class Draining(Unavailable):
-    """The server is shutting down."""
+    """Server that is shutting down."""
 
     code = "draining"
 
 
 class EngineStopped(Unavailable):
-    """The engine's thread has ended by an error, and makes no more answers in this process."""
+    """Engine whose thread has failed; this process generates no more answers."""
 
     code = "engine_stopped"
 
 
 class StoreUnavailable(Unavailable):
-    """Where conversations or sessions are kept cannot be reached."""
+    """Unreachable store of conversations or sessions."""
 
     code = "store_unavailable"

@@ -1,10 +1,11 @@
-"""How one answer is generated, and the server's limits: validated, with units and ranges."""
+"""Generation parameters and server limits: typed, validated, with units and ranges."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sized
-from types import MappingProxyType
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -16,28 +17,27 @@ WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 
 STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
+MAX_LOGIT_BIASES = 300
 
-MOST_BIASES = 300
 
-
-def refuse_too_many(value: Any) -> Any:
-    """Before each is looked at, which would hold the event loop."""
-    if isinstance(value, Sized) and len(value) > MOST_BIASES:
-        raise ValueError("too many")
+def _limit_logit_biases(value: Any) -> Any:
+    """Raise ValueError for too many entries before pydantic validates each, which would block the event loop."""
+    if isinstance(value, Sized) and len(value) > MAX_LOGIT_BIASES:
+        raise ValueError("too many entries")
     return value
 
 
-def number_of_text(value: Any) -> Any:
-    """Where all is text: the keys of JSON objects, and query parameters."""
+def int_from_text(value: Any) -> Any:
+    """Return the integer that an object's key or a query parameter spells; any other value unchanged."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
-def flag_of_text(value: Any) -> Any:
-    """Return the bool that a query parameter spells, and anything else as it is."""
+def bool_from_text(value: Any) -> Any:
+    """Return the bool that a query parameter spells; any other value unchanged."""
     return {"true": True, "1": True, "false": False, "0": False}.get(value, value) if isinstance(value, str) else value
 
 
-# One place for each range. The description is the sentence that a wrong value is answered with.
+# Each range is defined once. An error quotes its description: "field: must be <description>."
 MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole number of tokens from 1 to 1000000")]
 Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]
 TopK = Annotated[int, Field(ge=0, le=1000, description="a whole number from 0 (off) to 1000")]
@@ -55,12 +55,13 @@ CountPenalty = Annotated[float, Field(ge=-2, le=2, description="a number from -2
 NoRepeatNgramSize = Annotated[int, Field(ge=0, le=100, description="a whole number of tokens from 0 (off) to 100")]
 LogitBias = Annotated[
     dict[
-        Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(number_of_text)],
+        Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(int_from_text)],
         Annotated[float, Field(ge=-100, le=100)],
     ],
-    BeforeValidator(refuse_too_many),
+    BeforeValidator(_limit_logit_biases),
     Field(
-        max_length=MOST_BIASES, description=f"an object of up to {MOST_BIASES} token ids with numbers from -100 to 100"
+        max_length=MAX_LOGIT_BIASES,
+        description=f"an object of up to {MAX_LOGIT_BIASES} token ids with numbers from -100 to 100",
     ),
 ]
 Logprobs = Annotated[int, Field(ge=0, le=20, description="a whole number of tokens from 0 to 20")]
@@ -73,30 +74,30 @@ Flag = Annotated[bool, Field(description="true or false")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, description="a number of seconds above 0, up to 86400")]
 
 
-NO_LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({})
-
-
 class ParamOverrides(BaseModel):
-    """What a request may set for its one answer. What is absent or null keeps the server's value.
+    """Parameters that a request or a user sets. A missing or null field keeps the server's value.
 
-    max_new_tokens: tokens that the answer may have, at most the server's own ``max_new_tokens``.
-    temperature: 0 takes the likeliest token always.
-    top_k: draw from the k likeliest tokens.
-    top_p: draw from the likeliest tokens that together reach this probability; 0 takes the likeliest token always.
-    min_p: leave out what is less likely than this part of the likeliest, https://arxiv.org/abs/2407.01082.
-    typical_p: draw from the tokens nearest to the expected surprise, that together reach this probability: locally
-        typical sampling, https://arxiv.org/abs/2202.00666.
-    repetition_penalty: makes tokens of prompt and answer so far less likely.
-    repetition_penalty_method: ``multiplicative`` divides a logit above 0 by the penalty and multiplies one below by it
-        (Keskar et al. 2019, https://arxiv.org/abs/1909.05858), so 1 is off. ``subtractive``, chatstream's other one,
-        takes the penalty itself from the logit, so 0 is off and 1 is not.
-    presence_penalty: is taken from the logits of tokens that the answer has (OpenAI).
-    frequency_penalty: is taken from them as many times as the answer has the token (OpenAI).
-    no_repeat_ngram_size: no sequence of so many tokens comes twice in prompt and answer.
-    logit_bias: is added to the logits of these token ids; -100 bans one, 100 all others.
-    seed: the same seed and prompt give the same answer again, in half precision only in the same company.
-    stop: strings that end the answer and are not shown.
-    ignore_eos: do not stop at the end-of-sequence token (for load tests: exactly max_new_tokens tokens).
+    max_new_tokens: maximum length of the answer in tokens, up to the server's own ``max_new_tokens``.
+    temperature: 0 (greedy decoding) to 2.
+    top_k: number of most likely tokens to sample from, 1 to 1000; 0 is off.
+    top_p: probability mass of the most likely tokens to sample from, 0 (greedy decoding) to 1 (off).
+    min_p: minimum probability of a token relative to the most likely one, 0 (off) to 1;
+        https://arxiv.org/abs/2407.01082.
+    typical_p: probability mass for locally typical sampling, above 0, up to 1 (off); https://arxiv.org/abs/2202.00666.
+    repetition_penalty: penalty for tokens that the prompt or the answer already contains, up to 10.
+    repetition_penalty_method: ``multiplicative`` divides positive logits by the penalty and multiplies negative ones
+        by it (Keskar et al. 2019, https://arxiv.org/abs/1909.05858); the penalty is at least 0.01, and 1 is off.
+        ``subtractive``, chatstream's second method, subtracts the penalty from the logits; the penalty is at least 0,
+        and 0 is off.
+    presence_penalty: subtracted once from the logits of tokens that the answer contains, -2 to 2; 0 is off (OpenAI).
+    frequency_penalty: subtracted once per occurrence in the answer, -2 to 2; 0 is off (OpenAI).
+    no_repeat_ngram_size: length of the token sequences that must not occur twice in prompt and answer, up to 100;
+        0 is off.
+    logit_bias: values from -100 to 100 to add to the logits of up to 300 token ids; -100 bans a token, 100 bans all
+        others.
+    seed: 0 to 2**63 - 1. The same seed and prompt reproduce an answer; in half precision only in the same batch.
+    stop: up to 16 strings that end the answer and are not part of it.
+    ignore_eos: continue after the end-of-sequence token, to exactly ``max_new_tokens`` tokens (for load tests).
     """
 
     model_config = STRICT
@@ -118,15 +119,135 @@ class ParamOverrides(BaseModel):
     ignore_eos: Flag | None = None
 
 
-class GenerationParams(BaseModel):
-    """The parameters of one answer, complete. Ranges and meanings as in :class:`ParamOverrides`.
+Range = tuple[float, float]
+"""Minimum and maximum, both inclusive."""
 
-    logprobs: tell how likely each token was, and so many of the likeliest at its place; None tells nothing.
-    prompt_logprobs: with ``logprobs``, also those of the prompt's tokens.
-    constraint: the form that the answer is to have.
+ABOVE_ZERO = 0.01
+"""Minimum to report for ranges that exclude 0."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ParamLimits:
+    """Ranges that a server allows in requests: (minimum, maximum) for each parameter; None allows the full range.
+
+    ::
+
+        ParamLimits(temperature=(0, 1), top_k=(1, 500))
+
+    Each range lies within that of :class:`ParamOverrides`. The maximum of ``max_new_tokens`` is always the server's
+    own value. Raises ValueError that names the parameter.
     """
 
-    model_config = STRICT
+    temperature: Range | None = None
+    top_k: Range | None = None
+    top_p: Range | None = None
+    min_p: Range | None = None
+    typical_p: Range | None = None
+    repetition_penalty: Range | None = None
+    presence_penalty: Range | None = None
+    frequency_penalty: Range | None = None
+    no_repeat_ngram_size: Range | None = None
+
+    def __post_init__(self) -> None:
+        for name, limits in self.items():
+            if not isinstance(limits, tuple) or len(limits) != 2:
+                raise ValueError(f"{name}: must be (minimum, maximum), not {limits!r}.")
+            for bound in limits:
+                validated(ParamOverrides, {name: bound})
+            if None in limits or limits[0] > limits[1]:
+                raise ValueError(f"{name}: must be (minimum, maximum), not {limits!r}.")
+
+    @classmethod
+    def of(
+        cls, param_limits: ParamLimits | Mapping[str, Sequence[float]] | None, defaults: GenerationParams
+    ) -> ParamLimits:
+        """Return the limits that ChatStream's argument ``param_limits`` specifies.
+
+        :param defaults: the server's own parameters, which the ranges must include.
+
+        Raises ValueError that names the parameter.
+        """
+        try:
+            limits = param_limits if isinstance(param_limits, cls) else cls._from_mapping(param_limits or {})
+            for name, (minimum, maximum) in limits.items():
+                default = getattr(defaults, name)
+                if not minimum <= default <= maximum:
+                    raise ValueError(
+                        f"{name}: the range {minimum} to {maximum} must include the server's default, {default}."
+                    )
+        except ValueError as error:
+            raise ValueError(f"param_limits: {error}") from None
+        return limits
+
+    @classmethod
+    def _from_mapping(cls, param_limits: Any) -> ParamLimits:
+        if not isinstance(param_limits, Mapping):
+            raise ValueError(f"must be a mapping of names to (minimum, maximum), not {param_limits!r}.")
+        for name in param_limits:
+            if name not in LIMITED:
+                raise ValueError(f"unknown parameter {name!r}; choose from {', '.join(LIMITED)}.")
+        return cls(**{name: tuple(pair) if isinstance(pair, list) else pair for name, pair in param_limits.items()})
+
+    def items(self) -> list[tuple[str, Range]]:
+        """Return the names and ranges of the limited parameters."""
+        pairs = ((name, getattr(self, name)) for name in LIMITED)
+        return [(name, limits) for name, limits in pairs if limits is not None]
+
+    def ranges(self, defaults: GenerationParams) -> dict[str, Range]:
+        """Return the range of every numeric parameter of requests, by name.
+
+        :param defaults: the server's own parameters.
+        """
+        ranges = dict(_full_ranges())
+        if defaults.repetition_penalty_method == "multiplicative":
+            ranges["repetition_penalty"] = (ABOVE_ZERO, ranges["repetition_penalty"][1])
+        return {"max_new_tokens": (1, defaults.max_new_tokens), **ranges, **dict(self.items())}
+
+
+LIMITED = tuple(field.name for field in dataclasses.fields(ParamLimits))
+
+
+@functools.cache
+def _full_ranges() -> Mapping[str, Range]:
+    """Return the ranges that no server can exceed. Building the schema blocks the event loop for milliseconds."""
+    schema = GenerationParams.model_json_schema()["properties"]
+    return {name: (schema[name].get("minimum", ABOVE_ZERO), schema[name]["maximum"]) for name in LIMITED}
+
+
+class ServerOptions(BaseModel):
+    """Base of models that users construct: errors are a ValueError of one sentence that names the field.
+
+    ::
+
+        >>> Limits(max_answer=-1)
+        ValueError: max_answer: must be a number of seconds above 0, up to 86400, not -1.
+    """
+
+    model_config = ConfigDict(**STRICT, extra="forbid")
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(_describe_argument(error, type(self), values)) from None
+
+    # without this, pydantic would call __init__ for fields of other models, and lose the strict rules of JSON
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+class GenerationParams(ServerOptions):
+    """The parameters of an answer. Meanings and ranges not listed here are those of :class:`ParamOverrides`.
+
+    A ChatStream's ``params`` are the defaults of its answers, except for ``seed``, ``stop`` and the fields below them.
+
+    seed: seed of this one answer. ChatStream draws one for each answer, from the sequence that its own argument
+        ``seed`` starts, unless the request or its user sets one.
+    stop: strings that end the answer and are not part of it.
+    logprobs: number of most likely tokens to report at each position, 0 to 20, beside the logprob of the chosen token;
+        None reports no logprobs.
+    prompt_logprobs: report the logprobs of the prompt's tokens also; requires ``logprobs``.
+    constraint: the form of the answer; None allows any text.
+    """
 
     max_new_tokens: MaxNewTokens = 256
     temperature: Temperature = 1.0
@@ -148,7 +269,7 @@ class GenerationParams(BaseModel):
     constraint: Constraint | None = None
 
     @model_validator(mode="after")
-    def _must_not_divide_by_nothing(self) -> GenerationParams:
+    def _check_repetition_penalty(self) -> GenerationParams:
         if self.repetition_penalty_method == "multiplicative" and self.repetition_penalty < 0.01:
             raise ValueError("repetition_penalty: must be from 0.01 to 10 with the method 'multiplicative'")
         return self
@@ -157,72 +278,96 @@ class GenerationParams(BaseModel):
         self,
         *overrides: ParamOverrides | None,
         stop: tuple[str, ...] = (),
-        limits: Mapping[str, tuple[float, float]] = NO_LIMITS,
-        vocabulary: int | None = None,
-        where: str = "params.",
+        limits: ParamLimits = ParamLimits(),
+        vocabulary_size: int | None = None,
+        prefix: str = "params.",
     ) -> GenerationParams:
-        """These defaults with what a user and one request say (the last one counts most), within the limits.
+        """Return these parameters with ``overrides`` applied; later overrides take precedence.
 
-        :param stop: the prompt's own stop strings, which hold whatever the request says.
-        :param limits: the least and the most of parameters, by name, where the server allows less than anyone may.
-        :param vocabulary: how many token ids the model has, where that is known.
-        :param where: what goes before a parameter's name in an error.
+        :param stop: stop strings of the prompt class, which apply in addition to those of the overrides.
+        :param limits: ranges that the server allows.
+        :param vocabulary_size: number of the model's token ids; None does not check ``logit_bias``.
+        :param prefix: prefix of the parameter's name in errors.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` where a limit of the server is passed.
+        Raises :class:`~aiochatstream.errors.InvalidValue` if an override is outside the server's limits.
         """
         changes: dict[str, Any] = {}
-        for one in overrides:
-            changes |= {} if one is None else one.model_dump(exclude_none=True)
-        for name, (least, most) in {**limits, "max_new_tokens": (1, self.max_new_tokens)}.items():
-            if not least <= changes.get(name, least) <= most:
-                raise InvalidValue(f"{where}{name}: must be from {least} to {most} on this server.")
-        highest = max(changes.get("logit_bias") or [0])
-        if vocabulary is not None and highest >= vocabulary:
-            raise InvalidValue(f"{where}logit_bias: {highest} is none of the model's {vocabulary} token ids.")
+        for override in overrides:
+            changes |= {} if override is None else override.model_dump(exclude_none=True)
+        for name, (minimum, maximum) in [*limits.items(), ("max_new_tokens", (1, self.max_new_tokens))]:
+            if not minimum <= changes.get(name, minimum) <= maximum:
+                raise InvalidValue(f"{prefix}{name}: must be from {minimum} to {maximum} on this server.")
+        check_token_ids(f"{prefix}logit_bias", changes.get("logit_bias", ()), vocabulary_size)
         changes["stop"] = (*stop, *changes.get("stop", ()))
         try:
             return GenerationParams(**{**dict(self), **changes})
-        except ValidationError as error:  # values that do not go together
-            raise InvalidValue(where + describe(error, GenerationParams)) from None
+        except ValueError as error:  # values that exclude each other
+            raise InvalidValue(f"{prefix}{error}") from None
 
 
-class Limits(BaseModel):
-    """What a server allows itself and its clients. Times in seconds.
+def check_token_ids(field: str, token_ids: Iterable[int], vocabulary_size: int | None) -> None:
+    """Raise :class:`~aiochatstream.errors.InvalidValue` that names ``field`` if the model does not have a token id.
 
-    num_of_concurrent_executions: answers that are generated at the same time; also the executor's threads.
-    max_queue_size: requests that wait for a slot; 0 lets none wait.
-    context_len: tokens that prompt and answer may have together; None is the model's own, at most 2048.
-    max_queue_wait: how long a request waits for its slot before it is refused with 503.
-    max_answer: how long an answer may take before it is ended as with ``max_new_tokens``.
-    body_timeout: how long a request's body may take to arrive.
-    write_timeout: how long a client may take nothing before it counts as gone.
-    shutdown_timeout: how long running answers may go on when the server is told to stop.
-    max_request_bytes: the longest body; the app's own ``client_max_size`` holds, too.
-    wire_format: what a client gets that asks for nothing else.
-    overload_status: the status of ``too_many_requests``.
+    :param vocabulary_size: None allows all token ids.
+    """
+    largest = max(token_ids, default=0)
+    if vocabulary_size is not None and largest >= vocabulary_size:
+        raise InvalidValue(f"{field}: token id {largest} is out of range; the vocabulary has {vocabulary_size} tokens.")
+
+
+class Capacity(ServerOptions):
+    """Number of answers and requests that a server accepts at a time.
+
+    num_of_concurrent_executions: answers that are generated concurrently, 1 to 1024; also the number of threads.
+    max_queue_size: requests that may wait for a slot, 0 to 100000.
     """
 
-    model_config = STRICT
+    num_of_concurrent_executions: Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")] = 2
+    max_queue_size: Annotated[int, Field(ge=0, le=100_000, description="a whole number from 0 to 100000")] = 5
 
-    num_of_concurrent_executions: Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
-    max_queue_size: Annotated[int, Field(ge=0, le=100_000, description="a whole number from 0 to 100000")]
+
+class Limits(ServerOptions):
+    """Limits of a server. Times are in seconds, above 0, up to 86400.
+
+    context_len: maximum length of prompt and answer together, 16 to 10000000 tokens; None is the model's own limit, at
+        most 2048.
+    max_queue_wait: maximum time in the queue; the request is then refused as by a full queue.
+    max_answer: maximum time to generate an answer; it then ends with finish reason ``length``.
+    body_timeout: maximum time to receive a request's body; one second more for each 64 KiB beyond the first MiB.
+    write_timeout: maximum time that a client may leave a full send buffer unread before it is disconnected.
+    shutdown_timeout: time that running answers have to finish at shutdown. Below gunicorn's ``graceful_timeout``.
+    max_request_bytes: maximum size of a request's body, 1024 to 2**30 bytes. The app's ``client_max_size`` also
+        applies.
+    wire_format: format of answers if the request's headers do not choose one: ``text``, ``sse``, ``json``,
+        ``chatstream`` or ``chatstream-older``.
+    overload_status: HTTP status of requests that a full queue refuses, 503 or 429.
+    """
+
     context_len: (
         Annotated[int, Field(ge=16, le=10_000_000, description="a whole number of tokens from 16 to 10000000")] | None
-    )
-    max_queue_wait: Seconds
-    max_answer: Seconds
-    body_timeout: Seconds
-    write_timeout: Seconds
-    shutdown_timeout: Seconds
-    max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30, description="a number of bytes from 1024 to 2**30")]
-    wire_format: Annotated[WireFormat, Field(description="'text', 'sse', 'json', 'chatstream' or 'chatstream-older'")]
-    overload_status: Annotated[Literal[503, 429], Field(description="503 or 429")]
+    ) = None
+    max_queue_wait: Seconds = 60.0
+    max_answer: Seconds = 300.0
+    body_timeout: Seconds = 30.0
+    write_timeout: Seconds = 30.0
+    shutdown_timeout: Seconds = 20.0
+    max_request_bytes: Annotated[
+        int, Field(ge=1024, le=1 << 30, description="a number of bytes from 1024 to 2**30")
+    ] = 1 << 20
+    wire_format: Annotated[
+        WireFormat, Field(description="'text', 'sse', 'json', 'chatstream' or 'chatstream-older'")
+    ] = "text"
+    overload_status: Annotated[Literal[503, 429], Field(description="503 or 429")] = 503
 
 
 def choose_overload_status(overload_status: int | None, too_many_request_as_http_error: bool) -> int:
-    """The status of a full queue, by our option and chatstream's. There, False means 200, which nothing here answers.
+    """Return the HTTP status of a full queue.
 
-    Raises ValueError where the two contradict each other.
+    :param overload_status: None is the default, 503.
+    :param too_many_request_as_http_error: chatstream's option: True is 429. False means status 200 in chatstream, and
+        changes nothing here.
+
+    Raises ValueError if the options contradict each other.
     """
     if not isinstance(too_many_request_as_http_error, bool):
         raise ValueError("too_many_request_as_http_error: must be true or false.")
@@ -231,16 +376,16 @@ def choose_overload_status(overload_status: int | None, too_many_request_as_http
     if overload_status not in (None, 429):
         raise ValueError(
             f"too_many_request_as_http_error: means overload_status=429, but overload_status is {overload_status!r}; "
-            f"give one of the two."
+            f"specify only one."
         )
     return 429
 
 
-Model = TypeVar("Model", bound=BaseModel)
+ModelType = TypeVar("ModelType", bound=BaseModel)
 
 
-def validated(model: type[Model], values: dict[str, Any]) -> Model:
-    """``model(**values)``. Raises ValueError with a sentence that names the field and the range."""
+def validated(model: type[ModelType], values: dict[str, Any]) -> ModelType:
+    """Return ``model(**values)``. Raises ValueError with a sentence that names the field and its range."""
     try:
         return model(**values)
     except ValidationError as error:
@@ -248,36 +393,46 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a validation as one sentence that names the field and the range."""
+    """Return a sentence for the first of the errors that names the field and its range."""
     first = error.errors(include_url=False, include_context=False)[0]
     schema = _schema_of(model)
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1).replace("Field required", "is missing", 1)
-    known, sentence = [], message
+    path, sentence = [], message
     node: dict[str, Any] = schema
     for part in first["loc"]:
         inner = _inner(node, part, schema)
         if inner is None:
             break
         node = inner
-        known.append(str(part))
-        described = [option["description"] for option in _options(node) if "description" in option]
+        path.append(str(part))
+        descriptions = [option["description"] for option in _options(node) if "description" in option]
         is_object = "properties" in _resolve(node, schema)
-        sentence = f"must be {described[0]}" if described and not is_object else message
-    if not known:
+        sentence = f"must be {descriptions[0]}" if descriptions and not is_object else message
+    if not path:
         return f"{sentence}."
     names_field = first["type"] == "value_error" and "properties" in _resolve(node, schema)
-    return f"{'.'.join(known)}{'.' if names_field else ': '}{sentence}."
+    return f"{'.'.join(path)}{'.' if names_field else ': '}{sentence}."
+
+
+def _describe_argument(error: ValidationError, model: type[BaseModel], values: dict[str, Any]) -> str:
+    """Return a sentence for the first error in the arguments ``values`` of ``model``."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = first["loc"][0] if first["loc"] else None
+    if first["type"] == "extra_forbidden":
+        return f"{field}: unknown field; choose from {', '.join(model.model_fields)}."
+    sentence = describe(error, model)
+    return f"{sentence.removesuffix('.')}, not {reprlib.repr(values[field])}." if field in values else sentence
 
 
 @functools.cache
 def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """Not to be changed. To make it holds the event loop for several milliseconds."""
+    """Return the JSON schema, not to be modified. Building it blocks the event loop for milliseconds."""
     return model.model_json_schema()
 
 
 def _inner(node: dict[str, Any], part: str | int, schema: dict[str, Any]) -> dict[str, Any] | None:
-    """The schema of a field of an object, or of an object in a list; None where that is not what ``part`` says."""
+    """Return the schema of an object's field, or of a list's objects; None if ``part`` of the location is neither."""
     if isinstance(part, str):
         field: dict[str, Any] | None = _resolve(node, schema).get("properties", {}).get(part)
         return field
@@ -293,7 +448,7 @@ def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The object schema behind a reference, where the node has one."""
+    """Return the object schema that a node refers to; the node itself if it refers to none."""
     for option in _options(node):
         if "$ref" in option:
             resolved: dict[str, Any] = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]

@@ -48,7 +48,7 @@ Starts a server whose engine writes Markdown without a model (headings, lists, t
 opens its page in headless Chromium on the same machine, --rounds times with a fresh profile.
 
 figures, each the median of the rounds with the least and the most:
-  first_paint_ms   first contentful paint: from the navigation until something stands on the page
+  prepaint_ms   first contentful paint: from the navigation until something stands on the page
   first_bytes      over the wire until the page is ready and nothing more is fetched: headers and compressed bodies
   again_bytes      the same, when it is opened again
   ..._requests     what it took
@@ -135,7 +135,7 @@ async def visit(browser: Browser, url: str) -> dict[str, float]:
     late_bytes, _ = wire.take()
     await context.close()
     return {
-        "first_paint_ms": paint,
+        "prepaint_ms": paint,
         "first_bytes": first_bytes,
         "first_requests": first_requests,
         "again_bytes": again_bytes,

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
 
-from aiochatstream.bench.files import environment
+from aiochatstream.bench.exports import environment
 
 OK = 0
 FAILED = 1

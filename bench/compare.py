@@ -14,20 +14,20 @@ from typing import Any
 
 import aiohttp
 from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress, run_script, whole, wholes, write_json
-from contestants import Contestant, read
 from peers import PEERS, PRESETS
 from ratios import Round, ratios, remarks, render, unique
+from server_process import Program, listening, program
+from server_specs import Contestant, read
 from servers import new_event_loop
-from starting import Program, listening, program
 
 from aiochatstream.bench import tokens
-from aiochatstream.bench.asking import Clock
 from aiochatstream.bench.command import KEEPALIVE_SECONDS, NotReady, probe
 from aiochatstream.bench.load import Load
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.plan import Plan
 from aiochatstream.bench.prompts import Prompts
 from aiochatstream.bench.protocols import PROTOCOLS, Target
+from aiochatstream.bench.request import Clock
 
 WARM_UP = 2
 """Requests at once, unmeasured, after a server has started and answered its first."""

@@ -19,7 +19,7 @@ from aiochatstream import Constraint, GenerationParams, Prompt
 from aiochatstream.engines.transformers.engine import TransformersEngine
 from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, folder, locate
 from aiochatstream.prompts.chat_template import encode_messages
-from aiochatstream.prompts.tools import in_words, knows_tools
+from aiochatstream.prompts.tools import render_tools_as_text, supports_tools
 
 CONTEXT = 1024
 SLOTS = 4
@@ -119,8 +119,8 @@ def cases(tokenizer: Any, options: dict[str, Any]) -> Iterator[tuple[str, list[i
     for question, name, schema in CALLS:
         tool = {"type": "function", "function": {"name": name, "parameters": schema}}
         messages, tools = [{"role": "user", "content": question}], [tool]
-        if not knows_tools(tokenizer):
-            messages, tools = in_words(messages, tools), []
+        if not supports_tools(tokenizer):
+            messages, tools = render_tools_as_text(messages, tools), []
         begin = json.dumps(f'[{{"name":{space}"{name}",{space}"arguments":{space}')
         lark = f'start: {begin} arguments "}}]"\narguments: {json_rule(schema, options)}'
         yield question, encode_messages(tokenizer, messages, tools or None), Constraint("lark", lark)

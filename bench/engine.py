@@ -28,13 +28,14 @@ from common import (
     wholes,
     write_json,
 )
-from sides import Side, engine_side, plain_side, stall, stamped, step_s, ttft
-from stepping import Steps
+from runners import Side, engine_side, plain_side, stall, stamped, step_s, ttft
+from step_profile import Steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aiochatstream.engines.transformers.cpu.openmp import release_helpers
-from aiochatstream.engines.transformers.engine import PackedForward, TransformersEngine
+from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
+from aiochatstream.engines.transformers.engine import TransformersEngine
 from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, folder, locate
+from aiochatstream.engines.transformers.packed_forward import PackedForward
 
 CONTEXT = 2048
 """Tokens of a row."""
@@ -173,7 +174,7 @@ class Bench:
             side([self._ids(8)], 4)  # the first pass is slow
         self.results.weight_bytes = sum(weights.values())
         self.results.bandwidth = bandwidth(device, self.options.read_mib, self.options.rounds)
-        release_helpers()  # of this thread: they slow the engine's down
+        release_idle_threads()  # of this thread: they slow the engine's down
 
     def run(self) -> None:
         for part in self.options.parts:

@@ -22,8 +22,8 @@ import aiohttp
 from common import FAILED, INTERRUPTED, OK, Spread, number, parser, progress, run_script, table, whole, write_json
 from light_client import CHATSTREAM, MEDIA_TYPES, Client, Tally, check, connected, request_bytes
 from peers import PEERS, python_of, usable
+from server_process import listening, program
 from servers import MARK, PACE_SECONDS, PIECE, START_SECONDS, Server, new_event_loop, started
-from starting import listening, program
 
 from aiochatstream.bench.metrics import Distribution
 
@@ -291,13 +291,13 @@ async def held(clients: list[Client]) -> None:
 
 async def measure_conversations(options: argparse.Namespace, results: Results) -> None:
     progress(f"{options.conversations} idle conversations")
-    script = str(Path(__file__).with_name("keeping.py"))
+    script = str(Path(__file__).with_name("idle_conversations.py"))
     keeping = await asyncio.create_subprocess_exec(
         sys.executable, script, str(options.conversations), stdout=asyncio.subprocess.PIPE
     )
     told, _ = await keeping.communicate()
     if keeping.returncode:
-        raise RuntimeError(f"bench/keeping.py ended with exit code {keeping.returncode}.")
+        raise RuntimeError(f"bench/idle_conversations.py ended with exit code {keeping.returncode}.")
     kept = json.loads(told)
     results.conversations["in all"] = kept["memory"] / kept["conversations"]
     results.conversations["above the text"] = (kept["memory"] - kept["text"]) / kept["conversations"]

@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp_session
 import psutil
 from aiohttp import web
-from starting import END_SECONDS
+from server_process import END_SECONDS
 
 from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 

@@ -16,15 +16,16 @@ from typing import Any
 
 import aiohttp
 import psutil
+from bad_requests import BAD_REQUESTS
+from checks import Check, Sample, first, memory_growth, render_traffic, render_verdict
 from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress, run_script, whole, write_json
-from misbehaving import BAD_REQUESTS
-from remembering import Memory, Talker
 from servers import new_event_loop, started
-from stalling import StallingClients
-from verdict import Check, Sample, first, memory_growth, render_traffic, render_verdict
+from soak_client import Memory, Talker
+from stalled_connections import StallingClients
 
-from aiochatstream.bench.asking import Clock, Record, connect_error
 from aiochatstream.bench.plan import Plan
+from aiochatstream.bench.request import Clock, Record
+from aiochatstream.terminal import os_error_reason
 
 ENOUGH = 1000
 """Requests of an interrupted run that are worth a verdict."""
@@ -251,7 +252,7 @@ class Soak:
                 workers = (await response.json())["chatstream_workers"]
                 return sum(one["processing"] for one in workers), sum(one["waiting"] for one in workers)
         except aiohttp.ClientConnectorError as error:
-            raise ValueError(f"{self.url}: cannot connect: {connect_error(error)}.") from None
+            raise ValueError(f"{self.url}: cannot connect: {os_error_reason(error)}.") from None
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{self.url}/get_load tells no load: is this an aiochatstream server? ({error})") from None
 

@@ -53,9 +53,9 @@ from tests.helpers import echo, until
         ({"logit_bias": {1: 101}}, "logit_bias"),
         (
             {"param_limits": {"top_k": (1, 500)}},
-            "param_limits: top_k: must hold the server's own, 0; 1 to 500 does not",
+            "param_limits: top_k: the range 1 to 500 must include the server's default, 0",
         ),
-        ({"param_limits": {"heat": (0, 1)}}, "param_limits: 'heat' is none of"),
+        ({"param_limits": {"heat": (0, 1)}}, "param_limits: unknown parameter 'heat'"),
         ({"seed": -1}, "seed"),
         ({"add_special_tokens": 1}, "add_special_tokens: must be True, False or None, not 1"),
         ({"max_queue_wait": 0}, "max_queue_wait: must be a number of seconds above 0"),

@@ -1,9 +1,11 @@
-"""The ranges of the parameters and the sentences that a wrong value is answered with."""
+"""Ranges of parameters and limits, and the errors for invalid values."""
 
 from __future__ import annotations
 
 import math
 import re
+import reprlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
@@ -11,26 +13,27 @@ from pydantic import BaseModel, Field
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
-from aiochatstream.param_limits import checked_limits
-from aiochatstream.params import GenerationParams, Limits, ParamOverrides, validated
+from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides, validated
 
-NOT_WHOLE = [True, 1.0, "1"]
-NOT_A_NUMBER = [True, "1", math.nan, math.inf]
-MORE_THAN_2, MORE_THAN_1, MORE_THAN_10 = (math.nextafter(value, math.inf) for value in (2.0, 1.0, 10.0))
+NOT_WHOLE: list[Any] = [True, 1.0, "1"]
+NOT_A_NUMBER: list[Any] = [True, "1", math.nan, math.inf]
+ABOVE_2, ABOVE_1, ABOVE_10 = (math.nextafter(value, math.inf) for value in (2.0, 1.0, 10.0))
 
-COUNT_PENALTY = ([-2, 0, 0.5, 2, 2.0], [-MORE_THAN_2, MORE_THAN_2, *NOT_A_NUMBER], "a number from -2 to 2; 0 is off")
+Cases = tuple[list[Any], list[Any], str]
+"""Valid values, invalid values, and the range in words."""
 
-# field: values in the range, values outside of it, the range in words
-GENERATION: dict[str, tuple[list[Any], list[Any], str]] = {
+COUNT_PENALTY: Cases = ([-2, 0, 0.5, 2, 2.0], [-ABOVE_2, ABOVE_2, *NOT_A_NUMBER], "a number from -2 to 2; 0 is off")
+
+GENERATION: dict[str, Cases] = {
     "max_new_tokens": ([1, 1_000_000], [0, -1, 1_000_001, *NOT_WHOLE], "a whole number of tokens from 1 to 1000000"),
-    "temperature": ([0, 0.0, 0.7, 2, 2.0], [-5e-324, MORE_THAN_2, *NOT_A_NUMBER], "a number from 0 (greedy) to 2"),
+    "temperature": ([0, 0.0, 0.7, 2, 2.0], [-5e-324, ABOVE_2, *NOT_A_NUMBER], "a number from 0 (greedy) to 2"),
     "top_k": ([0, 1, 1000], [-1, 1001, *NOT_WHOLE], "a whole number from 0 (off) to 1000"),
-    "top_p": ([0, 0.0, 0.001, 1, 1.0], [-0.001, MORE_THAN_1, *NOT_A_NUMBER], "a number from 0 (greedy) to 1 (off)"),
-    "min_p": ([0, 0.05, 1, 1.0], [-5e-324, MORE_THAN_1, *NOT_A_NUMBER], "a number from 0 (off) to 1"),
-    "typical_p": ([0.001, 1, 1.0], [0, 0.0, MORE_THAN_1, *NOT_A_NUMBER], "a number above 0, up to 1 (off)"),
+    "top_p": ([0, 0.0, 0.001, 1, 1.0], [-0.001, ABOVE_1, *NOT_A_NUMBER], "a number from 0 (greedy) to 1 (off)"),
+    "min_p": ([0, 0.05, 1, 1.0], [-5e-324, ABOVE_1, *NOT_A_NUMBER], "a number from 0 (off) to 1"),
+    "typical_p": ([0.001, 1, 1.0], [0, 0.0, ABOVE_1, *NOT_A_NUMBER], "a number above 0, up to 1 (off)"),
     "repetition_penalty": (
         [0.01, 1, 10, 10.0],
-        [-5e-324, -1.0, MORE_THAN_10, *NOT_A_NUMBER],
+        [-5e-324, -1.0, ABOVE_10, *NOT_A_NUMBER],
         "a number from 0.01 to 10, 1 is off; with subtractive from 0 to 10, 0 is off",
     ),
     "repetition_penalty_method": (
@@ -58,15 +61,18 @@ OVERRIDES = GENERATION | {
     "ignore_eos": ([True, False], [1, 0, "true"], "true or false"),
 }
 
-SECONDS = (
+SECONDS: Cases = (
     [0.001, 60, 86_400, 86_400.0],
     [0, 0.0, -1, 86_400.001, *NOT_A_NUMBER],
     "a number of seconds above 0, up to 86400",
 )
 
-LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
+CAPACITY: dict[str, Cases] = {
     "num_of_concurrent_executions": ([1, 1024], [0, 1025, None, *NOT_WHOLE], "a whole number from 1 to 1024"),
     "max_queue_size": ([0, 100_000], [-1, 100_001, None, *NOT_WHOLE], "a whole number from 0 to 100000"),
+}
+
+LIMITS: dict[str, Cases] = {
     "context_len": (
         [None, 16, 10_000_000],
         [15, 10_000_001, *NOT_WHOLE],
@@ -86,67 +92,102 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "overload_status": ([503, 429], [500, "503", None, True], "503 or 429"),
 }
 
-SOME_LIMITS: dict[str, Any] = {field: good[0] for field, (good, _, _) in LIMITS.items()}
-
-MODELS: list[tuple[type[BaseModel], dict[str, Any], dict[str, tuple[list[Any], list[Any], str]]]] = [
-    (GenerationParams, {}, GENERATION),
-    (ParamOverrides, {}, OVERRIDES),
-    (Limits, SOME_LIMITS, LIMITS),
+MODELS: list[tuple[type[BaseModel], dict[str, Cases]]] = [
+    (GenerationParams, GENERATION),
+    (ParamOverrides, OVERRIDES),
+    (Capacity, CAPACITY),
+    (Limits, LIMITS),
 ]
 
 
-def name_of(value: Any) -> str | None:
+def class_name(value: object) -> str | None:
     return value.__name__ if isinstance(value, type) else None
 
 
 @pytest.mark.parametrize(
-    ("model", "others", "field", "value"),
-    [
-        (model, others, field, value)
-        for model, others, fields in MODELS
-        for field, (good, _, _) in fields.items()
-        for value in good
-    ],
-    ids=name_of,
+    ("model", "field", "value"),
+    [(model, field, value) for model, fields in MODELS for field, (valid, _, _) in fields.items() for value in valid],
+    ids=class_name,
 )
-def test_a_value_at_the_edge_of_its_range_is_taken(
-    model: type[BaseModel], others: dict[str, Any], field: str, value: Any
-) -> None:
-    assert getattr(validated(model, others | {field: value}), field) == value
+def test_values_at_the_ends_of_a_range_are_accepted(model: type[BaseModel], field: str, value: Any) -> None:
+    assert getattr(validated(model, {field: value}), field) == value
 
 
 @pytest.mark.parametrize(
-    ("model", "others", "field", "value", "range_in_words"),
+    ("model", "field", "value", "words"),
     [
-        (model, others, field, value, range_in_words)
-        for model, others, fields in MODELS
-        for field, (_, bad, range_in_words) in fields.items()
-        for value in bad
+        (model, field, value, words)
+        for model, fields in MODELS
+        for field, (_, invalid, words) in fields.items()
+        for value in invalid
     ],
-    ids=name_of,
+    ids=class_name,
 )
-def test_any_other_value_is_refused_with_the_field_and_its_range(
-    model: type[BaseModel], others: dict[str, Any], field: str, value: Any, range_in_words: str
-) -> None:
-    with pytest.raises(ValueError, match=f"^{field}: must be {re.escape(range_in_words)}\\.$"):
-        validated(model, others | {field: value})
+def test_an_error_names_the_field_and_its_range(model: type[BaseModel], field: str, value: Any, words: str) -> None:
+    quoted_value = "" if model is ParamOverrides else f", not {reprlib.repr(value)}"
+    with pytest.raises(ValueError, match=f"^{field}: must be {re.escape(f'{words}{quoted_value}.')}$"):
+        validated(model, {field: value})
 
 
 @pytest.mark.parametrize("field", sorted(GENERATION))
-def test_the_servers_own_parameters_are_never_absent(field: str) -> None:
+def test_the_servers_own_parameters_must_not_be_null(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: must be "):
         validated(GenerationParams, {field: None})
+
+
+@pytest.mark.parametrize(
+    ("construct", "sentence"),
+    [
+        (lambda: Limits(max_answer=-1), "max_answer: must be a number of seconds above 0, up to 86400, not -1."),
+        (lambda: GenerationParams(top_p=7), "top_p: must be a number from 0 (greedy) to 1 (off), not 7."),
+        (lambda: ParamLimits(top_k=(9, 5)), "top_k: must be (minimum, maximum), not (9, 5)."),
+        (
+            lambda: GenerationParams(heat=1),  # type: ignore[call-arg]
+            "heat: unknown field; choose from max_new_tokens, temperature, ",
+        ),
+        (
+            lambda: Limits(max_queue_size=1),  # type: ignore[call-arg]
+            "max_queue_size: unknown field; choose from context_len, ",
+        ),
+    ],
+)
+def test_constructors_raise_one_sentence(construct: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        construct()
+    assert "\n" not in str(error.value)
+
+
+def test_limits_have_defaults() -> None:
+    assert Limits().model_dump() == {
+        "context_len": None,
+        "max_queue_wait": 60,
+        "max_answer": 300,
+        "body_timeout": 30,
+        "write_timeout": 30,
+        "shutdown_timeout": 20,
+        "max_request_bytes": 1 << 20,
+        "wire_format": "text",
+        "overload_status": 503,
+    }
+
+
+def test_the_rules_for_json_apply_to_parameters_within_other_models() -> None:
+    class Head(BaseModel):
+        params: GenerationParams
+
+    head = Head(params=GenerationParams(stop=("a",), constraint=Constraint("regex", "a|b")))
+    assert Head.model_validate_json(head.model_dump_json()) == head
 
 
 SERVER = GenerationParams(max_new_tokens=100, temperature=0.5, top_k=7, seed=3)
 
 
 @pytest.mark.parametrize("overrides", [None, ParamOverrides(), ParamOverrides(temperature=None, max_new_tokens=None)])
-def test_what_a_request_does_not_say_stays_as_the_server_has_it(overrides: ParamOverrides | None) -> None:
+def test_missing_and_null_overrides_keep_the_servers_values(overrides: ParamOverrides | None) -> None:
     assert SERVER.override(overrides, stop=()) == SERVER
 
 
-def test_a_request_overrides_what_it_names_for_itself_alone() -> None:
+def test_overrides_leave_the_servers_parameters_unchanged() -> None:
     overrides = ParamOverrides(temperature=0, top_k=0, ignore_eos=True)
     assert SERVER.override(overrides, stop=()) == GenerationParams(
         max_new_tokens=100, temperature=0, top_k=0, seed=3, ignore_eos=True
@@ -154,94 +195,97 @@ def test_a_request_overrides_what_it_names_for_itself_alone() -> None:
     assert SERVER.temperature == 0.5
 
 
-def test_what_a_request_cannot_override_stays() -> None:
-    asked = GenerationParams(logprobs=2, constraint=Constraint("regex", "a|b"))
-    assert asked.override(ParamOverrides(top_k=3)) == asked.model_copy(update={"top_k": 3})
+def test_parameters_without_an_override_are_kept() -> None:
+    params = GenerationParams(logprobs=2, constraint=Constraint("regex", "a|b"))
+    assert params.override(ParamOverrides(top_k=3)) == params.model_copy(update={"top_k": 3})
 
 
-def test_a_request_may_ask_for_as_many_tokens_as_the_server_allows_and_no_more() -> None:
+def test_max_new_tokens_is_limited_by_the_servers_own() -> None:
     assert SERVER.override(ParamOverrides(max_new_tokens=100), stop=()).max_new_tokens == 100
     with pytest.raises(InvalidValue, match=r"^params\.max_new_tokens: must be from 1 to 100 on this server\.$"):
         SERVER.override(ParamOverrides(max_new_tokens=101), stop=())
 
 
-def test_the_prompts_stop_strings_hold_beside_those_of_the_request() -> None:
+def test_stop_strings_of_prompt_and_request_are_combined() -> None:
     assert SERVER.override(None, stop=("<human>:",)).stop == ("<human>:",)
     assert SERVER.override(ParamOverrides(stop=["a", "b"]), stop=("<human>:",)).stop == ("<human>:", "a", "b")
 
 
-def test_the_last_of_several_overrides_counts_most() -> None:
+def test_later_overrides_take_precedence() -> None:
     user, request = ParamOverrides(temperature=1.5, top_k=3, stop=["a"]), ParamOverrides(top_k=9, stop=["b"])
     params = SERVER.override(user, request, stop=("x",))
     assert (params.temperature, params.top_k, params.stop) == (1.5, 9, ("x", "b"))
     assert SERVER.override(user, None).stop == ("a",)
 
 
-def test_a_penalty_of_0_is_one_to_subtract_and_none_to_divide_by() -> None:
+def test_a_repetition_penalty_of_0_is_subtractive_only() -> None:
     subtractive = GenerationParams(repetition_penalty=0, repetition_penalty_method="subtractive")
     assert subtractive.override(None) == subtractive
     with pytest.raises(ValueError, match=r"^repetition_penalty: must be from 0\.01 to 10 with the method 'multi"):
-        validated(GenerationParams, {"repetition_penalty": math.nextafter(0.01, 0)})
-    says = r"^params\.repetition_penalty: must be from 0\.01 to 10 with the method 'multiplicative'\.$"
-    with pytest.raises(InvalidValue, match=says):
+        GenerationParams(repetition_penalty=math.nextafter(0.01, 0))
+    sentence = r"^params\.repetition_penalty: must be from 0\.01 to 10 with the method 'multiplicative'\.$"
+    with pytest.raises(InvalidValue, match=sentence):
         subtractive.override(ParamOverrides(repetition_penalty_method="multiplicative"))
-    with pytest.raises(InvalidValue, match=says):
+    with pytest.raises(InvalidValue, match=sentence):
         SERVER.override(ParamOverrides(repetition_penalty=0))
 
 
 @pytest.mark.parametrize(("name", "inside", "outside"), [("temperature", 0, 1.01), ("top_k", 7, 0), ("top_k", 20, 21)])
-def test_a_narrower_limit_of_the_server_holds_up_to_its_ends(name: str, inside: Any, outside: Any) -> None:
-    limits = checked_limits({"temperature": (0, 1), "top_k": [1, 20]}, SERVER)
+def test_param_limits_are_inclusive(name: str, inside: Any, outside: Any) -> None:
+    limits = ParamLimits.of({"temperature": (0, 1), "top_k": [1, 20]}, SERVER)
+    assert limits == ParamLimits(temperature=(0, 1), top_k=(1, 20))
     assert getattr(SERVER.override(ParamOverrides(**{name: inside}), limits=limits), name) == inside
-    least, most = limits[name]
-    with pytest.raises(InvalidValue, match=rf"^params\.{name}: must be from {least} to {most} on this server\.$"):
+    minimum, maximum = getattr(limits, name)
+    with pytest.raises(InvalidValue, match=rf"^params\.{name}: must be from {minimum} to {maximum} on this server\.$"):
         SERVER.override(ParamOverrides(**{name: outside}), limits=limits)
 
 
 @pytest.mark.parametrize(
-    ("limits", "says"),
+    ("limits", "sentence"),
     [
         ([("top_k", 1)], "must be a mapping"),
-        ({"topk": (1, 5)}, "'topk' is none of temperature, top_k, "),
-        ({"max_new_tokens": (1, 5)}, "'max_new_tokens' is none of"),
-        ({"seed": (1, 5)}, "'seed' is none of"),
-        ({"top_k": 5}, r"top_k: must be \(least, most\), not 5"),
-        ({"top_k": (1, 2, 3)}, r"top_k: must be \(least, most\)"),
-        ({"top_k": (None, 7)}, r"top_k: must be \(least, most\)"),
-        ({"top_k": (9, 5)}, r"top_k: must be \(least, most\), not \(9, 5\)"),
+        ({"topk": (1, 5)}, "unknown parameter 'topk'; choose from temperature, top_k, "),
+        ({"max_new_tokens": (1, 5)}, "unknown parameter 'max_new_tokens'"),
+        ({"seed": (1, 5)}, "unknown parameter 'seed'"),
+        ({"top_k": 5}, r"top_k: must be \(minimum, maximum\), not 5"),
+        ({"top_k": (1, 2, 3)}, r"top_k: must be \(minimum, maximum\)"),
+        ({"top_k": (None, 7)}, r"top_k: must be \(minimum, maximum\)"),
+        ({"top_k": (9, 5)}, r"top_k: must be \(minimum, maximum\), not \(9, 5\)"),
         ({"top_k": (1.5, 9)}, r"top_k: must be a whole number from 0 \(off\) to 1000"),
         ({"temperature": (0, 2.1)}, r"temperature: must be a number from 0 \(greedy\) to 2"),
         ({"temperature": (math.nan, 1)}, "temperature: must be a number"),
-        ({"top_k": (8, 9)}, "top_k: must hold the server's own, 7; 8 to 9 does not"),
-        ({"temperature": (0, 0.4)}, "temperature: must hold the server's own, 0.5; 0 to 0.4 does not"),
+        ({"top_k": (8, 9)}, "top_k: the range 8 to 9 must include the server's default, 7"),
+        ({"temperature": (0, 0.4)}, "temperature: the range 0 to 0.4 must include the server's default, 0.5"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused_by_name(limits: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=f"^param_limits: {says}"):
-        checked_limits(limits, SERVER)
+def test_an_error_names_the_limited_parameter(limits: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^param_limits: {sentence}"):
+        ParamLimits.of(limits, SERVER)
 
 
-def test_a_bias_of_a_token_that_the_model_does_not_have_is_refused() -> None:
+def test_a_logit_bias_outside_the_vocabulary_is_refused() -> None:
     overrides = ParamOverrides(logit_bias={3: 1, 40: -1})
-    assert SERVER.override(overrides, vocabulary=41).logit_bias == {3: 1, 40: -1}
+    assert SERVER.override(overrides, vocabulary_size=41).logit_bias == {3: 1, 40: -1}
     assert SERVER.override(overrides).logit_bias == {3: 1, 40: -1}
-    with pytest.raises(InvalidValue, match=r"^params\.logit_bias: 40 is none of the model's 40 token ids\.$"):
-        SERVER.override(overrides, vocabulary=40)
+    with pytest.raises(
+        InvalidValue, match=r"^params\.logit_bias: token id 40 is out of range; the vocabulary has 40 tokens\.$"
+    ):
+        SERVER.override(overrides, vocabulary_size=40)
 
 
-def test_an_error_is_described_without_making_the_schema_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Asked(BaseModel):
+def test_the_schema_for_errors_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counter(BaseModel):
         count: Annotated[int, Field(ge=1, description="a whole number from 1")]
 
-    made: list[dict[str, Any]] = []
+    schemas: list[dict[str, Any]] = []
 
-    def make() -> dict[str, Any]:
-        made.append(schema)
+    def build() -> dict[str, Any]:
+        schemas.append(schema)
         return schema
 
-    schema = Asked.model_json_schema()
-    monkeypatch.setattr(Asked, "model_json_schema", make)
+    schema = Counter.model_json_schema()
+    monkeypatch.setattr(Counter, "model_json_schema", build)
     for _ in range(3):
         with pytest.raises(ValueError, match="count: must be a whole number from 1"):
-            validated(Asked, {"count": 0})
-    assert len(made) == 1
+            validated(Counter, {"count": 0})
+    assert len(schemas) == 1

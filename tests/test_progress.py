@@ -1,4 +1,4 @@
-"""``LoadTime``: what it shows, and that it changes nothing else."""
+"""LoadTime."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.console.terminal import terminal
 from tests.processes import PYTHON
 
 
-def test_it_returns_what_the_function_returns_and_the_log_has_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_two_lines_and_the_result_is_returned(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert LoadTime(name="Loading the model", fn=lambda: 42)() == 42
     before, after = caplog.messages
@@ -19,13 +19,13 @@ def test_it_returns_what_the_function_returns_and_the_log_has_two_lines(caplog: 
     assert after.startswith("Loading the model: 0.")
 
 
-def test_what_the_function_raises_is_passed_on() -> None:
+def test_errors_of_the_function_are_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         LoadTime(name="Loading", fn=lambda: 1 // 0)()
 
 
-def shown(fn: str) -> str:
-    """What a program that loads with ``fn`` writes into a terminal; its own text goes past the display."""
+def output_of(fn: str) -> str:
+    """Return the terminal output of a program that loads with ``fn``."""
     code = f"""
 import logging, sys
 from aiochatstream import LoadTime
@@ -45,12 +45,12 @@ assert (sys.stdout, sys.stderr, logging.root.handlers[0].stream) == (out, err, e
         opened.type("\n")
         opened.wait_for("^loaded")
         assert opened.wait_ended() == 0
-        assert b"\x1b[?25l" not in opened.raw  # a cursor that is hidden stays so where the process is ended
+        assert b"\x1b[?25l" not in opened.raw  # a hidden cursor would stay hidden if the process is killed
         return opened.raw.decode()
 
 
-def test_in_a_terminal_a_line_with_the_name_and_the_time_stands_until_it_is_loaded() -> None:
-    assert "\x1b[2K" in shown("pass").split("loaded")[0]
+def test_a_terminal_shows_the_name_and_the_time_until_the_end() -> None:
+    assert "\x1b[2K" in output_of("pass").split("loaded")[0]
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_in_a_terminal_a_line_with_the_name_and_the_time_stands_until_it_is_load
     ["print('mine')", "print('mine', file=sys.stderr)", "logging.warning('mine')"],
     ids=["stdout", "stderr", "log"],
 )
-def test_it_goes_when_the_function_shows_something_itself(fn: str) -> None:
-    before, after = shown(fn).split("mine")
+def test_the_line_disappears_when_the_function_writes(fn: str) -> None:
+    before, after = output_of(fn).split("mine")
     assert before.endswith("\x1b[2K")
     assert "Loading" not in after
 
 
-def test_an_error_in_a_terminal_leaves_everything_as_it_was() -> None:
+def test_streams_are_restored_after_an_error() -> None:
     code = """
 import sys
 from aiochatstream import LoadTime

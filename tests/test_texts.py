@@ -1,13 +1,14 @@
-"""The messages of both locales."""
+"""Texts of both locales."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from string import Formatter
 
 import pytest
 
-from aiochatstream.texts import EN, JA, locale_of
+from aiochatstream.texts import EN, JA, LOCALES, Locale, locale_from_environment, texts_for
 
 
 def placeholders(text: str) -> set[str]:
@@ -15,7 +16,7 @@ def placeholders(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", asdict(EN))
-def test_both_locales_say_something_and_fill_in_the_same(name: str) -> None:
+def test_both_locales_have_the_same_placeholders(name: str) -> None:
     english, japanese = getattr(EN, name), getattr(JA, name)
     assert english
     assert not english.isascii() or english != japanese
@@ -36,5 +37,17 @@ def test_both_locales_say_something_and_fill_in_the_same(name: str) -> None:
         ({"LANG": "ja_JP", "LC_ALL": ""}, "ja"),
     ],
 )
-def test_the_environment_says_the_locale(environment: dict[str, str], locale: str) -> None:
-    assert locale_of(environment) == locale
+def test_the_locale_is_that_of_the_environment(environment: dict[str, str], locale: Locale) -> None:
+    assert locale_from_environment(environment) == locale
+
+
+def test_an_unknown_locale_is_refused() -> None:
+    assert [texts_for(locale) for locale in LOCALES] == [EN, JA]
+    with pytest.raises(ValueError, match=r"^locale: must be 'en' or 'ja', not 'fr'\.$"):
+        texts_for("fr")  # type: ignore[arg-type]
+
+
+def test_japanese_texts_use_the_terms_of_the_documentation() -> None:
+    text = "\n".join(asdict(JA).values())
+    for term in ("回答", "クッキー", "パラメータ(?!ー)", "ブラウザ(?!ー)", "サーバ(?!ー)", "ユーザ(?!ー)"):
+        assert not re.search(term, text), term

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from aiochatstream import terminal
-from aiochatstream.bench import files, html, options, table, tokens
-from aiochatstream.bench.asking import Clock, Record, ask, connect_error
+from aiochatstream.bench import exports, html, options, table, tokens
 from aiochatstream.bench.load import Load
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.plan import Plan
 from aiochatstream.bench.prompts import Prompts
 from aiochatstream.bench.protocols import PROTOCOLS, Target
+from aiochatstream.bench.request import Clock, Record, ask
 
 NOTHING_COMPLETED = 1
 INTERRUPTED = 130
@@ -100,7 +100,7 @@ async def first_model(target: Target, session: aiohttp.ClientSession) -> str:
         async with session.get(url, headers={"Accept": "application/json"}, allow_redirects=False) as response:
             return str((await response.json())["data"][0]["id"])
     except aiohttp.ClientConnectorError as error:
-        raise ValueError(f"{url}: cannot connect: {connect_error(error)}.") from None
+        raise ValueError(f"{url}: cannot connect: {terminal.os_error_reason(error)}.") from None
     except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{url} names no model: name one with --model, if this is OpenAI's protocol.") from None
 
@@ -153,8 +153,8 @@ def report(bench: Bench, *, interrupted: bool) -> None:
     if interrupted:
         print("Interrupted: this is what was measured so far." if loads else "Interrupted: nothing was measured yet.")
     if plan.json:
-        plan.json.write_text(files.as_json(plan, loads, interrupted=interrupted), encoding="utf-8")
+        plan.json.write_text(exports.as_json(plan, loads, interrupted=interrupted), encoding="utf-8")
     if plan.csv:
-        plan.csv.write_text(files.as_csv(loads), encoding="utf-8")
+        plan.csv.write_text(exports.as_csv(loads), encoding="utf-8")
     if plan.html:
         plan.html.write_text(html.page(plan, loads), encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from aiochatstream.bench import files, plots, table
+from aiochatstream.bench import exports, plots, table
 from aiochatstream.bench.load import Load
 from aiochatstream.bench.metrics import Summary, summarize
 from aiochatstream.bench.plan import Plan
@@ -83,8 +83,8 @@ def _run(summary: Summary, plan: Plan) -> str:
 
 
 def _circumstances(plan: Plan) -> str:
-    parameters = [(name, str(value)) for name, value in files.parameters(plan).items() if name != "headers"]
-    surroundings = [(name, str(value)) for name, value in files.environment().items()]
+    parameters = [(name, str(value)) for name, value in exports.parameters(plan).items() if name != "headers"]
+    surroundings = [(name, str(value)) for name, value in exports.environment().items()]
     return (
         f'<h2>How it was measured</h2><div class="pair">{_table(parameters)}{_table(surroundings)}</div>'
         '<p class="quiet">The definitions of the metrics are in <code>aiochatstream bench --help</code>.</p>'

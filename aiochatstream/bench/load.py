@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from aiochatstream.bench.asking import Clock, Kind, Record, ask
 from aiochatstream.bench.prompts import Prompts
 from aiochatstream.bench.protocols import Target
+from aiochatstream.bench.request import Clock, Kind, Record, ask
 
 DEFAULT_RETRY_AFTER = 1.0
 """Seconds that a refused user waits where the server does not say how long."""

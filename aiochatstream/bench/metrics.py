@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean, quantiles
 
-from aiochatstream.bench.asking import Record
 from aiochatstream.bench.load import Load
+from aiochatstream.bench.request import Record
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aiochatstream.bench import table
-from aiochatstream.bench.asking import Record
 from aiochatstream.bench.load import Load
 from aiochatstream.bench.metrics import Summary
+from aiochatstream.bench.request import Record
 from aiochatstream.bench.svg import COLOURS, Axis, Bar, Point, Series, bars, chart
 
 MOST_DOTS = 3000

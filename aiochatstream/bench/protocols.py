@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from aiochatstream.bench.parsing import AnswerReader, CumulativeReader, OpenAIReader, SseReader, TextReader
 from aiochatstream.bench.plan import Plan
+from aiochatstream.bench.response_parsers import AnswerReader, CumulativeReader, OpenAIReader, SseReader, TextReader
 
 Messages = list[dict[str, str]]
 MakeBody = Callable[[Plan, str | None, Messages], dict[str, Any]]

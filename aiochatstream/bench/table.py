@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aiochatstream.bench.metrics import Distribution, Summary
-from aiochatstream.bench.parsing import shorten
 from aiochatstream.bench.plan import Plan
+from aiochatstream.terminal import one_line
 
 BUSY_GENERATOR = 0.7
 """Share of a core from which on the generator itself may be the limit."""
@@ -68,7 +68,7 @@ def facts(summary: Summary, plan: Plan) -> list[tuple[str, str]]:
 
 def notes(summary: Summary) -> list[str]:
     """What the reader has to know besides: why requests were not completed, and a generator that was too busy."""
-    lines = [f"{count} x {shorten(reason)}" for reason, count in summary.reasons.items()]
+    lines = [f"{count} x {one_line(reason)}" for reason, count in summary.reasons.items()]
     if summary.generator_cpu > BUSY_GENERATOR:
         lines.append(
             f"WARNING: the load generator took {summary.generator_cpu:.0%} of a core and may be the limit itself: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from aiochatstream.bench.asking import Record
+from aiochatstream.bench.request import Record
 from aiochatstream.extras import requires_extra
 
 CountTokens = Callable[[str], int]

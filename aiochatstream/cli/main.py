@@ -29,7 +29,7 @@ from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.runtime.daemon_threads import any_daemon_thread
 from aiochatstream.sessions.client_address import parse_address
-from aiochatstream.texts import LOCALES, Messages, locale_of, messages_of
+from aiochatstream.texts import LOCALES, Texts, locale_from_environment, texts_for
 from aiochatstream.web.errors import json_error_middleware
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.server_log import shorten_client_errors
@@ -40,7 +40,7 @@ FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130
 
-OPTION_OF = {
+OPTIONS = {
     "--concurrency": "num_of_concurrent_executions",
     "--queue": "max_queue_size",
     "--max-new-tokens": "max_new_tokens",
@@ -48,23 +48,23 @@ OPTION_OF = {
     "--top-p": "top_p",
     "--allowed-host": "allowed_hosts",
 }
-"""What the parameters of ChatStream are called on the command line."""
+"""Options and the arguments of ChatStream whose names they replace in errors."""
 
 OPENAI_PREFIX = "/v1"
 
 HANDLER_ARGS = {"auto_decompress": False, "read_bufsize": 1 << 15}
-"""Arguments of aiohttp's connections: ChatStream decodes bodies itself, and few bytes wait that nobody reads yet."""
+"""Options of aiohttp's connections: ChatStream decompresses bodies itself, and buffers are small."""
 
-LAST_SECONDS = 2.0
-"""Seconds that aiohttp waits for connections after ChatStream has ended its own."""
+SHUTDOWN_TIMEOUT = 2.0
+"""Seconds that aiohttp waits for open connections after ChatStream has closed its own."""
 
 API_KEYS = "AIOCHATSTREAM_API_KEYS"
-"""The environment's variable with API keys, separated by spaces or line breaks."""
+"""Environment variable of API keys, separated by whitespace."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
-    options = _parser().parse_args(arguments)
+    """Run a command and return the exit code: 0, 1 (failure), 2 (wrong usage) or 130 (Ctrl-C)."""
+    options = build_parser().parse_args(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(terminal.LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=options.log_level, handlers=[handler])
@@ -72,23 +72,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         return code
     except (OSError, ValueError, ChatStreamError, MissingExtra) as error:
-        return _complain(error)
+        return _print_error(error)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
 def serve(options: argparse.Namespace) -> int:
-    """``aiochatstream serve``: a server for one model, until SIGTERM or Ctrl-C."""
-    _check_what_answers(options)
-    messages = messages_of(options.locale)
-    sessions = session_options.sessions_of(options, messages, os.environ)
+    """Run ``aiochatstream serve``: serve a model until SIGTERM or Ctrl-C."""
+    _check_sources(options)
+    texts = texts_for(options.locale)
+    sessions = session_options.configure(options, texts, os.environ)
     api_keys = _api_keys(options.api_key_file)
-    listener = _listen(options.host, options.port, messages)
+    listener = _listen(options.host, options.port, texts)
     url = _url(options.host, listener.getsockname()[1])
     chat_stream = ChatStream(
         num_of_concurrent_executions=options.concurrency,
         max_queue_size=options.queue,
-        **_what_answers(options, url, messages),
+        **_source_of_answers(options, url, texts),
         record=options.record,
         max_new_tokens=options.max_new_tokens,
         context_len=options.context_len,
@@ -104,11 +104,11 @@ def serve(options: argparse.Namespace) -> int:
     async def announce() -> None:
         try:
             await chat_stream.wait_ready()
-        except Exception as error:  # noqa: BLE001 - whatever loading a model raises; it is told below
+        except Exception as error:  # noqa: BLE001 - loading a model may raise any error; it is printed below
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
             return
-        terminal.write(_announcement(chat_stream, url, messages), sys.stdout)
+        terminal.write(_announcement(chat_stream, url, texts), sys.stdout)
 
     async def start_announcing(app: web.Application) -> None:
         tasks.append(asyncio.create_task(announce()))
@@ -116,50 +116,50 @@ def serve(options: argparse.Namespace) -> int:
     tasks: list[asyncio.Task[None]] = []
     app = web.Application(middlewares=[json_error_middleware()], handler_args=HANDLER_ARGS)
     if sessions.connection is not None:
-        app.cleanup_ctx.append(sessions.connection)  # the first to open is the last to close
+        app.cleanup_ctx.append(sessions.connection)  # opened first, closed last
     aiohttp_session.setup(app, sessions.storage)
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
     chat_stream.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
     app.on_startup.append(start_announcing)
     logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
-    web.run_app(app, sock=listener, print=None, loop=_new_event_loop(), shutdown_timeout=LAST_SECONDS)
-    return _end(_complain(failures[0]) if failures else 0)
+    web.run_app(app, sock=listener, print=None, loop=_new_event_loop(), shutdown_timeout=SHUTDOWN_TIMEOUT)
+    return _exit(_print_error(failures[0]) if failures else 0)
 
 
 def chat(options: argparse.Namespace) -> int:
-    """``aiochatstream chat``: talk to a model or a running server."""
+    """Run ``aiochatstream chat``: chat with a model or a running server."""
     with requires_extra("chat"):
-        from aiochatstream.console import command  # serving does without it
+        from aiochatstream.console import command  # not needed to serve
 
-    return _end(command.main(options, messages_of(options.locale)))
+    return _exit(command.main(options, texts_for(options.locale)))
 
 
-def _check_what_answers(options: argparse.Namespace) -> None:
-    """Raises ValueError where two options contradict each other."""
-    instead = "--mock" if options.mock is not None else "--replay" if options.replay is not None else None
-    for option, given in (
-        ("--replay", instead == "--mock" and options.replay is not None),
-        ("--record", instead == "--replay" and options.record is not None),
+def _check_sources(options: argparse.Namespace) -> None:
+    """Raise ValueError if two options contradict each other."""
+    source = "--mock" if options.mock is not None else "--replay" if options.replay is not None else None
+    for option, is_set in (
+        ("--replay", source == "--mock" and options.replay is not None),
+        ("--record", source == "--replay" and options.record is not None),
         ("MODEL", options.model is not None),
         ("--device", options.device != "auto"),
         ("--dtype", options.dtype != "auto"),
         ("--compile", options.compile),
     ):
-        if instead is not None and given:
-            raise ValueError(f"{option} does not go with {instead}, which answers without a model.")
+        if source is not None and is_set:
+            raise ValueError(f"{option} cannot be used with {source}, which answers without a model.")
 
 
-def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> dict[str, Any]:
-    """The model, or what takes its place, as arguments of ChatStream."""
+def _source_of_answers(options: argparse.Namespace, url: str, texts: Texts) -> dict[str, Any]:
+    """Return the arguments of ChatStream for the model, or for its substitute."""
     if options.mock is not None:
         return {"use_mock_response": True, "mock_params": {"type": options.mock}}
     if options.replay is not None:
         return {"engine": ReplayEngine(options.replay)}
-    name = options.model or messages.small_model
-    terminal.write(messages.loading.format(model=name, url=url), sys.stdout)
-    with terminal.ctrl_c_ends_at_once():
-        from aiochatstream.engines.transformers import (  # takes its time: say something first
+    name = options.model or texts.small_model
+    terminal.write(texts.loading.format(model=name, url=url), sys.stdout)
+    with terminal.default_ctrl_c():
+        from aiochatstream.engines.transformers import (  # a slow import
             TransformersEngine,
             loading,
         )
@@ -167,7 +167,7 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
     device = loading.choose_device(options.device)
     dtype = loading.choose_dtype(device, options.dtype)
     model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
-    model = LoadTime(name=messages.loading_name.format(name=name), fn=model).__call__
+    model = LoadTime(name=texts.loading_name.format(name=name), fn=model).__call__
     prompt = {"chat_prompt_clazz": ChatPrompt.for_model}
     if options.compile:
         return {"engine": TransformersEngine(model, tokenizer, compile=True), **prompt}
@@ -175,14 +175,14 @@ def _what_answers(options: argparse.Namespace, url: str, messages: Messages) -> 
 
 
 def _model_name(options: argparse.Namespace) -> str | None:
-    """What OpenAI's clients call what answers; None is the model's own name."""
+    """Return the name of the model for OpenAI's clients; None for the model's own name."""
     return "replay" if options.replay is not None else None if options.mock is None else f"mock-{options.mock}"
 
 
 def _api_keys(file: Path | None) -> ApiKeys:
-    """The API keys of the file; else those of the environment's variable, where there is one.
+    """Return the API keys of the file, or else of the environment variable.
 
-    Raises ValueError for a variable without a key, which is a mistake: everyone could call.
+    Raises ValueError if the variable is set and contains no key: everyone would have access.
     """
     if file is not None or API_KEYS not in os.environ:
         return ApiKeys(file)
@@ -193,14 +193,14 @@ def _api_keys(file: Path | None) -> ApiKeys:
 
 
 def bench(options: argparse.Namespace) -> int:
-    """``aiochatstream bench``: put a running server under load."""
-    from aiochatstream.bench import command  # serving does without it
+    """Run ``aiochatstream bench``: load-test a running server."""
+    from aiochatstream.bench import command  # not needed to serve
 
     return command.main(options, _new_event_loop)
 
 
-def _end(code: int) -> int:
-    """Return ``code``; end at once where a thread is inside torch or waits for a line, and would abort the end."""
+def _exit(code: int) -> int:
+    """Return ``code``; exit immediately if a thread is inside torch or waits for input, which would abort the exit."""
     if any_daemon_thread():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -208,61 +208,61 @@ def _end(code: int) -> int:
     return code
 
 
-def _complain(error: Exception) -> int:
-    """Tell the user in one sentence, in terms of the options; return the exit code."""
+def _print_error(error: Exception) -> int:
+    """Print one sentence, with names of options, and return the exit code."""
     sentence = str(error) or repr(error)
     if isinstance(error, OSError) and error.filename is not None:
         sentence = f"{error.filename}: {error.strerror}."
-    for option, parameter in OPTION_OF.items():
+    for option, parameter in OPTIONS.items():
         sentence = sentence.replace(parameter, option)
     terminal.write(f"aiochatstream: {sentence}", sys.stderr)
     return WRONG_USE if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | MissingExtra) else FAILED
 
 
 def _url(host: str, port: int) -> str:
-    """Where to reach a server that listens on ``host``, from this machine."""
-    everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104
-    return f"http://{'127.0.0.1' if everywhere else f'[{host}]' if ':' in host else host}:{port}"
+    """Return the URL of a server that listens on ``host``, for clients on this machine."""
+    all_addresses = host in ("", "0.0.0.0", "::")  # noqa: S104
+    return f"http://{'127.0.0.1' if all_addresses else f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _allowed_hosts(host: str, names: list[str] | None) -> list[str] | None:
-    """Return the names that requests may use: those given, and the one to listen on, which is printed."""
+    """Return the host names that clients may use: ``names``, and the name to listen on, which is in the printed URL."""
     if host in ("", "localhost") or parse_address(host) is not None:
         return names
     return [*(names or ()), host]
 
 
-def _announcement(chat_stream: ChatStream, url: str, messages: Messages) -> str:
-    engine, limits = chat_stream.engine, chat_stream.limits
-    found = engine.describe()
+def _announcement(chat_stream: ChatStream, url: str, texts: Texts) -> str:
+    engine, capacity = chat_stream.engine, chat_stream.capacity
+    description = engine.describe()
     body = '{"user_input": "What is the capital of Japan?"}'
     lines = [
-        messages.ready.format(url=url),
-        messages.row_model.format(model=found["model"]),
-        messages.row_concurrency.format(slots=limits.num_of_concurrent_executions),
-        messages.row_queue.format(places=limits.max_queue_size, status=limits.overload_status),
+        texts.ready.format(url=url),
+        texts.row_model.format(model=description["model"]),
+        texts.row_concurrency.format(slots=capacity.num_of_concurrent_executions),
+        texts.row_queue.format(places=capacity.max_queue_size, status=chat_stream.limits.overload_status),
     ]
-    if "device" in found:
-        lines.insert(2, messages.row_device.format(device=found["device"], dtype=found["dtype"]))
+    if "device" in description:
+        lines.insert(2, texts.row_device.format(device=description["device"], dtype=description["dtype"]))
     if engine.tokenizer is not None:
         context, answer = chat_stream.context_len, chat_stream.params.max_new_tokens
-        lines.append(messages.row_context.format(context=context, answer=answer))
+        lines.append(texts.row_context.format(context=context, answer=answer))
     if isinstance(engine, RecordingEngine):
-        lines.append(messages.row_recording.format(folder=engine.folder))
-    lines.append(messages.row_openai.format(url=f"{url}{OPENAI_PREFIX}"))
+        lines.append(texts.row_recording.format(folder=engine.folder))
+    lines.append(texts.row_openai.format(url=f"{url}{OPENAI_PREFIX}"))
     command = f"curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-    return "\n".join([*lines, messages.talk.format(url=url, command=command)])
+    return "\n".join([*lines, texts.usage.format(url=url, command=command)])
 
 
-def _listen(host: str, port: int, messages: Messages) -> socket.socket:
-    """Bind before the model is loaded: an address in use shows at once. Raises OSError with a clear sentence."""
+def _listen(host: str, port: int, texts: Texts) -> socket.socket:
+    """Return a listening socket. It is opened before the model loads, to detect an address in use. Raises OSError."""
     try:
         if ":" not in host:
             return socket.create_server((host, port))
-        both = host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=both)
+        dual_stack = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=dual_stack)
     except OSError as error:
-        raise OSError(messages.cannot_listen.format(host=host, port=port, reason=error.strerror)) from None
+        raise OSError(texts.cannot_listen.format(host=host, port=port, reason=error.strerror)) from None
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
@@ -280,29 +280,29 @@ def _port(text: str) -> int:
     return port
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aiochatstream", description="A streaming chat with a HuggingFace model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serving = commands.add_parser(
+    serve_parser = commands.add_parser(
         "serve", help="serve a model over HTTP", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    serving.set_defaults(run=serve, log_level=logging.INFO)
-    _add_serve_arguments(serving)
-    _add_locale(serving)
-    chatting = commands.add_parser("chat", help="talk to a model or a running server in the terminal")
-    chatting.set_defaults(run=chat, log_level=logging.WARNING)
-    console_options.add_arguments(chatting)
-    _add_locale(chatting)
-    benching = commands.add_parser("bench", help="load-test a running server")
-    benching.set_defaults(run=bench, log_level=logging.INFO)
-    bench_options.add_arguments(benching)
+    serve_parser.set_defaults(run=serve, log_level=logging.INFO)
+    _add_serve_arguments(serve_parser)
+    _add_locale(serve_parser)
+    chat_parser = commands.add_parser("chat", help="talk to a model or a running server in the terminal")
+    chat_parser.set_defaults(run=chat, log_level=logging.WARNING)
+    console_options.add_arguments(chat_parser)
+    _add_locale(chat_parser)
+    bench_parser = commands.add_parser("bench", help="load-test a running server")
+    bench_parser.set_defaults(run=bench, log_level=logging.INFO)
+    bench_options.add_arguments(bench_parser)
     return parser
 
 
 def _add_locale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--locale",
-        default=locale_of(os.environ),
+        default=locale_from_environment(os.environ),
         choices=LOCALES,
         help="language of messages (default: %(default)s)",
     )

@@ -15,7 +15,7 @@ from cryptography.fernet import Fernet
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.extras import requires_extra
 from aiochatstream.sessions import CookieStorage, MemoryStorage
-from aiochatstream.texts import Messages
+from aiochatstream.texts import Texts
 from aiochatstream.web.auth.secret_files import read_secrets
 
 logger = logging.getLogger(__name__)
@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Sessions(NamedTuple):
-    """Where sessions and conversations live.
+    """Storages of sessions and conversations.
 
-    store: None is where the storage says.
-    connection: a cleanup context of the app, which has to be open while they are used.
+    store: None uses the default for the session storage.
+    connection: cleanup context of the app that closes their connection.
     """
 
     storage: AbstractStorage
@@ -52,23 +52,23 @@ class Sessions(NamedTuple):
     connection: Callable[[web.Application], AsyncIterator[None]] | None = None
 
 
-def sessions_of(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> Sessions:
-    """What the options ask for. Raises ValueError and OSError with a sentence."""
+def configure(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> Sessions:
+    """Return the storages that the options specify. Raises ValueError and OSError."""
     if options.session != "cookie" and (options.secret_key_file is not None or options.dev):
-        raise ValueError(messages.key_file_alone)
+        raise ValueError(texts.key_file_without_cookie)
     if options.session != "redis" and options.redis is not None:
-        raise ValueError(messages.redis_alone)
+        raise ValueError(texts.redis_without_session)
     if options.session == "redis":
-        return _redis(options, messages, environment)
+        return _redis(options, texts, environment)
     if options.session == "memory":
         return Sessions(MemoryStorage(secure=options.secure))
-    return Sessions(CookieStorage(_keys(options, messages, environment), secure=options.secure))
+    return Sessions(CookieStorage(_keys(options, texts, environment), secure=options.secure))
 
 
-def _redis(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> Sessions:
+def _redis(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> Sessions:
     url = options.redis or environment.get(REDIS_URL)
     if not url:
-        raise ValueError(messages.no_redis_url.format(variable=REDIS_URL))
+        raise ValueError(texts.no_redis_url.format(variable=REDIS_URL))
     with requires_extra("redis"):
         from redis.asyncio import Redis
 
@@ -84,19 +84,19 @@ def _redis(options: argparse.Namespace, messages: Messages, environment: Mapping
     return Sessions(RedisStorage(redis, secure=options.secure), RedisConversationStore(redis), connection)
 
 
-def _keys(options: argparse.Namespace, messages: Messages, environment: Mapping[str, str]) -> list[str]:
+def _keys(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> list[str]:
     if options.dev:
-        logger.warning(messages.dev_key)
+        logger.warning(texts.dev_key)
         return [Fernet.generate_key().decode()]
     if options.secret_key_file is not None:
         source, text = str(options.secret_key_file), read_secrets(options.secret_key_file)
     else:
         source, text = SECRET_KEY, environment.get(SECRET_KEY, "")
         if not text.strip():
-            raise ValueError(messages.no_key_file.format(command=NEW_KEY, variable=SECRET_KEY))
+            raise ValueError(texts.no_key_file.format(command=NEW_KEY, variable=SECRET_KEY))
     keys: list[str] = text.split()
     try:
         CookieStorage(keys)
     except ValueError:
-        raise ValueError(messages.no_key.format(file=source, command=NEW_KEY)) from None
+        raise ValueError(texts.no_key.format(file=source, command=NEW_KEY)) from None
     return keys

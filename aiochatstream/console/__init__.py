@@ -1,1 +1,1 @@
-"""``aiochatstream chat``: talk to a model, or to a running server, in a terminal or through a pipe."""
+"""``aiochatstream chat``: chat with a model or a running server, in a terminal or through a pipe."""

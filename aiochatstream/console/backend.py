@@ -1,4 +1,4 @@
-"""Whom the console talks to."""
+"""Interface of the console to a model or a server."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from aiochatstream.runtime.events import Event
 
 
 class Backend(ABC):
-    """One conversation with a model. Whatever is refused or fails raises ChatStreamError with a sentence."""
+    """A conversation with a model. Refusals and failures raise ChatStreamError."""
 
     name: str
-    """What it is, for people."""
+    """Display name."""
 
     @abstractmethod
     def answer(self, message: str | None, params: ParamOverrides) -> AsyncGenerator[Event, None]:
-        """What happens while ``message`` is answered (None: the last one again). Ended or Failed comes last."""
+        """Yield the events of the answer to ``message``; the last one is Ended or Failed.
+
+        :param message: None answers the last message again.
+        """
 
     @abstractmethod
     async def stop(self) -> bool:
-        """Have the running answer end, in order and with what it says so far; tell whether there was one."""
+        """Stop the running answer and keep its text; return False if there is none."""
 
     @abstractmethod
     async def clear(self) -> bool:
-        """Forget the conversation; tell whether there was one."""
+        """Delete the conversation; return False if it was empty."""
 
     @abstractmethod
     def check(self, params: ParamOverrides) -> None:
-        """Raises ChatStreamError where it is known now that answers cannot have ``params``."""
+        """Raise ChatStreamError if ``params`` are known to be invalid."""
 
     @abstractmethod
     async def get_system(self) -> str:
-        """The system prompt that was set; empty where it is the model's own."""
+        """Return the system prompt; empty for the model's default."""
 
     @abstractmethod
     async def set_system(self, text: str) -> None:
-        """What the model is told first, from the next answer on; empty for the model's own."""
+        """Set the system prompt of the next answers; empty for the model's default."""
 
     @abstractmethod
     async def save(self) -> ExportedConversation:
-        """The conversation as it is."""
+        """Return the conversation."""
 
     @abstractmethod
     async def load(self, saved: ExportedConversation) -> None:
-        """Go on with another conversation."""
+        """Replace the conversation."""

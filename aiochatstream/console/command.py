@@ -1,4 +1,4 @@
-"""``aiochatstream chat``: whom to talk to, and how."""
+"""The command ``aiochatstream chat``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -21,80 +21,80 @@ from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import PlainScreen, TerminalScreen
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import ParamOverrides, validated
-from aiochatstream.progress import showing_progress
+from aiochatstream.progress import show_progress
 from aiochatstream.prompts import ChatPrompt
-from aiochatstream.texts import Messages
+from aiochatstream.texts import Texts
 
 FAILED = 1
 INTERRUPTED = 130
 
-SAMPLING = ("max_new_tokens", "temperature", "top_p")
-ONLY_MODEL = ("device", "dtype", "compile", "context_len", "system")
+SAMPLING_OPTIONS = ("max_new_tokens", "temperature", "top_p")
+MODEL_OPTIONS = ("device", "dtype", "compile", "context_len", "system")
 
 
-def main(options: argparse.Namespace, messages: Messages) -> int:
-    """Run the command; return its exit code. Raises ValueError, OSError and ChatStreamError with a sentence."""
+def main(options: argparse.Namespace, texts: Texts) -> int:
+    """Run the command and return its exit code. Raises ValueError, OSError and ChatStreamError."""
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        backend, params = _backend(options, messages)
+        backend, params = _choose_backend(options, texts)
         with asyncio.Runner() as runner:
-            return runner.run(_talk(backend, params, messages))
+            return runner.run(_run(backend, params, texts))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is for nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard buffered output
         return FAILED
 
 
-async def _talk(
-    entering: AbstractAsyncContextManager[Backend], params: ParamOverrides | None, messages: Messages
+async def _run(
+    opening_backend: AbstractAsyncContextManager[Backend], params: ParamOverrides | None, texts: Texts
 ) -> int:
-    async with entering as backend:
+    async with opening_backend as backend:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            console = Console(backend, PlainScreen(), messages, params)
-            with on_sigint(_cancel_of_this_task()):
+            console = Console(backend, PlainScreen(), texts, params)
+            with on_sigint(_current_task().cancel):
                 await read_pipe(console)
             return FAILED if console.failures else 0
         screen = TerminalScreen()
-        screen.remark(messages.welcome.format(name=backend.name))
-        await read_terminal(Console(backend, screen, messages, params))
+        screen.note(texts.welcome.format(name=backend.name))
+        await read_terminal(Console(backend, screen, texts, params))
         return 0
 
 
-def _cancel_of_this_task() -> Callable[[], object]:
+def _current_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - the type checker does not know that this runs in a task
-    return task.cancel
+    return task
 
 
-def _backend(
-    options: argparse.Namespace, messages: Messages
+def _choose_backend(
+    options: argparse.Namespace, texts: Texts
 ) -> tuple[AbstractAsyncContextManager[Backend], ParamOverrides | None]:
-    """Whom to talk to, to be entered, and what every answer is asked with."""
-    given = {name: value for name, value in vars(options).items() if value is not None}
+    """Return the backend, not yet entered, and the parameters of all answers."""
+    specified = {name: value for name, value in vars(options).items() if value is not None}
     if not (options.target or "").startswith(("http://", "https://")):
-        return _model({**DEFAULTS, **given}, messages), None
-    for name in ONLY_MODEL:
-        if name in given:
-            raise ValueError(messages.not_for_server.format(option=f"--{name.replace('_', '-')}"))
-    sampling = {name: given[name] for name in SAMPLING if name in given}
-    return ServerBackend(options.target, messages), validated(ParamOverrides, sampling)
+        return _open_model({**DEFAULTS, **specified}, texts), None
+    for name in MODEL_OPTIONS:
+        if name in specified:
+            raise ValueError(texts.not_for_server.format(option=f"--{name.replace('_', '-')}"))
+    sampling = {name: specified[name] for name in SAMPLING_OPTIONS if name in specified}
+    return ServerBackend(options.target, texts), validated(ParamOverrides, sampling)
 
 
 @asynccontextmanager
-async def _model(options: dict[str, Any], messages: Messages) -> AsyncIterator[Backend]:
-    with terminal.ctrl_c_ends_at_once():
-        from aiochatstream.engines.transformers import TransformersEngine, loading  # takes its time
+async def _open_model(options: dict[str, Any], texts: Texts) -> AsyncIterator[Backend]:
+    with terminal.default_ctrl_c():
+        from aiochatstream.engines.transformers import TransformersEngine, loading  # a slow import
 
     source = options.get("target")
-    name = source or messages.small_model
+    name = source or texts.small_model
     device = loading.choose_device(options["device"])
     dtype = loading.choose_dtype(device, options["dtype"])
     loaders = loading.loaders(loading.locate(source), device, dtype)
     async with AsyncExitStack() as stack:
         try:
-            with showing_progress(messages.loading_name.format(name=name)):
+            with show_progress(texts.loading_name.format(name=name)):
                 chat_stream = ChatStream(
                     num_of_concurrent_executions=1,
                     max_queue_size=0,
@@ -110,6 +110,6 @@ async def _model(options: dict[str, Any], messages: Messages) -> AsyncIterator[B
                 await chat_stream.wait_ready()
         except (OSError, ValueError):
             raise
-        except Exception as error:  # whatever loading a model raises
+        except Exception as error:  # loading a model may raise any error
             raise ChatStreamError(str(error) or repr(error)) from error
         yield LocalBackend(chat_stream, name, options["system"])

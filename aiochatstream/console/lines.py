@@ -1,4 +1,4 @@
-"""Where the lines come from: a person at a terminal, or a pipe."""
+"""Input of the console: lines from a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiochatstream.runtime.daemon_threads import in_daemon_thread
 
 
 async def read_terminal(console: Console) -> None:
-    """Ask a person for lines until Ctrl-D, two times Ctrl-C or /exit."""
+    """Read lines from the terminal until Ctrl-D, a second Ctrl-C in a row, or /exit."""
     session: PromptSession[str] = PromptSession(
         multiline=True, key_bindings=_keys(), prompt_continuation=lambda width, line, wrapped: "." * (width - 1) + " "
     )
@@ -30,17 +30,17 @@ async def read_terminal(console: Console) -> None:
             if interrupted and not session.default_buffer.text:
                 return
             interrupted, console.draft = True, ""
-            console.screen.remark(console.messages.leaving)
+            console.screen.note(console.texts.leaving)
             continue
         interrupted = False
         with on_sigint(console.interrupt):
-            await console.take(line)
+            await console.handle(line)
 
 
 async def read_pipe(console: Console) -> None:
-    """A message a line, to the end of stdin or /exit."""
+    """Read one message per line until the end of stdin or /exit."""
     while not console.leaving and (line := await in_daemon_thread(sys.stdin.readline)):
-        await console.take(line)
+        await console.handle(line)
 
 
 def _keys() -> KeyBindings:
@@ -51,7 +51,7 @@ def _keys() -> KeyBindings:
         event.current_buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
-    def begin_line(event: KeyPressEvent) -> None:
+    def insert_newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline()
 
     return keys
@@ -59,18 +59,18 @@ def _keys() -> KeyBindings:
 
 @contextmanager
 def on_sigint(call: Callable[[], object]) -> Iterator[None]:
-    """In this block, Ctrl-C calls ``call`` on the event loop, and does nothing else.
+    """Call ``call`` on the event loop at Ctrl-C, instead of the default action.
 
-    Only the loop's own handlers wake it: with another one, a signal that comes just before it sleeps waits, too.
+    The handler is the loop's own: others do not wake a loop that is about to sleep.
     """
     loop = asyncio.get_running_loop()
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:  # as shells start what they leave in the background
+    if before is signal.SIG_IGN:  # as in background jobs of shells
         yield
         return
     try:
         loop.add_signal_handler(signal.SIGINT, call)
-    except NotImplementedError:  # Windows, where signals wake the loop anyway
+    except NotImplementedError:  # on Windows, where any signal wakes the loop
         signal.signal(signal.SIGINT, lambda number, frame: loop.call_soon_threadsafe(call))
     try:
         yield

@@ -1,4 +1,4 @@
-"""A model in this process."""
+"""Backend for a model in this process."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ CONVERSATION = "main"
 
 
 class LocalBackend(Backend):
-    """Talks with ``chat``, which is to be entered and ready.
+    """Conversation with a model in this process.
 
-    :param system: the system prompt; empty leaves the model's own.
+    :param chat: an entered Chat that is ready.
+    :param system: system prompt; empty for the model's default.
     """
 
     def __init__(self, chat: Chat, name: str, system: str = "") -> None:

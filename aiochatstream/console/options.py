@@ -1,4 +1,4 @@
-"""The command line of ``aiochatstream chat``."""
+"""Options of ``aiochatstream chat``."""
 
 from __future__ import annotations
 

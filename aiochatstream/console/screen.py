@@ -1,4 +1,4 @@
-"""Where the console writes."""
+"""Output of the console."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from aiochatstream import terminal
 
 
 class Screen(ABC):
-    """Answers, and what else there is to say."""
+    """Output of answers, notes, replies to commands, and errors."""
 
     _in_line = False
-    """The last line of the answer has not ended."""
+    """True while the last line of the answer has no newline."""
 
     @abstractmethod
-    def wait(self, why: str) -> None:
-        """Show that an answer is waited for, until something else is written. ``why`` may be empty."""
+    def wait(self, reason: str) -> None:
+        """Show that an answer is pending, until anything else is written. ``reason`` may be empty."""
 
     @abstractmethod
     def write(self, text: str) -> None:
-        """A piece of the answer."""
+        """Write a chunk of the answer."""
 
     @abstractmethod
     def end(self) -> None:
-        """The answer is over."""
+        """End the answer."""
 
     @abstractmethod
-    def remark(self, text: str) -> None:
-        """About the answer: figures, say."""
+    def note(self, text: str) -> None:
+        """Write a note about the answer, such as statistics."""
 
     @abstractmethod
-    def say(self, text: str) -> None:
-        """What was asked for, or a hint."""
+    def reply(self, text: str) -> None:
+        """Write the reply to a command, or a hint."""
 
     @abstractmethod
-    def complain(self, sentence: str) -> None:
-        """Something did not work."""
+    def error(self, sentence: str) -> None:
+        """Write an error message."""
 
     def _write(self, text: str) -> None:
         terminal.write(text, sys.stdout, end="")
@@ -54,10 +54,10 @@ class Screen(ABC):
 
 
 class PlainScreen(Screen):
-    """Answers go to stdout and complaints to stderr, without any decoration: a filter."""
+    """Output of a filter: answers go to stdout, errors and replies to stderr, without decoration."""
 
-    def wait(self, why: str) -> None:
-        """Nobody watches."""
+    def wait(self, reason: str) -> None:
+        pass
 
     def write(self, text: str) -> None:
         self._write(text)
@@ -65,29 +65,30 @@ class PlainScreen(Screen):
     def end(self) -> None:
         self._end_line()
 
-    def remark(self, text: str) -> None:
-        """Not a part of the answer."""
+    def note(self, text: str) -> None:
+        pass
 
-    def say(self, text: str) -> None:
+    def reply(self, text: str) -> None:
         terminal.write(text, sys.stderr)
 
-    def complain(self, sentence: str) -> None:
+    def error(self, sentence: str) -> None:
         terminal.write(f"aiochatstream: {sentence}", sys.stderr)
 
 
 class TerminalScreen(Screen):
-    """For a person."""
+    """Output to a terminal, with colours and a spinner."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._status: Status | None = None
 
-    def wait(self, why: str) -> None:
+    def wait(self, reason: str) -> None:
+        text = Text(reason, style="dim")
         if self._status is None:
-            self._status = self._console.status(Text(why, style="dim"))
+            self._status = self._console.status(text)
             self._status.start()
         else:
-            self._status.update(Text(why, style="dim"))
+            self._status.update(text)
 
     def write(self, text: str) -> None:
         self._stop_waiting()
@@ -97,13 +98,13 @@ class TerminalScreen(Screen):
         self._stop_waiting()
         self._end_line()
 
-    def remark(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self._print(text, "dim")
 
-    def say(self, text: str) -> None:
+    def reply(self, text: str) -> None:
         self._print(text, "cyan")
 
-    def complain(self, sentence: str) -> None:
+    def error(self, sentence: str) -> None:
         self._print(sentence, "red")
 
     def _print(self, text: str, style: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 AnswerState = Literal["complete", "interrupted"]
 
 MAX_CHARS = 1 << 20
-"""Maximum characters of one conversation: a larger one would fill a store, and block the event loop while it is saved."""
+"""Maximum characters of one conversation: saving a larger one would block the event loop."""
 
 MAX_TURNS = 2000
 """Maximum turns of one conversation, for the same reason."""

@@ -1,4 +1,4 @@
-"""The way to a Redis that may be killed, hang or refuse."""
+"""Redis commands with time limits and retries."""
 
 from __future__ import annotations
 
@@ -19,80 +19,81 @@ with requires_extra("redis"):
 
 logger = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 FAILURES = (RedisError, OSError, RuntimeError)
-"""TimeoutError is an OSError. A RuntimeError is what uvloop raises where a connection has just been closed."""
+"""Errors of an unavailable Redis. TimeoutError is an OSError; uvloop raises RuntimeError on a closed connection."""
 
 PREFIX = "aiochatstream:"
 
 TTL = 30 * 86_400.0
 
-ANSWER_SECONDS = 3.0
-"""How long Redis may take to answer, the client's own retries included."""
+REPLY_SECONDS = 3.0
+"""Seconds until Redis must reply, including the retries of the client."""
 
 RETRY_SECONDS = 3
-"""What a client is told to wait before it asks again."""
+"""Retry-After of refused requests, in seconds."""
 
 RECONNECTS = 2
-"""Repetitions of a command whose connection is closed, as Redis, a proxy or a firewall does with idle ones.
+"""Retries of a command after its connection was closed, for example an idle one by Redis, a proxy or a firewall.
 
-Every command of the sessions and conversations may be repeated: a second run changes nothing.
+Every command of sessions and conversations is idempotent.
 """
 
 COMMANDS_AT_ONCE = 32
-"""More wait here: a client's pool refuses connections beyond its limit, which is 100 unless set otherwise."""
+"""Maximum number of concurrent commands; others wait. A client's connection pool refuses more than 100 by default."""
 
 
-class Link:
-    """Asks a Redis, so that each answer comes in time or is StoreUnavailable.
+class RedisClient:
+    """A Redis client whose commands return in time, or raise StoreUnavailable.
 
-    :param kept: what is kept there, for people.
+    :param contents: name of the stored data, for messages.
     """
 
-    def __init__(self, redis: Redis, kept: str) -> None:
-        self._redis, self._kept = redis, kept
-        self._places = asyncio.Semaphore(COMMANDS_AT_ONCE)
+    def __init__(self, redis: Redis, contents: str) -> None:
+        self._redis, self._contents = redis, contents
+        self._limit = asyncio.Semaphore(COMMANDS_AT_ONCE)
         closed = (RedisConnectionError, ConnectionError, RuntimeError)
         backoff = ExponentialWithJitterBackoff(cap=0.2, base=0.02)
         self._retry = Retry(backoff, RECONNECTS, supported_errors=closed)  # type: ignore[arg-type]  # any class goes
         self._lost = False
 
     def script(self, text: str) -> Callable[..., Awaitable[Any]]:
-        """What runs ``text`` on a key, as ``await run(key, *arguments)``; raises as :meth:`ask`."""
+        """Return a coroutine function ``run(key, *arguments)`` that runs a Lua script. It raises as :meth:`run`."""
         script = self._redis.register_script(text)
 
-        async def run(key: str, *arguments: str | int, seconds: float = ANSWER_SECONDS) -> Any:
-            return await self.ask(lambda: script([key], arguments), seconds)
+        async def run(key: str, *arguments: str | int, seconds: float = REPLY_SECONDS) -> Any:
+            return await self.run(lambda: script([key], arguments), seconds)
 
         return run
 
-    async def ask(self, command: Callable[[], Awaitable[Answer]], seconds: float = ANSWER_SECONDS) -> Answer:
-        """What Redis answers to ``command``. Raises StoreUnavailable where that is an error, or not there in time."""
+    async def run(self, command: Callable[[], Awaitable[Reply]], seconds: float = REPLY_SECONDS) -> Reply:
+        """Return the reply to ``command``. Raise StoreUnavailable if it fails or takes too long."""
         try:
-            async with asyncio.timeout(seconds), self._places:
-                answer = await self._retry.call_with_retry(command, _reconnect)
+            async with asyncio.timeout(seconds), self._limit:
+                reply = await self._retry.call_with_retry(command, _reconnect)
         except FAILURES as error:
             if not self._lost:
-                logger.error("Redis cannot be used for %s: %s", self._kept, str(error) or type(error).__name__)
+                logger.error("Redis is not available for %s: %s", self._contents, str(error) or type(error).__name__)
             self._lost = True
-            raise StoreUnavailable(f"The store of {self._kept} cannot be reached.", RETRY_SECONDS) from error
+            raise StoreUnavailable(f"The store of {self._contents} is not available.", RETRY_SECONDS) from error
         if self._lost:
-            logger.warning("Redis can be used for %s again.", self._kept)
+            logger.warning("Redis is available for %s again.", self._contents)
         self._lost = False
-        return answer
+        return reply
 
 
 async def _reconnect(error: Exception) -> None:
-    """Do nothing: the client has dropped the connection that failed, and makes a new one for the next command."""
+    """Do nothing: the client has closed the failed connection, and opens a new one for the next command."""
 
 
 def ttl_milliseconds(ttl: float) -> int:
+    """Return ``ttl`` seconds in milliseconds. Raise ValueError unless it is above 0."""
     if not ttl > 0:
         raise ValueError(f"ttl: must be above 0 seconds, not {ttl}.")
     return max(1, round(ttl * 1000))
 
 
-def as_text(answer: Any) -> str:
-    """Clients give bytes, or text where they were made with ``decode_responses``."""
-    return answer.decode() if isinstance(answer, bytes) else str(answer)
+def as_text(reply: Any) -> str:
+    """Return a reply as text. Clients return bytes, or text with ``decode_responses``."""
+    return reply.decode() if isinstance(reply, bytes) else str(reply)

@@ -1,6 +1,6 @@
-"""Conversations in Redis, and one turn of each at a time among all processes.
+"""Conversations in Redis, with one turn of each at a time among all processes.
 
-Each script touches one key, and is done whole or not at all.
+Each Lua script uses one key, and is atomic.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from aiochatstream.conversations.conversation import Conversation
-from aiochatstream.conversations.redis_client import PREFIX, TTL, Link, as_text, ttl_milliseconds
+from aiochatstream.conversations.redis_client import PREFIX, TTL, RedisClient, as_text, ttl_milliseconds
 from aiochatstream.conversations.store import ConversationStore, Holder, StopRequest
 from aiochatstream.errors import ConversationBusy, ConversationChanged, StoreUnavailable
 
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 10.0
-"""How long it is tried to keep an answer: nobody has it but this process."""
+"""Seconds to retry saving an answer: no other process has it."""
 
 AGAIN_SECONDS = 0.25
-"""How long after a try that failed the next one begins."""
+"""Seconds between two attempts to save an answer."""
 
 RELEASE_SECONDS = 1.0
-"""How long it may take to give a conversation free, which Redis does by itself if need be."""
+"""Seconds that releasing a conversation may take; Redis also releases it after :data:`HOLD_MS`."""
 
 HOLD_MS = 10_000
-"""How long the conversations of a process that was killed stay held, in milliseconds."""
+"""Milliseconds until the conversations of a killed process are released."""
 
 FIRST_HOLD_MS = 1_000
-"""The same until the first renewal: a Redis that stood still goes on with requests that were given up meanwhile."""
+"""Milliseconds of a hold until its first renewal: a Redis that was paused may still run commands that were given up."""
 
-LOOK_SECONDS = 0.2
-"""How often a holder renews its hold, and sees that it is to stop."""
+RENEWAL_SECONDS = 0.2
+"""Seconds between two renewals of a hold, and between two checks for a stop request."""
 
 GRACE_SECONDS = 2.0
-"""How long one waits for a holder that may be ending."""
+"""Seconds to wait for a holder that may be ending."""
 
 POLL_SECONDS = 0.05
 
@@ -50,7 +50,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return redis.call('HGET', KEYS[1], 'json')
 """
 
-# the same again is no change: the reply to an earlier try may have been lost
+# saving the same conversation again succeeds: the reply to an earlier attempt may have been lost
 SAVE = """
 local number = redis.call('HGET', KEYS[1], 'number')
 if number and number ~= ARGV[1] and redis.call('HGET', KEYS[1], 'json') ~= ARGV[3] then return number end
@@ -92,23 +92,23 @@ class RedisConversationStore(ConversationStore):
     """Conversations in Redis, as JSON.
 
     :param redis: a client of redis-py.
-    :param prefix: what all keys begin with. Apps that share a Redis have different ones.
-    :param ttl: seconds that a conversation is kept after its last use, above 0.
+    :param prefix: prefix of all keys, different for each application that shares the Redis.
+    :param ttl: seconds to keep a conversation after its last use, above 0.
 
-    Whether conversations outlive Redis itself is a matter of its configuration (``appendonly yes``).
+    Conversations survive a restart of Redis only if it is configured to persist them (``appendonly yes``).
     """
 
     def __init__(self, redis: Redis, *, prefix: str = PREFIX, ttl: float = TTL) -> None:
-        link = Link(redis, "conversations")
-        self._load, self._save = link.script(LOAD), link.script(SAVE)
-        self._take, self._renew, self._release = link.script(TAKE), link.script(RENEW), link.script(RELEASE)
-        self._stop, self._owner = link.script(STOP), link.script(OWNER)
+        client = RedisClient(redis, "conversations")
+        self._load, self._save = client.script(LOAD), client.script(SAVE)
+        self._take, self._renew, self._release = client.script(TAKE), client.script(RENEW), client.script(RELEASE)
+        self._stop, self._owner = client.script(STOP), client.script(OWNER)
         self._prefix = prefix
         self._ttl = ttl_milliseconds(ttl)
 
     async def load(self, user_id: str, name: str) -> Conversation | None:
-        kept = await self._load(self._key("conversation", user_id, name), self._ttl)
-        return None if kept is None else Conversation.from_dict(json.loads(kept))
+        text = await self._load(self._key("conversation", user_id, name), self._ttl)
+        return None if text is None else Conversation.from_dict(json.loads(text))
 
     async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
         now = asyncio.get_running_loop().time
@@ -124,17 +124,17 @@ class RedisConversationStore(ConversationStore):
     async def _put(self, user_id: str, name: str, conversation: Conversation, expected_number: int) -> None:
         text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
         key = self._key("conversation", user_id, name)
-        kept = await self._save(key, expected_number, conversation.number, text, self._ttl)
-        if kept is not None:
-            raise ConversationChanged(f"The conversation is at turn {int(kept)}, not {expected_number}.")
+        stored_number = await self._save(key, expected_number, conversation.number, text, self._ttl)
+        if stored_number is not None:
+            raise ConversationChanged(f"The conversation is at turn {int(stored_number)}, not {expected_number}.")
 
     async def forget(self, user_id: str, name: str) -> bool:
-        kept = await self.load(user_id, name)
-        if kept is None:
+        stored = await self.load(user_id, name)
+        if stored is None:
             return False
-        # the number stays, and goes on: an answer whose hold was lost must not bring back what was said
-        await self._put(user_id, name, Conversation(number=kept.number + 1), kept.number)
-        return bool(kept.turns)
+        # the turn number continues: an answer that lost its hold must not restore the deleted turns
+        await self._put(user_id, name, Conversation(number=stored.number + 1), stored.number)
+        return bool(stored.turns)
 
     @asynccontextmanager
     async def hold(self, user_id: str, name: str, holder: Holder) -> AsyncIterator[None]:
@@ -142,32 +142,32 @@ class RedisConversationStore(ConversationStore):
         try:
             if not await _in_time(lambda: self._take(key, holder.message_id, FIRST_HOLD_MS)):
                 raise ConversationBusy(
-                    "An answer of this conversation is running in another process. Wait for it, or stop it."
+                    "An answer of this conversation is running in another process. Wait for it or stop it."
                 )
-            over = asyncio.Event()
-            keeping = asyncio.create_task(self._keep(key, holder, over), name=f"hold {holder.message_id}")
+            released = asyncio.Event()
+            renewal = asyncio.create_task(self._renew_until(released, key, holder), name=f"hold {holder.message_id}")
             try:
                 yield
             finally:
-                over.set()  # no cancel(): a command of redis-py may lose that
-                await keeping
+                released.set()  # not cancel(), which a command of redis-py may lose
+                await renewal
         finally:
             with suppress(StoreUnavailable):
                 await self._release(key, holder.message_id, seconds=RELEASE_SECONDS)
 
-    async def _keep(self, key: str, holder: Holder, over: asyncio.Event) -> None:
-        """Renew the hold, and look whether its holder is to stop."""
-        while not await _set_within(LOOK_SECONDS, over):
+    async def _renew_until(self, released: asyncio.Event, key: str, holder: Holder) -> None:
+        """Renew the hold until it is released, and stop the holder on request."""
+        while not await _set_within(RENEWAL_SECONDS, released):
             try:
-                asked = await self._renew(key, holder.message_id, HOLD_MS)
+                request = await self._renew(key, holder.message_id, HOLD_MS)
             except StoreUnavailable:
                 continue
-            if asked is None:
+            if request is None:
                 logger.warning(
                     "Answer %s lost its hold: another process may change the conversation.", holder.message_id
                 )
                 return
-            match as_text(asked):
+            match as_text(request):
                 case "stopped" | "discarded" as reason:
                     holder.stop(reason)
 
@@ -184,11 +184,11 @@ class RedisConversationStore(ConversationStore):
         return as_text(owner)
 
     def _key(self, kind: str, user_id: str, name: str) -> str:
-        return f"{self._prefix}{kind}:{name}:{user_id}"  # a name has no colon, a user's id may have
+        return f"{self._prefix}{kind}:{name}:{user_id}"  # user ids may contain colons, names do not
 
 
 async def _in_time(condition: Callable[[], Awaitable[bool]]) -> bool:
-    """Look at ``condition`` until it is true, at most 2 s; tell whether it is."""
+    """Wait until ``condition`` is true, at most :data:`GRACE_SECONDS`. Return its last value."""
     now = asyncio.get_running_loop().time
     deadline = now() + GRACE_SECONDS
     while not await condition():
@@ -199,7 +199,7 @@ async def _in_time(condition: Callable[[], Awaitable[bool]]) -> bool:
 
 
 async def _set_within(seconds: float, event: asyncio.Event) -> bool:
-    """Wait for ``event``, at most so long; tell whether it is set."""
+    """Wait for ``event``, at most ``seconds``. Return True if it is set."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -29,7 +29,8 @@ class ConversationStore(ABC):
     convert to JSON and back.
 
     A store that several processes share also overrides :meth:`hold` and :meth:`stop`, which do nothing here, so that
-    only one process at a time runs a turn of a conversation. Any method may raise :class:`~aiochatstream.errors.StoreUnavailable`.
+    only one process at a time runs a turn of a conversation. Any method may raise
+    :class:`~aiochatstream.errors.StoreUnavailable`.
     """
 
     @abstractmethod
@@ -45,7 +46,10 @@ class ConversationStore(ABC):
 
     @abstractmethod
     async def forget(self, user_id: str, name: str) -> bool:
-        """Delete the turns of a conversation. Return True if there were any. Its turn number may be kept and continue."""
+        """Delete the turns of a conversation. Return True if there were any.
+
+        The turn number may stay and continue.
+        """
 
     @asynccontextmanager
     async def hold(self, user_id: str, name: str, holder: Holder) -> AsyncIterator[None]:

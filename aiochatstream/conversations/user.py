@@ -1,4 +1,4 @@
-"""The user behind a conversation, by name."""
+"""Users by id, and their conversations in a store."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from aiochatstream.conversations.store import ConversationStore, Holder, StopReq
 
 
 class SaveResult(NamedTuple):
-    """What became of a conversation that was to be kept.
+    """Result of saving a conversation.
 
-    dropped_turns: how many turns there was no more room for, this user's other conversations included.
-    stored: whether the newest turn is there. False: no cookie can hold it, and the conversation is as before.
-    commit: a token with which the client itself puts the turn into its cookie; None where that is not needed.
+    dropped_turns: number of turns dropped for lack of space, also from other conversations of the user.
+    stored: False if the newest turn is larger than a cookie can hold; the conversation is as before.
+    commit: token with which the client puts the turn into its cookie; None if that is not needed.
     """
 
     conversation: Conversation
@@ -25,17 +25,17 @@ class SaveResult(NamedTuple):
 
 
 def account_id(account: str) -> str:
-    """Return the id of the user that an app calls ``account``: the same text, unless a session could have it.
+    """Return the user id of the application's ``account``: the same text, unless a session could have that id.
 
-    A session in an open cookie may hold any random id, so none of them is an account's.
+    A session in an unencrypted cookie may contain any random id, so no account has one.
     """
     return f"account:{account}" if is_random_id(account) or account.startswith("account:") else account
 
 
 class User:
-    """A user by name, whose conversations live in ``store``.
+    """A user by id, with conversations in ``store``.
 
-    :param namespace: keeps apart what several ChatStreams have in the same store and in the same session.
+    :param namespace: separates the conversations of several ChatStreams in the same store and session.
     """
 
     def __init__(self, user_id: str, store: ConversationStore, namespace: str = "") -> None:
@@ -44,57 +44,57 @@ class User:
 
     @property
     def id(self) -> str:
-        """What the store knows the user by."""
+        """Id of the user in the store."""
         return self._id
 
     @property
     def owner(self) -> str:
-        """The owner of this user's prompts, see :class:`~aiochatstream.engines.Prompt`."""
+        """Owner of the user's prompts, see :class:`~aiochatstream.Prompt`."""
         return f"program:{self.id}"
 
     @property
     def owners(self) -> list[str]:
-        """:attr:`owner`, and those that the user had before."""
+        """:attr:`owner`, and the user's earlier owners."""
         return [self.owner]
 
     async def load(self, name: str) -> Conversation:
-        """The conversation ``name`` as it was last kept; an empty one where there is none."""
+        """Return the saved conversation ``name``; an empty one if there is none."""
         return await self._store.load(self.id, self._full(name)) or Conversation()
 
     async def accept_turn(self, name: str, conversation: Conversation) -> None:
-        """A turn was accepted, which made ``conversation`` of what was loaded."""
+        """Record the beginning of a turn, which changed the loaded conversation to ``conversation``."""
 
     async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
-        """Keep ``conversation``, which a turn has made of ``loaded``. May come after the response has begun.
+        """Save ``conversation``, to which a turn changed ``loaded``. The response may have begun.
 
-        Raises as :meth:`ConversationStore.save`.
+        Raise as :meth:`ConversationStore.save`.
         """
         await self._store.save(self.id, self._full(name), conversation, expected_number=loaded.number)
         return SaveResult(conversation)
 
-    async def leave(self, name: str, begun: Conversation, *, loaded: Conversation) -> SaveResult:
-        """A turn, ``begun`` from what was loaded, has ended without an answer: say what stays."""
+    async def save_unanswered(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
+        """Record the end of a turn without an answer. ``conversation`` is ``loaded`` after its beginning."""
         return SaveResult(loaded)
 
     async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
-        """Keep ``conversation``, which was made of ``loaded`` without an answer. The response must not have begun.
+        """Save ``conversation``, to which a request without an answer changed ``loaded``, before the response begins.
 
-        Raises as :meth:`ConversationStore.save`.
+        Raise as :meth:`ConversationStore.save`.
         """
         return await self.save(name, conversation, loaded=loaded)
 
     async def forget(self, name: str) -> bool:
-        """Drop the conversation ``name``; tell whether there was something in it."""
+        """Delete the conversation ``name``. Return True if it had turns."""
         return await self._store.forget(self.id, self._full(name))
 
     def hold(self, name: str, holder: Holder) -> AbstractAsyncContextManager[None]:
-        """Have the conversation ``name`` for ``holder`` alone (see :meth:`ConversationStore.hold`)."""
+        """Hold the conversation ``name`` for ``holder`` (see :meth:`ConversationStore.hold`)."""
         return self._store.hold(self.id, self._full(name), holder)
 
     async def stop_elsewhere(self, name: str, reason: StopRequest) -> str | None:
-        """Stop the turn that another process has of it (see :meth:`ConversationStore.stop`)."""
+        """Stop a turn of the conversation in another process (see :meth:`ConversationStore.stop`)."""
         return await self._store.stop(self.id, self._full(name), reason)
 
     def _full(self, name: str) -> str:
-        """What goes by ``name`` here, in the store and in the session."""
+        """Return the name in the store and in the session, with the namespace."""
         return f"{self._namespace}/{name}" if self._namespace else name

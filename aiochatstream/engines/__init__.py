@@ -1,4 +1,4 @@
-"""How text is made."""
+"""Engines that generate text."""
 
 from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt, StepKind, TokenLogprob
 from aiochatstream.engines.function import FunctionEngine, TextFunction

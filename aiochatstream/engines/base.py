@@ -1,4 +1,4 @@
-"""The contract that every way of making text keeps."""
+"""The interface of engines and the types that they exchange with the runtime."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ StepKind = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What an answer is to be made for.
+    """The input of one answer.
 
-    messages: dicts of role (system, user, assistant) and content, the newest last: the user's, or where the answer is
-        to be continued what it already says.
-    token_ids: the same as the model reads it; empty for an engine without a tokenizer.
-    continued: whether the new text goes on from the last of these, and does not begin one of its own: the answer
-        already says something, or a bare text is to be completed.
-    owner: whose it is, for an engine that keeps what it computed apart by user; tagged with the kind of owner, as
-        ``account:anna`` or ``session:...``, so that no two kinds can be taken for one another.
-    shared: the number of tokens at the beginning that are the server's own words, the same for all owners.
+    messages: dicts of role (system, user, assistant) and content, the newest last: the user's message, or the
+        beginning of an answer that is to be continued.
+    token_ids: the same conversation as the model reads it; empty for an engine without a tokenizer.
+    continued: True if the new text continues the last message instead of starting a new one: an answer is continued or
+        a plain text is completed.
+    owner: the user, for an engine that caches prompts per user. Prefixed with the kind of user, for example
+        ``account:anna`` or ``session:...``, so that different kinds never collide.
+    shared_tokens: number of tokens at the beginning that come from the server and are equal for all owners.
     """
 
     messages: list[dict[str, str]]
     token_ids: list[int]
     continued: bool = False
     owner: str = ""
-    shared: int = 0
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """How likely the model itself found a token: of its own distribution, before biases, penalties and temperature.
+    """Log probability of a token in the model's own distribution, before biases, penalties and temperature.
 
-    logprob: the natural logarithm of its probability.
-    top: the likeliest tokens at this place and their logprobs, as many as :attr:`GenerationParams.logprobs` says.
+    logprob: natural logarithm of the probability.
+    top: the most likely tokens at this position and their logprobs; :attr:`GenerationParams.logprobs` is their number.
     """
 
     token_id: int
@@ -51,12 +51,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One step of an answer: the new text (may be empty: half a character waits for its other half) and tokens.
+    """New text and tokens of one step. The text may be empty: an incomplete character is held back.
 
-    cached_tokens: how many of the prompt's were not computed again; told once.
-    prompt_tokens: how many the prompt has, from an engine that knows it but has no tokenizer; told once.
-    logprobs: one for each of ``token_ids`` where the parameters ask for them, else none. Those of the prompt's tokens
-        come before, in deltas without ``token_ids``; the first one, which nothing precedes, has the logprob 0.
+    cached_tokens: number of prompt tokens that were loaded from a cache; in one delta of the answer, else 0.
+    prompt_tokens: number of prompt tokens, from an engine that knows it but has no tokenizer; in one delta, else 0.
+    logprobs: one entry for each of ``token_ids`` if the parameters request logprobs. The prompt's logprobs come first,
+        in deltas without ``token_ids``; the logprob of the first prompt token is 0.
     """
 
     text: str = ""
@@ -68,80 +68,80 @@ class Delta:
 
 
 class Engine(ABC):
-    """Makes answers. Its methods block and are called in worker threads only, never on the event loop."""
+    """Generates answers. Its methods may block; only worker threads call them, never the event loop."""
 
     tokenizer: Any = None
-    """The HuggingFace tokenizer behind :attr:`Prompt.token_ids`, known after :meth:`load`; None where there is none."""
+    """HuggingFace tokenizer of :attr:`Prompt.token_ids`, set by :meth:`load`; None for an engine without one."""
 
     max_context_len: int | None = None
-    """The most tokens that prompt and answer may have together, where the engine knows."""
+    """Maximum number of tokens of prompt and answer together; None if unknown."""
 
-    vocabulary: int | None = None
-    """How many token ids the model has, known after :meth:`load`, where there is a model."""
+    vocab_size: int | None = None
+    """Number of the model's token ids, set by :meth:`load`; None if unknown."""
 
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
-    """To be told of each forward pass, in any thread: its kind and the seconds that it took. Set by ChatStream."""
+    """Callback after each forward pass, in any thread: its kind and its duration in seconds. Set by ChatStream."""
 
     loads_slowly = False
-    """True lets the application start while :meth:`load` still runs; requests then get 503 ``starting``."""
+    """True starts the application while :meth:`load` still runs; until then requests get 503 ``starting``."""
 
     @property
     def stopped(self) -> bool:
-        """True if an error has ended the generation of answers: the server is then not ready any more."""
+        """True after an error that prevents any further answer: the server is then not ready."""
         return False
 
     def load(self, slots: int, context_len: int) -> None:  # noqa: B027 - not every engine has something to load
-        """Get ready to answer. Called in a thread when the application starts.
+        """Prepare for generation. Called in a thread when the application starts.
 
-        :param slots: answers that are made at the same time.
-        :param context_len: tokens that prompt and answer may have together.
+        :param slots: maximum number of concurrent answers.
+        :param context_len: maximum number of tokens of prompt and answer together.
         """
 
     def close(self) -> None:  # noqa: B027
-        """Give back what :meth:`load` took. Called when the application ends, also where it took nothing."""
+        """Release all resources. Called when the application ends, also if :meth:`load` has failed."""
 
     def share(self, token_ids: list[int]) -> None:  # noqa: B027
-        """Get ready for prompts that begin with ``token_ids``, the server's own words before every conversation.
+        """Prepare for prompts that begin with ``token_ids``, which the server puts before every conversation.
 
-        Called in a thread after :meth:`load`, of an engine with a tokenizer.
+        Called in a thread after :meth:`load`, for an engine with a tokenizer.
         """
 
     def forget(self, owner: str) -> None:  # noqa: B027
-        """Drop what is kept of the prompts of ``owner`` before the next one begins. Returns at once, in any thread."""
+        """Drop cached prompts of ``owner`` before the next prompt starts. Returns immediately; thread-safe."""
 
-    def figures(self) -> dict[str, float]:
-        """Figures for /metrics, now: gauges, and counters whose names end in ``_total``."""
+    def metrics(self) -> dict[str, float]:
+        """Return current values for /metrics: gauges, and counters whose names end in ``_total``."""
         return {}
 
     def gpu_memory(self) -> list[tuple[int, int, int]]:
-        """The GPUs that this process sees: index, bytes in all, bytes in use."""
+        """Return index, total bytes and used bytes of each GPU that is visible to this process."""
         return []
 
     def describe(self) -> dict[str, str]:
-        """What there is to tell of it: model, device, dtype."""
+        """Return properties for display, for example model, device and dtype."""
         return {}
 
     def check(self, params: GenerationParams) -> None:
-        """Refuse what no answer can be made with. Called for each answer before it is begun, in a thread.
+        """Raise :class:`~aiochatstream.errors.InvalidValue` if the engine does not support ``params``.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue`; here, for all that an engine need not be able to do.
+        Called in a thread before each answer. This implementation rejects the optional features.
         """
         if params.logprobs is not None:
-            raise InvalidValue("logprobs: this engine cannot tell them.")
+            raise InvalidValue("logprobs: not supported by this engine.")
         if params.constraint is not None:
-            raise InvalidValue("constraint: this engine cannot follow one.")
+            raise InvalidValue("constraint: not supported by this engine.")
 
     def checks_quickly(self, params: GenerationParams) -> bool:
-        """Return whether :meth:`check` takes only milliseconds for ``params``. Called on the event loop.
+        """Return whether :meth:`check` needs only milliseconds for ``params``. Called on the event loop.
 
-        Other checks wait for one another.
+        Slow checks run one after another.
         """
         return params.constraint is None
 
     @abstractmethod
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
-        """Yield the answer, at least one Delta a step, the last one with a finish reason.
+        """Yield the answer, at least one Delta per step; the last one has a finish reason.
 
-        Called by as many threads at once as there are slots. Closing the generator cancels; as that can happen only
-        at a ``yield``, a long job (a prefill, say) yields an empty Delta between its parts.
+        Called concurrently by up to ``slots`` threads. Closing the generator cancels the answer. This is possible only
+        at a ``yield``, so a long operation such as a prefill yields empty deltas in between.
         """

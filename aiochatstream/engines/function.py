@@ -1,4 +1,4 @@
-"""Any blocking generator function as an engine."""
+"""An engine that wraps a blocking generator function."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TextFunction = Callable[[list[dict[str, str]], GenerationParams], Iterator[str]]
 
 
 class FunctionEngine(Engine):
-    """Answers with what ``function(messages, params)`` yields, piece by piece; a piece counts as one token.
+    """Answers with the strings that ``function(messages, params)`` yields; each string counts as one token.
 
     The function runs in a worker thread and may block. It is closed (GeneratorExit at its ``yield``) when the client
-    stops or leaves. At most ``params.max_new_tokens`` pieces are taken, and stop strings end the answer.
+    stops the answer or disconnects, after ``params.max_new_tokens`` strings, and at a stop string.
     """
 
     def __init__(self, function: TextFunction) -> None:
@@ -25,22 +25,22 @@ class FunctionEngine(Engine):
         return {"model": getattr(self._function, "__qualname__", repr(self._function))}
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
-        pieces = self._function(prompt.messages, params)
-        stops = StopStrings(params.stop)
+        strings = self._function(prompt.messages, params)
+        stop_strings = StopStrings(params.stop)
         try:
-            for count, piece in enumerate(pieces, 1):
-                if not isinstance(piece, str):
-                    raise TypeError(f"An engine function yields str, not {piece!r}")
-                text, stopped = stops.push(piece)
+            for count, string in enumerate(strings, 1):
+                if not isinstance(string, str):
+                    raise TypeError(f"An engine function must yield str, not {string!r}.")
+                text, stopped = stop_strings.push(string)
                 if stopped:
                     yield Delta(text, (0,), "stop")
                     return
                 yield Delta(text, (0,))
                 if count == params.max_new_tokens:
-                    yield Delta(stops.rest(), finish_reason="length")
+                    yield Delta(stop_strings.flush(), finish_reason="length")
                     return
-            yield Delta(stops.rest(), finish_reason="stop")
+            yield Delta(stop_strings.flush(), finish_reason="stop")
         finally:
-            close = getattr(pieces, "close", None)
+            close = getattr(strings, "close", None)
             if close is not None:
                 close()

@@ -1,4 +1,4 @@
-"""Answers of no tokens: the engine reads the prompt, and nothing is written."""
+"""Answers without tokens: the engine only reads the prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def prefill_only(
     prompt: Prompt,
     params: GenerationParams,
 ) -> Generator[Delta, None, None]:
-    """Yield what ``generate`` says of the prompt, and nothing of the one token that comes with the prefill."""
+    """Yield the deltas of the prompt, for example its logprobs, and discard the token that follows the prefill."""
     with closing(generate(prompt, params.model_copy(update={"max_new_tokens": 1}))) as deltas:
         for delta in deltas:
             if delta.text or delta.token_ids or delta.finish_reason:

@@ -1,4 +1,4 @@
-"""Record the answers of an engine, and play them back without it."""
+"""Engines that record answers and replay them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class RecordingEngine(Engine):
-    """Another engine, each answer of which goes to a file of its own in ``folder`` when it is over.
+    """Wraps an engine and writes each finished answer to a file of its own in ``folder``.
 
-    The files hold what people said; only their owner may read them. An answer that was broken off is kept as
-    ``cancelled``, one that failed is not kept. Where a file cannot be written, the log says so and the answer goes on.
+    The files contain conversations; only their owner may read them. A cancelled answer is recorded as ``cancelled``, a
+    failed one is not recorded. If a file cannot be written, the answer continues and the error is logged.
 
-    :param engine: makes the answers.
-    :param folder: made where it is missing.
+    :param engine: generates the answers.
+    :param folder: created if missing.
     :param timer: for tests.
 
-    Raises OSError where the folder cannot be written to.
+    Raises OSError if the folder is not writable.
     """
 
     def __init__(self, engine: Engine, folder: str | os.PathLike[str], *, timer: Timer | None = None) -> None:
@@ -47,16 +47,16 @@ class RecordingEngine(Engine):
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
-            raise OSError(f"Answers cannot be recorded in {self.folder}: {error.strerror}.") from None
+            raise OSError(f"Cannot record answers in {self.folder}: {error.strerror}.") from None
 
     @property
     def on_step(self) -> Callable[[StepKind, float], None]:
-        """The engine's own."""
+        """The callback of the wrapped engine."""
         return self._engine.on_step
 
     @on_step.setter
-    def on_step(self, told: Callable[[StepKind, float], None]) -> None:
-        self._engine.on_step = told
+    def on_step(self, callback: Callable[[StepKind, float], None]) -> None:
+        self._engine.on_step = callback
 
     @property
     def stopped(self) -> bool:
@@ -65,7 +65,7 @@ class RecordingEngine(Engine):
     def load(self, slots: int, context_len: int) -> None:
         self._engine.load(slots, context_len)
         self.tokenizer, self.max_context_len = self._engine.tokenizer, self._engine.max_context_len
-        self.vocabulary = self._engine.vocabulary
+        self.vocab_size = self._engine.vocab_size
 
     def close(self) -> None:
         self._engine.close()
@@ -76,8 +76,8 @@ class RecordingEngine(Engine):
     def forget(self, owner: str) -> None:
         self._engine.forget(owner)
 
-    def figures(self) -> dict[str, float]:
-        return self._engine.figures()
+    def metrics(self) -> dict[str, float]:
+        return self._engine.metrics()
 
     def gpu_memory(self) -> list[tuple[int, int, int]]:
         return self._engine.gpu_memory()
@@ -86,108 +86,112 @@ class RecordingEngine(Engine):
         return self._engine.describe()
 
     def check(self, params: GenerationParams) -> None:
-        """What the engine refuses, and logprobs, which the files do not hold."""
+        """Check as the wrapped engine, and reject logprobs, which the files do not contain."""
         if params.logprobs is not None:
-            raise InvalidValue("logprobs: are not told where answers are recorded.")
+            raise InvalidValue("logprobs: not supported while answers are recorded.")
         self._engine.check(params)
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
-        path = self.folder / recording_files.new_name()
-        begun = self._timer.now()
+        path = self.folder / recording_files.new_file_name()
+        start = self._timer.now()
         recording = Recording(prompt.messages, prompt.token_ids, params, [])
         try:
             with closing(self._engine.generate(prompt, params)) as answer:
                 for delta in answer:
                     if delta != Delta():
-                        recording.steps.append((self._timer.now() - begun, delta))
+                        recording.steps.append((self._timer.now() - start, delta))
                     yield delta
         except GeneratorExit:
-            self._keep(recording, path)
+            self._save(recording, path)
             raise
-        self._keep(recording, path)
+        self._save(recording, path)
 
-    def _keep(self, recording: Recording, path: Path) -> None:
+    def _save(self, recording: Recording, path: Path) -> None:
         try:
             recording_files.write(recording, path)
-        except Exception as error:  # noqa: BLE001 - the answer itself is well
-            reason = error.strerror if isinstance(error, OSError) else type(error).__name__  # not what people said
-            if not self._failing:  # once, until it works again
-                logger.error("Answers are not recorded in %s: %s", self.folder, reason)
+        except Exception as error:  # noqa: BLE001 - the answer itself is complete
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__  # without texts
+            if not self._failing:  # log once until a file is written again
+                logger.error("Cannot record answers in %s: %s", self.folder, reason)
             self._failing = True
         else:
             self._failing = False
 
 
 class ReplayEngine(Engine):
-    """Answers with the recordings of a :class:`RecordingEngine`: the same deltas, in the same time.
+    """Replays the recordings of a :class:`RecordingEngine`: the same deltas with the same timing.
 
-    A prompt is answered with a recording of the same messages, the whole conversation that is. Of several, those of the
-    same parameters come first, then those where only the seed is another, then the others; among equals the oldest of
-    those that were played least. What was recorded is played whole, whatever ``max_new_tokens`` and the stop strings
-    say; only a constraint must be the same. A prompt without a recording is answered with the error ``no_recording``.
+    A recording matches a prompt with the same messages (the whole conversation) and the same constraint. Recordings
+    with equal parameters are preferred, then those that differ only in the seed, then all others; among these the least
+    played and then the oldest. A recording is always replayed completely, regardless of ``max_new_tokens`` and stop
+    strings. A prompt without a recording fails with the error ``no_recording``.
 
-    :param folder: of nothing but recordings (and hidden files). It is read when the app starts; ValueError then names
-        what is damaged or no recording.
-    :param speed: 2 is twice as quick as recorded; None does not wait at all.
+    :param folder: contains only recordings (and hidden files). It is read when the app starts, which raises ValueError
+        for a file that is damaged or not a recording.
+    :param speed: 2 replays twice as fast as recorded; None does not wait.
     :param timer: for tests.
 
-    Raises ValueError for a speed that is not above 0.
+    Raises ValueError unless the speed is above 0.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], speed: float | None = 1.0, *, timer: Timer | None = None
     ) -> None:
         if speed is not None and not (isinstance(speed, int | float) and 0 < speed < math.inf):
-            raise ValueError(f"speed: must be a number above 0, or None for no waits, not {speed!r}.")
+            raise ValueError(f"speed: must be a number above 0, or None to replay without waits, not {speed!r}.")
         self.folder = Path(folder)
         self._speed = math.inf if speed is None else speed
         self._timer = timer or Timer()
         self._lock = threading.Lock()
         self._recordings: dict[str, list[Recording]] = {}
-        self._played: Counter[int] = Counter()
+        self._play_counts: Counter[int] = Counter()
 
     def load(self, slots: int, context_len: int) -> None:
         self._recordings = {}
         for recording in recording_files.read_all(self.folder):
             self._recordings.setdefault(_key(recording.messages), []).append(recording)
-        self._played.clear()
+        self._play_counts.clear()
 
     def describe(self) -> dict[str, str]:
-        return {"model": f"none; {sum(map(len, self._recordings.values()))} recorded answers of {self.folder}"}
+        return {"model": f"none; {sum(map(len, self._recordings.values()))} recorded answers in {self.folder}"}
 
     def check(self, params: GenerationParams) -> None:
-        """Refuses logprobs, which the files do not hold."""
+        """Reject logprobs, which the files do not contain."""
         if params.logprobs is not None:
-            raise InvalidValue("logprobs: are not in recorded answers.")
+            raise InvalidValue("logprobs: not supported by recorded answers.")
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
-        begun = self._timer.now()
+        start = self._timer.now()
         recording = self._choose(prompt, params)
         yield Delta(prompt_tokens=len(recording.token_ids))
         for seconds, delta in recording.steps:
-            yield from self._timer.until(begun + seconds / self._speed)
+            yield from self._timer.wait_until(start + seconds / self._speed)
             yield delta
         if recording.finish_reason == "cancelled":
             yield Delta(finish_reason="cancelled")
 
     def _choose(self, prompt: Prompt, params: GenerationParams) -> Recording:
-        """The recording to play now. Raises NoRecording."""
-        same = self._recordings.get(_key(prompt.messages), [])
-        found = [one for one in same if one.params.constraint == params.constraint]
-        if not found:
-            raise NoRecording("There is no recording of this prompt: the same messages from the conversation's start.")
+        """Return the best match. Raises NoRecording if there is none."""
+        same_messages = self._recordings.get(_key(prompt.messages), [])
+        matches = [recording for recording in same_messages if recording.params.constraint == params.constraint]
+        if not matches:
+            raise NoRecording("There is no recording of this prompt with the same messages of the whole conversation.")
+
+        def rank(recording: Recording) -> tuple[int, int]:
+            return _distance(recording.params, params), self._play_counts[id(recording)]
+
         with self._lock:
-            chosen = min(found, key=lambda one: (_distance(one.params, params), self._played[id(one)]))
-            self._played[id(chosen)] += 1
-        return chosen
+            best = min(matches, key=rank)
+            self._play_counts[id(best)] += 1
+        return best
 
 
 def _key(messages: list[dict[str, str]]) -> str:
     return json.dumps(messages, sort_keys=True)
 
 
-def _distance(recorded: GenerationParams, asked: GenerationParams) -> int:
-    """0 for the same parameters, 1 where only the seed is another (most are drawn at random), 2 for others."""
-    if recorded == asked:
+def _distance(first: GenerationParams, second: GenerationParams) -> int:
+    """Return 0 for equal parameters, 1 if only the seed differs (most seeds are random), else 2."""
+    if first == second:
         return 0
-    return 1 if recorded.model_copy(update={"seed": asked.seed}) == asked else 2
+    return 1 if first.model_copy(update={"seed": second.seed}) == second else 2

@@ -1,4 +1,4 @@
-"""Recorded answers as files: JSON lines, the first one tells what was asked, each other one is a delta."""
+"""Files of recorded answers: JSON lines. The first line is the prompt with its parameters, the others are deltas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXACT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="forbid"
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One answer. ``steps`` are its deltas, each with the seconds since the answer was begun."""
+    """One answer. ``steps`` are its deltas, each with the seconds since the answer started."""
 
     messages: list[dict[str, str]]
     token_ids: list[int]
@@ -30,11 +30,11 @@ class Recording:
 
     @property
     def finish_reason(self) -> FinishReason:
-        """``cancelled`` where the answer was broken off."""
+        """The last delta's finish reason; ``cancelled`` if there is none."""
         return next((delta.finish_reason for _, delta in self.steps if delta.finish_reason is not None), "cancelled")
 
 
-class Head(BaseModel):
+class Header(BaseModel):
     """The first line."""
 
     model_config = EXACT
@@ -47,8 +47,8 @@ class Head(BaseModel):
     token_ids: list[int]
 
 
-class Step(BaseModel):
-    """Each other line: what is not said is empty."""
+class RecordedDelta(BaseModel):
+    """A delta and its time. Fields with default values are omitted from the file."""
 
     model_config = EXACT
 
@@ -60,27 +60,26 @@ class Step(BaseModel):
     prompt_tokens: int = 0
 
     def delta(self) -> Delta:
-        """The delta alone."""
         return Delta(self.text, self.token_ids, self.finish_reason, self.cached_tokens, self.prompt_tokens)
 
 
-def new_name() -> str:
-    """A name for what begins now: names sort by time, and no two processes have the same."""
+def new_file_name() -> str:
+    """Return a unique name that sorts by time, also among several processes."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}{SUFFIX}"
 
 
 def write(recording: Recording, path: Path) -> None:
-    """Write the whole file or none, for its owner's eyes only. Raises OSError."""
-    head = Head(
+    """Write the file atomically, readable only by its owner. Raises OSError."""
+    header = Header(
         finish_reason=recording.finish_reason,
         deltas=len(recording.steps),
         params=recording.params,
         messages=recording.messages,
         token_ids=recording.token_ids,
     )
-    lines = [head.model_dump_json()]
+    lines = [header.model_dump_json()]
     for seconds, delta in recording.steps:
-        step = Step(
+        line = RecordedDelta(
             seconds=round(seconds, 6),
             text=delta.text,
             token_ids=delta.token_ids,
@@ -88,7 +87,7 @@ def write(recording: Recording, path: Path) -> None:
             cached_tokens=delta.cached_tokens,
             prompt_tokens=delta.prompt_tokens,
         )
-        lines.append(step.model_dump_json(exclude_defaults=True))
+        lines.append(line.model_dump_json(exclude_defaults=True))
     data = "".join(f"{line}\n" for line in lines).encode()
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -100,32 +99,37 @@ def write(recording: Recording, path: Path) -> None:
 
 
 def read(path: Path) -> Recording:
-    """Raises ValueError that names the file and the line where it is not what :func:`write` has written."""
+    """Read a file that :func:`write` has written.
+
+    Raises ValueError that names the file and the first invalid line.
+    """
     if not path.is_file():
-        raise ValueError(f"{path} is no recording: it is not a file.")
+        raise ValueError(f"{path} is not a recording: it is not a file.")
     first, *rest = path.read_bytes().split(b"\n")
     steps: list[tuple[float, Delta]] = []
     number = 1
     try:
-        head = Head.model_validate_json(first)
+        header = Header.model_validate_json(first)
         for line in rest[:-1]:
             number += 1
-            step = Step.model_validate_json(line)
-            steps.append((step.seconds, step.delta()))
+            recorded = RecordedDelta.model_validate_json(line)
+            steps.append((recorded.seconds, recorded.delta()))
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join([f"line {number}", *map(str, wrong["loc"])])
-        raise ValueError(f"{path} is no recording, or damaged: {where}: {wrong['msg']}.") from None
-    recording = Recording(head.messages, head.token_ids, head.params, steps)
-    if rest[-1:] != [b""] or (len(steps), recording.finish_reason) != (head.deltas, head.finish_reason):
-        raise ValueError(f"{path} is damaged: it does not hold the {head.deltas} deltas that its first line tells of.")
+        details = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        location = ".".join([f"line {number}", *map(str, details["loc"])])
+        raise ValueError(f"{path} is damaged or not a recording: {location}: {details['msg']}.") from None
+    recording = Recording(header.messages, header.token_ids, header.params, steps)
+    if rest[-1:] != [b""] or (len(steps), recording.finish_reason) != (header.deltas, header.finish_reason):
+        raise ValueError(
+            f"{path} is damaged: it does not contain the {header.deltas} deltas that its header specifies."
+        )
     return recording
 
 
 def read_all(folder: Path) -> list[Recording]:
-    """The recordings of a folder, oldest first. Hidden files are passed over; any other must be a recording.
+    """Return the recordings of a folder, oldest first. Hidden files are ignored.
 
-    Raises ValueError that names what is wrong.
+    Raises ValueError if the folder is missing or empty, or if a file is not a recording.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")

@@ -1,4 +1,4 @@
-"""Replacements in a stream of text: what the model writes otherwise than people read it, a newline as ``<NL>`` say."""
+"""String replacements in streamed text, for example ``<NL>`` by a newline."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from aiochatstream.engines.base import Delta
 
 
 class Replacements:
-    """Replaces strings, also those that come in pieces, and holds back what may still become one.
+    """Replaces strings that may be split over several chunks; text is held back as long as it may become one.
 
-    The text is read once, from left to right: at each place the first pair (from, to) of the list that fits is taken,
-    and what it put in is not read again. Raises ValueError for an empty string to replace.
+    The text is scanned once, from left to right. At each position the first matching pair (old, new) of the list
+    applies, and its replacement is not scanned again. Raises ValueError if an ``old`` string is empty.
     """
 
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         if not all(old for old, _ in pairs):
             raise ValueError("An empty string cannot be replaced.")
         self._pairs = tuple(pairs)
-        self._held = ""
+        self._pending = ""
 
     def push(self, text: str) -> str:
-        """Add text; return what is certain now."""
-        return self._read(self._held + text, more=True)
+        """Add text; return the replaced text that later text cannot change."""
+        return self._replace(self._pending + text, final=False)
 
-    def rest(self) -> str:
-        """What was held back, once it is certain that nothing follows."""
-        return self._read(self._held, more=False)
+    def flush(self) -> str:
+        """Return the pending text at the end of the answer."""
+        return self._replace(self._pending, final=True)
 
-    def _read(self, text: str, *, more: bool) -> str:
-        """Replace in ``text``, and hold back its end where it depends on what is to come (``more``)."""
+    def _replace(self, text: str, *, final: bool) -> str:
+        """Replace in ``text``. Unless it is ``final``, hold back an end that later text may complete."""
         if not self._pairs:
             return text
         done = []
@@ -42,24 +42,24 @@ class Replacements:
                     done.append(new)
                     at += len(old)
                     break
-                if more and len(text) - at < len(old) and old.startswith(text[at:]):
-                    self._held = text[at:]
+                if not final and len(text) - at < len(old) and old.startswith(text[at:]):
+                    self._pending = text[at:]
                     return "".join(done)
             else:
                 done.append(text[at])
                 at += 1
-        self._held = ""
+        self._pending = ""
         return "".join(done)
 
 
-def replaced(
+def apply_replacements(
     answer: Callable[[], Generator[Delta, None, None]], pairs: Sequence[tuple[str, str]]
 ) -> Generator[Delta, None, None]:
-    """An answer with replacements in its text."""
+    """Yield the deltas of ``answer()`` with replacements in their text."""
     replacements = Replacements(pairs)
     with closing(answer()) as deltas:
         for delta in deltas:
             text = replacements.push(delta.text)
             if delta.finish_reason is not None:
-                text += replacements.rest()
+                text += replacements.flush()
             yield replace(delta, text=text)

@@ -1,4 +1,4 @@
-"""Answers without a model, for work on a page or an app."""
+"""Mock answers without a model, for the development of a page or an app."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from aiochatstream.params import STRICT, GenerationParams, validated
 MockType = Literal["round", "echo", "long"]
 
 ANSWERS = (
-    "Hello! I am a mock answer, and no model was asked. How can I help you?",
+    "Hello! I am a mock answer without a model. How can I help you?",
     "こんにちは。これはモデルを使わない、見本の返事です。",
-    "The second line of this answer comes after a line break.\nIt is here to show how one looks.",
+    "This answer has two lines.\nThe second one follows a line break.",
     "今日はいい天気ですね。散歩に行きましょう。 It is a good day for a walk.",
 )
 
 LONG_TEXT = "\n\n".join(
-    f"{number}. This paragraph is one of many, so that the page has something to scroll. It says nothing of weight, "
-    f"goes on for a while, and ends where the next one begins.\n\n"
+    f"{number}. This is one of many paragraphs, so that there is something to scroll. It contains nothing important, "
+    f"continues for a while and ends before the next one.\n\n"
     f"段落{number}です。長い文章が少しずつ表示される様子を確かめるために、同じような文がしばらく続きます。"
     for number in range(1, 31)
 )
 
-# A Japanese or Chinese character with its marks, or a word; each with the space after it.
+# A Japanese or Chinese character with its combining marks, or a word; each with the whitespace after it.
 CJK = "\u2e80-\u2fff\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff"
 MARKS = "\u3099\u309a\ufe00-\ufe0f\U000e0100-\U000e01ef"
-PIECE = re.compile(rf"(?:[{CJK}][{MARKS}]*|[^\s{CJK}]+|(?=\s))\s*")
+MOCK_TOKEN = re.compile(rf"(?:[{CJK}][{MARKS}]*|[^\s{CJK}]+|(?=\s))\s*")
 
 WaitSeconds = Annotated[float, Field(ge=0, le=86_400, description="a number of seconds from 0 to 86400")]
 
 
 class MockParams(BaseModel):
-    """What :class:`ScriptedEngine` is made of."""
+    """Options of :class:`ScriptedEngine`."""
 
     model_config = STRICT
 
@@ -58,23 +58,23 @@ class MockParams(BaseModel):
 
 
 class ScriptedEngine(FunctionEngine):
-    """Answers as the script says, as slowly as a model: Japanese by the character, other text by the word.
+    """Streams predefined answers at the speed of a model.
 
-    Such a piece counts as one token for ``max_new_tokens``; stop strings hold, too.
+    A token is one Japanese or Chinese character, or one word of other text. ``max_new_tokens`` and stop strings apply.
 
-    :param type: ``round`` gives the answers in turn, ``echo`` the user's newest message, ``long`` a text of some
-        thousand tokens.
+    :param type: ``round`` cycles through the answers, ``echo`` repeats the user's newest message, ``long`` is a text of
+        some thousand tokens.
     :param initial_wait_sec: seconds before the first token, 0 to 86400.
     :param time_per_token_sec: seconds between two tokens, 0 to 86400.
-    :param answers: the answers of ``round``; None: a few sentences in English and Japanese.
+    :param answers: answers of ``round``; None for a few sentences in English and Japanese.
     :param timer: for tests.
 
-    Raises ValueError for a value out of its range.
+    Raises ValueError for a value out of range.
     """
 
     def __init__(
         self,
-        type: MockType = "round",  # noqa: A002 - chatstream's word for it
+        type: MockType = "round",  # noqa: A002 - chatstream's name for it
         *,
         initial_wait_sec: float = 0.0,
         time_per_token_sec: float = 0.1,
@@ -82,25 +82,27 @@ class ScriptedEngine(FunctionEngine):
         timer: Timer | None = None,
     ) -> None:
         super().__init__(self._answer)
-        given = {"type": type, "initial_wait_sec": initial_wait_sec, "time_per_token_sec": time_per_token_sec}
-        self._params = validated(MockParams, {**given, "answers": answers})
+        times = {"initial_wait_sec": initial_wait_sec, "time_per_token_sec": time_per_token_sec}
+        self._params = validated(MockParams, {"type": type, **times, "answers": answers})
         if answers is not None and type != "round":
-            raise ValueError(f"answers: go with type 'round', not with {type!r}.")
+            raise ValueError(f"answers: must be None for type {type!r}; only 'round' uses them.")
         self._round = cycle(self._params.answers or ANSWERS)
         self._lock = threading.Lock()
         self._timer = timer or Timer()
 
     @classmethod
     def from_mock_params(cls, mock_params: Mapping[str, Any] | None) -> ScriptedEngine:
-        """The engine of chatstream's ``mock_params``. Raises TypeError and ValueError that name the field."""
+        """Create an engine from chatstream's ``mock_params``. Raises TypeError or ValueError that names the field."""
         if not isinstance(mock_params, Mapping | None):
             raise TypeError(f"mock_params: must be a dict, not {mock_params!r}.")
-        given = dict(mock_params or {})
-        for name in given:
+        options = dict(mock_params or {})
+        for name in options:
             if name not in MockParams.model_fields:
-                raise ValueError(f"mock_params: has {', '.join(MockParams.model_fields)}, but no {name!r}.")
+                raise ValueError(
+                    f"mock_params: unknown key {name!r}; choose from {', '.join(MockParams.model_fields)}."
+                )
         try:
-            return cls(**given)
+            return cls(**options)
         except ValueError as error:
             raise ValueError(f"mock_params.{error}") from None
 
@@ -112,19 +114,19 @@ class ScriptedEngine(FunctionEngine):
         with closing(super().generate(prompt, params)) as answer:
             for delta in answer:
                 if delta.token_ids:
-                    yield from self._timer.until(due)
+                    yield from self._timer.wait_until(due)
                     due += self._params.time_per_token_sec
                 yield delta
 
     def _answer(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         if self._params.type == "echo":
-            return pieces(next(message["content"] for message in reversed(messages) if message["role"] == "user"))
+            return split_tokens(next(message["content"] for message in reversed(messages) if message["role"] == "user"))
         if self._params.type == "long":
-            return pieces(LONG_TEXT)
+            return split_tokens(LONG_TEXT)
         with self._lock:
-            return pieces(next(self._round))
+            return split_tokens(next(self._round))
 
 
-def pieces(text: str) -> Iterator[str]:
-    """``text`` as it is to appear, piece by piece, and nothing left out."""
-    return (match[0] for match in PIECE.finditer(text))
+def split_tokens(text: str) -> Iterator[str]:
+    """Yield the mock tokens of ``text``; joined, they are the whole text."""
+    return (match[0] for match in MOCK_TOKEN.finditer(text))

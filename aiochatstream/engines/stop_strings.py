@@ -1,36 +1,39 @@
-"""Stop strings in a stream of text: they end the answer and never show, not even in part."""
+"""Stop strings in streamed text. They end the answer and are never part of it, not even partially."""
 
 from __future__ import annotations
 
 
 class StopStrings:
-    """Lets text through that can no longer become a stop string, and holds the rest back."""
+    """Filter that holds back text as long as it may become a stop string."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
-        self._held = ""
+        self._pending = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Add text; return what may be shown now, and whether a stop string was met (then nothing is held)."""
+        """Add text; return the text that can be shown and whether a stop string was found.
+
+        After a stop string no text is pending.
+        """
         if not self._stops:
             return text, False
-        text = self._held + text
-        met = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if met:
-            self._held = ""
-            _, start = min(met)  # the one that was complete first, so that it does not matter how the text comes
+        text = self._pending + text
+        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if matches:
+            self._pending = ""
+            _, start = min(matches)  # the first complete match, so that the result does not depend on the chunks
             return text[:start], True
-        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        length = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._pending = text[len(text) - length :]
+        return text[: len(text) - length], False
 
-    def rest(self) -> str:
-        """What is held back, once it is certain that nothing follows."""
-        held, self._held = self._held, ""
-        return held
+    def flush(self) -> str:
+        """Return the pending text at the end of the answer."""
+        pending, self._pending = self._pending, ""
+        return pending
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+        """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
         longest = min(len(text), len(stop) - 1)
         return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

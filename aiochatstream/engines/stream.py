@@ -1,4 +1,4 @@
-"""From a blocking generator in a worker thread to the event loop."""
+"""Transfer of deltas from a blocking generator in a worker thread to the event loop."""
 
 from __future__ import annotations
 
@@ -16,45 +16,44 @@ NOTHING = Delta()
 
 
 class DeltaStream:
-    """Runs ``start()`` (a blocking generator of deltas) in ``executor`` and calls ``take(delta)`` on the event loop.
+    """Runs ``start()``, a blocking generator of deltas, in ``executor`` and calls ``on_delta`` on the event loop.
 
-    The thread never waits for the loop: what is not yet taken is buffered, at most one answer. :meth:`cancel` stops the
-    generator at its next step. :meth:`wait` returns, or raises what the generator raised, when all deltas were taken
-    and the thread has really stopped, or the stream was abandoned.
+    The thread never waits for the loop; up to one answer is buffered.
     """
 
     def __init__(
-        self, executor: Executor, start: Callable[[], Generator[Delta, None, None]], take: Callable[[Delta], None]
+        self, executor: Executor, start: Callable[[], Generator[Delta, None, None]], on_delta: Callable[[Delta], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._take = take
+        self._on_delta = on_delta
         self._buffer: deque[Delta] = deque()
-        self._due = False
+        self._delivery_scheduled = False
         self._failure: Exception | None = None
         self._cancelled = threading.Event()
         self._abandoned = asyncio.Event()
-        self._work = self._loop.run_in_executor(executor, self._run, start)
+        self._thread_result = self._loop.run_in_executor(executor, self._run, start)
 
     def cancel(self) -> None:
-        """Stop within one step. Safe at any time and from any thread."""
+        """Stop the generator at its next step. Thread-safe, and allowed at any time."""
         self._cancelled.set()
 
     def abandon(self) -> bool:
-        """Let :meth:`wait` return even if the thread is stuck in a step; return whether it still runs.
+        """Cancel, deliver no more deltas, and let :meth:`wait` return even if the thread is stuck in a step.
 
-        Nothing more is taken.
+        Returns whether the thread still runs.
         """
         self.cancel()
         self._abandoned.set()
-        return not self._work.done()
+        return not self._thread_result.done()
 
     async def wait(self) -> None:
-        """Return when the thread has really stopped; cancelled, stop it first.
+        """Wait until all deltas are delivered and the thread has stopped, or the stream is abandoned.
 
-        Raises what the generator raised, or ``take``.
+        If the waiting task is cancelled, the generator is stopped first. Exceptions of the generator and of
+        ``on_delta`` are raised.
         """
         abandoned = asyncio.ensure_future(self._abandoned.wait())
-        ends: set[asyncio.Future[Any]] = {self._work, abandoned}
+        ends: set[asyncio.Future[Any]] = {self._thread_result, abandoned}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -63,8 +62,8 @@ class DeltaStream:
             raise
         finally:
             abandoned.cancel()
-        if self._work.done():
-            self._work.result()
+        if self._thread_result.done():
+            self._thread_result.result()
             if self._failure is not None:
                 raise self._failure
 
@@ -72,10 +71,11 @@ class DeltaStream:
         try:
             self._step_through(start())
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # their variables would keep a KV cache alive
+            traceback.clear_frames(error.__traceback__)  # their local variables would keep a KV cache alive
             if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
                 raise
-            raise RuntimeError(f"The engine raised {error!r}") from error  # a future cannot hold it, or means another
+            # a future cannot store the others, or gives them another meaning
+            raise RuntimeError(f"The engine raised {error!r}") from error
 
     def _step_through(self, steps: Generator[Delta, None, None]) -> None:
         try:
@@ -85,19 +85,19 @@ class DeltaStream:
                     return
                 if delta != NOTHING:
                     self._buffer.append(delta)
-                    if not self._due:  # one call for all that come before the loop gets to it
-                        self._due = True
-                        self._loop.call_soon_threadsafe(self._hand_over)
+                    if not self._delivery_scheduled:  # one call delivers all deltas that arrive before it
+                        self._delivery_scheduled = True
+                        self._loop.call_soon_threadsafe(self._deliver)
         finally:
             steps.close()
 
-    def _hand_over(self) -> None:
-        self._due = False
+    def _deliver(self) -> None:
+        self._delivery_scheduled = False
         try:
-            for _ in range(len(self._buffer)):  # what comes meanwhile has a call of its own
+            for _ in range(len(self._buffer)):  # later deltas schedule another call
                 delta = self._buffer.popleft()
                 if self._failure is None and not self._abandoned.is_set():
-                    self._take(delta)
-        except Exception as error:  # noqa: BLE001 - a delta that is none, most likely
+                    self._on_delta(delta)
+        except Exception as error:  # noqa: BLE001 - most likely an engine yielded something other than a Delta
             self._failure = error
             self.cancel()

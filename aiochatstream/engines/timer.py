@@ -1,4 +1,4 @@
-"""The time, and waits that a cancel ends."""
+"""A clock, and waits that can be cancelled."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterator
 
 from aiochatstream.engines.base import Delta
 
-PART_SECONDS = 0.04
+MAX_SLEEP_SECONDS = 0.04
 
 
 class Timer:
-    """Seconds of a clock that never jumps, and waiting for one of its moments. Tests have one of their own."""
+    """A monotonic clock. Tests replace it."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Return the current time in seconds since an arbitrary moment."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Block the thread."""
         time.sleep(seconds)
 
-    def until(self, moment: float) -> Iterator[Delta]:
-        """Wait for ``moment``, with an empty Delta between the parts of the wait, where a cancel takes effect."""
+    def wait_until(self, moment: float) -> Iterator[Delta]:
+        """Wait until ``moment`` and yield empty deltas in between, so that the answer can be cancelled."""
         while (left := moment - self.now()) > 0:
-            self.sleep(min(left, PART_SECONDS))
+            self.sleep(min(left, MAX_SLEEP_SECONDS))
             yield Delta()

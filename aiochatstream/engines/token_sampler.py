@@ -1,4 +1,4 @@
-"""The contract of a sampler of one's own, in place of the built-in one."""
+"""The interface of custom samplers, which replace the built-in one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class TokenSampler(ABC):
-    """Chooses the next token of each answer under way, for ``ChatStream(token_sampler=...)``.
+    """Chooses the next token of each running answer, for ``ChatStream(token_sampler=...)``.
 
-    One object serves all answers, and is called in the engine's threads: in one thread where the model's rows are
-    batched, in that of each answer (in several at once) where they are not.
+    One object serves all answers. It is called in a single thread if the model's rows are batched, else in the threads
+    of the answers, concurrently.
     """
 
     @abstractmethod
     def sample(
         self, logits: torch.Tensor, token_ids: Sequence[Sequence[int]], params: Sequence[GenerationParams]
     ) -> Sequence[int] | torch.Tensor:
-        """Return the next token id of each row, as integers of a sequence or a tensor [rows].
+        """Return the next token id of each row, as a sequence of integers or a tensor [rows].
 
-        :param logits: [rows, vocabulary], float32, on the model's device: the last position's, as the model gave them,
-            but -inf where the answer's constraint excludes a token. A copy that may be changed.
-        :param token_ids: the ids of each row so far, prompt and answer; not to be changed.
-        :param params: what each row's answer is to be made with, ``seed`` among it; none of it has been applied.
+        :param logits: [rows, vocabulary], float32, on the model's device: the model's logits for the next token, -inf
+            for tokens that the answer's constraint excludes. A copy that may be modified.
+        :param token_ids: token ids of each row so far, prompt and answer; must not be modified.
+        :param params: parameters of each row, including ``seed``; none of them has been applied.
 
-        Where it raises, or returns no token ids, it is called again for each row alone, and the answers fail whose own
-        call does: so raise before anything is remembered.
+        If it raises or returns invalid ids, it is called again for each row alone, and only the answers whose own call
+        fails are ended. It should therefore raise before it changes any state.
         """

@@ -1,9 +1,9 @@
-"""What the model is told."""
+"""Building the prompt."""
 
 from aiochatstream.prompts.base import AbstractChatPrompt, Content
 from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages, render_messages
 from aiochatstream.prompts.context import fit
-from aiochatstream.prompts.inputs import GivenMessages, GivenTexts
+from aiochatstream.prompts.inputs import ChatInput, TextInput
 from aiochatstream.prompts.presets import (
     ChatPromptCyberAgentOpenCalm,
     ChatPromptDatabricksDolly,
@@ -20,6 +20,7 @@ from aiochatstream.prompts.presets import (
 
 __all__ = [
     "AbstractChatPrompt",
+    "ChatInput",
     "ChatPrompt",
     "ChatPromptCyberAgentOpenCalm",
     "ChatPromptDatabricksDolly",
@@ -33,8 +34,7 @@ __all__ = [
     "ChatPromptStockmarkGptNeoxJp",
     "ChatPromptTogetherRedPajamaINCITEChat",
     "Content",
-    "GivenMessages",
-    "GivenTexts",
+    "TextInput",
     "encode_messages",
     "fit",
     "render_messages",

@@ -1,4 +1,4 @@
-"""How a conversation is told to a model."""
+"""Base class of prompts: a conversation written in the format that a model expects."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from aiochatstream.prompts.control_tokens import Mark, encode_prompt
 
 
 class Content(NamedTuple):
-    """One message under the name that the model knows its speaker by. ``message`` is None for the open answer."""
+    """A message of a prompt.
+
+    role: name of the speaker in the model's format.
+    message: None for the answer to generate.
+    """
 
     role: str
     message: str | None
 
     def get_role(self) -> str:
-        """chatstream's way to :attr:`role`."""
+        """Return :attr:`role`, as in chatstream."""
         return self.role
 
     def get_message(self) -> str | None:
-        """chatstream's way to :attr:`message`."""
+        """Return :attr:`message`, as in chatstream."""
         return self.message
 
 
 class AbstractChatPrompt(ABC):
-    """Writes a conversation down as one model expects it. For models without a chat template, subclass it::
+    """Base class of prompts. Subclass it for a model whose tokenizer has no chat template::
 
         class ChatPrompt(AbstractChatPrompt):
             def __init__(self) -> None:
@@ -43,35 +47,34 @@ class AbstractChatPrompt(ABC):
             def get_stop_strs(self) -> list[str]:
                 return ["<human>:"]
 
-    The class is handed to ChatStream, which makes one object a turn and gives it the conversation, the newest user
-    message and the model's tokenizer (None with an engine that has none).
+    ChatStream's argument ``chat_prompt_clazz`` is the class. Each turn has an object of its own, with the conversation,
+    the new user message and the model's tokenizer (None if the engine has none).
     """
 
     system: str = ""
-    """What the model is told before the conversation."""
+    """System prompt; empty for none."""
 
     requester: str = "user"
-    """The name of the one who asks."""
+    """Name of the user in the prompt."""
 
     responder: str = "assistant"
-    """The name of the one who answers."""
+    """Name of the model in the prompt."""
 
     chat_mode_enabled: bool = True
-    """False for models that know single questions only: of the conversation, they are told the newest message."""
+    """False for single-turn models: the prompt contains only the newest message of the conversation."""
 
     add_special_tokens: bool = True
-    """Whether the tokenizer adds its special tokens (a BOS, mostly) to the text."""
+    """True if the tokenizer adds its special tokens (usually a BOS) to the text."""
 
     special_tokens_in_text: bool = False
-    """True lets the texts of a conversation hold control tokens: ``<|im_end|>`` in a message then ends it. By default
-    they are text, and only the prompt class or the chat template writes control tokens."""
+    """True allows control tokens in the texts of a conversation: ``<|im_end|>`` in a message then ends it. By default
+    such texts are encoded as plain text, and only the prompt class or the chat template writes control tokens."""
 
     def __init__(self) -> None:
         self.conversation = Conversation()
         self.message = ""
         self.open_answer = ""
-        """What the answer already says, as people read it: the model is to go on from there. It comes right after
-        :meth:`create_prompt`."""
+        """Text of an answer to continue, without the input replacements; follows :meth:`create_prompt` directly."""
         self.tokenizer: Any = None
         self._examples: list[tuple[str, str]] = []
         self.build_initial_prompt(self)
@@ -79,47 +82,48 @@ class AbstractChatPrompt(ABC):
             raise ValueError(f"build_initial_prompt: the message {self.message!r} has no answer.")
 
     def set_system(self, text: str) -> None:
-        """Set :attr:`system`."""
+        """Set the system prompt; empty for none."""
         self.system = text
 
     def set_requester(self, name: str) -> None:
-        """Set :attr:`requester`."""
+        """Set the name of the user in the prompt."""
         self.requester = name
 
     def set_responder(self, name: str) -> None:
-        """Set :attr:`responder`."""
+        """Set the name of the model in the prompt."""
         self.responder = name
 
     def set_chat_mode_enabled(self, enabled: bool) -> None:
-        """Set :attr:`chat_mode_enabled`."""
+        """Set whether the prompt contains earlier turns."""
         self.chat_mode_enabled = enabled
 
-    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:  # noqa: B027  a hook that may stay empty
-        """Override it to tell the model something before every conversation: with :meth:`set_system` a text, with
-        :meth:`add_requester_msg` and :meth:`add_responder_msg` turns that show how to answer. They stay when the
-        conversation is cut to fit the context. Called once for each object, by its constructor.
+    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:  # noqa: B027  an optional hook
+        """Set the start of every conversation; does nothing by default.
+
+        Override it to call :meth:`set_system`, or :meth:`add_requester_msg` and :meth:`add_responder_msg` for example
+        turns. They remain when old turns are dropped to fit the context. The constructor calls this method once.
 
         :param chat_prompt: the object itself.
         """
 
     def add_requester_msg(self, text: str) -> None:
-        """What the user says. Raises ValueError where the message before has no answer."""
+        """Add a user message. Raises ValueError if the previous message has no answer."""
         if self.message:
             raise ValueError(f"add_requester_msg: the message {self.message!r} has no answer.")
         self.message = text
 
     def add_responder_msg(self, text: str | None) -> None:
-        """The answer to that; None leaves it open. Raises ValueError where there is no message to answer."""
+        """Add the answer to the last user message; None keeps it open. Raises ValueError if there is no message."""
         if not self.message:
-            raise ValueError("add_responder_msg: add_requester_msg comes first, with a message that is not empty.")
+            raise ValueError("add_responder_msg: must follow add_requester_msg with a non-empty message.")
         if text is not None:
             self._examples.append((self.message, text))
             self.message = ""
 
     def get_contents(self, opts: object = None) -> list[Content]:
-        """The messages that fit the context, oldest first; the last one is the open answer.
+        """Return the messages of the prompt, oldest first; the last one is the answer to generate.
 
-        :param opts: chatstream's; it changes nothing.
+        :param opts: accepted for compatibility with chatstream, and ignored.
         """
         contents = []
         for user, answer in self._past():
@@ -127,9 +131,9 @@ class AbstractChatPrompt(ABC):
         return [*contents, Content(self.requester, self.replace_input(self.message)), Content(self.responder, None)]
 
     def get_messages(self) -> list[dict[str, str]]:
-        """The same as chat messages: dicts of role (system, user, assistant) and content, the newest last.
+        """Return chat messages: dicts of role (system, user, assistant) and content, oldest first.
 
-        That is the user's, or the :attr:`open_answer` where it already says something.
+        The last one is the new user message, or :attr:`open_answer` if it is not empty.
         """
         messages = [{"role": "system", "content": self.replace_input(self.system)}] if self.system else []
         for user, answer in self._past():
@@ -141,37 +145,37 @@ class AbstractChatPrompt(ABC):
         return messages
 
     def get_stop_strs(self) -> list[str]:
-        """Strings that end the answer and are not shown, for models that go on to write the user's part."""
+        """Return the strings that end the answer and are not part of it, such as the user's name."""
         return []
 
     def get_replacement_when_input(self) -> list[tuple[str, str]]:
-        """Pairs (from, to): what the model writes otherwise than people do, in all that it is told.
+        """Return pairs (old, new) to replace in all texts of the prompt, for models with a notation of their own.
 
-        Of two that begin at the same place, the first of the list holds; what was put in is not replaced again.
+        If two match at the same position, the first in the list applies. Replacements are not replaced again.
         """
         return []
 
     def get_replacement_when_output(self) -> list[tuple[str, str]]:
-        """Pairs (from, to): the way back, for what the model writes."""
+        """Return pairs (old, new) to replace in the model's output."""
         return []
 
     def replace_input(self, text: str) -> str:
-        """``text`` with the replacements of :meth:`get_replacement_when_input`."""
+        """Apply the replacements of :meth:`get_replacement_when_input` to ``text``."""
         pairs = self.get_replacement_when_input()
         if not pairs:
             return text
-        new = dict(reversed(pairs))  # the first of equals is to hold
+        new = dict(reversed(pairs))  # of duplicates, the first applies
         return re.sub("|".join(re.escape(old) for old, _ in pairs), lambda match: new[match[0]], text)
 
     @abstractmethod
     def create_prompt(self) -> str:
-        """The text up to the open answer."""
+        """Return the text of the prompt, up to the answer to generate."""
 
     def check(self) -> None:  # noqa: B027
-        """Raise ValueError if the class does not go with its tokenizer. Called when the model is loaded."""
+        """Raise ValueError if the class does not support its tokenizer. Called when the model is loaded."""
 
     def encode(self) -> list[int]:
-        """The token ids of all that the model is to continue.
+        """Return the token ids of the prompt, including :attr:`open_answer`.
 
         See :attr:`add_special_tokens` and :attr:`special_tokens_in_text`.
         """
@@ -187,33 +191,33 @@ class AbstractChatPrompt(ABC):
         )
 
     def _marked(self, mark: Mark) -> AbstractChatPrompt:
-        """Return a copy whose texts are marked, except for what :meth:`replace_input` replaces."""
+        """Return a copy with marked texts, except for the substrings that :meth:`replace_input` replaces."""
         pairs = self.get_replacement_when_input()
-        replaced = re.compile("|".join(re.escape(old) for old, _ in pairs)) if pairs else None
+        pattern = re.compile("|".join(re.escape(old) for old, _ in pairs)) if pairs else None
 
         def marked(text: str) -> str:
-            if replaced is None:
+            if pattern is None:
                 return str(mark(text))
-            kept = [*replaced.findall(text), ""]
-            return "".join(f"{mark(part)}{old}" for part, old in zip(replaced.split(text), kept, strict=True))
+            separators = [*pattern.findall(text), ""]
+            return "".join(f"{mark(part)}{old}" for part, old in zip(pattern.split(text), separators, strict=True))
 
         copied = copy.copy(self)
         copied.message = marked(self.message)
-        if (system := marked(self.system)) != self.system:  # which may be a property without a setter
+        if (system := marked(self.system)) != self.system:  # system may be a property without a setter
             copied.system = system
         copied._examples = [(marked(user), marked(answer)) for user, answer in self._examples]
         first = self.conversation.first
         turns = [
-            turn if at < first else dataclasses.replace(turn, user=marked(turn.user), answer=marked(turn.answer))
-            for at, turn in enumerate(self.conversation.turns)
+            turn if index < first else dataclasses.replace(turn, user=marked(turn.user), answer=marked(turn.answer))
+            for index, turn in enumerate(self.conversation.turns)
         ]
         copied.conversation = dataclasses.replace(self.conversation, turns=tuple(turns))
         return copied
 
     def _past(self) -> list[tuple[str, str]]:
-        """The examples and the turns that the model is told, as (user message, answer).
+        """Return the example turns and the turns of the conversation as (user message, answer).
 
-        Answers get the input replacements, too: the history holds them as people read them.
+        The input replacements apply to both: the conversation stores answers with the output replacements.
         """
         turns = self.conversation.turns[self.conversation.first :] if self.chat_mode_enabled else ()
         past = [*self._examples, *((turn.user, turn.answer) for turn in turns)]

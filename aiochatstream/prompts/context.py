@@ -1,4 +1,4 @@
-"""The prompt that fits: which turns the model is told of."""
+"""Fitting a prompt to the context: the oldest turns are dropped."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from aiochatstream.errors import TooLarge
 from aiochatstream.prompts.base import AbstractChatPrompt
 
 CHARS_PER_TOKEN = 16
-"""No real text has more characters a token on average. A longer message is refused before it is tokenised, and of a
-longer history only the end is, because encoding a megabyte holds the GIL for a second."""
+"""Upper bound of the average characters in a token. Longer messages are refused before they are tokenised, and only the
+end of a longer history is tokenised: encoding a megabyte holds the GIL for a second."""
 
-KEEP_AFTER_CUT = 0.75
-"""Share of the room that is left filled by a cut, so that the start of the prompt then stays for many turns."""
+FILL_AFTER_DROP = 0.75
+"""Share of the available tokens that remains in use when turns are dropped: the prefix then stays for many turns."""
 
 
 def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) -> list[int]:
-    """The token ids of ``prompt``, with the answer's ``max_new_tokens`` at most ``context_len`` tokens.
+    """Return the token ids of ``prompt``, dropping old turns if they exceed the context. Blocking.
 
-    Where the history is too long, whole oldest turns are left out by moving ``prompt.conversation.first``; what the
-    prompt class writes around the turns (the system message, the template's head) always stays. Blocking.
+    Whole turns are dropped, oldest first, by advancing ``prompt.conversation.first``. The text that the prompt class
+    writes around the turns (the system message, the template's start) remains.
 
-    Raises :class:`~aiochatstream.errors.TooLarge` when the newest message alone does not fit, with what its answer
-    already says.
+    :param context_len: maximum length of prompt and answer together, in tokens.
+    :param max_new_tokens: tokens to reserve for the answer.
+
+    Raises :class:`~aiochatstream.errors.TooLarge` if the newest message, with its open answer, does not fit.
     """
-    longest = CHARS_PER_TOKEN * context_len
+    max_chars = CHARS_PER_TOKEN * context_len
     newest = "user_input, with the answer so far" if prompt.open_answer else "user_input"
     length = len(prompt.message) + len(prompt.open_answer)
-    if length > longest:
-        raise TooLarge(f"{newest}: {length} characters, at most {longest} are read.")
-    prompt.conversation = _end_of(prompt.conversation, longest)
+    if length > max_chars:
+        raise TooLarge(f"{newest}: must have at most {max_chars} characters, not {length}.")
+    prompt.conversation = _drop_beyond(prompt.conversation, max_chars)
     room = context_len - max_new_tokens
     ids = prompt.encode()
     if len(ids) <= room:
@@ -42,25 +44,24 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
 
     turns = len(prompt.conversation.turns)
     candidates = range(prompt.conversation.first, turns)
-    target = int(room * KEEP_AFTER_CUT)
+    target = int(room * FILL_AFTER_DROP)
     first = bisect_left(candidates, -target, key=lambda first: -length_from(first)) + candidates.start
     prompt.conversation = prompt.conversation.starting_at(first)
     ids = prompt.encode()
     if len(ids) > room:
         raise TooLarge(
-            f"{newest}: {len(ids) - room} tokens too long. With max_new_tokens={max_new_tokens}, "
-            f"a message has room for {room} of the {context_len} tokens of the context, those of template and system "
-            "prompt included."
+            f"{newest}: {len(ids) - room} tokens too long. With max_new_tokens={max_new_tokens}, {room} of the "
+            f"{context_len} tokens of the context remain for the message, its template and the system prompt."
         )
     return ids
 
 
-def _end_of(conversation: Conversation, chars: int) -> Conversation:
-    """``conversation``, of which the model is told no more than the newest turns of so many characters."""
-    first, read = len(conversation.turns), 0
+def _drop_beyond(conversation: Conversation, max_chars: int) -> Conversation:
+    """Return ``conversation`` without the oldest turns that exceed ``max_chars`` characters."""
+    first, chars = len(conversation.turns), 0
     for turn in reversed(conversation.turns[conversation.first :]):
-        read += len(turn.user) + len(turn.answer)
-        if read > chars:
+        chars += len(turn.user) + len(turn.answer)
+        if chars > max_chars:
             break
         first -= 1
     return conversation.starting_at(first)

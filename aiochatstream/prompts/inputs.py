@@ -1,5 +1,6 @@
-"""What a model is to continue where the client gives all of it: messages as they are, or bare text. No conversation of
-ours is behind it, so nothing is cut to fit.
+"""Complete input from a client: chat messages, or plain texts.
+
+It belongs to no stored conversation, and is never shortened to fit the context.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts.base import AbstractChatPrompt
 from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages
 from aiochatstream.prompts.context import CHARS_PER_TOKEN
-from aiochatstream.prompts.tools import in_words, knows_tools
+from aiochatstream.prompts.tools import render_tools_as_text, supports_tools
 
 Message = dict[str, Any]
-"""A chat message as templates know it: role, content, and where it is about tools, tool_calls, tool_call_id, name."""
+"""A chat message: role and content, and tool_calls, tool_call_id or name for messages about tools."""
 
 Encoded = tuple[list[dict[str, str]], list[int]]
-"""Messages of role and content, for engines without a tokenizer and for recordings; and the token ids, if there are."""
+"""Messages of role and content, for engines without a tokenizer and for recordings; and token ids, empty without a
+tokenizer."""
 
 
 @dataclass(frozen=True)
-class GivenMessages:
-    """A chat. Where its messages are what a conversation of ours could be, the prompt class writes them as it would
-    that; what only a chat template can tell (tools, several messages in a row), the template tells.
+class ChatInput:
+    """Chat messages.
+
+    The prompt class writes user and assistant messages that alternate, after an optional system message. Other input
+    (tools, several messages of one role in a row) requires a chat template.
 
     tools: functions that the model may call, each as ``{"type": "function", "function": {...}}``.
-    continues: the last message is an assistant's, to be continued; without, an answer begins after it.
+    continues: the model continues the last message, an assistant's.
     """
 
     messages: list[Message]
@@ -36,44 +40,44 @@ class GivenMessages:
     continues: bool = False
 
     def __len__(self) -> int:
-        """How many prompts it is."""
+        """Return the number of prompts."""
         return 1
 
     @property
-    def leaves_head(self) -> bool:
-        """True if only the server's words are before the conversation: no system message and no tools of a client."""
-        return not self.tools and not any(one["role"] in ("system", "developer") for one in self.messages)
+    def has_server_prefix(self) -> bool:
+        """True if the prompt starts with the server's own text: the client sent no system message and no tools."""
+        return not self.tools and not any(message["role"] in ("system", "developer") for message in self.messages)
 
     def too_long(self, context_len: int) -> bool:
-        """Whether it cannot fit into so many tokens: known without a tokenizer, which a long text would hold up."""
-        chars = sum(len(one.get("content") or "") for one in self.messages)
-        chars += sum(len(str(one.get("tool_calls", ""))) for one in self.messages) + len(str(self.tools))
+        """Return True if the input certainly exceeds ``context_len`` tokens. Does not tokenise, which could be slow."""
+        chars = sum(len(message.get("content") or "") for message in self.messages)
+        chars += sum(len(str(message.get("tool_calls", ""))) for message in self.messages) + len(str(self.tools))
         return chars > CHARS_PER_TOKEN * context_len
 
     def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
-        """The one prompt.
+        """Yield the prompt. Blocking.
 
-        :param prompt: an object of the server's prompt class, with its tokenizer. Blocking.
+        :param prompt: an object of the server's prompt class, with its tokenizer.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` for messages that cannot be told to this model.
+        Raises :class:`~aiochatstream.errors.InvalidValue` for messages that the model's prompt format does not support.
         """
         messages, tools = self.messages, self.tools
-        if not knows_tools(prompt.tokenizer):
-            messages, tools = in_words(messages, tools), []
+        if not supports_tools(prompt.tokenizer):
+            messages, tools = render_tools_as_text(messages, tools), []
         closed = messages[:-1] if self.continues else messages
-        if not tools and closed and _put_in(prompt, closed):
+        if not tools and closed and _set_conversation(prompt, closed):
             if self.continues:
                 prompt.open_answer = messages[-1].get("content") or ""
             yield prompt.get_messages(), [] if prompt.tokenizer is None else prompt.encode()
             return
-        told = _head(prompt, messages) + messages
-        simple = [{"role": one["role"], "content": one.get("content") or ""} for one in told]
+        all_messages = _initial_messages(prompt, messages) + messages
+        simple = [{"role": message["role"], "content": message.get("content") or ""} for message in all_messages]
         if prompt.tokenizer is None:
             yield simple, []
         elif isinstance(prompt, ChatPrompt):
             ids = encode_messages(
                 prompt.tokenizer,
-                told,
+                all_messages,
                 tools or None,
                 continue_final=self.continues,
                 special_tokens_in_text=prompt.special_tokens_in_text,
@@ -81,33 +85,33 @@ class GivenMessages:
             yield simple, ids
         else:
             raise InvalidValue(
-                "messages: must be a system message or none, then user and assistant in turn, the user's last; "
-                "this model's prompt has no other form."
+                "messages: must be an optional system message, then user and assistant messages in turn, the last a "
+                "user's; this model's prompt supports no other form."
             )
 
 
 @dataclass(frozen=True)
-class GivenTexts:
-    """Texts that the model is to go on with, as they are; each as text or as token ids."""
+class TextInput:
+    """Texts for the model to continue, each as text or as token ids. No prompt format is applied."""
 
     texts: list[str | list[int]]
     continues: ClassVar = True
-    """As in :class:`GivenMessages`."""
-    leaves_head = False
-    """As in :class:`GivenMessages`: a text is the client's from its first token on."""
+    """See :class:`ChatInput`."""
+    has_server_prefix: ClassVar = False
+    """See :class:`ChatInput`: the client sends the whole text."""
 
     def __len__(self) -> int:
-        """How many prompts they are."""
+        """Return the number of prompts."""
         return len(self.texts)
 
     def too_long(self, context_len: int) -> bool:
-        """Whether one of them cannot fit into so many tokens, as :meth:`GivenMessages.too_long`."""
+        """Return True if a text certainly exceeds ``context_len`` tokens. Does not tokenise, which could be slow."""
         return any(len(text) > context_len * (CHARS_PER_TOKEN if isinstance(text, str) else 1) for text in self.texts)
 
     def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
-        """A prompt for each text; the tokenizer adds its special tokens to it (a BOS, mostly).
+        """Yield a prompt for each text, with the tokenizer's special tokens (usually a BOS). Blocking.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` for an empty one, and for token ids without a tokenizer.
+        Raises :class:`~aiochatstream.errors.InvalidValue` for empty texts, and for token ids without a tokenizer.
         """
         for text in self.texts:
             if isinstance(text, str):
@@ -117,20 +121,20 @@ class GivenTexts:
             else:
                 ids, text = text, str(prompt.tokenizer.decode(text))
             if prompt.tokenizer is not None and not ids:
-                raise InvalidValue("prompt: must have at least one token.")
+                raise InvalidValue("prompt: must contain at least one token.")
             yield [{"role": "user", "content": text}], ids
 
 
-def _put_in(prompt: AbstractChatPrompt, messages: list[Message]) -> bool:
-    """Let ``prompt`` hold the messages, if they are what a conversation of ours could be; tell whether they are."""
+def _set_conversation(prompt: AbstractChatPrompt, messages: list[Message]) -> bool:
+    """Set the conversation of ``prompt``; return False if the messages do not form one."""
     has_system = messages[0]["role"] in ("system", "developer")
-    spoken = messages[1:] if has_system else messages
-    roles = [message["role"] for message in spoken]
+    dialogue = messages[1:] if has_system else messages
+    roles = [message["role"] for message in dialogue]
     if len(roles) % 2 == 0 or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         return False
-    if any(message.get("tool_calls") or message.get("name") for message in spoken):
+    if any(message.get("tool_calls") or message.get("name") for message in dialogue):
         return False
-    texts = [message.get("content") or "" for message in spoken]
+    texts = [message.get("content") or "" for message in dialogue]
     if has_system:
         prompt.set_system(messages[0].get("content") or "")
     pairs = zip(texts[:-1:2], texts[1::2], strict=True)
@@ -139,9 +143,9 @@ def _put_in(prompt: AbstractChatPrompt, messages: list[Message]) -> bool:
     return True
 
 
-def _head(prompt: AbstractChatPrompt, messages: list[Message]) -> list[Message]:
-    """What the prompt class tells the model before every conversation; of the system messages, the client's count."""
-    head: list[Message] = list(prompt.get_messages()[:-1])
+def _initial_messages(prompt: AbstractChatPrompt, messages: list[Message]) -> list[Message]:
+    """Return the prompt class's own initial messages; a system message of the client replaces that of the class."""
+    initial: list[Message] = list(prompt.get_messages()[:-1])
     if messages[0]["role"] in ("system", "developer"):
-        return [message for message in head if message["role"] != "system"]
-    return head
+        return [message for message in initial if message["role"] != "system"]
+    return initial

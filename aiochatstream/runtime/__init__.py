@@ -1,1 +1,1 @@
-"""Turns from queue to saved answer, and the engine behind them."""
+"""Turns from the queue to the saved answer, without HTTP."""

@@ -1,6 +1,6 @@
-"""Who may run now, who waits, and who is refused: slots and a bounded first-in-first-out queue.
+"""Admission control: slots, and a bounded first-in-first-out queue.
 
-Knows nothing of HTTP or models. All calls are made on the event loop; nothing here blocks or needs a lock.
+All calls are made on the event loop; none blocks or needs a lock.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import AsyncGenerator, Callable
 from aiochatstream.errors import Draining, TooManyRequests
 
 ASSUMED_SECONDS = 5.0
-"""What an answer is taken to need until the first one has ended."""
+"""Assumed seconds of an answer until the first one has ended."""
 
 SMOOTHING = 0.2
 """Weight of the newest holding time in the running mean behind Retry-After."""
 
 
 class Ticket:
-    """A slot, or a place in the queue for one. Made by :meth:`Admission.reserve`, given back by :meth:`release`.
+    """A slot, or a place in the queue. Created by :meth:`Admission.reserve`, and given back by :meth:`release`.
 
-    :param followers: the tickets of the same request that have no place yet, shared by all of its tickets.
+    :param followers: tickets of the same request without a place, shared by all of its tickets.
     """
 
     def __init__(self, admission: Admission, followers: deque[Ticket]) -> None:
@@ -46,29 +46,29 @@ class Ticket:
 
     @property
     def position(self) -> int:
-        """Place in the queue: 1 is next, 0 is not waiting."""
+        """Position in the queue: 1 is next, 0 is not waiting."""
         return self._position
 
     async def wait_enqueued(self) -> None:
-        """Return when this ticket has a place or a slot, or is released: other tickets of its request come first."""
+        """Wait until this ticket has a place or a slot, or is released: other tickets of its request are first."""
         while not self._enqueued and not self._released:
             self._moved.clear()
             await self._moved.wait()
 
     async def positions(self) -> AsyncGenerator[int, None]:
-        """Yield the place in the queue each time it changes; end when the slot is granted or the ticket released.
+        """Yield the position in the queue each time it changes, until the slot is granted or the ticket released.
 
-        Raises :class:`~aiochatstream.errors.Draining` when the waiting are sent away.
+        Raise :class:`~aiochatstream.errors.Draining` if the queue is drained.
         """
-        told = 0
+        last = 0
         while not self.running:
             if self._refusal is not None:
                 raise self._refusal
             if self._released:
                 return
-            if self._position != told:
-                told = self._position
-                yield told
+            if self._position != last:
+                last = self._position
+                yield last
             else:
                 self._moved.clear()
                 await self._moved.wait()
@@ -79,11 +79,11 @@ class Ticket:
             self._moved.set()
 
     def release(self, *, answered: bool = False) -> None:
-        """Leave the queue, or free the slot for the next in line. Any number of calls is one.
+        """Leave the queue, or free the slot for the next ticket. Further calls have no effect.
 
-        The next ticket of the same request, if there is one, takes a place at the end of the queue.
+        The next ticket of the same request, if there is one, enters the queue at its end.
 
-        :param answered: it was held for a whole answer, so that its time counts for Retry-After.
+        :param answered: the slot was held for a whole answer, whose time counts for Retry-After.
         """
         if not self._released:
             self._released = True
@@ -93,11 +93,11 @@ class Ticket:
 
 
 class Admission:
-    """``slots`` run at once, ``queue_size`` wait, and one more is refused at once.
+    """Admission of requests: ``slots`` run, ``queue_size`` wait, and further ones are refused immediately.
 
-    :param slots: how many hold a slot at the same time, 1 or more.
-    :param queue_size: how many may wait, 0 or more.
-    :param clock: seconds, monotonic; for tests.
+    :param slots: number of slots, at least 1.
+    :param queue_size: maximum length of the queue, at least 0.
+    :param clock: monotonic seconds; for tests.
     """
 
     def __init__(self, slots: int, queue_size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -114,37 +114,37 @@ class Admission:
 
     @property
     def running(self) -> int:
-        """Slots that are taken."""
+        """Number of slots in use."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Places in the queue that are taken."""
+        """Length of the queue."""
         return len(self._waiting)
 
     def check_room(self) -> None:
-        """Raise as :meth:`reserve_all`, and take nothing."""
+        """Raise the errors of :meth:`reserve_all`, and reserve nothing."""
         if self._draining:
             raise self._draining_error()
         if self.running + self.waiting >= self.slots + self.queue_size:
             raise TooManyRequests(
-                f"All {self.slots} slots and all {self.queue_size} places in the queue are taken.",
+                f"All {self.slots} slots and all {self.queue_size} places in the queue are in use.",
                 retry_after=self.retry_after(),
             )
 
     def reserve(self) -> Ticket:
-        """Take a slot or a place in the queue, in one step. Raises as :meth:`reserve_all`."""
+        """Reserve a slot or a place in the queue. Raise the errors of :meth:`reserve_all`."""
         return self.reserve_all(1)[0]
 
     def reserve_all(self, count: int) -> list[Ticket]:
-        """Return the tickets of a request for ``count`` answers, in the order of their turns.
+        """Return the tickets of a request for ``count`` answers, in the order of their answers.
 
-        They take slots or places in the queue, in one step: as many as are free, at most ``count`` and as many as there
-        are slots. The other tickets follow at the end of the queue, each when one of the request is released: a request
-        never has more places than at first, and those who wait have their turn between two of its answers. Because it
-        has them for so long, all such requests together have at most as many places as the slots and half of the queue.
+        They reserve free slots and places in the queue, at most one for each slot. The other tickets enter the queue at
+        its end, each when a ticket of the request is released: a request never has more places than at first, and other
+        requests run between two of its answers. All requests with such tickets together have at most as many places as
+        there are slots, and half of the queue.
 
-        Raises :class:`~aiochatstream.errors.TooManyRequests` when no place is free,
+        Raise :class:`~aiochatstream.errors.TooManyRequests` if no place is free, and
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.
         """
         self.check_room()
@@ -154,8 +154,8 @@ class Admission:
             free = min(free, self.slots + self.queue_size // 2 - held)
             if free <= 0:
                 raise TooManyRequests(
-                    "Other requests for many answers have as many places as they may have. Send this one later, or ask "
-                    "for fewer answers at once.",
+                    "Other requests for many answers use all places that such requests may use. Send this one later, "
+                    "or ask for fewer answers.",
                     retry_after=self.retry_after(),
                 )
         followers: deque[Ticket] = deque()
@@ -167,20 +167,20 @@ class Admission:
         return tickets
 
     def drain(self) -> None:
-        """Refuse all who come and send away all who wait; who runs goes on."""
+        """Refuse new requests and those in the queue. Running answers continue."""
         self._draining = True
-        followers = [one for ticket in (*self._running, *self._waiting) for one in ticket._followers]
+        followers = [follower for ticket in (*self._running, *self._waiting) for follower in ticket._followers]
         for ticket in (*followers, *self._waiting):
             ticket._refusal = self._draining_error()
             ticket.release()
 
     def retry_after(self) -> int:
-        """Whole seconds, 1 to 600, until a place is likely to be free, from how long answers took lately."""
+        """Return whole seconds, 1 to 600, until a place is likely to be free, from the times of recent answers."""
         mean = ASSUMED_SECONDS if self._mean_seconds is None else self._mean_seconds
         return min(600, max(1, math.ceil(mean * (self.waiting + 1) / self.slots)))
 
     def _draining_error(self) -> Draining:
-        return Draining("The server is shutting down and takes no new requests.", retry_after=self.retry_after())
+        return Draining("The server is shutting down and accepts no new requests.", retry_after=self.retry_after())
 
     def _enqueue(self, ticket: Ticket) -> None:
         ticket._enqueued = True
@@ -188,14 +188,14 @@ class Admission:
         ticket._move(self.waiting)
 
     def _advance(self) -> None:
-        """Grant the free slots, and count the places."""
+        """Grant the free slots, and update the positions."""
         while self._waiting and self.running < self.slots:
             ticket, _ = self._waiting.popitem(last=False)
             ticket._granted_at = self._clock()
             self._running.add(ticket)
             ticket._move(0)
-        for place, ticket in enumerate(self._waiting, 1):
-            ticket._move(place)
+        for position, ticket in enumerate(self._waiting, 1):
+            ticket._move(position)
 
     def _release(self, ticket: Ticket, answered: bool) -> None:
         if not ticket._enqueued:

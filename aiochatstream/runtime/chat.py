@@ -1,4 +1,4 @@
-"""A chat with one engine: turns of conversations, from the user's message to the answer that is kept. Knows no HTTP."""
+"""Chat with one engine: turns of conversations, from the message to the saved answer."""
 
 from __future__ import annotations
 
@@ -24,54 +24,54 @@ from aiochatstream.runtime.turn_request import TurnRequest, check_turn
 from aiochatstream.runtime.turns import RunningTurn
 
 Position = Literal["begin", "mid", "end"]
-"""Where in an answer a piece of :meth:`Chat.handle_console_input` stands."""
+"""Position of a piece in the answer of :meth:`Chat.handle_console_input`."""
 
 SWEEP_SECONDS = 60.0
 
 MAX_PROMPT_TEXTS = 16
-"""Prompts to read that may be waited for."""
+"""Maximum number of waiting calls of :meth:`Chat.prompt_text`."""
 
 
 class Chat(Runtime):
-    """Takes turns of conversations."""
+    """Turns of conversations with one engine."""
 
     def __init__(self, setting: RuntimeConfig) -> None:
         super().__init__(setting)
         self._one_prompt_text = asyncio.Lock()
         self._prompt_texts = 0
         self._memory = MemoryConversationStore()
-        self._console_user = User(random_id(), self._memory)  # no account of an app is called that
+        self._console_user = User(random_id(), self._memory)  # no account has this id
         self.metrics.watch_sessions(lambda: len(self._memory), lambda: self._memory.bytes)
         self._chores.append(self._sweep)
 
     def running_turn(self, user: User, name: str) -> RunningTurn | None:
-        """The turn of this conversation that is under way in this process."""
+        """Return the running turn of a conversation in this process."""
         return self._turns.get(user.id, name)
 
     def queue_positions(self, user: User) -> dict[str, int]:
-        """Where the turns of ``user`` that wait stand in the queue, by conversation; 1 is next."""
+        """Return the queue positions of the waiting turns of ``user``, by conversation; 1 is next."""
         turns = self._turns.of_user(user.id)
         return {name: turn.position for name, turn in turns.items() if turn.position}
 
-    async def prompt_text(self, told: Conversation, message: str) -> str:
-        """Return the prompt in which ``message`` follows ``told``; for an engine without a tokenizer, as JSON.
+    async def prompt_text(self, conversation: Conversation, message: str) -> str:
+        """Return the prompt in which ``message`` follows ``conversation``; for an engine without a tokenizer, as JSON.
 
-        One at a time is made, so that the prompts of answers have a thread. Raises
+        One prompt is made at a time, so that a thread is free for the prompts of answers. Raise
         :class:`~aiochatstream.errors.TooManyRequests` if too many wait.
         """
         prompt = self._prompt_class()
-        prompt.conversation, prompt.message = told, message
+        prompt.conversation, prompt.message = conversation, message
 
         def text() -> str:
-            # the request may have asked for fewer tokens than usual
-            least = self.params.model_copy(update={"max_new_tokens": 1})
-            made = self._make_prompt(prompt, least)
+            # the request may have limited its answer to fewer tokens
+            minimal = self.params.model_copy(update={"max_new_tokens": 1})
+            made = self._make_prompt(prompt, minimal)
             if prompt.tokenizer is None:
                 return json.dumps(made.messages, ensure_ascii=False)
             return prompt.create_prompt()
 
         if self._prompt_texts >= MAX_PROMPT_TEXTS:
-            raise TooManyRequests("Too many prompts are asked for at once.")
+            raise TooManyRequests("Too many requests for prompts are waiting.")
         self._prompt_texts += 1
         try:
             async with self._one_prompt_text:
@@ -80,24 +80,24 @@ class Chat(Runtime):
             self._prompt_texts -= 1
 
     async def handle_console_input(self, text: str) -> AsyncGenerator[tuple[str, str, Position], None]:
-        """Answer ``text`` in the one conversation that a program without users has with this object.
+        """Answer ``text`` in the one conversation of a program without users.
 
-        Yields ``(response_text, updated_text, position)``: the whole answer so far, what of it is new, and ``begin``
-        with the first text, ``mid``, and at last ``end``, with no new text. Each answer has one ``begin`` and one
-        ``end``, also where it is empty. Waits for the model where it is still being loaded::
+        Yield ``(response_text, updated_text, position)``: the whole answer so far, its new text, and ``begin`` for the
+        first text, ``mid`` for the next ones and ``end`` for the last item, without new text. Each answer has one
+        ``begin`` and one ``end``, even an empty one. Wait for the model if it is still loading::
 
             async with chat_stream:
                 async for response_text, updated_text, position in chat_stream.handle_console_input("Hello"):
                     print(updated_text, end="", flush=True)
 
-        Closing the generator stops the answer; what there is of it joins the conversation as interrupted.
+        Closing the generator stops the answer; its text so far is saved as interrupted.
 
-        Raises :class:`~aiochatstream.errors.ChatStreamError` where there is no whole answer, what loading the model
-        raised, and RuntimeError where the ``async with`` was never entered.
+        Raise :class:`~aiochatstream.errors.ChatStreamError` if the answer fails, the error of loading the model, and
+        RuntimeError outside an ``async with``.
         """
         await self.wait_ready()
         if not isinstance(text, str) or not text.strip():
-            raise InvalidValue("text: must be a string that is not empty.")
+            raise InvalidValue("text: must be a non-empty string.")
         whole = ""
         async with aclosing(self.answer(self._console_user, "main", text)) as events:
             async for event in events:
@@ -114,7 +114,7 @@ class Chat(Runtime):
     async def answer(
         self, user: User, name: str, message: str | None, overrides: ParamOverrides | None = None, system: str = ""
     ) -> AsyncGenerator[Event, None]:
-        """:meth:`begin_turn`, and what then happens, to the end. Closing the generator stops the answer."""
+        """Begin a turn and yield its events. Closing the generator stops the answer."""
         turn = await self.begin_turn(user, name, TurnRequest(message), overrides, system=system)
         try:
             event = None
@@ -122,43 +122,42 @@ class Chat(Runtime):
                 event = await turn.next_event()
                 yield event
         finally:
-            turn.stop("stopped")  # no effect on a turn that has ended
+            turn.stop("stopped")  # no effect after the end
             await turn.wait_ended()
 
     async def begin_turn(
-        self, user: User, name: str, ask: TurnRequest, *overrides: ParamOverrides | None, system: str = ""
+        self, user: User, name: str, request: TurnRequest, *overrides: ParamOverrides | None, system: str = ""
     ) -> RunningTurn:
-        """Take the conversation, a slot or a place in the queue, and make the prompt; then set the turn going.
+        """Hold the conversation, reserve a slot or a place in the queue, make the prompt, and start the turn.
 
-        :param ask: what is to be answered.
-        :param overrides: what the user and the request have set; the last one counts.
-        :param system: what the model is told first, in place of what the prompt class says; empty leaves that.
+        :param overrides: parameters of the user and of the request; the last one has precedence.
+        :param system: system prompt, in place of that of the prompt class; empty for no change.
 
-        Raises what the request is to be refused with; then nothing has changed.
+        Raise :class:`~aiochatstream.errors.ChatStreamError` if the request is refused; then nothing has changed.
         """
         self.check_ready()
         prompt = self._prompt_class()
         if system:
             prompt.set_system(system)
         params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
-        turn = await self._take(user, name)
+        turn = await self._begin(user, name)
         ticket: Ticket | None = None
         try:
             loaded = await user.load(name)
-            task = ask.of(loaded)
+            turn_input = request.resolve(loaded)
             ticket = self.admission.reserve()
             before = loaded.begin(turn.message_id)
-            prompt.conversation, prompt.message = task.base.begin(turn.message_id), task.message
-            prompt.open_answer = task.begun
-            if all(one is None or one.seed is None for one in overrides):
+            prompt.conversation, prompt.message = turn_input.base.begin(turn.message_id), turn_input.message
+            prompt.open_answer = turn_input.prefix
+            if all(override is None or override.seed is None for override in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
             made = await self._in_prompt_thread(self._make_prompt, prompt, params)
             await user.accept_turn(name, before)
-            self.check_ready()  # a shutdown may have begun meanwhile
+            self.check_ready()  # a shutdown may have begun in the meantime
         except BaseException:
             if ticket is not None:
                 ticket.release()
-            await self._turns.give_up(user.id, name)
+            await self._turns.cancel(user.id, name)
             raise
         job = self._job(
             self._own(made, user.owner, own_system=not system),
@@ -167,40 +166,40 @@ class Chat(Runtime):
             prompt.get_replacement_when_output(),
             before=before,
             base=prompt.conversation,
-            user_text=task.message,
-            begun=task.begun,
+            user_text=turn_input.message,
+            prefix=turn_input.prefix,
             save=functools.partial(user.save, name, loaded=loaded),
-            leave=functools.partial(user.leave, name, before, loaded=loaded),
+            save_unanswered=functools.partial(user.save_unanswered, name, before, loaded=loaded),
         )
         self._turns.start(user.id, name, job)
         return turn
 
     async def clear(self, user: User, name: str) -> bool:
-        """Forget a conversation, a running answer too; tell whether there was something to forget."""
+        """Delete the turns of a conversation, and stop its running answer. Return True if there were any."""
         discarded = await self.stop_turn(user, name, "discarded")
         try:
-            await self._take(user, name)  # no new turn begins from what is being forgotten
+            await self._begin(user, name)  # other turns of the conversation wait
         except ConversationBusy:
             raise ConversationBusy(
-                "The running answer is being discarded, but has not stopped yet. Send again."
+                "The running answer is being discarded but has not stopped yet. Send again."
             ) from None
         try:
             self._forget_prompts(user)
             return await user.forget(name) or discarded is not None
         finally:
-            await self._turns.give_up(user.id, name)
+            await self._turns.cancel(user.id, name)
 
     async def rewrite(
         self, user: User, name: str, change: Callable[[Conversation], Conversation], *, if_turn: int | None = None
     ) -> SaveResult:
-        """Change a conversation without an answer. The response must not have begun.
+        """Change a conversation without generating an answer. The response must not have begun.
 
-        :param change: makes of the conversation what it is to be; what it raises is raised, and nothing changes.
-        :param if_turn: the turn number that the client has seen; None is any.
+        :param change: returns the changed conversation. If it raises, nothing changes.
+        :param if_turn: turn number that the client has seen; None accepts any.
 
-        Raises ConversationBusy while an answer is running, and ConversationChanged.
+        Raise ConversationBusy while an answer is running, and ConversationChanged.
         """
-        await self._take(user, name)
+        await self._begin(user, name)
         try:
             loaded = await user.load(name)
             check_turn(loaded, if_turn)
@@ -208,12 +207,12 @@ class Chat(Runtime):
             self._forget_prompts(user)
             return await user.rewrite(name, changed, loaded=loaded)
         finally:
-            await self._turns.give_up(user.id, name)
+            await self._turns.cancel(user.id, name)
 
     async def stop_turn(self, user: User, name: str, reason: StopRequest) -> str | None:
-        """Stop the answer of this conversation and wait for its end, at most 2 s.
+        """Stop the answer of a conversation and wait for its end, at most 2 s.
 
-        Returns its message id; None where no answer is running, here or where the conversation's store can tell of it.
+        Return its message id; None if no answer is running, neither here nor in a process that shares the store.
         """
         turn = self._turns.get(user.id, name)
         if turn is None:
@@ -223,15 +222,15 @@ class Chat(Runtime):
         return turn.message_id
 
     def _forget_prompts(self, user: User) -> None:
-        """Have the engine drop what it keeps of the user's prompts, those of other conversations too."""
+        """Have the engine drop its cached prompts of the user, also those of other conversations."""
         for owner in user.owners:
             self.engine.forget(owner)
 
-    async def _take(self, user: User, name: str) -> RunningTurn:
-        return await self._turns.take(user.id, name, functools.partial(user.hold, name))
+    async def _begin(self, user: User, name: str) -> RunningTurn:
+        return await self._turns.begin(user.id, name, functools.partial(user.hold, name))
 
     async def _sweep(self) -> None:
-        """Let go of conversations that nobody came back to, also where nobody comes at all."""
+        """Drop idle conversations regularly, even without requests."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             await self._memory.sweep()

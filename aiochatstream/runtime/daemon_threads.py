@@ -1,4 +1,4 @@
-"""Threads that do not keep the process from ending, for what may take minutes or never return."""
+"""Daemon threads, for calls that may take minutes or never return. They do not delay the end of the process."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Job = tuple[Future[Any], Callable[[], Any]]
 
 
 class DaemonExecutor(Executor):
-    """A pool of daemon threads. The interpreter joins those of concurrent.futures when it ends, stuck or not.
+    """A pool of daemon threads. (The interpreter joins the threads of concurrent.futures at its end, even stuck ones.)
 
-    :param count: the maximum number of threads; each is started when it is needed.
-    :param name: the beginning of their names.
+    :param count: maximum number of threads; each is started when it is needed.
+    :param name: prefix of their names.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -60,7 +60,7 @@ class DaemonExecutor(Executor):
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             _run(*job)
-            del job  # its variables may take memory
+            del job  # its arguments may be large
             self._idle.release()
 
 
@@ -68,20 +68,18 @@ def _run(future: Future[Any], function: Callable[[], Any]) -> None:
     if future.set_running_or_notify_cancel():
         try:
             result = function()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
+        except BaseException as error:  # noqa: BLE001 - raised to the caller that awaits the result
             future.set_exception(error)
         else:
             future.set_result(result)
 
 
 async def in_daemon_thread(function: Callable[[], Result]) -> Result:
-    """Run ``function`` in a thread that does not keep the process from ending: loading a model can take minutes, and
-    a person may never type a line.
-    """
+    """Run ``function`` in a daemon thread and return its result."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()
 
-    def tell(result: Result | None, error: BaseException | None) -> None:
+    def set_result(result: Result | None, error: BaseException | None) -> None:
         if not done.done():
             done.set_exception(error) if error is not None else done.set_result(cast(Result, result))
 
@@ -90,19 +88,20 @@ async def in_daemon_thread(function: Callable[[], Result]) -> Result:
         error: BaseException | None = None
         try:
             result = function()
-        except BaseException as raised:  # noqa: BLE001 - it is told where it is awaited
+        except BaseException as raised:  # noqa: BLE001 - raised to the caller
             error = raised
-            if not isinstance(raised, Exception) or isinstance(raised, StopIteration):  # which a future cannot hold
+            if not isinstance(raised, Exception) or isinstance(raised, StopIteration):  # a future cannot hold these
                 error = RuntimeError(f"Loading raised {raised!r}")
-        with suppress(RuntimeError):  # the loop may be closed by now
-            loop.call_soon_threadsafe(tell, result, error)
+        with suppress(RuntimeError):  # the loop may be closed
+            loop.call_soon_threadsafe(set_result, result, error)
 
     threading.Thread(target=run, name=THREAD, daemon=True).start()
     return await done
 
 
 def any_daemon_thread() -> bool:
-    """Return whether a daemon thread of this package still runs. torch aborts when the interpreter ends under it, and
-    the interpreter when it cannot close stdin.
+    """Return True if a daemon thread of this package is running.
+
+    torch, or the interpreter when it closes stdin, may then abort at the end of the process.
     """
     return any(thread.daemon and thread.name.startswith("aiochatstream-") for thread in threading.enumerate())

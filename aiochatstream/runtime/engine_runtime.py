@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 from aiochatstream.conversations.conversation import Conversation, Turn
 from aiochatstream.engines import DeltaStream, Engine, Prompt
 from aiochatstream.engines.prefill_only import prefill_only
-from aiochatstream.engines.replacements import replaced
+from aiochatstream.engines.replacements import apply_replacements
 from aiochatstream.errors import (
     Draining,
     EngineStopped,
@@ -26,14 +26,14 @@ from aiochatstream.errors import (
     TooManyRequests,
     Unavailable,
 )
-from aiochatstream.params import GenerationParams, Limits, ParamOverrides
+from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
 from aiochatstream.runtime.admission import Admission, Ticket
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_thread
 from aiochatstream.runtime.events import Ended, Failed
 from aiochatstream.runtime.metrics import Metrics
 from aiochatstream.runtime.turns import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn, Turns
-from aiochatstream.texts import Locale, messages_of
+from aiochatstream.texts import Locale, texts_for
 
 State = Literal["starting", "ready", "draining", "failed"]
 
@@ -62,8 +62,9 @@ class RuntimeConfig:
     engine: what answers.
     prompt_class_of: given the tokenizer (None with an engine that has none), the class that writes the prompt.
     params: those of every answer, where a request says nothing else.
-    limits: how many at once, and how long.
-    param_limits: the least and the most that a request may set, by name.
+    capacity: number of concurrent answers and waiting requests.
+    limits: limits of time and size.
+    param_limits: ranges that requests may set.
     seed: seeds the sequence of the answers' seeds; None is random.
     locale: what the log's lines for people are written in.
     logger: for the lines on loading, answers and shutdown.
@@ -72,8 +73,9 @@ class RuntimeConfig:
     engine: Engine
     prompt_class_of: Callable[[Any], type[AbstractChatPrompt]]
     params: GenerationParams
+    capacity: Capacity
     limits: Limits
-    param_limits: dict[str, tuple[float, float]]
+    param_limits: ParamLimits
     seed: int | None
     locale: Locale
     logger: logging.Logger
@@ -86,13 +88,13 @@ class Runtime:
     """
 
     def __init__(self, setting: RuntimeConfig) -> None:
-        self._messages = messages_of(setting.locale)
+        self._texts = texts_for(setting.locale)
         self.logger = setting.logger
         self.engine, self.params = setting.engine, setting.params
-        self.limits, self.param_limits = setting.limits, setting.param_limits
+        self.capacity, self.limits, self.param_limits = setting.capacity, setting.limits, setting.param_limits
         self.context_len = self.limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
-        self.admission = Admission(self.limits.num_of_concurrent_executions, self.limits.max_queue_size)
+        self.admission = Admission(self.capacity.num_of_concurrent_executions, self.capacity.max_queue_size)
         self._prompt_class_of = setting.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
         """Known when the engine is loaded."""
@@ -105,7 +107,7 @@ class Runtime:
         self.metrics = Metrics(
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
-            engine=lambda: self.engine.figures(),
+            engine=lambda: self.engine.metrics(),
         )
         self.engine.on_step = self.metrics.step
         self._chores: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
@@ -124,10 +126,10 @@ class Runtime:
     async def _start(self) -> None:
         """Begin to load the engine; return when it is loaded, at once where it loads slowly."""
         # made here, after gunicorn's fork: threads do not survive one
-        slots = self.limits.num_of_concurrent_executions
+        slots = self.capacity.num_of_concurrent_executions
         self.state = "starting"
         self._stuck = 0
-        self.admission = Admission(slots, self.limits.max_queue_size)
+        self.admission = Admission(slots, self.capacity.max_queue_size)
         self._threads = DaemonExecutor(slots, "aiochatstream-generate")
         self._prompt_threads = DaemonExecutor(PROMPT_THREADS, "aiochatstream-prompt")
         self._constraint_threads = DaemonExecutor(CONSTRAINT_THREADS, "aiochatstream-check")
@@ -146,12 +148,12 @@ class Runtime:
         """Take no more turns; wait for those under way, as long as the limits say, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):
-            self.logger.warning(self._messages.stopping.format(count=len(self._turns)))
+            self.logger.warning(self._texts.stopping.format(count=len(self._turns)))
             self._turns.stop_all("shutdown")
             if not await self._turns.wait(ENDING_SECONDS):
                 self._stuck = self._turns.abandon_all()
                 if self._stuck:
-                    self.logger.error(self._messages.stuck.format(count=self._stuck))
+                    self.logger.error(self._texts.stuck.format(count=self._stuck))
                 await self._turns.wait(SAVE_SECONDS)  # what was said until then
 
     def _end(self) -> None:
@@ -187,7 +189,7 @@ class Runtime:
         if self.state == "failed":
             raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
         if self.state == "draining":
-            raise Draining("The server is shutting down and takes no new requests.", retry_after=5)
+            raise Draining("The server is shutting down and accepts no new requests.", retry_after=5)
         if self.engine.stopped:
             raise EngineStopped("The engine has stopped; the server's log says why.", retry_after=60)
 
@@ -209,8 +211,9 @@ class Runtime:
         self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), where: str = "params."
     ) -> GenerationParams:
         """:meth:`GenerationParams.override` of this server's own parameters, within its limits."""
-        vocabulary = self.engine.vocabulary
-        return self.params.override(*overrides, stop=stop, limits=self.param_limits, vocabulary=vocabulary, where=where)
+        return self.params.override(
+            *overrides, stop=stop, limits=self.param_limits, vocabulary_size=self.engine.vocab_size, prefix=where
+        )
 
     def _job(
         self, made: Prompt, params: GenerationParams, ticket: Ticket, pairs: list[tuple[str, str]], **turn: Any
@@ -225,7 +228,7 @@ class Runtime:
             generate = functools.partial(prefill_only, generate)
         answer = functools.partial(generate, made, params)
         if pairs:
-            answer = functools.partial(replaced, answer, pairs)
+            answer = functools.partial(apply_replacements, answer, pairs)
         return Job(
             prompt_tokens=len(made.token_ids),
             ticket=ticket,
@@ -252,7 +255,7 @@ class Runtime:
         :param own_system: whether the server's own words are before the conversation, and not a client's.
         """
         shared = _common(self._head, made.token_ids) if own_system else 0
-        return dataclasses.replace(made, owner=owner, shared=shared)
+        return dataclasses.replace(made, owner=owner, shared_tokens=shared)
 
     async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await self._in_thread_of(self._prompt_threads, function, *args)
@@ -308,7 +311,7 @@ class Runtime:
             self.state = "ready"
 
     def _load_engine(self) -> None:
-        self.engine.load(self.limits.num_of_concurrent_executions, self.context_len)
+        self.engine.load(self.capacity.num_of_concurrent_executions, self.context_len)
         limit = self.engine.max_context_len
         if limit is not None:
             if self.limits.context_len is not None and self.context_len > limit:
@@ -336,7 +339,7 @@ class Runtime:
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.logger.error(self._messages.load_failed, exc_info=error)
+            self.logger.error(self._texts.load_failed, exc_info=error)
 
 
 def _common(first: list[int], second: list[int]) -> int:

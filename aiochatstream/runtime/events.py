@@ -1,4 +1,4 @@
-"""What happens while an answer is made, from the queue to its end. Ended or Failed comes last."""
+"""Events of a turn, from the queue to the end. The last one is Ended or Failed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiochatstream.errors import ChatStreamError
 
 
 class Usage(NamedTuple):
-    """Tokens: read, of those not computed again, and written."""
+    """Tokens of the prompt, of the prompt from a cache, and of the answer."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -19,7 +19,7 @@ class Usage(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds: in the queue, to the first text (None: there was none), and in all, since the request was accepted."""
+    """Seconds since the request was accepted: until its slot, until the first text (None without text), in total."""
 
     queue_s: float
     ttft_s: float | None
@@ -28,7 +28,7 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The turn waits; ``position`` 1 is next."""
+    """The turn waits in the queue; ``position`` 1 is next."""
 
     position: int
 
@@ -40,7 +40,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the answer; the text may be empty where logprobs were asked for."""
+    """A piece of the answer. The text may be empty if the request asks for logprobs."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -53,20 +53,23 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The answer is over, saved, and its slot is free. Nothing follows. ``kept`` is None where nothing was to be."""
+    """The answer has ended and is saved, and its slot is free. No event follows.
+
+    save_result: None if nothing was to be saved.
+    """
 
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
-    kept: SaveResult | None = None
+    save_result: SaveResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There is no whole answer. Nothing follows."""
+    """The answer failed. No event follows."""
 
     error: ChatStreamError
-    kept: SaveResult | None = None
+    save_result: SaveResult | None = None
 
 
 Event = Queued | Started | Text | Heartbeat | Ended | Failed

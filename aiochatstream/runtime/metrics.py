@@ -1,22 +1,22 @@
-"""What the server tells of itself: Prometheus figures, named and measured after vLLM's.
+"""Prometheus metrics, named and measured like those of vLLM.
 
 ========================================================== ============ ==============================================
-aiochatstream_num_requests_running, _waiting               gauge        slots and queue places that are taken
-aiochatstream_requests_refused_total {reason}              counter      refused before any work, by error code
+aiochatstream_num_requests_running, _waiting               gauge        slots in use, and length of the queue
+aiochatstream_requests_refused_total {reason}              counter      refused requests, by error code
 aiochatstream_requests_finished_total {finished_reason}    counter      stop, length, cancelled, or the error's code
-aiochatstream_prompt_tokens_total, _cached_tokens_total    counter      tokens read, and of those not computed again
-aiochatstream_generation_tokens_total                      counter      tokens written
-aiochatstream_request_queue_time_seconds                   histogram    accepted until the slot
-aiochatstream_time_to_first_token_seconds                  histogram    accepted until the first text
-aiochatstream_inter_token_latency_seconds                  histogram    gaps between pieces of text
-aiochatstream_e2e_request_latency_seconds                  histogram    accepted until the end
+aiochatstream_prompt_tokens_total, _cached_tokens_total    counter      prompt tokens, and those from a cache
+aiochatstream_generation_tokens_total                      counter      tokens of answers
+aiochatstream_request_queue_time_seconds                   histogram    acceptance to slot
+aiochatstream_time_to_first_token_seconds                  histogram    acceptance to first text
+aiochatstream_inter_token_latency_seconds                  histogram    time between pieces of text
+aiochatstream_e2e_request_latency_seconds                  histogram    acceptance to end
 aiochatstream_prefill_step_time_seconds                    histogram    forward passes that read a prompt
-aiochatstream_decode_step_time_seconds                     histogram    forward passes that make a token
+aiochatstream_decode_step_time_seconds                     histogram    forward passes that generate a token
 aiochatstream_batch_size                                   gauge        rows that the engine decodes together
-aiochatstream_kv_cache_bytes, _prefix_cache_bytes          gauge        keys and values: of the rows, kept from before
-aiochatstream_prefix_cache_hits_total                      counter      answers whose prompt began as an earlier one
-aiochatstream_sessions, _sessions_bytes                    gauge        conversations in memory, and what they take
-aiochatstream_event_loop_lag_seconds                       histogram    how late the event loop wakes a sleeper
+aiochatstream_kv_cache_bytes, _prefix_cache_bytes          gauge        keys and values of rows, and of earlier prompts
+aiochatstream_prefix_cache_hits_total                      counter      answers with a prompt prefix from the cache
+aiochatstream_sessions, _sessions_bytes                    gauge        conversations in memory, and their bytes
+aiochatstream_event_loop_lag_seconds                       histogram    delay of timers of the event loop
 ========================================================== ============ ==============================================
 """
 
@@ -43,11 +43,11 @@ LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0
 
 
 class Metrics:
-    """The figures of one ChatStream, in a registry of their own.
+    """Metrics of one ChatStream, in their own registry.
 
-    :param running: slots that are taken, now.
-    :param waiting: places in the queue that are taken, now.
-    :param engine: the engine's own figures, now.
+    :param running: returns the number of slots in use.
+    :param waiting: returns the length of the queue.
+    :param engine: returns the current figures of the engine.
     """
 
     def __init__(
@@ -77,20 +77,20 @@ class Metrics:
         self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", SHORT)
 
     def watch_sessions(self, count: Callable[[], int], size: Callable[[], int]) -> None:
-        """Tell of the conversations in memory, too: how many there are, and what they take as text."""
+        """Add metrics of the conversations in memory: their number, and their bytes."""
         self._gauge("sessions", "Conversations in the memory of this process.", count)
         self._gauge("sessions_bytes", "Bytes of these conversations.", size)
 
     def refused(self, code: str) -> None:
-        """A request was refused before any work."""
+        """Count a refused request."""
         self._refused.labels(code).inc()
 
     def gap(self, seconds: float) -> None:
-        """Two pieces of text came ``seconds`` apart."""
+        """Observe the seconds between two pieces of text."""
         self._itl.observe(seconds)
 
     def step(self, kind: StepKind, seconds: float) -> None:
-        """The engine made a forward pass. Safe in any thread."""
+        """Observe a forward pass of the engine. Thread-safe."""
         self._steps[kind].observe(seconds)
 
     def finished(
@@ -104,7 +104,7 @@ class Metrics:
         ttft_s: float | None,
         total_s: float,
     ) -> None:
-        """An accepted request has ended. Times in seconds since it was accepted."""
+        """Observe the end of an accepted request. Times in seconds since it was accepted."""
         self._finished.labels(reason).inc()
         self._prompt_tokens.inc(prompt_tokens)
         self._cached_tokens.inc(cached_tokens)
@@ -118,26 +118,26 @@ class Metrics:
         """Measure the event loop's lag until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            asleep = loop.time()
+            start = loop.time()
             await asyncio.sleep(LAG_PROBE_SECONDS)
-            self._lag.observe(max(0.0, loop.time() - asleep - LAG_PROBE_SECONDS))
+            self._lag.observe(max(0.0, loop.time() - start - LAG_PROBE_SECONDS))
 
     def render(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def _gauge(self, name: str, says: str, value: Callable[[], int]) -> None:
-        Gauge(f"aiochatstream_{name}", says, registry=self._registry).set_function(value)
+    def _gauge(self, name: str, help_text: str, value: Callable[[], int]) -> None:
+        Gauge(f"aiochatstream_{name}", help_text, registry=self._registry).set_function(value)
 
-    def _counter(self, name: str, says: str, *labels: str) -> Counter:
-        return Counter(f"aiochatstream_{name}", says, labels, registry=self._registry)
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"aiochatstream_{name}", help_text, labels, registry=self._registry)
 
-    def _histogram(self, name: str, says: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"aiochatstream_{name}", says, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"aiochatstream_{name}", help_text, buckets=buckets, registry=self._registry)
 
 
 class _Figures(Collector):
-    """Those of the engine, whatever they are."""
+    """Figures of an engine."""
 
     def __init__(self, read: Callable[[], dict[str, float]]) -> None:
         self._read = read
@@ -149,7 +149,7 @@ class _Figures(Collector):
 
 
 class _Gaps(Collector):
-    """A histogram for the event loop's thread alone, at a fifth of Histogram's cost: it is told of every piece."""
+    """A histogram for the event loop's thread only. It costs a fifth of Histogram, and observes each piece of text."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(SHORT) + 1)

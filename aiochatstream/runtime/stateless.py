@@ -7,8 +7,8 @@ from typing import Any
 
 from aiochatstream.engines import Prompt
 from aiochatstream.errors import ContextLengthExceeded, InvalidValue
-from aiochatstream.params import GenerationParams, ParamOverrides
-from aiochatstream.prompts import AbstractChatPrompt, GivenMessages, GivenTexts
+from aiochatstream.params import GenerationParams, ParamOverrides, check_token_ids
+from aiochatstream.prompts import AbstractChatPrompt, ChatInput, TextInput
 from aiochatstream.runtime.engine_runtime import Runtime
 from aiochatstream.runtime.turns import RunningTurn
 
@@ -20,7 +20,7 @@ class Stateless(Runtime):
     """Answers messages and texts as they are given."""
 
     async def begin_answers(
-        self, given: GivenMessages | GivenTexts, overrides: ParamOverrides, count: int = 1, *, owner: str, **more: Any
+        self, given: ChatInput | TextInput, overrides: ParamOverrides, count: int = 1, *, owner: str, **more: Any
     ) -> list[RunningTurn]:
         """Take slots or places in the queue, as :meth:`Admission.reserve_all` has it, make the prompts, and set turns
         going that belong to no conversation: ``count`` for each prompt, one prompt's after another's.
@@ -35,7 +35,7 @@ class Stateless(Runtime):
         """
         self.check_ready()
         prompt = self._prompt_class()
-        is_chat = isinstance(given, GivenMessages)
+        is_chat = isinstance(given, ChatInput)
         stop = tuple(prompt.get_stop_strs()) if is_chat else ()
         params = self.override(overrides, stop=stop, where="").model_copy(update=more)
         asked = overrides.max_new_tokens
@@ -43,7 +43,7 @@ class Stateless(Runtime):
         await self._check(params)  # may take seconds, in which nothing is held
         self.check_ready()
         tickets = self.admission.reserve_all(count * len(given))
-        turns = [self._turns.take_new() for _ in tickets]
+        turns = [self._turns.begin_stateless() for _ in tickets]
         try:
             made = await self._in_prompt_thread(self._make_prompts, given, prompt, params, asked)
             check_prompt_logprobs([one for one, _ in made], params, count)
@@ -51,7 +51,7 @@ class Stateless(Runtime):
         except BaseException:
             for turn, ticket in zip(turns, tickets, strict=True):
                 ticket.release()
-                await self._turns.give_up("", turn.message_id)
+                await self._turns.cancel("", turn.message_id)
             raise
         plain = is_chat and params.constraint is None  # what is put in could break the form
         pairs = prompt.get_replacement_when_output() if plain else []
@@ -59,13 +59,13 @@ class Stateless(Runtime):
             one, room = made[at // count]
             seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + at % count) % 2**63
             own = params.model_copy(update={"seed": seed, "max_new_tokens": room})
-            mine = self._own(one, owner, own_system=given.leaves_head)
+            mine = self._own(one, owner, own_system=given.has_server_prefix)
             job = self._job(mine, own, ticket, pairs)
             self._turns.start("", turn.message_id, job)
         return turns
 
     def _make_prompts(
-        self, given: GivenMessages | GivenTexts, prompt: AbstractChatPrompt, params: GenerationParams, asked: int | None
+        self, given: ChatInput | TextInput, prompt: AbstractChatPrompt, params: GenerationParams, asked: int | None
     ) -> list[tuple[Prompt, int]]:
         """In a thread: the prompts, each with the tokens that its answer may have, ``asked`` where that is said."""
         prompt.tokenizer = self.engine.tokenizer
@@ -74,10 +74,7 @@ class Stateless(Runtime):
         made = [Prompt(messages, ids, continued=given.continues) for messages, ids in given.encode(prompt)]
         if prompt.tokenizer is None:
             return [(one, params.max_new_tokens) for one in made]
-        highest = max(max(one.token_ids, default=0) for one in made)
-        vocabulary = self.engine.vocabulary
-        if vocabulary is not None and highest >= vocabulary:
-            raise InvalidValue(f"prompt: {highest} is none of the model's {vocabulary} token ids.")
+        check_token_ids("prompt", (token_id for one in made for token_id in one.token_ids), self.engine.vocab_size)
         rooms = [self.context_len - len(one.token_ids) for one in made]
         if min(rooms) < (asked or min(1, params.max_new_tokens)):
             length = self.context_len - min(rooms)

@@ -1,7 +1,7 @@
-"""One turn of a conversation, from its place in the queue to the saved answer.
+"""Turns of conversations, from the queue to the saved answer.
 
-A turn runs in a task of its own, so that it ends in order whatever becomes of the request that began it. Knows nothing
-of HTTP: it tells what happens as events, and is stopped by :meth:`RunningTurn.stop`.
+Each turn runs in its own task, so that it ends in order even if the request that began it is cancelled. It reports its
+progress as events; :meth:`RunningTurn.stop` stops it.
 """
 
 from __future__ import annotations
@@ -26,42 +26,44 @@ from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued
 logger = logging.getLogger(__name__)
 
 StopReason = Literal["stopped", "left", "discarded", "shutdown"]
-"""Asked to stop; the client is gone; the history is being cleared; the server is shutting down."""
+"""A request to stop; a disconnected client; a conversation that is cleared; a server that shuts down."""
 
 ENDING_SECONDS = 2.0
-"""How long a new turn waits for one that is ending."""
+"""Seconds that a new turn waits for one that is ending."""
 
 SAVE_SECONDS = 30.0
-"""How long a conversation store may take."""
+"""Seconds that a conversation store may take to save an answer."""
 
 NOTICE_SECONDS = 0.2
-"""How long it may take until it shows that the client of a running turn is gone."""
+"""Seconds until the disconnect of a client is noticed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a turn is to do.
+    """Work of a turn. Times in seconds.
 
-    before: the conversation that stays where there is no answer.
-    base: the conversation that the answer joins; other than ``before`` when an answer is made again.
-    begun: how the answer begins already.
-    prompt_tokens: the prompt's length.
-    generate: starts the generation; hands each delta to the function that it is given.
-    save: keeps a conversation; None for an answer that belongs to none.
-    leave: says what stays where there is no answer; None with that.
-    on_gap: told the seconds between two pieces of text.
-    retry_after: whole seconds for the one who waited in vain.
+    before: conversation that remains if there is no answer.
+    base: conversation to which the answer is added; it differs from ``before`` if an answer is replaced.
+    prefix: text that the answer begins with.
+    prompt_tokens: length of the prompt.
+    generate: starts the generation, and passes each delta to its argument.
+    save: saves a conversation; None for an answer without a conversation.
+    save_unanswered: records the end of a turn without an answer; None for an answer without a conversation.
+    on_gap: called with the seconds between two pieces of text.
+    retry_after: returns whole seconds for a client that waited for too long.
+    max_queue_wait: maximum time in the queue.
+    max_answer: maximum time of the generation.
     """
 
     before: Conversation = field(default_factory=Conversation)
     base: Conversation = field(default_factory=Conversation)
     user_text: str = ""
-    begun: str = ""
+    prefix: str = ""
     prompt_tokens: int
     ticket: Ticket
     generate: Callable[[Callable[[Delta], None]], DeltaStream]
     save: Callable[[Conversation], Awaitable[SaveResult]] | None = None
-    leave: Callable[[], Awaitable[SaveResult]] | None = None
+    save_unanswered: Callable[[], Awaitable[SaveResult]] | None = None
     on_gap: Callable[[float], None]
     retry_after: Callable[[], int]
     max_queue_wait: float
@@ -70,22 +72,22 @@ class Job:
 
 @dataclass(eq=False)
 class RunningTurn:
-    """A turn under way. Made by :meth:`Turns.take`, set going by :meth:`Turns.start`."""
+    """A running turn, created by :meth:`Turns.begin` and started by :meth:`Turns.start`."""
 
     message_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     user_text: str = ""
-    begun: str = ""
-    """What the answer had before this turn, which goes on from there."""
+    prefix: str = ""
+    """Text of the answer before this turn, which continues it."""
     text: str = ""
     conversation: Conversation = field(default_factory=Conversation)
-    """As it was kept last: without the answer until :attr:`ended`."""
+    """The conversation as it was saved last: without the answer until :attr:`ended`."""
     base: Conversation | None = None
-    """What the answer joins; None until the prompt is made."""
+    """Conversation to which the answer is added; None until the prompt is ready."""
 
     def __post_init__(self) -> None:
         self.ended = asyncio.Event()
-        self.holding = AsyncExitStack()
-        """What is to be given back when it has ended."""
+        self.resources = AsyncExitStack()
+        """Released when the turn has ended."""
         self._loop = asyncio.get_running_loop()
         self._created = self._loop.time()
         self._granted: float | None = None
@@ -93,9 +95,9 @@ class RunningTurn:
         self._last_text: float | None = None
         self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
         self.last: Ended | Failed | None = None
-        """How it ended; None until :attr:`ended`."""
+        """The last event; None until :attr:`ended`."""
         self._stop_reason: StopReason | None = None
-        self._time_was_up = False
+        self._timed_out = False
         self._finish_reason: FinishReason | None = None
         self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
@@ -103,32 +105,32 @@ class RunningTurn:
         self._stream: DeltaStream | None = None
 
     @classmethod
-    def saying(cls, text: str) -> RunningTurn:
-        """One that has ended already, with words of the server's own: it takes no slot, and nothing of it is kept."""
+    def with_text(cls, text: str) -> RunningTurn:
+        """Return a turn that has ended with a text of the server: it needs no slot, and is not saved."""
         turn = cls(text=text)
         turn.stop("discarded")
-        turn._tell(Started())
-        turn._tell(Text(text))
+        turn._emit(Started())
+        turn._emit(Text(text))
         turn.end(turn._ended("stop"))
         return turn
 
     @property
     def position(self) -> int:
-        """Its place in the queue, 1 is next; 0: it does not wait."""
+        """Position in the queue, 1 is next; 0 if the turn does not wait."""
         return 0 if self._job is None else self._job.ticket.position
 
     @property
     def ending(self) -> bool:
-        """True from the moment when it is certain that no more text comes."""
-        return self._stop_reason is not None or self._finish_reason is not None or self._time_was_up
+        """True when no more text will follow."""
+        return self._stop_reason is not None or self._finish_reason is not None or self._timed_out
 
     @property
     def discarded(self) -> bool:
-        """True when the history was cleared meanwhile: nothing of this turn is to be kept."""
+        """True if the conversation is being cleared: nothing of this turn is saved."""
         return self._stop_reason == "discarded"
 
     def stop(self, reason: StopReason) -> None:
-        """Stop waiting or generating, within one step. The text so far is kept, unless it is discarded."""
+        """Stop waiting, or generating within one step. The text so far is saved unless the reason is ``discarded``."""
         if self._stop_reason is None or reason == "discarded":
             self._stop_reason = reason
         if self._stream is not None:
@@ -137,11 +139,11 @@ class RunningTurn:
             self._job.ticket.release()
 
     def abandon(self) -> bool:
-        """End even if the engine is stuck in a step: keep the text so far. Return whether the engine is stuck."""
+        """End with the text so far, even if the engine is stuck in a step. Return True if it is."""
         return self._stream is not None and self._stream.abandon()
 
     async def wait_ended(self, seconds: float = ENDING_SECONDS) -> bool:
-        """Wait for the end; tell whether it came within ``seconds``."""
+        """Wait for the end, at most ``seconds``. Return True if the turn has ended."""
         try:
             await asyncio.wait_for(self.ended.wait(), seconds)
         except TimeoutError:
@@ -149,101 +151,101 @@ class RunningTurn:
         return True
 
     async def next_event(self) -> Event:
-        """What happens next; nothing comes after Ended or Failed. Safe to cancel: no event is lost."""
+        """Return the next event; there is none after Ended or Failed. Cancelling loses no event."""
         while not self._events:
             self._reader = self._loop.create_future()
             await self._reader
         return self._events.popleft()
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         self._events.append(event)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
     @contextmanager
     def heartbeats(self, seconds: float) -> Iterator[None]:
-        """In this block, a Heartbeat comes among the events every so often, if the reader then waits for one."""
+        """Emit a Heartbeat every ``seconds`` in this block, if the reader is waiting for an event then."""
         timer: asyncio.TimerHandle | None = None
 
-        def tick() -> None:
+        def beat() -> None:
             nonlocal timer
             if self._reader is not None and not self._reader.done():
-                self._tell(Heartbeat())
-            timer = self._loop.call_later(seconds, tick)
+                self._emit(Heartbeat())
+            timer = self._loop.call_later(seconds, beat)
 
-        timer = self._loop.call_later(seconds, tick)
+        timer = self._loop.call_later(seconds, beat)
         try:
             yield
         finally:
             timer.cancel()
 
     def accept(self, job: Job) -> None:
-        """Know what is to be done; :meth:`run` does it."""
+        """Set the job that :meth:`run` performs."""
         self._job = job
-        self.user_text, self.begun = job.user_text, job.begun
+        self.user_text, self.prefix = job.user_text, job.prefix
         self._prompt_tokens = job.prompt_tokens
         self.base = job.base
         self.conversation = job.before
 
     async def run(self, job: Job) -> Ended | Failed:
-        """Wait, generate, save; return the last event. Raises nothing."""
+        """Wait, generate and save. Return the last event; raise nothing."""
         failure: Exception | None = None
         try:
             await self._wait_for_slot(job)
             await self._generate(job)
-        except Exception as error:  # noqa: BLE001 - whatever an engine raises
+        except Exception as error:  # noqa: BLE001 - engines may raise anything
             failure = error
         finally:
-            # the thread has stopped: who is next need not wait for the history
+            # the thread has stopped: the next request need not wait until the answer is saved
             job.ticket.release(answered=self._finish_reason is not None)
         try:
             return await self._conclude(job, failure)
         except ChatStreamError as error:
             return Failed(error)
         except Exception:
-            logger.exception("The answer %s could not be kept", self.message_id)
-            return Failed(EngineFailed(f"The answer could not be kept. (request {self.message_id})"))
+            logger.exception("Could not save the answer %s", self.message_id)
+            return Failed(EngineFailed(f"The answer could not be saved. (request {self.message_id})"))
 
     def end(self, last: Ended | Failed) -> None:
-        """Tell of the end."""
+        """Set and emit the last event."""
         self.last = last
         self.ended.set()
-        self._tell(last)
+        self._emit(last)
 
     async def _conclude(self, job: Job, failure: Exception | None) -> Ended | Failed:
-        """Save what is to be kept, and say how the turn ended."""
-        if self._time_was_up and self.text and self._finish_reason is None:
+        """Save the answer, and return the last event."""
+        if self._timed_out and self.text and self._finish_reason is None:
             self._finish_reason = "length"
         if self.discarded:
             return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
-            kept = await self._keep(job.leave and job.leave())
+            result = await self._save(job.save_unanswered and job.save_unanswered())
             if isinstance(failure, ChatStreamError):
-                return Failed(failure, kept)
+                return Failed(failure, result)
             logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
-            history = "" if kept is None else " The history is as it was before; send again."
-            return Failed(EngineFailed(f"The model failed to answer.{history} (request {self.message_id})"), kept)
+            history = "" if result is None else " The conversation is unchanged; send again."
+            return Failed(EngineFailed(f"The model failed to answer.{history} (request {self.message_id})"), result)
         if failure is not None:
-            logger.warning("The engine failed at the end of request %s", self.message_id, exc_info=failure)
+            logger.warning("The engine failed after the end of request %s", self.message_id, exc_info=failure)
         whole = self._finish_reason not in (None, "cancelled")
         if job.save is not None and (whole or self.text):
             state: AnswerState = "complete" if whole else "interrupted"
-            turn = Turn(job.user_text, self.begun + self.text, self.message_id, state)
-            kept = await self._keep(job.save(job.base.with_turn(turn)))
+            turn = Turn(job.user_text, self.prefix + self.text, self.message_id, state)
+            result = await self._save(job.save(job.base.with_turn(turn)))
         else:
-            kept = await self._keep(job.leave and job.leave())
+            result = await self._save(job.save_unanswered and job.save_unanswered())
         if self._stop_reason == "shutdown" and self._finish_reason is None:
-            was = "" if kept is None else "; the answer so far was kept"
-            return Failed(Draining(f"The server is shutting down{was}.", job.retry_after()), kept)
-        return self._ended(self._finish_reason or ("length" if self._time_was_up else "cancelled"), kept)
+            saved = "" if result is None else "; the answer so far was saved"
+            return Failed(Draining(f"The server is shutting down{saved}.", job.retry_after()), result)
+        return self._ended(self._finish_reason or ("length" if self._timed_out else "cancelled"), result)
 
-    async def _keep(self, keeping: Awaitable[SaveResult] | None) -> SaveResult | None:
-        if keeping is None:
+    async def _save(self, saving: Awaitable[SaveResult] | None) -> SaveResult | None:
+        if saving is None:
             return None
         async with asyncio.timeout(SAVE_SECONDS):
-            kept = await keeping
-        self.conversation = kept.conversation
-        return kept
+            result = await saving
+        self.conversation = result.conversation
+        return result
 
     async def _wait_for_slot(self, job: Job) -> None:
         if self._stop_reason is not None:
@@ -252,7 +254,7 @@ class RunningTurn:
         try:
             async with asyncio.timeout(job.max_queue_wait), aclosing(job.ticket.positions()) as positions:
                 async for position in positions:
-                    self._tell(Queued(position))
+                    self._emit(Queued(position))
         except TimeoutError:
             detail = f"No slot became free within {job.max_queue_wait:g} seconds."
             raise TooManyRequests(detail, job.retry_after()) from None
@@ -261,15 +263,15 @@ class RunningTurn:
     async def _generate(self, job: Job) -> None:
         if self._stop_reason is not None:
             return
-        self._tell(Started())
-        self._stream = job.generate(functools.partial(self._take, job.on_gap))
-        limit = self._loop.call_later(job.max_answer, self._time_is_up)
+        self._emit(Started())
+        self._stream = job.generate(functools.partial(self._add, job.on_gap))
+        limit = self._loop.call_later(job.max_answer, self._time_out)
         try:
             await self._stream.wait()
         finally:
             limit.cancel()
 
-    def _take(self, on_gap: Callable[[float], None], delta: Delta) -> None:
+    def _add(self, on_gap: Callable[[float], None], delta: Delta) -> None:
         self._completion_tokens += len(delta.token_ids)
         self._cached_tokens += delta.cached_tokens
         self._prompt_tokens += delta.prompt_tokens
@@ -282,22 +284,22 @@ class RunningTurn:
             self._last_text = now
             self.text += delta.text
         if delta.text or delta.logprobs:
-            self._tell(Text(delta.text, delta.logprobs))
+            self._emit(Text(delta.text, delta.logprobs))
         self._finish_reason = delta.finish_reason or self._finish_reason
 
-    def _time_is_up(self) -> None:
-        self._time_was_up = True
+    def _time_out(self) -> None:
+        self._timed_out = True
         if self._stream is not None:
             self._stream.cancel()
 
     @property
     def usage(self) -> Usage:
-        """The tokens so far."""
+        """Tokens so far."""
         return Usage(self._prompt_tokens, self._cached_tokens, self._completion_tokens)
 
     @property
     def timing(self) -> Timing:
-        """The times so far."""
+        """Times so far."""
         now, first = self._loop.time(), self._first_text
         return Timing(
             queue_s=round((self._granted or now) - self._created, 4),
@@ -305,18 +307,18 @@ class RunningTurn:
             total_s=round(now - self._created, 4),
         )
 
-    def _ended(self, finish_reason: FinishReason, kept: SaveResult | None = None) -> Ended:
-        return Ended(finish_reason, self.usage, self.timing, kept)
+    def _ended(self, finish_reason: FinishReason, result: SaveResult | None = None) -> Ended:
+        return Ended(finish_reason, self.usage, self.timing, result)
 
 
 Hold = Callable[[RunningTurn], AbstractAsyncContextManager[None]]
-"""Has a conversation for a turn alone, against other processes, too."""
+"""Context manager that holds a conversation for one turn, among all processes."""
 
 
 class Turns:
-    """The turns under way in this process: at most one of each conversation.
+    """The running turns of this process: at most one of each conversation.
 
-    :param on_end: told of each turn that was set going when it has ended.
+    :param on_end: called with each started turn that has ended, and its last event.
     """
 
     def __init__(self, on_end: Callable[[RunningTurn, Ended | Failed], None]) -> None:
@@ -328,80 +330,80 @@ class Turns:
         return len(self._turns)
 
     def get(self, user_id: str, name: str) -> RunningTurn | None:
-        """The turn of this conversation that is under way, if there is one."""
+        """Return the running turn of a conversation, if there is one."""
         return self._turns.get((user_id, name))
 
     def of_user(self, user_id: str) -> dict[str, RunningTurn]:
-        """The turns of this user that are under way, by conversation."""
+        """Return the running turns of a user, by conversation."""
         return {name: turn for (owner, name), turn in self._turns.items() if owner == user_id}
 
-    def take_new(self) -> RunningTurn:
-        """Begin a turn of no conversation, as :meth:`take` does; its message id is its name, of the user ``""``."""
+    def begin_stateless(self) -> RunningTurn:
+        """Begin a turn without a conversation, as :meth:`begin`; its name is its message id, its user id is empty."""
         turn = RunningTurn()
         self._turns["", turn.message_id] = turn
         return turn
 
-    async def take(self, user_id: str, name: str, hold: Hold) -> RunningTurn:
-        """Begin a turn of this conversation; then :meth:`start` it or :meth:`give_up`.
+    async def begin(self, user_id: str, name: str, hold: Hold) -> RunningTurn:
+        """Begin a turn of a conversation. Then :meth:`start` or :meth:`cancel` it.
 
-        Waits for one that is ending. Raises :class:`~aiochatstream.errors.ConversationBusy` where one is running, and
-        what ``hold`` raises.
+        Wait for a turn that is ending. Raise :class:`~aiochatstream.errors.ConversationBusy` if a turn is running, and
+        the errors of ``hold``.
         """
         running = self.get(user_id, name)
         if running is not None and not await running.wait_ended(NOTICE_SECONDS) and running.ending:
             await running.wait_ended()
         self._check_free(user_id, name)
         turn = RunningTurn()
-        await turn.holding.enter_async_context(hold(turn))
+        await turn.resources.enter_async_context(hold(turn))
         try:
-            self._check_free(user_id, name)  # holding may have taken its time
+            self._check_free(user_id, name)  # another turn may have begun in the meantime
         except ConversationBusy:
-            await turn.holding.aclose()
+            await turn.resources.aclose()
             raise
         self._turns[user_id, name] = turn
         return turn
 
     def _check_free(self, user_id: str, name: str) -> None:
         if (user_id, name) in self._turns:
-            raise ConversationBusy("An answer of this conversation is running. Wait for it, or stop it.")
+            raise ConversationBusy("An answer of this conversation is running. Wait for it or stop it.")
 
     def start(self, user_id: str, name: str, job: Job) -> None:
-        """Set the taken turn going."""
+        """Start a turn that has begun."""
         turn = self._turns[user_id, name]
         turn.accept(job)
         task = asyncio.create_task(self._run(user_id, name, turn, job), name=f"turn {turn.message_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def give_up(self, user_id: str, name: str) -> None:
-        """Give back a taken turn that was not set going."""
+    async def cancel(self, user_id: str, name: str) -> None:
+        """End a turn that was not started."""
         try:
-            await self._turns[user_id, name].holding.aclose()
+            await self._turns[user_id, name].resources.aclose()
         finally:
             self._turns.pop((user_id, name)).ended.set()
 
     def stop_all(self, reason: StopReason) -> None:
-        """Stop every turn under way."""
+        """Stop every running turn."""
         for turn in self._turns.values():
             turn.stop(reason)
 
     def abandon_all(self) -> int:
-        """Abandon every turn under way; return how many are stuck in their engine."""
+        """Abandon every running turn. Return the number of turns that are stuck in the engine."""
         return sum([turn.abandon() for turn in self._turns.values()])
 
     async def wait(self, seconds: float | None = None) -> bool:
-        """Wait until none of the turns that are now under way is left; tell whether that is so after ``seconds``."""
+        """Wait for the end of the turns that are running now, at most ``seconds``. Return True if all have ended."""
         if not self._tasks:
             return True
         _, running = await asyncio.wait(self._tasks, timeout=seconds)
         return not running
 
     async def _run(self, user_id: str, name: str, turn: RunningTurn, job: Job) -> None:
-        last: Ended | Failed = Failed(EngineFailed(f"The answer broke off. (request {turn.message_id})"))
+        last: Ended | Failed = Failed(EngineFailed(f"The answer ended unexpectedly. (request {turn.message_id})"))
         try:
-            async with turn.holding:
+            async with turn.resources:
                 last = await turn.run(job)
         finally:
             del self._turns[user_id, name]
             self._on_end(turn, last)
-            turn.end(last)  # only now: a client that sends again at once finds its conversation free
+            turn.end(last)  # last, so that the next request of this client finds the conversation free

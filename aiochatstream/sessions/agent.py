@@ -1,4 +1,4 @@
-"""An agent: a client without a session, of whose conversation nothing lasts."""
+"""Agents: clients without a session, whose conversations are not saved."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ SKIP_HEADER = "X-FastSession-Skip"
 
 
 def is_agent(request: web.Request) -> bool:
-    """Whether the client says that it has no session."""
+    """Return True if the request declares that its client has no session."""
     return request.headers.get(SKIP_HEADER) == "skip"
 
 
 class AgentSession(UserSession):
-    """A user that is new with each request. The app's sessions are neither read nor written."""
+    """A new user for each request. Sessions of the application are neither read nor written."""
 
     def __init__(self, request: web.Request) -> None:
-        super().__init__(request, Session(None, data=None, new=True), _Nowhere(), recent_params())
+        super().__init__(request, Session(None, data=None, new=True), _NullStore(), recent_params())
 
     async def _refresh(self) -> None:
-        """What the request's own session holds is another user's."""
+        """Do nothing: the session of the request belongs to another user."""
 
     async def save_with_stream(self, response: web.StreamResponse) -> None:
-        """There is none."""
+        """Do nothing: there is no session."""
 
 
-class _Nowhere(ConversationStore):
-    """Keeps nothing."""
+class _NullStore(ConversationStore):
+    """A store that saves nothing."""
 
     async def load(self, user_id: str, name: str) -> Conversation | None:
         return None

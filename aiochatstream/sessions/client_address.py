@@ -1,4 +1,4 @@
-"""Addresses of clients, compared as numbers and not as text."""
+"""IP addresses of clients."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from aiohttp import web
 
 IPV6_HOST_BITS = 64
-"""The part of its address that an IPv6 host chooses itself."""
+"""Length of the network prefix of an IPv6 address; a host chooses the remaining bits itself."""
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the IP address that ``text`` is, None for other text.
+    """Return the IP address in ``text``; None for other text.
 
     An IPv4-mapped address (``::ffff:192.0.2.1``), as a socket for both protocols reports it, is the IPv4 address.
     """

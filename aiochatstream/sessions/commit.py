@@ -1,7 +1,8 @@
-"""Commit tokens: a turn on its way into the cookie, by way of the client.
+"""Commit tokens: turns that clients put into their cookies.
 
-A cookie can be set only before an answer is known. So the stream's last event carries the turn, sealed with the key of
-the cookies; the client sends it back at once, and that response sets the cookie, on whichever worker it comes to.
+A response sets cookies before its answer is known. The last event of a stream therefore carries the turn, encrypted
+with the key of the cookies. The client sends it back, and the response to that request sets the cookie. Any worker
+process can handle it.
 """
 
 from __future__ import annotations
@@ -18,67 +19,70 @@ from aiochatstream.errors import BadRequest
 from aiochatstream.sessions.encrypted_cookie import unseal
 
 EXPIRES_SECONDS = 3600
-"""How long a token is taken after it was made."""
+"""Seconds until a token expires."""
 
 PURPOSE = b"commit:"
-"""Begins what is sealed, so that no cookie is ever taken for a token; no cookie begins with it."""
+"""First bytes of the encrypted text of a token, so that a cookie cannot be used as one; no cookie begins with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one turn made of a conversation.
+    """One turn as a change of a conversation.
 
-    user_id, name: whose, and which.
-    number, parent: the turn number and the message id that the conversation had before.
-    begun: the turn's own message id.
-    turn: the message and its answer; None where there is none, or no cookie could hold it.
-    replaces: how many of the newest turns it takes the place of.
-    told: how many of the turns before it the model was told.
+    user_id, name: the user and the conversation's name.
+    number, previous_turn_id: turn number and turn id of the conversation before the turn.
+    turn_id: message id of the turn.
+    turn: message and answer; None if there is no answer, or no cookie can hold it.
+    replaces: number of the newest turns that this turn replaces.
+    context_turns: number of turns before this one that were in the prompt.
     """
 
     user_id: str
     name: str
     number: int
-    parent: str
-    begun: str
+    previous_turn_id: str
+    turn_id: str
     turn: Turn | None
     replaces: int
-    told: int
+    context_turns: int
 
     @classmethod
     def of_turn(cls, user_id: str, name: str, loaded: Conversation, conversation: Conversation) -> Commit:
-        """The turn that made ``conversation`` of ``loaded``."""
+        """Return the turn that changed ``loaded`` to ``conversation``."""
         base = len(conversation.turns) - 1
-        replaces, told = len(loaded.turns) - base, base - conversation.first
+        replaces, context_turns = len(loaded.turns) - base, base - conversation.first
         turn = conversation.turns[-1]
-        return cls(user_id, name, loaded.number, loaded.turn_id, conversation.turn_id, turn, replaces, told)
+        return cls(user_id, name, loaded.number, loaded.turn_id, conversation.turn_id, turn, replaces, context_turns)
 
     @classmethod
-    def of_none(cls, user_id: str, name: str, loaded: Conversation, begun: str) -> Commit:
-        """A turn that left no answer in ``loaded``."""
-        told = len(loaded.turns) - loaded.first
-        return cls(user_id, name, loaded.number, loaded.turn_id, begun, None, 0, told)
+    def of_none(cls, user_id: str, name: str, loaded: Conversation, turn_id: str) -> Commit:
+        """Return a turn that added no answer to ``loaded``."""
+        context_turns = len(loaded.turns) - loaded.first
+        return cls(user_id, name, loaded.number, loaded.turn_id, turn_id, None, 0, context_turns)
 
     def applied_to(self, before: Conversation) -> Conversation:
-        """The conversation with the turn, begun already in ``before``."""
+        """Return ``before``, in which the turn has begun, with the turn at its end."""
         base = before.drop_newest(min(self.replaces, len(before.turns)))
-        base = base.starting_at(max(0, len(base.turns) - self.told))
+        base = base.starting_at(max(0, len(base.turns) - self.context_turns))
         return base if self.turn is None else base.with_turn(self.turn)
 
     def seal(self, fernet: Fernet | MultiFernet) -> str:
-        """The token."""
+        """Return the token."""
         text = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
         return fernet.encrypt(PURPOSE + zlib.compress(text.encode(errors="surrogatepass"), 9)).decode()
 
     @classmethod
     def open(cls, token: str, fernet: Fernet | MultiFernet) -> Commit:
-        """What :meth:`seal` sealed. Raises BadRequest for anything else, and for what has expired."""
+        """Return the commit of a token. Raises BadRequest for anything else, and for an expired token."""
         try:
             sealed = unseal(token, fernet, EXPIRES_SECONDS)
         except (InvalidToken, ValueError):
             sealed = b""
         if not sealed.startswith(PURPOSE):
-            raise BadRequest("commit: is not a token that this server has made within the last hour.")
+            raise BadRequest("commit: must be a token that this server created within the last hour.")
         data: dict[str, Any] = json.loads(zlib.decompress(sealed.removeprefix(PURPOSE)))
-        turn = data["turn"]
-        return cls(**{**data, "turn": None if turn is None else Turn(**turn)})
+        try:
+            turn = data["turn"]
+            return cls(**{**data, "turn": None if turn is None else Turn(**turn)})
+        except (KeyError, TypeError):
+            raise BadRequest("commit: the token was created by another version of the server.") from None

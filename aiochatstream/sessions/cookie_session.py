@@ -1,8 +1,9 @@
 """Conversations in an encrypted cookie.
 
-Headers go out before an answer is known, so the cookie of a streamed answer says which turn it waits for. The answer
-enters it by a commit token, or, for clients that send none, with the next response: until then it is in the bounded
-memory of this process. A process that has neither refuses (409 answer_elsewhere) rather than forgets the turn.
+Headers are sent before an answer is known, so the cookie of a streamed answer names the turn that it waits for. A
+commit token adds the answer to the cookie. For clients that send no token, the next response does: until then, the
+answer is in the bounded memory of this process. A process that has neither refuses with 409 ``answer_elsewhere``, and
+does not lose the turn.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from aiochatstream.sessions.user_session import SESSION_KEY, UserSession
 logger = logging.getLogger(__name__)
 
 MAX_PACKED_CHARS = 32_768
-"""More text than this is not even tried."""
+"""Maximum characters of text to compress for a cookie."""
 
 
 class CookieUserSession(UserSession):
-    """A user whose conversations are in the cookie; ``store`` is this process's memory of last answers."""
+    """A user whose conversations are in the cookie. ``store`` holds the last answers in the memory of this process."""
 
     async def load(self, name: str) -> Conversation:
         name = self._full(name)
@@ -42,61 +43,65 @@ class CookieUserSession(UserSession):
             return here or Conversation()
         sealed = unpack(entry["sealed"])
         if here is not None and (here.number > sealed.number or here.turn_id == sealed.turn_id):
-            return await self._what_fits(name, here)
+            return await self._fitting(name, here)
         if entry["awaits_answer"] and not self.abandon_lost:
-            for user_id in self._earlier_ids:  # by which the turn was begun, before a login
+            for user_id in self._earlier_ids:  # under which the turn began, before a login
                 here = await self._store.load(user_id, name)
                 if here is not None and here.turn_id == sealed.turn_id:
-                    return await self._what_fits(name, here)
+                    return await self._fitting(name, here)
             raise AnswerElsewhere(
-                "The last answer of this conversation is held by another worker process, or was lost with it. "
+                "The last answer of this conversation is in another worker process, or was lost with it. "
                 'Send again to reach that worker, or with "abandon_lost": true to continue without that answer.'
             )
         return sealed
 
     async def accept_turn(self, name: str, conversation: Conversation) -> None:
-        await self._keep_here(self._full(name), conversation)
+        await self._remember(self._full(name), conversation)
 
     async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
         name = self._full(name)
         if not await self._fits_alone(name, conversation):
-            left = await self.leave(name, loaded.begin(conversation.turn_id), loaded=loaded)
+            left = await self.save_unanswered(name, loaded.begin(conversation.turn_id), loaded=loaded)
             return left._replace(stored=False)
         entries = await self._shrunk({**self._entries, name: _entry(conversation, answered=True)}, name)
-        kept = self._kept(name, conversation, entries)
-        await self._keep_here(name, kept.conversation)
+        result = self._result(name, conversation, entries)
+        await self._remember(name, result.conversation)
         token = Commit.of_turn(self.id, name, loaded, conversation).seal(self._fernet)
-        return kept._replace(commit=token)
+        return result._replace(commit=token)
 
-    async def leave(self, name: str, begun: Conversation, *, loaded: Conversation) -> SaveResult:
+    async def save_unanswered(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
         return SaveResult(
-            begun, commit=Commit.of_none(self.id, self._full(name), loaded, begun.turn_id).seal(self._fernet)
+            conversation,
+            commit=Commit.of_none(self.id, self._full(name), loaded, conversation.turn_id).seal(self._fernet),
         )
 
     async def commit(self, token: str) -> SaveResult:
-        """Take the turn of a commit token into the cookie.
+        """Add the turn of a commit token to the cookie.
 
-        Raises BadRequest for what is no token, ConversationChanged for one of another session or of another state of
-        the conversation; nothing has changed then.
+        Raise BadRequest for an invalid token, and ConversationChanged for a token of another session or of another
+        state of the conversation; then nothing has changed.
         """
         commit = Commit.open(token, self._fernet)
         ours = commit.name == self._full(commit.name.rpartition("/")[2])
         if not ours or commit.user_id not in (self.id, *self._earlier_ids):
-            raise ConversationChanged("commit: the token was made for another session.")
+            raise ConversationChanged("commit: the token is of another session.")
         entry = self._entries.get(commit.name)
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
         if entry is not None and sealed.turn_id == commit.turn_id:
             if not entry["awaits_answer"] and (commit.turn is None or commit.turn in sealed.turns):
-                return SaveResult(sealed)  # it is there already, and was not given up by abandon_lost
+                return SaveResult(sealed)  # already there, and not dropped by abandon_lost
             before = sealed
-        elif (sealed.number, sealed.turn_id) == (commit.number, commit.parent):  # another tab's cookie came after ours
+        elif (sealed.number, sealed.turn_id) == (
+            commit.number,
+            commit.previous_turn_id,
+        ):  # of a later cookie
             before = sealed.begin(commit.turn_id)
         else:
-            raise ConversationChanged("commit: the conversation has changed since; the token is of an earlier turn.")
+            raise ConversationChanged("commit: the token is of an earlier turn; the conversation has changed.")
         return await self._put(commit.name, commit.applied_to(before), answered=True)
 
     async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
-        await self._keep_here(self._full(name), conversation)
+        await self._remember(self._full(name), conversation)
         return await self._put(self._full(name), conversation, answered=True)
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
@@ -108,13 +113,13 @@ class CookieUserSession(UserSession):
         if self._entries.get(name) == new:
             return SaveResult(conversation)
         entries = await self._shrunk({**self._entries, name: new}, name)
-        kept = self._kept(name, conversation, entries)
+        result = self._result(name, conversation, entries)
         self._data["conversations"] = entries
         self._write()
-        return kept
+        return result
 
-    def _kept(self, name: str, conversation: Conversation, entries: dict[str, Any]) -> SaveResult:
-        """What becomes of ``conversation``, and of the others, when the session holds ``entries``."""
+    def _result(self, name: str, conversation: Conversation, entries: dict[str, Any]) -> SaveResult:
+        """Return the result of saving ``conversation`` if the session contains ``entries``."""
         others = {other: entry for other, entry in self._entries.items() if other != name}
         turns = len(conversation.turns) + sum(map(_turns_in, others.values()))
         return SaveResult(unpack(entries[name]["sealed"]), turns - sum(map(_turns_in, entries.values())))
@@ -126,9 +131,9 @@ class CookieUserSession(UserSession):
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
         if entry is None and here is None:
             return False
-        # the number goes on, so that what an older cookie or another worker still holds stays older than this
+        # the turn number continues, so that older cookies and other workers have an older state
         cleared = Conversation(number=max(sealed.number, here.number if here else 0)).begin(random_id())
-        await self._keep_here(name, cleared)
+        await self._remember(name, cleared)
         await self._put(name, cleared, answered=True)
         return bool(sealed.turns or (here and here.turns) or (entry and entry["awaits_answer"]))
 
@@ -143,36 +148,36 @@ class CookieUserSession(UserSession):
 
     @property
     def _fernet(self) -> Fernet | MultiFernet:
-        """The key of the cookies."""
+        """Key of the cookies."""
         fernet: Fernet | MultiFernet = self._storage._fernet  # type: ignore[attr-defined]
         return fernet
 
     @property
     def _budget(self) -> int:
-        """The bytes that the session's cookies may have."""
+        """Maximum bytes of the session's cookies."""
         return getattr(self._storage, "max_bytes", MAX_COOKIE_BYTES)
 
-    async def _keep_here(self, name: str, conversation: Conversation) -> None:
-        # in a cookie the last one wins: what this process remembers of an older branch is no obstacle
+    async def _remember(self, name: str, conversation: Conversation) -> None:
+        # the cookie has precedence over an older branch in the memory of this process
         await self._store.forget(self.id, name)
         await self._store.save(self.id, name, conversation, expected_number=0)
 
-    async def _what_fits(self, name: str, conversation: Conversation) -> Conversation:
-        """``conversation`` without the oldest turns that the cookie has no room for."""
+    async def _fitting(self, name: str, conversation: Conversation) -> Conversation:
+        """Return ``conversation`` without the oldest turns that exceed the cookie."""
         entries = await self._shrunk({**self._entries, name: _entry(conversation, answered=False)}, name)
         return unpack(entries[name]["sealed"])
 
     async def _fits_alone(self, name: str, conversation: Conversation) -> bool:
-        """Whether the newest turn has room, if all other turns go."""
+        """Return True if the newest turn alone fits into the cookie."""
         newest = conversation.drop_oldest(len(conversation.turns) - 1)
         if recent(newest) != newest:
             return False
         return await self._cookie_bytes({name: _entry(newest, answered=True)}) <= self._budget
 
     async def _shrunk(self, entries: dict[str, Any], newest: str | None = None) -> dict[str, Any]:
-        """``entries`` without the oldest turns of the largest conversations, so that browsers keep the cookies.
+        """Return ``entries`` without the oldest turns of the largest conversations, so that they fit into the cookies.
 
-        Conversations that were cleared go first, the newest turn of the conversation ``newest`` last.
+        Cleared conversations are dropped first, the newest turn of the conversation ``newest`` last.
         """
         entries = dict(entries)
         while await self._cookie_bytes(entries) > self._budget:
@@ -190,12 +195,12 @@ class CookieUserSession(UserSession):
             elif newest is not None and turns[newest]:
                 entries[newest] = await self._without_oldest(entries, newest, keep=0)
             else:
-                logger.warning("The session cookies are over %d bytes: browsers may drop them.", self._budget)
+                logger.warning("The session cookies exceed %d bytes: browsers may drop them.", self._budget)
                 break
         return entries
 
     async def _without_oldest(self, entries: dict[str, Any], name: str, *, keep: int) -> dict[str, Any]:
-        """The entry ``name`` with as few of its oldest turns left out as need be (at most all but ``keep``)."""
+        """Return the entry ``name`` without as many oldest turns as necessary, at most all but ``keep``."""
         entry = entries[name]
         whole = unpack(entry["sealed"])
         too_few, enough = 0, len(whole.turns) - keep
@@ -210,7 +215,7 @@ class CookieUserSession(UserSession):
         return shortest
 
     async def _cookie_bytes(self, entries: dict[str, Any]) -> int:
-        """How long the session's cookies are with ``entries`` in them."""
+        """Return the bytes of the session's cookies with ``entries``."""
         session = Session(None, data=None, new=True, max_age=self._session.max_age)
         session.update({**self._session, SESSION_KEY: {**self._data, "conversations": entries}})
         probe = web.Response()
@@ -219,7 +224,7 @@ class CookieUserSession(UserSession):
 
 
 def _entry(conversation: Conversation, *, answered: bool) -> dict[str, Any]:
-    """One conversation as the session holds it."""
+    """Return one conversation as an entry of the session."""
     return {"sealed": pack(recent(conversation)), "awaits_answer": not answered}
 
 
@@ -228,22 +233,22 @@ def _turns_in(entry: dict[str, Any]) -> int:
 
 
 def recent(conversation: Conversation) -> Conversation:
-    """The newest turns, as many as might fit a cookie at all: packing a megabyte would hold the event loop."""
-    kept, chars = 0, 0
+    """Return the newest turns that might fit into a cookie: compressing a megabyte would block the event loop."""
+    count, chars = 0, 0
     for turn in reversed(conversation.turns):
         chars += len(turn.user) + len(turn.answer)
         if chars > MAX_PACKED_CHARS:
             break
-        kept += 1
-    return conversation.drop_oldest(len(conversation.turns) - kept)
+        count += 1
+    return conversation.drop_oldest(len(conversation.turns) - count)
 
 
 def pack(conversation: Conversation) -> str:
-    """The conversation in few characters that JSON need not escape."""
+    """Return the conversation in few characters that JSON does not escape."""
     text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))
     return base64.b85encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def unpack(packed: str) -> Conversation:
-    """What :func:`pack` packed."""
+    """Return the conversation of :func:`pack`."""
     return Conversation.from_dict(json.loads(zlib.decompress(base64.b85decode(packed))))

@@ -1,4 +1,4 @@
-"""Whole sessions in encrypted cookies."""
+"""Sessions in encrypted cookies."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ logger = logging.getLogger(__name__)
 Key = str | bytes | Fernet
 
 MAX_BYTES = 6144
-"""What a session may take in cookies: aiohttp reads 8,190 bytes of one header, with the host's other cookies."""
+"""Default maximum bytes of a session's cookies. aiohttp limits the Cookie header, of all cookies, to 8,190 bytes."""
 
 IN_TWO = "2."
-"""Begins a value that goes on in the second cookie. No Fernet token has a dot, and a second cookie that is left from
-before is not taken for a part."""
+"""Prefix of a value that continues in the second cookie. Fernet tokens contain no dot, so an obsolete second cookie is
+never appended."""
 
 
 class CookieStorage(SessionStorage):
-    """An aiohttp-session storage in the cookie itself: compressed, encrypted and signed, in one cookie or in two.
+    """Sessions of aiohttp-session in the cookie itself: compressed, encrypted and signed, in one or two cookies.
 
-    Nobody but who has a key can read one or make one. A browser can send an older cookie of its own again.
+    Reading or creating a cookie requires a key. A browser can send an older cookie of its own again.
 
-    :param keys: one key, or several, the newest first: it encrypts, and all of them decrypt. Each is the text of
-        ``cryptography.fernet.Fernet.generate_key()``, its 32 bytes, or a Fernet. (To change the key: put the new one
-        first; take the old one out when its cookies may go.)
-    :param max_age: seconds after which a cookie is no longer taken, since it was set last; None is never.
-    :param max_bytes: what both cookies may take, with their names and attributes, 256 to 8,000. Conversations keep
-        within it, beside what an app itself has in the session; where that alone is more, the log says so.
+    :param keys: a key, or a sequence of keys. The first one encrypts; all of them decrypt. Each key is the text of
+        ``cryptography.fernet.Fernet.generate_key()``, its 32 bytes, or a Fernet. To rotate keys, insert the new one at
+        the front, and remove the old one when its cookies may expire.
+    :param max_age: seconds until a cookie expires after it was set; None for no limit.
+    :param max_bytes: maximum bytes of both cookies, with names and attributes, 256 to 8,000. Oldest turns are dropped
+        to stay within it. If the application's own data exceeds it, a warning is logged.
 
-    The other parameters are those of :class:`SessionStorage`. Raises ValueError for what is no key.
+    The other parameters are those of :class:`SessionStorage`. Raise ValueError for an invalid key.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CookieStorage(SessionStorage):
             text = zlib.decompress(unseal(sealed, self._fernet, self.max_age))
             data = json.loads(text.decode(errors="surrogatepass"))
         except (InvalidToken, ValueError, zlib.error):
-            logger.debug("A session cookie is not one of ours, or its key is gone: a new session begins.")
+            logger.debug("Ignoring a session cookie that no key of this server can decrypt.")
             return await self.new_session()
         return Session(None, data=data, new=False, max_age=self.max_age)
 
@@ -85,13 +85,13 @@ class CookieStorage(SessionStorage):
                 self.put_cookie(response, name, part, session.max_age)
 
     def _parts(self, data: object, max_age: int | None) -> list[str]:
-        """The values of the cookies, one or two."""
+        """Return the values of one or two cookies."""
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
         sealed = self._fernet.encrypt(zlib.compress(text.encode(errors="surrogatepass"), 9)).decode()
-        room = MAX_COOKIE_BYTES - self._bytes_without_value(max_age)
-        if len(sealed) <= room:
+        capacity = MAX_COOKIE_BYTES - self._bytes_without_value(max_age)
+        if len(sealed) <= capacity:
             return [sealed]
-        first = room - len(IN_TWO)
+        first = capacity - len(IN_TWO)
         return [IN_TWO + sealed[:first], sealed[first:]]
 
     def _bytes_without_value(self, max_age: int | None) -> int:
@@ -101,10 +101,10 @@ class CookieStorage(SessionStorage):
 
 
 def unseal(token: str, fernet: Fernet | MultiFernet, max_age: float | None) -> bytes:
-    """Return what ``token`` seals.
+    """Return the decrypted content of ``token``.
 
-    Raise InvalidToken if no key of ``fernet`` made it, or if it is older than ``max_age`` seconds. A time in the future
-    is accepted, unlike with Fernet's own ``ttl``: the clocks of workers differ, and only a worker can have written it.
+    Raise InvalidToken unless a key of ``fernet`` created it within the last ``max_age`` seconds. Times in the future
+    are accepted, unlike with Fernet's ``ttl``: the clocks of workers differ, and only workers create tokens.
     """
     sealed = fernet.decrypt(token.encode())
     if max_age is not None and time.time() - fernet.extract_timestamp(token.encode()) > max_age:
@@ -113,11 +113,11 @@ def unseal(token: str, fernet: Fernet | MultiFernet, max_age: float | None) -> b
 
 
 def as_fernets(keys: Key | Sequence[Key]) -> list[Fernet]:
-    """``keys`` as :class:`CookieStorage` takes them. Raises ValueError."""
-    several = [keys] if isinstance(keys, str | bytes | Fernet) else list(keys)
-    if not several:
-        raise ValueError("keys: give one at least.")
-    return [_as_fernet(key) for key in several]
+    """Return ``keys`` of :class:`CookieStorage` as Fernets. Raise ValueError for invalid ones."""
+    sequence = [keys] if isinstance(keys, str | bytes | Fernet) else list(keys)
+    if not sequence:
+        raise ValueError("keys: must contain at least one key.")
+    return [_as_fernet(key) for key in sequence]
 
 
 def _as_fernet(key: Key) -> Fernet:
@@ -127,4 +127,4 @@ def _as_fernet(key: Key) -> Fernet:
         raw = isinstance(key, bytes) and len(key) == 32
         return Fernet(base64.urlsafe_b64encode(key) if raw and isinstance(key, bytes) else key)
     except (ValueError, TypeError, binascii.Error):
-        raise ValueError("keys: each must be 32 bytes, as text of URL-safe base64 or as they are.") from None
+        raise ValueError("keys: each must be 32 bytes, as bytes or as URL-safe base64 text.") from None

@@ -15,26 +15,26 @@ from aiochatstream.sessions.client_address import client_network
 from aiochatstream.sessions.session_storage import SessionStorage
 
 SHARE = web.RequestKey("aiochatstream_share", str)
-"""Share that the session of a request is charged to, if not to its client's address (see :class:`BoundedMap`)."""
+"""Share to which the session of a request is charged; default: its client's address (see :class:`BoundedMap`)."""
 
 DAY = 86_400.0
 MIB = 1 << 20
 
 
 def recent_params() -> BoundedMap:
-    """What a process remembers of the parameters that users have set, see :class:`UserSession`."""
+    """Return a cache of users' parameters for one process, see :class:`UserSession`."""
     return BoundedMap(max_entries=10_000, idle_seconds=DAY, max_bytes=16 * MIB)
 
 
 class MemoryStorage(SessionStorage):
-    """An aiohttp-session storage in memory: the cookie carries nothing but a random 256-bit id.
+    """Sessions of aiohttp-session in memory. The cookie contains only a random 256-bit id.
 
-    :param max_sessions: how many are kept; the least recently used goes first.
-    :param idle_seconds: how long one is kept after its last use.
-    :param max_bytes: how much all of them may take.
+    :param max_sessions: maximum number of sessions; the least recently used is dropped first.
+    :param idle_seconds: seconds to keep a session after its last use, above 0.
+    :param max_bytes: maximum bytes of all sessions as JSON.
 
-    The other parameters are those of :class:`SessionStorage`. An id that was not given out here is never taken over,
-    and one that was given up is not revived by a request that began before.
+    The other parameters are those of :class:`SessionStorage`. Unknown ids are never adopted, and a request that began
+    earlier cannot restore a deleted session.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class MemoryStorage(SessionStorage):
         return len(self._sessions)
 
     def pinned(self, identity: str) -> AbstractContextManager[None]:
-        """In this block, the session is kept, however many others there are."""
+        """Protect the session from being dropped in this block."""
         return self._sessions.pinned(identity)
 
     async def load_session(self, request: web.Request) -> Session:
         identity = self.load_cookie(request)
-        kept = None if identity is None else self._sessions.get(identity)
-        if kept is None:
+        text = None if identity is None else self._sessions.get(identity)
+        if text is None:
             return await self.new_session()
-        return Session(identity, data=self._decoder(kept), new=False, max_age=self.max_age)
+        return Session(identity, data=self._decoder(text), new=False, max_age=self.max_age)
 
     async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         if session.empty:
@@ -79,8 +79,8 @@ class MemoryStorage(SessionStorage):
             self.save_cookie(response, "", max_age=session.max_age)
             return
         known: str | None = session.identity
-        if known is not None and self._sessions.get(known) is None:  # given up meanwhile
-            return  # who has the new cookie must not lose it
+        if known is not None and self._sessions.get(known) is None:  # deleted by a concurrent request
+            return  # the client keeps its newer cookie
         identity = known or random_id()
         if known is None:
             session.set_new_identity(identity)

@@ -1,4 +1,4 @@
-"""The sessions of aiohttp-session in Redis."""
+"""Sessions of aiohttp-session in Redis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp_session import Session
 
 from aiochatstream.conversations.random_ids import is_random_id, random_id
-from aiochatstream.conversations.redis_client import PREFIX, TTL, Answer, Link, as_text, ttl_milliseconds
+from aiochatstream.conversations.redis_client import PREFIX, TTL, RedisClient, Reply, as_text, ttl_milliseconds
 from aiochatstream.errors import StoreUnavailable
 from aiochatstream.sessions.session_storage import SessionStorage
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class RedisStorage(SessionStorage):
-    """An aiohttp-session storage in Redis: the cookie carries nothing but a random 256-bit id.
+    """Sessions of aiohttp-session in Redis. The cookie contains only a random 256-bit id.
 
     :param redis: a client of redis-py.
-    :param prefix: what all keys begin with. Apps that share a Redis have different ones.
-    :param ttl: seconds that a session is kept after its last use, above 0.
+    :param prefix: prefix of all keys, different for each application that shares the Redis.
+    :param ttl: seconds to keep a session after its last use, above 0.
 
-    The other parameters are those of :class:`SessionStorage`. An id that was not given out here is never taken over,
-    and one that was given up is not revived by a request that began before. Where Redis cannot be reached, loading and
-    saving raise ``web.HTTPServiceUnavailable``, also in the app's own routes.
+    The other parameters are those of :class:`SessionStorage`. Unknown ids are never adopted, and a request that began
+    earlier cannot restore a deleted session. If Redis is not available, loading and saving raise
+    ``web.HTTPServiceUnavailable``, also in the application's own routes.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RedisStorage(SessionStorage):
         super().__init__(
             cookie_name=cookie_name, domain=domain, max_age=max_age, path=path, secure=secure, samesite=samesite
         )
-        self._link = Link(redis, "sessions")
+        self._client = RedisClient(redis, "sessions")
         self._redis = redis
         self._prefix = prefix
         self._ttl = ttl_milliseconds(ttl)
@@ -55,22 +55,22 @@ class RedisStorage(SessionStorage):
         identity = self.load_cookie(request)
         if not is_random_id(identity):
             return await self.new_session()
-        kept = await self._ask(lambda: self._redis.getex(self._key(identity), px=self._ttl))
-        if kept is None:
+        text = await self._run(lambda: self._redis.getex(self._key(identity), px=self._ttl))
+        if text is None:
             return await self.new_session()
-        return Session(identity, data=self._decoder(as_text(kept)), new=False, max_age=self.max_age)
+        return Session(identity, data=self._decoder(as_text(text)), new=False, max_age=self.max_age)
 
     async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         known: str | None = session.identity
         if session.empty:
             if known is not None:
-                await self._ask(lambda: self._redis.delete(self._key(known)))
+                await self._run(lambda: self._redis.delete(self._key(known)))
             self.save_cookie(response, "", max_age=session.max_age)
             return
         identity = known or random_id()
         text = self._encoder(self._get_session_data(session))
-        kept = await self._ask(lambda: self._redis.set(self._key(identity), text, px=self._ttl, xx=known is not None))
-        if not kept:  # given up meanwhile; who has the new cookie must not lose it
+        stored = await self._run(lambda: self._redis.set(self._key(identity), text, px=self._ttl, xx=known is not None))
+        if not stored:  # deleted by a concurrent request; the client keeps its newer cookie
             return
         if known is None:
             session.set_new_identity(identity)
@@ -79,14 +79,14 @@ class RedisStorage(SessionStorage):
     def _key(self, identity: str) -> str:
         return f"{self._prefix}session:{identity}"
 
-    async def _ask(self, command: Callable[[], Awaitable[Answer]]) -> Answer:
-        """An error of HTTP itself: aiohttp-session saves after the handler, and the app's own routes have sessions."""
+    async def _run(self, command: Callable[[], Awaitable[Reply]]) -> Reply:
+        """Run ``command``. Raise an HTTP error, because aiohttp-session saves after the handler."""
         try:
-            return await self._link.ask(command)
+            return await self._client.run(command)
         except StoreUnavailable as error:
-            told = {"error": error.code, "detail": error.detail, "success": False, "message": error.detail}
+            body = {"error": error.code, "detail": error.detail, "success": False, "message": error.detail}
             raise web.HTTPServiceUnavailable(
-                text=json.dumps(told),
+                text=json.dumps(body),
                 content_type="application/json",
                 headers={
                     "Retry-After": str(error.retry_after),

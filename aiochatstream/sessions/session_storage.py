@@ -1,4 +1,4 @@
-"""What the session storages here have in common: their cookies."""
+"""Base class of session storages: their cookies."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from aiohttp_session import AbstractStorage
 COOKIE_NAME = "AIOHTTP_SESSION"
 
 MAX_COOKIE_BYTES = 4096
-"""What every browser keeps of one cookie: name, value and attributes."""
+"""Maximum bytes of name, value and attributes of a cookie in all browsers."""
 
 
 class SessionStorage(AbstractStorage):
-    """An aiohttp-session storage whose cookie is HttpOnly, SameSite=Lax unless ``samesite`` says otherwise, and bound
-    to this very host (by the prefix ``__Host-``) where that is possible: with ``secure``, and without ``domain``.
+    """A storage of aiohttp-session with an HttpOnly cookie, bound to its host by the prefix ``__Host-`` if possible:
+    with ``secure``, without ``domain`` and with the path ``/``.
 
-    :param cookie_name: None is ``AIOHTTP_SESSION``, with the prefix where it is possible.
-    :param domain: hosts that get the cookie, too; None is this one only.
-    :param max_age: seconds that the browser keeps the cookie; None is until it is closed.
-    :param secure: send the cookie over HTTPS only. Turn it on wherever there is HTTPS.
-    :param samesite: ``Lax``, ``Strict``, or ``None`` (the text) for pages of other sites, which takes ``secure``.
+    :param cookie_name: name of the cookie; None for ``AIOHTTP_SESSION``, with the prefix if possible.
+    :param domain: domain whose hosts receive the cookie; None for this host only.
+    :param max_age: seconds that browsers keep the cookie; None until they are closed.
+    :param path: path below which browsers send the cookie.
+    :param secure: restrict the cookie to HTTPS. Set it on every HTTPS server.
+    :param samesite: ``Lax``, ``Strict``, or the text ``None`` for pages of other sites, which requires ``secure``.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class SessionStorage(AbstractStorage):
         self.put_cookie(response, self.cookie_name, cookie_data, max_age)
 
     def put_cookie(self, response: web.StreamResponse, name: str, value: str, max_age: int | None) -> None:
-        """Have the browser keep ``value`` under ``name``, or forget what it has there if that is empty."""
+        """Set the cookie ``name`` to ``value``, or delete it if ``value`` is empty."""
         cookie = self.cookie_params
         attributes: dict[str, Any] = {name: of for name, of in cookie.items() if name not in ("max_age", "expires")}
         if value:

@@ -1,4 +1,4 @@
-"""Who asks, by the request's aiohttp-session, and what was said with that user."""
+"""The user behind a request, and that user's conversations."""
 
 from __future__ import annotations
 
@@ -29,36 +29,34 @@ from aiochatstream.sessions.encrypted_cookie import CookieStorage
 from aiochatstream.sessions.memory_storage import SHARE, MemoryStorage
 
 SESSION_KEY = "aiochatstream"
-"""Our one key in the session, beside the app's own."""
+"""The one key of this package in a session."""
 
 SESSIONS_HINT = "call aiohttp_session.setup(app, MemoryStorage()) or set up another storage of aiohttp-session"
 
 NO_PARAMS: dict[str, Any] = {"number": 0, "values": {}}
 
 MAX_PARAMS_BYTES = 1024
-"""What the parameters of a user may take as JSON: a cookie has to hold them beside the conversation."""
-
+"""Maximum bytes of a user's parameters as JSON: a cookie must hold them besides the conversation."""
 
 EARLIER_IDS = 4
-"""How many of a user's earlier ids a session knows: a cookie has to hold them."""
+"""Maximum number of earlier user ids in a session: a cookie must hold them."""
 
 
 class UserSession(User):
-    """One request's view of its user. The conversations live in ``store``; the session holds the user's id, and the
-    parameters that the user has set.
+    """The user behind one request. The session contains the user's id and generation parameters.
 
-    ``recent_params`` is this process's memory of such parameters, by the user's id. They carry a number that grows with
-    each change, so that an answer that began before a change does not take it back with its older view of the session.
+    Nothing is written to the session before :meth:`put_in_session` or :meth:`save_params`, so a refused request changes
+    nothing.
 
-    Where the app knows the user, ``account`` is what it calls the user, and the session need not hold an id.
-
-    Nothing is written into the session before :meth:`put_in_session` or :meth:`keep_params`: a refused request leaves
-    no trace.
+    :param store: store of the conversations.
+    :param recent_params: parameters of users in the memory of this process, by user id. They have a number that grows
+        with each change: an answer that began before a change, with an older session, does not revert it.
+    :param account: the application's name of the user; the session then needs no id.
     """
 
     abandon_lost = False
-    """Load a conversation without its last answer if no process that is reached has that answer. Without effect where
-    conversations live on the server."""
+    """Load a conversation without its last answer if this process does not have that answer. No effect unless
+    conversations are stored in cookies."""
 
     def __init__(
         self,
@@ -80,14 +78,14 @@ class UserSession(User):
 
     @property
     def id(self) -> str:
-        """Id of the user's account, or the random id of the session; a fresh one if the session has none yet."""
+        """Id of the user's account, or the random id of the session; a new one if the session has none."""
         return self._data["id"] if self._account is None else account_id(self._account)
 
     def charge(self) -> None:
-        """Charge what this request keeps in memory to the user's account, or to the client's address.
+        """Charge the memory of this request's session and conversation to the user's account or the client's address.
 
-        Other sessions and conversations are charged to the common share: an answer costs a place in the queue, a
-        session with settings or an import costs nothing.
+        Requests that generate no answer are charged to the common share: they cost no place in the queue, so anyone can
+        send many.
         """
         share = client_network(self._request) if self._account is None else f"account:{self._account}"
         self._request[SHARE] = share
@@ -104,9 +102,9 @@ class UserSession(User):
 
     async def load(self, name: str) -> Conversation:
         for user_id in (self.id, *self._earlier_ids):
-            kept = await self._store.load(user_id, self._full(name))
-            if kept is not None:
-                return kept
+            conversation = await self._store.load(user_id, self._full(name))
+            if conversation is not None:
+                return conversation
         return Conversation()
 
     async def forget(self, name: str) -> bool:
@@ -114,54 +112,54 @@ class UserSession(User):
         return any([await self._store.forget(user_id, self._full(name)) for user_id in user_ids])
 
     async def put_in_session(self, name: str, conversation: Conversation, *, answered: bool) -> None:
-        """Write into the session what it has to hold, just before a response begins.
+        """Update the session before the response begins.
 
-        :param answered: whether the newest turn of ``conversation`` has ended.
+        :param answered: True if the newest turn of ``conversation`` has ended.
         """
         if self._account is not None or SESSION_KEY in self._session:
             self._catch_up()
             return
-        await self.refresh()  # where another request was faster, this is one user
+        await self.refresh()  # a concurrent request may have written the session
         if SESSION_KEY not in self._session:
             self._write()
 
     async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
-        kept = await super().rewrite(name, conversation, loaded=loaded)
-        await self.put_in_session(name, kept.conversation, answered=True)
-        return kept
+        result = await super().rewrite(name, conversation, loaded=loaded)
+        await self.put_in_session(name, result.conversation, answered=True)
+        return result
 
     async def commit(self, token: str) -> SaveResult:
-        """Take the turn of a commit token into the session. Raises BadRequest where the session needs none."""
-        raise BadRequest("commit: the conversations of this server are not kept in cookies.")
+        """Add the turn of a commit token to the session. Raise BadRequest if conversations are stored elsewhere."""
+        raise BadRequest("commit: this server does not store conversations in cookies.")
 
     @property
     def params(self) -> dict[str, Any]:
-        """What the user has set of the parameters, as JSON has it: whatever some server once took."""
+        """Parameters that the user has set, as JSON. They may be invalid: an earlier version may have stored them."""
         values: dict[str, Any] = self._newest_params()["values"]
         return values
 
-    async def keep_params(self, values: dict[str, Any]) -> None:
-        """Keep ``values`` as the user's parameters, in the session. The response must not have begun.
+    async def save_params(self, values: dict[str, Any]) -> None:
+        """Save ``values`` as the user's parameters in the session. The response must not have begun.
 
-        Raises InvalidValue where they are too large.
+        Raise InvalidValue if they are too large.
         """
         size = len(json.dumps(values))
         if size > MAX_PARAMS_BYTES:
             raise InvalidValue(
-                f"generation_params: what you have set takes {size} bytes as JSON, of at most {MAX_PARAMS_BYTES}; "
-                f"shorten logit_bias or stop."
+                f"generation_params: must be at most {MAX_PARAMS_BYTES} bytes as JSON, not {size}; "
+                "shorten logit_bias or stop."
             )
-        kept = self._newest_params()
-        if values != kept["values"]:
-            kept = {"number": kept["number"] + 1, "values": values}
-            self._recent_params.put(self.id, json.dumps(kept))
-        if kept != self._data.get(self._full("params"), NO_PARAMS):
-            self._data[self._full("params")] = kept
+        params = self._newest_params()
+        if values != params["values"]:
+            params = {"number": params["number"] + 1, "values": values}
+            self._recent_params.put(self.id, json.dumps(params))
+        if params != self._data.get(self._full("params"), NO_PARAMS):
+            self._data[self._full("params")] = params
             await self._make_room()
             self._write()
 
     async def renew(self) -> None:
-        """Give the session another identity, at a login say: who has come to know the old one is not to have the new.
+        """Give the session a new identity, for example at a login, so that the old one cannot be used any more.
 
         The response must not have begun.
         """
@@ -172,27 +170,28 @@ class UserSession(User):
             await self._make_room()
             self._write()
         self._session.changed()
-        if self._session.identity is not None:  # storages that keep nothing in the server know none
+        if self._session.identity is not None:  # sessions in cookies have none
             old = Session(self._session.identity, data=None, new=False)
-            await self._storage.save_session(self._request, web.Response(), old)  # an empty one is forgotten
+            await self._storage.save_session(self._request, web.Response(), old)  # deletes it
             drop_identity(self._session)
 
     async def grant(self, role: str) -> None:
-        """Give the session ``role``, and another identity."""
+        """Give the session ``role`` and a new identity."""
         await self.renew()
         self._data["roles"] = {**self._data.get("roles", {}), self._namespace: role}
         await self._make_room()
         self._write()
 
     async def refresh(self) -> None:
-        """Look again at what other requests have put into the session since this one came."""
-        if not is_changed(self._session):  # what the app has done to it must not be undone
+        """Load the changes that other requests have made to the session."""
+        if not is_changed(self._session):  # changes of the application must not be lost
             await self._refresh()
         self._take_from_session()
 
     def _change_id(self) -> None:
-        """Go by another id from now on, where an older cookie still holds the one of now. What was said goes by that
-        one until the conversation goes on; what an older cookie adds to it is not seen then.
+        """Change the user id if the session is a cookie, because older cookies contain the present one.
+
+        Conversations stay under the earlier id until they continue; what an older cookie adds later is ignored.
         """
         if self._session.identity is None:
             self._data["was"] = [self._data["id"], *self._earlier_ids][:EARLIER_IDS]
@@ -200,25 +199,24 @@ class UserSession(User):
 
     @property
     def _earlier_ids(self) -> list[str]:
-        """By which what was said before a renewal is found, the newest first."""
+        """Ids of the user before a new identity, the newest first, for finding conversations."""
         earlier = self._data.get("was")
-        if self._account is not None or not isinstance(earlier, list):  # in an open cookie there may be anything
+        if self._account is not None or not isinstance(earlier, list):  # unencrypted cookies may contain anything
             return []
         return [user_id for user_id in earlier[:EARLIER_IDS] if is_random_id(user_id)]
 
     async def _make_room(self) -> None:
-        """See to it that the session can be kept with all that is in ``_data``."""
+        """Drop turns until the session with ``_data`` can be stored."""
 
     def _take_from_session(self) -> None:
-        self._data = _kept_in(self._session) or self._data
+        self._data = _data_of(self._session) or self._data
 
     def _newest_params(self) -> dict[str, Any]:
-        here = json.loads(self._recent_params.get(self.id) or "null")
-        known: list[dict[str, Any]] = [one for one in (self._data.get(self._full("params")), here) if _are_params(one)]
-        return max(known, key=lambda one: one["number"], default=NO_PARAMS)
+        candidates = (self._data.get(self._full("params")), json.loads(self._recent_params.get(self.id) or "null"))
+        return max(filter(_are_params, candidates), key=lambda params: int(params["number"]), default=NO_PARAMS)
 
     def _catch_up(self) -> None:
-        """Take over the newest parameters, to be saved with the session if that is saved at all."""
+        """Put the newest parameters into the session, without marking it as changed."""
         newest = self._newest_params()
         if newest != self._data.get(self._full("params"), NO_PARAMS):
             self._data[self._full("params")] = newest
@@ -228,14 +226,14 @@ class UserSession(User):
         await reload_session(self._request, self._session)
 
     def pinned(self) -> AbstractContextManager[None]:
-        """In this block, a storage in memory keeps the session, however many others there are."""
+        """Protect a session in memory from being dropped in this block."""
         identity = self._session.identity
         if identity is None or not isinstance(self._storage, MemoryStorage):
             return nullcontext()
         return self._storage.pinned(identity)
 
     async def save_with_stream(self, response: web.StreamResponse) -> None:
-        """Save the session with a response that is going to be streamed, which aiohttp-session does not do."""
+        """Save the session with a response that will be streamed, which aiohttp-session does not support."""
         if is_changed(self._session):
             await self._storage.save_session(self._request, response, self._session)
 
@@ -249,37 +247,37 @@ class UserSession(User):
 
 
 def granted_role(session: Session, namespace: str) -> object:
-    """What :meth:`UserSession.grant` gave the session, None if nothing."""
-    roles = (_kept_in(session) or {}).get("roles")
+    """Return the role that :meth:`UserSession.grant` gave to the session; None if there is none."""
+    roles = (_data_of(session) or {}).get("roles")
     return roles.get(namespace) if isinstance(roles, dict) else None
 
 
-def _kept_in(session: Session) -> dict[str, Any] | None:
-    """Ours of what the session holds."""
-    kept = session.get(SESSION_KEY)
-    return dict(kept) if isinstance(kept, dict) and is_random_id(kept.get("id")) else None
+def _data_of(session: Session) -> dict[str, Any] | None:
+    """Return the data of this package in the session; None if there is none, or it is invalid."""
+    data = session.get(SESSION_KEY)
+    return dict(data) if isinstance(data, dict) and is_random_id(data.get("id")) else None
 
 
-def _are_params(kept: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether this is what :meth:`UserSession.keep_params` keeps: in an open cookie there may be anything."""
-    return isinstance(kept, dict) and isinstance(kept.get("number"), int) and isinstance(kept.get("values"), dict)
+def _are_params(data: Any) -> TypeGuard[dict[str, Any]]:
+    """Return True for data of :meth:`UserSession.save_params`: unencrypted cookies may contain anything."""
+    return isinstance(data, dict) and isinstance(data.get("number"), int) and isinstance(data.get("values"), dict)
 
 
 async def load_session(request: web.Request) -> Session:
-    """The request's session. A cookie that cannot even be read gives a fresh one.
+    """Return the session of ``request``; a new one if the cookie cannot be decoded.
 
-    Raises :class:`~aiochatstream.errors.SessionsNotSetUp` without aiohttp-session's middleware.
+    Raise :class:`~aiochatstream.errors.SessionsNotSetUp` without the middleware of aiohttp-session.
     """
     if STORAGE_KEY not in request:
         raise SessionsNotSetUp(f"This application has no sessions: {SESSIONS_HINT}.")
     try:
         return await get_session(request)
-    except ValueError:  # the stock storages do not expect bytes that are no UTF-8
+    except ValueError:  # some storages do not expect bytes that are not UTF-8
         return await new_session(request)
 
 
 async def reload_session(request: web.Request, session: Session) -> None:
-    """Bring ``session``, that of ``request``, up to date, in place: the app may hold on to the object."""
+    """Reload ``session`` of ``request`` in place: the application may hold on to the object."""
     request[AIOHTTP_SESSION_KEY] = None
     fresh = await load_session(request)
     replace_contents(session, fresh)
@@ -287,5 +285,5 @@ async def reload_session(request: web.Request, session: Session) -> None:
 
 
 def keeps_data_in_cookie(request: web.Request) -> bool:
-    """Whether the session is an encrypted cookie, which can hold the conversations themselves."""
+    """Return True if sessions are encrypted cookies, which can contain conversations."""
     return isinstance(request.get(STORAGE_KEY), CookieStorage | EncryptedCookieStorage)

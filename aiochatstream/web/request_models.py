@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.conversations.export import ExportedConversation
-from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, flag_of_text, number_of_text
+from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, bool_from_text, int_from_text
 from aiochatstream.runtime.turn_request import TurnRequest
 
 MAX_FORM_BYTES = 16 << 10
@@ -33,13 +33,13 @@ class ConversationRef(BaseModel):
 class HistoryQuery(ConversationRef):
     """The query of ``GET /history``."""
 
-    abandon_lost: Annotated[Flag, BeforeValidator(flag_of_text)] = False
+    abandon_lost: Annotated[Flag, BeforeValidator(bool_from_text)] = False
 
 
 class DeleteMessageQuery(ConversationRef):
     """The query of ``DELETE /history/{message_id}``."""
 
-    if_turn: Annotated[TurnNumber, BeforeValidator(number_of_text)] | None = None
+    if_turn: Annotated[TurnNumber, BeforeValidator(int_from_text)] | None = None
 
 
 class ImportRequest(ExportedConversation, ConversationRef):

@@ -7,7 +7,7 @@ from page.section import Report, Section, spread
 TITLE = "The chat page in a browser"
 
 FIGURES = {
-    "first_paint_ms": ("first contentful paint, ms", 0),
+    "prepaint_ms": ("first contentful paint, ms", 0),
     "first_bytes": ("over the wire at the first visit, bytes", 0),
     "first_requests": ("in so many requests", 0),
     "again_bytes": ("over the wire at the second, bytes", 0),

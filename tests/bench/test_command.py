@@ -17,9 +17,9 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, GenerationParams, cli
-from aiochatstream.bench.files import parameters
+from aiochatstream.bench.exports import parameters
 from aiochatstream.bench.html import page
-from tests.bench.scripted import Exchange, answer, delta, plan, scripted
+from tests.bench.scripted_server import Exchange, answer, delta, plan, scripted
 from tests.helpers import echo, until
 
 

@@ -18,15 +18,15 @@ import psutil
 import pytest
 
 from aiochatstream.bench.metrics import Distribution
-from tests.bench.scripted import Exchange, answer, scripted
-from tests.bench.scripts import run
+from tests.bench.script_runs import run
+from tests.bench.scripted_server import Exchange, answer, scripted
 from tests.processes import END_PATIENCE, PYTHON, ROOT, free_port, running
 
 FEW = ["--concurrency", "1,2", "--rounds", "2", "--requests-per-client", "1", "--max-tokens", "4"]
 
 
 def command(folder: Path, name: str, *options: str) -> str:
-    words = [PYTHON, "-m", "tests.bench.compared", "--name", name, "--notes", str(folder / "notes"), *options]
+    words = [PYTHON, "-m", "tests.bench.fake_server", "--name", name, "--notes", str(folder / "notes"), *options]
     return f"{name}={shlex.join(words)} --port {{port}}"
 
 
@@ -163,7 +163,7 @@ def test_a_second_ctrl_c_does_not_wait_for_those_that_do_not_hear(tmp_path: Path
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_whatever_ends_a_script_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
     script = (
-        "import os, time\nfrom common import run_script\nfrom starting import program\n"
+        "import os, time\nfrom common import run_script\nfrom server_process import program\n"
         "def main():\n"
         "    with program('sleep 600', {}, os.environ) as started:\n"
         "        print(started.popen.pid, flush=True)\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.scripts import run
+from tests.bench.script_runs import run
 
 
 def test_it_measures_the_engine_beside_plain_generate_and_the_floor(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiochatstream.bench.asking import Clock, Outcome, Record
 from aiochatstream.bench.command import Bench, progress_line
 from aiochatstream.bench.load import Budget, Kinds, Load, gaps
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.prompts import Prompts
-from tests.bench.scripted import Exchange, answer, delta, done, measure, plan, scripted
+from aiochatstream.bench.request import Clock, Outcome, Record
+from tests.bench.scripted_server import Exchange, answer, delta, done, measure, plan, scripted
 from tests.helpers import until
 
 OUTCOMES: list[Outcome] = ["completed", "refused"]

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from aiochatstream.bench import plots, table
-from aiochatstream.bench.asking import Record
 from aiochatstream.bench.metrics import Distribution, keeps, summarize
+from aiochatstream.bench.request import Record
 from aiochatstream.bench.svg import Axis
 from aiochatstream.bench.tokens import count
-from tests.bench.scripted import Exchange, answer, delta, done, measure, plan, scripted
+from tests.bench.scripted_server import Exchange, answer, delta, done, measure, plan, scripted
 
 
 def record(*stamps: float, ended: float, tokens: int | None = None, **values: Any) -> Record:

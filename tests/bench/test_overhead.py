@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.scripts import run
+from tests.bench.script_runs import run
 
 
 def test_it_measures_both_sides_and_the_memory_of_clients(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.scripts import run
+from tests.bench.script_runs import run
 from tests.processes import PYTHON, ROOT, running
 
 
@@ -33,7 +33,7 @@ def test_a_sound_server_passes(tmp_path: Path) -> None:
 
 
 def test_a_server_that_leaks_fails_in_each_point(tmp_path: Path) -> None:
-    with running([PYTHON, "-m", "tests.bench.leaking"], tmp_path / "server") as server:
+    with running([PYTHON, "-m", "tests.bench.leaky_server"], tmp_path / "server") as server:
         url = server.wait_for(lambda: server.out.strip(), "URL")
         ran = run("soak.py", tmp_path, url, "--pid", str(server.popen.pid), "--minutes", "0.02", "--settle", "0.5")
     assert ran.code == 1, ran.out + ran.err
@@ -45,7 +45,7 @@ def test_a_server_that_leaks_fails_in_each_point(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_fails_the_soak_at_once(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    with running([PYTHON, "-m", "tests.bench.leaking"], tmp_path / "server") as server:
+    with running([PYTHON, "-m", "tests.bench.leaky_server"], tmp_path / "server") as server:
         url, pid = server.wait_for(lambda: server.out.strip(), "URL"), str(server.popen.pid)
         line = [PYTHON, str(ROOT / "bench" / "soak.py"), url, "--pid", pid, "--minutes", "60", "--json", str(file)]
         with running(line, tmp_path / "soak", env={"PYTHONPATH": str(ROOT)}) as soak:

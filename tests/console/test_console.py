@@ -1,4 +1,4 @@
-"""Lines and what comes of them, with a model in this process and with a server."""
+"""The console, with a model in this process and with a server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
+from pytest_aiohttp.plugin import AiohttpServer
 
 from aiochatstream import ChatStream, CookieStorage, GenerationParams, ScriptedEngine
 from aiochatstream.console.backend import Backend
@@ -25,39 +26,39 @@ from aiochatstream.texts import EN
 from tests.helpers import Stepper, running_server, until
 
 
-class Heard(Screen):
-    """A screen that keeps what it is given."""
+class RecordingScreen(Screen):
+    """A screen that records its output."""
 
     def __init__(self) -> None:
         self.answers: list[str] = []
-        self.remarks: list[str] = []
-        self.said: list[str] = []
-        self.complaints: list[str] = []
-        self.waits: list[str] = []
-        self._answer = ""
+        self.notes: list[str] = []
+        self.replies: list[str] = []
+        self.errors: list[str] = []
+        self.answer = ""
+        """Text of the answer so far."""
 
-    def wait(self, why: str) -> None:
-        self.waits.append(why)
+    def wait(self, reason: str) -> None:
+        pass
 
     def write(self, text: str) -> None:
-        self._answer += text
+        self.answer += text
 
     def end(self) -> None:
-        self.answers += [self._answer] if self._answer else []
-        self._answer = ""
+        self.answers += [self.answer] if self.answer else []
+        self.answer = ""
 
-    def remark(self, text: str) -> None:
-        self.remarks.append(text)
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    def reply(self, text: str) -> None:
+        self.replies.append(text)
 
-    def complain(self, sentence: str) -> None:
-        self.complaints.append(sentence)
+    def error(self, sentence: str) -> None:
+        self.errors.append(sentence)
 
 
-class Engine:
-    """Answers "<number of the answer>: <newest message>", and keeps what it was asked."""
+class RecordingEngine:
+    """Engine function that answers "<number of the answer>: <newest message>" and records its arguments."""
 
     def __init__(self) -> None:
         self.messages: list[list[dict[str, str]]] = []
@@ -71,17 +72,18 @@ class Engine:
 
 
 Open = Callable[..., Awaitable[Console]]
+NewStepper = Callable[..., Stepper]
 
 
-def heard(console: Console) -> Heard:
-    assert isinstance(console.screen, Heard)
+def screen_of(console: Console) -> RecordingScreen:
+    assert isinstance(console.screen, RecordingScreen)
     return console.screen
 
 
-async def take(console: Console, *lines: str) -> Heard:
+async def enter(console: Console, *lines: str) -> RecordingScreen:
     for line in lines:
-        await console.take(line)
-    return heard(console)
+        await console.handle(line)
+    return screen_of(console)
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ async def local() -> AsyncIterator[Open]:
 
         async def open_(engine: Any, **options: Any) -> Console:
             chat_stream = await stack.enter_async_context(ChatStream(engine=engine, **options))
-            return Console(LocalBackend(chat_stream, "here"), Heard(), EN)
+            return Console(LocalBackend(chat_stream, "here"), RecordingScreen(), EN)
 
         yield open_
 
@@ -102,7 +104,7 @@ async def remote() -> AsyncIterator[Open]:
         async def open_(engine: Any, storage: AbstractStorage | None = None, **options: Any) -> Console:
             server = await stack.enter_async_context(running_server(ChatStream(engine=engine, **options), storage))
             backend: Backend = await stack.enter_async_context(ServerBackend(server.url + "/", EN))
-            return Console(backend, Heard(), EN)
+            return Console(backend, RecordingScreen(), EN)
 
         yield open_
 
@@ -112,38 +114,38 @@ def open_(request: pytest.FixtureRequest, local: Open, remote: Open) -> Open:
     return {"local": local, "remote": remote}[request.param]
 
 
-async def test_a_conversation_goes_on_is_answered_again_and_forgotten(open_: Open) -> None:
-    engine = Engine()
+async def test_messages_regenerate_and_clear(open_: Open) -> None:
+    engine = RecordingEngine()
     console = await open_(engine)
-    screen = await take(console, "日本語で", "  \n", "two", "/regenerate", "/clear", "/clear", "new")
+    screen = await enter(console, "日本語で", "  \n", "two", "/regenerate", "/clear", "/clear", "new")
     assert screen.answers == ["1: 日本語で", "2: two", "3: two", "4: new"]
     assert [len(messages) for messages in engine.messages] == [1, 3, 3, 1]
-    assert screen.said == [EN.cleared, EN.nothing_to_clear]
-    assert (screen.complaints, console.draft) == ([], "")
+    assert screen.replies == [EN.cleared, EN.nothing_to_clear]
+    assert (screen.errors, console.draft) == ([], "")
 
 
-async def test_after_each_answer_there_are_its_figures_and_stats_adds_them_up(open_: Open) -> None:
-    console = await open_(Engine())
-    screen = await take(console, "/stats", "one", "two", "/stats")
-    assert screen.said[0] == EN.no_stats
-    assert all(remark.startswith("2 tokens") and "first after" in remark for remark in screen.remarks)
-    last, every = screen.said[1].splitlines()
+async def test_statistics_follow_each_answer_and_stats_shows_all(open_: Open) -> None:
+    console = await open_(RecordingEngine())
+    screen = await enter(console, "/stats", "one", "two", "/stats")
+    assert screen.replies[0] == EN.no_stats
+    assert all(note.startswith("2 tokens") and "first after" in note for note in screen.notes)
+    last, every = screen.replies[1].splitlines()
     assert last.startswith("last answer: 2 tokens")
     assert every.startswith("all 2: 4 tokens")
-    assert every.endswith("prompts of 0 tokens, 0 of them not computed again")
+    assert every.endswith("0 prompt tokens, 0 of them cached")
 
 
-async def test_params_hold_for_the_answers_that_follow(open_: Open) -> None:
-    engine = Engine()
+async def test_params_apply_to_the_next_answers(open_: Open) -> None:
+    engine = RecordingEngine()
     console = await open_(engine, temperature=1.5, top_k=7)
-    screen = await take(console, "/params", "/params temperature 0.25 stop '[\"二\"]'", "one 二 three")
-    assert screen.said[1].splitlines() == ["temperature 0.25", 'stop ["二"]']
-    assert screen.said[0].startswith("No parameter is set")
+    screen = await enter(console, "/params", "/params temperature 0.25 stop '[\"二\"]'", "one 二 three")
+    assert screen.replies[1].splitlines() == ["temperature 0.25", 'stop ["二"]']
+    assert screen.replies[0].startswith("No parameters are set")
     assert (engine.params[0].temperature, engine.params[0].top_k, engine.params[0].stop) == (0.25, 7, ("二",))
     assert screen.answers == ["1: one "]
-    screen = await take(console, "/params temperature default stop default", "two")
+    screen = await enter(console, "/params temperature default stop default", "two")
     assert engine.params[1].temperature == 1.5
-    assert screen.said[2] == screen.said[0]
+    assert screen.replies[2] == screen.replies[0]
 
 
 @pytest.mark.parametrize(
@@ -151,50 +153,50 @@ async def test_params_hold_for_the_answers_that_follow(open_: Open) -> None:
     [
         ("/params temperature 3", "temperature: must be a number from 0 (greedy) to 2."),
         ("/params temperature hot", "temperature: must be a number from 0 (greedy) to 2."),
-        ("/params heat 3", "There is no parameter heat. There are max_new_tokens, "),
-        ("/params temperature", "/params takes names and values in turn"),
+        ("/params heat 3", "Unknown parameter heat; choose from max_new_tokens, "),
+        ("/params temperature", "/params needs pairs of names and values"),
         ("/params stop '[", "No closing quotation"),
         ("/params stop " + "[" * 100_000, "stop: must be a list of up to 16 strings"),
-        ("/regenrate", "There is no command /regenrate. Is it /regenerate?"),
-        ("/xyzzy", "There is no command /xyzzy. /help shows all"),
-        ("/save", "/save takes the name of a file"),
+        ("/regenrate", "Unknown command /regenrate. Did you mean /regenerate?"),
+        ("/xyzzy", "Unknown command /xyzzy. /help lists all commands"),
+        ("/save", "/save needs a file name."),
         ("/load {folder}", "{folder}: Is a directory."),
         ("/save {folder}/missing/file", "{folder}/missing/file: No such file or directory."),
         ("/load {folder}/missing", "{folder}/missing: No such file or directory."),
-        ("/load {folder}/notes", "{folder}/notes holds no conversation that /save wrote: "),
-        ("/load {folder}/odd", "{folder}/odd holds no conversation that /save wrote: messages: must be of user and"),
-        ("/regenerate", "There is no message in this conversation to answer again."),
+        ("/load {folder}/notes", "{folder}/notes is not a conversation file: "),
+        ("/load {folder}/odd", "{folder}/odd is not a conversation file: messages: must be of user and"),
+        ("/regenerate", "This conversation has no message to answer again."),
     ],
 )
-async def test_what_is_wrong_is_told_in_a_sentence_and_nothing_changes(
+async def test_an_error_is_one_sentence_and_changes_nothing(
     line: str, sentence: str, open_: Open, tmp_path: Path
 ) -> None:
     (tmp_path / "notes").write_bytes(b"\xff rubbish")
     (tmp_path / "odd").write_text('{"messages": [{"role": "user", "content": "x"}]}')
-    console = await open_(Engine())
-    screen = await take(console, line.format(folder=tmp_path) if "{folder}" in line else line, "//still here")
-    assert len(screen.complaints) == console.failures == 1
-    assert screen.complaints[0].startswith(sentence.replace("{folder}", str(tmp_path)))
+    console = await open_(RecordingEngine())
+    screen = await enter(console, line.format(folder=tmp_path) if "{folder}" in line else line, "//still here")
+    assert len(screen.errors) == console.failures == 1
+    assert screen.errors[0].startswith(sentence.replace("{folder}", str(tmp_path)))
     assert screen.answers == ["1: /still here"]
-    assert screen.said == []
+    assert screen.replies == []
 
 
-async def test_a_limit_of_the_model_is_told_when_it_is_passed_not_with_the_next_answer(local: Open) -> None:
-    console = await local(Engine(), max_new_tokens=8)
-    screen = await take(console, "/params max_new_tokens 9", "one")
-    assert screen.complaints == ["params.max_new_tokens: must be from 1 to 8 on this server."]
+async def test_params_are_checked_against_the_limits_of_the_model(local: Open) -> None:
+    console = await local(RecordingEngine(), max_new_tokens=8)
+    screen = await enter(console, "/params max_new_tokens 9", "one")
+    assert screen.errors == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
     engine = ScriptedEngine()
-    engine.vocabulary = 100
-    screen = await take(await local(engine), """/params logit_bias '{"100": 1}'""")
-    assert screen.complaints == ["params.logit_bias: 100 is none of the model's 100 token ids."]
+    engine.vocab_size = 100
+    screen = await enter(await local(engine), """/params logit_bias '{"100": 1}'""")
+    assert screen.errors == ["params.logit_bias: token id 100 is out of range; the vocabulary has 100 tokens."]
 
 
-async def test_help_names_every_command_and_exit_leaves(open_: Open) -> None:
-    console = await open_(Engine())
-    screen = await take(console, "/help")
-    named = [line.split()[0] for line in screen.said[0].splitlines() if line.startswith("/") and "//" not in line]
-    assert named == [
+async def test_help_lists_every_command_and_exit_leaves(open_: Open) -> None:
+    console = await open_(RecordingEngine())
+    screen = await enter(console, "/help")
+    names = [line.split()[0] for line in screen.replies[0].splitlines() if line.startswith("/") and "//" not in line]
+    assert names == [
         "/regenerate",
         "/clear",
         "/system",
@@ -206,42 +208,42 @@ async def test_help_names_every_command_and_exit_leaves(open_: Open) -> None:
         "/exit",
     ]
     assert not console.leaving
-    await take(console, "/exit")
+    await enter(console, "/exit")
     assert console.leaving
 
 
-async def test_the_system_prompt_can_be_shown_set_and_taken_back(open_: Open) -> None:
-    engine = Engine()
+async def test_the_system_prompt_can_be_shown_set_and_reset(open_: Open) -> None:
+    engine = RecordingEngine()
     console = await open_(engine, allow_system_prompt=True)
-    screen = await take(console, "/system", "/system 猫として話す。", "one", "/system default", "two")
-    assert screen.said == [EN.models_own_system, "System prompt: 猫として話す。", EN.models_own_system]
+    screen = await enter(console, "/system", "/system 猫として話す。", "one", "/system default", "two")
+    assert screen.replies == [EN.default_system, "System prompt: 猫として話す。", EN.default_system]
     assert engine.messages[0][0] == {"role": "system", "content": "猫として話す。"}
     assert [message["role"] for message in engine.messages[1]] == ["user", "assistant", "user"]
 
 
-async def test_a_server_may_keep_its_system_prompt_to_itself_and_it_takes_a_conversation(
-    remote: Open, tmp_path: Path
-) -> None:
-    engine = Engine()
+async def test_a_server_may_forbid_system_prompts_and_still_load_conversations(remote: Open, tmp_path: Path) -> None:
+    engine = RecordingEngine()
     console = await remote(engine)
     file = tmp_path / "talk.json"
-    screen = await take(
+    screen = await enter(
         console, "/system be a cat", "/system", "one", f"/save {file}", "/clear", f"/load {file}", "two"
     )
-    assert screen.complaints == [EN.server_sets_system]
+    assert screen.errors == [EN.server_sets_system]
     assert screen.answers == ["1: one", "2: two"]
     assert [message["content"] for message in engine.messages[1]] == ["one", "1: one", "two"]
 
 
-async def test_a_saved_conversation_of_either_goes_on_in_a_model_here(open_: Open, local: Open, tmp_path: Path) -> None:
+async def test_a_saved_conversation_continues_with_a_model_in_this_process(
+    open_: Open, local: Open, tmp_path: Path
+) -> None:
     file = tmp_path / "会話 1.json"
-    await take(await open_(Engine()), "こんにちは", "two", f"/save {file}")
+    await enter(await open_(RecordingEngine()), "こんにちは", "two", f"/save {file}")
     assert "こんにちは" in file.read_text(encoding="utf-8")
 
-    engine = Engine()
+    engine = RecordingEngine()
     console = await local(engine)
-    screen = await take(console, "forgotten", f"/load {file}", "three")
-    assert screen.said == [f"2 turns are loaded from {file}."]
+    screen = await enter(console, "forgotten", f"/load {file}", "three")
+    assert screen.replies == [f"2 turns loaded from {file}."]
     assert [message["content"] for message in engine.messages[1]] == [
         "こんにちは",
         "1: こんにちは",
@@ -251,79 +253,75 @@ async def test_a_saved_conversation_of_either_goes_on_in_a_model_here(open_: Ope
     ]
 
 
-async def test_a_saved_conversation_keeps_its_system_prompt_and_what_was_interrupted(
-    open_: Open, stepper: Callable[..., Stepper], tmp_path: Path
+async def test_a_saved_conversation_includes_its_system_prompt_and_interrupted_answers(
+    open_: Open, stepper: NewStepper, tmp_path: Path
 ) -> None:
     engine, file = stepper(), tmp_path / "talk.json"
     console = await open_(engine, allow_system_prompt=True)
-    await take(console, "/system be a cat")
-    await interrupted(console, engine, "Count")
-    await take(console, f"/save {file}")
+    await enter(console, "/system be a cat")
+    await interrupt_answer(console, engine, "Count")
+    await enter(console, f"/save {file}")
     saved = json.loads(file.read_text())
     assert saved["system"] == "be a cat"
     assert [message.get("state") for message in saved["messages"]] == [None, "interrupted"]
-    another = await open_(Engine(), allow_system_prompt=True)
-    screen = await take(another, f"/load {file}")
-    assert screen.said[-1] == "System prompt: be a cat"
+    another = await open_(RecordingEngine(), allow_system_prompt=True)
+    screen = await enter(another, f"/load {file}")
+    assert screen.replies[-1] == "System prompt: be a cat"
     assert await another.backend.get_system() == "be a cat"
     assert await another.backend.save() == ExportedConversation.read(file)
 
 
-async def interrupted(console: Console, engine: Stepper, line: str) -> None:
-    """Have ``line`` answered with one step and then interrupt."""
-    taking = asyncio.create_task(console.take(line))
+async def interrupt_answer(console: Console, engine: Stepper, line: str) -> None:
+    """Enter ``line`` and interrupt the answer after one step."""
+    task = asyncio.create_task(console.handle(line))
     engine.allow(1)
-    await until(lambda: heard(console)._answer)
+    await until(lambda: screen_of(console).answer)
     console.interrupt()
-    while not taking.done():
+    while not task.done():
         engine.allow(1)
-        await asyncio.wait({taking}, timeout=0.05)
-    await taking
+        await asyncio.wait({task}, timeout=0.05)
+    await task
 
 
-async def test_an_interrupted_answer_is_marked_kept_and_the_next_message_is_answered(
-    open_: Open, stepper: Callable[..., Stepper]
-) -> None:
+async def test_an_interrupted_answer_is_marked_and_stored(open_: Open, stepper: NewStepper) -> None:
     engine = stepper()
     console = await open_(engine)
     for line in ("one", "two"):
-        await interrupted(console, engine, line)
-    screen = heard(console)
+        await interrupt_answer(console, engine, line)
+    screen = screen_of(console)
     assert [answer.split()[0] for answer in screen.answers] == ["1", "1"]
-    assert screen.remarks.count(EN.stopped) == 2
-    assert (screen.complaints, console.draft) == ([], "")
+    assert screen.notes.count(EN.stopped) == 2
+    assert (screen.errors, console.draft) == ([], "")
     saved = await console.backend.save()
     assert [message.content for message in saved.messages[::2]] == ["one", "two"]
     assert {message.state for message in saved.messages[1::2]} == {"interrupted"}
 
 
-async def test_an_answer_that_does_not_stop_is_left_with_the_second_interrupt(
-    open_: Open, stepper: Callable[..., Stepper]
-) -> None:
+async def test_a_second_interrupt_abandons_the_answer(open_: Open, stepper: NewStepper) -> None:
     engine = stepper()
     console = await open_(engine)
-    taking = asyncio.create_task(console.take("one"))
+    task = asyncio.create_task(console.handle("one"))
     engine.allow(1)
-    await until(lambda: heard(console)._answer)
+    await until(lambda: screen_of(console).answer)
     console.interrupt()
     console.interrupt()
-    await asyncio.wait_for(taking, 10)
-    assert heard(console).answers == ["1 "]
-    assert heard(console).remarks == [EN.stopped]
+    await asyncio.wait_for(task, 10)
+    assert screen_of(console).answers == ["1 "]
+    assert screen_of(console).notes == [EN.stopped]
 
 
-async def test_a_message_without_an_answer_is_offered_again(open_: Open, stepper: Callable[..., Stepper]) -> None:
+async def test_a_message_without_an_answer_is_offered_again(open_: Open, stepper: NewStepper) -> None:
     engine = stepper(fail_at=0)
     console = await open_(engine)
     engine.allow(1)
-    await take(console, "//please")
-    assert heard(console).complaints[0].startswith("The model failed to answer.")
+    await enter(console, "//please")
+    assert screen_of(console).errors[0].startswith("The model failed to answer.")
     assert console.draft == "//please"
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
-async def test_one_who_is_to_come_back_is_told_when(kind: str) -> None:
-    chat_stream = ChatStream(engine=Engine())
+async def test_an_error_reports_when_to_try_again(kind: str) -> None:
+    chat_stream = ChatStream(engine=RecordingEngine())
     async with AsyncExitStack() as stack:
         if kind == "local":
             backend: Backend = LocalBackend(await stack.enter_async_context(chat_stream), "here")
@@ -331,24 +329,26 @@ async def test_one_who_is_to_come_back_is_told_when(kind: str) -> None:
             server = await stack.enter_async_context(running_server(chat_stream))
             backend = await stack.enter_async_context(ServerBackend(server.url, EN))
         chat_stream.drain()
-        console = Console(backend, Heard(), EN)
-        await take(console, "please")
-    assert heard(console).complaints == ["The server is shutting down and takes no new requests. Try again in 5 s."]
+        console = Console(backend, RecordingScreen(), EN)
+        await enter(console, "please")
+    assert screen_of(console).errors == ["The server is shutting down and accepts no new requests. Try again in 5 s."]
     assert console.draft == "please"
 
 
-async def test_what_a_cookie_has_no_room_for_is_told(remote: Open) -> None:
+async def test_dropped_and_unstored_turns_are_reported(remote: Open) -> None:
     storage = CookieStorage([Fernet.generate_key()])
-    console = await remote(Engine(), storage, max_new_tokens=5000, context_len=6000)
+    console = await remote(RecordingEngine(), storage, max_new_tokens=5000, context_len=6000)
     counts = [500, 500, 500, 3000]
-    await take(console, *(" ".join(str(n * factor) for n in range(count)) for factor, count in enumerate(counts, 7919)))
-    notes = [remark for remark in heard(console).remarks if remark.startswith("(")]
+    await enter(
+        console, *(" ".join(str(n * factor) for n in range(count)) for factor, count in enumerate(counts, 7919))
+    )
+    notes = [note for note in screen_of(console).notes if note.startswith("(")]
     assert notes == [EN.dropped.format(count=1), EN.not_stored]
     assert len((await console.backend.save()).messages) == 4
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "http://127.0.0.1:99999"])
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not a URL such as http://127"):
         ServerBackend(url, EN)
 
@@ -360,15 +360,13 @@ def test_a_password_in_the_url_is_not_shown() -> None:
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ("event: done\ndata: {}\n\n", "does not answer as an aiochatstream server does"),
-        ("event: delta\ndata: rubbish\n\n", "does not answer as an aiochatstream server does"),
-        ("event: other\ndata: {}\n\n", "does not answer as an aiochatstream server does (event 'other')."),
+        ("event: done\ndata: {}\n\n", "does not respond like an aiochatstream server"),
+        ("event: delta\ndata: rubbish\n\n", "does not respond like an aiochatstream server"),
+        ("event: other\ndata: {}\n\n", "does not respond like an aiochatstream server (unknown event 'other')."),
         ("", "broke before the answer was complete."),
     ],
 )
-async def test_a_server_that_answers_something_else_is_told_in_a_sentence(
-    body: str, sentence: str, aiohttp_server: Any
-) -> None:
+async def test_an_error_reports_invalid_responses(body: str, sentence: str, aiohttp_server: AiohttpServer) -> None:
     async def history(request: web.Request) -> web.Response:
         return web.json_response({"messages": []})
 
@@ -379,13 +377,13 @@ async def test_a_server_that_answers_something_else_is_told_in_a_sentence(
     app.add_routes([web.get("/history", history), web.post("/chat_stream", answer)])
     server = await aiohttp_server(app)
     async with ServerBackend(str(server.make_url("/")), EN) as backend:
-        console = Console(backend, Heard(), EN)
-        screen = await take(console, "hello")
-    assert sentence in screen.complaints[0]
+        console = Console(backend, RecordingScreen(), EN)
+        screen = await enter(console, "hello")
+    assert sentence in screen.errors[0]
     assert console.draft == "hello"
 
 
-async def test_a_message_sent_again_continues_without_the_lost_answer(aiohttp_server: Any) -> None:
+async def test_a_message_sent_again_abandons_the_lost_answer(aiohttp_server: AiohttpServer) -> None:
     bodies: list[Any] = []
 
     async def history(request: web.Request) -> web.Response:
@@ -402,5 +400,5 @@ async def test_a_message_sent_again_continues_without_the_lost_answer(aiohttp_se
     app.add_routes([web.get("/history", history), web.post("/chat_stream", answer)])
     server = await aiohttp_server(app)
     async with ServerBackend(str(server.make_url("/")), EN) as backend:
-        await take(Console(backend, Heard(), EN), "hello", "hello", "next")
+        await enter(Console(backend, RecordingScreen(), EN), "hello", "hello", "next")
     assert [body.get("abandon_lost", False) for body in bodies] == [False, True, False]

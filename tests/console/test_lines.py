@@ -1,4 +1,4 @@
-"""Ctrl-C while a line is at work."""
+"""Ctrl-C in the console."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 @pytest.mark.parametrize("windows", [False, True])
-async def test_ctrl_c_calls_on_the_loop_where_it_has_handlers_and_where_it_has_none(
+async def test_on_sigint_works_on_loops_with_and_without_signal_handlers(
     monkeypatch: pytest.MonkeyPatch, windows: bool
 ) -> None:
     loop, called = asyncio.get_running_loop(), asyncio.Event()
     if windows:
 
-        def has_none(*args: object) -> None:
+        def not_implemented(*args: object) -> None:
             raise NotImplementedError
 
-        monkeypatch.setattr(loop, "add_signal_handler", has_none)
-        monkeypatch.setattr(loop, "remove_signal_handler", has_none)
+        monkeypatch.setattr(loop, "add_signal_handler", not_implemented)
+        monkeypatch.setattr(loop, "remove_signal_handler", not_implemented)
     before = signal.getsignal(signal.SIGINT)
     with on_sigint(called.set):
         signal.raise_signal(signal.SIGINT)

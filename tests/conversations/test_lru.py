@@ -69,7 +69,7 @@ def test_a_text_larger_than_everything_allowed_is_refused_and_pushes_nothing_out
     entries = bounded(max_bytes=10)
     entries.put("a", "1")
     entries.put("b", "2")
-    with pytest.raises(ValueError, match="12 bytes are more than the 10 that are kept in all"):
+    with pytest.raises(ValueError, match="12 bytes exceed the capacity of 10 bytes"):
         entries.put("a", "日本東京")
     assert (entries.get("a"), entries.get("b"), entries.bytes) == ("1", "2", 2)
 

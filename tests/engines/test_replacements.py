@@ -1,4 +1,4 @@
-"""Replacements in a stream of text."""
+"""Tests of replacements in streamed text."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from hypothesis import strategies as st
 from aiochatstream.engines.replacements import Replacements
 
 
-def replaced(text: str, pairs: list[tuple[str, str]]) -> str:
-    """The whole text at once: at each place the first pair that fits."""
+def replace_all(text: str, pairs: list[tuple[str, str]]) -> str:
+    """Replace in the whole text: at each position the first matching pair."""
     new = dict(reversed(pairs))
-    return re.sub("|".join(re.escape(old) for old, _ in pairs), lambda met: new[met[0]], text) if pairs else text
+    return re.sub("|".join(re.escape(old) for old, _ in pairs), lambda match: new[match[0]], text) if pairs else text
 
 
-def shown(pieces: list[str], pairs: list[tuple[str, str]]) -> list[str]:
-    """What comes out for each piece, and at the end."""
+def push_all(chunks: list[str], pairs: list[tuple[str, str]]) -> list[str]:
+    """Return the text of each chunk, and that at the end."""
     replacements = Replacements(pairs)
-    texts = [replacements.push(piece) for piece in pieces]
-    return [*texts, replacements.rest()]
+    texts = [replacements.push(chunk) for chunk in chunks]
+    return [*texts, replacements.flush()]
 
 
 pair = st.tuples(st.text("abc", min_size=1, max_size=4), st.text("abc", max_size=3))
 
 
 @settings(max_examples=500, deadline=None)
-@given(pieces=st.lists(st.text("abc", max_size=4), max_size=8), pairs=st.lists(pair, max_size=4))
-@example(pieces=["a", "b"], pairs=[("abc", "x"), ("a", "y")])
-@example(pieces=["aa", "b"], pairs=[("ab", "x")])
-@example(pieces=["a", "bc"], pairs=[("ab", "x"), ("abc", "y")])
-def test_however_the_text_comes_it_is_replaced_as_in_one_piece(pieces: list[str], pairs: list[tuple[str, str]]) -> None:
-    text = "".join(pieces)
-    assert "".join(shown(pieces, pairs)) == replaced(text, pairs)
-    assert "".join(shown(list(text), pairs)) == replaced(text, pairs)
+@given(chunks=st.lists(st.text("abc", max_size=4), max_size=8), pairs=st.lists(pair, max_size=4))
+@example(chunks=["a", "b"], pairs=[("abc", "x"), ("a", "y")])
+@example(chunks=["aa", "b"], pairs=[("ab", "x")])
+@example(chunks=["a", "bc"], pairs=[("ab", "x"), ("abc", "y")])
+def test_replacements_are_the_same_for_any_chunks(chunks: list[str], pairs: list[tuple[str, str]]) -> None:
+    text = "".join(chunks)
+    assert "".join(push_all(chunks, pairs)) == replace_all(text, pairs)
+    assert "".join(push_all(list(text), pairs)) == replace_all(text, pairs)
 
 
 @settings(max_examples=300, deadline=None)
-@given(pieces=st.lists(st.text("abc", max_size=4), max_size=8), pairs=st.lists(pair, max_size=4))
-def test_no_more_is_held_back_than_may_become_a_replaced_string(
-    pieces: list[str], pairs: list[tuple[str, str]]
+@given(chunks=st.lists(st.text("abc", max_size=4), max_size=8), pairs=st.lists(pair, max_size=4))
+def test_no_text_is_pending_that_cannot_become_a_replaced_string(
+    chunks: list[str], pairs: list[tuple[str, str]]
 ) -> None:
     replacements = Replacements(pairs)
-    pushed = "".join(replacements.push(piece) for piece in pieces)
-    held = replacements.rest()
-    assert pushed + held == replaced("".join(pieces), pairs)
-    if not any("".join(pieces).endswith(old[:length]) for old, _ in pairs for length in range(1, len(old))):
-        assert held == ""
+    pushed = "".join(replacements.push(chunk) for chunk in chunks)
+    pending = replacements.flush()
+    assert pushed + pending == replace_all("".join(chunks), pairs)
+    if not any("".join(chunks).endswith(old[:length]) for old, _ in pairs for length in range(1, len(old))):
+        assert pending == ""
 
 
 @pytest.mark.parametrize(
-    ("pieces", "pairs", "texts"),
+    ("chunks", "pairs", "texts"),
     [
         (["Hello", " you"], [], ["Hello", " you", ""]),
         (["one<", "NL", ">two"], [("<NL>", "\n")], ["one", "", "\ntwo", ""]),
@@ -60,25 +60,25 @@ def test_no_more_is_held_back_than_may_become_a_replaced_string(
         (["one<N"], [("<NL>", "\n")], ["one", "<N"]),
         (["<NL><NL>", "<NL>"], [("<NL>", "\n")], ["\n\n", "\n", ""]),
         (["<<NL>"], [("<NL>", "\n")], ["<\n", ""]),
-        (["a", "b"], [("a", "b"), ("b", "a")], ["b", "a", ""]),  # what was put in is not replaced again
-        (["a", "a"], [("a", ""), ("aa", "x")], ["", "", ""]),  # the first of the list, though the other is longer
+        (["a", "b"], [("a", "b"), ("b", "a")], ["b", "a", ""]),  # a replacement is not replaced again
+        (["a", "a"], [("a", ""), ("aa", "x")], ["", "", ""]),  # the first pair applies, although the second is longer
         (["a", "a"], [("aa", "x"), ("a", "y")], ["", "x", ""]),
         (["a"], [("aa", "x"), ("a", "y")], ["", "y"]),
     ],
 )
-def test_text_is_held_back_as_long_as_it_may_be_replaced_and_no_longer(
-    pieces: list[str], pairs: list[tuple[str, str]], texts: list[str]
+def test_text_is_pending_only_while_it_may_be_replaced(
+    chunks: list[str], pairs: list[tuple[str, str]], texts: list[str]
 ) -> None:
-    assert shown(pieces, pairs) == texts
+    assert push_all(chunks, pairs) == texts
 
 
-def test_the_rest_comes_once() -> None:
+def test_flush_returns_the_pending_text_once() -> None:
     replacements = Replacements([("<NL>", "\n")])
     assert replacements.push("end <N") == "end "
-    assert replacements.rest() == "<N"
-    assert replacements.rest() == ""
+    assert replacements.flush() == "<N"
+    assert replacements.flush() == ""
 
 
-def test_an_empty_string_to_replace_is_refused() -> None:
+def test_an_empty_string_cannot_be_replaced() -> None:
     with pytest.raises(ValueError, match="empty string"):
         Replacements([("a", "b"), ("", "x")])

@@ -1,10 +1,11 @@
-"""Mock answers: what they say, in which pieces and how slowly."""
+"""Tests of mock answers: their texts, tokens and times."""
 
 from __future__ import annotations
 
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from aiochatstream import ChatStream, Delta, GenerationParams, Prompt, ScriptedEngine
 from aiochatstream.engines import DeltaStream
-from aiochatstream.engines.scripted import pieces
-from tests.engines.timers import HeldTimer, VirtualTimer
-from tests.helpers import echo, until
+from aiochatstream.engines.scripted import split_tokens
+from tests.conftest import StartServer
+from tests.engines.fake_timers import ManualTimer, VirtualTimer
+from tests.helpers import Client, Server, echo, until
 
 
 def prompt(text: str = "Hello") -> Prompt:
@@ -29,7 +31,7 @@ def answer(engine: ScriptedEngine, text: str = "Hello", **params: Any) -> str:
     return "".join(delta.text for delta in engine.generate(prompt(text), GenerationParams(**params)))
 
 
-def quick(*args: Any, **options: Any) -> ScriptedEngine:
+def fast_engine(*args: Any, **options: Any) -> ScriptedEngine:
     return ScriptedEngine(*args, timer=VirtualTimer(), **options)
 
 
@@ -40,97 +42,101 @@ def quick(*args: Any, **options: Any) -> ScriptedEngine:
         ("  so", ["  ", "so"]),
         ("首都は東京。", ["首", "都", "は", "東", "京", "。"]),
         ("これはtest です", ["こ", "れ", "は", "test ", "で", "す"]),
-        ("か\u3099っ \u8fbb\U000e0100だ", ["か\u3099", "っ ", "\u8fbb\U000e0100", "だ"]),  # characters of two codes
+        (
+            "か\u3099っ \u8fbb\U000e0100だ",
+            ["か\u3099", "っ ", "\u8fbb\U000e0100", "だ"],
+        ),  # two code points
         ("🍣👨‍👩‍👧 ok", ["🍣👨‍👩‍👧 ", "ok"]),
         ("한국어 문장", ["한국어 ", "문장"]),
         ("", []),
     ],
 )
-def test_japanese_goes_by_the_character_and_other_text_by_the_word(text: str, expected: list[str]) -> None:
-    assert list(pieces(text)) == expected
+def test_a_token_is_a_japanese_character_or_another_word(text: str, expected: list[str]) -> None:
+    assert list(split_tokens(text)) == expected
 
 
 @given(st.text(st.sampled_from("aé 　\n\t、。東京ゲー゙가🍣\u3099\ufe0f\x00１ｱ") | st.characters()))
-def test_the_pieces_are_the_text(text: str) -> None:
-    assert "".join(pieces(text)) == text
-    assert all(pieces(text))
+def test_the_tokens_join_to_the_text(text: str) -> None:
+    assert "".join(split_tokens(text)) == text
+    assert all(split_tokens(text))
 
 
-def test_round_gives_the_answers_in_turn() -> None:
-    engine = quick(answers=["one", "two words"])
+def test_round_cycles_through_the_answers() -> None:
+    engine = fast_engine(answers=["one", "two words"])
     assert [answer(engine) for _ in range(5)] == ["one", "two words", "one", "two words", "one"]
 
 
-def test_round_without_answers_has_some_in_english_and_japanese() -> None:
-    engine = quick()
-    said = [answer(engine) for _ in range(8)]
-    assert said[:4] == said[4:]
-    assert len(set(said)) == 4
-    assert any(text.isascii() for text in said)
-    assert any(re.search("[ぁ-ん]", text) for text in said)
+def test_round_has_default_answers_in_english_and_japanese() -> None:
+    engine = fast_engine()
+    texts = [answer(engine) for _ in range(8)]
+    assert texts[:4] == texts[4:]
+    assert len(set(texts)) == 4
+    assert any(text.isascii() for text in texts)
+    assert any(re.search("[ぁ-ん]", text) for text in texts)
 
 
-def test_round_is_fair_when_many_threads_ask_at_once() -> None:
-    engine = quick(answers=["a", "b", "c"])
+def test_round_is_fair_among_concurrent_threads() -> None:
+    engine = fast_engine(answers=["a", "b", "c"])
     with ThreadPoolExecutor(8) as threads:
-        said = Counter(threads.map(lambda _: answer(engine), range(300)))
-    assert said == {"a": 100, "b": 100, "c": 100}
+        counts = Counter(threads.map(lambda _: answer(engine), range(300)))
+    assert counts == {"a": 100, "b": 100, "c": 100}
 
 
-def test_echo_says_the_newest_message() -> None:
-    assert answer(quick("echo"), "  Say 東京\n twice ") == "  Say 東京\n twice "
+def test_echo_repeats_the_newest_message() -> None:
+    assert answer(fast_engine("echo"), "  Say 東京\n twice ") == "  Say 東京\n twice "
 
 
 def test_long_is_long() -> None:
-    text = answer(quick("long"))
-    assert len(list(pieces(text))) > 2000
+    text = answer(fast_engine("long"))
+    assert len(list(split_tokens(text))) > 2000
     assert text.count("\n") > 50
 
 
-def test_no_more_than_max_new_tokens_pieces_come() -> None:
-    deltas = list(quick("echo").generate(prompt("one two three four"), GenerationParams(max_new_tokens=3)))
+def test_max_new_tokens_limits_the_tokens() -> None:
+    deltas = list(fast_engine("echo").generate(prompt("one two three four"), GenerationParams(max_new_tokens=3)))
     assert "".join(delta.text for delta in deltas) == "one two three "
     assert sum(len(delta.token_ids) for delta in deltas) == 3
     assert [delta.finish_reason for delta in deltas if delta != Delta()] == [None, None, None, "length"]
 
 
-def test_a_stop_string_ends_the_answer_and_does_not_show_even_in_part() -> None:
-    deltas = list(quick("echo").generate(prompt("首都は東京です。"), GenerationParams(stop=("東京で",))))
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it() -> None:
+    deltas = list(fast_engine("echo").generate(prompt("首都は東京です。"), GenerationParams(stop=("東京で",))))
     assert "".join(delta.text for delta in deltas) == "首都は"
     assert deltas[-1].finish_reason == "stop"
 
 
-def test_it_waits_before_the_first_token_and_between_two() -> None:
+def test_the_engine_waits_before_the_first_token_and_between_tokens() -> None:
     timer = VirtualTimer(time=0.0)
     engine = ScriptedEngine("echo", initial_wait_sec=10, time_per_token_sec=0.5, timer=timer)
-    told = [(timer.time, delta) for delta in engine.generate(prompt("a b c"), GenerationParams())]
-    assert [delta.text for _, delta in told if delta.text] == ["a ", "b ", "c"]
-    assert [time for time, delta in told if delta.text] == pytest.approx([10, 10.5, 11])
-    assert (told[-1][0], told[-1][1]) == (pytest.approx(11), Delta(finish_reason="stop"))
-    moments = [0.0, *(time for time, _ in told)]
-    assert max(after - before for before, after in pairwise(moments)) <= 0.05  # a cancel waits
+    timed = [(timer.time, delta) for delta in engine.generate(prompt("a b c"), GenerationParams())]
+    assert [delta.text for _, delta in timed if delta.text] == ["a ", "b ", "c"]
+    assert [time for time, delta in timed if delta.text] == pytest.approx([10, 10.5, 11])
+    assert timed[-1][0] == pytest.approx(11)
+    assert timed[-1][1] == Delta(finish_reason="stop")
+    moments = [0.0, *(time for time, _ in timed)]
+    assert max(after - before for before, after in pairwise(moments)) <= 0.05  # the maximum delay of a cancellation
 
 
-def test_without_times_it_does_not_wait() -> None:
-    engine = ScriptedEngine("echo", time_per_token_sec=0)  # with a real clock: any wait would be an empty delta
+def test_the_engine_does_not_wait_without_times() -> None:
+    engine = ScriptedEngine("echo", time_per_token_sec=0)  # with a real clock, each wait yields an empty delta
     assert Delta() not in list(engine.generate(prompt("a b c"), GenerationParams()))
 
 
-async def test_a_cancel_ends_a_long_wait_at_its_next_part() -> None:
-    timer = HeldTimer()
+async def test_cancelling_ends_a_long_wait() -> None:
+    timer = ManualTimer()
     engine = ScriptedEngine(initial_wait_sec=10, timer=timer)
-    taken: list[Delta] = []
+    deltas: list[Delta] = []
     with ThreadPoolExecutor(1) as threads:
-        stream = DeltaStream(threads, lambda: engine.generate(prompt(), GenerationParams()), taken.append)
+        stream = DeltaStream(threads, lambda: engine.generate(prompt(), GenerationParams()), deltas.append)
         await until(lambda: timer.sleeps == 1)
         stream.cancel()
         timer.allow(10_000)
         await stream.wait()
-    assert (timer.sleeps, taken) == (1, [])
+    assert (timer.sleeps, deltas) == (1, [])
 
 
 @pytest.mark.parametrize(
-    ("mock_params", "says"),
+    ("mock_params", "message"),
     [
         ({"type": "square"}, "mock_params.type: must be 'round', 'echo' or 'long'"),
         ({"type": None}, "mock_params.type: must be"),
@@ -141,31 +147,29 @@ async def test_a_cancel_ends_a_long_wait_at_its_next_part() -> None:
         ({"answers": []}, "mock_params.answers: must be a list of one text or more, none of them empty"),
         ({"answers": ["a", ""]}, "mock_params.answers"),
         ({"answers": "abc"}, "mock_params.answers"),
-        ({"type": "echo", "answers": ["a"]}, "mock_params.answers: go with type 'round', not with 'echo'"),
-        ({"speed": 3}, "mock_params: has type, initial_wait_sec, .* but no 'speed'"),
+        ({"type": "echo", "answers": ["a"]}, "mock_params.answers: must be None for type 'echo'"),
+        ({"speed": 3}, "mock_params: unknown key 'speed'; choose from type, initial_wait_sec, "),
     ],
 )
-def test_mock_params_out_of_their_range_are_a_value_error_that_names_both(
-    mock_params: dict[str, Any], says: str
-) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_invalid_mock_params_are_a_value_error_that_names_them(mock_params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ChatStream(use_mock_response=True, mock_params=mock_params)
-    ChatStream(engine=echo, mock_params=mock_params)  # no effect without use_mock_response
+    ChatStream(engine=echo, mock_params=mock_params)  # ignored without use_mock_response
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"engine": echo}, "use_mock_response: takes the place of engine"),
         ({"mock_params": ["round"]}, "mock_params: must be a dict"),
     ],
 )
-def test_a_wrong_kind_of_argument_is_a_type_error(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(TypeError, match=says):
+def test_an_argument_of_a_wrong_type_is_a_type_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         ChatStream(use_mock_response=True, **options)
 
 
-async def test_mock_answers_need_no_model_and_load_none_that_is_given(start: Any, client_of: Any) -> None:
+async def test_mock_answers_do_not_load_the_model(start: StartServer, client_of: Callable[[Server], Client]) -> None:
     loaded = threading.Event()
     chat_stream = ChatStream(
         model=loaded.set,
@@ -175,15 +179,17 @@ async def test_mock_answers_need_no_model_and_load_none_that_is_given(start: Any
         mock_params={"type": "round", "time_per_token_sec": 0, "answers": ["はい。", "No, thank you."]},
     )
     client = client_of(await start(chat_stream))
-    said = [await client.say("Tea?") for _ in range(3)]
-    assert [one["text"] for one in said] == ["はい。", "No, thank you.", "はい。"]
-    assert [one["finish_reason"] for one in said] == ["stop"] * 3
-    assert [one["usage"]["completion_tokens"] for one in said] == [3, 3, 3]
+    answers = [await client.say("Tea?") for _ in range(3)]
+    assert [body["text"] for body in answers] == ["はい。", "No, thank you.", "はい。"]
+    assert [body["finish_reason"] for body in answers] == ["stop"] * 3
+    assert [body["usage"]["completion_tokens"] for body in answers] == [3, 3, 3]
     assert not loaded.is_set()
 
 
-async def test_a_client_that_stops_ends_the_wait_for_the_first_token(start: Any, client_of: Any) -> None:
-    timer = HeldTimer()
+async def test_stopping_ends_the_wait_for_the_first_token(
+    start: StartServer, client_of: Callable[[Server], Client]
+) -> None:
+    timer = ManualTimer()
     server = await start(ChatStream(engine=ScriptedEngine(initial_wait_sec=3600, timer=timer)))
     client = client_of(server)
     async with client.post(accept="text/event-stream", user_input="Hello"):

@@ -13,7 +13,7 @@ import pytest
 
 from aiochatstream import AbstractChatPrompt, ChatStream
 from aiochatstream.engines.transformers import TransformersEngine
-from tests.engines.transformers.models import BYTES, tiny
+from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import Client, Server
 
 SYSTEM = "Be brief."

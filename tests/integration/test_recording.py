@@ -139,5 +139,5 @@ async def test_chatstreams_probe_mode_records_too(
 
 async def test_recordings_that_are_damaged_are_told_when_the_app_starts(start: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("rubbish")
-    with pytest.raises(ValueError, match=r"notes\.txt is no recording"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not a recording"):
         await start(ChatStream(engine=ReplayEngine(tmp_path)))

@@ -270,7 +270,7 @@ async def test_an_engine_that_is_stuck_costs_no_words_and_does_not_hold_the_shut
         assert response.status == 200
         await until(engine.reached.is_set)
         await server.runner.cleanup()
-    assert "1 answers do not stop: their engine is stuck in a step." in caplog.text
+    assert "1 answers do not stop: the engine is stuck in a step." in caplog.text
     (kept,) = store._conversations._entries.values()
     assert '"one two "' in kept[1].decode()
     assert '"interrupted"' in kept[1].decode()

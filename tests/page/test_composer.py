@@ -74,7 +74,8 @@ async def test_phone_keyboard_opens_only_for_a_tap_into_the_box(
     start: StartServer, visit: Visit, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    chat = ChatPage(await visit((await start(ChatStream(engine=engine, max_new_tokens=4))).url, **PHONE))
+    server = await start(ChatStream(engine=engine, max_new_tokens=4))
+    chat = ChatPage(await visit(server.url, **PHONE))
     page = chat.page
     await expect(chat.message).not_to_be_focused()
     await chat.message.tap()
@@ -84,6 +85,7 @@ async def test_phone_keyboard_opens_only_for_a_tap_into_the_box(
     engine.allow(2)
     await expect(chat.answer()).to_have_text("1 2")
     await chat.stop_button.tap()
+    await until(lambda: server.stopping)  # otherwise the answer continues, and waits for another step
     engine.allow(1)
     await chat.expect_state("interrupted")
     await expect(chat.message).not_to_be_focused()

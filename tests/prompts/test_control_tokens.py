@@ -1,4 +1,4 @@
-"""Texts of a conversation in a prompt: they never become control tokens."""
+"""Texts of a conversation never become control tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aiochatstream import AbstractChatPrompt, ChatPrompt, Conversation, Turn
 from aiochatstream.errors import InvalidValue
-from aiochatstream.prompts import GivenMessages, GivenTexts, encode_messages
+from aiochatstream.prompts import ChatInput, TextInput, encode_messages
 from aiochatstream.prompts.presets import PRESETS
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
+from tests.prompts.builders import fill, template_ids
 
 MARKERS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_response>", "[INST]"]
 
@@ -39,8 +40,8 @@ TEMPLATE = """\
 {% endif %}"""
 
 
-def byte_level() -> Any:
-    """As most models have them: bytes, with added tokens after them."""
+def byte_level() -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer, as of most models."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,16 +49,16 @@ def byte_level() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
-def with_markers(tokenizer: Any, **flags: Any) -> Any:
+def with_markers(tokenizer: PreTrainedTokenizerBase, **flags: bool) -> PreTrainedTokenizerBase:
     other = copy.deepcopy(tokenizer)
     other.add_tokens([AddedToken(text, special=text.startswith("<|"), normalized=False, **flags) for text in MARKERS])
-    other.add_tokens(["  ", "word"])  # which are vocabulary
+    other.add_tokens(["  ", "word"])  # added tokens that are not control tokens
     other.chat_template = TEMPLATE
     return other
 
 
-def normalising() -> Any:
-    """Matches added tokens after it has normalised the text."""
+def normalising() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that normalises the text before it matches added tokens."""
     backend = byte_level().backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
@@ -66,8 +67,8 @@ def normalising() -> Any:
     return tokenizer
 
 
-def of_words() -> Any:
-    """Its model itself has the markers among its words."""
+def of_words() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose vocabulary contains the markers as words."""
     words = ["<unk>", *MARKERS, *"<>|[]/_", *"abcdefghijklmnopqrstuvwxyzINST", "system", "user", "assistant"]
     backend = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -77,7 +78,7 @@ def of_words() -> Any:
     return tokenizer
 
 
-TOKENIZERS = {
+TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {
     "byte level": with_markers(byte_level()),
     "byte fallback": with_markers(BYTE_FALLBACK),
     "in Python": with_markers(ByT5Tokenizer()),
@@ -101,15 +102,15 @@ ATTACKS = [
 ]
 
 
-def control_ids(tokenizer: Any, ids: list[int]) -> list[int]:
+def control_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     markers = {tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS}
     return [id_ for id_ in ids if id_ in markers]
 
 
 def conversation_of(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Messages and tools that have ``text`` in all places."""
+    """Return messages and tools with ``text`` in every field."""
     call = {"id": text, "type": "function", "function": {"name": text, "arguments": json.dumps({text: [text]})}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": text},
         {"role": "user", "content": text, "name": text},
         {"role": "assistant", "content": text, "tool_calls": [call]},
@@ -122,7 +123,7 @@ def conversation_of(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("text", ATTACKS)
-def test_no_text_of_a_conversation_becomes_a_control_token(kind: str, text: str) -> None:
+def test_texts_of_messages_and_tools_are_not_control_tokens(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]
     expected = control_ids(tokenizer, encode_messages(tokenizer, *conversation_of("a")))
     assert len(expected) == 15
@@ -131,7 +132,7 @@ def test_no_text_of_a_conversation_becomes_a_control_token(kind: str, text: str)
 
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback", "in Python"])
 @pytest.mark.parametrize("text", ["<|im_end|>", "a <tool_call> b", "x<think>", "<|im_", "[INST]<|im_end|>"])
-def test_the_name_of_a_control_token_is_encoded_as_any_other_text(kind: str, text: str) -> None:
+def test_the_text_of_a_control_token_is_encoded_as_ordinary_text(kind: str, text: str) -> None:
     tokenizer = copy.deepcopy(TOKENIZERS[kind])
     tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}<|im_end|>"
     start, end = (tokenizer.convert_tokens_to_ids(marker) for marker in ("<|im_start|>", "<|im_end|>"))
@@ -148,11 +149,10 @@ HARMLESS = st.text(st.sampled_from("ab <>|[]/\n_日é1"), max_size=12)
     kind=st.sampled_from([kind for kind in TOKENIZERS if kind != "of words"]),
     texts=st.lists(st.one_of(HARMLESS, st.just("  word <b>")), min_size=1, max_size=3),
 )
-def test_the_ids_of_texts_without_control_tokens_are_those_of_the_chat_template(kind: str, texts: list[str]) -> None:
+def test_harmless_texts_have_the_token_ids_of_the_template(kind: str, texts: list[str]) -> None:
     tokenizer = TOKENIZERS[kind]
     messages = [{"role": "user" if at % 2 == 0 else "assistant", "content": text} for at, text in enumerate(texts)]
-    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert encode_messages(tokenizer, messages) == expected
+    assert encode_messages(tokenizer, messages) == template_ids(tokenizer, messages)
 
 
 FRAGMENTS = st.lists(
@@ -162,15 +162,15 @@ FRAGMENTS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(kind=st.sampled_from(list(TOKENIZERS)), text=FRAGMENTS)
-def test_whatever_a_text_is_made_of_the_control_tokens_are_the_templates(kind: str, text: str) -> None:
+def test_control_tokens_are_the_templates_for_any_text(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-    expected = control_ids(tokenizer, encode_messages(tokenizer, [{**one, "content": "a"} for one in messages]))
+    expected = control_ids(tokenizer, encode_messages(tokenizer, [{**message, "content": "a"} for message in messages]))
     ids = encode_messages(tokenizer, messages)
     assert control_ids(tokenizer, ids) == expected
 
 
-def test_what_a_template_takes_out_of_an_answer_is_taken_out_as_ever() -> None:
+def test_the_template_still_removes_parts_of_answers() -> None:
     for kind in ("byte level", "in Python"):
         tokenizer = TOKENIZERS[kind]
         messages = [
@@ -178,48 +178,37 @@ def test_what_a_template_takes_out_of_an_answer_is_taken_out_as_ever() -> None:
             {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nHello <b>"},
             {"role": "user", "content": "Hi"},
         ]
-        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert encode_messages(tokenizer, messages) == expected
+        assert encode_messages(tokenizer, messages) == template_ids(tokenizer, messages)
 
 
-def test_in_a_conversation_neither_messages_nor_system_text_nor_kept_answers_are_control_tokens() -> None:
-    class Examples(ChatPrompt):
-        def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:
-            self.set_system(ATTACKS[0])
-            self.add_requester_msg(ATTACKS[0])
-            self.add_responder_msg(ATTACKS[0])
+def test_texts_of_a_conversation_are_not_control_tokens() -> None:
+    def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+        prompt = ChatPrompt()
+        prompt.set_system(text)
+        prompt.add_requester_msg(text)
+        prompt.add_responder_msg(text)
+        fill(prompt, tokenizer, text, (Turn(text, text, "1"),))
+        prompt.open_answer = text
+        return control_ids(tokenizer, prompt.encode())
 
     for tokenizer in TOKENIZERS.values():
-        prompt, harmless = Examples(), Examples()
-        prompt.conversation = Conversation((Turn(ATTACKS[0], ATTACKS[0], "1"),))
-        prompt.message, prompt.open_answer = ATTACKS[0], ATTACKS[0]
-        harmless.set_system("a")
-        harmless._examples = [("a", "a")]
-        harmless.conversation = Conversation((Turn("a", "a", "1"),))
-        harmless.message, harmless.open_answer = "a", "a"
-        prompt.tokenizer = harmless.tokenizer = tokenizer
-        assert control_ids(tokenizer, prompt.encode()) == control_ids(tokenizer, harmless.encode())
+        assert ids_of(tokenizer, ATTACKS[0]) == ids_of(tokenizer, "a")
 
 
 @pytest.mark.parametrize("clazz", list(dict.fromkeys(PRESETS.values())))
-def test_in_a_preset_only_its_own_markers_are_control_tokens(clazz: type[AbstractChatPrompt]) -> None:
+def test_texts_in_a_preset_are_not_control_tokens(clazz: type[AbstractChatPrompt]) -> None:
     tokenizer = TOKENIZERS["byte level"]
 
     def prompt_of(text: str) -> AbstractChatPrompt:
-        prompt = clazz()
-        prompt.tokenizer = tokenizer
-        prompt.set_system(text)
-        prompt.conversation = Conversation((Turn(text, text, "1"),))
-        prompt.message = text
-        return prompt
+        return fill(clazz(), tokenizer, text, (Turn(text, text, "1"),), system=text)
 
     for attack in ATTACKS:
         ids = prompt_of(attack).encode()
         assert control_ids(tokenizer, ids) == control_ids(tokenizer, prompt_of("a").encode())
 
 
-def test_control_tokens_that_are_words_leave_the_names_of_fields_to_the_template() -> None:
-    """As ChatGLM's sop and eop: a name with their first or last letter is still one that templates look up."""
+def test_field_names_with_letters_of_control_tokens_are_not_marked() -> None:
+    """Templates look up fields by name; ChatGLM's control tokens sop and eop begin and end with letters."""
     tokenizer = with_markers(byte_level())
     tokenizer.chat_template = TEMPLATE.replace("{{ tool | tojson }}", "{{ tool.function.name }}")
     written = encode_messages(tokenizer, *conversation_of("harmless"))
@@ -234,7 +223,7 @@ def test_control_tokens_that_are_words_leave_the_names_of_fields_to_the_template
     assert text in tokenizer.decode(ids)
 
 
-def test_two_texts_side_by_side_do_not_join_into_a_control_token() -> None:
+def test_adjacent_texts_do_not_form_a_control_token() -> None:
     class Joined(AbstractChatPrompt):
         def create_prompt(self) -> str:
             return "".join(message or "" for _, message in self.get_contents())
@@ -248,7 +237,7 @@ def test_two_texts_side_by_side_do_not_join_into_a_control_token() -> None:
         assert control_ids(tokenizer, prompt.encode()) == []
 
 
-def test_what_a_class_puts_in_place_of_a_text_is_its_own() -> None:
+def test_input_replacements_may_be_control_tokens() -> None:
     class Lines(AbstractChatPrompt):
         def get_replacement_when_input(self) -> list[tuple[str, str]]:
             return [("<br>", "<|im_end|>")]
@@ -263,7 +252,7 @@ def test_what_a_class_puts_in_place_of_a_text_is_its_own() -> None:
     assert len(control_ids(tokenizer, prompt.encode())) == 1
 
 
-def test_the_tokenizers_own_special_tokens_stay_around_the_text() -> None:
+def test_special_tokens_that_the_tokenizer_adds_remain() -> None:
     class Plain(AbstractChatPrompt):
         def create_prompt(self) -> str:
             return self.message
@@ -273,50 +262,51 @@ def test_the_tokenizers_own_special_tokens_stay_around_the_text() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", start), ("<|im_end|>", end)]
     )
-    for one in (tokenizer, TOKENIZERS["in Python"]):
+    in_python = TOKENIZERS["in Python"]
+    for full, bare, before, after in (
+        (tokenizer, byte_level(), [start], [end]),
+        (in_python, ByT5Tokenizer(), [], [in_python.eos_token_id]),
+    ):
         prompt = Plain()
-        prompt.tokenizer, prompt.message = one, "a <think> <|im_end|>"
-        bare = byte_level() if one is tokenizer else ByT5Tokenizer()
-        before, after = ([start], [end]) if one is tokenizer else ([], [one.eos_token_id])
+        prompt.tokenizer, prompt.message = full, "a <think> <|im_end|>"
         assert prompt.encode() == [*before, *bare(prompt.message, add_special_tokens=False)["input_ids"], *after]
 
 
-def test_an_application_can_mean_it() -> None:
-    class Meant(ChatPrompt):
+def test_special_tokens_in_text_allows_control_tokens() -> None:
+    class Allowing(ChatPrompt):
         special_tokens_in_text = True
 
     tokenizer = TOKENIZERS["byte level"]
-    prompt = Meant()
+    prompt = Allowing()
     prompt.tokenizer, prompt.message = tokenizer, "<|im_end|>"
     messages = [{"role": "user", "content": "<|im_end|>"}]
-    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert prompt.encode() == expected
-    for given_messages in (messages, [*messages, *messages]):
-        ((_, ids),) = GivenMessages(given_messages).encode(prompt)
-        assert ids == tokenizer.apply_chat_template(given_messages, add_generation_prompt=True)["input_ids"]
+    assert prompt.encode() == template_ids(tokenizer, messages)
+    for chat in (messages, [*messages, *messages]):
+        ((_, ids),) = ChatInput(chat).encode(prompt)
+        assert ids == template_ids(tokenizer, chat)
 
 
-def test_tools_in_words_are_text_and_a_bare_text_is_a_prompt_as_it_is() -> None:
+def test_tools_as_text_are_not_control_tokens_but_plain_prompts_may_contain_them() -> None:
     tokenizer = copy.deepcopy(TOKENIZERS["byte level"])
     tokenizer.chat_template = TEMPLATE.replace("tools", "nothing")
     prompt = ChatPrompt()
     prompt.tokenizer = tokenizer
     messages, tools = conversation_of("<|im_end|>")
-    ((_, ids),) = GivenMessages(messages, tools).encode(prompt)
-    ((_, harmless),) = GivenMessages(*conversation_of("a")).encode(prompt)
+    ((_, ids),) = ChatInput(messages, tools).encode(prompt)
+    ((_, harmless),) = ChatInput(*conversation_of("a")).encode(prompt)
     assert control_ids(tokenizer, ids) == control_ids(tokenizer, harmless)
-    ((_, ids),) = GivenTexts(["<|im_end|>"]).encode(prompt)
+    ((_, ids),) = TextInput(["<|im_end|>"]).encode(prompt)
     assert ids == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
-def test_a_templates_refusal_has_no_marks() -> None:
+def test_errors_of_templates_contain_no_marks() -> None:
     tokenizer = copy.deepcopy(TOKENIZERS["byte level"])
     tokenizer.chat_template = "{{ raise_exception('No ' + messages[0].content) }}"
     with pytest.raises(InvalidValue, match=r"No <\|im_end\|>\.$"):
         encode_messages(tokenizer, [{"role": "user", "content": "<|im_end|>"}])
 
 
-def test_a_system_text_may_be_a_property() -> None:
+def test_system_may_be_a_property() -> None:
     class Dated(ChatPrompt):
         @property
         def system(self) -> str:  # type: ignore[override]

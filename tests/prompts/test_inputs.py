@@ -1,4 +1,4 @@
-"""Prompts for messages and texts that a client gives whole."""
+"""Prompts of complete input: chat messages and plain texts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import sys
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from aiochatstream import AbstractChatPrompt, ChatPrompt
 from aiochatstream.errors import InvalidValue
-from aiochatstream.prompts import GivenMessages, GivenTexts
-from aiochatstream.prompts.tools import in_words, knows_tools
+from aiochatstream.prompts import ChatInput, TextInput
+from aiochatstream.prompts.tools import render_tools_as_text, supports_tools
 
-SYSTEM = {"role": "system", "content": "Be short."}
-USER = {"role": "user", "content": "Hello"}
-ANSWER = {"role": "assistant", "content": "Hi!"}
-CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-RESULT = {"role": "tool", "tool_call_id": "1", "content": "5"}
-TOOL = {"type": "function", "function": {"name": "f", "description": "Does f."}}
+Message = dict[str, Any]
+
+SYSTEM: Message = {"role": "system", "content": "Be short."}
+USER: Message = {"role": "user", "content": "Hello"}
+ANSWER: Message = {"role": "assistant", "content": "Hi!"}
+CALL: Message = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+CALLING: Message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT: Message = {"role": "tool", "tool_call_id": "1", "content": "5"}
+TOOL: Message = {"type": "function", "function": {"name": "f", "description": "Does f."}}
 
 
 class Transcript(AbstractChatPrompt):
@@ -28,17 +31,17 @@ class Transcript(AbstractChatPrompt):
         self.add_responder_msg("A")
 
     def create_prompt(self) -> str:
-        lines = [f"{one.role}: {one.message or ''}" for one in self.get_contents()]
+        lines = [f"{content.role}: {content.message or ''}" for content in self.get_contents()]
         return "\n".join([self.system, *lines])
 
 
-def with_tokenizer(prompt: AbstractChatPrompt, tokenizer: Any) -> AbstractChatPrompt:
+def with_tokenizer(prompt: AbstractChatPrompt, tokenizer: PreTrainedTokenizerBase) -> AbstractChatPrompt:
     prompt.tokenizer = tokenizer
     return prompt
 
 
-def text_of(given: GivenMessages | GivenTexts, prompt: AbstractChatPrompt, tokenizer: Any) -> str:
-    ((_, ids),) = given.encode(with_tokenizer(prompt, tokenizer))
+def text_of(chat: ChatInput, prompt: AbstractChatPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    ((_, ids),) = chat.encode(with_tokenizer(prompt, tokenizer))
     return str(tokenizer.decode(ids))
 
 
@@ -46,90 +49,94 @@ def text_of(given: GivenMessages | GivenTexts, prompt: AbstractChatPrompt, token
     "messages",
     [[USER], [SYSTEM, USER], [SYSTEM, USER, ANSWER, USER], [USER, USER], [SYSTEM, SYSTEM, USER], [USER, ANSWER]],
 )
-def test_a_chat_template_tells_whatever_messages_there_are(tokenizer: Any, messages: list[dict[str, Any]]) -> None:
+def test_a_chat_template_renders_messages_in_any_order(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message]
+) -> None:
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert text_of(GivenMessages(messages), ChatPrompt(), tokenizer) == expected
+    assert text_of(ChatInput(messages), ChatPrompt(), tokenizer) == expected
 
 
-def test_a_prompt_class_writes_what_a_conversation_could_be(tokenizer: Any) -> None:
-    written = text_of(GivenMessages([USER, ANSWER, USER]), Transcript(), tokenizer)
-    assert written == "Be kind.\nuser: Q\nassistant: A\nuser: Hello\nassistant: Hi!\nuser: Hello\nassistant: "
-    assert text_of(GivenMessages([SYSTEM, USER]), Transcript(), tokenizer).startswith("Be short.\nuser: Q")
-    with pytest.raises(InvalidValue, match="messages: must be a system message or none, then user and assistant"):
-        text_of(GivenMessages([USER, USER]), Transcript(), tokenizer)
+def test_a_prompt_class_writes_alternating_messages(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = text_of(ChatInput([USER, ANSWER, USER]), Transcript(), tokenizer)
+    assert text == "Be kind.\nuser: Q\nassistant: A\nuser: Hello\nassistant: Hi!\nuser: Hello\nassistant: "
+    assert text_of(ChatInput([SYSTEM, USER]), Transcript(), tokenizer).startswith("Be short.\nuser: Q")
+    with pytest.raises(InvalidValue, match="messages: must be an optional system message, then user and assistant"):
+        text_of(ChatInput([USER, USER]), Transcript(), tokenizer)
 
 
-def test_the_class_own_system_message_and_examples_hold_with_a_template_too(tokenizer: Any) -> None:
+def test_the_initial_prompt_of_the_class_precedes_the_messages(tokenizer: PreTrainedTokenizerBase) -> None:
     class Kind(ChatPrompt):
         build_initial_prompt = Transcript.build_initial_prompt
 
     for messages in ([USER], [USER, USER]):
-        written = text_of(GivenMessages(messages), Kind(), tokenizer)
-        assert written.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nQ<|im_end|>")
-    written = text_of(GivenMessages([SYSTEM, USER, USER]), Kind(), tokenizer)
-    assert "Be kind." not in written
+        text = text_of(ChatInput(messages), Kind(), tokenizer)
+        assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nQ<|im_end|>")
+    text = text_of(ChatInput([SYSTEM, USER, USER]), Kind(), tokenizer)
+    assert "Be kind." not in text
 
 
-def test_tools_are_told_in_words_where_the_template_knows_none(tokenizer: Any) -> None:
-    assert not knows_tools(tokenizer)
+def test_tools_are_rendered_as_text_if_the_template_does_not_support_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert not supports_tools(tokenizer)
     for prompt in (ChatPrompt(), Transcript()):
-        written = text_of(GivenMessages([SYSTEM, USER, CALLING, RESULT], [TOOL]), prompt, tokenizer)
+        text = text_of(ChatInput([SYSTEM, USER, CALLING, RESULT], [TOOL]), prompt, tokenizer)
         for part in ("Be short.\n\nYou may call", '"Does f."', '"arguments": {"x": 1}', "<tool_response>\n5\n"):
-            assert part in written
+            assert part in text
 
 
-def test_the_words_keep_to_roles_in_turn() -> None:
-    told = in_words([USER, CALLING, RESULT, RESULT, ANSWER, USER], [TOOL])
-    assert [message["role"] for message in told] == ["system", "user", "assistant", "user", "assistant", "user"]
-    assert told[3]["content"].count("<tool_response>") == 2
-    assert all(message.keys() == {"role", "content"} for message in told)
-    assert in_words([USER, ANSWER], []) == [USER, ANSWER]
-    told = in_words([USER, CALLING, RESULT, USER], [])
-    assert [message["role"] for message in told] == ["user", "assistant", "user"]
-    assert told[-1]["content"] == "<tool_response>\n5\n</tool_response>\nHello"
+def test_tools_as_text_keep_roles_alternating() -> None:
+    messages = render_tools_as_text([USER, CALLING, RESULT, RESULT, ANSWER, USER], [TOOL])
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert messages[3]["content"].count("<tool_response>") == 2
+    assert all(message.keys() == {"role", "content"} for message in messages)
+    assert render_tools_as_text([USER, ANSWER], []) == [USER, ANSWER]
+    messages = render_tools_as_text([USER, CALLING, RESULT, USER], [])
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert messages[-1]["content"] == "<tool_response>\n5\n</tool_response>\nHello"
 
 
-def test_arguments_that_are_nested_too_deeply_to_be_rewritten_stay_as_they_are() -> None:
+def test_deeply_nested_arguments_are_rendered_unchanged() -> None:
     for depth in range(1, sys.getrecursionlimit() + 10):
         arguments = '{"x":' * depth + "1" + "}" * depth
         calling = {**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
-        (told,) = in_words([calling], [])
-        assert told["content"].count("x") == depth
+        (message,) = render_tools_as_text([calling], [])
+        assert message["content"].count("x") == depth
 
 
-def test_a_template_that_knows_tools_is_given_them_as_they_are(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_supports_tools_renders_them(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template = "{% for tool in tools or [] %}T:{{ tool.function.name }} {% endfor %}{% for m in messages %}{{ m.role }}"
     template += "{% for c in m.tool_calls or [] %}({{ c.function.arguments.x }}){% endfor %} {% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    written = text_of(GivenMessages([USER, CALLING, RESULT], [TOOL]), ChatPrompt(), tokenizer)
-    assert written == "T:f user assistant(1) tool "
+    text = text_of(ChatInput([USER, CALLING, RESULT], [TOOL]), ChatPrompt(), tokenizer)
+    assert text == "T:f user assistant(1) tool "
 
 
-def test_an_engine_without_a_tokenizer_is_told_the_messages() -> None:
-    assert list(GivenMessages([SYSTEM, USER]).encode(ChatPrompt())) == [([SYSTEM, USER], [])]
-    assert list(GivenMessages([USER, USER]).encode(ChatPrompt())) == [([USER, USER], [])]
-    assert list(GivenTexts(["a", "b"]).encode(ChatPrompt()))[1] == ([{"role": "user", "content": "b"}], [])
+def test_without_a_tokenizer_only_messages_are_returned() -> None:
+    assert list(ChatInput([SYSTEM, USER]).encode(ChatPrompt())) == [([SYSTEM, USER], [])]
+    assert list(ChatInput([USER, USER]).encode(ChatPrompt())) == [([USER, USER], [])]
+    assert list(TextInput(["a", "b"]).encode(ChatPrompt()))[1] == ([{"role": "user", "content": "b"}], [])
 
 
-def test_texts_are_gone_on_with_as_they_are(tokenizer: Any) -> None:
+def test_texts_are_encoded_unchanged(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer("One two")["input_ids"]
-    made = list(GivenTexts(["One two", ids]).encode(with_tokenizer(Transcript(), tokenizer)))
-    assert made == [([{"role": "user", "content": "One two"}], ids)] * 2
-    with pytest.raises(InvalidValue, match="prompt: must have at least one token"):
-        list(GivenTexts([""]).encode(with_tokenizer(ChatPrompt(), tokenizer)))
+    prompts = list(TextInput(["One two", ids]).encode(with_tokenizer(Transcript(), tokenizer)))
+    assert prompts == [([{"role": "user", "content": "One two"}], ids)] * 2
+    with pytest.raises(InvalidValue, match="prompt: must contain at least one token"):
+        list(TextInput([""]).encode(with_tokenizer(ChatPrompt(), tokenizer)))
 
 
 @pytest.mark.parametrize(
-    ("given", "too_long"),
+    ("chat_or_text", "too_long"),
     [
-        (GivenTexts(["a" * 160]), False),
-        (GivenTexts(["a", "a" * 161]), True),
-        (GivenTexts([[1] * 10]), False),
-        (GivenTexts([[1], [1] * 11]), True),
-        (GivenMessages([USER, {"role": "user", "content": "a" * 160}]), True),
-        (GivenMessages([USER, ANSWER]), False),
-        (GivenMessages([USER], [TOOL] * 10), True),
+        (TextInput(["a" * 160]), False),
+        (TextInput(["a", "a" * 161]), True),
+        (TextInput([[1] * 10]), False),
+        (TextInput([[1], [1] * 11]), True),
+        (ChatInput([USER, {"role": "user", "content": "a" * 160}]), True),
+        (ChatInput([USER, ANSWER]), False),
+        (ChatInput([USER], [TOOL] * 10), True),
     ],
 )
-def test_what_cannot_fit_is_known_before_it_is_read(given: GivenMessages | GivenTexts, too_long: bool) -> None:
-    assert given.too_long(10) == too_long
+def test_too_long_input_is_detected_without_tokenising(chat_or_text: ChatInput | TextInput, too_long: bool) -> None:
+    assert chat_or_text.too_long(10) == too_long

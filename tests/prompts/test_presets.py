@@ -1,4 +1,4 @@
-"""The prompts of well-known models, character by character."""
+"""Prompts of the presets, character by character."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aiochatstream import AbstractChatPrompt, ChatPrompt, Conversation, Turn, prompts
 from aiochatstream.prompts import (
@@ -30,16 +30,16 @@ from aiochatstream.prompts import (
     ChatPromptTogetherRedPajamaINCITEChat,
 )
 from aiochatstream.prompts.presets import PRESETS
-from tests.prompts.test_prompts import made
+from tests.prompts.builders import chat_prompt, fill, template_ids
 
 ONE = (Turn("Hi", "Hello!", "1"),)
-TWO = (*ONE, Turn("1+1?", " 2\n", "2", "interrupted"))  # as models begin and end, before what is a stop string
+TWO = (*ONE, Turn("1+1?", " 2\n", "2", "interrupted"))  # whitespace as models write it before a stop string
 
 STABILITY = "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。要求を適切に満たす応答を書きなさい。"
 WEBLAB = "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
 DOLLY = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 
-# for each: no history; after one turn; after two turns, with the system text "Be brief."; the stop strings
+# prompts without history, after one turn, and after two turns with the system prompt "Be brief."; stop strings
 GOLDEN: dict[type[AbstractChatPrompt], tuple[str, str, str, list[str]]] = {
     ChatPromptTogetherRedPajamaINCITEChat: (
         "<human>: And?\n<bot>:",
@@ -109,24 +109,20 @@ GOLDEN: dict[type[AbstractChatPrompt], tuple[str, str, str, list[str]]] = {
 }
 
 
-def written(clazz: type[AbstractChatPrompt], turns: tuple[Turn, ...] = (), message: str = "And?") -> str:
-    """The prompt with the system text that the class itself has."""
-    prompt = clazz()
-    prompt.conversation = Conversation(turns)
-    prompt.message = message
-    return prompt.create_prompt()
+def text_of(clazz: type[AbstractChatPrompt], turns: tuple[Turn, ...] = (), message: str = "And?") -> str:
+    return fill(clazz(), None, message, turns).create_prompt()
 
 
 @pytest.mark.parametrize("clazz", GOLDEN)
-def test_a_preset_writes_exactly_the_format_of_its_model(clazz: type[AbstractChatPrompt]) -> None:
+def test_a_preset_writes_the_format_of_its_model(clazz: type[AbstractChatPrompt]) -> None:
     first, second, third, stops = GOLDEN[clazz]
-    assert written(clazz) == first
-    assert written(clazz, ONE) == second
-    assert made(None, "And?", TWO, system="Be brief.", clazz=clazz).create_prompt() == third
+    assert text_of(clazz) == first
+    assert text_of(clazz, ONE) == second
+    assert fill(clazz(), None, "And?", TWO, system="Be brief.").create_prompt() == third
     assert clazz().get_stop_strs() == stops
 
 
-def test_every_preset_is_exported_and_has_a_golden_test() -> None:
+def test_every_preset_is_exported_and_tested() -> None:
     assert set(GOLDEN) == set(PRESETS.values())
     assert {clazz.__name__ for clazz in GOLDEN} <= set(prompts.__all__)
     assert len(GOLDEN) == 11
@@ -135,11 +131,11 @@ def test_every_preset_is_exported_and_has_a_golden_test() -> None:
 def test_presets_load_neither_torch_nor_transformers() -> None:
     code = """
 import sys
-class Refuse:
+class Refusing:
     def find_spec(self, name, *args):
         if name in ("torch", "transformers", "tokenizers"):
             raise AssertionError(name)
-sys.meta_path.insert(0, Refuse())
+sys.meta_path.insert(0, Refusing())
 from aiochatstream.prompts import ChatPrompt
 print(ChatPrompt.for_model("mosaicml/mpt-7b-chat").__name__)
 """
@@ -147,14 +143,14 @@ print(ChatPrompt.for_model("mosaicml/mpt-7b-chat").__name__)
     assert ran.stdout == "ChatPromptMosaicmlMptChat\n", ran.stderr
 
 
-def test_a_system_text_of_none_leaves_out_its_part() -> None:
+def test_an_empty_system_prompt_is_omitted() -> None:
     for clazz in (ChatPromptStabilityAiJpGptNeoxInstSft, ChatPromptDatabricksDolly):
-        assert made(None, "And?", clazz=clazz).create_prompt().startswith("### ")
+        assert fill(clazz(), None, "And?", system="").create_prompt().startswith("### ")
 
 
 @pytest.fixture
-def adding_tokenizer() -> Any:
-    """Of a few words, with a BOS before each text and an EOS after it, both of its own accord."""
+def adding_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of a few words that adds a BOS and an EOS to each text."""
     words = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "Hi", "Hello!", "And?"]
     backend = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -162,18 +158,18 @@ def adding_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")  # noqa: S106
 
 
-def test_llama_2_gets_one_bos_a_turn_though_its_tokenizer_adds_one_itself(adding_tokenizer: Any) -> None:
+def test_llama_2_has_one_bos_per_turn(adding_tokenizer: PreTrainedTokenizerFast) -> None:
     assert adding_tokenizer("Hi")["input_ids"] == [1, 5, 2]
-    assert made(adding_tokenizer, "And?", clazz=ChatPromptMetaLlamaLlama2Chat).encode() == [1, 3, 7, 4]
-    ids = made(adding_tokenizer, "And?", ONE, clazz=ChatPromptMetaLlamaLlama2Chat).encode()
+    assert fill(ChatPromptMetaLlamaLlama2Chat(), adding_tokenizer, "And?").encode() == [1, 3, 7, 4]
+    ids = fill(ChatPromptMetaLlamaLlama2Chat(), adding_tokenizer, "And?", ONE).encode()
     assert " ".join(adding_tokenizer.convert_ids_to_tokens(ids)) == (
         "<s> [INST] Hi [/INST] Hello! </s> <s> [INST] And? [/INST]"
     )
 
 
 @pytest.mark.parametrize("clazz", GOLDEN)
-def test_the_tokenizer_adds_its_special_tokens_where_the_model_card_does(
-    clazz: type[AbstractChatPrompt], adding_tokenizer: Any
+def test_special_tokens_are_added_as_on_the_model_card(
+    clazz: type[AbstractChatPrompt], adding_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     without = {
         ChatPromptRinnaJpGptNeoxInstSft,
@@ -182,26 +178,26 @@ def test_the_tokenizer_adds_its_special_tokens_where_the_model_card_does(
         ChatPromptMatsuoLabJpGptNeoxInstSft,
         ChatPromptMetaLlamaLlama2Chat,
     }
-    prompt = made(adding_tokenizer, "And?", clazz=clazz)
+    prompt = fill(clazz(), adding_tokenizer, "And?", system="")
     text = prompt.create_prompt()
     assert prompt.encode() == adding_tokenizer(text, add_special_tokens=clazz not in without)["input_ids"]
 
 
-def test_rinnas_newlines_are_told_as_its_tokenizer_knows_them() -> None:
+def test_rinnas_newlines_are_replaced() -> None:
     turns = (Turn("a\nb", "c\n\nd\n", "1"),)
-    prompt = made(None, "e\r\nf\n", turns, system="g\nh", clazz=ChatPromptRinnaJpGptNeoxInstSft)
+    prompt = fill(ChatPromptRinnaJpGptNeoxInstSft(), None, "e\r\nf\n", turns, system="g\nh")
     text = "g<NL>h<NL>ユーザー: a<NL>b<NL>システム: c<NL><NL>d<NL>ユーザー: e<NL>f<NL>システム: "
     assert prompt.create_prompt() == text
     assert prompt.get_replacement_when_output() == [("<NL>", "\n")]
 
 
-def test_an_input_for_stable_lm_is_part_of_the_message() -> None:
-    text = written(ChatPromptStabilityAiJpGptNeoxInstSft, message="Translate.\n\n### 入力: \n猫")
+def test_a_message_to_stable_lm_may_contain_an_input() -> None:
+    text = text_of(ChatPromptStabilityAiJpGptNeoxInstSft, message="Translate.\n\n### 入力: \n猫")
     assert text == f"{STABILITY}\n\n### 指示: \nTranslate.\n\n### 入力: \n猫\n\n### 応答: "
 
 
 def test_the_stop_string_follows_the_requesters_name() -> None:
-    prompt = made(None, "And?", clazz=ChatPromptTogetherRedPajamaINCITEChat)
+    prompt = fill(ChatPromptTogetherRedPajamaINCITEChat(), None, "And?")
     prompt.set_requester("<guest>")
     assert prompt.create_prompt() == "<guest>: And?\n<bot>:"
     assert prompt.get_stop_strs() == ["<guest>:", "<|endoftext|>"]
@@ -227,20 +223,20 @@ class FewShotTemplate(ChatPrompt):
         self.add_responder_msg("4")
 
 
-def test_the_initial_prompt_comes_before_the_conversation_and_is_never_cut() -> None:
-    assert written(FewShot, ONE) == "Sums.\nQ: 2+2?\nA: 4\nQ: Hi\nA: Hello!\nQ: And?\nA:"
+def test_the_initial_prompt_precedes_the_conversation_and_is_never_dropped() -> None:
+    assert text_of(FewShot, ONE) == "Sums.\nQ: 2+2?\nA: 4\nQ: Hi\nA: Hello!\nQ: And?\nA:"
     prompt = FewShot()
     prompt.conversation = Conversation(ONE, first=1)
     prompt.message = "And?"
     assert prompt.create_prompt() == "Sums.\nQ: 2+2?\nA: 4\nQ: And?\nA:"
-    assert written(FewShot) == written(FewShot), "examples of one object are another's"
+    assert text_of(FewShot) == text_of(FewShot), "objects share their examples"
 
 
-def test_examples_leave_a_presets_own_system_text() -> None:
-    assert written(FewShotDolly).startswith(f"{DOLLY}\n\n### Instruction:\n2+2?\n\n### Response:\n4\n\n### End\n\n")
+def test_examples_keep_the_system_prompt_of_the_preset() -> None:
+    assert text_of(FewShotDolly).startswith(f"{DOLLY}\n\n### Instruction:\n2+2?\n\n### Response:\n4\n\n### End\n\n")
 
 
-def test_the_initial_prompt_works_with_the_chat_template(tokenizer: Any) -> None:
+def test_a_chat_template_renders_the_initial_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = FewShotTemplate()
     prompt.message, prompt.tokenizer = "And?", tokenizer
     messages = [
@@ -250,14 +246,14 @@ def test_the_initial_prompt_works_with_the_chat_template(tokenizer: Any) -> None
         {"role": "user", "content": "And?"},
     ]
     assert prompt.get_messages() == messages
-    assert prompt.encode() == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert prompt.encode() == template_ids(tokenizer, messages)
 
 
-def test_with_chat_mode_off_only_the_newest_message_is_told(tokenizer: Any) -> None:
-    prompt = made(tokenizer, "And?", TWO)
+def test_without_chat_mode_the_prompt_contains_only_the_newest_message(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = chat_prompt(tokenizer, "And?", TWO)
     prompt.set_chat_mode_enabled(False)
     assert prompt.get_messages() == [{"role": "user", "content": "And?"}]
-    assert prompt.encode() == made(tokenizer, "And?").encode()
+    assert prompt.encode() == chat_prompt(tokenizer, "And?").encode()
     few_shot = FewShot()
     few_shot.set_chat_mode_enabled(False)
     few_shot.conversation, few_shot.message = prompt.conversation, "And?"
@@ -269,45 +265,45 @@ class Replacing(ChatPrompt):
         return [("ab", "b"), ("a", "ab"), ("a", "never"), (".", "!")]
 
 
-def test_input_replacements_take_the_first_pair_that_fits_and_are_not_replaced_again() -> None:
+def test_the_first_matching_input_replacement_applies_once() -> None:
     assert Replacing().replace_input("aba.b") == "bab!b"
     assert ChatPrompt().replace_input("aba.b") == "aba.b"
-    assert made(None, "a", (Turn("ab", "c.", "1"),), clazz=Replacing).get_messages() == [
+    assert fill(Replacing(), None, "a", (Turn("ab", "c.", "1"),)).get_messages() == [
         {"role": "user", "content": "b"},
         {"role": "assistant", "content": "c!"},
         {"role": "user", "content": "ab"},
     ]
 
 
-def test_the_documentation_names_every_preset_and_its_examples_run() -> None:
+def test_the_documentation_lists_every_preset_and_its_examples_run() -> None:
     text = (Path(__file__).parents[2] / "docs" / "prompts.md").read_text()
     rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `ChatPrompt")}
     assert set(rows) == {clazz.__name__ for clazz in GOLDEN}
     for name, clazz in PRESETS.items():
         assert name.partition("/")[0] in rows[clazz.__name__]
-    stand_ins = {
+    fakes = {
         "ChatStream": SimpleNamespace,
         "model": None,
         "tokenizer": SimpleNamespace(chat_template=None, name_or_path="mosaicml/mpt-7b-chat"),
     }
-    made_here: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block, stand_ins | {"__name__": "docs"}, made_here)  # noqa: S102
-    assert written(made_here["GuestPrompt"], ONE) == "Guest: Hi\nWaiter: Hello!\nGuest: And?\nWaiter:"
-    assert written(made_here["NewlinesAsNL"], message="a\nb") == "ユーザー: a<NL>b<NL>システム: "
-    assert len(made_here["Capitals"]().get_messages()) == 4
+        exec(block, fakes | {"__name__": "docs"}, names)  # noqa: S102
+    assert text_of(names["GuestPrompt"], ONE) == "Guest: Hi\nWaiter: Hello!\nGuest: And?\nWaiter:"
+    assert text_of(names["NewlinesAsNL"], message="a\nb") == "ユーザー: a<NL>b<NL>システム: "
+    assert len(names["Capitals"]().get_messages()) == 4
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_for_model_knows_a_preset_by_id_and_by_folder_whatever_the_case(name: str) -> None:
+def test_for_model_finds_a_preset_by_id_and_by_folder_ignoring_case(name: str) -> None:
     folder = name.rpartition("/")[2]
     copies = [name.upper(), f"/srv/models/{folder}/", f"C:\\models\\{folder}", f"models--{name.replace('/', '--')}"]
-    for known in [name, *copies]:
-        assert ChatPrompt.for_model(known) is PRESETS[name]
-        assert ChatPrompt.for_model(SimpleNamespace(chat_template=None, name_or_path=known)) is PRESETS[name]
+    for path in [name, *copies]:
+        assert ChatPrompt.for_model(path) is PRESETS[name]
+        assert ChatPrompt.for_model(SimpleNamespace(chat_template=None, name_or_path=path)) is PRESETS[name]
 
 
-def test_for_model_prefers_the_tokenizers_own_chat_template(tokenizer: Any) -> None:
+def test_for_model_prefers_the_tokenizers_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     assert ChatPrompt.for_model(tokenizer) is ChatPrompt
     assert FewShotTemplate.for_model(tokenizer) is FewShotTemplate
     named = SimpleNamespace(chat_template="{{ messages }}", name_or_path="mosaicml/mpt-7b-chat")
@@ -317,8 +313,8 @@ def test_for_model_prefers_the_tokenizers_own_chat_template(tokenizer: Any) -> N
 @pytest.mark.parametrize(
     "name", ["", "/", "gpt2", "mosaicml/mpt-7b", "mosaicml/mpt-7b-chat-x", "xopen_llama_3b", "chat"]
 )
-def test_for_model_says_what_to_write_where_nothing_fits(name: str) -> None:
-    with pytest.raises(ValueError, match=r"^There is no prompt preset .*AbstractChatPrompt.*chat_prompt_clazz\.$"):
+def test_an_error_of_for_model_names_chat_prompt_clazz(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^No prompt preset .*chat_prompt_clazz.*AbstractChatPrompt"):
         ChatPrompt.for_model(name)
-    with pytest.raises(ValueError, match=r"^There is no chat template and no prompt preset .*chat_prompt_clazz\.$"):
+    with pytest.raises(ValueError, match=r"^No chat template and no prompt preset .*chat_prompt_clazz"):
         ChatPrompt.for_model(SimpleNamespace(chat_template=None, name_or_path=name))

@@ -35,7 +35,6 @@ NEED_EXTRAS = (
     "aiochatstream.conversations.redis_",
     "aiochatstream.engines.transformers",
     "aiochatstream.sessions.redis_",
-    "aiochatstream.spinner",
 )
 """Prefixes of modules that cannot be imported without an extra."""
 

@@ -16,8 +16,8 @@ from cryptography.fernet import Fernet
 
 import aiochatstream
 from aiochatstream import ChatStream, MemoryConversationStore
-from aiochatstream.cli.main import _parser
-from aiochatstream.console.commands import COMMANDS
+from aiochatstream.cli.main import build_parser
+from aiochatstream.console.console import COMMANDS
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.auth.roles import AUTH_METHODS
 from aiochatstream.web.routes import ENDPOINTS
@@ -42,7 +42,7 @@ def extras() -> list[str]:
 
 def options_of(command: str) -> list[str]:
     """The options of ``aiochatstream command``."""
-    commands = next(action for action in _parser()._actions if action.choices and command in action.choices)
+    commands = next(action for action in build_parser()._actions if action.choices and command in action.choices)
     parser: Any = commands.choices[command]  # type: ignore[index]
     return [action.option_strings[-1] for action in parser._actions if action.option_strings and action.dest != "help"]
 

@@ -37,7 +37,7 @@ def test_a_request_for_many_answers_takes_as_many_places_as_there_are_slots_or_w
     assert admission.waiting == 0
     second, third = admission.reserve_all(3), admission.reserve_all(2)
     assert [ticket.position for ticket in (*second, *third)] == [1, 0, 0, 2, 3]
-    with pytest.raises(TooManyRequests, match="All 2 slots and all 3 places in the queue are taken"):
+    with pytest.raises(TooManyRequests, match="All 2 slots and all 3 places in the queue are in use"):
         admission.reserve_all(1)
 
 

@@ -89,7 +89,7 @@ async def test_what_goes_wrong_is_a_chat_stream_error_and_leaves_the_conversatio
             await pieces(chat_stream, "Count")
         assert (await kept(chat_stream)).turns == ()
         for nothing in ("", "  \n"):
-            with pytest.raises(InvalidValue, match="text: must be a string that is not empty"):
+            with pytest.raises(InvalidValue, match="text: must be a non-empty string"):
                 await pieces(chat_stream, nothing)
 
 

@@ -22,7 +22,7 @@ from aiochatstream import (
     Prompt,
     TokenSampler,
 )
-from tests.engines.transformers.models import BYTES, tiny
+from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import echo, post_bytes, sse_events, until
 
 pytestmark = pytest.mark.both_loops
@@ -361,7 +361,7 @@ async def test_an_engine_whose_thread_has_ended_is_not_ready_and_nobody_waits_fo
     async with client.post(user_input="again") as response:
         assert (response.status, (await response.json())["error"]) == (503, "engine_stopped")
     assert server.idle
-    assert "The engine has stopped; it makes no more answers." in caplog.text
+    assert "The engine has stopped and cannot answer any more." in caplog.text
 
 
 async def test_an_answer_that_ran_out_of_time_without_text_leaves_no_turn(start: Any, client_of: Any) -> None:

@@ -16,7 +16,7 @@ from tests.helpers import Client, Server, echo, sse_events
 
 KEY = Fernet.generate_key()
 
-COMMIT = Commit("user", "main", 0, "", "id", Turn("Hello", "Hi", "id"), replaces=0, told=0)
+COMMIT = Commit("user", "main", 0, "", "id", Turn("Hello", "Hi", "id"), replaces=0, context_turns=0)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ async def test_what_is_no_token_of_the_last_hour_is_a_bad_request(worker: Any, c
     await told(client, "one")
     status, answer = await commit(client, token)
     assert (status, answer["error"]) == (400, "bad_request")
-    assert answer["detail"].startswith("commit: is not a token")
+    assert answer["detail"].startswith("commit: must be a token")
 
 
 def test_no_flipped_bit_of_a_token_is_taken() -> None:

@@ -1,4 +1,4 @@
-"""Answers from a HuggingFace model. The only room that imports torch."""
+"""The engine of HuggingFace models. No other package imports torch."""
 
 from aiochatstream.extras import requires_extra
 

@@ -1,24 +1,22 @@
-"""Tokens chosen by a sampler that was handed in."""
+"""Sampling by a custom TokenSampler."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from aiochatstream.engines.token_sampler import TokenSampler
-from aiochatstream.engines.transformers.grammars import constrained
-from aiochatstream.engines.transformers.sampling import NOT_A_NUMBER, Sampler, sample
-
-Draw = Callable[[torch.Tensor, Sequence[Sampler], Sequence[Sequence[int]]], list[int]]
-"""What :func:`sample` is: from the logits, the samplers and the ids so far of all rows to their next tokens."""
+from aiochatstream.engines.transformers.logits import INVALID_LOGITS, apply_masks
+from aiochatstream.engines.transformers.sampler import Sampler
+from aiochatstream.engines.transformers.sampling import SampleFunction, sample
 
 
-def drawing(token_sampler: TokenSampler | None) -> Draw:
-    """How tokens are drawn: by ``token_sampler``, or as :func:`sample` does where there is none.
+def sample_function(token_sampler: TokenSampler | None) -> SampleFunction:
+    """Return a sample function that calls ``token_sampler``, or :func:`sample` if it is None.
 
-    Raises TypeError for what is no TokenSampler.
+    Raises TypeError unless it is a TokenSampler.
     """
     if token_sampler is None:
         return sample
@@ -26,17 +24,17 @@ def drawing(token_sampler: TokenSampler | None) -> Draw:
         raise TypeError(f"token_sampler: must be a TokenSampler, not {token_sampler!r}.")
 
     @torch.inference_mode()
-    def draw(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Sequence[int]]) -> list[int]:
-        rows, vocabulary = logits.shape
-        given = logits.to(torch.float32, copy=True)
-        if not given.amax(-1).isfinite().all():  # NaN where one of them is
-            raise FloatingPointError(NOT_A_NUMBER)
-        given = constrained(given, samplers, given)
-        found = token_sampler.sample(given, seen, [sampler.params for sampler in samplers])
-        numbers = found.tolist() if isinstance(found, torch.Tensor) else found
+    def custom_sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Sequence[int]]) -> list[int]:
+        rows, vocab_size = logits.shape
+        copied = logits.to(torch.float32, copy=True)
+        if not copied.amax(-1).isfinite().all():  # the maximum of a row with NaN is NaN
+            raise FloatingPointError(INVALID_LOGITS)
+        copied = apply_masks(copied, samplers, copied)
+        result = token_sampler.sample(copied, seen, [sampler.params for sampler in samplers])
+        numbers = result.tolist() if isinstance(result, torch.Tensor) else result
         tokens = [operator.index(number) for number in numbers]
-        if len(tokens) != rows or not all(0 <= token < vocabulary for token in tokens):
-            raise ValueError(f"token_sampler: must return {rows} ids below {vocabulary}, not {found!r}.")
+        if len(tokens) != rows or not all(0 <= token < vocab_size for token in tokens):
+            raise ValueError(f"token_sampler: must return {rows} ids below {vocab_size}, not {result!r}.")
         for sampler, token in zip(samplers, tokens, strict=True):
             if sampler.matcher is not None and not sampler.matcher.allows(token):
                 raise ValueError(f"token_sampler: must not return {token}, which the answer's constraint excludes.")
@@ -44,4 +42,4 @@ def drawing(token_sampler: TokenSampler | None) -> Draw:
             sampler.advance(token)
         return tokens
 
-    return draw
+    return custom_sample

@@ -1,4 +1,4 @@
-"""From token ids to text, as they come: never half a character, never the whole answer again."""
+"""Incremental detokenization: only complete characters, in constant time per token."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from aiochatstream.engines.token_bytes import TokenBytes
 
 REPLACEMENT = "\ufffd"
 
-LOOK_BACK = 8
-"""Tokens of a text that goes on, of which the next one may depend: as a word that begins a text has no space before."""
+CONTEXT_TOKENS = 8
+"""Number of preceding tokens that may influence the text of the next one: for example, a word at the start of a text
+has no space before it."""
 
-LONGEST_CHARACTER = 4
-"""Bytes, and so tokens, that one character may take."""
+MAX_CHARACTER_TOKENS = 4
+"""Maximum number of bytes, and thus of tokens, of a character."""
 
 
 class Detokenizer(ABC):
-    """The text of one answer. Special tokens have none."""
+    """Converts the tokens of one answer to text. Special tokens have no text."""
 
     @abstractmethod
     def step(self, token_id: int) -> str:
-        """Return the text that the next token makes certain; it may be empty."""
+        """Add a token; return the text that later tokens cannot change, possibly empty."""
 
     @abstractmethod
     def end(self) -> str:
-        """Return what is left where no token follows: U+FFFD for a part of a character."""
+        """Return the pending text at the end of the answer: U+FFFD for an incomplete character."""
 
 
 def detokenizer(tokenizer: Any, before: Sequence[int] = ()) -> Detokenizer:
-    """Return a fresh detokenizer for one answer.
+    """Return a new detokenizer for one answer.
 
-    :param before: the token ids that the answer goes on from, where it is not the beginning of a text. They may end in
-        a part of a character, which the answer completes or leaves.
+    :param before: token ids that the answer continues; empty if it starts a text. They may end within a character,
+        which the answer completes or leaves incomplete.
     """
     special = frozenset(tokenizer.all_special_ids)
-    last = [token_id for token_id in before[-LOOK_BACK * 2 :] if token_id not in special]
+    preceding = [token_id for token_id in before[-CONTEXT_TOKENS * 2 :] if token_id not in special]
     if getattr(tokenizer, "is_fast", False):
-        return _Bytes(tokenizer, special, last)
-    return _Window(tokenizer, special, last)
+        return _ByteDetokenizer(tokenizer, special, preceding)
+    return _WindowDetokenizer(tokenizer, special, preceding)
 
 
-class _Bytes(Detokenizer):
-    """For tokenizers with a Rust backend: tokens that are bytes are joined as bytes, others are decoded after the token
-    before them.
+class _ByteDetokenizer(Detokenizer):
+    """Detokenizer for tokenizers with a Rust backend.
 
-    The backend's own DecodeStream waits at U+FFFD for what may never come, and with byte fallback (as in Llama 2)
-    decodes a line end and the first byte of an emoji together, to neither.
+    Tokens that stand for bytes are joined as bytes; the others are decoded together with the token before them.
+
+    The backend's DecodeStream waits at U+FFFD for text that may never follow, and with byte fallback (as in Llama 2)
+    it loses a line end that is followed by the first byte of an emoji.
     """
 
     def __init__(self, tokenizer: Any, special: frozenset[int], before: list[int]) -> None:
@@ -56,10 +58,10 @@ class _Bytes(Detokenizer):
         self._last = before[-1:]
         self._decoder = _decoder()
         self._decoder.decode(b"".join(self._bytes_of(token_id) or b" " for token_id in before))
-        self._begun = self._decoder.getstate()[0]
-        """The bytes of a character that is not complete, from ``before``."""
-        self._fresh = b""
-        """The bytes that the answer has added to those."""
+        self._prompt_bytes = self._decoder.getstate()[0]
+        """Bytes of an incomplete character at the end of ``before``."""
+        self._added_bytes = b""
+        """Bytes of the answer that may complete it."""
 
     def step(self, token_id: int) -> str:
         if token_id in self._special:
@@ -70,29 +72,30 @@ class _Bytes(Detokenizer):
         return text
 
     def end(self) -> str:
-        if self._begun:  # is not the answer's own
-            self._begun, self._fresh, self._decoder, fresh = b"", b"", _decoder(), self._fresh
-            return fresh.decode(errors="replace")
+        if self._prompt_bytes:  # not part of the answer
+            added, self._prompt_bytes, self._added_bytes = self._added_bytes, b"", b""
+            self._decoder = _decoder()
+            return added.decode(errors="replace")
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
 
     def _decode(self, data: bytes) -> str:
         text = self._decoder.decode(data)
-        if not self._begun:
+        if not self._prompt_bytes:
             return text
-        self._fresh += data
+        self._added_bytes += data
         if not text:
             return ""
-        fresh, self._begun, self._fresh = self._fresh, b"", b""
+        added, self._prompt_bytes, self._added_bytes = self._added_bytes, b"", b""
         if text[0] != REPLACEMENT:
             return text
         self._decoder = _decoder()
-        return self._decoder.decode(fresh)
+        return self._decoder.decode(added)
 
     def _bytes_of(self, token_id: int) -> bytes | None:
-        """Return the bytes of a token that is nothing but bytes, else None."""
-        return self._bytes.of(token_id) if self._bytes.are_all_of(token_id) else None
+        """Return the bytes of a token; None if they depend on its position."""
+        return self._bytes.of(token_id) if self._bytes.is_position_independent(token_id) else None
 
     def _after_last(self, token_id: int) -> str:
         before = self._backend.decode(self._last, skip_special_tokens=True)
@@ -100,17 +103,17 @@ class _Bytes(Detokenizer):
         return text[len(before) :]
 
 
-class _Window(Detokenizer):
-    """For tokenizers written in Python: decodes a short window of the last tokens, twice a step.
+class _WindowDetokenizer(Detokenizer):
+    """Detokenizer for tokenizers written in Python. It decodes a short window of the last tokens twice per step.
 
-    The window begins where the text was last certain, one piece earlier, so that a tokenizer that treats the first
-    token of a text in its own way (a leading space) does so outside of what is shown.
+    The window starts with text that was already returned, so that a special treatment of a text's first token (such as
+    a leading space) does not affect new text.
     """
 
     def __init__(self, tokenizer: Any, special: frozenset[int], before: list[int]) -> None:
         self._tokenizer, self._special = tokenizer, special
-        self._ids = self._from_a_character_on(before)
-        self._shown = len(self._ids)
+        self._ids = self._at_character_start(before)
+        self._returned = len(self._ids)
 
     def step(self, token_id: int) -> str:
         if token_id in self._special:
@@ -118,24 +121,25 @@ class _Window(Detokenizer):
         self._ids.append(token_id)
         text = self._new_text(len(self._ids))
         if not text or text.endswith(REPLACEMENT):
-            # of so many tokens that make no character, the oldest one never will
-            return self._show(self._shown + 1) if len(self._ids) - self._shown >= LONGEST_CHARACTER else ""
-        return self._show(len(self._ids))
+            pending = len(self._ids) - self._returned
+            # of this many tokens, the oldest one can no longer become a character
+            return self._return_until(self._returned + 1) if pending >= MAX_CHARACTER_TOKENS else ""
+        return self._return_until(len(self._ids))
 
     def end(self) -> str:
-        return self._show(len(self._ids))
+        return self._return_until(len(self._ids))
 
-    def _show(self, end: int) -> str:
-        """Return the text of the tokens that are not shown yet, up to ``end``."""
+    def _return_until(self, end: int) -> str:
+        """Return the new text of the tokens up to ``end``, and move the window."""
         text = self._new_text(end)
-        self._ids, self._shown = self._ids[self._shown :], end - self._shown
+        self._ids, self._returned = self._ids[self._returned :], end - self._returned
         return text
 
     def _new_text(self, end: int) -> str:
-        return self._decode(self._ids[:end])[len(self._decode(self._ids[: self._shown])) :]
+        return self._decode(self._ids[:end])[len(self._decode(self._ids[: self._returned])) :]
 
-    def _from_a_character_on(self, ids: list[int]) -> list[int]:
-        for length in range(LOOK_BACK, LOOK_BACK + LONGEST_CHARACTER):
+    def _at_character_start(self, ids: list[int]) -> list[int]:
+        for length in range(CONTEXT_TOKENS, CONTEXT_TOKENS + MAX_CHARACTER_TOKENS):
             last = ids[-length:]
             if not self._decode(last).startswith(REPLACEMENT):
                 break

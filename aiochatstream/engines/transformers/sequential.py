@@ -1,4 +1,4 @@
-"""One answer after the other's step: for models whose rows cannot be computed in one forward pass."""
+"""Sequential decoding, for models that cannot be batched."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ import torch
 from transformers import DynamicCache
 
 from aiochatstream.engines.base import StepKind, TokenLogprob
-from aiochatstream.engines.transformers.custom_sampler import Draw
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
-from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.engines.transformers.sampler import Sampler
+from aiochatstream.engines.transformers.sampling import SampleFunction, sample
 from aiochatstream.params import GenerationParams
 
 PREFILL_TOKENS = 256
-"""A prompt is read in pieces of this many tokens, so that a client that leaves meanwhile is noticed."""
+"""Maximum number of prompt tokens per step, so that a disconnect is noticed during the prefill."""
 
 
-class Answer:
-    """One answer under way. Nothing of its prompt was known before."""
+class SequentialAnswer:
+    """One answer. It reuses no keys and values of earlier prompts."""
 
-    reused = 0
+    cached_tokens = 0
 
     def __init__(
         self,
         forward: Callable[[list[int], int], torch.Tensor],
-        draw: Draw,
+        sample_tokens: SampleFunction,
         prompt: list[int],
         sampler: Sampler,
         starts: Sequence[int],
     ) -> None:
-        self._forward, self._draw, self._ids, self._sampler = forward, draw, list(prompt), sampler
+        self._forward, self._sample, self._ids, self._sampler = forward, sample_tokens, list(prompt), sampler
         self._starts = starts
         self.logprobs: deque[TokenLogprob] = deque()
         self.prompt_logprobs: deque[TokenLogprob] = deque()
 
     def steps(self) -> Generator[int | None, None, None]:
-        """Yield the tokens, max_new_tokens of them; None for a step without one."""
+        """Yield the tokens, ``max_new_tokens`` of them, and None for each step without one."""
         sampler, params, ids = self._sampler, self._sampler.params, self._ids
         for start, end in pairwise([*self._starts, len(ids)]):
             logits = self._forward(ids[start:end], end - start if params.prompt_logprobs else 1)
@@ -52,42 +52,50 @@ class Answer:
                 logits = logits[-1:]
             yield None
         for left in reversed(range(params.max_new_tokens)):
-            drawn = self._draw(logits, [sampler], [ids])
+            tokens = self._sample(logits, [sampler], [ids])
             if params.logprobs is not None:
-                self.logprobs += logprobs_of(logits, drawn, [params.logprobs])
-            ids += drawn
+                self.logprobs += logprobs_of(logits, tokens, [params.logprobs])
+            ids += tokens
             yield ids[-1]
             if left:
                 logits = self._forward(ids[-1:], 1)
 
 
-class Alone:
-    """Decodes each answer in the thread that asks for it, over transformers' own cache."""
+class SequentialDecoder:
+    """Decodes each answer in its caller's thread, one forward pass at a time, with transformers' own cache.
 
-    def __init__(self, model: Any, on_step: Callable[[StepKind, float], None], draw: Draw = sample) -> None:
+    Raises ValueError if the model has no known kind of cache.
+    """
+
+    stopped = False
+    """Never True: there is no thread that could end."""
+
+    def __init__(
+        self, model: Any, on_step: Callable[[StepKind, float], None], sample_tokens: SampleFunction = sample
+    ) -> None:
         accepted = inspect.signature(model.forward).parameters
         names = [name for name in ("past_key_values", "cache_params") if name in accepted]
         if not names:
-            raise ValueError(f"{type(model).__name__} has no cache of a kind that is known and cannot be served.")
-        self._model, self._on_step, self._draw, self._cache_name = model, on_step, draw, names[0]
-        self._keeps_logits = "logits_to_keep" in accepted
+            raise ValueError(f"{type(model).__name__} cannot be served: it has no known kind of cache.")
+        self._model, self._on_step, self._sample, self._cache_name = model, on_step, sample_tokens, names[0]
+        self._has_logits_to_keep = "logits_to_keep" in accepted
         cache = DynamicCache(config=model.config)
-        self._in_pieces = not any(  # a state cannot be continued by several tokens
+        self._supports_chunks = not any(  # a recurrent state cannot be continued by several tokens
             hasattr(layer, "recurrent_states") for layer in cache.layers
         )
-        self._forward_pass = threading.Lock()
+        self._model_lock = threading.Lock()
 
-    def answer(
+    def submit(
         self,
         prompt: list[int],
         params: GenerationParams,
         matcher: Matcher | None = None,
         owner: str = "",
-        shared: int = 0,
-    ) -> Answer:
-        """Begin an answer; it is made by whoever reads its :meth:`Answer.steps`."""
-        first = size = PREFILL_TOKENS if self._in_pieces else len(prompt)
-        if params.prompt_logprobs and not self._in_pieces:
+        shared_tokens: int = 0,
+    ) -> SequentialAnswer:
+        """Create an answer, which is computed while its ``steps()`` are read."""
+        first = size = PREFILL_TOKENS if self._supports_chunks else len(prompt)
+        if params.prompt_logprobs and not self._supports_chunks:
             first, size = PREFILL_TOKENS, 1
         starts = [0, *range(first, len(prompt), size)]
         cache = DynamicCache(config=self._model.config)
@@ -95,29 +103,26 @@ class Alone:
         def forward(ids: list[int], keep: int) -> torch.Tensor:
             return self._forward(ids, cache, keep)
 
-        return Answer(forward, self._draw, prompt, Sampler(params, matcher), starts)
+        return SequentialAnswer(forward, self._sample, prompt, Sampler(params, matcher), starts)
 
-    stopped = False
-    """There is no thread of its own that could end."""
-
-    def share(self, head: list[int]) -> None:
-        """Nothing is kept."""
+    def share(self, prefix: list[int]) -> None:
+        """Do nothing: there is no prefix cache."""
 
     def forget(self, owner: str) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no prefix cache."""
 
-    def figures(self) -> dict[str, float]:
-        """Nothing to tell."""
+    def metrics(self) -> dict[str, float]:
+        """Return no values."""
         return {}
 
     @torch.inference_mode()
     def _forward(self, ids: list[int], cache: DynamicCache, keep: int) -> torch.Tensor:
-        """Read ``ids`` after what is in ``cache``; return the last ``keep`` positions' logits [keep, vocabulary]."""
-        with self._forward_pass:
+        """Append ``ids`` to ``cache``; return the logits [keep, vocabulary] of the last ``keep`` positions."""
+        with self._model_lock:
             start = time.perf_counter()
             inputs = torch.tensor([ids], device=self._model.device)
             options = {"use_cache": True, self._cache_name: cache}
-            if self._keeps_logits:
+            if self._has_logits_to_keep:
                 options["logits_to_keep"] = keep
             output = self._model(input_ids=inputs, **options)
             logits: torch.Tensor = output.logits[0, -keep:]

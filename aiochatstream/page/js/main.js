@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { Chat } from "./chat.js";
-import { download, upload } from "./conversation_file.js";
+import { download, upload } from "./files.js";
 import { chooseLocale, localise, setLocale, t } from "./i18n.js";
 import { MAX_STREAMS } from "./slots.js";
 import { Store } from "./store.js";

@@ -1,4 +1,4 @@
-"""Prompts for well-known models whose tokenizers have no chat template. Each module is a format."""
+"""Prompts of well-known models whose tokenizers have no chat template. Each module is a format."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ PRESETS: dict[str, type[AbstractChatPrompt]] = {
     "cyberagent/open-calm-7b": ChatPromptCyberAgentOpenCalm,
     "stockmark/gpt-neox-japanese-1.4b": ChatPromptStockmarkGptNeoxJp,
 }
-"""The preset of each model, by its id on the Hugging Face hub."""
+"""Presets by the model's id on the Hugging Face hub."""
 
 
 def find_preset(name: str) -> type[AbstractChatPrompt] | None:
-    """The preset of a model id, of a local folder whose path ends with the model's name, or None. Case does not matter.
+    """Return the preset of a model, or None. Ignores case.
 
-    The last part of the path must end with the name after a character that parts words, so that copies such as
-    ``models--owner--name`` are known, too. The longest name that fits is taken.
+    :param name: the model's id on the hub, or a folder whose path ends with the model's name. The name begins the last
+        component of the path or follows one of ``-_.``, as in ``models--owner--name``. The longest match is used.
     """
     path = name.replace("\\", "/").rstrip("/").lower()
-    fitting = []
+    matches = []
     for model_id in PRESETS:
         model = model_id.lower().rpartition("/")[2]
         before = path.removesuffix(model)
         if before != path and (not before or before[-1] in "/-_."):
-            fitting.append(model_id)
-    return PRESETS[max(fitting, key=len)] if fitting else None
+            matches.append(model_id)
+    return PRESETS[max(matches, key=len)] if matches else None

@@ -1,4 +1,4 @@
-"""Base models, which go on with any text and know no chat."""
+"""Base models, which continue any text and are not trained for chats."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from aiochatstream.prompts.base import AbstractChatPrompt
 
 
 class BaseModelPrompt(AbstractChatPrompt):
-    """The text so far, without roles: the model goes on where it ends."""
+    """The conversation as text without roles, for the model to continue."""
 
     def create_prompt(self) -> str:
-        """The system text and all messages, one right after the other."""
+        """Return the system prompt and all messages, joined without separators."""
         return self.replace_input(self.system) + "".join(message or "" for _, message in self.get_contents())
 
 

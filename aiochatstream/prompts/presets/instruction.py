@@ -1,4 +1,4 @@
-"""Models tuned on instructions in the manner of Alpaca: each part under a heading."""
+"""Models tuned on instructions in Alpaca's format: each part under a heading."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from aiochatstream.prompts.base import AbstractChatPrompt
 
 
 class InstructionPrompt(AbstractChatPrompt):
-    """The system text, then each message under its heading, which is the requester's or the responder's name."""
+    """The system prompt, then each message under a heading, the requester's or the responder's name."""
 
     opening: str = ""
-    """The heading where the model is to go on."""
+    """Heading of the answer to generate."""
 
     ending: str = ""
-    """Follows each answer."""
+    """Text after each answer."""
 
     def create_prompt(self) -> str:
-        """The parts with an empty line between, up to the open answer."""
+        """Return the parts, separated by empty lines, up to the answer to generate."""
         parts = [self.replace_input(self.system)] if self.system else []
         for role, message in self.get_contents():
             if message is None:
@@ -26,15 +26,15 @@ class InstructionPrompt(AbstractChatPrompt):
         return "\n\n".join(parts)
 
     def get_stop_strs(self) -> list[str]:
-        """The heading of the next instruction."""
+        """Return the heading of the next instruction."""
         return [self.requester]
 
 
 class ChatPromptStabilityAiJpGptNeoxInstSft(InstructionPrompt):
     """japanese-stablelm-instruct-alpha-7b by Stability AI.
 
-    An input that the instruction speaks of is a part of the message: ``instruction\\n\\n### 入力: \\ninput``. Encoded
-    without special tokens, as on the model card.
+    A message may contain the input of its instruction: ``instruction\\n\\n### 入力: \\ninput``. Encoded without special
+    tokens, as on the model card.
     """
 
     system = "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。要求を適切に満たす応答を書きなさい。"
@@ -47,8 +47,8 @@ class ChatPromptStabilityAiJpGptNeoxInstSft(InstructionPrompt):
 class ChatPromptMatsuoLabJpGptNeoxInstSft(InstructionPrompt):
     """weblab-10b-instruction-sft by the Matsuo lab: single turn.
 
-    The model card's format is taken: no space after the colons, and a system text that speaks of no input. Encoded
-    without special tokens, as on the card.
+    The format is that of the model card: no space after the colons, and a system prompt that does not mention an input.
+    Encoded without special tokens, as on the card.
     """
 
     system = "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
@@ -59,12 +59,12 @@ class ChatPromptMatsuoLabJpGptNeoxInstSft(InstructionPrompt):
     add_special_tokens = False
 
     def get_stop_strs(self) -> list[str]:
-        """The heading of the next instruction, and of a question."""
+        """Return the headings of the next instruction and of a question."""
         return [*super().get_stop_strs(), "Q:"]
 
 
 class ChatPromptDatabricksDolly(InstructionPrompt):
-    """dolly-v2 by Databricks. ``### End`` closes each answer, as in its training."""
+    """dolly-v2 by Databricks. ``### End`` follows each answer, as in its training data."""
 
     system = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     requester = "### Instruction:"
@@ -73,5 +73,5 @@ class ChatPromptDatabricksDolly(InstructionPrompt):
     ending = "\n\n### End"
 
     def get_stop_strs(self) -> list[str]:
-        """The heading of the next instruction, and the end of the answer."""
+        """Return the heading of the next instruction, and the end of the answer."""
         return [f"{self.requester}\n", "### End"]

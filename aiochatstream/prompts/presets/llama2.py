@@ -8,15 +8,14 @@ from aiochatstream.prompts.base import AbstractChatPrompt
 class ChatPromptMetaLlamaLlama2Chat(AbstractChatPrompt):
     """Llama-2-chat by Meta.
 
-    Every turn has its own BOS and EOS (``<s>``, ``</s>``), which are written out here, so the tokenizer is to add
-    none. As with the model's chat template, nothing follows the last ``[/INST]``: the space is part of the answer's
-    first token.
+    The text contains the BOS and EOS of every turn (``<s>``, ``</s>``), so that the tokenizer must not add any. As in
+    the model's chat template, no space follows the last ``[/INST]``: the space is part of the answer's first token.
     """
 
     add_special_tokens = False
 
     def create_prompt(self) -> str:
-        """The turns, the system text within the first."""
+        """Return the turns, with the system prompt in the first."""
         head = f"<<SYS>>\n{self.replace_input(self.system)}\n<</SYS>>\n\n" if self.system else ""
         text = ""
         contents = self.get_contents()

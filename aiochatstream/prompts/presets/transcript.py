@@ -1,4 +1,4 @@
-"""Models that go on with a transcript: ``speaker: text``, one message after the other."""
+"""Models that continue a transcript of lines ``speaker: text``."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from aiochatstream.prompts.base import AbstractChatPrompt
 
 
 class TranscriptPrompt(AbstractChatPrompt):
-    """``requester: text``, ``responder: text``; a system text stands before them."""
+    """The system prompt, then ``requester: text`` and ``responder: text`` in turn."""
 
     separator: str = "\n"
-    """Stands between messages."""
+    """Separator of messages."""
 
     opening: str = ":"
-    """Follows the responder's name where the model is to go on, and the requester's where it writes too much."""
+    """Text after the responder's name before the answer to generate, and after the requester's name in stop strings."""
 
     def create_prompt(self) -> str:
-        """The transcript, up to the open answer."""
+        """Return the transcript, up to the answer to generate."""
         lines = [self.replace_input(self.system)] if self.system else []
         for role, message in self.get_contents():
             if message is None:
                 lines.append(f"{role}{self.opening}")
-            else:  # an answer that a stop string ended has the separator that came before it at its end
+            else:  # an answer that a stop string ended still ends with the separator
                 lines.append(f"{role}: {message.strip().removesuffix(self.separator)}")
         return self.separator.join(lines)
 
     def get_stop_strs(self) -> list[str]:
-        """The requester's name, where the model begins to write the user's part."""
+        """Return the requester's name, which begins the user's part."""
         return [f"{self.requester}{self.opening}"]
 
 
@@ -36,15 +36,15 @@ class ChatPromptTogetherRedPajamaINCITEChat(TranscriptPrompt):
     responder = "<bot>"
 
     def get_stop_strs(self) -> list[str]:
-        """The requester's name, and the text of the EOS."""
+        """Return the requester's name, and the text of the EOS."""
         return [*super().get_stop_strs(), "<|endoftext|>"]
 
 
 class ChatPromptRinnaJpGptNeoxInstSft(TranscriptPrompt):
     """Instruction-tuned japanese-gpt-neox-3.6b by rinna.
 
-    Its tokenizer knows no newline: every one is written ``<NL>``, within messages and between them. The model card
-    encodes without special tokens, because the tokenizer would end the prompt with an EOS.
+    Its tokenizer has no newline: ``<NL>`` replaces it, within messages and between them. As on the model card, prompts
+    are encoded without special tokens: the tokenizer would append an EOS.
     """
 
     requester = "ユーザー"
@@ -54,11 +54,11 @@ class ChatPromptRinnaJpGptNeoxInstSft(TranscriptPrompt):
     add_special_tokens = False
 
     def get_replacement_when_input(self) -> list[tuple[str, str]]:
-        """Newlines as the tokenizer knows them, those of Windows, too."""
+        """Replace newlines, including those of Windows, by ``<NL>``."""
         return [("\r\n", "<NL>"), ("\n", "<NL>")]
 
     def get_replacement_when_output(self) -> list[tuple[str, str]]:
-        """Newlines as people read them."""
+        """Replace ``<NL>`` by newlines."""
         return [("<NL>", "\n")]
 
 
@@ -72,11 +72,11 @@ class ChatPromptLineCorpJpLargeLmInstSft(TranscriptPrompt):
 
 
 class ChatPromptOpenlmrOpenLlama(TranscriptPrompt):
-    """OpenLLaMA by OpenLM Research: a base model that takes ``Q: ...`` and ``A: ...`` well."""
+    """OpenLLaMA by OpenLM Research: a base model that continues ``Q: ...`` and ``A: ...`` well."""
 
     requester = "Q"
     responder = "A"
 
     def get_stop_strs(self) -> list[str]:
-        """The next question, and the other names that the model makes up."""
+        """Return the next question, and other names that the model invents."""
         return [f"\n{self.requester}:", "\nB:", "\nC:"]

@@ -55,7 +55,7 @@ async def _answer(
     if new_role is not None:
         role = new_role
         await user.grant(role.name)
-        turn = RunningTurn.saying(f"New role: '{role.name}' has been granted")
+        turn = RunningTurn.with_text(f"New role: '{role.name}' has been granted")
     else:
         params = server.user_params(user)
         user.charge()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from aiochatstream.param_limits import allowed_ranges
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.errors import chatstream_endpoint
 from aiochatstream.web.json import json_response
@@ -21,7 +20,7 @@ async def set_generation_params(server: Server, request: web.Request) -> web.Str
     await user.refresh()
     params = server.user_params(user).model_copy(update=body.changes())
     server.override(params, where="")
-    await user.keep_params(params.model_dump(mode="json", exclude_none=True))
+    await user.save_params(params.model_dump(mode="json", exclude_none=True))
     return _effective_params(server, params)
 
 
@@ -44,5 +43,5 @@ def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response
         **others,
         "seed": overrides.seed,
     }
-    limits = allowed_ranges(server.param_limits, server.params)
+    limits = server.param_limits.ranges(server.params)
     return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})

@@ -29,7 +29,7 @@ async def history(server: Server, request: web.Request) -> web.StreamResponse:
     turn = server.running_turn(user, query.conversation)
     if turn is not None and turn.base is not None:
         conversation = turn.base
-        running = _messages(turn.user_text, turn.begun + turn.text, turn.message_id, "running")
+        running = _messages(turn.user_text, turn.prefix + turn.text, turn.message_id, "running")
     else:
         conversation, running = await user.load(query.conversation), []
         if turn is None and conversation.number:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import ParamOverrides
-from aiochatstream.prompts import GivenMessages, GivenTexts
+from aiochatstream.prompts import ChatInput, TextInput
 from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Text
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.json import dumps, json_response
@@ -67,7 +67,7 @@ def sse(data: Any) -> str:
 async def answer_with(
     server: Server,
     request: web.Request,
-    given: GivenMessages | GivenTexts,
+    given: ChatInput | TextInput,
     overrides: ParamOverrides,
     answer: Answer,
     *,

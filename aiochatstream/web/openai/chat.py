@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from aiochatstream.constraint import Constraint
-from aiochatstream.prompts import GivenMessages
+from aiochatstream.prompts import ChatInput
 from aiochatstream.runtime.events import Ended, Text, Usage
 from aiochatstream.web.openai.answering import Answer, answer_with, sse
 from aiochatstream.web.openai.answers import (
@@ -57,7 +57,7 @@ async def chat_completions(server: Server, request: web.Request, service: Servic
     return await answer_with(
         server,
         request,
-        GivenMessages(
+        ChatInput(
             [told(message) for message in asked.messages],
             tools_of(asked),
             continues=bool(asked.continue_final_message),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from aiochatstream.prompts import GivenTexts
+from aiochatstream.prompts import TextInput
 from aiochatstream.runtime.events import Ended, Text, Usage
 from aiochatstream.web.openai.answering import Answer, answer_with, sse
 from aiochatstream.web.openai.answers import (
@@ -39,7 +39,7 @@ async def completions(server: Server, request: web.Request, service: Service) ->
     return await answer_with(
         server,
         request,
-        GivenTexts(asked.texts),
+        TextInput(asked.texts),
         asked.overrides,
         CompletionAnswer(asked, service.name(server), server.engine.tokenizer),
         stream=bool(asked.stream),

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.prompts import GivenMessages
+from aiochatstream.prompts import ChatInput
 from aiochatstream.runtime.events import Ended, Text
 from aiochatstream.web.json import dumps
 from aiochatstream.web.openai.answering import Answer, answer_with
@@ -31,7 +31,7 @@ async def responses(server: Server, request: web.Request, service: Service) -> w
     return await answer_with(
         server,
         request,
-        GivenMessages(asked.messages),
+        ChatInput(asked.messages),
         asked.overrides,
         ResponseAnswer(asked, service.name(server), server),
         stream=bool(asked.stream),

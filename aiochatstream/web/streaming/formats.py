@@ -244,9 +244,9 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
         case Started():
             name, data = "start", {"message_id": turn.message_id}
         case Ended():
-            name, data = "done", {"message_id": turn.message_id, **answer_summary(event), **_commit_token(event.kept)}
+            name, data = "done", {"message_id": turn.message_id, **answer_summary(event), **_commit_token(event.save_result)}
         case Failed(error):
-            name, data = "error", {"error": error_body(error), **_commit_token(event.kept)}
+            name, data = "error", {"error": error_body(error), **_commit_token(event.save_result)}
     return f"event: {name}\ndata: {dumps(data)}\n\n"
 
 
@@ -259,7 +259,7 @@ async def write_json(response: TurnResponse) -> web.StreamResponse:
 
 def answer_summary(ended: Ended) -> dict[str, Any]:
     """Return the finish reason, the usage, the timing and the saved state of an answer as JSON."""
-    saved = {} if ended.kept is None else save_summary(ended.kept)
+    saved = {} if ended.save_result is None else save_summary(ended.save_result)
     return {
         "finish_reason": ended.finish_reason,
         "usage": ended.usage._asdict(),

@@ -1,16 +1,14 @@
-"""Requests join and leave the running batch at any step, and none changes what another is told.
+"""Tests of continuous batching: requests join and leave at any step and do not influence one another.
 
-The model is one of a single layer that steps when the test allows it: what a test says of the order of events does not
-hang on the clock.
+A one-layer model steps when the test allows it, so that the order of events does not depend on the clock.
 """
 
 from __future__ import annotations
 
-import random
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -18,668 +16,427 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiochatstream.engines.transformers import batch as module
+from aiochatstream.engines.transformers import scheduler
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.prefix_cache import PrefixPool
-from tests.engines.transformers.scripted import SIZE, TOKEN_BYTES, VOCABULARY, Asked, OneLayer, batch_of
+from aiochatstream.engines.transformers.sampler import Sampler
+from tests.engines.transformers.batch_harness import (
+    TOKEN_BYTES,
+    MakeBatch,
+    OneLayerModel,
+    Submission,
+    batch_of,
+    ids,
+    lengths,
+    wait_until_idle,
+)
 from tests.helpers import PATIENCE
-
-
-@pytest.fixture
-def model() -> OneLayer:
-    """Steps freely."""
-    return OneLayer()
-
-
-@pytest.fixture
-def held() -> Iterator[OneLayer]:
-    """Steps as it is told to."""
-    model = OneLayer(free=False)
-    yield model
-    model.release()
-
-
-@pytest.fixture
-def made() -> Iterator[Any]:
-    """``made(model, ...)`` gives a batch that is closed when the test is over."""
-    batches: list[Batch] = []
-
-    def make(model: OneLayer, **options: Any) -> Batch:
-        batches.append(batch_of(model, **options))
-        return batches[-1]
-
-    yield make
-    for batch in batches:
-        batch.close()
-
-
-def ids(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(VOCABULARY), k=length)  # noqa: S311
-
-
-def lengths(step: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, int]]:
-    """Where each piece starts and how long it is."""
-    return [(start, len(read)) for start, read in step]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("length", [1, 2, 17])
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_an_answer_is_the_models_own(made: Any, model: OneLayer, rows: int, length: int, count: int) -> None:
-    asked = Asked(made(model, rows=rows), ids(length), max_new_tokens=count)
-    assert asked.rest() == model.answer(asked.prompt, count)
-    assert asked.request.reused == 0
+def test_greedy_answers_are_those_of_the_model(
+    make_batch: MakeBatch, free_model: OneLayerModel, rows: int, length: int, count: int
+) -> None:
+    request = Submission(make_batch(free_model, rows=rows), ids(length), max_new_tokens=count)
+    assert request.read_all() == free_model.answer(request.prompt, count)
+    assert request.request.cached_tokens == 0
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 5])
-def test_prompt_and_answer_may_fill_a_row_exactly_and_not_more(made: Any, model: OneLayer, max_new_tokens: int) -> None:
-    batch = made(model, rows=2, length=16, pool_bytes=100 * TOKEN_BYTES)
-    fits = 16 + 1 - max_new_tokens  # the last token is told, but never read
-    neighbour = Asked(batch, ids(3, 1), max_new_tokens=14)
-    asked = Asked(batch, ids(fits), max_new_tokens=max_new_tokens)
-    assert asked.rest() == model.answer(asked.prompt, max_new_tokens)
+def test_prompt_and_answer_may_fill_a_row_exactly_and_not_more(
+    make_batch: MakeBatch, free_model: OneLayerModel, max_new_tokens: int
+) -> None:
+    batch = make_batch(free_model, rows=2, length=16, prefix_tokens=100)
+    fits = 16 + 1 - max_new_tokens  # the last token is returned, but never computed
+    other = Submission(batch, ids(3, 1), max_new_tokens=14)
+    request = Submission(batch, ids(fits), max_new_tokens=max_new_tokens)
+    assert request.read_all() == free_model.answer(request.prompt, max_new_tokens)
     with pytest.raises(ValueError, match=f"^{fits + 1} tokens and max_new_tokens={max_new_tokens} do not fit .* 16"):
-        Asked(batch, ids(fits + 1), max_new_tokens=max_new_tokens)
-    assert neighbour.rest() == model.answer(neighbour.prompt, 14)
+        Submission(batch, ids(fits + 1), max_new_tokens=max_new_tokens)
+    assert other.read_all() == free_model.answer(other.prompt, 14)
 
 
-def test_who_comes_during_a_step_joins_the_next_one_and_all_rows_share_each_pass(made: Any, held: OneLayer) -> None:
-    batch = made(held, rows=2)
-    first = Asked(batch, ids(3, 1), max_new_tokens=3)
-    held.wait()
-    second = Asked(batch, ids(5, 2), max_new_tokens=2)
-    held.step()
-    held.release()
-    first.rest(), second.rest()
-    assert [lengths(step) for step in held.steps] == [[(0, 3)], [(3, 1), (0, 5)], [(4, 1), (5, 1)]]
-    assert first.tokens == held.answer(first.prompt, 3)
-    assert second.tokens == held.answer(second.prompt, 2)
-
-
-def test_a_row_that_is_free_is_taken_in_the_next_step_and_in_the_order_of_asking(made: Any, held: OneLayer) -> None:
-    batch = made(held, rows=1)
-    asked = [Asked(batch, ids(2, seed), max_new_tokens=2) for seed in range(3)]
-    held.release()
-    assert [one.rest() for one in asked] == [held.answer(one.prompt, 2) for one in asked]
-    assert [lengths(step) for step in held.steps] == [[(0, 2)], [(2, 1)]] * 3
-    assert [tuple(one.prompt) for one in asked] == [step[0][1] for step in held.steps[::2]]
-
-
-def test_two_with_the_same_prompt_at_once_are_answered_alike(made: Any, held: OneLayer) -> None:
-    batch = made(held, rows=2, pool_bytes=100 * TOKEN_BYTES)
-    blocker = Asked(batch, ids(2, 9), max_new_tokens=1)
-    held.wait()
-    twins = [Asked(batch, ids(6), max_new_tokens=4) for _ in range(2)]
-    held.release()
-    blocker.rest()
-    assert [one.rest() for one in twins] == [held.answer(ids(6), 4)] * 2
-
-
-@pytest.mark.parametrize("when", ["prefilling", "decoding"])
-def test_who_is_cancelled_leaves_within_a_step_and_its_row_is_free(
-    made: Any, held: OneLayer, when: str, monkeypatch: pytest.MonkeyPatch
+def test_a_request_during_a_step_joins_the_next_step_and_all_rows_share_a_forward_pass(
+    make_batch: MakeBatch, manual_model: OneLayerModel
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_TOKENS", (4, 4))
-    batch = made(held, rows=2)
-    with batch._wake:  # both join the first step
-        stays = Asked(batch, ids(2, 1), max_new_tokens=20)
-        goes = Asked(batch, ids(12 if when == "prefilling" else 3, 2), max_new_tokens=9)
-    held.wait()
-    held.step()
-    goes.cancel()
-    held.step()
-    begins = len(held.steps) - 1
-    waits = Asked(batch, ids(3, 3), max_new_tokens=2)
-    held.step()
-    assert len(held.steps[begins]) == 1
-    assert lengths(held.steps[begins + 1])[1] == (0, 3)
-    held.release()
-    assert stays.rest() == held.answer(stays.prompt, 20)
-    assert waits.rest() == held.answer(waits.prompt, 2)
+    batch = make_batch(manual_model, rows=2)
+    first = Submission(batch, ids(3, 1), max_new_tokens=3)
+    manual_model.wait_for_step()
+    second = Submission(batch, ids(5, 2), max_new_tokens=2)
+    manual_model.step()
+    manual_model.run_freely()
+    assert first.read_all() == manual_model.answer(first.prompt, 3)
+    assert second.read_all() == manual_model.answer(second.prompt, 2)
+    assert [lengths(step) for step in manual_model.steps] == [[(0, 3)], [(3, 1), (0, 5)], [(4, 1), (5, 1)]]
 
 
-def test_who_is_cancelled_while_waiting_is_never_read(made: Any, held: OneLayer) -> None:
-    batch = made(held, rows=1)
-    first = Asked(batch, [1, 1], max_new_tokens=2)
-    held.wait()
-    goes = Asked(batch, [2, 2], max_new_tokens=2)
-    last = Asked(batch, [3, 3], max_new_tokens=2)
-    goes.cancel()
-    held.release()
-    first.rest(), last.rest()
-    assert (0, (2, 2)) not in [piece for step in held.steps for piece in step]
-    assert last.tokens == held.answer(last.prompt, 2)
-
-
-def test_closing_the_steps_cancels(made: Any, held: OneLayer) -> None:
-    asked = Asked(made(held, rows=1), ids(3), max_new_tokens=9)
-    held.wait()
-    held.step()
-    asked.next()
-    asked._steps.close()
-    assert asked.request.cancelled
-
-
-def test_a_long_prompt_is_read_in_pieces_beside_decoding_and_each_step_is_told_of(
-    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch
+def test_free_rows_are_reused_in_the_next_step_and_in_the_order_of_submission(
+    make_batch: MakeBatch, manual_model: OneLayerModel
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_TOKENS", (4, 7))
-    monkeypatch.setattr(module, "ROUND_TOKENS", 1)
-    told: list[str] = []
-    batch = made(held, rows=2, on_step=lambda kind, seconds: told.append(kind))
-    decodes = Asked(batch, ids(2, 1), max_new_tokens=6)
-    held.wait()
-    reads = Asked(batch, ids(9, 2), max_new_tokens=2)
-    held.release()
-    assert [decodes.next() is not None for _ in range(6)] == [True] * 6
-    assert [reads.next() is not None for _ in range(4)] == [False, False, True, True]
-    assert [lengths(step) for step in held.steps] == [
-        [(0, 2)],
-        [(2, 1), (0, 4)],
-        [(3, 1), (4, 4)],
-        [(4, 1), (8, 1)],
-        [(5, 1), (9, 1)],
-        [(6, 1)],
+    batch = make_batch(manual_model, rows=1)
+    requests = [Submission(batch, ids(2, seed), max_new_tokens=2) for seed in range(3)]
+    manual_model.run_freely()
+    assert [request.read_all() for request in requests] == [
+        manual_model.answer(request.prompt, 2) for request in requests
     ]
-    batch.close()
-    assert told == ["prefill", "prefill", "prefill", "decode", "decode", "decode"]
+    assert [lengths(step) for step in manual_model.steps] == [[(0, 2)], [(2, 1)]] * 3
+    assert [tuple(request.prompt) for request in requests] == [step[0][1] for step in manual_model.steps[::2]]
 
 
-def test_a_prompt_that_disturbs_nobody_is_read_in_the_largest_pieces(
-    made: Any, model: OneLayer, monkeypatch: pytest.MonkeyPatch
+def test_concurrent_requests_with_the_same_prompt_have_the_same_answer(
+    make_batch: MakeBatch, manual_model: OneLayerModel
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_TOKENS", (2, 7))
-    asked = Asked(made(model), ids(16), max_new_tokens=2)
-    assert asked.rest() == model.answer(asked.prompt, 2)
-    assert [lengths(step) for step in model.steps] == [[(0, 7)], [(7, 7)], [(14, 2)], [(16, 1)]]
+    batch = make_batch(manual_model, rows=2, prefix_tokens=100)
+    blocker = Submission(batch, ids(2, 9), max_new_tokens=1)
+    manual_model.wait_for_step()
+    twins = [Submission(batch, ids(6), max_new_tokens=4) for _ in range(2)]
+    manual_model.run_freely()
+    blocker.read_all()
+    assert [twin.read_all() for twin in twins] == [manual_model.answer(ids(6), 4)] * 2
 
 
-@pytest.mark.parametrize(
-    ("max_step", "waiting", "budget"),
-    [(None, 1, 16), (None, 2, 32), (3 / 64, 1, 32), (3 / 64, 2, 32), (1 / 64, 1, 3), (9.0, 1, 40)],
-)
-def test_a_step_reads_as_much_of_prompts_as_the_time_for_it_allows(
-    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch, max_step: float | None, waiting: int, budget: int
+@pytest.mark.parametrize("state", ["prefilling", "decoding"])
+def test_a_cancelled_request_leaves_within_a_step_and_frees_its_row(
+    make_batch: MakeBatch, manual_model: OneLayerModel, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of one token takes 1/64 s, and each token more 1/1024 s: twice that leaves time for 16."""
-    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "PIECE_TOKENS", (3, 40))
-    monkeypatch.setattr(module, "ROUND_TOKENS", 1)
-
-    def passes(pieces: list[Any]) -> None:
-        clock.now += (15 + sum(len(read) for _, read in pieces)) / 1024
-
-    held.fail = passes
-    batch = made(held, rows=3, length=200, max_step=max_step)
-    decodes = Asked(batch, ids(12, 1), max_new_tokens=30)
-    held.wait()
-    held.step(), held.step()
-    reads = [Asked(batch, ids(90, 2 + each), max_new_tokens=1) for each in range(waiting)]
-    held.step()
-    assert lengths(held.steps[-1]) == [(14, 1), (0, budget)]
-    held.release()
-    decodes.rest(), [one.rest() for one in reads]
+    monkeypatch.setattr(scheduler, "PREFILL_BUDGET", (4, 4))
+    batch = make_batch(manual_model, rows=2)
+    with batch.wake:  # both join the first step
+        other = Submission(batch, ids(2, 1), max_new_tokens=20)
+        cancelled = Submission(batch, ids(12 if state == "prefilling" else 3, 2), max_new_tokens=9)
+    manual_model.wait_for_step()
+    manual_model.step()
+    cancelled.cancel()
+    manual_model.step()
+    first = len(manual_model.steps) - 1
+    waiting = Submission(batch, ids(3, 3), max_new_tokens=2)
+    manual_model.step()
+    assert len(manual_model.steps[first]) == 1
+    assert lengths(manual_model.steps[first + 1])[1] == (0, 3)
+    manual_model.run_freely()
+    assert other.read_all() == manual_model.answer(other.prompt, 20)
+    assert waiting.read_all() == manual_model.answer(waiting.prompt, 2)
 
 
-def test_a_step_that_disturbs_has_a_usual_size_where_the_prompt_is_long_enough(
-    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch
+def test_a_request_that_is_cancelled_while_waiting_is_never_computed(
+    make_batch: MakeBatch, manual_model: OneLayerModel
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_TOKENS", (8, 45))
-    monkeypatch.setattr(module, "ROUND_TOKENS", 10)
-    batch = made(held, rows=2, length=200, max_step=9.0)
-    decodes = Asked(batch, ids(5, 1), max_new_tokens=30)
-    held.wait()
-    held.step(), held.step()
-    reads = Asked(batch, ids(90, 2), max_new_tokens=1)
-    held.step(), held.step(), held.step()
-    assert [lengths(step)[1] for step in held.steps[-3:]] == [(0, 39), (39, 39), (78, 12)]
-    held.release()
-    assert reads.rest() == held.answer(reads.prompt, 1)
-    assert decodes.rest() == held.answer(decodes.prompt, 30)
+    batch = make_batch(manual_model, rows=1)
+    first = Submission(batch, [1, 1], max_new_tokens=2)
+    manual_model.wait_for_step()
+    cancelled = Submission(batch, [2, 2], max_new_tokens=2)
+    last = Submission(batch, [3, 3], max_new_tokens=2)
+    cancelled.cancel()
+    manual_model.run_freely()
+    first.read_all()
+    assert last.read_all() == manual_model.answer(last.prompt, 2)
+    assert (0, (2, 2)) not in [chunk for step in manual_model.steps for chunk in step]
 
 
-def test_rows_of_like_lengths_are_neighbours_and_lose_nothing_when_they_move(
-    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "SHORT", 16)
-    batch = made(held, rows=6, length=80)
-    lengths_ = [60, 5, 20, 7, 50, 3]
-    asked = []
-    for seed, length in enumerate(lengths_):  # one a step: each comes to rows that answer already
-        asked.append(Asked(batch, ids(length, seed), max_new_tokens=9))
-        if not seed:
-            held.wait()
-        held.step()
-    held.step()
-    sizes = [one.size for one in sorted(batch._rows, key=lambda one: one.row)]
-    assert sizes == sorted(sizes)
-    assert len(set(sizes)) == 4
-    held.release()
-    for one in asked:
-        assert one.rest() == held.answer(one.prompt, 9)
+def test_closing_the_steps_cancels_the_request(make_batch: MakeBatch, manual_model: OneLayerModel) -> None:
+    request = Submission(make_batch(manual_model, rows=1), ids(3), max_new_tokens=9)
+    manual_model.wait_for_step()
+    manual_model.step()
+    request.next()
+    request.close()
+    assert request.request.cancelled
 
 
-def test_the_next_turn_reads_only_its_new_tokens_and_a_repeated_one_only_the_last(made: Any, model: OneLayer) -> None:
-    batch = made(model, rows=2, pool_bytes=1000 * TOKEN_BYTES)
-    turn = Asked(batch, ids(8), max_new_tokens=3)
-    turn.rest()
-    follows = Asked(batch, turn.prompt + turn.tokens + ids(4, 1), max_new_tokens=2)
-    assert follows.rest() == model.answer(follows.prompt, 2)
-    assert follows.request.reused == 8 + 3 - 1
-    again = Asked(batch, turn.prompt, max_new_tokens=3)
-    assert again.rest() == turn.tokens
-    assert again.request.reused == 8 - 1
-    shares = Asked(batch, turn.prompt[:5] + ids(6, 2), max_new_tokens=3)
-    assert shares.rest() == model.answer(shares.prompt, 3)
-    assert shares.request.reused >= 5
-    assert lengths(model.steps[3]) == [(10, 5)]
-    assert lengths(model.steps[5]) == [(7, 1)]
-    assert batch.figures()["prefix_cache_hits_total"] == 3
-
-
-def test_who_asks_when_an_answer_was_closed_finds_it_kept(made: Any, held: OneLayer) -> None:
-    """Also where a row is free already: the new one joins after the old one has left, in the same step."""
-    batch = made(held, rows=2, pool_bytes=1000 * TOKEN_BYTES)
-    stopped = Asked(batch, ids(6), max_new_tokens=20)
-    held.wait()
-    held.step()
-    leave, told = batch._leave, threading.Event()
-
-    def slow_leave() -> None:  # the answer is closed, and the next asked for, at the worst of times
-        leave()
-        if not told.is_set():
-            stopped.cancel()
-            asked.append(Asked(batch, ids(6) + ids(3, 1), max_new_tokens=1))
-            told.set()
-
-    asked: list[Asked] = []
-    batch._leave = slow_leave
-    held.release()
-    assert told.wait(PATIENCE)
-    assert asked[0].rest() == held.answer(asked[0].prompt, 1)
-    assert asked[0].request.reused >= 6
-
-
-def test_nothing_is_kept_or_copied_without_room_for_it(made: Any, model: OneLayer) -> None:
-    batch = made(model, pool_bytes=5 * TOKEN_BYTES)
-    Asked(batch, ids(9), max_new_tokens=2).rest()
-    batch.close()
-    assert not batch._pool.reserved
-    assert batch.figures()["prefix_cache_bytes"] == 0
-
-
-def test_figures_tell_of_rows_and_bytes(made: Any, held: OneLayer) -> None:
-    batch = made(held, rows=3, length=20, pool_bytes=1000 * TOKEN_BYTES)
-    assert batch.figures()["batch_size"] == 0
-    with batch._wake:
-        asked = [Asked(batch, ids(4, seed), max_new_tokens=2) for seed in range(2)]
-    held.wait()
-    held.step()
-    assert batch.figures()["batch_size"] == 2
-    held.release()
-    for one in asked:
-        one.rest()
+def test_metrics_report_rows_and_bytes(make_batch: MakeBatch, manual_model: OneLayerModel) -> None:
+    batch = make_batch(manual_model, rows=3, length=20, prefix_tokens=1000)
+    assert batch.metrics()["batch_size"] == 0
+    with batch.wake:
+        requests = [Submission(batch, ids(4, seed), max_new_tokens=2) for seed in range(2)]
+    manual_model.wait_for_step()
+    manual_model.step()
+    assert batch.metrics()["batch_size"] == 2
+    manual_model.run_freely()
+    for request in requests:
+        request.read_all()
     wait_until_idle(batch)
     batch.close()
-    assert batch.figures()["kv_cache_bytes"] == 3 * 20 * TOKEN_BYTES
-    assert batch.figures()["prefix_cache_bytes"] == 2 * 5 * TOKEN_BYTES
+    assert batch.metrics()["kv_cache_bytes"] == 3 * 20 * TOKEN_BYTES
+    assert batch.metrics()["prefix_cache_bytes"] == 2 * 5 * TOKEN_BYTES
 
 
-def test_a_step_that_fails_ends_those_in_it_and_the_next_request_is_served(
-    made: Any, held: OneLayer, caplog: pytest.LogCaptureFixture
+def test_a_failed_step_fails_its_requests_and_later_ones_are_served(
+    make_batch: MakeBatch, manual_model: OneLayerModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    batch = made(held, rows=2, pool_bytes=1000 * TOKEN_BYTES)
-    with batch._wake:
-        asked = [Asked(batch, ids(4, seed), max_new_tokens=9) for seed in range(3)]
-    held.wait()
-    held.step()
-    held.fail = lambda pieces: ZeroDivisionError("the model broke") if len(pieces) == 2 else None
-    held.allow(10)
+    batch = make_batch(manual_model, rows=2, prefix_tokens=1000)
+    with batch.wake:
+        requests = [Submission(batch, ids(4, seed), max_new_tokens=9) for seed in range(3)]
+    manual_model.wait_for_step()
+    manual_model.step()
+    manual_model.error_for = lambda chunks: ZeroDivisionError("the model broke") if len(chunks) == 2 else None
+    manual_model.allow(10)
     failures = []
-    for one in asked[:2]:
+    for request in requests[:2]:
         with pytest.raises(RuntimeError, match=r"A step failed: .*the model broke") as error:
-            one.rest()
+            request.read_all()
         failures.append(error.value)
     assert failures[0] is not failures[1]
-    held.release()
-    assert asked[2].rest() == held.answer(asked[2].prompt, 9)
+    manual_model.run_freely()
+    assert requests[2].read_all() == manual_model.answer(requests[2].prompt, 9)
     assert "the model broke" in caplog.text
 
 
-NO_MEMORY = [
+OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory."),
     MemoryError(),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
 ]
 
 
-@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
-def test_out_of_memory_fails_the_newest_request_alone(made: Any, held: OneLayer, error: Exception) -> None:
-    batch = made(held, rows=3)
-    with batch._wake:
-        old = [Asked(batch, ids(4, seed), max_new_tokens=6) for seed in range(2)]
-    held.wait()
-    held.fail = lambda pieces: error if len(pieces) > 2 else None
-    held.step()
-    new = Asked(batch, ids(5, 5), max_new_tokens=6)
-    held.release()
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_fails_only_the_newest_request(
+    make_batch: MakeBatch, manual_model: OneLayerModel, error: Exception
+) -> None:
+    batch = make_batch(manual_model, rows=3)
+    with batch.wake:
+        old = [Submission(batch, ids(4, seed), max_new_tokens=6) for seed in range(2)]
+    manual_model.wait_for_step()
+    manual_model.error_for = lambda chunks: error if len(chunks) > 2 else None
+    manual_model.step()
+    new = Submission(batch, ids(5, 5), max_new_tokens=6)
+    manual_model.run_freely()
     with pytest.raises(MemoryError, match="Out of memory in a step of 3 requests"):
-        new.rest()
-    assert [one.rest() for one in old] == [held.answer(one.prompt, 6) for one in old]
-    later = Asked(batch, ids(5, 5), max_new_tokens=6)
-    assert later.rest() == held.answer(later.prompt, 6)
+        new.read_all()
+    assert [request.read_all() for request in old] == [manual_model.answer(request.prompt, 6) for request in old]
+    later = Submission(batch, ids(5, 5), max_new_tokens=6)
+    assert later.read_all() == manual_model.answer(later.prompt, 6)
+
+
+def test_out_of_memory_drops_the_prefix_cache_first(make_batch: MakeBatch, free_model: OneLayerModel) -> None:
+    batch = make_batch(free_model, prefix_tokens=10_000)
+    Submission(batch, ids(6, 1), max_new_tokens=4).read_all()
+    repeated = Submission(batch, ids(6, 1), max_new_tokens=4)
+    repeated.read_all()
+    assert repeated.request.cached_tokens == 5
+    errors = [MemoryError()]
+    free_model.error_for = lambda chunks: errors.pop() if errors else None
+    request = Submission(batch, ids(6, 2), max_new_tokens=4)
+    assert request.read_all() == free_model.answer(request.prompt, 4)
+    later = Submission(batch, ids(6, 1), max_new_tokens=4)
+    assert later.read_all() == free_model.answer(later.prompt, 4)
+    assert later.request.cached_tokens == 0
+
+
+def test_the_batch_survives_repeated_out_of_memory_errors(make_batch: MakeBatch, free_model: OneLayerModel) -> None:
+    free_model.error_for = lambda chunks: MemoryError()
+    batch = make_batch(free_model)
+    for seed in range(3):
+        with pytest.raises(MemoryError):
+            Submission(batch, ids(3, seed)).read_all()
+    free_model.error_for = lambda chunks: None
+    assert Submission(batch, ids(3)).read_all() == free_model.answer(ids(3), 4)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), KeyboardInterrupt()])
-def test_what_ends_the_thread_fails_all_rows_and_those_who_wait_and_later_ones(
-    made: Any, held: OneLayer, error: BaseException
+def test_an_error_that_ends_the_thread_fails_running_waiting_and_later_requests(
+    make_batch: MakeBatch, manual_model: OneLayerModel, error: BaseException
 ) -> None:
-    batch = made(held, rows=2)
-    with batch._wake:
-        asked = [Asked(batch, ids(4, seed), max_new_tokens=9) for seed in range(3)]
-    held.wait()
-    held.step()
+    batch = make_batch(manual_model, rows=2)
+    with batch.wake:
+        requests = [Submission(batch, ids(4, seed), max_new_tokens=9) for seed in range(3)]
+    manual_model.wait_for_step()
+    manual_model.step()
     assert not batch.stopped
-    held.fail = lambda pieces: error
-    held.release()
-    for one in asked:
+    manual_model.error_for = lambda chunks: error
+    manual_model.run_freely()
+    for request in requests:
         with pytest.raises(RuntimeError, match="The engine has stopped: "):
-            one.rest()
+            request.read_all()
     assert batch.stopped
     with pytest.raises(RuntimeError, match=r"^The engine has stopped\.$"):
-        Asked(batch, ids(2))
+        Submission(batch, ids(2))
 
 
-def test_out_of_memory_first_costs_what_was_kept(made: Any, model: OneLayer) -> None:
-    batch = made(model, pool_bytes=1 << 20)
-    Asked(batch, ids(6, 1), max_new_tokens=4).rest()
-    again = Asked(batch, ids(6, 1), max_new_tokens=4)
-    again.rest()
-    assert again.request.reused == 5
-    errors = [MemoryError()]
-    model.fail = lambda pieces: errors.pop() if errors else None
-    asked = Asked(batch, ids(6, 2), max_new_tokens=4)
-    assert asked.rest() == model.answer(asked.prompt, 4)
-    later = Asked(batch, ids(6, 1), max_new_tokens=4)
-    assert later.rest() == model.answer(later.prompt, 4)
-    assert later.request.reused == 0
-
-
-def test_out_of_memory_again_and_again_fails_one_after_the_other_and_the_engine_goes_on(
-    made: Any, model: OneLayer
-) -> None:
-    model.fail = lambda pieces: MemoryError()
-    batch = made(model)
-    for seed in range(3):
-        with pytest.raises(MemoryError):
-            Asked(batch, ids(3, seed)).rest()
-    model.fail = lambda pieces: None
-    assert Asked(batch, ids(3)).rest() == model.answer(ids(3), 4)
-
-
-def test_a_row_whose_logits_are_no_numbers_fails_and_leaves_nothing_behind(made: Any, model: OneLayer) -> None:
-    batch = made(model, rows=2)
-
-    def spoil(pieces: list[Any], logits: torch.Tensor) -> torch.Tensor:
-        for at, (start, read) in enumerate(pieces):
-            if start + len(read) == 7:
-                logits[at] = torch.nan
-                for layer in batch._cache.layers:
-                    for one in layer:
-                        one[1, :, 6] = torch.nan
-        return logits
-
-    model.change = spoil
-    with batch._wake:
-        first = Asked(batch, ids(9, 1), max_new_tokens=20)
-        bad = Asked(batch, ids(5, 2), max_new_tokens=20)
-    with pytest.raises(FloatingPointError, match="NaN or infinite"):
-        bad.rest()
-    assert first.rest() == model.answer(first.prompt, 20)
-    model.change = lambda pieces, logits: logits
-    with batch._wake:
-        both = [Asked(batch, ids(3, seed), max_new_tokens=9) for seed in (4, 5)]
-    assert [one.rest() for one in both] == [model.answer(one.prompt, 9) for one in both]
-    assert all(one.isfinite().all() for layer in batch._cache.layers for one in layer)
-
-
-def test_a_row_that_left_before_anyone_looked_at_its_logits_leaves_nothing_behind(
-    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PIECE_TOKENS", (2, 4))
-    batch = made(held, rows=1, pool_bytes=1000 * TOKEN_BYTES)
-    gone = Asked(batch, ids(12, 1), max_new_tokens=5)
-    held.wait()
-    gone.cancel()
-    for layer in batch._cache.layers:
-        for one in layer:
-            one[0, :, 20] = torch.nan
-    held.release()
-    asked = Asked(batch, gone.prompt, max_new_tokens=5)
-    assert asked.rest() == held.answer(asked.prompt, 5)
-    assert asked.request.reused == 0
-    assert all(one.isfinite().all() for layer in batch._cache.layers for one in layer)
-
-
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_row_that_cannot_be_drawn_fails_alone_and_its_neighbours_draw_as_before(
-    made: Any, held: OneLayer, which: int
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
+def test_a_row_whose_sampling_fails_does_not_change_the_draws_of_others(
+    make_batch: MakeBatch, manual_model: OneLayerModel, position: int
 ) -> None:
     options: list[dict[str, Any]] = [
         {"temperature": 1.0, "seed": 5},
         {"temperature": 1.5, "top_k": 8, "seed": 6},
         {"temperature": 1.0, "repetition_penalty": 1.5, "seed": 7},
     ]
-    lone = made(OneLayer(), rows=1)
-    expected = [Asked(lone, ids(3, seed), max_new_tokens=8, **params).rest() for seed, params in enumerate(options)]
-    batch = made(held, rows=4)
-    with batch._wake:
-        asked = [Asked(batch, ids(3, seed), max_new_tokens=8, **params) for seed, params in enumerate(options)]
-        fails = Asked(batch, ids(3, 9), max_new_tokens=8, repetition_penalty=2.0)
-        batch._arrivals.rotate(which)  # whichever row it has
-    held.wait()
-    held.step(), held.step()
-    fails.request.sampler = Breaks(fails.request.sampler)  # type: ignore[assignment]
-    held.release()
+    lone = make_batch(OneLayerModel(), rows=1)
+    expected = [
+        Submission(lone, ids(3, seed), max_new_tokens=8, **params).read_all() for seed, params in enumerate(options)
+    ]
+    batch = make_batch(manual_model, rows=4)
+    requests = []
+    with batch.wake:
+        for seed, params in [*enumerate(options[:position]), (9, None), *enumerate(options[position:], position)]:
+            requests.append(Submission(batch, ids(3, seed), max_new_tokens=8, **(params or {"repetition_penalty": 2})))
+    manual_model.wait_for_step()
+    manual_model.step(2)
+    failing = requests.pop(position)
+    failing.request.sampler = FailingSampler(failing.request.sampler)
+    manual_model.run_freely()
     with pytest.raises(ZeroDivisionError):
-        fails.rest()
-    assert [one.rest() for one in asked] == expected
+        failing.read_all()
+    assert [request.read_all() for request in requests] == expected
 
 
-class Breaks:
-    """A sampler that raises at the last moment: when the others have drawn."""
+class FailingSampler(Sampler):
+    """A sampler without a random number."""
 
-    def __init__(self, like: Any) -> None:
-        self.params, self.greedy, self.whole = like.params, False, False
-        self.penalised, self.limited, self.matcher = like.penalised, False, None
+    def __init__(self, like: Sampler) -> None:
+        super().__init__(like.params.model_copy(update={"temperature": 1.0, "top_k": 5}))
+        self.counts = Counter(like.counts)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "number":
+            raise ZeroDivisionError
+        return super().__getattribute__(name)
+
+
+def test_close_fails_running_and_waiting_requests_and_rejects_later_ones(
+    make_batch: MakeBatch, manual_model: OneLayerModel
+) -> None:
+    threads = set(threading.enumerate())
+    batch = make_batch(manual_model, rows=1)
+    requests = [Submission(batch, ids(3, seed), max_new_tokens=9) for seed in range(2)]
+    manual_model.wait_for_step()
+    closing = threading.Thread(target=batch.close)
+    closing.start()
+    manual_model.run_freely()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    for request in requests:
+        with pytest.raises(RuntimeError, match="closed"):
+            request.read_all()
+    with pytest.raises(RuntimeError, match="closed"):
+        Submission(batch, ids(3))
+    batch.close()
+    assert set(threading.enumerate()) <= threads
+    assert batch.metrics()["batch_size"] == 0
+
+
+def test_a_slow_reader_does_not_delay_other_requests(make_batch: MakeBatch, free_model: OneLayerModel) -> None:
+    batch = make_batch(free_model, rows=2)
+    slow = Submission(batch, ids(3, 1), max_new_tokens=9)
+    fast = Submission(batch, ids(3, 2), max_new_tokens=30)
+    assert fast.read_all() == free_model.answer(fast.prompt, 30)
+    assert slow.read_all() == free_model.answer(slow.prompt, 9)
+
+
+@dataclass
+class PlannedRequest:
+    """A request of a random schedule, and the steps at which it is submitted and possibly cancelled."""
+
+    prompt: list[int]
+    submit_at: int
+    count: int
+    cancel_at: int | None
+    continued: bool
+    params: dict[str, Any]
+    _submissions: list[Submission] = field(default_factory=list)
 
     @property
-    def number(self) -> float:
-        raise ZeroDivisionError
+    def submission(self) -> Submission:
+        return self._submissions[0]
 
-    def advance(self) -> None:
-        raise ZeroDivisionError
-
-
-@pytest.mark.parametrize(
-    ("longest", "pieces"), [(-1.0, [16, 8, 4, 2, 2, 2, 2, 2, 2]), (60.0, [16, 16, 8])], ids=["slow", "quick"]
-)
-def test_steps_that_take_long_read_less_so_that_a_client_that_leaves_is_noticed_soon(
-    made: Any, model: OneLayer, monkeypatch: pytest.MonkeyPatch, longest: float, pieces: list[int]
-) -> None:
-    monkeypatch.setattr(module, "PIECE_TOKENS", (2, 16))
-    monkeypatch.setattr(module, "LONGEST_STEP", longest)
-    monkeypatch.setattr(module, "SLOWEST", longest)
-    asked = Asked(made(model), ids(40), max_new_tokens=1)
-    assert asked.rest() == model.answer(asked.prompt, 1)
-    assert [length for step in model.steps for _, length in lengths(step)] == pieces
+    def submit(self, batch: Batch) -> None:
+        self._submissions.append(Submission(batch, self.prompt, max_new_tokens=self.count, **self.params))
 
 
-@pytest.mark.parametrize("method", ["read", "put"])
-def test_what_cannot_be_copied_for_reuse_harms_no_neighbour(
-    made: Any, held: OneLayer, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    batch = made(held, rows=2, pool_bytes=1000 * TOKEN_BYTES)
-    with batch._wake:
-        stays = Asked(batch, ids(2, 1), max_new_tokens=12)
-        ends = Asked(batch, ids(5, 2), max_new_tokens=2)
-    held.wait()
-    held.step()
-
-    def fail(*args: Any) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PrefixPool, method, fail)
-        held.step(), held.step()
-        assert ends.rest() == held.answer(ends.prompt, 2)
-        again = Asked(batch, ends.prompt, max_new_tokens=2)
-        held.step(), held.step(), held.step()
-    held.release()
-    assert stays.rest() == held.answer(stays.prompt, 12)
-    if method == "read":
-        with pytest.raises(MemoryError):
-            again.rest()
-    else:
-        assert again.rest() == ends.tokens
-    assert Asked(batch, ids(5, 3), max_new_tokens=2).rest() == held.answer(ids(5, 3), 2)
-
-
-def test_close_ends_what_is_under_way_and_what_waits_and_later_ones_are_refused(made: Any, held: OneLayer) -> None:
-    batch = made(held, rows=1)
-    asked = [Asked(batch, ids(3, seed), max_new_tokens=9) for seed in range(2)]
-    held.wait()
-    closes = threading.Thread(target=batch.close)
-    closes.start()
-    held.release()
-    closes.join(PATIENCE)
-    assert not closes.is_alive()
-    for one in asked:
-        with pytest.raises(RuntimeError, match="closed"):
-            one.rest()
-    with pytest.raises(RuntimeError, match="closed"):
-        Asked(batch, ids(3))
-    batch.close()
-    assert not batch._thread.is_alive()
-    assert batch.figures()["batch_size"] == 0
-
-
-def test_a_slow_reader_holds_up_nobody(made: Any, model: OneLayer) -> None:
-    batch = made(model, rows=2)
-    slow = Asked(batch, ids(3, 1), max_new_tokens=9)
-    quick = Asked(batch, ids(3, 2), max_new_tokens=30)
-    assert quick.rest() == model.answer(quick.prompt, 30)
-    assert slow.rest() == model.answer(slow.prompt, 9)
+PARAMS: list[dict[str, Any]] = [
+    {},
+    {},
+    {"temperature": 1.3, "seed": 3},
+    {"temperature": 0.8, "top_k": 9, "top_p": 0.8, "repetition_penalty": 1.2},
+]
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Requests that share beginnings, each with the step at which it is asked and, maybe, cancelled."""
-    plan = []
+def schedules(draw: st.DrawFn) -> list[PlannedRequest]:
+    """Requests with common prefixes."""
+    requests = []
     for _ in range(draw(st.integers(1, 8))):
         prompt = ids(draw(st.integers(1, 14)), draw(st.integers(0, 1))) + ids(draw(st.integers(0, 6)), 7)
-        plan.append(
-            {
-                "prompt": prompt,
-                "at": draw(st.integers(0, 12)),
-                "count": draw(st.integers(1, 8)),
-                "cancel": draw(st.none() | st.integers(0, 9)),
-                "follow": draw(st.booleans()),
-                "params": draw(
-                    st.sampled_from(
-                        [
-                            {},
-                            {},
-                            {"temperature": 1.3, "seed": 3},
-                            {"temperature": 0.8, "top_k": 9, "top_p": 0.8, "repetition_penalty": 1.2},
-                        ]
-                    )
-                ),
-            }
-        )
-    return plan
+        submit_at = draw(st.integers(0, 12))
+        delay = draw(st.none() | st.integers(0, 9))
+        cancel_at = None if delay is None else submit_at + delay
+        count, continued = draw(st.integers(1, 8)), draw(st.booleans())
+        requests.append(PlannedRequest(prompt, submit_at, count, cancel_at, continued, draw(st.sampled_from(PARAMS))))
+    return requests
 
 
 @settings(max_examples=40, deadline=None)
-@given(plans(), st.integers(1, 4), st.sampled_from([2, 5, 512]), st.sampled_from([0, 25, 1000]))
-def test_under_any_schedule_each_answer_is_what_the_model_says_alone(
-    plan: list[dict[str, Any]], rows: int, piece: int, room: int
+@given(schedules(), st.integers(1, 4), st.sampled_from([2, 5, 512]), st.sampled_from([0, 25, 1000]))
+def test_answers_are_independent_of_the_schedule(
+    schedule: list[PlannedRequest], rows: int, chunk: int, prefix_tokens: int
 ) -> None:
-    held, lone_model = OneLayer(free=False), OneLayer()
+    model, lone_model = OneLayerModel(waits=True), OneLayerModel()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE_TOKENS", (piece, piece))
-        batch, lone = batch_of(held, rows=rows, pool_bytes=room * TOKEN_BYTES), batch_of(lone_model, rows=1)
+        patch.setattr(scheduler, "PREFILL_BUDGET", (chunk, chunk))
+        batch, lone = batch_of(model, rows=rows, prefix_tokens=prefix_tokens), batch_of(lone_model, rows=1)
         try:
-            run(plan, held, batch, rows, room)
-            for request in plan:
-                asked: Asked = request["asked"]
-                alone = Asked(lone, asked.prompt, max_new_tokens=request["count"], **request["params"]).rest()
-                if not request["params"]:
-                    assert alone == lone_model.answer(asked.prompt, request["count"])
-                if asked.request.cancelled and request["cancel"] is not None:
-                    told = [token for token in iter_told(asked) if token is not None]
-                    assert told == alone[: len(told)]
+            run(schedule, model, batch, rows, prefix_tokens)
+            for planned in schedule:
+                expected = Submission(lone, planned.prompt, max_new_tokens=planned.count, **planned.params).read_all()
+                if not planned.params:
+                    assert expected == lone_model.answer(planned.prompt, planned.count)
+                if planned.submission.request.cancelled and planned.cancel_at is not None:
+                    tokens = list(unread_tokens(planned.submission))
+                    assert tokens == expected[: len(tokens)]
                 else:
-                    assert asked.rest() == alone
+                    assert planned.submission.read_all() == expected
         finally:
-            held.release()
+            model.run_freely()
             batch.close()
             lone.close()
-    assert sorted(batch._free) == list(range(rows)), "a row was lost"
-    assert batch.figures()["batch_size"] == 0
+    assert sorted(batch.rows.free_rows) == list(range(rows)), "a row was lost"
+    assert batch.metrics()["batch_size"] == 0
 
 
-def run(plan: list[dict[str, Any]], held: OneLayer, batch: Batch, rows: int, room: int) -> None:
-    """Ask and cancel, each between two steps, until all is over."""
-    held_bytes = batch.figures()["kv_cache_bytes"]
-    opener = Asked(batch, [0], max_new_tokens=30)
-    held.wait()
-    cancelled: list[Asked] = []
+def run(schedule: list[PlannedRequest], model: OneLayerModel, batch: Batch, rows: int, prefix_tokens: int) -> None:
+    """Submit and cancel requests between steps, and read all answers."""
+    cache_bytes = batch.metrics()["kv_cache_bytes"]
+    first = Submission(batch, [0], max_new_tokens=30)
+    model.wait_for_step()
+    cancelled: list[Submission] = []
     for at in range(22):
-        for request in plan:
-            if request["at"] == at:
-                request["asked"] = Asked(batch, request["prompt"], max_new_tokens=request["count"], **request["params"])
-            if request["cancel"] is not None and request["at"] + request["cancel"] == at:
-                request["asked"].cancel()
-                cancelled.append(request["asked"])
-        held.step()
-        figures = batch.figures()
-        assert figures["batch_size"] == len(held.steps[-1]) <= rows or piece_waits(batch)
-        assert figures["prefix_cache_bytes"] <= room * TOKEN_BYTES
-        assert figures["kv_cache_bytes"] == held_bytes
-        assert all(one.request not in batch._rows for one in cancelled), "a cancelled row is still there"
-    held.release()
-    assert opener.rest() == held.answer([0], 30)
-    for request in plan:
-        if request["cancel"] is None:
-            request["asked"].rest()
-        if request["follow"]:
-            prompt = [*request["prompt"], *request["asked"].tokens, 1, 2]
-            assert Asked(batch, prompt, max_new_tokens=3).rest() == held.answer(prompt, 3)
-    Asked(batch, [1]).rest()  # whoever came before has joined, by now
+        for planned in schedule:
+            if planned.submit_at == at:
+                planned.submit(batch)
+            if planned.cancel_at == at:
+                planned.submission.cancel()
+                cancelled.append(planned.submission)
+        model.step()
+        metrics = batch.metrics()
+        assert metrics["batch_size"] == len(model.steps[-1]) <= rows or is_prompt_waiting(batch)
+        assert metrics["prefix_cache_bytes"] <= prefix_tokens * TOKEN_BYTES
+        assert metrics["kv_cache_bytes"] == cache_bytes
+        assert all(submission.request not in batch.rows.requests for submission in cancelled), (
+            "a cancelled request has a row"
+        )
+    model.run_freely()
+    assert first.read_all() == model.answer([0], 30)
+    for planned in schedule:
+        if planned.cancel_at is None:
+            planned.submission.read_all()
+        if planned.continued:
+            prompt = [*planned.prompt, *planned.submission.tokens, 1, 2]
+            assert Submission(batch, prompt, max_new_tokens=3).read_all() == model.answer(prompt, 3)
+    Submission(batch, [1]).read_all()  # all earlier requests were admitted before this one
     wait_until_idle(batch)
     batch.close()
 
 
-def wait_until_idle(batch: Batch) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while batch.figures()["batch_size"]:
-        assert time.monotonic() < deadline, "a row is never free again"
-        time.sleep(0.001)
+def is_prompt_waiting(batch: Batch) -> bool:
+    """Return whether a prompt has no chunk in this step because others use the whole budget."""
+    return any(len(request.ids) - request.computed_tokens > 1 for request in batch.rows.requests)
 
 
-def piece_waits(batch: Batch) -> bool:
-    """Whether a prompt is not read in this step, as others take all that may be read."""
-    return any(len(one.ids) - one.computed > 1 for one in batch._rows)
-
-
-def iter_told(asked: Asked) -> Iterator[int | None]:
-    while not asked.request.told.empty():
-        step = asked.request.told.get()
+def unread_tokens(submission: Submission) -> Iterator[int]:
+    output = submission.request.output
+    while not output.empty():
+        step = output.get()
         if isinstance(step, Exception):
             return
-        yield step
-
-
-assert SIZE * 16 == TOKEN_BYTES
+        if step is not None:
+            yield step

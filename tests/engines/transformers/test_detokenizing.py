@@ -1,4 +1,4 @@
-"""From token ids to text, token by token."""
+"""Tests of incremental detokenization."""
 
 from __future__ import annotations
 
@@ -8,36 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import ByT5Tokenizer
 
-from aiochatstream.engines.token_bytes import _byte_of_character
+from aiochatstream.engines.token_bytes import byte_level_alphabet
 from aiochatstream.engines.transformers.detokenizing import detokenizer
-
-TEXTS = [
-    "Hello, how are you?",
-    "日本の首都は東京です。鬱蒼たる森。",
-    "The family 👨‍👩‍👧‍👦, the flag 🏳️‍🌈 and 🇯🇵🍣",
-    "नमस्ते दुनिया, क्षत्रिय ज्ञान",
-    "  two\n\n\tlines: naïve café 東京タワー🗼 is 333 m; हिन्दी 👩🏽‍🚀 ok  ",
-    "\ufeff\u00a0\u200b é e\u0301 𝔘𝔫𝔦 Ω",
-]
-
-
-def byte_fallback_tokenizer() -> Any:
-    """As Llama 2, Mistral and Gemma write text: a byte a token, line ends too, where the vocabulary has no token."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnop日本東"]
-    vocab = {token: at for at, token in enumerate(tokens)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))  # noqa: S106
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")  # noqa: S106
-
-
-BYTE_FALLBACK = byte_fallback_tokenizer()
-IN_PYTHON = ByT5Tokenizer()
+from tests.engines.tokenizers import BYTE_FALLBACK, IN_PYTHON, TEXTS, ids_of
 
 
 @pytest.fixture(scope="module", params=["of the real model", "with byte fallback", "written in Python"])
@@ -47,34 +23,29 @@ def some_tokenizer(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
 
 @pytest.fixture(scope="module", params=["of the real model", "with byte fallback"])
 def fast_tokenizer(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
-    """ByT5, which is written in Python, itself drops bytes that are no character."""
+    """A tokenizer that keeps invalid bytes, unlike ByT5, which is written in Python."""
     return {"with byte fallback": BYTE_FALLBACK}.get(request.param, tokenizer)
 
 
-def ids_of(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
+def texts_of(tokenizer: Any, ids: list[int]) -> list[str]:
     text_of = detokenizer(tokenizer)
     return [*(text_of.step(token_id) for token_id in ids), text_of.end()]
 
 
-def test_the_two_ways_of_decoding_are_both_tried(tokenizer: Any) -> None:
+def test_the_fixtures_include_fast_and_python_tokenizers(tokenizer: Any) -> None:
     assert [tokenizer.is_fast, BYTE_FALLBACK.is_fast, IN_PYTHON.is_fast] == [True, True, False]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_pieces_together_are_the_text_and_none_holds_half_a_character(some_tokenizer: Any, text: str) -> None:
+def test_deltas_join_to_the_text_and_contain_only_complete_characters(some_tokenizer: Any, text: str) -> None:
     ids = ids_of(some_tokenizer, text)
-    pieces = pieces_of(some_tokenizer, ids)
-    assert "".join(pieces) == some_tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert not any("\ufffd" in piece for piece in pieces)
+    texts = texts_of(some_tokenizer, ids)
+    assert "".join(texts) == some_tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert not any("\ufffd" in text for text in texts)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_wherever_an_answer_is_cut_all_whole_characters_show_and_no_half_one(some_tokenizer: Any, text: str) -> None:
+def test_an_answer_that_is_cut_anywhere_contains_all_complete_characters(some_tokenizer: Any, text: str) -> None:
     text_of = detokenizer(some_tokenizer)
     ids = ids_of(some_tokenizer, text)
     so_far = ""
@@ -86,48 +57,46 @@ def test_wherever_an_answer_is_cut_all_whole_characters_show_and_no_half_one(som
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "鬱鬱鬱鬱鬱鬱"])
-def test_a_text_goes_on_from_any_character_as_if_it_had_never_been_cut(some_tokenizer: Any, text: str) -> None:
+def test_a_text_can_be_continued_after_any_character(some_tokenizer: Any, text: str) -> None:
     ids = ids_of(some_tokenizer, text)
     cuts = 0
     for length in range(1, len(ids)):
         before = some_tokenizer.decode(ids[:length], skip_special_tokens=True)
-        if text.startswith(before) and len(ids_of(some_tokenizer, before)) == length:  # else it is half a character
+        if text.startswith(before) and len(ids_of(some_tokenizer, before)) == length:  # else it ends within a character
             text_of = detokenizer(some_tokenizer, ids[:length])
             assert before + "".join(map(text_of.step, ids[length:])) + text_of.end() == text
             cuts += 1
     assert cuts
 
 
-def test_special_tokens_are_left_out(some_tokenizer: Any) -> None:
+def test_special_tokens_have_no_text(some_tokenizer: Any) -> None:
     end = some_tokenizer.eos_token_id
     first, second = ids_of(some_tokenizer, "日本 abc"), ids_of(some_tokenizer, "no🍣")
     ids = [end, *first, end, *second, end, end]
-    assert "".join(pieces_of(some_tokenizer, ids)) == some_tokenizer.decode([*first, *second])
+    assert "".join(texts_of(some_tokenizer, ids)) == some_tokenizer.decode([*first, *second])
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_whatever_ids_a_model_writes_nothing_breaks_and_the_next_whole_character_shows(
-    data: st.DataObject, some_tokenizer: Any
-) -> None:
+def test_a_complete_character_is_decoded_after_any_ids(data: st.DataObject, some_tokenizer: Any) -> None:
     ids = data.draw(st.lists(st.integers(0, len(some_tokenizer) - 1), max_size=12))
-    assert "".join(pieces_of(some_tokenizer, ids + ids_of(some_tokenizer, "a"))).endswith("a")
+    assert "".join(texts_of(some_tokenizer, ids + ids_of(some_tokenizer, "a"))).endswith("a")
 
 
-def test_half_a_character_after_a_byte_that_was_shown_does_not_end_the_answer() -> None:
+def test_text_after_an_incomplete_character_is_decoded() -> None:
     ids = [BYTE_FALLBACK.convert_tokens_to_ids(token) for token in ("a", "<0x0A>", "<0xF0>", "<0x9F>", "b")]
-    assert "".join(pieces_of(BYTE_FALLBACK, ids)) == "a\n\ufffdb"
+    assert "".join(texts_of(BYTE_FALLBACK, ids)) == "a\n\ufffdb"
 
 
 def bytes_ids(tokenizer: Any, data: bytes) -> list[int]:
-    """A token for each byte."""
+    """Return a token for each byte."""
     if tokenizer is BYTE_FALLBACK:
         return list(map(int, tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in data])))
-    of_byte = {value[0]: character for character, value in _byte_of_character().items()}
-    return list(map(int, tokenizer.convert_tokens_to_ids([of_byte[byte] for byte in data])))
+    characters = {value[0]: character for character, value in byte_level_alphabet().items()}
+    return list(map(int, tokenizer.convert_tokens_to_ids([characters[byte] for byte in data])))
 
 
-RUNS = [
+BYTE_SEQUENCES = [
     b"\xe6\x97",
     b"\xef\xbf\xbd",
     b"\x80" * 41,
@@ -138,22 +107,22 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize("data", RUNS)
-def test_no_byte_of_an_answer_is_lost_and_whole_characters_stay_whole(fast_tokenizer: Any, data: bytes) -> None:
-    assert "".join(pieces_of(fast_tokenizer, bytes_ids(fast_tokenizer, data))) == data.decode(errors="replace")
+@pytest.mark.parametrize("data", BYTE_SEQUENCES)
+def test_invalid_bytes_become_replacement_characters(fast_tokenizer: Any, data: bytes) -> None:
+    assert "".join(texts_of(fast_tokenizer, bytes_ids(fast_tokenizer, data))) == data.decode(errors="replace")
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     data=st.lists(st.sampled_from([b"\xe6", b"\x97", b"\xa5", b"a", b" ", b"\xf0\x9f", b"\xef\xbf\xbd"])).map(b"".join)
 )
-def test_the_text_of_any_bytes_is_what_they_decode_to(data: bytes) -> None:
+def test_any_bytes_are_decoded_as_by_python(data: bytes) -> None:
     ids = bytes_ids(BYTE_FALLBACK, data)
-    assert "".join(pieces_of(BYTE_FALLBACK, ids)) == data.decode(errors="replace")
+    assert "".join(texts_of(BYTE_FALLBACK, ids)) == data.decode(errors="replace")
 
 
 @pytest.mark.parametrize("end", ["5 \ufffd", "\ufffd", "日本 \ufffd\ufffd", "a\ufffd" * 20])
-def test_after_a_text_that_ends_in_a_replacement_character_only_new_text_is_told(some_tokenizer: Any, end: str) -> None:
+def test_text_before_the_answer_is_not_repeated_after_a_replacement_character(some_tokenizer: Any, end: str) -> None:
     text_of = detokenizer(some_tokenizer, ids_of(some_tokenizer, end))
     assert "".join(map(text_of.step, ids_of(some_tokenizer, "日b"))).lstrip() + text_of.end() == "日b"
 
@@ -171,35 +140,35 @@ def test_after_a_text_that_ends_in_a_replacement_character_only_new_text_is_told
         (b"a\xef\xbf", b"\xbdb", "\ufffdb"),
     ],
 )
-def test_after_half_a_character_an_answer_completes_or_leaves_it(
+def test_an_answer_may_complete_a_character_of_its_prompt(
     fast_tokenizer: Any, before: bytes, answer: bytes, text: str
 ) -> None:
     text_of = detokenizer(fast_tokenizer, bytes_ids(fast_tokenizer, before))
     assert "".join(map(text_of.step, bytes_ids(fast_tokenizer, answer))) + text_of.end() == text
 
 
-def test_a_piece_that_is_a_replacement_character_is_told_at_once() -> None:
-    """Llama 2 has one in its vocabulary."""
+def test_a_token_for_the_replacement_character_is_decoded_immediately() -> None:
+    """The vocabulary of Llama 2 contains one."""
     tokenizer = copy.deepcopy(BYTE_FALLBACK)
     tokenizer.add_tokens([AddedToken("\ufffd", normalized=False)])
     text_of = detokenizer(tokenizer)
     assert [text_of.step(token_id) for token_id in ids_of(tokenizer, "\ufffd\ufffd")] == ["\ufffd", "\ufffd"]
 
 
-class CountingTokenizer(ByT5Tokenizer):
-    """Written in Python; counts the ids that it is asked to decode."""
+class CountingTokenizer(ByT5Tokenizer):  # type: ignore[misc]
+    """A tokenizer in Python that records the maximum number of ids in a ``decode`` call."""
 
-    most_ids = 0
+    max_ids = 0
 
     def decode(self, token_ids: list[int], **options: Any) -> Any:
-        self.most_ids = max(self.most_ids, len(token_ids))
+        self.max_ids = max(self.max_ids, len(token_ids))
         return super().decode(token_ids, **options)
 
 
 @pytest.mark.parametrize("between", [[], [1] * 200, [0x80 + 3] * 200], ids=["nothing", "special", "lone bytes"])
-def test_a_tokenizer_in_python_never_decodes_more_than_a_short_window(between: list[int]) -> None:
+def test_python_tokenizers_decode_only_a_short_window(between: list[int]) -> None:
     counting = CountingTokenizer()
     text = "日本の首都は東京です。👨‍👩‍👧‍👦" * 10
     ids = [*ids_of(counting, text), *between, *ids_of(counting, text)]
-    assert "".join(pieces_of(counting, ids)) == text + text
-    assert 0 < counting.most_ids <= 16  # characters of up to four bytes: the last one and a new one
+    assert "".join(texts_of(counting, ids)) == text + text
+    assert 0 < counting.max_ids <= 16  # the last character and a new one have up to four bytes each

@@ -1,4 +1,4 @@
-"""``compile=True``: the same answers, of each engine its own model's; what cannot be compiled says why."""
+"""Tests of compiled models: their answers, and errors of the compilation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import pytest
 import torch
 
 from aiochatstream.engines.transformers import TransformersEngine
-from aiochatstream.engines.transformers.attention import Step
 from aiochatstream.engines.transformers.cpu.native import decode_attention
-from tests.engines.transformers.models import BYTES, assert_same, reference, some_ids, tiny
-from tests.engines.transformers.test_engine import answer, told_together
+from aiochatstream.engines.transformers.packed_step import PackedStep
+from tests.engines.transformers.engine_harness import answer, concurrent_answers, load_engine
+from tests.engines.transformers.tiny_models import assert_same, reference, some_ids, tiny
 
 
-def compiled(family: str) -> TransformersEngine:
-    engine = TransformersEngine(tiny(family), BYTES, compile=True)
-    engine.load(slots=3, context_len=1024)
-    return engine
+def load_compiled(family: str) -> TransformersEngine:
+    return load_engine(tiny(family), slots=3, context_len=1024, compile=True)
 
 
 @pytest.fixture(autouse=True)
@@ -29,27 +27,27 @@ def compiler() -> None:
         pytest.skip("a C++ compiler is missing: apt-get install g++")
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, which it gives while it compiles
-def test_greedy_answers_of_compiled_models_are_those_of_generate_together_and_again() -> None:
+@pytest.mark.filterwarnings("ignore")  # of torch, during compilation
+def test_concurrent_and_repeated_answers_of_compiled_models_are_those_of_generate() -> None:
     families = ("Llama", "Gemma 2")
-    engines = [compiled(family) for family in families]  # at the same time: none answers for another
+    engines = [load_compiled(family) for family in families]  # engines of two models at the same time
     prompts = [some_ids(length, seed) for seed, length in enumerate([1, 70, 600])]
     for family, engine in zip(families, engines, strict=True):
         plain = tiny(family)
         expected = [reference(copy.deepcopy(plain), ids, 16) for ids in prompts]
-        for _ in range(2):  # the second time with what the first has left
-            found = told_together(engine, prompts, max_new_tokens=16, ignore_eos=True)
-            for ids, one, other in zip(prompts, found, expected, strict=True):
-                assert_same(plain, ids, one, other)
-        assert engine.figures()["prefix_cache_hits_total"] >= 2
+        for _ in range(2):  # the second time with cached prefixes
+            answers = concurrent_answers(engine, prompts, max_new_tokens=16, ignore_eos=True)
+            for ids, actual, generated in zip(prompts, answers, expected, strict=True):
+                assert_same(plain, ids, actual, generated)
+        assert engine.metrics()["prefix_cache_hits_total"] >= 2
     for engine in engines:
         engine.close()
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_out_of_memory_in_compiled_code_fails_the_newest_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = compiled("Llama")
-    attend, failures = Step.attend, iter([MemoryError("none left")] * 2)
+def test_out_of_memory_in_compiled_code_fails_only_the_newest_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load_compiled("Llama")
+    attend, failures = PackedStep.attend, iter([MemoryError("none left")] * 2)
 
     def failing(*args: Any, **options: Any) -> torch.Tensor:
         for failure in failures:
@@ -58,32 +56,32 @@ def test_out_of_memory_in_compiled_code_fails_the_newest_request_only(monkeypatc
 
     before = answer(engine, some_ids(5))
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "attend", failing)
+        patch.setattr(PackedStep, "attend", failing)
         with pytest.raises(MemoryError, match="Out of memory in a step of 1 requests: none left"):
-            answer(engine, some_ids(9))  # after what was kept was dropped, for the first failure
+            answer(engine, some_ids(9))  # the first failure drops the prefix cache
         assert next(failures, None) is None
     assert answer(engine, some_ids(5)) == before
     engine.close()
 
 
-def test_an_older_torch_does_not_compile_and_the_error_names_the_one_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def older(model: Any, *, fullgraph: bool, dynamic: bool, options: dict[str, Any]) -> Any:
+def test_an_older_torch_is_an_error_that_names_the_required_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older_compile(model: Any, *, fullgraph: bool, dynamic: bool, options: dict[str, Any]) -> Any:
         raise AssertionError("it was compiled")
 
-    monkeypatch.setattr(torch, "compile", older)
-    with pytest.raises(RuntimeError, match=r"cannot be compiled here \(.*isolate_recompiles.*\)\. It takes torch 2.13"):
-        compiled("Llama")
+    monkeypatch.setattr(torch, "compile", older_compile)
+    with pytest.raises(RuntimeError, match=r"cannot be compiled \(.*isolate_recompiles.*\)\. It requires torch 2.13"):
+        load_compiled("Llama")
 
 
-def test_without_a_compiler_the_engine_does_not_load_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error_that_names_the_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    decode_attention.cache_clear()  # what was compiled before still works
-    with pytest.raises(RuntimeError, match=r"^compile: \w+ cannot be compiled here \(.*\)\. It takes .* g\+\+ "):
-        compiled("Qwen3")
+    decode_attention.cache_clear()  # functions compiled by other tests
+    with pytest.raises(RuntimeError, match=r"^compile: \w+ cannot be compiled \(.*\)\. It requires .* g\+\+ "):
+        load_compiled("Qwen3")
 
 
-def test_a_model_that_cannot_be_batched_is_not_compiled_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cannot_be_batched_is_not_compiled_and_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        engine = compiled("Mamba")
+        engine = load_compiled("Mamba")
     assert "not compiled" in caplog.text
     engine.close()

@@ -1,4 +1,4 @@
-"""Answers of a given form, from the real model."""
+"""Tests of constrained answers of a trained model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ import pytest
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from aiochatstream import Constraint, Delta, FunctionEngine, GenerationParams, Prompt, ScriptedEngine, TokenSampler
+from aiochatstream import Constraint, Engine, FunctionEngine, GenerationParams, Prompt, ScriptedEngine, TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.errors import InvalidValue
-from tests.engines.transformers.models import BYTES, question, reference, tiny
+from tests.engines.transformers.engine_harness import (
+    answer,
+    concurrent_deltas,
+    deltas_of,
+    load_engine,
+    text_of,
+    tokens_of,
+)
+from tests.engines.transformers.tiny_models import question, reference, tiny
 from tests.helpers import PATIENCE, echo
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class City(BaseModel):
-    """What the model is to fill in: it must be short, or the small model fills it for ever."""
+    """Schema of an answer; with limits, because the small model would not end unlimited strings."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,8 +53,7 @@ SLOTS = 10
 
 @pytest.fixture(scope="module")
 def engine(model: Any, tokenizer: Any) -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(model, tokenizer)
-    engine.load(slots=SLOTS, context_len=512)
+    engine = load_engine(model, tokenizer, slots=SLOTS, context_len=512)
     yield engine
     engine.close()
 
@@ -56,54 +63,33 @@ def ids(tokenizer: Any) -> list[int]:
     return question(tokenizer, "Tell me of a city, as JSON.")
 
 
-def deltas_of(engine: TransformersEngine, ids: list[int], **params: Any) -> list[Delta]:
-    given = {"temperature": 0, "max_new_tokens": 80} | params
-    return list(engine.generate(Prompt([], ids), GenerationParams(**given)))
-
-
-def text_of(deltas: list[Delta]) -> str:
-    return "".join(delta.text for delta in deltas)
-
-
-def tokens_of(deltas: list[Delta]) -> list[int]:
-    return [token_id for delta in deltas for token_id in delta.token_ids]
-
-
-def together(engine: TransformersEngine, ids: list[int], asked: list[dict[str, Any]]) -> list[list[Delta]]:
-    """The answers to one prompt, asked at the same time."""
-    begin = threading.Barrier(len(asked))
-
-    def ask(params: dict[str, Any]) -> list[Delta]:
-        begin.wait(PATIENCE)
-        return deltas_of(engine, ids, **params)
-
-    with ThreadPoolExecutor(len(asked)) as threads:
-        return list(threads.map(ask, asked))
-
-
-def test_of_drawn_answers_each_that_ends_is_json_of_the_schema(engine: TransformersEngine, ids: list[int]) -> None:
-    asked: list[dict[str, Any]] = [{"constraint": CITY, "temperature": 1.3, "seed": seed} for seed in range(SLOTS - 1)]
-    answers = together(engine, ids, [*asked, {"constraint": CITY}])
-    ended = [deltas for deltas in answers if deltas[-1].finish_reason == "stop"]
-    assert len(ended) > SLOTS / 2
-    texts = {text_of(deltas) for deltas in ended}
-    assert len(texts) > SLOTS / 3, "the answers are hardly drawn"
+def test_sampled_answers_are_json_of_the_schema(engine: TransformersEngine, ids: list[int]) -> None:
+    city: dict[str, Any] = {"constraint": CITY, "max_new_tokens": 80}
+    params = [*({**city, "temperature": 1.3, "seed": seed} for seed in range(SLOTS - 1)), city]
+    answers = concurrent_deltas(engine, [(ids, options) for options in params])
+    complete = [deltas for deltas in answers if deltas[-1].finish_reason == "stop"]
+    assert len(complete) > SLOTS / 2
+    texts = {text_of(deltas) for deltas in complete}
+    assert len(texts) > SLOTS / 3, "the answers are too similar"
     for text in texts:
         City.model_validate_json(text)
         assert list(json.loads(text)) == list(City.model_fields)
         assert not re.search(r"\s{18}|\n\s*\n", re.sub(r'"(\\.|[^"])*"', '""', text)), "there is too much whitespace"
 
 
-def test_a_free_row_beside_constrained_ones_says_what_it_says_alone(
+def test_constrained_answers_do_not_change_concurrent_unconstrained_ones(
     engine: TransformersEngine, untouched_model: Any, ids: list[int]
 ) -> None:
-    free = {"max_new_tokens": 16}
-    drawn = {"max_new_tokens": 16, "temperature": 1.0, "seed": 4, "top_p": 0.9, "top_k": 50}
-    alone = tokens_of(deltas_of(engine, ids, **drawn))
-    constrained = [{"constraint": one, "top_p": 0.9, "temperature": 0.8} for one in (CITY, DIGITS)]
-    answers = together(engine, ids, [free, drawn, *constrained])
+    greedy: dict[str, Any] = {"max_new_tokens": 16}
+    sampled: dict[str, Any] = {"max_new_tokens": 16, "temperature": 1.0, "seed": 4, "top_p": 0.9, "top_k": 50}
+    expected = answer(engine, ids, **sampled)
+    constrained: list[dict[str, Any]] = [
+        {"max_new_tokens": 80, "constraint": constraint, "top_p": 0.9, "temperature": 0.8}
+        for constraint in (CITY, DIGITS)
+    ]
+    answers = concurrent_deltas(engine, [(ids, params) for params in (greedy, sampled, *constrained)])
     assert tokens_of(answers[0]) == reference(untouched_model, ids, 16)
-    assert tokens_of(answers[1]) == alone
+    assert tokens_of(answers[1]) == expected
     assert re.fullmatch(DIGITS.text, text_of(answers[3]))
 
 
@@ -117,7 +103,7 @@ def test_a_free_row_beside_constrained_ones_says_what_it_says_alone(
     ],
     ids=lambda value: getattr(value, "kind", None),
 )
-def test_every_kind_of_constraint_gives_the_likeliest_text_of_its_form(
+def test_every_kind_of_constraint_gives_a_matching_text(
     engine: TransformersEngine, ids: list[int], constraint: Constraint, pattern: str
 ) -> None:
     deltas = deltas_of(engine, ids, constraint=constraint, max_new_tokens=40)
@@ -125,7 +111,7 @@ def test_every_kind_of_constraint_gives_the_likeliest_text_of_its_form(
     assert deltas[-1].finish_reason == "stop"
 
 
-def test_a_json_object_is_one_as_far_as_it_goes(engine: TransformersEngine, ids: list[int]) -> None:
+def test_a_json_object_is_valid_or_cut_at_max_new_tokens(engine: TransformersEngine, ids: list[int]) -> None:
     deltas = deltas_of(engine, ids, constraint=Constraint("json_object"), max_new_tokens=40)
     text = text_of(deltas)
     assert text.startswith("{")
@@ -135,26 +121,24 @@ def test_a_json_object_is_one_as_far_as_it_goes(engine: TransformersEngine, ids:
         assert len(tokens_of(deltas)) == 40
 
 
-def test_an_array_that_may_be_empty_has_what_the_model_knows(engine: TransformersEngine, tokenizer: Any) -> None:
+def test_an_array_that_may_be_empty_contains_the_models_answer(engine: TransformersEngine, tokenizer: Any) -> None:
     days = "Give me the seven days of the week as JSON, an array of strings under the key items."
     schema = {"type": "object", "properties": {"items": {"type": "array", "items": {"type": "string"}}}}
     constraint = Constraint.json_schema({**schema, "required": ["items"]})
-    text = text_of(deltas_of(engine, question(tokenizer, days), constraint=constraint))
+    text = text_of(deltas_of(engine, question(tokenizer, days), constraint=constraint, max_new_tokens=80))
     assert {"Monday", "Tuesday", "Wednesday"} <= set(re.findall(r'"(\w+)"', text)), text
 
 
-def test_an_answer_that_is_complete_goes_on_with_nothing_where_the_end_is_ignored(
-    engine: TransformersEngine, ids: list[int]
-) -> None:
-    ended = deltas_of(engine, ids, constraint=DIGITS)
+def test_a_complete_answer_with_ignore_eos_has_no_further_text(engine: TransformersEngine, ids: list[int]) -> None:
+    complete = deltas_of(engine, ids, max_new_tokens=80, constraint=DIGITS)
     ignoring = deltas_of(engine, ids, constraint=DIGITS, ignore_eos=True, max_new_tokens=16)
-    assert text_of(ended) == text_of(ignoring)
-    assert ended[-1].finish_reason == "stop"
+    assert text_of(complete) == text_of(ignoring)
+    assert complete[-1].finish_reason == "stop"
     assert (len(tokens_of(ignoring)), ignoring[-1].finish_reason) == (16, "length")
 
 
-def test_a_stop_string_ends_json_where_it_stands(engine: TransformersEngine, ids: list[int]) -> None:
-    deltas = deltas_of(engine, ids, constraint=CITY, stop=('"people"',))
+def test_a_stop_string_ends_a_constrained_answer(engine: TransformersEngine, ids: list[int]) -> None:
+    deltas = deltas_of(engine, ids, max_new_tokens=80, constraint=CITY, stop=('"people"',))
     assert re.fullmatch(r'\{\s*"name":\s*"[^"]*"\s*,\s*"kind":\s*"[^"]*"\s*,\s*', text_of(deltas))
     assert deltas[-1].finish_reason == "stop"
 
@@ -171,34 +155,36 @@ def test_a_stop_string_ends_json_where_it_stands(engine: TransformersEngine, ids
     ],
     ids=str,
 )
-def test_no_parameter_leads_out_of_the_form(engine: TransformersEngine, ids: list[int], params: dict[str, Any]) -> None:
+def test_no_parameter_overrides_the_constraint(
+    engine: TransformersEngine, ids: list[int], params: dict[str, Any]
+) -> None:
     constraint = Constraint("regex", "(7 ){5}")
-    assert text_of(deltas_of(engine, ids, constraint=constraint, **params)) == "7 " * 5
+    assert text_of(deltas_of(engine, ids, max_new_tokens=80, constraint=constraint, **params)) == "7 " * 5
 
 
-def test_an_answer_that_breaks_off_leaves_the_grammar_as_it_was(engine: TransformersEngine, ids: list[int]) -> None:
-    whole = text_of(deltas_of(engine, ids, constraint=CITY))
-    broken_off = engine.generate(Prompt([], ids), GenerationParams(temperature=0, constraint=CITY))
-    assert [next(broken_off) for _ in range(5)]
-    broken_off.close()
-    assert text_of(deltas_of(engine, ids, constraint=CITY)) == whole
+def test_a_cancelled_answer_does_not_change_the_grammar(engine: TransformersEngine, ids: list[int]) -> None:
+    expected = text_of(deltas_of(engine, ids, max_new_tokens=80, constraint=CITY))
+    cancelled = engine.generate(Prompt([], ids), GenerationParams(temperature=0, constraint=CITY))
+    assert [next(cancelled) for _ in range(5)]
+    cancelled.close()
+    assert text_of(deltas_of(engine, ids, max_new_tokens=80, constraint=CITY)) == expected
 
 
 @pytest.mark.parametrize(
     ("constraint", "message"),
     [
-        (Constraint.json_schema({"type": "objekt"}), "this JSON schema cannot be followed: Invalid type: objekt."),
+        (Constraint.json_schema({"type": "objekt"}), "this JSON schema is not supported: Invalid type: objekt."),
         (Constraint.json_schema({"type": "array", "uniqueItems": True}), 'keys: ["uniqueItems"].'),
         (Constraint.json_schema({"$ref": "http://example.com/x"}), "does not fetch resources."),
         (Constraint.json_schema({"type": "object", "properties": {"a": False}, "required": ["a"]}), "unsatisfiable."),
-        (Constraint("json_schema", "[1]"), "this JSON schema cannot be followed: Expecting object"),
-        (Constraint("json_schema", "{"), "this JSON schema cannot be followed: EOF"),
-        (Constraint("regex", "a("), "this regular expression cannot be followed: "),
-        (Constraint("lark", "start: foo"), 'this grammar cannot be followed: at 1(8): unknown name: "foo"'),
+        (Constraint("json_schema", "[1]"), "this JSON schema is not supported: Expecting object"),
+        (Constraint("json_schema", "{"), "this JSON schema is not supported: EOF"),
+        (Constraint("regex", "a("), "this regular expression is not supported: "),
+        (Constraint("lark", "start: foo"), 'this grammar is not supported: at 1(8): unknown name: "foo"'),
     ],
     ids=str,
 )
-def test_what_cannot_be_followed_is_refused_with_what_is_wrong(
+def test_an_unsupported_constraint_is_an_error_with_the_reason(
     engine: TransformersEngine, constraint: Constraint, message: str
 ) -> None:
     with pytest.raises(InvalidValue, match=rf"^constraint: .*{re.escape(message)}") as error:
@@ -207,14 +193,13 @@ def test_what_cannot_be_followed_is_refused_with_what_is_wrong(
     assert "\n" not in error.value.detail
 
 
-def test_a_schema_that_takes_years_to_work_out_is_refused(engine: TransformersEngine) -> None:
-    """As long as the process that tries it is alive, this test does not end."""
+def test_a_schema_whose_compilation_would_take_years_is_an_error(engine: TransformersEngine) -> None:
     patterns = [{"type": "string", "pattern": f".*a.{{{length}}}b.*"} for length in range(1, 30)]
-    with pytest.raises(InvalidValue, match=r"^constraint: this JSON schema is too complex; "):
+    with pytest.raises(InvalidValue, match=r"^constraint: this JSON schema is too complex: "):
         engine.check(GenerationParams(constraint=Constraint.json_schema({"allOf": patterns})))
 
 
-def test_a_schema_nested_too_deeply_is_refused() -> None:
+def test_a_schema_that_is_nested_too_deeply_is_an_error() -> None:
     schema: dict[str, Any] = {}
     for _ in range(sys.getrecursionlimit()):
         schema = {"items": schema}
@@ -222,40 +207,39 @@ def test_a_schema_nested_too_deeply_is_refused() -> None:
         Constraint.json_schema(schema)
 
 
-def test_a_grammar_that_becomes_too_complex_fails_its_own_answer_alone(
+def test_a_grammar_that_becomes_too_complex_fails_only_its_own_answer(
     engine: TransformersEngine, ids: list[int]
 ) -> None:
-    alone = tokens_of(deltas_of(engine, ids, max_new_tokens=16))
-    begin = threading.Barrier(2)
+    expected = answer(engine, ids, max_new_tokens=16)
+    start = threading.Barrier(2)
 
-    def ask(constraint: Constraint | None) -> list[Delta]:
-        begin.wait(PATIENCE)
-        return deltas_of(engine, ids, constraint=constraint, max_new_tokens=16)
+    def request(constraint: Constraint | None) -> list[int]:
+        start.wait(PATIENCE)
+        return answer(engine, ids, constraint=constraint, max_new_tokens=16)
 
     with ThreadPoolExecutor(2) as threads:
-        failing = threads.submit(ask, Constraint("regex", "((a{1000}){1000}){1000}"))
-        free = threads.submit(ask, None)
-        with pytest.raises(InvalidValue, match=r"^constraint: cannot be followed to its end: [^\n<]+\.$"):
+        failing = threads.submit(request, Constraint("regex", "((a{1000}){1000}){1000}"))
+        unconstrained = threads.submit(request, None)
+        with pytest.raises(InvalidValue, match=r"^constraint: the answer cannot continue: [^\n<]+\.$"):
             failing.result()
-        assert tokens_of(free.result()) == alone
+        assert unconstrained.result() == expected
 
 
-class Says(TokenSampler):
-    """Takes the first token that is allowed, or one that is not."""
+class FirstAllowedSampler(TokenSampler):
+    """A sampler that returns the first allowed token, or one that is not allowed."""
 
-    def __init__(self, *, obeys: bool) -> None:
-        self.obeys = obeys
+    def __init__(self) -> None:
+        self.obeys = True
 
     def sample(
         self, logits: torch.Tensor, token_ids: Sequence[Sequence[int]], params: Sequence[GenerationParams]
     ) -> list[int]:
-        return [(row > -torch.inf).int().argmax().item() if self.obeys else 2 for row in logits]
+        return [int((row > -torch.inf).int().argmax()) if self.obeys else 2 for row in logits]
 
 
-def test_a_sampler_of_ones_own_is_shown_what_is_allowed_and_held_to_it(model: Any, tokenizer: Any) -> None:
-    sampler = Says(obeys=True)
-    engine = TransformersEngine(model, tokenizer, token_sampler=sampler)
-    engine.load(slots=1, context_len=64)
+def test_a_custom_sampler_gets_masked_logits_and_must_return_an_allowed_token(model: Any, tokenizer: Any) -> None:
+    sampler = FirstAllowedSampler()
+    engine = load_engine(model, tokenizer, slots=1, context_len=64, token_sampler=sampler)
     assert re.fullmatch(DIGITS.text, text_of(deltas_of(engine, [5, 6, 7], constraint=DIGITS, max_new_tokens=20)))
     sampler.obeys = False
     with pytest.raises(ValueError, match="must not return 2, which the answer's constraint excludes"):
@@ -263,20 +247,19 @@ def test_a_sampler_of_ones_own_is_shown_what_is_allowed_and_held_to_it(model: An
     engine.close()
 
 
-def test_without_llguidance_the_refusal_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llguidance_the_error_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    engine = TransformersEngine(tiny(), BYTES)
-    engine.load(slots=1, context_len=64)
+    engine = load_engine(tiny(), slots=1, context_len=64)
     engine.check(GenerationParams())
     with pytest.raises(InvalidValue, match=r"pip install 'aiochatstream\[constrained\]'"):
         engine.check(GenerationParams(constraint=DIGITS))
     engine.close()
 
 
-def test_a_tokenizer_or_an_engine_that_cannot_follow_one_refuses_it() -> None:
-    engine = TransformersEngine(tiny(), BYTES)
-    engine.load(slots=1, context_len=64)
-    for one in (engine, FunctionEngine(echo), ScriptedEngine()):
+def test_engines_without_support_for_constraints_reject_them() -> None:
+    engine = load_engine(tiny(), slots=1, context_len=64)
+    engines: list[Engine] = [engine, FunctionEngine(echo), ScriptedEngine()]
+    for unsupported in engines:
         with pytest.raises(InvalidValue, match=r"^constraint: "):
-            one.check(GenerationParams(constraint=DIGITS))
+            unsupported.check(GenerationParams(constraint=DIGITS))
     engine.close()

@@ -1,11 +1,10 @@
-"""Biases and penalties compared with transformers' own processors, and in whole answers with ``model.generate``."""
+"""Tests of biases and penalties, compared with transformers' processors and with ``model.generate``."""
 
 from __future__ import annotations
 
 import copy
 import random
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,17 +17,17 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from aiochatstream import GenerationParams, Prompt
-from aiochatstream.engines.transformers import TransformersEngine
-from aiochatstream.engines.transformers.logits import penalised
-from aiochatstream.engines.transformers.sampling import Sampler
-from tests.engines.transformers.models import BYTES, reference, some_ids, tiny
+from aiochatstream import GenerationParams
+from aiochatstream.engines.transformers.logits import apply_penalties
+from aiochatstream.engines.transformers.sampler import Sampler
+from tests.engines.transformers.engine_harness import answer, concurrent_deltas, load_engine, tokens_of
+from tests.engines.transformers.tiny_models import BYTES, reference, some_ids, tiny
 
 VOCABULARY = 60
 
 
 class CountPenalties(LogitsProcessor):  # type: ignore[misc]
-    """As OpenAI defines them: https://platform.openai.com/docs/api-reference/chat/create"""
+    """Penalties as defined by OpenAI: https://platform.openai.com/docs/api-reference/chat/create"""
 
     def __init__(self, prompt_length: int, presence: float, frequency: float) -> None:
         self.prompt_length, self.presence, self.frequency = prompt_length, presence, frequency
@@ -47,21 +46,21 @@ class SubtractivePenalty(LogitsProcessor):  # type: ignore[misc]
 
 
 def processors(params: dict[str, Any], prompt_length: int) -> LogitsProcessorList:
-    """The same in transformers' words, and its order."""
-    made = LogitsProcessorList()
+    """Return transformers' processors for ``params``, in its order."""
+    processors = LogitsProcessorList()
     if "logit_bias" in params:
-        made.append(
+        processors.append(
             SequenceBiasLogitsProcessor([[[token], float(bias)] for token, bias in params["logit_bias"].items()])
         )
     if params.get("repetition_penalty_method") == "subtractive":
-        made.append(SubtractivePenalty(params.get("repetition_penalty", 1.0)))
+        processors.append(SubtractivePenalty(params.get("repetition_penalty", 1.0)))
     elif "repetition_penalty" in params:
-        made.append(RepetitionPenaltyLogitsProcessor(params["repetition_penalty"]))
+        processors.append(RepetitionPenaltyLogitsProcessor(params["repetition_penalty"]))
     if "no_repeat_ngram_size" in params:
-        made.append(NoRepeatNGramLogitsProcessor(params["no_repeat_ngram_size"]))
+        processors.append(NoRepeatNGramLogitsProcessor(params["no_repeat_ngram_size"]))
     presence, frequency = params.get("presence_penalty", 0), params.get("frequency_penalty", 0)
-    made.append(CountPenalties(prompt_length, presence, frequency))
-    return made
+    processors.append(CountPenalties(prompt_length, presence, frequency))
+    return processors
 
 
 ROWS: list[dict[str, Any]] = [
@@ -91,39 +90,39 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def test_rows_of_all_kinds_together_are_changed_as_transformers_would_each() -> None:
-    draw = random.Random(0)  # noqa: S311
+def test_penalties_of_all_rows_equal_those_of_transformers_for_each_row() -> None:
+    generator = random.Random(0)  # noqa: S311
     logits = torch.randn(len(ROWS), VOCABULARY, generator=torch.Generator().manual_seed(1)) * 3
     before = logits.clone()
-    samplers, seen, wanted = [], [], []
+    samplers, seen, expected = [], [], []
     for row, params in enumerate(ROWS):
-        prompt, answer = ([draw.randrange(3) for _ in range(length)] for length in (5 + row, 2 * row))
+        prompt, answer = ([generator.randrange(3) for _ in range(length)] for length in (5 + row, 2 * row))
         sampler = Sampler(GenerationParams(**params))
         for token in answer:
             sampler.advance(token)
         samplers.append(sampler)
         seen.append(prompt + answer)
-        wanted.append(processors(params, len(prompt))(torch.tensor([seen[-1]]), logits[row : row + 1].clone())[0])
-    found = penalised(logits, samplers, seen)
-    torch.testing.assert_close(found, torch.stack(wanted))
-    assert torch.equal(logits, before), "the logits are someone else's"
-    same = [row for row in range(len(ROWS)) if torch.equal(found[row], before[row])]
-    assert [ROWS[row] for row in same] == [ROWS[0], ROWS[6], ROWS[10]]
+        expected.append(processors(params, len(prompt))(torch.tensor([seen[-1]]), logits[row : row + 1].clone())[0])
+    actual = apply_penalties(logits, samplers, seen)
+    torch.testing.assert_close(actual, torch.stack(expected))
+    assert torch.equal(logits, before), "the input was modified"
+    unchanged = [row for row in range(len(ROWS)) if torch.equal(actual[row], before[row])]
+    assert [ROWS[row] for row in unchanged] == [ROWS[0], ROWS[6], ROWS[10]]
 
 
-def test_rows_without_any_are_passed_on_and_not_even_copied() -> None:
+def test_logits_without_penalties_are_not_copied() -> None:
     logits = torch.randn(2, VOCABULARY)
     samplers = [Sampler(GenerationParams(temperature=0.3, top_p=0.5, min_p=0.1)) for _ in range(2)]
-    assert penalised(logits, samplers, [[1], [2]]) is logits
+    assert apply_penalties(logits, samplers, [[1], [2]]) is logits
 
 
-def test_counts_are_of_the_answer_alone() -> None:
+def test_count_penalties_count_only_the_answer() -> None:
     sampler = Sampler(GenerationParams(frequency_penalty=0.5))
     for token in (4, 4, 7):
         sampler.advance(token)
     assert sampler.counts == Counter({4: 2, 7: 1})
-    found = penalised(torch.zeros(1, VOCABULARY), [sampler], [[1, 4, 4, 4, 7]])[0]
-    assert {token: float(found[token]) for token in found.nonzero()[:, 0].tolist()} == {4: -1.0, 7: -0.5}
+    actual = apply_penalties(torch.zeros(1, VOCABULARY), [sampler], [[1, 4, 4, 4, 7]])[0]
+    assert {token: float(actual[token]) for token in actual.nonzero()[:, 0].tolist()} == {4: -1.0, 7: -0.5}
 
 
 ANSWERS: list[dict[str, Any]] = [
@@ -136,37 +135,25 @@ ANSWERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("family", ["Qwen2", "Mamba"])  # rows together, and each on its own
-def test_greedy_answers_with_penalties_made_together_are_those_of_generate(family: str) -> None:
+@pytest.mark.parametrize("family", ["Qwen2", "Mamba"])  # batched and sequential
+def test_concurrent_greedy_answers_with_penalties_are_those_of_generate(family: str) -> None:
     model = tiny(family)
     plain = copy.deepcopy(model)
     ids = some_ids(30)
     expected = [reference(plain, ids, 40, logits_processor=processors(params, len(ids))) for params in ANSWERS]
-    assert all(one != reference(plain, ids, 40) for one in expected), "a parameter makes no difference here"
-    engine = TransformersEngine(model, BYTES)
-    engine.load(slots=len(ANSWERS), context_len=512)
-
-    def answer(params: dict[str, Any]) -> list[int]:
-        asked = GenerationParams(temperature=0, max_new_tokens=40, **params)
-        return [token for delta in engine.generate(Prompt([], ids), asked) for token in delta.token_ids]
-
-    with ThreadPoolExecutor(len(ANSWERS)) as threads:
-        found = list(threads.map(answer, ANSWERS))
+    assert all(tokens != reference(plain, ids, 40) for tokens in expected), "a parameter has no effect"
+    engine = load_engine(model, slots=len(ANSWERS), context_len=512)
+    answers = concurrent_deltas(engine, [(ids, {"max_new_tokens": 40, **params}) for params in ANSWERS])
     engine.close()
-    assert found == expected
+    assert [tokens_of(deltas) for deltas in answers] == expected
 
 
 @pytest.mark.parametrize("family", ["Qwen2", "Mamba"])
-def test_a_bias_of_an_unknown_token_fails_its_own_answer_with_a_clear_sentence(family: str) -> None:
-    engine = TransformersEngine(tiny(family), BYTES)
-    engine.load(slots=1, context_len=64)
-    assert engine.vocabulary == len(BYTES)
-    for token, fails in ((len(BYTES) - 1, False), (len(BYTES), True)):
-        asked = GenerationParams(temperature=0, max_new_tokens=2, logit_bias={token: 100})
-        if fails:
-            with pytest.raises(ValueError, match=f"^logit_bias: {token} is none of the model's {token} token ids"):
-                list(engine.generate(Prompt([], some_ids(4)), asked))
-        else:
-            answer = [token for delta in engine.generate(Prompt([], some_ids(4)), asked) for token in delta.token_ids]
-            assert answer == [token] * 2
+def test_a_bias_of_a_token_out_of_range_is_an_error(family: str) -> None:
+    engine = load_engine(tiny(family), slots=1, context_len=64)
+    assert engine.vocab_size == len(BYTES)
+    last = len(BYTES) - 1
+    assert answer(engine, some_ids(4), max_new_tokens=2, logit_bias={last: 100}) == [last] * 2
+    with pytest.raises(ValueError, match=f"^logit_bias: token id {last + 1} is out of range; the vocabulary has"):
+        answer(engine, some_ids(4), max_new_tokens=2, logit_bias={last + 1: 100})
     engine.close()

@@ -1,4 +1,4 @@
-"""Draws compared with transformers' own processors; whatever rows are drawn together, each is drawn as if alone."""
+"""Tests of sampling: the distribution compared with transformers' processors, and the independence of rows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from transformers import (
 )
 
 from aiochatstream.engines.transformers import sampling
-from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.engines.transformers.sampler import Sampler
+from aiochatstream.engines.transformers.sampling import sample
 from aiochatstream.params import GenerationParams
 
 GRID = 4000
 BELOW_1 = 1 - 2**-53
-"""The largest number that random() gives."""
+"""Maximum result of ``random.random()``."""
 
 
 def logits_of(vocabulary: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
@@ -39,14 +40,14 @@ def sampler_of(number: float | None = None, **params: Any) -> Sampler:
     return sampler
 
 
-def drawn_at(logits: torch.Tensor, numbers: torch.Tensor, seen: list[int], **params: Any) -> list[int]:
-    """The token that each of the numbers draws."""
+def tokens_at(logits: torch.Tensor, numbers: torch.Tensor, seen: list[int], **params: Any) -> list[int]:
+    """Return the tokens for random numbers."""
     samplers = [sampler_of(number, **params) for number in numbers.tolist()]
     return sample(logits.expand(len(samplers), -1).clone(), samplers, [seen] * len(samplers))
 
 
-def expected(logits: torch.Tensor, seen: list[int], params: dict[str, Any]) -> torch.Tensor:
-    """The probabilities [vocabulary] that transformers' ``generate`` would draw with."""
+def probabilities_of(logits: torch.Tensor, seen: list[int], params: dict[str, Any]) -> torch.Tensor:
+    """Return the probabilities [vocabulary] of transformers' ``generate``."""
     processors: list[Any] = []
     if "repetition_penalty" in params:
         processors.append(RepetitionPenaltyLogitsProcessor(params["repetition_penalty"]))
@@ -64,7 +65,7 @@ def expected(logits: torch.Tensor, seen: list[int], params: dict[str, Any]) -> t
     return probabilities
 
 
-@pytest.mark.parametrize("vocabulary", [30, 3000])  # fewer, and more, than are looked at first
+@pytest.mark.parametrize("vocabulary", [30, 3000])  # fewer and more than the candidates
 @pytest.mark.parametrize(
     "params",
     [
@@ -94,25 +95,25 @@ def expected(logits: torch.Tensor, seen: list[int], params: dict[str, Any]) -> t
     ],
     ids=str,
 )
-def test_tokens_are_drawn_as_often_as_transformers_would(params: dict[str, Any], vocabulary: int) -> None:
+def test_the_frequencies_of_tokens_are_those_of_transformers(params: dict[str, Any], vocabulary: int) -> None:
     logits, seen = logits_of(vocabulary), [1, 5, 5, 9, 20]
-    wanted = expected(logits, seen, params)
+    expected = probabilities_of(logits, seen, params)
     numbers = (torch.arange(GRID) + 0.5) / GRID
-    found = torch.bincount(torch.tensor(drawn_at(logits, numbers, seen, **params)), minlength=vocabulary)
-    assert not found[wanted == 0].any(), "a token was drawn that transformers leaves out"
-    assert found[wanted > 1.01 / GRID].all(), "a token was never drawn"
-    assert (found - wanted * GRID).abs().max() <= 1.5
+    counts = torch.bincount(torch.tensor(tokens_at(logits, numbers, seen, **params)), minlength=vocabulary)
+    assert not counts[expected == 0].any(), "a token was drawn that transformers excludes"
+    assert counts[expected > 1.01 / GRID].all(), "a token was never drawn"
+    assert (counts - expected * GRID).abs().max() <= 1.5
 
 
-def test_a_flat_distribution_has_more_candidates_than_are_looked_at_first() -> None:
+def test_a_flat_distribution_uses_more_than_the_candidates() -> None:
     vocabulary = 3 * sampling.CANDIDATES
     logits = logits_of(vocabulary, spread=0.01)
-    wanted = expected(logits, [0], {"top_p": 0.9})
+    expected = probabilities_of(logits, [0], {"top_p": 0.9})
     numbers = (torch.arange(GRID) + 0.5) / GRID
-    found = set(drawn_at(logits, numbers, [0], top_p=0.9))
-    assert (wanted > 0).sum() > sampling.CANDIDATES
-    assert found <= set(wanted.nonzero()[:, 0].tolist())
-    assert len(found) > sampling.CANDIDATES
+    tokens = set(tokens_at(logits, numbers, [0], top_p=0.9))
+    assert (expected > 0).sum() > sampling.CANDIDATES
+    assert tokens <= set(expected.nonzero()[:, 0].tolist())
+    assert len(tokens) > sampling.CANDIDATES
 
 
 @pytest.mark.parametrize("number", [0.0, 5e-324, 0.5, BELOW_1])
@@ -133,22 +134,22 @@ def test_a_flat_distribution_has_more_candidates_than_are_looked_at_first() -> N
     ids=str,
 )
 @pytest.mark.parametrize("vocabulary", [3, 50, 3000])
-def test_values_so_extreme_that_one_token_is_left_take_the_likeliest(
+def test_extreme_parameters_that_leave_one_token_draw_the_most_likely(
     vocabulary: int, params: dict[str, Any], number: float
 ) -> None:
     logits = logits_of(vocabulary, 1)
-    given = {"temperature": 1.0} | params
-    assert sample(logits, [sampler_of(number, **given)], [[0]]) == [int(logits.argmax())]
+    options = {"temperature": 1.0} | params
+    assert sample(logits, [sampler_of(number, **options)], [[0]]) == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize("number", [0.0, 5e-324, BELOW_1])
 @pytest.mark.parametrize("params", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 1000, "top_p": 0.99}], ids=str)
 @pytest.mark.parametrize("seed", range(5))
-def test_the_ends_of_the_numbers_draw_tokens_that_are_allowed(params: dict[str, Any], number: float, seed: int) -> None:
+def test_extreme_random_numbers_draw_possible_tokens(params: dict[str, Any], number: float, seed: int) -> None:
     logits = logits_of(2000, seed)
     logits[0, ::3] = -torch.inf
     token = sample(logits.clone(), [sampler_of(number, **params)], [[0]])[0]
-    assert expected(logits, [0], params)[token] > 0
+    assert probabilities_of(logits, [0], params)[token] > 0
 
 
 any_params = st.fixed_dictionaries(
@@ -171,21 +172,21 @@ any_params = st.fixed_dictionaries(
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(any_params, min_size=1, max_size=6), st.sampled_from([20, 2500]))
-def test_rows_drawn_together_are_each_drawn_as_if_alone(rows: list[dict[str, Any]], vocabulary: int) -> None:
+def test_each_row_is_drawn_independently_of_the_others(rows: list[dict[str, Any]], vocabulary: int) -> None:
     logits = torch.cat([logits_of(vocabulary, seed) for seed in range(len(rows))])
     before = logits.clone()
     seen = [list(range(1, 4 + row)) for row in range(len(rows))]
-    together = [sampler_of(**params) for params in rows]
-    answers = [sample(logits, together, seen) for _ in range(3)]
-    assert torch.equal(logits, before), "the logits are someone else's"
+    samplers = [sampler_of(**params) for params in rows]
+    answers = [sample(logits, samplers, seen) for _ in range(3)]
+    assert torch.equal(logits, before), "the input was modified"
     for row, params in enumerate(rows):
-        alone = sampler_of(**params)
+        single = sampler_of(**params)
         assert [answer[row] for answer in answers] == [
-            sample(logits[row : row + 1], [alone], [seen[row]])[0] for _ in answers
+            sample(logits[row : row + 1], [single], [seen[row]])[0] for _ in answers
         ]
 
 
-def test_a_seed_repeats_its_numbers_and_each_draw_takes_one() -> None:
+def test_a_seed_determines_the_draws() -> None:
     logits = logits_of(500, spread=0.1)
 
     def draws(seed: int, count: int) -> list[int]:
@@ -198,28 +199,28 @@ def test_a_seed_repeats_its_numbers_and_each_draw_takes_one() -> None:
     assert len(set(first)) > 3
 
 
-def test_a_draw_that_fails_takes_no_number_and_changes_no_logits() -> None:
+def test_a_failed_draw_changes_neither_samplers_nor_logits() -> None:
     logits = torch.cat([logits_of(50, seed) for seed in range(2)])
     before = logits.clone()
-    good, bad = (sampler_of(repetition_penalty=2.0, seed=3) for _ in range(2))
+    first, second = (sampler_of(repetition_penalty=2.0, seed=3) for _ in range(2))
     with pytest.raises(IndexError):
-        sample(logits, [good, bad], [[1, 2], [1, 9999]])
+        sample(logits, [first, second], [[1, 2], [1, 9999]])
     assert torch.equal(logits, before)
-    untouched = sampler_of(repetition_penalty=2.0, seed=3)
-    assert [sample(logits[:1], [good], [[1, 2]]) for _ in range(3)] == [
-        sample(logits[:1], [untouched], [[1, 2]]) for _ in range(3)
+    unused = sampler_of(repetition_penalty=2.0, seed=3)
+    assert [sample(logits[:1], [first], [[1, 2]]) for _ in range(3)] == [
+        sample(logits[:1], [unused], [[1, 2]]) for _ in range(3)
     ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_logits_of_other_precisions_are_drawn_in_float32(dtype: torch.dtype) -> None:
+def test_logits_of_other_dtypes_are_sampled_in_float32(dtype: torch.dtype) -> None:
     logits = logits_of(100).to(dtype)
-    one, other = (sampler_of(top_k=5, temperature=0.7) for _ in range(2))
-    assert sample(logits, [one], [[0]]) == sample(logits.float(), [other], [[0]])
+    first, second = (sampler_of(top_k=5, temperature=0.7) for _ in range(2))
+    assert sample(logits, [first], [[0]]) == sample(logits.float(), [second], [[0]])
 
 
-class Waits(TorchDispatchMode):
-    """Counts what would make the processor wait for a GPU."""
+class SynchronisationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations that would wait for a GPU."""
 
     count = 0
 
@@ -233,7 +234,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_is_waited_for_but_the_tokens_themselves() -> None:
+def test_sampling_does_not_wait_for_the_device() -> None:
     samplers = [
         sampler_of(**params, top_p=1)
         for params in (
@@ -244,49 +245,50 @@ def test_nothing_is_waited_for_but_the_tokens_themselves() -> None:
             {"logit_bias": {3: 1}, "presence_penalty": 1},
         )
     ]
-    with Waits() as waits:  # (to save sorting, a CPU looks once more where top_k or top_p leave only some tokens)
+    counter: Any = SynchronisationCounter()  # type: ignore[no-untyped-call]
+    with counter:  # (only a CPU checks once more whether the candidates reach top_p)
         sample(torch.randn(5, 50), samplers, [[1], [2, 3], [4, 4, 4], [5], [6]])
-    assert waits.count == 0
-    with waits:
+    assert counter.count == 0
+    with counter:
         bool(torch.ones(1).any())
-    assert waits.count > 0, "this test sees nothing"
+    assert counter.count > 0, "the counter does not work"
 
 
-class NoDoubles(TorchDispatchMode):
-    """A device without float64: MPS, and some GPUs."""
+class NoFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A device without float64, such as MPS and some GPUs."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for one in found if isinstance(found, tuple | list) else [found]:
-            if isinstance(one, torch.Tensor) and one.dtype == torch.float64:
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(part, torch.Tensor) and part.dtype == torch.float64:
                 raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it")
-        return found
+        return result
 
 
 @settings(max_examples=30, deadline=None)
 @given(any_params, st.sampled_from([20, 2500]))
 def test_a_device_without_float64_draws_the_same(params: dict[str, Any], vocabulary: int) -> None:
     logits = logits_of(vocabulary)
-    one, other = sampler_of(**params), sampler_of(**params)
-    expected = [sample(logits, [one], [[1, 2]]) for _ in range(3)]
-    with NoDoubles():
-        assert [sample(logits, [other], [[1, 2]]) for _ in range(3)] == expected
+    first, second = sampler_of(**params), sampler_of(**params)
+    expected = [sample(logits, [first], [[1, 2]]) for _ in range(3)]
+    with NoFloat64():  # type: ignore[no-untyped-call]
+        assert [sample(logits, [second], [[1, 2]]) for _ in range(3)] == expected
         with pytest.raises(TypeError, match="float64"):
             logits.double()
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}], ids=str)
-@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
-def test_logits_that_are_no_finite_numbers_are_a_fault(params: dict[str, Any], fault: float) -> None:
-    for place in (0, 7, 29):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_an_error(params: dict[str, Any], value: float) -> None:
+    for token in (0, 7, 29):
         logits = logits_of(30)
-        logits[0, place] = fault
+        logits[0, token] = value
         with pytest.raises(FloatingPointError, match="NaN or infinite"):
             sample(logits, [sampler_of(**params)], [[0]])
 
 
-class Sorted(TorchDispatchMode):
-    """Adds up the rows that are sorted whole."""
+class SortCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the rows whose whole vocabulary is sorted."""
 
     rows = 0
 
@@ -297,18 +299,19 @@ class Sorted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_only_the_rows_that_are_flat_are_sorted_whole() -> None:
+def test_only_flat_rows_are_sorted_completely() -> None:
     logits = torch.cat([logits_of(5000, seed, spread) for seed, spread in enumerate((4.0, 0.01, 4.0, 0.01))])
     samplers = [sampler_of(top_p=0.9, seed=row) for row in range(4)]
-    with Sorted() as mode:
-        together = sample(logits, samplers, [[0]] * 4)
-    assert mode.rows == 2
-    assert together == [sample(logits[row : row + 1], [sampler_of(top_p=0.9, seed=row)], [[0]])[0] for row in range(4)]
+    counter: Any = SortCounter()  # type: ignore[no-untyped-call]
+    with counter:
+        tokens = sample(logits, samplers, [[0]] * 4)
+    assert counter.rows == 2
+    assert tokens == [sample(logits[row : row + 1], [sampler_of(top_p=0.9, seed=row)], [[0]])[0] for row in range(4)]
 
 
-def test_a_token_of_hardly_any_weight_is_drawn_where_its_number_is_and_one_without_any_never() -> None:
+def test_a_token_with_a_tiny_weight_can_be_drawn_and_one_without_weight_cannot() -> None:
     weights = torch.tensor([[0.0, 1e-9, 0.0, 1.0, 0.0]])
-    places = {
-        number: int(sampling._draw(weights, [sampler_of(number)])[0]) for number in (0.0, 5e-10, 2e-9, 0.5, BELOW_1)
+    indices = {
+        number: int(sampling.draw(weights, [sampler_of(number)])[0]) for number in (0.0, 5e-10, 2e-9, 0.5, BELOW_1)
     }
-    assert places == {0.0: 1, 5e-10: 1, 2e-9: 3, 0.5: 3, BELOW_1: 3}
+    assert indices == {0.0: 1, 5e-10: 1, 2e-9: 3, 0.5: 3, BELOW_1: 3}

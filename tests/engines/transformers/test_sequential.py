@@ -1,4 +1,4 @@
-"""The answers of models that cannot be batched: each in its own thread, one forward pass at a time."""
+"""Tests of sequential decoding."""
 
 from __future__ import annotations
 
@@ -10,109 +10,116 @@ from typing import Any
 import pytest
 
 from aiochatstream import GenerationParams
-from aiochatstream.engines.transformers.sequential import PREFILL_TOKENS, Alone
-from tests.engines.transformers.models import ALONE, reference, some_ids, tiny
+from aiochatstream.engines.transformers.sequential import PREFILL_TOKENS, SequentialDecoder
+from tests.engines.transformers.tiny_models import SEQUENTIAL, reference, some_ids, tiny
 from tests.helpers import PATIENCE
 
 
 @pytest.fixture
-def told() -> list[str]:
-    """The kinds of the forward passes."""
+def kinds() -> list[str]:
+    """Kinds of the forward passes."""
     return []
 
 
 @pytest.fixture
-def alone(told: list[str]) -> Alone:
-    return Alone(tiny(), lambda kind, seconds: told.append(kind))
+def model() -> Any:
+    return tiny()
 
 
-def params(**given: Any) -> GenerationParams:
-    return GenerationParams(**{"temperature": 0.0, "max_new_tokens": 6} | given)
+@pytest.fixture
+def decoder(model: Any, kinds: list[str]) -> SequentialDecoder:
+    return SequentialDecoder(model, lambda kind, seconds: kinds.append(kind))
 
 
-def tokens(alone: Alone, ids: list[int], **given: Any) -> list[int]:
-    return [token for token in alone.answer(ids, params(**given)).steps() if token is not None]
+def params(**options: Any) -> GenerationParams:
+    return GenerationParams(**{"temperature": 0.0, "max_new_tokens": 6} | options)
+
+
+def tokens(decoder: SequentialDecoder, ids: list[int], **options: Any) -> list[int]:
+    return [token for token in decoder.submit(ids, params(**options)).steps() if token is not None]
 
 
 @pytest.mark.parametrize("length", [1, PREFILL_TOKENS + 9])
-@pytest.mark.parametrize("family", [*ALONE, "Qwen2", "Gemma 3"])
+@pytest.mark.parametrize("family", [*SEQUENTIAL, "Qwen2", "Gemma 3"])
 def test_greedy_answers_are_those_of_generate(family: str, length: int) -> None:
     model, ids = tiny(family), some_ids(length)
     expected = reference(copy.deepcopy(model), ids, 6)
-    assert tokens(Alone(model, lambda kind, seconds: None), ids) == expected
+    assert tokens(SequentialDecoder(model, lambda kind, seconds: None), ids) == expected
 
 
 @pytest.mark.parametrize(
-    ("length", "pieces"), [(1, 1), (PREFILL_TOKENS, 1), (PREFILL_TOKENS + 2, 2), (2 * PREFILL_TOKENS + 5, 3)]
+    ("length", "chunks"), [(1, 1), (PREFILL_TOKENS, 1), (PREFILL_TOKENS + 2, 2), (2 * PREFILL_TOKENS + 5, 3)]
 )
-def test_between_the_pieces_of_a_prompt_there_is_a_step_to_cancel_at(
-    alone: Alone, told: list[str], length: int, pieces: int
+def test_each_chunk_of_a_prompt_is_a_step(
+    decoder: SequentialDecoder, kinds: list[str], length: int, chunks: int
 ) -> None:
-    answer = alone.answer(some_ids(length), params(max_new_tokens=2))
+    answer = decoder.submit(some_ids(length), params(max_new_tokens=2))
     steps = list(answer.steps())
-    assert steps[:pieces] == [None] * pieces
-    assert len(steps) == pieces + 2
-    assert answer.reused == 0
-    assert told == [*["prefill" if length > 1 else "decode"] * pieces, "decode"]
+    assert steps[:chunks] == [None] * chunks
+    assert len(steps) == chunks + 2
+    assert answer.cached_tokens == 0
+    assert kinds == [*["prefill" if length > 1 else "decode"] * chunks, "decode"]
 
 
-def test_closing_ends_it_without_another_forward_pass(alone: Alone, told: list[str]) -> None:
-    steps = alone.answer(some_ids(3 * PREFILL_TOKENS), params()).steps()
+def test_closing_the_steps_prevents_further_forward_passes(decoder: SequentialDecoder, kinds: list[str]) -> None:
+    steps = decoder.submit(some_ids(3 * PREFILL_TOKENS), params()).steps()
     assert next(steps) is None
     steps.close()
-    assert told == ["prefill"]
-    assert len(tokens(alone, some_ids(4))) == 6
+    assert kinds == ["prefill"]
+    assert len(tokens(decoder, some_ids(4))) == 6
 
 
-def test_a_token_is_told_before_the_next_is_computed(alone: Alone, told: list[str]) -> None:
-    steps = alone.answer(some_ids(4), params(max_new_tokens=3)).steps()
+def test_a_token_is_returned_before_the_next_forward_pass(decoder: SequentialDecoder, kinds: list[str]) -> None:
+    steps = decoder.submit(some_ids(4), params(max_new_tokens=3)).steps()
     assert next(steps) is None
     passes = []
     for token in steps:
         assert isinstance(token, int)
-        passes.append(len(told))
+        passes.append(len(kinds))
     assert passes == [1, 2, 3]
 
 
-def test_two_at_once_each_get_their_own_answer_and_passes_never_overlap(alone: Alone) -> None:
+def test_concurrent_answers_are_independent_and_forward_passes_never_overlap(
+    model: Any, decoder: SequentialDecoder
+) -> None:
     prompts = [some_ids(9), some_ids(30, 1)]
-    expected = [tokens(alone, ids) for ids in prompts]
-    inside, most = 0, 0
-    plain = alone._model.forward
+    expected = [tokens(decoder, ids) for ids in prompts]
+    running, max_running = 0, 0
+    forward = model.forward
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
+        nonlocal running, max_running
+        running += 1
+        max_running = max(max_running, running)
         try:
-            return plain(*args, **kwargs)
+            return forward(*args, **kwargs)
         finally:
-            inside -= 1
+            running -= 1
 
-    alone._model.forward = counted
-    together = threading.Barrier(2)
+    model.forward = counted
+    barrier = threading.Barrier(2)
 
-    def in_step(ids: list[int]) -> list[int]:
-        written = []
-        for token in alone.answer(ids, params()).steps():
-            together.wait(PATIENCE)
-            written += [] if token is None else [token]
-        return written
+    def read_in_step(ids: list[int]) -> list[int]:
+        answer = []
+        for token in decoder.submit(ids, params()).steps():
+            barrier.wait(PATIENCE)
+            answer += [] if token is None else [token]
+        return answer
 
     with ThreadPoolExecutor(2) as threads:
-        assert list(threads.map(in_step, prompts)) == expected
-    assert most == 1
+        assert list(threads.map(read_in_step, prompts)) == expected
+    assert max_running == 1
 
 
-def test_an_answer_that_fails_leaves_the_others_alone(alone: Alone) -> None:
-    expected = tokens(alone, some_ids(9))
+def test_a_failed_answer_does_not_affect_later_ones(decoder: SequentialDecoder) -> None:
+    expected = tokens(decoder, some_ids(9))
     with pytest.raises(IndexError):
-        tokens(alone, [5, 10_000])
-    assert tokens(alone, some_ids(9)) == expected
+        tokens(decoder, [5, 10_000])
+    assert tokens(decoder, some_ids(9)) == expected
 
 
-def test_a_model_without_a_known_cache_is_refused() -> None:
+def test_a_model_without_a_known_cache_is_an_error() -> None:
     model = tiny()
     model.forward = lambda input_ids: None
-    with pytest.raises(ValueError, match=r"^Qwen2ForCausalLM has no cache"):
-        Alone(model, lambda kind, seconds: None)
+    with pytest.raises(ValueError, match=r"^Qwen2ForCausalLM cannot be served: it has no known kind of cache"):
+        SequentialDecoder(model, lambda kind, seconds: None)

@@ -85,9 +85,9 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
         "sesame": None,
         "": None,
     }
-    assert roles.granted("plain").enable_dev_tool
+    assert roles.by_granted_name("plain").enable_dev_tool
     for name in ("gone", "robot", "agent", "user", None, 5):  # not there any more, or not to be had by typing
-        assert roles.granted(name) is roles.browser_default
+        assert roles.by_granted_name(name) is roles.browser_default
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,6 @@ def test_wrong_roles_are_a_value_error_that_names_role_and_field(roles: Any, say
 def test_nothing_shows_a_secret() -> None:
     roles = {"user": DEFAULT, "admin": role_of("ui_pass_phrase", "sesame")}
     chat_stream = ChatStream(engine=echo, client_roles=roles)
-    shown = f"{chat_stream!r} {chat_stream.roles!r} {chat_stream.roles.granted('admin')!r} {vars(chat_stream.roles)}"
+    shown = f"{chat_stream!r} {chat_stream.roles!r} {chat_stream.roles.by_granted_name('admin')!r} {vars(chat_stream.roles)}"
     assert "admin (ui_pass_phrase)" in shown
     assert "sesame" not in shown

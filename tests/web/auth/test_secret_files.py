@@ -15,7 +15,7 @@ from aiochatstream.web.openai.keys import ApiKeys
 
 def session_keys(file: Path) -> None:
     options = argparse.Namespace(session="cookie", secret_key_file=file, dev=False, redis=None, secure=False)
-    session_options.sessions_of(options, EN, {})
+    session_options.configure(options, EN, {})
 
 
 @pytest.mark.parametrize(("mode", "warns"), [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])

@@ -183,7 +183,7 @@ async def test_imported_answers_have_ids_of_their_own(client: Client) -> None:
     [
         (None, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
-        ([{"role": "user", "content": "x"}], "messages: must be of user and assistant in turn"),
+        ([{"role": "user", "content": "x"}], "messages: must alternate between user and assistant"),
         ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
         ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user says"),
         (

@@ -245,8 +245,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"reasoning_effort": "high"}, "reasoning_effort", "is not supported"),
     ({"verbosity": "low"}, "verbosity", "is not supported"),
     ({"top_logprobs": 3}, "top_logprobs", "go with logprobs=true"),
-    ({"logprobs": True}, "logprobs", "this engine cannot tell them"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "this engine cannot follow one"),
+    ({"logprobs": True}, "logprobs", "not supported by this engine"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "not supported by this engine"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "goes with type"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true"),
     ({"tool_choice": "required"}, "tool_choice", "takes tools"),
@@ -432,7 +432,7 @@ async def test_a_response_that_cannot_be_made_is_a_400_that_names_the_field(star
     unsupported["reasoning"] = {"effort": "high"}
     refused: dict[str, tuple[Any, str]] = {field: (value, "is not supp") for field, value in unsupported.items()} | {
         "max_output_tokens": (1000, "must be from 1 to 256 on this server"),
-        "top_logprobs": (1, "this engine cannot tell them"),
+        "top_logprobs": (1, "not supported by this engine"),
         "max_tokens": (5, "is called max_output_tokens here"),  # as are other endpoints' fields
         "response_format": ({"type": "json_object"}, "is called text.format here"),
         "logprobs": (True, "is called top_logprobs here"),
@@ -442,7 +442,7 @@ async def test_a_response_that_cannot_be_made_is_a_400_that_names_the_field(star
         with pytest.raises(openai.BadRequestError, match=says) as error:
             await openai_of(server).responses.create(model="", input="a", extra_body={field: value})
         assert error.value.param == field
-    with pytest.raises(openai.BadRequestError, match=r"text\.format: this engine cannot follow one"):
+    with pytest.raises(openai.BadRequestError, match=r"text\.format: not supported by this engine"):
         await openai_of(server).responses.create(model="", input="a", text={"format": {"type": "json_object"}})
     with pytest.raises(openai.BadRequestError, match=r"text\.verbosity: is not supported"):
         await openai_of(server).responses.create(model="", input="a", text={"verbosity": "low"})

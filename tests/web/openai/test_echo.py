@@ -12,8 +12,8 @@ import torch
 from aiochatstream import ChatStream
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.web.openai import completions
-from tests.engines.transformers.models import BYTES, tiny
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
+from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import Server, until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])

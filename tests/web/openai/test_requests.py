@@ -19,8 +19,8 @@ from aiochatstream.web.openai.chat import told
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
-from tests.engines.transformers.models import BYTES, tiny
-from tests.engines.transformers.test_detokenizing import BYTE_FALLBACK
+from tests.engines.tokenizers import BYTE_FALLBACK
+from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import PATIENCE, echo, until
 
 HI = [{"role": "user", "content": "one two three"}]
@@ -313,7 +313,7 @@ async def test_half_a_surrogate_pair_in_the_arguments_of_a_call_is_a_bad_request
     create = openai_of(await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **PLAIN))).chat.completions.create
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"city": "\\ud83d"}'}}
     messages = [*HI, {"role": "assistant", "content": "", "tool_calls": [call]}, *HI]
-    with pytest.raises(openai.BadRequestError, match="arguments of tool_calls must be JSON without half surrogate"):
+    with pytest.raises(openai.BadRequestError, match="arguments of tool_calls must be JSON without unpaired surrogate"):
         await create(model="", messages=messages, tools=[TOOL])
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from aiochatstream import ChatStream, GenerationParams
+from aiochatstream.engines.transformers import TransformersEngine
+from aiochatstream.engines.transformers.batch import Batch
 from tests.helpers import Client, echo, post_bytes, sse_events, until
 
 pytestmark = pytest.mark.both_loops
@@ -82,15 +84,18 @@ async def test_who_leaves_during_prefill_stops_it_within_one_piece(
     server = await start(chat_stream, handler_cancellation=handler_cancellation)
     pieces: list[int] = []
     go_on = threading.Semaphore(0)
-    batch = chat_stream.engine._answers  # type: ignore[attr-defined]
-    forward = batch._forward
+    engine = chat_stream.engine
+    assert isinstance(engine, TransformersEngine)
+    batch = engine.decoder
+    assert isinstance(batch, Batch)
+    forward = batch.forward
 
     def slow_forward(step: Any) -> Any:
         pieces.append(step.ids.shape[1])
         go_on.acquire()
         return forward(step)
 
-    batch._forward = slow_forward
+    batch.forward = slow_forward
 
     async def ask() -> None:
         async with client_of(server).post(user_input="word " * 1200) as response:

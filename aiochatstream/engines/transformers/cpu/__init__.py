@@ -1,1 +1,1 @@
-"""CPU kernels and layouts."""
+"""Kernels and weight layouts for CPUs."""

@@ -1,8 +1,7 @@
-// The slot cache's work in a step: new keys and values are written, and rows that decode attend, one new token each, to
-// all that the cache has of them.
+// Writes the new keys and values of a step to the KV cache, and attends for decoding rows, which have one new token each.
 //
-// Compiled for a model's head size (SIZE), for how many query heads share keys and values (SHARING), and for its
-// numbers (BFLOAT16, or else float). All is computed in float.
+// Compiled for a model's head size (SIZE), its number of query heads per key-value head (SHARING), and its dtype
+// (BFLOAT16, or else float). All arithmetic is in float.
 
 #include <algorithm>
 #include <cmath>
@@ -16,8 +15,8 @@ using Number = std::uint16_t;
 using Number = float;
 #endif
 
-static constexpr int AHEAD = 32;  // tokens that are fetched before their turn: processors do not guess it by themselves
-static constexpr int LINE = 64 / sizeof(Number);  // numbers in a line of the processor's cache
+static constexpr int AHEAD = 32;  // number of tokens to prefetch: processors do not predict this access pattern
+static constexpr int LINE = 64 / sizeof(Number);  // numbers in a cache line
 
 static inline float wide(Number number) {
 #ifdef BFLOAT16
@@ -40,7 +39,7 @@ static inline Number narrow(float value) {
 #endif
 }
 
-// e to a power: a power of two by its bits, times a few terms of the series. Vectorised, unlike std::exp. NaN stays NaN.
+// exp(power): a power of two from its bits, times some terms of the series. Vectorised, unlike std::exp. NaN stays NaN.
 static inline float exponential(float power) {
     const float within = std::min(88.0f, power > -87.0f ? power : -87.0f);
     const float whole = std::nearbyint(within * 1.44269504f);
@@ -52,13 +51,13 @@ static inline float exponential(float power) {
     return std::isnan(power) ? power : two * series;
 }
 
-// Of a step's tokens, the first `decoding` attend. Token t is row rows[t]'s at positions[t].
+// Attends for the first `decoding` tokens of a step. Token t has position positions[t] in row rows[t].
 //
-// query [groups * SHARING, tokens, SIZE], key and value [groups, tokens, SIZE] have strides that are told, for a head and
-// for a token; so have keys and values [rows, groups, length, SIZE], which are the cache, for a row and for a group.
-// answer [decoding, groups * SHARING, SIZE]. Each token sees `window` others, itself included; 0 is all.
+// query [groups * SHARING, tokens, SIZE], key and value [groups, tokens, SIZE] have strides for a head and for a token.
+// The cache, keys and values [rows, groups, length, SIZE], has strides for a row and for a group.
+// result [decoding, groups * SHARING, SIZE]. Each token attends to `window` tokens, including itself; 0 means all.
 extern "C" void attend(const Number* query, const Number* key, const Number* value, Number* keys, Number* values,
-                       Number* answer, const std::int64_t* rows, const std::int64_t* positions, std::int64_t threads, std::int64_t tokens,
+                       Number* result, const std::int64_t* rows, const std::int64_t* positions, std::int64_t threads, std::int64_t tokens,
                        std::int64_t decoding, std::int64_t groups, std::int64_t query_head, std::int64_t query_token,
                        std::int64_t key_head, std::int64_t key_token, std::int64_t value_head, std::int64_t value_token,
                        std::int64_t cache_row, std::int64_t cache_group, std::int64_t window, float scale,
@@ -80,20 +79,20 @@ extern "C" void attend(const Number* query, const Number* key, const Number* val
             static thread_local std::vector<float> scores;
             scores.resize(SHARING * seen);
 
-            float asked[SHARING][SIZE];
+            float queries[SHARING][SIZE];
             for (int head = 0; head < SHARING; ++head)
                 for (int at = 0; at < SIZE; ++at)
-                    asked[head][at] = scale * wide(query[(group * SHARING + head) * query_head + token * query_token + at]);
+                    queries[head][at] = scale * wide(query[(group * SHARING + head) * query_head + token * query_token + at]);
 
             for (std::int64_t other = 0; other < seen; ++other) {
-                const Number* known = keys + place + other * SIZE;
+                const Number* vector = keys + place + other * SIZE;
                 for (int at = 0; at < SIZE; at += LINE) {
-                    __builtin_prefetch(known + AHEAD * SIZE + at);
+                    __builtin_prefetch(vector + AHEAD * SIZE + at);
                     __builtin_prefetch(values + place + other * SIZE + at);
                 }
                 for (int head = 0; head < SHARING; ++head) {
                     float product = 0;
-                    for (int at = 0; at < SIZE; ++at) product += asked[head][at] * wide(known[at]);
+                    for (int at = 0; at < SIZE; ++at) product += queries[head][at] * wide(vector[at]);
                     scores[head * seen + other] = product;
                 }
             }
@@ -113,15 +112,15 @@ extern "C" void attend(const Number* query, const Number* key, const Number* val
 
             float mixed[SHARING][SIZE] = {};
             for (std::int64_t other = 0; other < seen; ++other) {
-                const Number* known = values + place + other * SIZE;
+                const Number* vector = values + place + other * SIZE;
                 for (int head = 0; head < SHARING; ++head) {
                     const float weight = scores[head * seen + other];
-                    for (int at = 0; at < SIZE; ++at) mixed[head][at] += weight * wide(known[at]);
+                    for (int at = 0; at < SIZE; ++at) mixed[head][at] += weight * wide(vector[at]);
                 }
             }
             for (int head = 0; head < SHARING; ++head)
                 for (int at = 0; at < SIZE; ++at)
-                    answer[((token * groups + group) * SHARING + head) * SIZE + at] =
+                    result[((token * groups + group) * SHARING + head) * SIZE + at] =
                         narrow(mixed[head][at] / totals[head]);
         }
 }

@@ -1,7 +1,7 @@
-"""Attention of rows that decode, compiled when it is first needed for the CPU it runs on.
+"""Attention of decoding rows in C++, compiled at the first use for the CPU it runs on.
 
-torch has none for few queries of many rows with different lengths: what it offers computes as far as the longest row
-goes, and takes several times as long as reading the cache from memory.
+torch has no kernel for few queries of many rows with different lengths: its kernels compute up to the length of the
+longest row and take several times as long as reading the cache from memory.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any
 import torch
 
 SOURCE = Path(__file__).with_name("decode_attention.cpp")
-DTYPES = {torch.bfloat16: ["-DBFLOAT16"], torch.float32: []}
-"""What it computes, and how the compiler is told."""
+COMPILER_FLAGS = {torch.bfloat16: ["-DBFLOAT16"], torch.float32: []}
+"""Flags for each supported dtype."""
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"]
-"""Sums may be taken in any order; what is no number stays none."""
+"""Sums may be reordered; NaN stays NaN."""
 ARGUMENTS = [*[c_void_p] * 8, *[c_int64] * 13, *[c_float] * 2]
 
 
 class DecodeAttention:
-    """Writes new keys and values into the cache, and attends for rows that decode; see decode_attention.cpp.
+    """Writes new keys and values to the cache, and attends for decoding rows; see decode_attention.cpp.
 
-    Its threads are torch's: those of the OpenMP that torch has loaded. Raises OSError without a compiler that can.
+    It uses the OpenMP threads of torch. Raises OSError if the compiler is missing or fails.
 
-    :param size: of a head.
-    :param sharing: so many query heads share keys and values.
+    :param size: head size.
+    :param sharing: number of query heads per key-value head.
     """
 
     def __init__(self, size: int, sharing: int, dtype: torch.dtype) -> None:
-        self._function = _compiled([f"-DSIZE={size}", f"-DSHARING={sharing}", *DTYPES[dtype]])
+        self._function = _compile([f"-DSIZE={size}", f"-DSHARING={sharing}", *COMPILER_FLAGS[dtype]])
 
     def __call__(
         self,
@@ -52,50 +52,53 @@ class DecodeAttention:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """
+        """Write the keys and values of all tokens, and attend for the first ``decoding`` ones.
+
         :param query: [heads, tokens, head size]
         :param key: and ``value``: [key-value heads, tokens, head size]
         :param keys: and ``values``: the cache, [rows, key-value heads, length, head size].
-        :param rows: and ``positions``: where the cache has each token. Others than these may come after them.
-        :param decoding: so many tokens attend, the first ones.
-        :param window: each sees so many, itself included; None is all.
+        :param rows: and ``positions``: row and position of each token in the cache. Padding may follow the tokens.
+        :param decoding: number of tokens that attend.
+        :param window: maximum number of tokens that a token attends to, including itself; None for all.
         :returns: [decoding, heads, head size]
 
-        Raises TypeError where numbers are not all of one kind.
+        Raises TypeError if the dtypes differ.
         """
         if not query.dtype == key.dtype == value.dtype == keys.dtype:
-            raise TypeError(f"{query.dtype} asks for {key.dtype} and {value.dtype}, and the cache has {keys.dtype}")
-        query, key, value = (one if one.stride(2) == 1 else one.contiguous() for one in (query, key, value))
-        answer = query.new_empty(decoding, query.shape[0], query.shape[2])
+            raise TypeError(
+                f"dtypes differ: query {query.dtype}, key {key.dtype}, value {value.dtype}, cache {keys.dtype}"
+            )
+        query, key, value = (part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value))
+        result = query.new_empty(decoding, query.shape[0], query.shape[2])
         self._function(
-            *(one.data_ptr() for one in (query, key, value, keys, values, answer, rows, positions)),
+            *(part.data_ptr() for part in (query, key, value, keys, values, result, rows, positions)),
             *(
                 torch.get_num_threads(),
                 len(rows),
                 decoding,
                 len(key),
-                *(stride for one in (query, key, value) for stride in one.stride()[:2]),
+                *(stride for part in (query, key, value) for stride in part.stride()[:2]),
             ),
             *(*keys.stride()[:2], window or 0, scale, softcap or 0.0),
         )
-        return answer
+        return result
 
 
 decode_attention = functools.cache(DecodeAttention)
 
 
-def _compiled(macros: list[str]) -> Callable[..., None]:
+def _compile(macros: list[str]) -> Callable[..., None]:
     compiler = os.environ.get("CXX") or "g++"
     with tempfile.TemporaryDirectory() as scratch:
-        made, library = str(Path(scratch) / "made.o"), str(Path(scratch) / "made.so")
-        # linked apart, and so with no OpenMP of its own beside torch's
+        object_file, library = str(Path(scratch) / "attention.o"), str(Path(scratch) / "attention.so")
+        # linked separately, without an OpenMP library in addition to that of torch
         for command in (
-            [compiler, *FLAGS, *macros, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", made],
-            [compiler, "-shared", made, "-o", library],
+            [compiler, *FLAGS, *macros, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", object_file],
+            [compiler, "-shared", object_file, "-o", library],
         ):
-            ran = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
-            if ran.returncode:
-                raise OSError(ran.stderr.strip().partition("\n")[0] or f"{compiler} failed")
+            result = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+            if result.returncode:
+                raise OSError(result.stderr.strip().partition("\n")[0] or f"{compiler} failed")
         function: Any = CDLL(library).attend
     function.argtypes, function.restype = ARGUMENTS, None
     typed: Callable[..., None] = function

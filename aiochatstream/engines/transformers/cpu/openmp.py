@@ -1,4 +1,4 @@
-"""torch's threads on a CPU: OpenMP's."""
+"""The OpenMP threads of torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import suppress
 PAUSE_SOFT = 1
 
 
-def release_helpers() -> None:
-    """End the idle helpers of the calling thread; they come back when it computes again.
+def release_idle_threads() -> None:
+    """End the idle OpenMP threads of the calling thread. They are created again when it computes.
 
-    Each thread that computes has helpers of its own. Where there are more of all together than cores, those that wait
-    for their next piece of work go to sleep at once, and waking them takes longer than most pieces do: every step of
-    the decode thread is slower if another thread has ever used the model.
+    Each computing thread has OpenMP threads of its own. If there are more of them in total than cores, waiting ones
+    sleep immediately instead of spinning, and waking them takes longer than most operations: every step of the decode
+    thread would be slower after another thread has used the model.
     """
-    with suppress(OSError, AttributeError, TypeError):  # another OpenMP than GNU's or LLVM's, or none
+    with suppress(OSError, AttributeError, TypeError):  # an OpenMP other than GNU's or LLVM's, or none
         ctypes.CDLL(None).omp_pause_resource_all(PAUSE_SOFT)

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are laid out once for the CPU's matrix kernels, not again at every call."""
+"""Linear layers whose weights are converted once to the layout of the CPU's matrix kernels, not at every call."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from aiochatstream.engines.transformers.cpu.custom_ops import register
+from aiochatstream.engines.transformers.custom_ops import register
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that read the same input, one after another, in the models that have them."""
+"""Names of layers with the same input, which models call one after another."""
 
 
-class PackedLinear(nn.Module):
-    """A linear layer in oneDNN's own layout. Only for inference on a CPU."""
+class PrepackedLinear(nn.Module):
+    """A linear layer in oneDNN's layout. Only for inference on a CPU."""
 
-    def __init__(self, weights: PackedWeights, index: int) -> None:
+    def __init__(self, weights: PrepackedWeights, index: int) -> None:
         super().__init__()
         self._weights, self._index = weights, index
         self.in_features, self.out_features = weights.in_features, weights.sizes[index]
 
     @property
     def weight(self) -> torch.Tensor:
-        """A copy of the plain weight, for modules around the layer that read it (LoRA its dtype, for example)."""
+        """A copy of the plain weight, for modules around the layer that read it (for example LoRA, its dtype)."""
         return self._weights.plain[self._index]
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """The layer's bias."""
         return self._weights.biases[self._index]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self._weights.apply(inputs, self._index)
 
 
-class PackedWeights:
-    """The weights of linear layers that read the same input: all are computed when the first one is asked."""
+class PrepackedWeights:
+    """The weights of linear layers with the same input. The first call computes the results of all of them."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         self.in_features = linears[0].in_features
@@ -49,17 +48,17 @@ class PackedWeights:
         self._bias = torch.cat(biases) if biases else None
         self._latest: tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None = None
         self._number = next(_numbers)
-        _packed[self._number] = self
+        _prepacked[self._number] = self
 
     def apply(self, inputs: torch.Tensor, index: int) -> torch.Tensor:
-        """What the layer at ``index`` makes of ``inputs``."""
+        """Return the result of the layer at ``index``."""
         latest = self._latest
         if latest is None or latest[0] is not inputs:
-            if torch.compiler.is_compiling():  # which knows no weights in oneDNN's layout
-                together = torch.ops.aiochatstream.linear(inputs, self._number, sum(self.sizes))
+            if torch.compiler.is_compiling():  # torch.compile does not support weights in oneDNN's layout
+                product = torch.ops.aiochatstream.linear(inputs, self._number, sum(self.sizes))
             else:
-                together = self.multiply(inputs)
-            latest = inputs, torch.split_with_sizes(together, self.sizes, -1)
+                product = self.multiply(inputs)
+            latest = inputs, torch.split_with_sizes(product, self.sizes, -1)
         self._latest = latest if index + 1 < len(self.sizes) else None
         return latest[1][index]
 
@@ -70,22 +69,22 @@ class PackedWeights:
 
     @property
     def biases(self) -> Sequence[torch.Tensor | None]:
-        """The bias of each layer."""
+        """Bias of each layer."""
         return [None] * len(self.sizes) if self._bias is None else torch.split_with_sizes(self._bias, self.sizes)
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What all the layers make of ``inputs``, one after another."""
+        """Return the concatenated results of all layers."""
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
         return product
 
 
 _numbers = count()
-_packed: WeakValueDictionary[int, PackedWeights] = WeakValueDictionary()
+_prepacked: WeakValueDictionary[int, PrepackedWeights] = WeakValueDictionary()
 
 
 def _linear(inputs: torch.Tensor, number: int, size: int) -> torch.Tensor:
-    """The numbered weights' :meth:`PackedWeights.multiply`; ``size`` is that of its last dimension."""
-    return _packed[number].multiply(inputs)
+    """Call :meth:`PrepackedWeights.multiply` of the numbered weights; ``size`` is the size of its last dimension."""
+    return _prepacked[number].multiply(inputs)
 
 
 register(
@@ -96,38 +95,38 @@ register(
 
 
 @torch.no_grad()
-def pack_linears(model: nn.Module) -> int:
-    """Replace the linear layers of ``model``, in place; return how many.
+def prepack_linears(model: nn.Module) -> int:
+    """Replace the linear layers of ``model`` in place; return their number.
 
-    The plain weight of each is dropped, so that nothing is held twice, but for one that an embedding shares. Those of
-    a precision that this CPU has no kernels for stay.
+    Their plain weights are freed, unless an embedding shares them. Layers of a dtype without kernels on this CPU are
+    not replaced.
     """
-    packable = {dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if _packs(dtype)}
+    supported = {dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if _can_prepack(dtype)}
     count = 0
     for parent in list(model.modules()):
         plain = {
             name: child
             for name, child in parent.named_children()
-            if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in packable
+            if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in supported
         }
-        together = [names for names in SIBLINGS if _alike([plain.get(name) for name in names])]
-        alone = [(name,) for name in plain if not any(name in names for names in together)]
-        for names in (*together, *alone):
-            weights = PackedWeights([plain[name] for name in names])
+        siblings = [names for names in SIBLINGS if _are_compatible([plain.get(name) for name in names])]
+        singles = [(name,) for name in plain if not any(name in names for names in siblings)]
+        for names in (*siblings, *singles):
+            weights = PrepackedWeights([plain[name] for name in names])
             for index, name in enumerate(names):
-                setattr(parent, name, PackedLinear(weights, index))
+                setattr(parent, name, PrepackedLinear(weights, index))
         count += len(plain)
     return count
 
 
-def _alike(linears: Sequence[nn.Linear | None]) -> bool:
+def _are_compatible(linears: Sequence[nn.Linear | None]) -> bool:
     kinds = {linear and (linear.in_features, linear.weight.dtype, linear.bias is None) for linear in linears}
     return len(kinds) == 1 and None not in kinds
 
 
-def _packs(dtype: torch.dtype) -> bool:
+def _can_prepack(dtype: torch.dtype) -> bool:
     try:
-        PackedWeights([nn.Linear(16, 16, dtype=dtype)]).apply(torch.zeros(1, 16, dtype=dtype), 0)
-    except (RuntimeError, AttributeError):  # no kernel for this precision, or torch is built without oneDNN
+        PrepackedWeights([nn.Linear(16, 16, dtype=dtype)]).apply(torch.zeros(1, 16, dtype=dtype), 0)
+    except (RuntimeError, AttributeError):  # no kernel for this dtype, or torch is built without oneDNN
         return False
     return True

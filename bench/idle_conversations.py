@@ -1,4 +1,4 @@
-"""``python bench/keeping.py N``: prints what N idle conversations and their sessions take in memory, in bytes, as JSON.
+"""``python bench/idle_conversations.py N`` prints the memory of N idle conversations and sessions, in bytes, as JSON.
 
 A process of its own for bench/overhead.py.
 """

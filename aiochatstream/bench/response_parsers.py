@@ -7,10 +7,12 @@ with its end token), never the reads.
 from __future__ import annotations
 
 import codecs
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
+
+from aiochatstream.sse import EventParser, json_object
+from aiochatstream.terminal import one_line
 
 END_TOKEN = b"<::EOS::>"
 """What ends each piece of chatstream's format."""
@@ -118,32 +120,6 @@ class CumulativeReader(AnswerReader):
         return self._text[len(known) :]
 
 
-class EventStream:
-    """Splits a body of server-sent events into (name, data). https://html.spec.whatwg.org/multipage/server-sent-events"""
-
-    def __init__(self) -> None:
-        self._line = b""
-        self._name = ""
-        self._data: list[str] = []
-
-    def feed(self, data: bytes) -> list[tuple[str, str]]:
-        """Take what arrived; return the events that are complete by now."""
-        events = []
-        *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            field, _, value = line.rstrip(b"\r").decode(errors="replace").partition(":")
-            value = value.removeprefix(" ")
-            if field == "event":
-                self._name = value
-            elif field == "data":
-                self._data.append(value)
-            elif not line.strip():
-                if self._data:
-                    events.append((self._name, "\n".join(self._data)))
-                self._name, self._data = "", []
-        return events
-
-
 class SseReader(AnswerReader):
     """Our events: queued, start, delta, done, error."""
 
@@ -151,13 +127,13 @@ class SseReader(AnswerReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._events = EventStream()
+        self._events = EventParser()
         self._done = False
 
     def feed(self, data: bytes, *, chunk_ends: bool) -> list[str]:
         texts = []
         for name, raw in self._events.feed(data):
-            event = parse_object(raw)
+            event = _event_object(raw)
             if name == "delta":
                 texts.append(str(event.get("text", "")))
             elif name == "done":
@@ -188,7 +164,7 @@ class OpenAIReader(AnswerReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._events = EventStream()
+        self._events = EventParser()
         self._done = False
 
     def feed(self, data: bytes, *, chunk_ends: bool) -> list[str]:
@@ -197,9 +173,9 @@ class OpenAIReader(AnswerReader):
             if raw == "[DONE]":
                 self._done = True
                 continue
-            chunk = parse_object(raw)
+            chunk = _event_object(raw)
             if name == "error" or "error" in chunk:
-                raise BadAnswer(f"error in the stream: {shorten(raw)}")
+                raise BadAnswer(f"error in the stream: {one_line(raw)}")
             choices = chunk.get("choices")
             if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
                 raise WrongProtocol("its events are not chat completion chunks")
@@ -221,15 +197,12 @@ class OpenAIReader(AnswerReader):
             self.told = Told(_count(usage, "completion_tokens"), _count(usage, "prompt_tokens"), cached)
 
 
-def parse_object(raw: str) -> dict[str, Any]:
-    """A JSON object. Raises BadAnswer."""
+def _event_object(data: str) -> dict[str, Any]:
+    """Return the JSON object of an event. Raise BadAnswer if it has none."""
     try:
-        value = json.loads(raw)
-    except ValueError:
-        raise BadAnswer(f"an event is not JSON: {shorten(raw)}") from None
-    if not isinstance(value, dict):
-        raise BadAnswer(f"an event is not a JSON object: {shorten(raw)}")
-    return value
+        return json_object(data)
+    except ValueError as error:
+        raise BadAnswer(f"an event is {error}") from None
 
 
 def _part(event: dict[str, Any], name: str) -> dict[str, Any]:
@@ -246,9 +219,3 @@ def _count(usage: dict[str, Any], name: str) -> int | None:
 def _seconds(timing: dict[str, Any], name: str) -> float | None:
     value = timing.get(name)
     return float(value) if isinstance(value, int | float) else None
-
-
-def shorten(text: str, length: int = 200) -> str:
-    """``text`` on one line, cut to ``length`` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 3] + "..."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -15,8 +14,9 @@ from typing import Literal
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
-from aiochatstream.bench.parsing import BadAnswer, Refused, Told, WrongProtocol, shorten
 from aiochatstream.bench.protocols import Target, User
+from aiochatstream.bench.response_parsers import BadAnswer, Refused, Told, WrongProtocol
+from aiochatstream.terminal import one_line, os_error_reason
 
 Kind = Literal["plain", "abort", "slow"]
 Outcome = Literal["completed", "refused", "failed", "aborted"]
@@ -116,12 +116,12 @@ async def ask(target: Target, user: User, prompt: str, record: Record, clock: Cl
     except TimeoutError:
         record.reason = f"no end within {limit:g} s"
     except aiohttp.ClientConnectorError as error:
-        record.reason = f"cannot connect: {connect_error(error)}"
+        record.reason = f"cannot connect: {os_error_reason(error)}"
     except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
         where = "within the answer" if record.status else "before the answer"
         record.reason = f"the connection broke {where} ({type(error).__name__})"
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-        record.reason = shorten(f"{type(error).__name__}: {error}")
+        record.reason = one_line(f"{type(error).__name__}: {error}")
     record.ended = clock.now()
     if record.outcome == "completed":
         target.learn(user, prompt, record.text)
@@ -178,7 +178,7 @@ async def _check_head(target: Target, response: aiohttp.ClientResponse, record: 
         if body.code == "too_many_requests":  # chatstream's default is to refuse with status 200
             raise Refused(body.code)
         raise WrongProtocol(
-            f"the answer is {response.content_type}, not {expected} ({shorten(body.sentence, 80) or 'empty'})"
+            f"the answer is {response.content_type}, not {expected} ({one_line(body.sentence, 80) or 'empty'})"
         )
     body = await _read_error(response)
     if response.status in REFUSALS:
@@ -205,16 +205,10 @@ async def _read_error(response: aiohttp.ClientResponse) -> _ErrorBody:
         told = json.loads(raw)
         error = told["error"]
     except (ValueError, KeyError, TypeError):
-        return _ErrorBody("", shorten(raw))
+        return _ErrorBody("", one_line(raw))
     if isinstance(error, dict):
-        return _ErrorBody(str(error.get("code") or error.get("type") or ""), shorten(str(error.get("message", raw))))
-    return _ErrorBody(str(error), shorten(str(told.get("detail", error))))
-
-
-def connect_error(error: aiohttp.ClientConnectorError) -> str:
-    """Why there is no connection, in the system's words."""
-    number = error.os_error.errno
-    return os.strerror(number) if number and number > 0 else str(error.strerror or error)
+        return _ErrorBody(str(error.get("code") or error.get("type") or ""), one_line(str(error.get("message", raw))))
+    return _ErrorBody(str(error), one_line(str(told.get("detail", error))))
 
 
 def _seconds(value: str | None) -> float | None:

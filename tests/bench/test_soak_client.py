@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from aiochatstream.bench.asking import Record
+from aiochatstream.bench.request import Record
 from tests.processes import ROOT
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    return importlib.import_module("remembering").Memory("c1")
+    return importlib.import_module("soak_client").Memory("c1")
 
 
 def ended(outcome: str, status: int | None) -> Record:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from aiochatstream.bench.command import Bench
 from aiochatstream.bench.metrics import summarize
-from tests.bench.scripted import Exchange, Scripted, answer, delta, done, measure, plan, scripted
+from tests.bench.scripted_server import Exchange, Scripted, answer, delta, done, measure, plan, scripted
 
 
 async def sse(exchange: Exchange) -> None:

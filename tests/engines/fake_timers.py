@@ -1,4 +1,4 @@
-"""Time for the tests of waits: nobody looks at a real clock."""
+"""Timers that tests control."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiochatstream.engines.timer import Timer
 
 @dataclass
 class VirtualTimer(Timer):
-    """Sleeping takes no time, and afterwards it is later."""
+    """A clock that sleeping advances immediately."""
 
     time: float = 1000.0
 
@@ -22,8 +22,8 @@ class VirtualTimer(Timer):
 
 
 @dataclass
-class HeldTimer(VirtualTimer):
-    """A sleep ends when the test allows it."""
+class ManualTimer(VirtualTimer):
+    """A clock whose sleeps end when the test allows it."""
 
     sleeps: int = 0
     _permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))

@@ -11,10 +11,10 @@ from typing import Any
 
 from aiohttp import web
 
-from aiochatstream.bench.asking import Clock
 from aiochatstream.bench.command import Bench
 from aiochatstream.bench.load import Load
 from aiochatstream.bench.plan import Plan
+from aiochatstream.bench.request import Clock
 from tests.helpers import until
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aiochatstream import Engine, GenerationParams, Prompt
-from aiochatstream.engines.transformers.cpu.openmp import release_helpers
+from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 
 Stamps = list[float]
 """When an answer began, and when each of its tokens came: clock readings in seconds."""
@@ -53,7 +53,7 @@ def stamped(engine: Engine, ids: list[int], tokens: int, owner: str = "", shared
     """When an answer begins, and when each of its tokens comes. The last two: as in :class:`Prompt`."""
     params = GenerationParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
     yield time.perf_counter()
-    for delta in engine.generate(Prompt([], ids, owner=owner, shared=shared), params):
+    for delta in engine.generate(Prompt([], ids, owner=owner, shared_tokens=shared), params):
         for _ in delta.token_ids:
             yield time.perf_counter()
 
@@ -128,7 +128,7 @@ def plain_side(model: Any) -> Side:
             streamer=stamper,
             pad_token_id=0,
         )
-        release_helpers()  # which would slow the other side down
+        release_idle_threads()  # which would slow the other side down
         return [[began, *stamper.stamps[1:]]] * len(prompts)
 
     return answer

@@ -12,11 +12,12 @@ import torch
 from transformers import DynamicCache
 
 from aiochatstream import GenerationParams
-from aiochatstream.engines.transformers.attention import Piece, Step
-from aiochatstream.engines.transformers.cpu.prepacked_linear import PackedLinear
-from aiochatstream.engines.transformers.engine import PackedForward
-from aiochatstream.engines.transformers.kv_cache import SlotCache
-from aiochatstream.engines.transformers.sampling import Sampler, sample
+from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear
+from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.packed_forward import PackedForward
+from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.sampler import Sampler
+from aiochatstream.engines.transformers.sampling import sample
 
 SHARES = ("linear layers", "attention", "rest of the model", "sampling", "preparing")
 ALONE = "linear layers alone"
@@ -30,7 +31,7 @@ class Steps:
     def __init__(self, model: Any, rows: int, context: int, compiled: PackedForward | None = None) -> None:
         self._model, self._forward, self._compiled = model, PackedForward(model), compiled
         self._rows, self._context = rows, context
-        self._linears = [layer for layer in model.modules() if isinstance(layer, PackedLinear | torch.nn.Linear)]
+        self._linears = [layer for layer in model.modules() if isinstance(layer, PrepackedLinear | torch.nn.Linear)]
 
     @torch.inference_mode()
     def measure(self, steps: int) -> dict[str, float]:
@@ -68,11 +69,11 @@ class Steps:
 
     def _each(self, steps: int, *, native: bool = False) -> Iterator[tuple[float, _TimedStep]]:
         """When each step began to be prepared, and the step."""
-        cache = SlotCache(self._layers(), self._rows, self._context + WARM_UP + steps, native=native)
+        cache = KVCache(self._layers(), self._rows, self._context + WARM_UP + steps, native=native)
         for at in range(self._context, self._context + WARM_UP + steps):
             began = time.perf_counter()
-            pieces = [Piece(row, at, [at % 100]) for row in range(self._rows)]
-            yield began, _TimedStep(cache, pieces, self._model.device, self._model.dtype)
+            chunks = [Chunk(row, at, [at % 100]) for row in range(self._rows)]
+            yield began, _TimedStep(cache, chunks, self._model.device, self._model.dtype)
 
     def _alone(self, rounds: int) -> float:
         widths = {width: torch.randn(1, self._rows, width, dtype=self._model.dtype) for width in self._widths()}
@@ -110,7 +111,7 @@ class Steps:
             yield took
 
 
-class _TimedStep(Step):
+class _TimedStep(PackedStep):
     attention_s = 0.0
 
     def attend(self, *args: Any, **options: Any) -> torch.Tensor:

@@ -14,10 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aiochatstream.bench.asking import Record
 from aiochatstream.bench.load import Load
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.plan import Plan
+from aiochatstream.bench.request import Record
 
 SCHEMA = "aiochatstream-bench"
 SCHEMA_VERSION = 1

@@ -1,6 +1,6 @@
 """A server that does as its arguments say, and notes in a file, shared with others, each request that it got.
 
-``python -m tests.bench.compared --port N --name NAME --notes FILE``
+``python -m tests.bench.fake_server --port N --name NAME --notes FILE``
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from tests.bench.scripted import delta, done
+from tests.bench.scripted_server import delta, done
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
-from misbehaving import BadRequest
+from bad_requests import BadRequest
 from yarl import URL
 
-from aiochatstream.bench.asking import Clock, Kind, Record, ask
 from aiochatstream.bench.plan import Plan
 from aiochatstream.bench.protocols import PROTOCOLS, Target
+from aiochatstream.bench.request import Clock, Kind, Record, ask
 
 HANG_UP_SECONDS = 0.03
 """Within this time one who hangs up early does so: often before the first text."""

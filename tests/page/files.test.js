@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { parseConversation } from "../../aiochatstream/page/js/conversation_file.js";
+import { parseConversation } from "../../aiochatstream/page/js/files.js";
 
 const MESSAGES = [
   { role: "user", content: "one" },

@@ -1,4 +1,4 @@
-"""Tiny models of several families with random weights, and what ``model.generate`` says of them."""
+"""Tiny models of several families with random weights, and their answers by ``model.generate``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BATCHED: dict[str, Callable[..., Any]] = {
     "Gemma 2": functools.partial(Gemma2Config, **GROUPED, sliding_window=WINDOW, attn_logit_softcapping=2.0),
     "Gemma 3": functools.partial(Gemma3TextConfig, **GROUPED, sliding_window=WINDOW),
     "Mistral": functools.partial(MistralConfig, **GROUPED, sliding_window=WINDOW),
-    "Qwen2-MoE, whose window is told by its mask only": functools.partial(
+    "Qwen2-MoE, with a window in its mask only": functools.partial(
         Qwen2MoeConfig,
         intermediate_size=64,
         num_key_value_heads=1,
@@ -52,7 +52,7 @@ BATCHED: dict[str, Callable[..., Any]] = {
     ),
     "Phi": functools.partial(PhiConfig, intermediate_size=64),
 }
-ALONE: dict[str, Callable[..., Any]] = {
+SEQUENTIAL: dict[str, Callable[..., Any]] = {
     "Mamba": functools.partial(MambaConfig, state_size=8),
     "LFM2, a hybrid": functools.partial(
         Lfm2Config, intermediate_size=64, num_key_value_heads=1, layer_types=["conv", "full_attention"] * 3
@@ -65,8 +65,8 @@ ALONE: dict[str, Callable[..., Any]] = {
 
 
 def tiny(family: str = "Qwen2") -> Any:
-    """A model with random weights and no end of sentence. Spread and seed are such that answers vary, without ties."""
-    config = (BATCHED | ALONE)[family](
+    """Return a model without an end-of-sequence token. Its answers vary and have no ties."""
+    config = (BATCHED | SEQUENTIAL)[family](
         vocab_size=len(BYTES),
         hidden_size=32,
         num_hidden_layers=6,
@@ -83,7 +83,7 @@ def tiny(family: str = "Qwen2") -> Any:
 
 
 def reference(model: Any, ids: list[int], max_new_tokens: int = 24, **options: Any) -> list[int]:
-    """What ``model.generate`` answers, greedy."""
+    """Return the greedy answer of ``model.generate``."""
     with torch.inference_mode():
         inputs = torch.tensor([ids])
         output = model.generate(
@@ -97,14 +97,14 @@ def reference(model: Any, ids: list[int], max_new_tokens: int = 24, **options: A
     return new
 
 
-def assert_same(model: Any, ids: list[int], found: list[int], expected: list[int]) -> None:
-    """Both answers are the same, but for what follows a place where ``model`` finds two tokens as good."""
-    if found == expected:
+def assert_same(model: Any, ids: list[int], actual: list[int], expected: list[int]) -> None:
+    """Assert that two answers are equal up to a position where ``model`` has two equally likely tokens."""
+    if actual == expected:
         return
-    same = next(at for at, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other)
+    same = next(at for at, (token, other) in enumerate(zip(actual, expected, strict=True)) if token != other)
     with torch.inference_mode():
         best = model(input_ids=torch.tensor([ids + expected[:same]])).logits[0, -1].topk(2).values
-    assert best[0] - best[1] < 1e-4, f"token {same}: {found} is not {expected}"
+    assert best[0] - best[1] < 1e-4, f"token {same}: {actual} is not {expected}"
 
 
 def question(tokenizer: Any, text: str) -> list[int]:
@@ -115,5 +115,5 @@ def question(tokenizer: Any, text: str) -> list[int]:
 
 
 def some_ids(length: int, seed: int = 0) -> list[int]:
-    """Random bytes."""
+    """Return random tokens for bytes."""
     return torch.randint(3, 259, (length,), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from aiochatstream.bench.parsing import (
+from aiochatstream.bench.response_parsers import (
     AnswerReader,
     BadAnswer,
     CumulativeReader,
@@ -17,7 +17,7 @@ from aiochatstream.bench.parsing import (
     TextReader,
     WrongProtocol,
 )
-from tests.bench.scripted import delta, done, event
+from tests.bench.scripted_server import delta, done, event
 
 TEXTS = ["東京", "は", " a\n", "b", "é!"]
 

@@ -1,4 +1,4 @@
-"""A server with every fault that a soak looks for. Prints its URL. ``python -m tests.bench.leaking``"""
+"""A server with every fault that a soak looks for. Prints its URL. ``python -m tests.bench.leaky_server``"""
 
 from __future__ import annotations
 

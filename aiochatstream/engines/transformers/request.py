@@ -1,0 +1,93 @@
+"""A request in the batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from queue import SimpleQueue
+
+from aiochatstream.engines.base import TokenLogprob
+from aiochatstream.engines.transformers.grammars import Matcher
+from aiochatstream.engines.transformers.sampler import Sampler
+from aiochatstream.params import GenerationParams
+
+SIZE_CLASS_TOKENS = 256
+"""Upper limit of the first size class in tokens; each further class doubles it."""
+
+
+class Request:
+    """State of one answer.
+
+    ids: prompt and answer so far.
+    end: maximum number of ids.
+    computed_tokens: number of ids whose keys and values are in the row.
+    cached_tokens: number of ids whose keys and values were loaded from the prefix cache.
+    owner: only this user's later prompts may reuse the keys and values.
+    shared_tokens: number of ids at the beginning for which the shared prefix may be used.
+    cacheable: False if the keys and values must not be stored in the prefix cache.
+    size_class: class of ``end``.
+    row: row of the KV cache; -1 while waiting.
+    output: token ids, None for each step without a token, and an exception if the request fails.
+    logprobs: logprobs of the tokens, if requested; the reader of the tokens removes them.
+    prompt_logprobs: the same for the prompt's tokens from the second one on.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        params: GenerationParams,
+        matcher: Matcher | None = None,
+        owner: str = "",
+        shared_tokens: int = 0,
+    ) -> None:
+        self.ids = list(prompt)
+        self.owner, self.shared_tokens = owner, shared_tokens
+        self.cacheable = True
+        self.end = len(prompt) + params.max_new_tokens
+        self.size_class = (self.end // SIZE_CLASS_TOKENS).bit_length()
+        self.sampler = Sampler(params, matcher)
+        self.row = -1
+        self.computed_tokens = self.cached_tokens = 0
+        self.cancelled = self.failed = False
+        self.output: SimpleQueue[int | Exception | None] = SimpleQueue()
+        self.logprobs: deque[TokenLogprob] = deque()
+        self.prompt_logprobs: deque[TokenLogprob] = deque()
+
+    @property
+    def params(self) -> GenerationParams:
+        return self.sampler.params
+
+    @property
+    def decoding(self) -> bool:
+        """True if only the newest token is not computed."""
+        return len(self.ids) - self.computed_tokens == 1
+
+    @property
+    def finished(self) -> bool:
+        """True if the request is cancelled, has failed or has all its tokens."""
+        return self.cancelled or len(self.ids) == self.end
+
+    @property
+    def has_output(self) -> bool:
+        """True if a token was sampled, which implies that all earlier logits were finite."""
+        return len(self.ids) + self.params.max_new_tokens > self.end
+
+    def steps(self) -> Generator[int | None, None, None]:
+        """Yield the tokens, ``max_new_tokens`` of them, and None for each step without one. Closing it cancels.
+
+        Raises the error of a failed request.
+        """
+        try:
+            for _ in range(self.params.max_new_tokens):
+                while (step := self.output.get()) is None:
+                    yield None
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+        finally:
+            self.cancelled = True
+
+    def fail(self, error: Exception) -> None:
+        """End the request with ``error``."""
+        self.cancelled = self.failed = True
+        self.output.put(error)

@@ -1,0 +1,224 @@
+"""Prompts rendered by chat templates."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
+
+from aiochatstream import Turn
+from aiochatstream.errors import InvalidValue
+from aiochatstream.prompts import encode_messages, render_messages
+from tests.prompts.builders import HISTORY, chat_prompt, template_ids
+
+USER: dict[str, Any] = {"role": "user", "content": "What is the weather in 東京?"}
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Tells the weather.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+WITH_TOOLS = """\
+{%- if tools %}<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif %}
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content or '' }}
+{%- for call in message.tool_calls or [] %}<tool_call>{"name": "{{ call.function.name }}", "arguments": \
+{{ call.function.arguments | tojson }}}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
+
+ALTERNATING = """\
+{%- for message in messages %}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{%- endif %}{{ message.role }}: {{ message.content | trim }}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    return other
+
+
+@pytest.mark.parametrize("system", ["", "You answer in one word. 🗼"])
+@pytest.mark.parametrize("turns", [(), HISTORY])
+def test_a_chat_prompt_has_the_token_ids_of_the_template(
+    tokenizer: PreTrainedTokenizerBase, system: str, turns: tuple[Turn, ...]
+) -> None:
+    prompt = chat_prompt(tokenizer, "नमस्ते", turns, system=system)
+    messages = [{"role": "system", "content": system}] if system else []
+    if turns:
+        messages += [
+            {"role": "user", "content": "日本の首都は？"},
+            {"role": "assistant", "content": "東京です。"},
+            {"role": "user", "content": "And of France?"},
+            {"role": "assistant", "content": "Paris."},
+        ]
+    messages.append({"role": "user", "content": "नमस्ते"})
+    ids = template_ids(tokenizer, messages)
+    assert prompt.get_messages() == messages
+    assert prompt.encode() == ids
+    assert tokenizer.decode(ids) == prompt.create_prompt()
+    assert prompt.create_prompt().endswith("<|im_start|>assistant\n")
+
+
+def test_a_bos_of_the_tokenizer_does_not_duplicate_that_of_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    adds_bos = copy.deepcopy(tokenizer)
+    bos = adds_bos.bos_token_id
+    adds_bos.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{adds_bos.bos_token} $A", special_tokens=[(adds_bos.bos_token, bos)]
+    )
+    prompt = chat_prompt(adds_bos, "Hello")
+    assert adds_bos(prompt.create_prompt())["input_ids"][:2] == [bos, bos]
+    ids = prompt.encode()
+    assert ids[0] == bos
+    assert ids[1] != bos
+
+
+@pytest.mark.parametrize("without_template", [ByT5Tokenizer(), None])
+def test_an_error_without_a_template_names_chat_prompt_clazz(without_template: PreTrainedTokenizerBase | None) -> None:
+    prompt = chat_prompt(without_template, "Hello")
+    for method in (prompt.encode, prompt.create_prompt):
+        with pytest.raises(ValueError, match=r"no chat template.*chat_prompt_clazz.*AbstractChatPrompt"):
+            method()
+
+
+def test_an_error_quotes_the_template_that_refuses_a_system_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    refusing = copy.copy(tokenizer)
+    refusing.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}Hello"
+    )
+    prompt = chat_prompt(refusing, "Hello", system="Be brief.")
+    with pytest.raises(InvalidValue, match="chat template refuses this conversation: System role not supported"):
+        prompt.encode()
+    prompt.set_system("")
+    assert prompt.create_prompt() == "Hello"
+
+
+@pytest.mark.parametrize("open_answer", ["Paris", "パリです。\n", "  two\n\nlines ", "It is <|im_start|>"])
+def test_an_open_answer_is_encoded_separately(tokenizer: PreTrainedTokenizerBase, open_answer: str) -> None:
+    prompt = chat_prompt(tokenizer, "The capital?", HISTORY, system="Be brief.")
+    plain, text = prompt.encode(), prompt.create_prompt()
+    prompt.open_answer = open_answer
+    assert prompt.create_prompt() == text
+    ids = tokenizer(open_answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert prompt.encode() == plain + ids
+    assert prompt.get_messages()[-1] == {"role": "assistant", "content": open_answer}
+    assert prompt.encode() == encode_messages(tokenizer, prompt.get_messages(), continue_final=True)
+
+
+def test_an_open_answer_has_the_token_ids_of_continue_final_message(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = chat_prompt(tokenizer, "The capital?", HISTORY)
+    prompt.open_answer = " Paris,"
+    assert prompt.encode() == template_ids(tokenizer, prompt.get_messages(), continue_final_message=True)
+
+
+def test_messages_have_the_token_ids_of_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": "Fine."}, USER]
+    expected = template_ids(tokenizer, messages)
+    assert encode_messages(tokenizer, messages) == expected
+    assert tokenizer.decode(expected) == render_messages(tokenizer, messages)
+
+
+def test_the_template_renders_tools_calls_and_results(tokenizer: PreTrainedTokenizerBase) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "東京"}'}}
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+    ]
+    before = copy.deepcopy(messages)
+    text = render_messages(with_template(tokenizer, WITH_TOOLS), messages, TOOLS)
+    assert '"name": "weather", "description": "Tells the weather."' in text
+    assert '<tool_call>{"name": "weather", "arguments": {"city": "東京"}}</tool_call><|im_end|>' in text
+    assert "<|im_start|>tool\nrain<|im_end|>" in text
+    assert messages == before
+
+
+@pytest.mark.parametrize("arguments", [None, "", {}])
+def test_missing_arguments_are_an_empty_object(tokenizer: PreTrainedTokenizerBase, arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": arguments}}
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert '"arguments": {}}</tool_call>' in render_messages(with_template(tokenizer, WITH_TOOLS), messages)
+
+
+def test_the_role_developer_is_system_if_the_template_does_not_support_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, USER]
+    assert render_messages(tokenizer, messages).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    supporting = with_template(tokenizer, "{# developer #}{{ messages[0].role }}")
+    assert render_messages(supporting, messages) == "developer"
+
+
+def test_a_continued_answer_follows_the_templates_generation_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    messages = [USER, {"role": "assistant", "content": "It is "}]
+    ids = encode_messages(with_template(tokenizer, WITH_TOOLS), messages, continue_final=True)
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n<think>\nIt is ")
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([USER, USER], "Conversation roles must alternate user/assistant/user/assistant/..."),
+        ([], "empty conversation"),
+    ],
+    ids=str,
+)
+def test_an_error_quotes_the_template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], reason: str
+) -> None:
+    with pytest.raises(InvalidValue, match=r"^The model's chat template refuses this conversation: ") as error:
+        render_messages(with_template(tokenizer, ALTERNATING), messages)
+    assert reason.rstrip(".") in error.value.detail
+
+
+def test_deeply_nested_tools_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(5000):
+        parameters = {"items": parameters}
+    tools = [{"type": "function", "function": {"name": "deep", "parameters": parameters}}]
+    with pytest.raises(InvalidValue, match="recursion"):
+        render_messages(with_template(tokenizer, WITH_TOOLS), [USER], tools)
+
+
+def test_a_message_without_content_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InvalidValue, match=r"conversation: .* has no attribute 'content'\.$"):
+        render_messages(tokenizer, [{"role": "user"}])
+
+
+def test_content_of_parts_is_refused_if_the_template_expects_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InvalidValue, match=r"conversation: can only concatenate str"):
+        render_messages(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}])
+
+
+@pytest.mark.parametrize("arguments", ["{", "[" * 100_000], ids=["cut off", "deep"])
+def test_arguments_must_be_json(tokenizer: PreTrainedTokenizerBase, arguments: str) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": arguments}}
+    with pytest.raises(InvalidValue, match=r"^messages: the arguments of tool_calls must be JSON\.$"):
+        render_messages(tokenizer, [USER, {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+@pytest.mark.parametrize("messages", [[], [USER], [USER, {"role": "assistant", "content": None}]], ids=str)
+def test_the_message_to_continue_must_be_an_assistants_text(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(InvalidValue, match=r"^messages: the last message must be an assistant's text"):
+        encode_messages(tokenizer, messages, continue_final=True)
+
+
+def test_rendering_without_a_template_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no chat template.*chat_prompt_clazz"):
+        render_messages(ByT5Tokenizer(), [USER])
