@@ -104,7 +104,7 @@ def test_a_wrong_kind_of_argument_is_a_type_error_that_says_what_to_give(options
 
 
 async def test_a_context_longer_than_the_models_is_refused_at_start_up(start: Any, model: Any, tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="context_len: at most 8192 with this model"):
+    with pytest.raises(ValueError, match="context_len: must be at most 8192 with this model"):
         await start(ChatStream(model=model, tokenizer=tokenizer, context_len=9000))
 
 

@@ -35,14 +35,14 @@ MAX_PROMPT_TEXTS = 16
 class Chat(Runtime):
     """Turns of conversations with one engine."""
 
-    def __init__(self, setting: RuntimeConfig) -> None:
-        super().__init__(setting)
+    def __init__(self, config: RuntimeConfig) -> None:
+        super().__init__(config)
         self._one_prompt_text = asyncio.Lock()
         self._prompt_texts = 0
         self._memory = MemoryConversationStore()
         self._console_user = User(random_id(), self._memory)  # no account has this id
         self.metrics.watch_sessions(lambda: len(self._memory), lambda: self._memory.bytes)
-        self._chores.append(self._sweep)
+        self._background.append(self._sweep)
 
     def running_turn(self, user: User, name: str) -> RunningTurn | None:
         """Return the running turn of a conversation in this process."""
@@ -59,23 +59,23 @@ class Chat(Runtime):
         One prompt is made at a time, so that a thread is free for the prompts of answers. Raise
         :class:`~aiochatstream.errors.TooManyRequests` if too many wait.
         """
-        prompt = self._prompt_class()
-        prompt.conversation, prompt.message = conversation, message
+        chat_prompt = self._prompt_class()
+        chat_prompt.conversation, chat_prompt.message = conversation, message
 
         def text() -> str:
             # the request may have limited its answer to fewer tokens
             minimal = self.params.model_copy(update={"max_new_tokens": 1})
-            made = self._make_prompt(prompt, minimal)
-            if prompt.tokenizer is None:
-                return json.dumps(made.messages, ensure_ascii=False)
-            return prompt.create_prompt()
+            prompt = self._make_prompt(chat_prompt, minimal)
+            if chat_prompt.tokenizer is None:
+                return json.dumps(prompt.messages, ensure_ascii=False)
+            return chat_prompt.create_prompt()
 
         if self._prompt_texts >= MAX_PROMPT_TEXTS:
             raise TooManyRequests("Too many requests for prompts are waiting.")
         self._prompt_texts += 1
         try:
             async with self._one_prompt_text:
-                return await self._in_prompt_thread(text)
+                return await self._run_in_prompt_thread(text)
         finally:
             self._prompt_texts -= 1
 
@@ -136,10 +136,10 @@ class Chat(Runtime):
         Raise :class:`~aiochatstream.errors.ChatStreamError` if the request is refused; then nothing has changed.
         """
         self.check_ready()
-        prompt = self._prompt_class()
+        chat_prompt = self._prompt_class()
         if system:
-            prompt.set_system(system)
-        params = self.override(*overrides, stop=tuple(prompt.get_stop_strs()))
+            chat_prompt.set_system(system)
+        params = self.override(*overrides, stop=tuple(chat_prompt.get_stop_strs()))
         turn = await self._begin(user, name)
         ticket: Ticket | None = None
         try:
@@ -147,11 +147,11 @@ class Chat(Runtime):
             turn_input = request.resolve(loaded)
             ticket = self.admission.reserve()
             before = loaded.begin(turn.message_id)
-            prompt.conversation, prompt.message = turn_input.base.begin(turn.message_id), turn_input.message
-            prompt.open_answer = turn_input.prefix
+            chat_prompt.conversation, chat_prompt.message = turn_input.base.begin(turn.message_id), turn_input.message
+            chat_prompt.open_answer = turn_input.prefix
             if all(override is None or override.seed is None for override in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
-            made = await self._in_prompt_thread(self._make_prompt, prompt, params)
+            prompt = await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun in the meantime
         except BaseException:
@@ -160,12 +160,12 @@ class Chat(Runtime):
             await self._turns.cancel(user.id, name)
             raise
         job = self._job(
-            self._own(made, user.owner, own_system=not system),
+            self._with_owner(prompt, user.owner, has_server_prefix=not system),
             params,
             ticket,
-            prompt.get_replacement_when_output(),
+            chat_prompt.get_replacement_when_output(),
             before=before,
-            base=prompt.conversation,
+            base=chat_prompt.conversation,
             user_text=turn_input.message,
             prefix=turn_input.prefix,
             save=functools.partial(user.save, name, loaded=loaded),

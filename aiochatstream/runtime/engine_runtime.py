@@ -43,31 +43,31 @@ DEFAULT_CONTEXT_LEN = 2048
 
 PROBE = "Hello"
 PROBE_CONVERSATION = Conversation((Turn("1", "1", ""),))
-"""The message of a trial at load, alone and after another one: what both prompts begin with is the server's own."""
+"""Message and history of two trial prompts. Their common prefix is the server's own."""
 
 PROMPT_THREADS = 2
-"""Threads for the short jobs of rendering and tokenising prompts."""
+"""Threads for rendering and tokenising prompts."""
 
 CONSTRAINT_THREADS = 1
-"""Threads for checks that may take seconds (unknown schemas), so that no prompt waits for one."""
+"""Threads for checks that may take seconds (of unknown schemas), so that prompts do not wait for them."""
 
 MAX_SLOW_CHECKS = 32
-"""Number of these checks that run or wait; further ones are refused with 503."""
+"""Maximum number of running and waiting checks of this kind; further ones are refused with 503."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
-    """What a :class:`Runtime` is made of.
+    """Configuration of a :class:`Runtime`.
 
-    engine: what answers.
-    prompt_class_of: given the tokenizer (None with an engine that has none), the class that writes the prompt.
-    params: those of every answer, where a request says nothing else.
+    engine: generates the answers.
+    prompt_class_of: returns the prompt class, given the tokenizer (None for an engine without one).
+    params: default parameters of answers.
     capacity: number of concurrent answers and waiting requests.
     limits: limits of time and size.
     param_limits: ranges that requests may set.
-    seed: seeds the sequence of the answers' seeds; None is random.
-    locale: what the log's lines for people are written in.
-    logger: for the lines on loading, answers and shutdown.
+    seed: seed of the sequence of the answers' seeds; None for a random one.
+    locale: language of log lines for operators.
+    logger: logger of loading, answers and shutdown.
     """
 
     engine: Engine
@@ -82,25 +82,25 @@ class RuntimeConfig:
 
 
 class Runtime:
-    """Owns the engine, its threads, slots and queue, and the turns under way.
+    """The engine, its threads, slots and queue, and the running turns.
 
-    Lives inside an ``async with``, which loads the engine; it can be entered again after it was left.
+    An ``async with`` loads the engine, and closes it at the end. It can be entered again.
     """
 
-    def __init__(self, setting: RuntimeConfig) -> None:
-        self._texts = texts_for(setting.locale)
-        self.logger = setting.logger
-        self.engine, self.params = setting.engine, setting.params
-        self.capacity, self.limits, self.param_limits = setting.capacity, setting.limits, setting.param_limits
+    def __init__(self, config: RuntimeConfig) -> None:
+        self._texts = texts_for(config.locale)
+        self.logger = config.logger
+        self.engine, self.params = config.engine, config.params
+        self.capacity, self.limits, self.param_limits = config.capacity, config.limits, config.param_limits
         self.context_len = self.limits.context_len or DEFAULT_CONTEXT_LEN
         self.state: State = "starting"
         self.admission = Admission(self.capacity.num_of_concurrent_executions, self.capacity.max_queue_size)
-        self._prompt_class_of = setting.prompt_class_of
+        self._prompt_class_of = config.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
-        """Known when the engine is loaded."""
-        self._head: list[int] = []
-        """Tokens that the server itself puts before every conversation; known when the engine is loaded."""
-        self._seeds = random.Random(setting.seed)  # noqa: S311 - the draws of a language model need no secrecy
+        """Set when the engine is loaded."""
+        self._server_prefix: list[int] = []
+        """Tokens at the beginning of every prompt; set when the engine is loaded."""
+        self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
         self._turns = Turns(self._turn_ended)
         self._slow_checks = 0
         self._loading: asyncio.Task[None] | None = None
@@ -110,8 +110,13 @@ class Runtime:
             engine=lambda: self.engine.metrics(),
         )
         self.engine.on_step = self.metrics.step
-        self._chores: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
-        """What goes on from start to end."""
+        self._background: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
+        """Coroutine functions that run from start to end."""
+
+    @property
+    def running_turns(self) -> list[RunningTurn]:
+        """The turns of this process that wait or generate, of all users."""
+        return list(self._turns)
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -124,8 +129,8 @@ class Runtime:
         self._end()
 
     async def _start(self) -> None:
-        """Begin to load the engine; return when it is loaded, at once where it loads slowly."""
-        # made here, after gunicorn's fork: threads do not survive one
+        """Load the engine. Return when it is loaded, or immediately if it loads slowly."""
+        # created here, after the fork of gunicorn, which threads would not survive
         slots = self.capacity.num_of_concurrent_executions
         self.state = "starting"
         self._stuck = 0
@@ -133,7 +138,7 @@ class Runtime:
         self._threads = DaemonExecutor(slots, "aiochatstream-generate")
         self._prompt_threads = DaemonExecutor(PROMPT_THREADS, "aiochatstream-prompt")
         self._constraint_threads = DaemonExecutor(CONSTRAINT_THREADS, "aiochatstream-check")
-        self._housekeeping = [asyncio.create_task(chore()) for chore in self._chores]
+        self._background_tasks = [asyncio.create_task(function()) for function in self._background]
         self._loading = asyncio.create_task(self._load())
         if self.engine.loads_slowly:
             self._loading.add_done_callback(self._log_failure)
@@ -141,11 +146,11 @@ class Runtime:
         try:
             await self._loading
         except BaseException:
-            self._end()  # nobody leaves what could not be entered
+            self._end()  # __aexit__ is not called
             raise
 
     async def _shut_down(self) -> None:
-        """Take no more turns; wait for those under way, as long as the limits say, then stop them."""
+        """Refuse new turns, wait for running ones up to ``shutdown_timeout``, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):
             self.logger.warning(self._texts.stopping.format(count=len(self._turns)))
@@ -154,11 +159,11 @@ class Runtime:
                 self._stuck = self._turns.abandon_all()
                 if self._stuck:
                     self.logger.error(self._texts.stuck.format(count=self._stuck))
-                await self._turns.wait(SAVE_SECONDS)  # what was said until then
+                await self._turns.wait(SAVE_SECONDS)  # until their text so far is saved
 
     def _end(self) -> None:
-        """Give back what :meth:`_start` took; a turn that is stuck keeps its thread and the engine."""
-        for task in self._housekeeping:
+        """Release the resources of :meth:`_start`, except the thread and the engine of a stuck turn."""
+        for task in self._background_tasks:
             task.cancel()
         if self._loading is not None:
             self._loading.cancel()
@@ -169,10 +174,10 @@ class Runtime:
             self.engine.close()
 
     async def wait_ready(self) -> None:
-        """Return when the model is loaded. Raises what loading it raised."""
+        """Wait until the model is loaded. Raise the error of loading it."""
         if self._loading is None:
             raise RuntimeError("Call chat_stream.setup(app) and start the app first, or use `async with chat_stream`.")
-        logged = self._loading.remove_done_callback(self._log_failure)  # who waits is told
+        logged = self._loading.remove_done_callback(self._log_failure)  # raised here instead
         try:
             await asyncio.shield(self._loading)
         except asyncio.CancelledError:
@@ -185,16 +190,16 @@ class Runtime:
         :class:`~aiochatstream.errors.EngineStopped` unless ready.
         """
         if self.state == "starting":
-            raise Starting("The model is being loaded.", retry_after=5)
+            raise Starting("The model is loading.", retry_after=5)
         if self.state == "failed":
-            raise LoadFailed("The model could not be loaded; the server's log says why.", retry_after=60)
+            raise LoadFailed("The model could not be loaded; see the server's log.", retry_after=60)
         if self.state == "draining":
             raise Draining("The server is shutting down and accepts no new requests.", retry_after=5)
         if self.engine.stopped:
-            raise EngineStopped("The engine has stopped; the server's log says why.", retry_after=60)
+            raise EngineStopped("The engine has stopped; see the server's log.", retry_after=60)
 
     def check_room(self) -> None:
-        """Raise as :meth:`check_ready` and :meth:`Admission.check_room`, for a request whose body is not read yet."""
+        """Raise the errors of :meth:`check_ready` and :meth:`Admission.check_room`, before a body is read."""
         try:
             self.check_ready()
             self.admission.check_room()
@@ -203,84 +208,89 @@ class Runtime:
             raise
 
     def drain(self) -> None:
-        """Take no new requests (503 ``draining``) and send away those who wait; running answers go on."""
+        """Refuse new and waiting requests with 503 ``draining``. Running answers continue."""
         self.state = "draining"
         self.admission.drain()
 
     def override(
-        self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), where: str = "params."
+        self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), prefix: str = "params."
     ) -> GenerationParams:
-        """:meth:`GenerationParams.override` of this server's own parameters, within its limits."""
+        """Return :meth:`GenerationParams.override` of the server's parameters, within its limits."""
         return self.params.override(
-            *overrides, stop=stop, limits=self.param_limits, vocabulary_size=self.engine.vocab_size, prefix=where
+            *overrides, stop=stop, limits=self.param_limits, vocabulary_size=self.engine.vocab_size, prefix=prefix
         )
 
     def _job(
-        self, made: Prompt, params: GenerationParams, ticket: Ticket, pairs: list[tuple[str, str]], **turn: Any
+        self,
+        prompt: Prompt,
+        params: GenerationParams,
+        ticket: Ticket,
+        replacements: list[tuple[str, str]],
+        **fields: Any,
     ) -> Job:
-        """What a turn is to do.
+        """Return the job of a turn.
 
-        :param pairs: replacements on the way out.
-        :param turn: what makes it one of a conversation.
+        :param replacements: pairs of texts to replace in the answer.
+        :param fields: further fields of the job, for a turn of a conversation.
         """
         generate = self.engine.generate
         if not params.max_new_tokens:
             generate = functools.partial(prefill_only, generate)
-        answer = functools.partial(generate, made, params)
-        if pairs:
-            answer = functools.partial(apply_replacements, answer, pairs)
+        answer = functools.partial(generate, prompt, params)
+        if replacements:
+            answer = functools.partial(apply_replacements, answer, replacements)
         return Job(
-            prompt_tokens=len(made.token_ids),
+            prompt_tokens=len(prompt.token_ids),
             ticket=ticket,
             generate=functools.partial(DeltaStream, self._threads, answer),
             on_gap=self.metrics.gap,
             retry_after=self.admission.retry_after,
             max_queue_wait=self.limits.max_queue_wait,
             max_answer=self.limits.max_answer,
-            **turn,
+            **fields,
         )
 
-    def _make_prompt(self, prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
-        """In a thread: templates and tokenizers block."""
+    def _make_prompt(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
+        """Return the prompt of an answer. Call it in a thread: templates and tokenizers block."""
         self.engine.check(params)
         ids: list[int] = []
-        prompt.tokenizer = self.engine.tokenizer
-        if prompt.tokenizer is not None:
-            ids = fit(prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
-        return Prompt(prompt.get_messages(), ids, continued=bool(prompt.open_answer))
+        chat_prompt.tokenizer = self.engine.tokenizer
+        if chat_prompt.tokenizer is not None:
+            ids = fit(chat_prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
+        return Prompt(chat_prompt.get_messages(), ids, continued=bool(chat_prompt.open_answer))
 
-    def _own(self, made: Prompt, owner: str, *, own_system: bool) -> Prompt:
-        """Return ``made`` as a prompt of ``owner``.
+    def _with_owner(self, prompt: Prompt, owner: str, *, has_server_prefix: bool) -> Prompt:
+        """Return ``prompt`` as a prompt of ``owner``.
 
-        :param own_system: whether the server's own words are before the conversation, and not a client's.
+        :param has_server_prefix: True if the prompt begins with the server's own text, not with a client's.
         """
-        shared = _common(self._head, made.token_ids) if own_system else 0
-        return dataclasses.replace(made, owner=owner, shared_tokens=shared)
+        shared = _common_length(self._server_prefix, prompt.token_ids) if has_server_prefix else 0
+        return dataclasses.replace(prompt, owner=owner, shared_tokens=shared)
 
-    async def _in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
-        return await self._in_thread_of(self._prompt_threads, function, *args)
+    async def _run_in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
+        return await self._run_in_thread(self._prompt_threads, function, *args)
 
     async def _check(self, params: GenerationParams) -> None:
-        """Raise what the engine refuses an answer with ``params`` with. To be called before a slot is reserved.
+        """Raise the error of the engine if it refuses ``params``. Called before a slot is reserved.
 
-        Raises :class:`~aiochatstream.errors.TooManyRequests` if too many slow checks wait.
+        Raise :class:`~aiochatstream.errors.TooManyRequests` if too many slow checks wait.
         """
         if self.engine.checks_quickly(params):
-            await self._in_prompt_thread(self.engine.check, params)
+            await self._run_in_prompt_thread(self.engine.check, params)
             return
         if self._slow_checks >= MAX_SLOW_CHECKS:
             raise TooManyRequests(f"{MAX_SLOW_CHECKS} unknown schemas are being checked; send this one later.")
         self._slow_checks += 1
         try:
-            await self._in_thread_of(self._constraint_threads, self.engine.check, params)
+            await self._run_in_thread(self._constraint_threads, self.engine.check, params)
         finally:
             self._slow_checks -= 1
 
-    async def _in_thread_of(self, threads: Executor, function: Callable[..., Result], *args: Any) -> Result:
+    async def _run_in_thread(self, threads: Executor, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:
             try:
                 return function(*args)
-            except BaseException as error:  # what is no Exception, or means another thing, would end the event loop
+            except BaseException as error:  # other kinds would end the event loop
                 if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
                     raise
                 raise RuntimeError(f"{error!r} in a prompt class") from error
@@ -291,13 +301,13 @@ class Runtime:
         reason = last.finish_reason if isinstance(last, Ended) else last.error.code
         figures = {**turn.usage._asdict(), **turn.timing._asdict()}
         self.metrics.finished(reason, **figures)
-        told = " ".join(f"{name}={value}" for name, value in figures.items())
-        self.logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, told)
+        text = " ".join(f"{name}={value}" for name, value in figures.items())
+        self.logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, text)
 
     def _check_logit_bias(self) -> None:
-        """How many token ids there are is known only from the model."""
+        """Check the server's ``logit_bias`` against the vocabulary, whose size is known only after loading."""
         try:
-            self.override(ParamOverrides(logit_bias=self.params.logit_bias), where="")
+            self.override(ParamOverrides(logit_bias=self.params.logit_bias), prefix="")
         except InvalidValue as error:
             raise ValueError(error.detail) from None
 
@@ -315,34 +325,34 @@ class Runtime:
         limit = self.engine.max_context_len
         if limit is not None:
             if self.limits.context_len is not None and self.context_len > limit:
-                raise ValueError(f"context_len: at most {limit} with this model, not {self.context_len}.")
+                raise ValueError(f"context_len: must be at most {limit} with this model, not {self.context_len}.")
             self.context_len = min(self.context_len, limit)
         if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
             raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
         self._check_logit_bias()
         self._prompt_class = self._prompt_class_of(self.engine.tokenizer)
-        self._head = self._find_head()
-        self.engine.share(self._head)
+        self._server_prefix = self._find_server_prefix()
+        self.engine.share(self._server_prefix)
 
-    def _find_head(self) -> list[int]:
-        """Return the tokens that all prompts begin with.
+    def _find_server_prefix(self) -> list[int]:
+        """Return the tokens at the beginning of all prompts.
 
-        Raises what the prompt class raises if it does not go with this model: better now than at the first request.
+        Raise the error of a prompt class that does not match the model, before the first request does.
         """
         prompts = []
         for conversation in (Conversation(), PROBE_CONVERSATION):
-            prompt = self._prompt_class()
-            prompt.conversation, prompt.message = conversation, PROBE
-            prompts.append(self._make_prompt(prompt, self.params).token_ids)
-            prompt.check()
-        return prompts[0][: _common(*prompts)]
+            chat_prompt = self._prompt_class()
+            chat_prompt.conversation, chat_prompt.message = conversation, PROBE
+            prompts.append(self._make_prompt(chat_prompt, self.params).token_ids)
+            chat_prompt.check()
+        return prompts[0][: _common_length(*prompts)]
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.logger.error(self._texts.load_failed, exc_info=error)
 
 
-def _common(first: list[int], second: list[int]) -> int:
-    """Return the number of ids from the beginning on that are the same."""
+def _common_length(first: list[int], second: list[int]) -> int:
+    """Return the length of the common prefix."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))
+    return next((index for index, (left, right) in pairs if left != right), min(len(first), len(second)))

@@ -50,7 +50,7 @@ class Server(Chat, Stateless):
 
     def __init__(
         self,
-        setting: RuntimeConfig,
+        config: RuntimeConfig,
         *,
         endpoints: Collection[str],
         name: str,
@@ -66,7 +66,7 @@ class Server(Chat, Stateless):
         web_ui_params: Mapping[str, Any] | None,
         num_gpus: int | None,
     ) -> None:
-        super().__init__(setting)
+        super().__init__(config)
         self.name, self.num_gpus = name, num_gpus
         self.roles = Roles(client_roles, endpoints)
         self.phrase_attempts, self.header_attempts = phrase_attempts(), phrase_attempts(warning=HEADER_WARNING)

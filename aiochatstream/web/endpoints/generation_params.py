@@ -19,7 +19,7 @@ async def set_generation_params(server: Server, request: web.Request) -> web.Str
     user = await server.user_session(request)
     await user.refresh()
     params = server.user_params(user).model_copy(update=body.changes())
-    server.override(params, where="")
+    server.override(params, prefix="")
     await user.save_params(params.model_dump(mode="json", exclude_none=True))
     return _effective_params(server, params)
 
