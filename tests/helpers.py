@@ -49,7 +49,7 @@ class Server:
     @property
     def stopping(self) -> bool:
         """An answer was told to stop, and its engine is still in a step."""
-        return any(turn.ending for turn in self.chat_stream._turns._turns.values())
+        return any(turn.ending for turn in self.chat_stream.running_turns)
 
 
 @asynccontextmanager

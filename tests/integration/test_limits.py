@@ -251,7 +251,7 @@ async def test_an_answer_that_is_cut_looks_cut_in_http_1_0_over_a_unix_socket(
         assert b"1 2 " in whole
         asking = asyncio.create_task(ask())
         engine.allow(1)
-        await until(lambda: any(turn.text == "1 " for turn in chat_stream._turns._turns.values()))
+        await until(lambda: any(turn.text == "1 " for turn in chat_stream.running_turns))
         ending = asyncio.create_task(server.runner.cleanup())
         await until(lambda: server.stopping)
         engine.allow(1)

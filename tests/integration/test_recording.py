@@ -106,7 +106,7 @@ async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_it
         while (await anext(events))[0] != "delta":
             pass
         stopping = asyncio.create_task(client.session.post(f"{client.url}/chat_stream/stop", json={}))
-        await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+        await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
         engine.allow(1)
         (await stopping).release()
     stopped = (await client.history())[1]

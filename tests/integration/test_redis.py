@@ -44,7 +44,7 @@ def at(server: Server, client: Client) -> Client:
 
 
 def running_text(server: Server) -> str:
-    return "".join(turn.text for turn in server.chat_stream._turns._turns.values())
+    return "".join(turn.text for turn in server.chat_stream.running_turns)
 
 
 async def body_of(request: Any) -> tuple[int, Any]:
@@ -113,7 +113,7 @@ async def test_stop_reaches_the_other_server_and_then_the_conversation_is_free(
     running = asyncio.create_task(client.say("two"))
     await until(lambda: running_text(here) == "1 ")
     stopping = asyncio.create_task(body_of(at(there, client).post("/chat_stream/stop")))
-    await until(lambda: any(turn.ending for turn in here.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in here.chat_stream.running_turns))
     sending = asyncio.create_task(at(there, client).say("three"))  # the answer before is still in its last step
     engine.allow(1)
     status, stopped = await stopping
@@ -135,7 +135,7 @@ async def test_clear_context_discards_what_runs_at_the_other_server(
     running = asyncio.create_task(client.say("two"))
     await until(lambda: running_text(here) == "1 ")
     clearing = asyncio.create_task(body_of(at(there, client).post("/clear_context")))
-    await until(lambda: any(turn.discarded for turn in here.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.discarded for turn in here.chat_stream.running_turns))
     engine.allow(1)
     assert await clearing == (200, {"success": True, "message": "Context successfully cleared"})
     assert (await running)["finish_reason"] == "cancelled"

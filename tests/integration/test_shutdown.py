@@ -79,7 +79,7 @@ async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell
     ending = None
     async with client_of(server).post(accept="text/event-stream", user_input="cookie") as response:
         assert response.status == 200
-    await until(lambda: any(turn.ending for turn in chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in chat_stream.running_turns))
     engine.allow(1)
     await until(lambda: server.idle)
     kept.clear()
@@ -96,9 +96,9 @@ async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell
 
     asking = asyncio.create_task(ask())
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in chat_stream.running_turns))
     ending = asyncio.create_task(server.runner.cleanup())
-    await until(lambda: all(turn.ending for turn in chat_stream._turns._turns.values()))
+    await until(lambda: all(turn.ending for turn in chat_stream.running_turns))
     engine.allow(1)
     outcome = await asking
     await ending

@@ -105,7 +105,7 @@ async def test_of_many_requests_at_once_each_gets_its_own_callback_once(serve: A
 
 
 def running(server: Server) -> list[Any]:
-    return list(server.chat_stream._turns._turns.values())
+    return server.chat_stream.running_turns
 
 
 @both

@@ -196,7 +196,7 @@ async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: Any
 
 
 def turns(chat_stream: ChatStream) -> list[Any]:
-    return list(chat_stream._turns._turns.values())
+    return chat_stream.running_turns
 
 
 async def test_a_client_that_sent_ahead_and_left_frees_its_place_too(start: Any, stepper: Any) -> None:

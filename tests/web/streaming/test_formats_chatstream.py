@@ -232,7 +232,7 @@ async def test_who_reads_slowly_gets_fewer_chunks_and_the_whole_answer(
     server = await start(ChatStream(engine=engine, max_new_tokens=1_000))
 
     def said() -> int:
-        return max((len(turn.text) for turn in server.chat_stream._turns._turns.values()), default=0)
+        return max((len(turn.text) for turn in server.chat_stream.running_turns), default=0)
 
     engine.allow()
     client = client_of(server)
@@ -259,7 +259,7 @@ async def test_an_answer_that_is_stopped_ends_in_order_with_what_was_said(
     async with ask(client, wire, user_input="hi") as response:
         assert (await response.content.readany()).decode() == "1 " + end
         stopping = asyncio.create_task(client.post("/chat_stream/stop").__aenter__())
-        await until(lambda: all(turn.ending for turn in server.chat_stream._turns._turns.values()))
+        await until(lambda: all(turn.ending for turn in server.chat_stream.running_turns))
         engine.allow()
         rest = (await response.read()).decode()
         (await stopping).release()
