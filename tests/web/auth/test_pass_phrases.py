@@ -36,7 +36,7 @@ def test_a_hashed_phrase_is_salted_and_does_not_show_it() -> None:
     assert one.startswith("scrypt$16384$8$1$")
 
 
-def test_the_parameters_stand_in_the_string() -> None:
+def test_scrypt_parameters_are_read_from_the_hash() -> None:
     salt = b"0123456789abcdef"
     digest = hashlib.scrypt(b"sesame", salt=salt, n=1024, r=4, p=2, dklen=32)
     hashed = f"scrypt$1024$4$2${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
@@ -45,7 +45,7 @@ def test_the_parameters_stand_in_the_string() -> None:
 
 
 @pytest.mark.parametrize("phrase", ["", "  ", "a\nb", "a\n", "x" * 129, None, 5])
-def test_what_nobody_can_type_in_is_no_phrase(phrase: object) -> None:
+def test_an_invalid_phrase_is_a_value_error(phrase: object) -> None:
     for take in (hash_phrase, pass_phrases.plain_matcher):
         with pytest.raises(ValueError, match="must be one line of 1 to 128 characters"):
             take(phrase)  # type: ignore[operator]
@@ -74,6 +74,6 @@ SALT, DIGEST = (base64.b64encode(bytes(size)).decode() for size in (16, 32))
         f"scrypt$16384$8$1$!!${DIGEST}",
     ],
 )
-def test_what_hash_phrase_does_not_return_is_refused(hashed: object) -> None:
+def test_an_invalid_hash_is_a_value_error(hashed: object) -> None:
     with pytest.raises(ValueError, match="hash_phrase"):
         pass_phrases.scrypt_matcher(hashed)

@@ -16,7 +16,7 @@ DEFAULT = {"apis": {"allow": ["chat_stream"], "auth_method": "nothing", "use_ses
 AGENT = {"apis": {"allow": "all", "auth_method": "nothing", "use_session": False}}
 
 
-def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_none() -> None:
+def test_without_client_roles_browsers_have_a_default_role_and_agents_none() -> None:
     roles = Roles(None, ENDPOINTS)
     role = roles.browser_default
     assert role.allow is not None
@@ -47,7 +47,7 @@ def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_non
     assert roles.agent_default is None
 
 
-def test_lists_are_taken_as_written_but_for_health_and_metrics() -> None:
+def test_probes_metrics_and_commit_are_allowed_in_addition_to_the_list() -> None:
     role = Roles({"user": DEFAULT}, ENDPOINTS).browser_default
     allowed = ["chat_stream", "commit", "healthz", "readyz", "metrics"]  # a commit is a part of chat_stream
     assert [api for api in ENDPOINTS if role.may_call(api)] == allowed
@@ -55,7 +55,7 @@ def test_lists_are_taken_as_written_but_for_health_and_metrics() -> None:
     assert all(everything.may_call(api) for api in ENDPOINTS)
 
 
-def test_phrases_give_roles_to_whom_they_are_for() -> None:
+def test_phrases_match_roles_by_kind_of_client() -> None:
     sha256 = hashlib.sha256(b"open").hexdigest()
     roles = Roles(
         {
@@ -138,13 +138,13 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
         ),
     ],
 )
-def test_wrong_roles_are_a_value_error_that_names_role_and_field(roles: Any, says: str) -> None:
+def test_invalid_roles_are_a_value_error_with_role_and_field(roles: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says) as refused:
         ChatStream(engine=echo, client_roles=roles)
     assert "hush" not in str(refused.value)
 
 
-def test_nothing_shows_a_secret() -> None:
+def test_representations_contain_no_secret() -> None:
     roles = {"user": DEFAULT, "admin": role_of("ui_pass_phrase", "sesame")}
     chat_stream = ChatStream(engine=echo, client_roles=roles)
     shown = f"{chat_stream!r} {chat_stream.roles!r} {chat_stream.roles.by_granted_name('admin')!r} {vars(chat_stream.roles)}"

@@ -25,7 +25,7 @@ from aiochatstream import ChatStream, ScriptedEngine
 from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
 from aiochatstream.web.openapi import docs_page
 from aiochatstream.web.routes import ENDPOINTS
-from tests.helpers import Server, echo, role_of, serving
+from tests.helpers import ClientOf, Server, StartServer, echo, role_of, serving
 
 EXAMPLES = 12
 """Requests for each endpoint."""
@@ -50,7 +50,9 @@ async def document_of(server: Server, client: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name", [name for name in (*ENDPOINTS, *OPENAI_ENDPOINTS) if name != "openapi"]
 )  # read in each test
-async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, client_of: Any, name: str) -> None:
+async def test_responses_to_generated_requests_match_the_document(
+    start: StartServer, client_of: ClientOf, name: str
+) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
     api = {**ENDPOINTS, **OPENAI_ENDPOINTS}[name]
@@ -83,7 +85,9 @@ async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, 
     assert server.idle
 
 
-async def test_every_endpoint_is_described_with_its_words_its_body_and_its_errors(start: Any, client_of: Any) -> None:
+async def test_every_endpoint_is_described_with_summary_body_and_errors(
+    start: StartServer, client_of: ClientOf
+) -> None:
     server = await start(ChatStream(engine=echo, overload_status=429))
     document = await document_of(server, client_of(server))
     described = {
@@ -103,7 +107,7 @@ async def test_every_endpoint_is_described_with_its_words_its_body_and_its_error
     assert not [name for name in document["components"]["schemas"] if "__" in name]  # two of one name
 
 
-async def test_what_is_described_is_what_is_mounted_and_where() -> None:
+async def test_the_document_contains_the_mounted_endpoints_with_their_paths() -> None:
     app = web.Application()
     one, other = ChatStream(engine=echo), ChatStream(engine=echo, namespace="other")
     one.append_middlewares(app)
@@ -121,7 +125,7 @@ async def test_what_is_described_is_what_is_mounted_and_where() -> None:
     assert paths["other"] == [*others, "/other/openapi.json"]
 
 
-async def test_keys_are_described_where_they_are_asked_for(start: Any, client_of: Any) -> None:
+async def test_api_keys_are_described_where_required(start: StartServer, client_of: ClientOf) -> None:
     for keys in (None, ["a-key"]):
         server = await start(ChatStream(engine=echo), api_keys=keys)
         document = await document_of(server, client_of(server))
@@ -134,7 +138,7 @@ async def test_keys_are_described_where_they_are_asked_for(start: Any, client_of
         assert f"curl {server.url}/v1/chat/completions -H" in page
 
 
-async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, client_of: Any) -> None:
+async def test_the_page_lists_every_endpoint_and_loads_nothing(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).session.get(f"{server.url}/docs") as response:
         page = await response.text()
@@ -150,15 +154,15 @@ async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, clien
     assert links <= set(re.findall(r'id="([^"]+)"', page))
 
 
-async def test_roles_may_hide_both(start: Any, client_of: Any) -> None:
+async def test_roles_can_forbid_document_and_page(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo, client_roles={"user": role_of("nothing", allow=["chat_stream"])}))
     for path in ("/openapi.json", "/docs"):
         async with client_of(server).session.get(server.url + path) as response:
             assert response.status == 403
 
 
-async def test_the_page_is_made_once_for_all_names_of_the_server_and_never_on_the_event_loop(
-    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+async def test_the_page_is_rendered_once_and_off_the_event_loop(
+    start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
     render = docs_page.render
