@@ -98,9 +98,7 @@ async def browser(url: str) -> AsyncIterator[Client]:
         yield Client(session, url)
 
 
-class PendingResponse(
-    Awaitable[aiohttp.ClientResponse], AbstractAsyncContextManager[aiohttp.ClientResponse], Protocol
-):
+class PendingResponse(Awaitable[aiohttp.ClientResponse], AbstractAsyncContextManager[aiohttp.ClientResponse], Protocol):
     """A request that ``await`` or ``async with`` sends."""
 
 
@@ -223,6 +221,9 @@ class MakeStepper(Protocol):
 
     def __call__(self, *, fail_at: int | None = None) -> Stepper: ...
 
+
+EngineFunction = Callable[[list[dict[str, str]], GenerationParams], Iterator[str]]
+"""Generator function that serves as an engine."""
 
 ClientOf = Callable[[Server], Client]
 """Function that returns a new user of a server."""

@@ -1,4 +1,4 @@
-"""Recorded answers over a real socket: the real model's, and played back without it."""
+"""Tests of recorded answers: recorded from the small model, and replayed without it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def files(folder: Path) -> list[Path]:
 
 
 async def streamed(client: Client, text: str | None = None, **body: Any) -> tuple[list[str], dict[str, Any]]:
-    """The texts of one streamed answer as they came, and its end without what differs from time to time."""
+    """Return the texts of a streamed answer, and the parts of its end that do not vary."""
     texts, end = [], {}
     async with client.post(accept="text/event-stream", user_input=text, **body) as response:
         async for name, data in sse_events(response):
@@ -33,7 +33,7 @@ async def streamed(client: Client, text: str | None = None, **body: Any) -> tupl
 
 
 async def converse(client: Client) -> list[Any]:
-    """Two turns, the second one answered once more and a third time, with other parameters."""
+    """Send two messages, and regenerate the second answer twice, with different parameters."""
     sampled = {"temperature": 1.0, "seed": 5}
     return [
         await streamed(client, QUESTIONS[0]),
@@ -48,13 +48,13 @@ async def converse(client: Client) -> list[Any]:
 async def recorded(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> list[Any]:
-    """What the real model said, with the recordings of it in tmp_path."""
+    """Return the answers of the small model, whose recordings are in tmp_path."""
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=16, record=tmp_path)
     server = await start(chat_stream)
-    said = await converse(client_of(server))
+    recorded = await converse(client_of(server))
     async with client_of(server).session.get(f"{server.url}/metrics") as response:
         assert "aiochatstream_decode_step_time_seconds_count 0.0" not in await response.text()
-    return said
+    return recorded
 
 
 async def test_a_recorded_conversation_is_replayed_exactly(
@@ -90,10 +90,10 @@ async def test_concurrent_answers_are_recorded_separately(
     running = [asyncio.create_task(client_of(server).say(text)) for text in ("one", "two")]
     await until(lambda: engine.running == 2)
     engine.allow(6)
-    said = await asyncio.gather(*running)
+    recorded = await asyncio.gather(*running)
     replaying = await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None)))
     again = [await client_of(replaying).say(text) for text in ("one", "two")]
-    assert [one["text"] for one in again] == [one["text"] for one in said] == ["1 2 3 "] * 2
+    assert [answer["text"] for answer in again] == [answer["text"] for answer in recorded] == ["1 2 3 "] * 2
     assert len(files(tmp_path)) == 2
 
 

@@ -1,4 +1,4 @@
-"""The API table: chosen by name, mounted by aiohttp's idiom or by chatstream's."""
+"""Tests of the route table: selection by name, and mounting with aiohttp's methods or chatstream's."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import browser, echo, serving
 
 PARTS = [part.__name__ for part in ENDPOINTS["webui_index"].parts.values()]
-PATHS = {path.replace(":.+", "") for api in ENDPOINTS.values() for path in (api.path, *api.parts)}
+PATHS = {path.replace(":.+", "") for endpoint in ENDPOINTS.values() for path in (endpoint.path, *endpoint.parts)}
 
 
 def names(routes: list[web.RouteDef]) -> list[str]:
-    found = []
+    handlers = []
     for route in routes:
         assert isinstance(route.handler, functools.partial)
-        found.append(route.handler.func.__name__)
-    return found
+        handlers.append(route.handler.func.__name__)
+    return handlers
 
 
-def mounted(app: web.Application) -> set[str]:
+def mounted_paths(app: web.Application) -> set[str]:
     return {resource.canonical for resource in app.router.resources()}
 
 
 def test_an_endpoint_has_its_handlers_name_and_a_method_for_apps() -> None:
-    """The access check goes by the handler's name."""
-    for name, api in ENDPOINTS.items():
-        assert api.handler.__name__ == name
+    # the access check uses the name of the handler
+    for name, endpoint in ENDPOINTS.items():
+        assert endpoint.handler.__name__ == name
         assert callable(getattr(ChatStream, f"handle_{name}_request"))
 
 
@@ -53,10 +53,10 @@ def test_routes_are_all_or_the_selected_ones() -> None:
 @pytest.mark.parametrize(
     ("chosen", "says"),
     [
-        ({"include": ["chat"]}, "include: 'chat' is no API name; they are chat_stream, stop"),
-        ({"exclude": [5]}, "exclude: 5 is no API name"),
-        ({"include": "chat_stream"}, "include: must be a list of API names, not 'chat_stream'"),
-        ({"include": [], "exclude": []}, "include and exclude: give one of the two"),
+        ({"include": ["chat"]}, "include: unknown endpoint 'chat'; choose from chat_stream, stop"),
+        ({"exclude": [5]}, "exclude: unknown endpoint 5; choose from"),
+        ({"include": "chat_stream"}, "include: must be a list of endpoint names, not 'chat_stream'"),
+        ({"include": [], "exclude": []}, "include: cannot be used together with exclude"),
         ({"prefix": "a"}, "prefix: must begin with a slash"),
         ({"prefix": "/a/"}, "prefix: must begin with a slash"),
     ],
@@ -78,7 +78,7 @@ async def test_append_apis_mounts_the_selected_routes_and_sets_up(options: Any, 
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     chat_stream.append_middlewares(app)
     chat_stream.append_apis(app, options)
-    assert mounted(app) == paths
+    assert mounted_paths(app) == paths
     async with serving(app) as url, browser(url) as client:
         assert (await client.say("hello"))["text"] == "hello "
 
@@ -90,11 +90,11 @@ async def test_append_apis_mounts_the_selected_routes_and_sets_up(options: Any, 
         ({"include": [], "all": True}, "exactly one of .* not 'include' and 'all'"),
         ({"all": False}, "'all' must be True, not False"),
         ({"all": "yes"}, "'all' must be True, not 'yes'"),
-        ({"include": ["chat"]}, "include: 'chat' is no API name"),
+        ({"include": ["chat"]}, "include: unknown endpoint 'chat'"),
         ({"include": "chat_stream"}, "include: must be a list"),
         ({"exclude": None}, "exclude: must be a list"),
-        ({"all": True, "color": 1}, "'color' is none of"),
-        ({"all": True, 5: 1}, "5 is none of"),
+        ({"all": True, "color": 1}, "unknown key 'color'; choose from 'include'"),
+        ({"all": True, 5: 1}, "unknown key 5; choose from"),
         ("all", "must be a dict"),
     ],
 )
@@ -102,7 +102,7 @@ def test_invalid_options_of_append_apis_are_a_value_error_and_mount_nothing(opti
     app = web.Application()
     with pytest.raises(ValueError, match=says):
         ChatStream(engine=echo).append_apis(app, options)
-    assert mounted(app) == set()
+    assert mounted_paths(app) == set()
     assert len(app.on_shutdown) == 0
 
 
@@ -115,10 +115,12 @@ async def test_setup_is_idempotent_for_one_app_and_refused_for_a_second() -> Non
     chat_stream.append_apis(app, {"include": ["history"]})
     assert (list(app.cleanup_ctx), list(app.on_shutdown)) == once
     other = web.Application()
-    for refused in (lambda: chat_stream.setup(other), lambda: chat_stream.append_apis(other, {"all": True})):
-        with pytest.raises(RuntimeError, match="set up in another application; make one ChatStream for each"):
-            refused()
-    assert mounted(other) == set()
+    message = "set up in another application; make one ChatStream for each"
+    with pytest.raises(RuntimeError, match=message):
+        chat_stream.setup(other)
+    with pytest.raises(RuntimeError, match=message):
+        chat_stream.append_apis(other, {"all": True})
+    assert mounted_paths(other) == set()
     async with serving(app) as url, browser(url) as client:
         assert (await client.say("hello"))["text"] == "hello "
         assert await client.texts() == ["hello", "hello "]
@@ -202,7 +204,7 @@ def test_append_middlewares_keeps_an_apps_own_sessions() -> None:
 @pytest.mark.parametrize(
     ("opts", "says"),
     [
-        ({"storage": 1}, "no other key than 'session_storage'"),
+        ({"storage": 1}, "'session_storage' as its only key"),
         ([], "must be a dict"),
         ({"session_storage": "memory"}, "session_storage: must be a storage of aiohttp-session, not 'memory'"),
     ],
