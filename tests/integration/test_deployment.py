@@ -257,7 +257,7 @@ async def test_the_documented_middleware_counts_clients_by_their_own_addresses(k
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream.append_apis(app, {"all": True})
 
-    async def says(nginx: Nginx, phrase: str, address: str, forged: str = "") -> int:
+    async def status_with(nginx: Nginx, phrase: str, address: str, forged: str = "") -> int:
         headers = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": phrase}
         if forged:
             headers["X-Forwarded-For"] = forged
@@ -270,11 +270,11 @@ async def test_the_documented_middleware_counts_clients_by_their_own_addresses(k
     async with serving(app) as url:
         with running_nginx(kind, tmp_path / "nginx", url) as nginx:
             tries = 0
-            while await says(nginx, "wrong", "127.0.0.1", forged=f"192.0.2.{tries}") == 401:
+            while await status_with(nginx, "wrong", "127.0.0.1", forged=f"192.0.2.{tries}") == 401:
                 tries += 1
                 assert tries < 40
-            assert await says(nginx, "sesame", "127.0.0.1") == 429
-            assert await says(nginx, "sesame", "127.0.0.2") == 200
+            assert await status_with(nginx, "sesame", "127.0.0.1") == 429
+            assert await status_with(nginx, "sesame", "127.0.0.2") == 200
             async with nginx_client(nginx) as client:
                 assert (await client.say("hi"))["text"] == "hi "
 

@@ -51,7 +51,7 @@ def test_routes_are_all_or_the_selected_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "says"),
+    ("chosen", "message"),
     [
         ({"include": ["chat"]}, "include: unknown endpoint 'chat'; choose from chat_stream, stop"),
         ({"exclude": [5]}, "exclude: unknown endpoint 5; choose from"),
@@ -61,8 +61,8 @@ def test_routes_are_all_or_the_selected_ones() -> None:
         ({"prefix": "/a/"}, "prefix: must begin with a slash"),
     ],
 )
-def test_an_invalid_selection_of_routes_is_a_value_error(chosen: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_an_invalid_selection_of_routes_is_a_value_error(chosen: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ChatStream(engine=echo).routes(**chosen)
 
 
@@ -84,7 +84,7 @@ async def test_append_apis_mounts_the_selected_routes_and_sets_up(options: Any, 
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({}, "exactly one of 'include', 'exclude' and 'all', not none"),
         ({"include": [], "all": True}, "exactly one of .* not 'include' and 'all'"),
@@ -98,9 +98,9 @@ async def test_append_apis_mounts_the_selected_routes_and_sets_up(options: Any, 
         ("all", "must be a dict"),
     ],
 )
-def test_invalid_options_of_append_apis_are_a_value_error_and_mount_nothing(options: Any, says: str) -> None:
+def test_invalid_options_of_append_apis_are_a_value_error_and_mount_nothing(options: Any, message: str) -> None:
     app = web.Application()
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         ChatStream(engine=echo).append_apis(app, options)
     assert mounted_paths(app) == set()
     assert len(app.on_shutdown) == 0
@@ -202,15 +202,15 @@ def test_append_middlewares_keeps_an_apps_own_sessions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("opts", "says"),
+    ("opts", "message"),
     [
         ({"storage": 1}, "'session_storage' as its only key"),
         ([], "must be a dict"),
         ({"session_storage": "memory"}, "session_storage: must be a storage of aiohttp-session, not 'memory'"),
     ],
 )
-def test_invalid_options_of_append_middlewares_are_a_value_error(opts: Any, says: str) -> None:
+def test_invalid_options_of_append_middlewares_are_a_value_error(opts: Any, message: str) -> None:
     app = web.Application()
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         ChatStream(engine=echo).append_middlewares(app, opts)
     assert len(app.middlewares) == 0

@@ -85,7 +85,7 @@ async def test_a_dual_stack_socket_distinguishes_ipv4_clients() -> None:
         await web.SockSite(runner, listener).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
-        async def says(phrase: str, address: str) -> int:
+        async def status_with(phrase: str, address: str) -> int:
             connector = aiohttp.TCPConnector(local_addr=(address, 0))
             headers = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": phrase}
             async with (
@@ -96,9 +96,9 @@ async def test_a_dual_stack_socket_distinguishes_ipv4_clients() -> None:
 
         async with aiohttp.ClientSession() as client, client.get(f"{url}/metrics") as response:
             assert response.status == 200
-        while await says("wrong", "127.0.0.1") == 401:
+        while await status_with("wrong", "127.0.0.1") == 401:
             pass
-        assert await says("sesame", "127.0.0.1") == 429
-        assert await says("sesame", "127.0.0.2") == 200
+        assert await status_with("sesame", "127.0.0.1") == 429
+        assert await status_with("sesame", "127.0.0.2") == 200
     finally:
         await runner.cleanup()

@@ -217,7 +217,7 @@ def test_origins_are_normalized_to_the_form_of_browsers(origin: str, normal: str
 
 
 @pytest.mark.parametrize(
-    ("origins", "says"),
+    ("origins", "message"),
     [
         (["*"], r"allowed_origins: must list each origin, not '\*'"),
         (FRIEND, "allowed_origins: must be a list"),
@@ -240,6 +240,6 @@ def test_origins_are_normalized_to_the_form_of_browsers(origin: str, normal: str
         ),
     ],
 )
-def test_an_invalid_origin_is_a_value_error(origins: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_an_invalid_origin_is_a_value_error(origins: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ChatStream(engine=echo, allowed_origins=origins)

@@ -91,7 +91,7 @@ def test_phrases_match_roles_by_kind_of_client() -> None:
 
 
 @pytest.mark.parametrize(
-    ("roles", "says"),
+    ("roles", "message"),
     [
         (5, "client_roles: must be a dict"),
         ({}, "exactly one role must be the browsers' default .* not none"),
@@ -138,8 +138,8 @@ def test_phrases_match_roles_by_kind_of_client() -> None:
         ),
     ],
 )
-def test_invalid_roles_are_a_value_error_with_role_and_field(roles: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says) as refused:
+def test_invalid_roles_are_a_value_error_with_role_and_field(roles: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
         ChatStream(engine=echo, client_roles=roles)
     assert "hush" not in str(refused.value)
 

@@ -155,7 +155,7 @@ async def test_the_session_is_written_only_if_something_changes(server: Server, 
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         ({"temperature": 2.1}, "temperature: must be a number from 0 (greedy) to 2."),
         ({"top_k_value": 1001}, "top_k_value: must be a whole number from 0 (off) to 1000."),
@@ -170,12 +170,12 @@ async def test_the_session_is_written_only_if_something_changes(server: Server, 
     ids=str,
 )
 async def test_values_out_of_range_are_refused_and_change_nothing(
-    server: Server, client_of: ClientOf, values: dict[str, Any], says: str
+    server: Server, client_of: ClientOf, values: dict[str, Any], message: str
 ) -> None:
     client = client_of(server)
-    assert (await refusal(client, **values)).startswith(says)
+    assert (await refusal(client, **values)).startswith(message)
     await set_params(client, top_k=3)
-    assert (await refusal(client, **values)).startswith(says)
+    assert (await refusal(client, **values)).startswith(message)
     assert await get_params(client) == {**DEFAULTS, "top_k_value": 3}
 
 

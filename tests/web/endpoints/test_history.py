@@ -183,13 +183,13 @@ async def test_imported_answers_have_unique_ids(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "says"),
+    ("messages", "message"),
     [
         (None, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}], "messages: must alternate between user and assistant"),
         ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
-        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user says"),
+        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user message"),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}],
             "messages.1.content: must be a string",
@@ -200,11 +200,11 @@ async def test_imported_answers_have_unique_ids(client: Client) -> None:
         ),
     ],
 )
-async def test_an_invalid_import_is_refused_and_changes_nothing(client: Client, messages: Any, says: str) -> None:
+async def test_an_invalid_import_is_refused_and_changes_nothing(client: Client, messages: Any, message: str) -> None:
     before = await client.history()
     status, answer = await put_in(client, messages=messages)
     assert (status, answer["error"]) == (422, "invalid_value")
-    assert answer["detail"].startswith(says)
+    assert answer["detail"].startswith(message)
     assert await client.history() == before
 
 

@@ -239,7 +239,7 @@ async def test_ui_config_contains_the_configured_texts_and_colours(where: str) -
 
 
 @pytest.mark.parametrize(
-    ("params", "says"),
+    ("params", "message"),
     [
         ("dark", "web_ui_params: must be a dict, not 'dark'"),
         ({"colour": "#fff"}, "web_ui_params: unknown field 'colour'; choose from title, welcome"),
@@ -252,8 +252,8 @@ async def test_ui_config_contains_the_configured_texts_and_colours(where: str) -
         ({"frame_ancestors": ["*; script-src *"]}, "web_ui_params.frame_ancestors: must be a list of"),
     ],
 )
-def test_an_invalid_page_option_is_a_value_error_with_its_name(params: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
+def test_an_invalid_page_option_is_a_value_error_with_its_name(params: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         ChatStream(engine=echo, web_ui_params=params)
 
 

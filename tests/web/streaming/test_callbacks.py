@@ -208,7 +208,7 @@ async def test_a_slow_callback_delays_neither_slot_response_nor_shutdown(
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "says"),
+    ("body", "status", "message"),
     [
         ({"user_input": "日本"}, 200, "日本 "),
         ({}, 422, "user_input"),
@@ -227,7 +227,7 @@ async def test_a_slow_callback_delays_neither_slot_response_nor_shutdown(
     ids=lambda value: None if isinstance(value, dict | bytes) else str(value),
 )
 async def test_request_body_replaces_the_body_and_is_validated_like_it(
-    serve: Serve, client_of: ClientOf, body: dict[str, Any] | bytes, status: int, says: str
+    serve: Serve, client_of: ClientOf, body: dict[str, Any] | bytes, status: int, message: str
 ) -> None:
     async def answer(chat_stream: ChatStream, request: web.Request) -> web.StreamResponse:
         assert await request.read()
@@ -236,4 +236,4 @@ async def test_request_body_replaces_the_body_and_is_validated_like_it(
     server = await serve(ChatStream(engine=echo, max_request_bytes=1024), answer)
     async with ask(client_of(server), user_input="what is not asked") as response:
         assert response.status == status
-        assert says in await response.text()
+        assert message in await response.text()

@@ -315,7 +315,11 @@ async def test_refused_requests_have_their_status(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, wire: dict[str, str]
 ) -> None:
     engine = stepper(fail_at=0)
-    options: dict[str, Any] = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": True}
+    options: dict[str, Any] = {
+        "num_of_concurrent_executions": 1,
+        "max_queue_size": 0,
+        "too_many_request_as_http_error": True,
+    }
     server = await start(ChatStream(engine=engine, **options))
 
     async def refusal(**body: Any) -> tuple[int, str]:
@@ -336,7 +340,11 @@ async def test_too_many_request_as_http_error_false_still_returns_503(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    options: dict[str, Any] = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": False}
+    options: dict[str, Any] = {
+        "num_of_concurrent_executions": 1,
+        "max_queue_size": 0,
+        "too_many_request_as_http_error": False,
+    }
     server = await start(ChatStream(engine=engine, max_new_tokens=1, **options))
     running = asyncio.create_task(client_of(server).say("hi"))
     await until(lambda: engine.calls)
