@@ -17,7 +17,6 @@ from aiohttp_session import AbstractStorage
 
 from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 
-
 PATIENCE = 20.0
 """Seconds to wait for something that should happen immediately."""
 
