@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp_session
 from aiohttp import web
 from browser import ARGUMENTS
 from common import OK, ROOT, WRONG_USE, parser, progress, run_script
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 
 FOLDER = ROOT / "docs" / "screenshots"
 
@@ -105,8 +106,8 @@ async def serving(script: Script, **options: Any) -> AsyncIterator[str]:
     roles = {"developer": {"apis": {"allow": "all", "auth_method": "nothing", "enable_dev_tool": True}}}
     chat_stream = ChatStream(engine=script, allow_system_prompt=True, client_roles=roles, **options)
     app = web.Application()
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     try:
@@ -199,7 +200,7 @@ async def take_all(chromium: str, folder: Path) -> None:
         for states in ((talking, in_japanese), (developing,), (refused,)):
             crowded = {"num_of_concurrent_executions": 1, "max_queue_size": 1} if refused in states else {}
             script = Script(threading.Event())
-            async with serving(script, max_new_tokens=1000, **crowded) as url:
+            async with serving(script, params=GenerationParams(max_new_tokens=1000), **crowded) as url:
                 for state in states:
                     await state(Photographer(browser, url, folder))
                 script.go_on.set()

@@ -28,7 +28,7 @@ import psutil
 from aiohttp import web
 from server_process import END_SECONDS
 
-from aiochatstream import ChatStream, GenerationParams, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 
 START_SECONDS = 180.0
 """A first load of the small model converts it."""
@@ -232,7 +232,10 @@ def chatting(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
     else:
         max_new_tokens = max(256, options.pieces + 1)
         chat_stream = ChatStream(
-            engine=engine(options.kind, options.pieces), max_queue_wait=600.0, max_new_tokens=max_new_tokens, **limits
+            engine=engine(options.kind, options.pieces),
+            limits=Limits(max_queue_wait=600.0),
+            params=GenerationParams(max_new_tokens=max_new_tokens),
+            **limits,
         )
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())

@@ -43,7 +43,7 @@ def fuzz(seconds: float, seed: int) -> Findings:
 async def _round(rng: random.Random, found: Findings, seed: int) -> None:
     app = web.Application()
     aiohttp_session.setup(app, CookieStorage(Fernet.generate_key()))
-    ChatStream(engine=lambda messages, params: iter([messages[-1]["content"]])).append_apis(app, {"all": True})
+    ChatStream(engine=lambda messages, params: iter([messages[-1]["content"]])).add_endpoints(app)
     async with serving(app) as port:
         ann, bob = await _talk(port, "alpha" * rng.randint(1, 300)), await _talk(port, "bravo")
         if b"alpha" not in (await _send(port, HISTORY + ann.cookie))[1]:

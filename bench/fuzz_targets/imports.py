@@ -38,7 +38,7 @@ def fuzz(seconds: float, seed: int) -> Findings:
 async def _round(rng: random.Random, found: Findings, seed: int) -> None:
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
-    ChatStream(engine=lambda messages, params: iter(["x"])).append_apis(app, {"all": True})
+    ChatStream(engine=lambda messages, params: iter(["x"])).add_endpoints(app)
     jar = aiohttp.CookieJar(unsafe=True)
     async with serving(app) as port, aiohttp.ClientSession(cookie_jar=jar) as session:
         for number in range(INPUTS_A_ROUND):

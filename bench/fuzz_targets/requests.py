@@ -15,7 +15,7 @@ import aiohttp
 import aiohttp_session
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, Limits, MemoryStorage, ScriptedEngine
 from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
 from aiochatstream.web.routes import ENDPOINTS
 from aiochatstream.web.server_log import shorten_client_errors
@@ -118,12 +118,10 @@ class Unexpected(logging.Handler):
 @asynccontextmanager
 async def _served(*, auto_decompress: bool) -> AsyncIterator[tuple[int, ChatStream]]:
     chat_stream = ChatStream(
-        use_mock_response=True,
-        mock_params={"type": "echo", "initial_wait_sec": 0, "time_per_token_sec": 0},
+        engine=ScriptedEngine("echo", time_per_token_sec=0),
         max_queue_size=2 * REQUESTS,
-        body_timeout=0.5,
-        write_timeout=0.5,
-        on_feedback_received=lambda request, feedback: None,
+        limits=Limits(body_timeout=0.5, write_timeout=0.5),
+        on_feedback=lambda request, feedback: None,
     )
     options = {"auto_decompress": auto_decompress, "keepalive_timeout": 1.0, "lingering_time": 0.2}
     app = web.Application(handler_args=options)

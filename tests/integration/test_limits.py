@@ -15,7 +15,7 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 from aiochatstream.errors import TooManyRequests
 from aiochatstream.web.server_log import shorten_client_errors
 from aiochatstream.web.uploads import Uploads
@@ -80,7 +80,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 @pytest.mark.parametrize("path", ["/chat_stream", "/import", "/set_feedback", "/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("more", ["Content-Length: 1000\r\n", "Transfer-Encoding: chunked\r\n"])
 async def test_a_body_that_arrives_too_late_is_a_408(start: StartServer, path: str, more: str) -> None:
-    server = await start(ChatStream(engine=echo, body_timeout=0.1))
+    server = await start(ChatStream(engine=echo, limits=Limits(body_timeout=0.1)))
     async with sending(server, head(path, more) + b"3\r\n{  \r\n") as reader:
         status, body = await answer(reader)
         assert status == 408
@@ -107,7 +107,11 @@ async def test_no_body_is_read_while_the_queue_is_full(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, path: str
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     running = asyncio.create_task(client_of(server).say("hi"))
     await until(lambda: engine.calls)
     async with sending(server, stalled(path)) as reader:
@@ -119,7 +123,7 @@ async def test_no_body_is_read_while_the_queue_is_full(
 async def test_a_client_that_receives_nothing_of_a_response_is_disconnected(
     start: StartServer, client_of: ClientOf
 ) -> None:
-    chat_stream = ChatStream(engine=echo, write_timeout=0.1)
+    chat_stream = ChatStream(engine=echo, limits=Limits(write_timeout=0.1))
     server = await start(chat_stream)
     client = client_of(server)
     messages = [{"role": "user", "content": "x" * 400_000}, {"role": "assistant", "content": "y" * 400_000}]
@@ -237,7 +241,9 @@ async def test_clients_detect_truncated_answers_with_http_1_0_over_a_unix_socket
 ) -> None:
     # a unix socket cannot be reset, so an answer is sent with its length or not at all
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, max_new_tokens=2, shutdown_timeout=0.05)
+    chat_stream = ChatStream(
+        engine=engine, params=GenerationParams(max_new_tokens=2), limits=Limits(shutdown_timeout=0.05)
+    )
     async with served(chat_stream) as server:
         await web.UnixSite(server.runner, tmp_path / "socket").start()
 

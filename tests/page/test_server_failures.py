@@ -16,7 +16,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 from playwright.async_api import Page, Route, expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import Server, running_server, serving, until
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks
@@ -236,7 +236,10 @@ async def test_restart_during_an_answer_loses_only_that_answer_of_a_cookie_histo
     engine = stepper()
 
     def server() -> AbstractAsyncContextManager[Server]:
-        return running_server(ChatStream(engine=engine, max_new_tokens=4), EncryptedCookieStorage(key, samesite="Lax"))
+        return running_server(
+            ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)),
+            EncryptedCookieStorage(key, samesite="Lax"),
+        )
 
     async with AsyncExitStack() as stack:
         async with server() as first:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiochatstream import ChatStream, ChatStreamError, Conversation, GenerationParams
+from aiochatstream import ChatStream, ChatStreamError, Conversation, GenerationParams, Limits
 from aiochatstream.errors import Draining, InvalidValue
 from tests.helpers import Stepper, echo, until
 
@@ -107,7 +107,12 @@ async def test_it_waits_for_a_model_that_is_still_being_loaded(model: Any, token
     def load_model() -> Any:
         return model
 
-    chat_stream = ChatStream(model=load_model, tokenizer=tokenizer, temperature=0, max_new_tokens=4, context_len=128)
+    chat_stream = ChatStream(
+        model=load_model,
+        tokenizer=tokenizer,
+        params=GenerationParams(temperature=0, max_new_tokens=4),
+        limits=Limits(context_len=128),
+    )
     async with chat_stream:
         assert chat_stream.state == "starting"
         answer = await pieces(chat_stream, "What is the capital of France?")
@@ -119,7 +124,7 @@ async def test_the_locale_is_that_of_the_logs_lines_for_people(
     stepper: Callable[..., Stepper], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = stepper()
-    async with ChatStream(engine=engine, shutdown_timeout=0.01, locale="ja") as chat_stream:
+    async with ChatStream(engine=engine, limits=Limits(shutdown_timeout=0.01), locale="ja") as chat_stream:
         answer = chat_stream.handle_console_input("Count")
         engine.allow(1)
         await anext(answer)

@@ -17,10 +17,12 @@ from aiochatstream import (
     Delta,
     Engine,
     GenerationParams,
+    Limits,
     MemoryConversationStore,
     MemoryStorage,
     Prompt,
     TokenSampler,
+    TransformersEngine,
 )
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import echo, post_bytes, sse_events, until
@@ -32,7 +34,7 @@ async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     engine.allow(2)
     await client.say("first")
@@ -76,7 +78,7 @@ async def test_stop_ends_the_answer_and_keeps_what_there_is(
     start: Any, stepper: Any, client_of: Any, accept: str
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=4))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
     client = client_of(server)
     engine.allow(4)
     await client.say("first")
@@ -96,7 +98,7 @@ async def test_stop_ends_the_answer_and_keeps_what_there_is(
 
 async def test_stop_then_send_again_is_served(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)))
     client = client_of(server)
     engine.allow(3)
     await client.say("first")
@@ -121,7 +123,9 @@ async def test_stop_without_a_running_answer_says_so(start: Any, client_of: Any)
 
 async def test_a_stopped_answer_without_text_leaves_no_turn(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(engine=engine, num_of_concurrent_executions=1, params=GenerationParams(max_new_tokens=1))
+    )
     client, other = client_of(server), client_of(server)
     engine.allow(1)
     await client.say("first")
@@ -139,7 +143,7 @@ async def test_a_stopped_answer_without_text_leaves_no_turn(start: Any, stepper:
 
 async def test_clear_context_forgets_and_discards_an_answer_under_way(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     assert await read(client.post("/clear_context")) == '{"success":false,"message":"no context."}'
     engine.allow(2)
@@ -159,7 +163,7 @@ async def test_clear_context_forgets_and_discards_an_answer_under_way(start: Any
 
 async def test_history_shows_an_answer_under_way_as_running(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     engine.allow(3)
     await client.say("first")
@@ -185,7 +189,7 @@ async def test_a_regenerated_answer_replaces_the_old_one_only_when_there_is_text
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)))
     client = client_of(server)
     engine.allow(3)
     await client.say("first")
@@ -212,7 +216,7 @@ async def test_an_engine_that_raises_gives_the_right_error_and_leaves_the_histor
     start: Any, stepper: Any, client_of: Any, caplog: pytest.LogCaptureFixture, accept: str, fail_at: int
 ) -> None:
     engine = stepper(fail_at=5)
-    server = await start(ChatStream(engine=engine, max_new_tokens=4))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
     client = client_of(server)
     engine.allow(4)
     await client.say("first")
@@ -347,7 +351,9 @@ async def test_an_engine_whose_thread_has_ended_is_not_ready_and_nobody_waits_fo
             return self.message
 
     chat_stream = ChatStream(
-        model=tiny(), tokenizer=BYTES, token_sampler=Ending(), chat_prompt_clazz=Bytes, max_new_tokens=9
+        engine=TransformersEngine(tiny(), BYTES, token_sampler=Ending()),
+        chat_prompt_clazz=Bytes,
+        params=GenerationParams(max_new_tokens=9),
     )
     server = await start(chat_stream)
     client = client_of(server)
@@ -370,7 +376,7 @@ async def test_an_answer_that_ran_out_of_time_without_text_leaves_no_turn(start:
             while True:
                 yield Delta()
 
-    client = client_of(await start(ChatStream(engine=Silent(), max_answer=0.01)))
+    client = client_of(await start(ChatStream(engine=Silent(), limits=Limits(max_answer=0.01))))
     answer = await client.say("hi")
     assert (answer["text"], answer["finish_reason"]) == ("", "length")
     assert await client.history() == []
@@ -380,7 +386,7 @@ async def test_history_shows_a_regenerated_answer_in_place_of_the_old_one(
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     engine.allow(2)
     await client.say("first")
@@ -492,7 +498,7 @@ async def test_an_interrupted_answer_goes_on_and_only_what_is_new_is_sent(
     start: Any, stepper: Any, client_of: Any, accept: str
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await bring_interrupted(client, "hello", "1 ")
     before = (await client.history())[1]
@@ -511,7 +517,7 @@ async def test_an_interrupted_answer_goes_on_and_only_what_is_new_is_sent(
 
 async def test_an_answer_that_cannot_go_on_stays_as_it_was(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await bring_interrupted(client, "hello", "1 ")
     before = await client.history()
@@ -524,7 +530,7 @@ async def test_an_answer_that_cannot_go_on_stays_as_it_was(start: Any, stepper: 
 
 async def test_history_shows_the_whole_of_an_answer_that_goes_on(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await bring_interrupted(client, "hello", "1 ")
     going_on = asyncio.create_task(read(client.post(**{"continue": True})))
@@ -542,7 +548,9 @@ async def test_history_shows_the_whole_of_an_answer_that_goes_on(start: Any, ste
 async def test_the_real_model_goes_on_from_its_own_words(
     start: Any, model: Any, tokenizer: Any, client_of: Any
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24)
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, params=GenerationParams(temperature=0, max_new_tokens=24)
+    )
     client = client_of(await start(chat_stream))
     question = "What is the capital of France?"
     whole = (await client.say(question))["text"]

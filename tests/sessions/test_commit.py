@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, CookieStorage, Turn
+from aiochatstream import ChatStream, Conversation, CookieStorage, GenerationParams, Limits, Turn
 from aiochatstream.errors import BadRequest
 from aiochatstream.sessions.commit import PURPOSE, Commit
 from tests.helpers import Client, Server, echo, sse_events
@@ -172,7 +172,7 @@ async def test_regenerated_edited_and_continued_answers_are_committed_as_they_ar
     worker: Any, client_of: Any, stepper: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await worker(engine=engine, max_new_tokens=2))
+    client = client_of(await worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     engine.allow(100)
     await told(client, "one")
     await told(client, "two")
@@ -187,7 +187,7 @@ async def test_regenerated_edited_and_continued_answers_are_committed_as_they_ar
 async def test_an_answer_that_no_cookie_can_hold_is_told_so_and_what_was_before_stays(
     worker: Any, client_of: Any
 ) -> None:
-    client = client_of(await worker(max_new_tokens=5000, context_len=6000))
+    client = client_of(await worker(params=GenerationParams(max_new_tokens=5000), limits=Limits(context_len=6000)))
     await told(client, "short")
     last = await streamed(client, " ".join(str(number * 7919) for number in range(3000)))
     assert last["stored"] is False
@@ -221,7 +221,7 @@ async def test_after_a_failure_every_worker_goes_on_from_before_it(
 ) -> None:
     engine = stepper()
     engine.allow(100)
-    client = client_of(await worker(engine=engine, max_new_tokens=2))
+    client = client_of(await worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await told(client, "one")
     engine.fail_at = fails_at
     last = await streamed(client, "two")

@@ -10,7 +10,7 @@ import pytest
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, CookieStorage, MemoryConversationStore, Turn
+from aiochatstream import ChatStream, Conversation, CookieStorage, GenerationParams, MemoryConversationStore, Turn
 from aiochatstream.sessions.cookie_session import CookieUserSession, pack, unpack
 from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
 from tests.helpers import Client, Server, Stepper, echo, post_bytes, until
@@ -78,7 +78,7 @@ async def test_history_takes_the_last_streamed_answer_into_the_cookie(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     assert await client.texts() == ["one", "1 2 "]
     assert await moved(client, await start_worker()).texts() == ["one", "1 2 "]
@@ -88,7 +88,7 @@ async def test_another_worker_says_that_the_last_answer_is_elsewhere_rather_than
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     other = moved(client, await start_worker())
     for request in (lambda: other.post(user_input="two"), lambda: other.session.get(f"{other.url}/history")):
@@ -104,7 +104,7 @@ async def test_clear_context_ends_the_wait_for_an_answer_that_is_lost(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     other = moved(client, await start_worker())
     async with other.post("/clear_context") as response:
@@ -119,7 +119,7 @@ async def test_a_conversation_continues_without_an_answer_that_was_lost_with_its
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     for text in ("one", "two"):
         await stream(client, engine, text)
         await client.texts()  # seals the answer
@@ -136,7 +136,7 @@ async def test_the_history_without_a_lost_answer_ends_the_wait_for_it(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     await client.texts()
     await stream(client, engine, "two")
@@ -154,7 +154,7 @@ async def test_the_history_without_a_lost_answer_ends_the_wait_for_it(
 
 async def test_a_process_that_has_the_answer_abandons_nothing(start_worker: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     async with client.session.get(f"{client.url}/history?abandon_lost=true") as response:
         assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
@@ -179,7 +179,7 @@ async def test_who_left_before_the_end_finds_the_interrupted_answer(
 
 async def test_a_failed_turn_changes_no_cookie_and_no_history(start_worker: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=1))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=1)))
     engine.allow(1)
     await ask(client, "one")
     before = cookie(client)
@@ -281,7 +281,7 @@ async def test_a_discarded_answer_does_not_bring_back_what_was_cleared(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start_worker(engine=engine, max_new_tokens=2)
+    server = await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     await stream(client, engine, "secret")
     await client.history()
@@ -298,7 +298,7 @@ async def test_an_answer_elsewhere_does_not_bring_back_a_conversation_that_was_c
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "secret")
     await client.history()
     running = asyncio.create_task(client.say("hi", conversation="other"))

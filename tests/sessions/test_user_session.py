@@ -17,7 +17,7 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, ConversationStore, MemoryStorage
+from aiochatstream import ChatStream, Conversation, ConversationStore, GenerationParams, MemoryStorage
 from aiochatstream.errors import ConversationChanged, SessionsNotSetUp
 from tests.helpers import Client, browser, echo, running_server, serving, until
 
@@ -152,7 +152,9 @@ async def test_a_conversation_that_was_changed_elsewhere_meanwhile_is_not_overwr
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     database, engine = Database(), stepper()
-    server = await start(ChatStream(engine=engine, conversation_store=database, max_new_tokens=1))
+    server = await start(
+        ChatStream(engine=engine, conversation_store=database, params=GenerationParams(max_new_tokens=1))
+    )
     client = client_of(server)
     engine.allow(1)
     await client.say("one")
@@ -205,7 +207,7 @@ async def test_two_first_messages_at_once_in_one_session_are_of_one_user(stepper
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, max_new_tokens=1)
+    chat_stream = ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1))
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
 
@@ -247,7 +249,7 @@ async def known_by_header(storage: AbstractStorage) -> AsyncIterator[str]:
 
     app = web.Application()
     aiohttp_session.setup(app, storage)
-    ChatStream(engine=echo, identify_user=account).append_apis(app, {"all": True})
+    ChatStream(engine=echo, identify_user=account).add_endpoints(app)
     async with serving(app) as url:
         yield url
 

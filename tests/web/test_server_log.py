@@ -38,7 +38,7 @@ async def test_no_log_line_contains_messages_or_secrets(
     start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    server = await start(ChatStream(engine=engine, client_roles=ROLES, on_feedback_received=refuse), STORAGES[kind]())
+    server = await start(ChatStream(engine=engine, client_roles=ROLES, on_feedback=refuse), STORAGES[kind]())
     client = client_of(server)
     secrets = {WORD, "sesame", KEY}
 

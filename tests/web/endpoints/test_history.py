@@ -14,7 +14,7 @@ import pytest
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, CookieStorage, MemoryStorage
+from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
 from aiochatstream.conversations.conversation import MAX_CHARS
 from aiochatstream.conversations.export import ExportedConversation
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events, until
@@ -107,7 +107,7 @@ async def test_an_edit_replaces_the_message_and_removes_later_turns(client: Clie
 async def test_a_failed_edit_changes_nothing(start_with: StartWith, client_of: ClientOf, stepper: MakeStepper) -> None:
     engine = stepper()
     engine.allow(100)
-    client = client_of(await start_with(engine=engine, max_new_tokens=1))
+    client = client_of(await start_with(engine=engine, params=GenerationParams(max_new_tokens=1)))
     for text in ("one", "two"):
         await client.say(text)
     before = await client.history()
@@ -237,7 +237,7 @@ async def test_a_running_answer_blocks_changes(
     start_with: StartWith, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    server = await start_with(engine=engine, max_new_tokens=2)
+    server = await start_with(engine=engine, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     engine.allow(2)
     await client.say("one")

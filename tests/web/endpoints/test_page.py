@@ -221,12 +221,11 @@ WEB_UI_PARAMS = {
 }
 
 
-@pytest.mark.parametrize("where", ["constructor", "append_apis"])
-async def test_ui_config_contains_the_configured_texts_and_colours(where: str) -> None:
+async def test_ui_config_contains_the_configured_texts_and_colours() -> None:
     app = web.Application()
-    chat_stream = ChatStream(engine=echo, web_ui_params=WEB_UI_PARAMS if where == "constructor" else None)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True, **({"web_ui_params": WEB_UI_PARAMS} if where == "append_apis" else {})})
+    chat_stream = ChatStream(engine=echo, web_ui_params=WEB_UI_PARAMS)
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
     async with serving(app) as url, aiohttp.ClientSession() as session:
         async with session.get(f"{url}/ui_config") as response:
             config = await response.json()
@@ -259,8 +258,8 @@ def test_an_invalid_page_option_is_a_value_error_with_its_name(params: Any, mess
 
 async def test_the_page_can_be_excluded() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"exclude": ["webui_index"]})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app, exclude=["webui_index"])
     async with serving(app) as url, aiohttp.ClientSession() as session:
         for path in ("/", "/ui_config"):
             async with session.get(url + path) as response:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.runtime.turns import RunningTurn
@@ -54,7 +54,9 @@ async def test_a_disconnect_in_the_queue_frees_the_place_immediately(
     accept: str,
 ) -> None:
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1)
+    chat_stream = ChatStream(
+        engine=engine, num_of_concurrent_executions=1, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+    )
     server = await start(chat_stream, handler_cancellation=handler_cancellation)
     running = asyncio.create_task(client_of(server).say("first"))
     await until(lambda: engine.calls)
@@ -139,7 +141,9 @@ async def test_the_text_before_a_disconnect_is_saved_as_interrupted(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3), handler_cancellation=handler_cancellation)
+    server = await start(
+        ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)), handler_cancellation=handler_cancellation
+    )
     client = client_of(server)
     engine.allow(3)
     await client.say("first")  # so that the user has a cookie
@@ -193,7 +197,9 @@ async def test_a_client_that_receives_nothing_keeps_no_slot_and_is_disconnected(
         for _ in range(200):
             yield "x" * 100_000
 
-    chat_stream = ChatStream(engine=flood, num_of_concurrent_executions=1, max_queue_size=0, write_timeout=0.2)
+    chat_stream = ChatStream(
+        engine=flood, num_of_concurrent_executions=1, max_queue_size=0, limits=Limits(write_timeout=0.2)
+    )
     server = await start(chat_stream)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
     try:

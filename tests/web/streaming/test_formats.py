@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.web.streaming.formats import choose_format
 from tests.helpers import ClientOf, MakeStepper, StartServer
 
@@ -47,7 +47,7 @@ async def test_an_idle_event_stream_contains_heartbeats(
 ) -> None:
     monkeypatch.setattr("aiochatstream.web.streaming.formats.HEARTBEAT_SECONDS", 0.01)
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=1))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1)))
     async with client_of(server).post(accept="text/event-stream", user_input="hi") as response:
         data = b""
         while data.count(b": still here\n\n") < 3:
