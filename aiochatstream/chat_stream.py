@@ -21,6 +21,7 @@ from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeCon
 from aiochatstream.texts import Locale
 from aiochatstream.web import routes
 from aiochatstream.web.auth import cors
+from aiochatstream.web.auth.addresses import is_local_request
 from aiochatstream.web.endpoint import BoundHandler, mount
 from aiochatstream.web.endpoints import chat
 from aiochatstream.web.feedback import FeedbackCallback

@@ -162,8 +162,8 @@ async def test_a_function_tells_the_prompt_class_when_the_tokenizer_is_loaded(mo
     bare.chat_template, bare.name_or_path = None, "databricks/dolly-v2-3b"
     async with ChatStream(model=model, tokenizer=lambda: bare, chat_prompt_clazz=ChatPrompt.for_model) as chat_stream:
         await chat_stream.wait_ready()
-        told = await chat_stream.prompt_text(Conversation(), "Hello")
-    assert "### Instruction:\nHello" in told
+        text = await chat_stream.prompt_text(Conversation(), "Hello")
+    assert "### Instruction:\nHello" in text
     with pytest.raises(TypeError, match="chat_prompt_clazz: the function must return a subclass"):
         async with ChatStream(engine=echo, chat_prompt_clazz=lambda _: dict):  # type: ignore[arg-type, return-value]
             pass
