@@ -152,7 +152,7 @@ def test_ctrl_c_prints_the_results_so_far_and_stops_the_servers(tmp_path: Path) 
     line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *SMALL, "--json", str(file)]
     with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}) as compare:
         compare.wait_for(lambda: len(logged_requests(tmp_path)) >= 10, "the request without an answer")
-        assert compare.end(signal.SIGINT) == 130, compare.told
+        assert compare.end(signal.SIGINT) == 130, compare.output
     assert "Interrupted: results so far." in compare.out
     assert "b / a" in compare.out
     report = json.loads(file.read_text())
@@ -173,7 +173,7 @@ def test_a_second_ctrl_c_kills_servers_that_ignore_sigterm(tmp_path: Path) -> No
         )
         compare.popen.send_signal(signal.SIGINT)
         compare.wait_for(lambda: "stopping a" in compare.err, "the end")
-        assert compare.end(signal.SIGINT) == 130, compare.told
+        assert compare.end(signal.SIGINT) == 130, compare.output
     assert "Traceback" not in compare.err
     assert not any(is_running(request.pid) for request in logged_requests(tmp_path))
 
@@ -191,7 +191,7 @@ def test_signals_that_end_a_script_stop_its_server(tmp_path: Path, number: signa
     folders = f"{ROOT}{os.pathsep}{ROOT / 'bench'}"
     with running([PYTHON, "-c", script], tmp_path / "script", env={"PYTHONPATH": folders}) as process:
         pid = int(process.wait_for(lambda: process.out.strip(), "pid"))
-        assert process.end(number) == 130, process.told
+        assert process.end(number) == 130, process.output
     assert not is_running(pid)
 
 

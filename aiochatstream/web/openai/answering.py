@@ -18,7 +18,7 @@ from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
 from aiochatstream.web.server import Server
-from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
+from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, StreamedResponse
 
 EVENTS = "text/event-stream"
 
@@ -102,7 +102,7 @@ async def answer_with(
         for turn in reversed(turns):  # those that have no place yet take none any more
             turn.stop("left")  # no effect on one that has ended
 
-    sending = _Sending(request, server.limits.write_timeout, answer.id)
+    sending = _OpenAIResponse(request, server.limits.write_timeout, answer.id)
     write = _write_stream if stream else _write_whole
 
     async def respond() -> web.StreamResponse:
@@ -110,7 +110,7 @@ async def answer_with(
         return await write(sending, turns, answer)
 
     try:
-        return await sending.carry_out(respond, server.presence, stop)
+        return await sending.send(respond, server.disconnects, stop)
     finally:
         stop()
 
@@ -128,7 +128,7 @@ async def _while_present(
         task.cancel()
 
     try:
-        with server.presence.watch(request, leave):
+        with server.disconnects.watch(request, leave):
             return await task
     except asyncio.CancelledError:
         if gone:
@@ -136,7 +136,7 @@ async def _while_present(
         raise
 
 
-class _Sending(Sending):
+class _OpenAIResponse(StreamedResponse):
     def __init__(self, request: web.Request, write_timeout: float, request_id: str) -> None:
         super().__init__(request, write_timeout)
         self.request_id = request_id
@@ -146,7 +146,7 @@ class _Sending(Sending):
         return {**STREAM_HEADERS, "X-Request-Id": self.request_id}
 
 
-async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
+async def _write_stream(sending: _OpenAIResponse, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
     with ExitStack() as stack:
         for turn in turns:
             stack.enter_context(turn.heartbeats(HEARTBEAT_SECONDS))
@@ -154,7 +154,7 @@ async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer:
             async for index, event in events:
                 if isinstance(event, Failed):
                     rename_field(event.error, answer.names)
-                    if sending.response is None:
+                    if sending.stream is None:
                         raise event.error
                     await sending.write(EVENTS, answer.failed(event.error))
                     return await sending.finish(EVENTS)
@@ -171,7 +171,7 @@ async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer:
         return await sending.finish(EVENTS)
 
 
-async def _write_whole(sending: _Sending, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
+async def _write_whole(sending: _OpenAIResponse, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
     async with aclosing(_events(turns)) as events:
         async for index, event in events:
             if isinstance(event, Failed):

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from aiochatstream.errors import ChatStreamError, InvalidValue, LoadFailed, TooManyRequests, Unauthorized
-from aiochatstream.web.errors import P, ServerHandler, answers_all_errors, errors_as_json
+from aiochatstream.web.errors import P, ServerHandler, handle_errors, json_error_middleware
 from aiochatstream.web.json import json_response
 from aiochatstream.web.openai.answers import OpenAIErrorBody
 
@@ -58,7 +58,7 @@ def error_response(error: ChatStreamError, overload_status: int) -> web.Response
 
 def answers_openai_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
     """Answer what ``handler`` raises in OpenAI's shape; an unexpected error is logged with an id that is told, too."""
-    return answers_all_errors(handler, error_response)
+    return handle_errors(handler, error_response)
 
 
 def errors_as_openai(models: web.AbstractRoute) -> Middleware:
@@ -71,4 +71,4 @@ def errors_as_openai(models: web.AbstractRoute) -> Middleware:
         prefix = models.resource.canonical.removesuffix("/models") if models.resource is not None else ""
         return prefix != "" and f"{request.path}/".startswith(f"{prefix}/")
 
-    return errors_as_json(error_response, concerns)
+    return json_error_middleware(error_response, concerns)

@@ -13,7 +13,7 @@ from aiochatstream.errors import (
     Starting,
     TooManyRequests,
 )
-from aiochatstream.web.endpoint import EVENTS, JSON, Api
+from aiochatstream.web.endpoint import EVENTS, JSON, Endpoint
 from aiochatstream.web.openai import answers, chat, completions, models, response_answers, responses
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
@@ -21,50 +21,50 @@ from aiochatstream.web.openai.response_request import ResponseRequest
 
 ANSWERING = (ModelNotFound, NoRecording, ContextLengthExceeded, TooManyRequests, Starting, Draining, EngineFailed)
 
-APIS = {
+ENDPOINTS = {
     api.name: api
     for api in (
-        Api(
+        Endpoint(
             "list_models",
             web.get,
             "/models",
             models.list_models,
-            answers={JSON: answers.ModelList},
+            responses={JSON: answers.ModelList},
             errors=(Starting, Draining),
         ),
-        Api(
+        Endpoint(
             "retrieve_model",
             web.get,
             r"/models/{model:[\s\S]+}",
             models.retrieve_model,
-            answers={JSON: answers.Model},
+            responses={JSON: answers.Model},
             errors=(ModelNotFound, Starting, Draining),
         ),
-        Api(
+        Endpoint(
             "chat_completions",
             web.post,
             "/chat/completions",
             chat.chat_completions,
             body=ChatCompletionRequest,
-            answers={JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
+            responses={JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
             errors=ANSWERING,
         ),
-        Api(
+        Endpoint(
             "completions",
             web.post,
             "/completions",
             completions.completions,
             body=CompletionRequest,
-            answers={JSON: answers.Completion, EVENTS: answers.CompletionChunk},
+            responses={JSON: answers.Completion, EVENTS: answers.CompletionChunk},
             errors=ANSWERING,
         ),
-        Api(
+        Endpoint(
             "responses",
             web.post,
             "/responses",
             responses.responses,
             body=ResponseRequest,
-            answers={JSON: response_answers.Response, EVENTS: response_answers.ResponseEvent},
+            responses={JSON: response_answers.Response, EVENTS: response_answers.ResponseEvent},
             errors=ANSWERING,
         ),
     )

@@ -9,7 +9,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from aiochatstream.errors import ModelNotFound
-from aiochatstream.web.auth.access import check_site
+from aiochatstream.web.auth.access import check_host_and_origin
 from aiochatstream.web.openai.answers import Model
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.schemas import GenerationRequest
@@ -38,9 +38,10 @@ class Service:
     def check(self, server: Server, request: web.Request) -> str:
         """Who asks, see :meth:`ApiKeys.check`. Reads no body.
 
-        Raises as :func:`~aiochatstream.web.auth.access.check_site`, and :class:`~aiochatstream.errors.InvalidKey`.
+        Raises as :func:`~aiochatstream.web.auth.access.check_host_and_origin`, and
+        :class:`~aiochatstream.errors.InvalidKey`.
         """
-        check_site(server, request)
+        check_host_and_origin(server, request)
         return self.keys.check(request)
 
     async def read(self, server: Server, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:

@@ -1,4 +1,4 @@
-"""Bodies and responses are bounded in time and bytes, and no client can make a shutdown late or the log long."""
+"""Tests of the limits on bodies and responses, and of clients that stall or send invalid requests."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from aiohttp import web
 from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 from aiochatstream.errors import TooManyRequests
 from aiochatstream.web.server_log import shorten_client_errors
-from aiochatstream.web.streaming.disconnects import Presence
 from aiochatstream.web.uploads import Uploads
-from tests.helpers import PATIENCE, Server, echo, post_bytes, until
+from tests.helpers import PATIENCE, ClientOf, MakeStepper, Server, StartServer, echo, post_bytes, until
 
 HEAD = "POST {path} HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n{more}\r\n"
 
 
 @asynccontextmanager
 async def served(chat_stream: ChatStream, **arguments: Any) -> AsyncIterator[Server]:
-    """A server whose application and runner have their own defaults."""
+    """Run a server whose application and runner have aiohttp's defaults."""
     app = web.Application(**arguments)
     aiohttp_session.setup(app, MemoryStorage())
     app.add_routes(chat_stream.routes())
@@ -45,7 +44,7 @@ async def served(chat_stream: ChatStream, **arguments: Any) -> AsyncIterator[Ser
 
 @asynccontextmanager
 async def sending(server: Server, data: bytes) -> AsyncIterator[asyncio.StreamReader]:
-    """A client that sends ``data`` and no more. It takes little that it does not read."""
+    """Send ``data`` and nothing else. The client's receive buffer is small."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.setblocking(False)
@@ -63,7 +62,7 @@ def head(path: str = "/chat_stream", more: str = "") -> bytes:
 
 
 def stalled(path: str = "/chat_stream", size: int = 1000) -> bytes:
-    """All of a request but the last byte."""
+    """Return a request without its last byte."""
     return head(path, f"Content-Length: {size}\r\n") + b" " * (size - 1)
 
 
@@ -80,7 +79,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("path", ["/chat_stream", "/import", "/set_feedback", "/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("more", ["Content-Length: 1000\r\n", "Transfer-Encoding: chunked\r\n"])
-async def test_a_body_that_does_not_arrive_in_time_is_a_408(start: Any, path: str, more: str) -> None:
+async def test_a_body_that_arrives_too_late_is_a_408(start: StartServer, path: str, more: str) -> None:
     server = await start(ChatStream(engine=echo, limits=Limits(body_timeout=0.1)))
     async with sending(server, head(path, more) + b"3\r\n{  \r\n") as reader:
         status, body = await answer(reader)
@@ -89,8 +88,8 @@ async def test_a_body_that_does_not_arrive_in_time_is_a_408(start: Any, path: st
     assert len(server.chat_stream.uploads) == server.chat_stream.uploads.bytes == 0
 
 
-async def test_above_the_total_the_body_that_began_first_is_refused_and_short_ones_are_served(
-    start: Any, client_of: Any
+async def test_above_the_total_the_oldest_body_is_refused_and_short_bodies_are_accepted(
+    start: StartServer, client_of: ClientOf
 ) -> None:
     chat_stream = ChatStream(engine=echo)
     server = await start(chat_stream)
@@ -104,7 +103,9 @@ async def test_above_the_total_the_body_that_began_first_is_refused_and_short_on
 
 
 @pytest.mark.parametrize("path", ["/chat_stream", "/v1/chat/completions", "/v1/completions", "/v1/responses"])
-async def test_while_the_queue_is_full_no_body_is_read(start: Any, stepper: Any, client_of: Any, path: str) -> None:
+async def test_no_body_is_read_while_the_queue_is_full(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, path: str
+) -> None:
     engine = stepper()
     server = await start(
         ChatStream(
@@ -119,7 +120,9 @@ async def test_while_the_queue_is_full_no_body_is_read(start: Any, stepper: Any,
     await running
 
 
-async def test_a_reader_that_takes_nothing_of_a_response_is_cut_off(start: Any, client_of: Any) -> None:
+async def test_a_client_that_receives_nothing_of_a_response_is_disconnected(
+    start: StartServer, client_of: ClientOf
+) -> None:
     chat_stream = ChatStream(engine=echo, limits=Limits(write_timeout=0.1))
     server = await start(chat_stream)
     client = client_of(server)
@@ -135,8 +138,8 @@ async def test_a_reader_that_takes_nothing_of_a_response_is_cut_off(start: Any, 
     assert len((await client.history())[1]["content"]) == 400_000
 
 
-async def test_clients_that_stall_do_not_make_a_shutdown_late(client_of: Any) -> None:
-    """aiohttp's own waits for 60 seconds, twice."""
+async def test_stalled_clients_do_not_delay_a_shutdown(client_of: ClientOf) -> None:
+    # aiohttp itself waits for 60 seconds, twice
     chat_stream = ChatStream(engine=echo)
     async with served(chat_stream) as server:
         client = client_of(server)
@@ -152,8 +155,8 @@ async def test_clients_that_stall_do_not_make_a_shutdown_late(client_of: Any) ->
             assert (await refused)[0] == 503
 
 
-async def test_a_client_that_leaves_during_its_upload_leaves_no_line_in_the_log(
-    start: Any, caplog: pytest.LogCaptureFixture
+async def test_a_disconnect_during_an_upload_is_not_logged(
+    start: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await start(ChatStream(engine=echo))
     async with sending(server, stalled()):
@@ -165,17 +168,17 @@ async def test_a_client_that_leaves_during_its_upload_leaves_no_line_in_the_log(
 @pytest.mark.parametrize(
     "data",
     [b"rubbish", gzip.compress(b"{}" * 99)[:-9], gzip.compress(b"{}") + b"more"],
-    ids=["rubbish", "cut off", "more behind"],  # gzip's bytes hold the time
+    ids=["rubbish", "truncated", "trailing data"],  # gzip's bytes contain the time
 )
 @pytest.mark.parametrize("decompressing", [True, False])
-async def test_a_body_that_is_not_what_its_encoding_says_leaves_no_line_in_the_log(
+async def test_a_body_with_invalid_compression_is_not_logged(
     caplog: pytest.LogCaptureFixture, data: bytes, decompressing: bool
 ) -> None:
     async with served(ChatStream(engine=echo), handler_args={"auto_decompress": decompressing}) as server:
         more = f"Content-Encoding: gzip\r\nContent-Length: {len(data)}\r\nConnection: close\r\n"
         async with sending(server, head(more=more) + data) as reader:
             status, body = await answer(reader)
-            assert status in (400, 422)  # aiohttp does not mind what follows
+            assert status in (400, 422)  # aiohttp ignores trailing data
             assert b'"error"' in body
             await reader.read()
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
@@ -183,7 +186,7 @@ async def test_a_body_that_is_not_what_its_encoding_says_leaves_no_line_in_the_l
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "foo", "gzip, gzip", "Br"])
 @pytest.mark.parametrize("path", ["/chat_stream", "/v1/chat/completions"])
-async def test_an_encoding_that_is_not_known_is_a_415(encoding: str, path: str) -> None:
+async def test_an_unknown_encoding_is_a_415(encoding: str, path: str) -> None:
     async with served(ChatStream(engine=echo), handler_args={"auto_decompress": False}) as server:
         more = f"Content-Encoding: {encoding}\r\nContent-Length: 3\r\n"
         async with sending(server, head(path, more) + b"abc") as reader:
@@ -193,7 +196,7 @@ async def test_an_encoding_that_is_not_known_is_a_415(encoding: str, path: str) 
 
 
 @pytest.mark.parametrize("decompressing", [True, False])
-async def test_a_body_that_decompresses_to_more_than_the_limit_is_a_413(decompressing: bool) -> None:
+async def test_a_body_whose_decompressed_size_exceeds_the_limit_is_a_413(decompressing: bool) -> None:
     data = gzip.compress(b" " * 20_000_000)
     async with served(ChatStream(engine=echo), handler_args={"auto_decompress": decompressing}) as server:
         more = f"Content-Encoding: gzip\r\nContent-Length: {len(data)}\r\n"
@@ -201,7 +204,7 @@ async def test_a_body_that_decompresses_to_more_than_the_limit_is_a_413(decompre
             assert (await answer(reader))[0] == 413
 
 
-async def test_a_malformed_request_is_one_line_of_the_log(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_malformed_request_is_logged_in_one_line(start: StartServer, caplog: pytest.LogCaptureFixture) -> None:
     server = await start(ChatStream(engine=echo))
     log = logging.getLogger("aiohttp.server")
     log.addFilter(shorten_client_errors)
@@ -217,12 +220,14 @@ async def test_a_malformed_request_is_one_line_of_the_log(start: Any, caplog: py
     assert len(line) < 300
 
 
-async def test_one_client_that_cannot_be_watched_does_not_end_the_watch_of_the_others(start: Any, stepper: Any) -> None:
+async def test_an_error_of_one_watched_request_does_not_affect_the_others(
+    start: StartServer, stepper: MakeStepper
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1))
-    presence: Presence = server.chat_stream.presence
-    with presence.watch(object(), lambda: None):  # type: ignore[arg-type]
-        await until(lambda: not presence._watched)
+    disconnects = server.chat_stream.disconnects
+    with disconnects.watch(object(), lambda: None):  # type: ignore[arg-type]
+        await until(lambda: not len(disconnects))
         async with sending(server, post_bytes('{"user_input":"hi"}')):
             await until(lambda: engine.calls)
         await until(lambda: server.stopping)
@@ -231,10 +236,10 @@ async def test_one_client_that_cannot_be_watched_does_not_end_the_watch_of_the_o
 
 
 @pytest.mark.parametrize("wire", ["", "X-ChatStream-Wire: cumulative\r\n", "X-ChatStream-Wire: cumulative-eos\r\n"])
-async def test_an_answer_that_is_cut_looks_cut_in_http_1_0_over_a_unix_socket(
-    stepper: Any, tmp_path: Path, wire: str
+async def test_clients_detect_truncated_answers_with_http_1_0_over_a_unix_socket(
+    stepper: MakeStepper, tmp_path: Path, wire: str
 ) -> None:
-    """Nothing resets a unix socket: there the answer has a length, or none of it is sent."""
+    # a unix socket cannot be reset, so an answer is sent with its length or not at all
     engine = stepper()
     chat_stream = ChatStream(
         engine=engine, params=GenerationParams(max_new_tokens=2), limits=Limits(shutdown_timeout=0.05)
@@ -257,7 +262,7 @@ async def test_an_answer_that_is_cut_looks_cut_in_http_1_0_over_a_unix_socket(
         assert b"1 2 " in whole
         asking = asyncio.create_task(ask())
         engine.allow(1)
-        await until(lambda: any(turn.text == "1 " for turn in chat_stream._turns._turns.values()))
+        await until(lambda: any(turn.text == "1 " for turn in chat_stream.running_turns))
         ending = asyncio.create_task(server.runner.cleanup())
         await until(lambda: server.stopping)
         engine.allow(1)
