@@ -22,10 +22,10 @@ from aiochatstream.web.server_log import shorten_client_errors
 from fuzz_targets import Findings, rounds
 
 PATIENCE = 15.0
-"""Seconds until a request counts as hung. The server gives up on bodies and readers after less than one."""
+"""Seconds until a request counts as hung. The server's own timeouts are shorter than one second."""
 
 REQUESTS = 20
-"""Requests of one round, sent at once."""
+"""Concurrent requests of a round."""
 
 ENDPOINTS = [
     (api.route.__name__.upper(), prefix + api.path)
@@ -77,20 +77,20 @@ def fuzz(seconds: float, seed: int) -> Findings:
 async def _fuzz(seconds: float, seed: int) -> Findings:
     findings = Findings()
     unexpected: list[str] = []
-    handler = Unexpected(unexpected)
+    handler = TracebackHandler(unexpected)
     logging.getLogger().addHandler(handler)
     logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
     try:
-        async with _served(auto_decompress=True) as one, _served(auto_decompress=False) as other:
+        async with _served(auto_decompress=True) as decoding, _served(auto_decompress=False) as plain:
             for number in rounds(seconds, seed):
-                rng = random.Random(number)  # noqa: S311 - nothing here is secret
-                port, chat_stream = rng.choice((one, other))
+                rng = random.Random(number)  # noqa: S311 - not security-relevant
+                port, chat_stream = rng.choice((decoding, plain))
                 requests = [_request(rng) for _ in range(REQUESTS)]
                 sent = [_send(port, random.Random(rng.random()), request) for request in requests]  # noqa: S311
-                sent += [_ask(port, random.Random(rng.random())) for _ in range(REQUESTS)]  # noqa: S311
+                sent += [_send_valid(port, random.Random(rng.random())) for _ in range(REQUESTS)]  # noqa: S311
                 findings.tried += len(sent)
                 found = [fault for fault in await asyncio.gather(*sent) if fault]
-                found += await _left(port, chat_stream)
+                found += await _nonzero_gauges(port, chat_stream)
                 found += [*dict.fromkeys(unexpected)]
                 unexpected.clear()
                 findings.faults += [f"seed {number}: {fault}" for fault in found]
@@ -102,15 +102,15 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
     return findings
 
 
-class Unexpected(logging.Handler):
-    """Collects what is logged with a traceback."""
+class TracebackHandler(logging.Handler):
+    """Collector of log records with a traceback."""
 
     def __init__(self, found: list[str]) -> None:
         super().__init__(logging.ERROR)
         self._found = found
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Collect one."""
+        """Collect ``record`` if it has a traceback."""
         if record.exc_info:
             self._found.append(f"log: {record.getMessage()} {record.exc_info[1]!r}"[:400])
 
@@ -140,7 +140,7 @@ async def _served(*, auto_decompress: bool) -> AsyncIterator[tuple[int, ChatStre
 
 
 def _value(rng: random.Random, depth: int = 0) -> Any:
-    """Any JSON, with names that the endpoints know."""
+    """Return arbitrary JSON with fields of the endpoints."""
     kind = rng.random()
     if depth > 3 or kind < 0.6:
         return rng.choice(VALUES)
@@ -150,7 +150,7 @@ def _value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def _body(rng: random.Random) -> bytes:
-    """A valid body with some fields changed; now and then changed as bytes, or none at all."""
+    """Return a valid body with some fields changed; sometimes with bytes changed, or random bytes."""
     kind = rng.random()
     if kind < 0.05:
         return rng.randbytes(rng.randrange(60))
@@ -165,7 +165,7 @@ def _body(rng: random.Random) -> bytes:
 
 
 def _request(rng: random.Random) -> bytes:
-    """A request on the wire, wrong in about one way."""
+    """Return the bytes of a request with about one fault."""
     method, path = rng.choice(ENDPOINTS)
     if rng.random() < 0.1:
         method = rng.choice(METHODS)
@@ -191,7 +191,7 @@ def _request(rng: random.Random) -> bytes:
 
 
 async def _send(port: int, rng: random.Random, request: bytes) -> str | None:
-    """Send ``request`` in one or two pieces, and read all that comes; or leave early. Return what is wrong."""
+    """Send ``request`` in one or two parts and read the response, or disconnect early. Return the fault."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     at = rng.randrange(len(request)) if rng.random() < 0.3 else len(request)
     got = b""
@@ -201,7 +201,7 @@ async def _send(port: int, rng: random.Random, request: bytes) -> str | None:
                 writer.write(request[:at])
                 await writer.drain()
                 if rng.random() < 0.1:
-                    return None  # it leaves
+                    return None  # disconnect
                 await asyncio.sleep(0)
                 writer.write(request[at:])
                 if rng.random() < 0.1:
@@ -216,8 +216,8 @@ async def _send(port: int, rng: random.Random, request: bytes) -> str | None:
     return f"{status.decode()}: {request[:400]!r}" if status in (b"500", b"504") else None
 
 
-async def _ask(port: int, rng: random.Random) -> str | None:
-    """The same with a client that knows HTTP and keeps cookies. Return what is wrong."""
+async def _send_valid(port: int, rng: random.Random) -> str | None:
+    """Send a request twice with valid HTTP and with cookies. Return the fault."""
     method, path = rng.choice(ENDPOINTS)
     url = f"http://127.0.0.1:{port}{path.split('{')[0]}"
     body = _body(rng)
@@ -236,8 +236,8 @@ async def _ask(port: int, rng: random.Random) -> str | None:
     return None
 
 
-async def _left(port: int, chat_stream: ChatStream) -> list[str]:
-    """Return the gauges that are not as before when all clients are gone."""
+async def _nonzero_gauges(port: int, chat_stream: ChatStream) -> list[str]:
+    """Return the gauges that do not return to zero after all clients have disconnected."""
     gauges: dict[str, int] = {}
     for _ in range(int(PATIENCE / 0.05)):
         gauges = {
