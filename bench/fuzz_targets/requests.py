@@ -27,7 +27,7 @@ PATIENCE = 15.0
 REQUESTS = 20
 """Concurrent requests of a round."""
 
-ROUTES = [
+PATHS = [
     (endpoint.route.__name__.upper(), prefix + endpoint.path)
     for prefix, endpoints in (("", ENDPOINTS), ("/v1", OPENAI_ENDPOINTS))
     for endpoint in endpoints.values()
@@ -166,7 +166,7 @@ def _body(rng: random.Random) -> bytes:
 
 def _request(rng: random.Random) -> bytes:
     """Return the bytes of a request with about one fault."""
-    method, path = rng.choice(ROUTES)
+    method, path = rng.choice(PATHS)
     if rng.random() < 0.1:
         method = rng.choice(METHODS)
     path = path.split("{")[0] + rng.choice(("", "", "x", "%2f%00", "\xff", "/" * 50)) * ("{" in path)
@@ -218,7 +218,7 @@ async def _send(port: int, rng: random.Random, request: bytes) -> str | None:
 
 async def _send_valid(port: int, rng: random.Random) -> str | None:
     """Send a request twice with valid HTTP and with cookies. Return the fault."""
-    method, path = rng.choice(ROUTES)
+    method, path = rng.choice(PATHS)
     url = f"http://127.0.0.1:{port}{path.split('{')[0]}"
     body = _body(rng)
     headers = {"Content-Type": "application/json", "Accept": rng.choice(("*/*", "text/event-stream"))}
