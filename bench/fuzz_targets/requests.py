@@ -247,7 +247,7 @@ async def _nonzero_gauges(port: int, chat_stream: ChatStream) -> list[str]:
             "uploads": len(chat_stream.uploads),
             "bytes of uploads": chat_stream.uploads.bytes,
             "requests": len(chat_stream.active_requests),
-            "watched": len(chat_stream.disconnects._watched),
+            "watched": len(chat_stream.disconnects),
         }
         if not any(gauges.values()):
             break
