@@ -30,8 +30,8 @@ from aiochatstream.web.endpoints import status as inspection
 from aiochatstream.web.feedback import FeedbackCallback
 from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
+from aiochatstream.web.openai.endpoint_context import Service
 from aiochatstream.web.openai.keys import ApiKeys
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.page_config import Page
 from aiochatstream.web.server import Server

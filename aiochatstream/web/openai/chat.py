@@ -11,8 +11,12 @@ from aiohttp import web
 from aiochatstream.constraint import Constraint
 from aiochatstream.prompts import ChatInput
 from aiochatstream.runtime.events import Ended, Text, Usage
-from aiochatstream.web.openai.answering import Answer, answer_with, sse
-from aiochatstream.web.openai.answers import (
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, NamedTool
+from aiochatstream.web.openai.endpoint_context import Service
+from aiochatstream.web.openai.errors import answers_openai_errors
+from aiochatstream.web.openai.generation import Answer, answer_with, sse
+from aiochatstream.web.openai.logprobs import LogprobWriter
+from aiochatstream.web.openai.response_models import (
     AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
@@ -26,10 +30,6 @@ from aiochatstream.web.openai.answers import (
     ToolCallDelta,
     usage_of,
 )
-from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, NamedTool
-from aiochatstream.web.openai.errors import answers_openai_errors
-from aiochatstream.web.openai.logprobs import LogprobWriter
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openai.tool_calls import (
     CallPart,
     CallReader,

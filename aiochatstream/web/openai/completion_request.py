@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Field, model_validator
 
 from aiochatstream.params import Flag, Logprobs
-from aiochatstream.web.openai.schemas import ChoicesRequest, Count
+from aiochatstream.web.openai.request_models import ChoicesRequest, Count
 
 MOST_ANSWERS = 256
 """Of one request. To begin so many takes the event loop some milliseconds."""

@@ -10,8 +10,12 @@ from aiohttp import web
 
 from aiochatstream.prompts import TextInput
 from aiochatstream.runtime.events import Ended, Text, Usage
-from aiochatstream.web.openai.answering import Answer, answer_with, sse
-from aiochatstream.web.openai.answers import (
+from aiochatstream.web.openai.completion_request import CompletionRequest
+from aiochatstream.web.openai.endpoint_context import Service
+from aiochatstream.web.openai.errors import answers_openai_errors
+from aiochatstream.web.openai.generation import Answer, answer_with, sse
+from aiochatstream.web.openai.logprobs import LogprobWriter, Offsets
+from aiochatstream.web.openai.response_models import (
     Completion,
     CompletionChunk,
     TextChoice,
@@ -20,10 +24,6 @@ from aiochatstream.web.openai.answers import (
     TextLogprobs,
     usage_of,
 )
-from aiochatstream.web.openai.completion_request import CompletionRequest
-from aiochatstream.web.openai.errors import answers_openai_errors
-from aiochatstream.web.openai.logprobs import LogprobWriter, Offsets
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.server import Server
 
 

@@ -12,7 +12,7 @@ from aiohttp.typedefs import Middleware
 from aiochatstream.errors import ChatStreamError, InvalidValue, LoadFailed, TooManyRequests, Unauthorized
 from aiochatstream.web.errors import P, ServerHandler, answers_all_errors, errors_as_json
 from aiochatstream.web.json import json_response
-from aiochatstream.web.openai.answers import OpenAIErrorBody
+from aiochatstream.web.openai.response_models import OpenAIErrorBody
 
 FIELD = re.compile(r"([a-z][a-z_0-9]*(?:\.[a-z_0-9]+)*): ")
 """The errors of this project begin with the field that they are about."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiochatstream.engines import TokenBytes, TokenLogprob
-from aiochatstream.web.openai.answers import ContentLogprob, TextLogprobs, TopLogprob
+from aiochatstream.web.openai.response_models import ContentLogprob, TextLogprobs, TopLogprob
 
 
 class Offsets:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from aiochatstream.web.json import json_response
-from aiochatstream.web.openai.answers import ModelList
+from aiochatstream.web.openai.endpoint_context import Service
 from aiochatstream.web.openai.errors import answers_openai_errors
-from aiochatstream.web.openai.service import Service
+from aiochatstream.web.openai.response_models import ModelList
 from aiochatstream.web.server import Server
 
 

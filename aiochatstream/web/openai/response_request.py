@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.params import STRICT, Flag, Logprobs, MaxNewTokens
-from aiochatstream.web.openai.schemas import (
+from aiochatstream.web.openai.request_models import (
     MOST_ITEMS,
     Content,
     FormatType,

@@ -12,14 +12,14 @@ from aiochatstream.errors import ChatStreamError
 from aiochatstream.prompts import ChatInput
 from aiochatstream.runtime.events import Ended, Text
 from aiochatstream.web.json import dumps
-from aiochatstream.web.openai.answering import Answer, answer_with
-from aiochatstream.web.openai.answers import ContentLogprob
+from aiochatstream.web.openai.endpoint_context import Service
 from aiochatstream.web.openai.errors import answers_openai_errors, error_body
+from aiochatstream.web.openai.generation import Answer, answer_with
 from aiochatstream.web.openai.logprobs import LogprobWriter
-from aiochatstream.web.openai.response_answers import OutputMessage, OutputText, Response, ResponseUsage, Status
+from aiochatstream.web.openai.request_models import constraint_of
+from aiochatstream.web.openai.response_models import ContentLogprob
+from aiochatstream.web.openai.response_object import OutputMessage, OutputText, Response, ResponseUsage, Status
 from aiochatstream.web.openai.response_request import ResponseRequest
-from aiochatstream.web.openai.schemas import constraint_of
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.server import Server
 
 

@@ -14,7 +14,7 @@ from aiochatstream.errors import (
     TooManyRequests,
 )
 from aiochatstream.web.endpoint import EVENTS, JSON, Api
-from aiochatstream.web.openai import answers, chat, completions, models, response_answers, responses
+from aiochatstream.web.openai import chat, completions, models, response_models, response_object, responses
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
@@ -29,7 +29,7 @@ APIS = {
             web.get,
             "/models",
             models.list_models,
-            answers={JSON: answers.ModelList},
+            answers={JSON: response_models.ModelList},
             errors=(Starting, Draining),
         ),
         Api(
@@ -37,7 +37,7 @@ APIS = {
             web.get,
             r"/models/{model:[\s\S]+}",
             models.retrieve_model,
-            answers={JSON: answers.Model},
+            answers={JSON: response_models.Model},
             errors=(ModelNotFound, Starting, Draining),
         ),
         Api(
@@ -46,7 +46,7 @@ APIS = {
             "/chat/completions",
             chat.chat_completions,
             body=ChatCompletionRequest,
-            answers={JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
+            answers={JSON: response_models.ChatCompletion, EVENTS: response_models.ChatCompletionChunk},
             errors=ANSWERING,
         ),
         Api(
@@ -55,7 +55,7 @@ APIS = {
             "/completions",
             completions.completions,
             body=CompletionRequest,
-            answers={JSON: answers.Completion, EVENTS: answers.CompletionChunk},
+            answers={JSON: response_models.Completion, EVENTS: response_models.CompletionChunk},
             errors=ANSWERING,
         ),
         Api(
@@ -64,7 +64,7 @@ APIS = {
             "/responses",
             responses.responses,
             body=ResponseRequest,
-            answers={JSON: response_answers.Response, EVENTS: response_answers.ResponseEvent},
+            answers={JSON: response_object.Response, EVENTS: response_object.ResponseEvent},
             errors=ANSWERING,
         ),
     )

@@ -33,12 +33,12 @@ from aiochatstream.errors import (
 )
 from aiochatstream.web.auth.roles import ALWAYS_ALLOWED
 from aiochatstream.web.endpoint import EVENTS, JSON, Api, BoundHandler
-from aiochatstream.web.openai import answers as openai_answers
+from aiochatstream.web.openai import response_models as openai_models
 from aiochatstream.web.response_models import ErrorBody
 from aiochatstream.web.server import Server
 
 if TYPE_CHECKING:
-    from aiochatstream.web.openai.service import Service
+    from aiochatstream.web.openai.endpoint_context import Service
 
 OF_BODIES = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
 """What any body may be refused with."""
@@ -85,7 +85,7 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
         if api.body is not None:
             types[api.body] = "validation"
         types |= dict.fromkeys(api.answers.values(), "serialization")
-    types |= dict.fromkeys((ErrorBody, openai_answers.OpenAIErrorBody), "serialization")
+    types |= dict.fromkeys((ErrorBody, openai_models.OpenAIErrorBody), "serialization")
     known, definitions = TypeAdapter.json_schemas(
         [(one, mode, TypeAdapter(one)) for one, mode in types.items()],
         ref_template="#/components/schemas/{model}",
@@ -157,7 +157,7 @@ def _responses(
         errors |= {InvalidKey, Forbidden}
     elif api.name not in ALWAYS_ALLOWED:
         errors |= {Unauthorized, Forbidden, StoreUnavailable, TooManyAttempts}
-    body = {JSON: {"schema": schemas[openai_answers.OpenAIErrorBody if is_openai else ErrorBody]}}
+    body = {JSON: {"schema": schemas[openai_models.OpenAIErrorBody if is_openai else ErrorBody]}}
     for status, codes in sorted(_by_status(errors, overload_status, is_openai=is_openai).items()):
         responses[str(status)] = {"description": "; ".join(codes), "content": body}
         if status in (Unavailable.status, TooManyAttempts.status, overload_status):

@@ -385,7 +385,7 @@ async def test_a_failure_after_it_is_an_event_that_the_client_raises(start: Any,
 async def test_who_waits_long_is_kept_awake_and_refused_by_an_event(
     start: Any, stepper: Any, client_of: Any, openai_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiochatstream.web.openai.answering.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("aiochatstream.web.openai.generation.HEARTBEAT_SECONDS", 0.01)
     engine = stepper()
     server = await start(
         ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1, max_queue_wait=1)

@@ -10,9 +10,9 @@ from aiohttp import web
 
 from aiochatstream.errors import ModelNotFound
 from aiochatstream.web.auth.access import check_site
-from aiochatstream.web.openai.answers import Model
 from aiochatstream.web.openai.keys import ApiKeys
-from aiochatstream.web.openai.schemas import GenerationRequest
+from aiochatstream.web.openai.request_models import GenerationRequest
+from aiochatstream.web.openai.response_models import Model
 from aiochatstream.web.request_reading import read_body
 from aiochatstream.web.server import Server
 

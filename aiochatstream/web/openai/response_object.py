@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from aiochatstream.web.openai.answers import ContentLogprob, ErrorDetail
+from aiochatstream.web.openai.response_models import ContentLogprob, ErrorDetail
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
