@@ -1,4 +1,4 @@
-"""One mounted OpenAI API: who may call it, and what its model is called."""
+"""Context of the endpoints of one mounted OpenAI API: its keys and the name of its model."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ from aiochatstream.web.openai.response_models import Model
 from aiochatstream.web.request_reading import read_body
 from aiochatstream.web.server import Server
 
-Asked = TypeVar("Asked", bound=GenerationRequest)
+RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 
 @dataclass(frozen=True)
-class Service:
-    """What the handlers need besides the server. Raises ValueError for a name that is none.
+class EndpointContext:
+    """Shared state of the handlers of one mounted API.
 
-    model_name: what clients call the model; None is its own name.
-    began: seconds since 1970.
+    model_name: name by which clients request the model; None: the model's own name. Raises ValueError if empty.
+    created: time at which the API was mounted, in seconds since 1970.
     """
 
     keys: ApiKeys
     model_name: str | None = None
-    began: int = field(default_factory=lambda: int(time.time()))
+    created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         if self.model_name is not None and not (isinstance(self.model_name, str) and self.model_name):
-            raise ValueError(f"model_name: must be a string that is not empty, or None, not {self.model_name!r}.")
+            raise ValueError(f"model_name: must be a non-empty string or None, not {self.model_name!r}.")
 
-    def check(self, server: Server, request: web.Request) -> str:
-        """Who asks, see :meth:`ApiKeys.check`. Reads no body.
+    def check_access(self, server: Server, request: web.Request) -> str:
+        """Return the owner of the request's prompts, see :meth:`ApiKeys.check`. Does not read the body.
 
         Raises as :func:`~aiochatstream.web.auth.access.check_site`, and :class:`~aiochatstream.errors.InvalidKey`.
         """
         check_site(server, request)
         return self.keys.check(request)
 
-    async def read(self, server: Server, request: web.Request, schema: type[Asked]) -> tuple[Asked, str]:
-        """What an admitted client asks for, validated, and who asks.
+    async def read_request(self, server: Server, request: web.Request, model: type[RequestT]) -> tuple[RequestT, str]:
+        """Return the validated body of a request, and the owner of its prompts.
 
-        Raises as :meth:`check`, :meth:`Runtime.check_room` and :func:`read_body`, and
+        Raises as :meth:`check_access`, :meth:`Runtime.check_room` and :func:`read_body`, and
         :class:`~aiochatstream.errors.ModelNotFound`.
         """
-        owner = self.check(server, request)
+        owner = self.check_access(server, request)
         server.check_room()
-        asked = await read_body(server, request, schema)
+        body = await read_body(server, request, model)
         server.check_ready()
-        if asked.model:
-            self.check_model(server, asked.model)
-        return asked, owner
+        if body.model:
+            self.check_model(server, body.model)
+        return body, owner
 
     def check_model(self, server: Server, name: str) -> None:
-        """Raises :class:`~aiochatstream.errors.ModelNotFound` for any but the one that is served."""
-        here = self.name(server)
-        if name != here:
-            raise ModelNotFound(f"model: {name[:200]!r} is not served here; {here!r} is.")
+        """Raise :class:`~aiochatstream.errors.ModelNotFound` unless ``name`` is the served model's."""
+        served = self.served_name(server)
+        if name != served:
+            raise ModelNotFound(f"model: must be {served!r}, not {name[:200]!r}.")
 
-    def name(self, server: Server) -> str:
-        """What clients call the model. Known when the server is ready."""
+    def served_name(self, server: Server) -> str:
+        """Return the name by which clients request the model. Requires a server that is ready."""
         return self.model_name or server.engine.describe().get("model") or "model"
 
-    def describe(self, server: Server) -> Model:
-        """The model, as clients are told of it."""
+    def describe_model(self, server: Server) -> Model:
+        """Return the served model as an object of OpenAI's API."""
         return {
-            "id": self.name(server),
+            "id": self.served_name(server),
             "object": "model",
-            "created": self.began,
+            "created": self.created,
             "owned_by": "aiochatstream",
             "max_model_len": server.context_len,
         }

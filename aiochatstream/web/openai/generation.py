@@ -1,4 +1,4 @@
-"""From turns to responses: what all endpoints that answer have in common."""
+"""Responses of the endpoints that generate text, whole or streamed."""
 
 from __future__ import annotations
 
@@ -23,91 +23,96 @@ from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_S
 EVENTS = "text/event-stream"
 
 
-class Answer(ABC):
-    """One response in the making: of one answer or several, streamed or whole."""
+class ResponseBuilder(ABC):
+    """Builder of a response from the answers of one request, each with an index.
 
-    names: Mapping[str, str] = {"max_new_tokens": "max_tokens", "constraint": "response_format"}
-    """What the request calls fields that the engine calls otherwise."""
+    The methods that build a stream return server-sent events, or an empty string.
+    """
 
-    prefix: ClassVar[str]
-    """What its id begins with."""
+    field_names: Mapping[str, str] = {"max_new_tokens": "max_tokens", "constraint": "response_format"}
+    """Names of request fields by the engine's name, if the two differ."""
+
+    id_prefix: ClassVar[str]
 
     id = ""
-    """The prefix, and what the log calls the (first) answer. Also the response's header ``X-Request-Id``."""
+    """Id of the response, also sent in the header ``X-Request-Id``: the prefix, and the id of the first answer in the
+    log."""
 
     async def prepare(self) -> None:  # noqa: B027 - most need nothing
-        """Do what takes time before the first text. Called when the answers have their places."""
+        """Do slow preparations. Called before the first text, when all answers have slots or places in the queue."""
 
     @abstractmethod
-    def take(self, index: int, text: Text) -> str:
-        """What a stream tells of more text of answer ``index``, as server-sent events; may be empty."""
+    def add_text(self, index: int, text: Text) -> str:
+        """Add a piece of an answer; return its events."""
 
     @abstractmethod
-    def end(self, index: int, ended: Ended) -> str:
-        """What it tells of the end of one."""
+    def end_answer(self, index: int, ended: Ended) -> str:
+        """End an answer; return the events of its end."""
 
     @abstractmethod
-    def last(self) -> str:
-        """What it tells when all have ended."""
+    def last_events(self) -> str:
+        """Return the events of the end of the stream, when all answers have ended."""
 
     @abstractmethod
-    def whole(self) -> Any:
-        """What a response without a stream is, when all have ended."""
+    def body(self) -> Any:
+        """Return the JSON of a response without a stream, when all answers have ended."""
 
-    def failed(self, error: ChatStreamError) -> str:
-        """What a stream tells of a failure, at its end."""
+    def failure_event(self, error: ChatStreamError) -> str:
+        """Return the event of a failure, the last one of its stream."""
         return sse(error_body(error))
 
 
 def sse(data: Any) -> str:
-    """A server-sent event."""
+    """Return ``data`` as a server-sent event."""
     return f"data: {dumps(data)}\n\n"
 
 
-async def answer_with(
+async def generate(
     server: Server,
     request: web.Request,
-    given: ChatInput | TextInput,
+    model_input: ChatInput | TextInput,
     overrides: ParamOverrides,
-    answer: Answer,
+    builder: ResponseBuilder,
     *,
     stream: bool,
     owner: str,
     count: int = 1,
-    **more: Any,
+    **params: Any,
 ) -> web.StreamResponse:
-    """Begin the answers, and tell of them as ``answer`` does, to the end or until the client leaves.
+    """Generate the answers and send the response of ``builder``, until the end or until the client disconnects.
 
-    A stream's headers go out with its first text, so that a failure before it has a status; where that takes long, with
-    the first heartbeat.
+    The headers of a stream are sent with the first text, so that an earlier failure has an HTTP status; if the first
+    text takes long, with the first heartbeat.
 
-    :param owner: who asks. more: both as :meth:`~aiochatstream.runtime.stateless.Stateless.begin_answers` has them.
+    :param owner: owner of the prompts.
+    :param count: answers per prompt.
+    :param params: further parameters of :meth:`~aiochatstream.runtime.stateless.Stateless.begin_answers`.
 
-    Raises what the request is to be refused with.
+    Raises :class:`~aiochatstream.errors.ChatStreamError` if the request is refused.
     """
     try:
-        turns = await _while_present(
-            server, request, server.begin_answers(given, overrides, count, owner=owner, **more)
+        turns = await _cancel_on_disconnect(
+            server, request, server.begin_answers(model_input, overrides, count, owner=owner, **params)
         )
     except ChatStreamError as error:
         server.metrics.refused(error.code)
-        rename_field(error, answer.names)
+        rename_field(error, builder.field_names)
         raise
     if not turns:
-        return web.Response(status=499)  # the client left; nobody reads this
+        return web.Response(status=499)  # not sent: the client has disconnected
 
-    answer.id = f"{answer.prefix}{turns[0].message_id}"
+    builder.id = f"{builder.id_prefix}{turns[0].message_id}"
 
     def stop() -> None:
-        for turn in reversed(turns):  # those that have no place yet take none any more
-            turn.stop("left")  # no effect on one that has ended
+        for turn in reversed(turns):  # queued turns first, so that they do not get the slots of stopped ones
+            turn.stop("left")  # no effect after the end
 
-    sending = _Sending(request, server.limits.write_timeout, answer.id)
-    write = _write_stream if stream else _write_whole
+    sending = _Sending(request, server.limits.write_timeout, builder.id)
+    write = _write_stream if stream else _write_body
 
     async def respond() -> web.StreamResponse:
-        await answer.prepare()
-        return await write(sending, turns, answer)
+        await builder.prepare()
+        return await write(sending, turns, builder)
 
     try:
         return await sending.carry_out(respond, server.presence, stop)
@@ -115,23 +120,23 @@ async def answer_with(
         stop()
 
 
-async def _while_present(
-    server: Server, request: web.Request, beginning: Coroutine[Any, Any, list[RunningTurn]]
+async def _cancel_on_disconnect(
+    server: Server, request: web.Request, begin: Coroutine[Any, Any, list[RunningTurn]]
 ) -> list[RunningTurn]:
-    """Return the result of ``beginning``. It is cancelled when the client leaves, and the result is empty then."""
-    task = asyncio.create_task(beginning)
-    gone = False
+    """Return the result of ``begin``, or an empty list if the client disconnects first."""
+    task = asyncio.create_task(begin)
+    disconnected = False
 
-    def leave() -> None:
-        nonlocal gone
-        gone = True
+    def cancel() -> None:
+        nonlocal disconnected
+        disconnected = True
         task.cancel()
 
     try:
-        with server.presence.watch(request, leave):
+        with server.presence.watch(request, cancel):
             return await task
     except asyncio.CancelledError:
-        if gone:
+        if disconnected:
             return []
         raise
 
@@ -146,71 +151,73 @@ class _Sending(Sending):
         return {**STREAM_HEADERS, "X-Request-Id": self.request_id}
 
 
-async def _write_stream(sending: _Sending, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
+async def _write_stream(
+    sending: _Sending, turns: Sequence[RunningTurn], builder: ResponseBuilder
+) -> web.StreamResponse:
     with ExitStack() as stack:
         for turn in turns:
             stack.enter_context(turn.heartbeats(HEARTBEAT_SECONDS))
         async with aclosing(_events(turns)) as events:
             async for index, event in events:
                 if isinstance(event, Failed):
-                    rename_field(event.error, answer.names)
+                    rename_field(event.error, builder.field_names)
                     if sending.response is None:
                         raise event.error
-                    await sending.write(EVENTS, answer.failed(event.error))
+                    await sending.write(EVENTS, builder.failure_event(event.error))
                     return await sending.finish(EVENTS)
-                told = ""
+                text = ""
                 if isinstance(event, Text):
-                    told = answer.take(index, event)
+                    text = builder.add_text(index, event)
                 elif isinstance(event, Heartbeat):
-                    told = HEARTBEAT
+                    text = HEARTBEAT
                 elif isinstance(event, Ended):
-                    told = answer.end(index, event)
-                if told:
-                    await sending.write(EVENTS, told)
-        await sending.write(EVENTS, answer.last())
+                    text = builder.end_answer(index, event)
+                if text:
+                    await sending.write(EVENTS, text)
+        await sending.write(EVENTS, builder.last_events())
         return await sending.finish(EVENTS)
 
 
-async def _write_whole(sending: _Sending, turns: Sequence[RunningTurn], answer: Answer) -> web.StreamResponse:
+async def _write_body(sending: _Sending, turns: Sequence[RunningTurn], builder: ResponseBuilder) -> web.StreamResponse:
     async with aclosing(_events(turns)) as events:
         async for index, event in events:
             if isinstance(event, Failed):
-                rename_field(event.error, answer.names)
+                rename_field(event.error, builder.field_names)
                 raise event.error
             if isinstance(event, Text):
-                answer.take(index, event)
+                builder.add_text(index, event)
             elif isinstance(event, Ended):
-                answer.end(index, event)
-    return json_response(answer.whole(), headers=sending.headers)
+                builder.end_answer(index, event)
+    return json_response(builder.body(), headers=sending.headers)
 
 
 async def _events(turns: Sequence[RunningTurn]) -> AsyncGenerator[tuple[int, Event], None]:
-    """What happens in any of the turns, until all have ended."""
+    """Yield the events of all turns, each with the index of its turn, until all turns have ended."""
     if len(turns) == 1:
-        async with aclosing(_events_of(turns[0])) as events:
+        async with aclosing(_turn_events(turns[0])) as events:
             async for event in events:
                 yield 0, event
         return
-    happened: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
-    async def watch(index: int, turn: RunningTurn) -> None:
-        async with aclosing(_events_of(turn)) as events:
+    async def forward(index: int, turn: RunningTurn) -> None:
+        async with aclosing(_turn_events(turn)) as events:
             async for event in events:
-                happened.put_nowait((index, event))
+                queue.put_nowait((index, event))
 
-    watching = [asyncio.create_task(watch(index, turn)) for index, turn in enumerate(turns)]
+    tasks = [asyncio.create_task(forward(index, turn)) for index, turn in enumerate(turns)]
     try:
-        left = len(turns)
-        while left:
-            index, event = await happened.get()
-            left -= isinstance(event, Ended | Failed)
+        running = len(turns)
+        while running:
+            index, event = await queue.get()
+            running -= isinstance(event, Ended | Failed)
             yield index, event
     finally:
-        for task in watching:
+        for task in tasks:
             task.cancel()
 
 
-async def _events_of(turn: RunningTurn) -> AsyncGenerator[Event, None]:
+async def _turn_events(turn: RunningTurn) -> AsyncGenerator[Event, None]:
     event: Event | None = None
     while not isinstance(event, Ended | Failed):
         event = await turn.next_event()

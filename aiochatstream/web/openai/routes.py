@@ -1,4 +1,4 @@
-"""The endpoints of OpenAI's API as a table."""
+"""Route table of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
 
-ANSWERING = (ModelNotFound, NoRecording, ContextLengthExceeded, TooManyRequests, Starting, Draining, EngineFailed)
+GENERATION_ERRORS = (
+    ModelNotFound,
+    NoRecording,
+    ContextLengthExceeded,
+    TooManyRequests,
+    Starting,
+    Draining,
+    EngineFailed,
+)
 
 APIS = {
     api.name: api
@@ -47,7 +55,7 @@ APIS = {
             chat.chat_completions,
             body=ChatCompletionRequest,
             answers={JSON: response_models.ChatCompletion, EVENTS: response_models.ChatCompletionChunk},
-            errors=ANSWERING,
+            errors=GENERATION_ERRORS,
         ),
         Api(
             "completions",
@@ -56,7 +64,7 @@ APIS = {
             completions.completions,
             body=CompletionRequest,
             answers={JSON: response_models.Completion, EVENTS: response_models.CompletionChunk},
-            errors=ANSWERING,
+            errors=GENERATION_ERRORS,
         ),
         Api(
             "responses",
@@ -65,7 +73,7 @@ APIS = {
             responses.responses,
             body=ResponseRequest,
             answers={JSON: response_object.Response, EVENTS: response_object.ResponseEvent},
-            errors=ANSWERING,
+            errors=GENERATION_ERRORS,
         ),
     )
 }

@@ -38,7 +38,7 @@ from aiochatstream.web.response_models import ErrorBody
 from aiochatstream.web.server import Server
 
 if TYPE_CHECKING:
-    from aiochatstream.web.openai.endpoint_context import Service
+    from aiochatstream.web.openai.endpoint_context import EndpointContext
 
 OF_BODIES = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
 """What any body may be refused with."""
@@ -70,8 +70,8 @@ def mounted(server: Server, app: web.Application) -> Iterator[Mounted]:
         if route.method == hdrs.METH_HEAD or route.resource is None or not isinstance(bound, BoundHandler):
             continue
         if bound.func is bound.endpoint.handler and bound.args == (server,):
-            service: Service | None = bound.keywords.get("service")
-            takes_key = service is not None and service.keys.needed
+            context: EndpointContext | None = bound.keywords.get("context")
+            takes_key = context is not None and context.keys.required
             yield Mounted(bound.endpoint, bound.tag, route.method.lower(), route.resource.canonical, takes_key)
 
 
