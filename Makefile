@@ -6,14 +6,20 @@ DOCS_STAMP := .venv/docs-installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 
-.PHONY: run test test-clients lint format docs dist bench bench-measure fuzz setup page-tools
+.PHONY: run test test-fast test-clients lint format docs dist bench bench-measure fuzz setup page-tools
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
 
-# in two processes, a file in one of them, so that what its tests share is made once
+# two processes; all tests of a file run in one of them and share its fixtures
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: setup page-tools
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# without a model, a browser or another program
+test-fast: setup
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # other people's clients, in an environment of their own; not in CI
 test-clients: setup

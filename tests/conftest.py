@@ -25,6 +25,8 @@ from aiochatstream.engines.transformers import small_model
 from tests.helpers import Client, Server, Stepper, running_server
 from tests.redis_server import RedisServer, running_redis
 
+pytest_plugins = ["tests.slow"]
+
 LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 

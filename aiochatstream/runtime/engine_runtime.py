@@ -1,4 +1,4 @@
-"""What all answers need, whoever they are for: an engine with its threads, slots and queue. Knows nothing of HTTP."""
+"""An engine with its threads, slots and queue: the part of a server that all answers share."""
 
 from __future__ import annotations
 

@@ -64,12 +64,12 @@ SEQUENTIAL: dict[str, Callable[..., Any]] = {
 }
 
 
-def tiny(family: str = "Qwen2") -> Any:
+def tiny(family: str = "Qwen2", layers: int = 6) -> Any:
     """Return a model without an end-of-sequence token. Its answers vary and have no ties."""
     config = (BATCHED | SEQUENTIAL)[family](
         vocab_size=len(BYTES),
         hidden_size=32,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=2048,
         initializer_range=0.45,

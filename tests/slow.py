@@ -1,0 +1,108 @@
+"""The marker ``slow``, for tests that use a model, a browser or another program. No test sets it by hand.
+
+A test is slow if its code, or that of its fixtures and of the helpers it calls, refers to one of :data:`LIBRARIES`.
+Another test that starts a program fails, so that ``-m "not slow"`` never starts one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+LIBRARIES = {"multiprocessing", "playwright", "subprocess", "transformers"}
+
+STARTS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
+"""Audit events of a program that starts."""
+
+_running: pytest.Item | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    sys.addaudithook(_forbid_programs)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(_is_slow(function) for function in _functions(item)):
+            item.add_marker("slow")
+    if hasattr(config, "workerinput"):
+        _sort_by_slowness(items)
+
+
+def _sort_by_slowness(items: list[pytest.Item]) -> None:
+    """Sort files by their share of slow tests: the quick ones, last, leave none of pytest-xdist's workers idle."""
+    slow, total = Counter[Path](), Counter[Path]()
+    for item in items:
+        slow[item.path] += item.get_closest_marker("slow") is not None
+        total[item.path] += 1
+    items.sort(key=lambda item: -slow[item.path] / total[item.path])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    global _running
+    _running = item
+    try:
+        return (yield)
+    finally:
+        _running = None
+
+
+def _forbid_programs(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in STARTS and _running is not None and _running.get_closest_marker("slow") is None:
+        pytest.fail(f"starts a program, which tests.slow does not detect: {event} {arguments[:2]}")
+
+
+def _functions(item: pytest.Item) -> Iterator[FunctionType]:
+    """Yield the functions of a test and of its fixtures."""
+    if isinstance(item, pytest.Function):
+        yield inspect.unwrap(item.function)
+        for definitions in item._fixtureinfo.name2fixturedefs.values():
+            yield from (inspect.unwrap(definition.func) for definition in definitions)
+
+
+@functools.cache
+def _is_slow(function: FunctionType) -> bool:
+    """Return whether the code of ``function``, or of a helper it refers to, refers to a slow library."""
+    seen: set[int] = set()
+    remaining: list[Any] = [function]
+    while remaining:
+        found = remaining.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        module = found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None) or ""
+        if module.partition(".")[0] in LIBRARIES:
+            return True
+        if not module.startswith("tests."):
+            continue
+        if isinstance(found, type):
+            remaining += vars(found).values()
+        elif isinstance(found, FunctionType):
+            remaining += _references(inspect.unwrap(found))
+    return False
+
+
+def _references(function: FunctionType) -> Iterator[Any]:
+    """Yield the global objects that ``function`` refers to, including attributes of modules of tests."""
+    names = set(_names(function.__code__))
+    for name in names & function.__globals__.keys():
+        found = function.__globals__[name]
+        yield found
+        if isinstance(found, ModuleType) and found.__name__.startswith("tests."):
+            yield from (value for key, value in vars(found).items() if key in names)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
