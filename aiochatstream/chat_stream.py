@@ -21,7 +21,7 @@ from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeCon
 from aiochatstream.texts import Locale
 from aiochatstream.web import app_binding, routes
 from aiochatstream.web.auth import cors
-from aiochatstream.web.auth.addresses import comes_from_here
+from aiochatstream.web.auth.addresses import is_local_request
 from aiochatstream.web.endpoint import mount
 from aiochatstream.web.endpoints import chat as handlers
 from aiochatstream.web.endpoints import docs as documents
@@ -36,7 +36,7 @@ from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.page_config import Page
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.callbacks import Callback
-from aiochatstream.web.streaming.disconnects import Presence
+from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 
 PROBE_FOLDER = "probe"
 
@@ -177,7 +177,7 @@ class ChatStream(Server):
         conversation_store: ConversationStore | None = None,
         request_handler: None = None,
         identify_user: Callable[[web.Request], Awaitable[str | None]] | None = None,
-        allow_metrics: Callable[[web.Request], bool] = comes_from_here,
+        allow_metrics: Callable[[web.Request], bool] = is_local_request,
         on_feedback_received: FeedbackCallback | None = None,
         num_gpus: int | None = None,
         name: str = "node:0",
@@ -249,7 +249,7 @@ class ChatStream(Server):
                 locale=locale,
                 logger=logging.getLogger("aiochatstream.chat") if logger is None else logger,
             ),
-            endpoints=routes.APIS,
+            endpoints=routes.ENDPOINTS,
             name=name,
             namespace=namespace,
             client_roles=client_roles,
@@ -293,7 +293,7 @@ class ChatStream(Server):
 
         Raises ValueError for other options.
         """
-        chosen = routes.chosen_routes(self, options)
+        chosen = routes.select_routes(self, options)
         if "web_ui_params" in options:
             self.page = Page(options["web_ui_params"])
         self.setup(app)
@@ -324,7 +324,7 @@ class ChatStream(Server):
         if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
             raise ValueError(f"prefix: {prefix}/models is there already; each model takes a prefix of its own.")
         context = EndpointContext(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
-        added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, OPENAI, context=context))
+        added = app.add_routes(mount(openai_routes.ENDPOINTS.values(), self, prefix, OPENAI, context=context))
         app.middlewares.append(openai_errors.openai_error_middleware(added[0]))
         self._live_in(app, sessions=False)
         if self.allowed_origins:
@@ -387,15 +387,15 @@ class ChatStream(Server):
         return await handlers.chat_stream(self, request, request_body, callback)
 
     def _live_in(self, app: web.Application, *, sessions: bool) -> None:
-        if self.app_binding.enter(app, sessions=sessions):
+        if self.app_binding.bind(app, sessions=sessions):
             app.cleanup_ctx.append(self._run_in)
             app.on_shutdown.append(self._on_shutdown)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
-        self.app_binding.check_start(app)
+        self.app_binding.check_startup(app)
         await self._start()
-        self.presence = Presence()
-        async with self.callbacks, self.presence:
+        self.disconnects = DisconnectWatcher()
+        async with self.callbacks, self.disconnects:
             yield
         self._end()
 
@@ -404,7 +404,7 @@ class ChatStream(Server):
             Draining("The server is shutting down and accepts no new requests.")
         )  # nothing more of them is read
         await self._shut_down()
-        await self.active_requests.end()
+        await self.active_requests.close()
 
 
 class _Nothing:

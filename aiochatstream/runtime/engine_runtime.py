@@ -113,6 +113,11 @@ class Runtime:
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
         """Coroutine functions that run from start to end."""
 
+    @property
+    def running_turns(self) -> list[RunningTurn]:
+        """The turns of this process that wait or generate, of all users."""
+        return list(self._turns)
+
     async def __aenter__(self) -> Self:
         await self._start()
         return self

@@ -16,8 +16,8 @@ import aiohttp_session
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
+from aiochatstream.web.routes import ENDPOINTS
 from aiochatstream.web.server_log import shorten_client_errors
 from fuzz_targets import Findings, rounds
 
@@ -29,7 +29,7 @@ REQUESTS = 20
 
 ENDPOINTS = [
     (api.route.__name__.upper(), prefix + api.path)
-    for prefix, apis in (("", APIS), ("/v1", OPENAI_APIS))
+    for prefix, apis in (("", ENDPOINTS), ("/v1", OPENAI_ENDPOINTS))
     for api in apis.values()
 ]
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get", "G\x00T", "")
@@ -249,7 +249,7 @@ async def _left(port: int, chat_stream: ChatStream) -> list[str]:
             "uploads": len(chat_stream.uploads),
             "bytes of uploads": chat_stream.uploads.bytes,
             "requests": len(chat_stream.active_requests),
-            "watched": len(chat_stream.presence._watched),
+            "watched": len(chat_stream.disconnects._watched),
         }
         if not any(gauges.values()):
             break

@@ -135,7 +135,7 @@ def test_ctrl_c_prints_what_was_measured_and_stops_what_was_started(tmp_path: Pa
     with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}) as compare:
         noted = tmp_path / "notes"
         compare.wait_for(lambda: noted.exists() and len(notes(tmp_path)) >= 10, "the request that is held")
-        assert compare.end(signal.SIGINT) == 130, compare.told
+        assert compare.end(signal.SIGINT) == 130, compare.output
     assert "Interrupted: this is what was measured so far." in compare.out
     assert "b / a" in compare.out
     told = json.loads(file.read_text())
@@ -155,7 +155,7 @@ def test_a_second_ctrl_c_does_not_wait_for_those_that_do_not_hear(tmp_path: Path
         )
         compare.popen.send_signal(signal.SIGINT)
         compare.wait_for(lambda: "stopping a" in compare.err, "the end")
-        assert compare.end(signal.SIGINT) == 130, compare.told
+        assert compare.end(signal.SIGINT) == 130, compare.output
     assert "Traceback" not in compare.err
     assert not any(runs(pid) for _, pid, _ in notes(tmp_path))
 

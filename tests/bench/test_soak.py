@@ -51,7 +51,7 @@ def test_a_server_that_dies_fails_the_soak_at_once(tmp_path: Path) -> None:
         with running(line, tmp_path / "soak", env={"PYTHONPATH": str(ROOT)}) as soak:
             soak.wait_for(lambda: " requests, " in soak.err, "the traffic")
             server.popen.kill()  # and it stays a zombie for now
-            assert soak.wait_ended() == 1, soak.told
+            assert soak.wait_ended() == 1, soak.output
     assert "the server process ended" in soak.err
     assert "Traceback" not in soak.err
     told = words(json.loads(file.read_text()))

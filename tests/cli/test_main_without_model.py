@@ -73,7 +73,7 @@ def test_openais_api_requires_a_key(tmp_path: Path) -> None:
                 answer = client.responses.create(model="mock-echo", input="Say 東京.")
                 assert answer.output_text == "Say 東京."
             assert process.end() == 0
-            assert "a-key" not in process.told
+            assert "a-key" not in process.output
 
 
 def test_a_key_file_without_a_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

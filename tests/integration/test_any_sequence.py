@@ -329,15 +329,15 @@ class InRedis(Conversations):
         self.servers = [await self.start() for _ in range(self.workers)]
 
 
-def test_in_memory_the_history_is_what_was_said() -> None:
+def test_the_history_matches_the_model_with_memory_sessions() -> None:
     run(Conversations)
 
 
-def test_in_cookies_the_history_is_what_was_said() -> None:
+def test_the_history_matches_the_model_with_cookie_sessions() -> None:
     run(InCookie)
 
 
-def test_in_redis_the_history_is_what_was_said(redis_server: RedisServer) -> None:
+def test_the_history_matches_the_model_with_redis(redis_server: RedisServer) -> None:
     run(type("InThisRedis", (InRedis,), {"url": redis_server.url}))
 
 

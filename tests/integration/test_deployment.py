@@ -25,7 +25,7 @@ from cryptography.fernet import Fernet
 from platformdirs import user_cache_path
 
 from aiochatstream import ChatStream, CookieStorage, MemoryStorage
-from tests.helpers import PATIENCE, Client, Server, echo, role_of, serving, sse_events, until
+from tests.helpers import PATIENCE, Client, MakeStepper, Server, StartServer, echo, role_of, serving, sse_events, until
 from tests.nginx_server import NAME, Nginx, replace, running_nginx
 from tests.processes import PYTHON, ROOT, Reply, ask, ask_when_listening, free_port, running
 
@@ -65,7 +65,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def behind(kind: str, start: Any, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+async def behind(kind: str, start: StartServer, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     """``await behind(chat_stream arguments, storage=..., ...)`` gives the nginx before a server, and that server."""
     async with AsyncExitStack() as stack:
 
@@ -98,8 +98,8 @@ async def test_the_page_and_its_files_are_served(behind: Any) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "text/plain"])
-async def test_each_piece_of_a_stream_arrives_before_the_next_one_is_made(
-    behind: Any, stepper: Any, accept: str
+async def test_each_piece_of_a_stream_arrives_before_the_next_is_generated(
+    behind: Any, stepper: MakeStepper, accept: str
 ) -> None:
     engine = stepper()
     nginx, _ = await behind(engine=engine)
@@ -114,7 +114,7 @@ async def test_each_piece_of_a_stream_arrives_before_the_next_one_is_made(
                 engine.allow(1)
 
 
-async def test_who_leaves_through_nginx_gives_the_place_back(behind: Any, stepper: Any) -> None:
+async def test_a_disconnect_through_nginx_frees_the_slot(behind: Any, stepper: MakeStepper) -> None:
     engine = stepper()
     nginx, server = await behind(engine=engine)
     engine.allow(1)
@@ -129,7 +129,7 @@ async def test_who_leaves_through_nginx_gives_the_place_back(behind: Any, steppe
 
 
 @pytest.mark.parametrize("max_bytes", [6144, 7900])
-async def test_a_conversation_goes_on_in_cookies_of_the_greatest_size(behind: Any, kind: str, max_bytes: int) -> None:
+async def test_a_conversation_continues_in_cookies_of_the_maximum_size(behind: Any, kind: str, max_bytes: int) -> None:
     key = Fernet.generate_key()
     nginx, _ = await behind(storage=CookieStorage(key, secure=kind == "HTTPS", max_bytes=max_bytes))
     async with person(nginx) as client:
@@ -152,7 +152,7 @@ async def test_a_conversation_goes_on_in_cookies_of_the_greatest_size(behind: An
         assert (await client.texts())[-1] == "streamed "
 
 
-async def test_a_body_may_have_all_the_bytes_that_the_server_allows_and_the_servers_own_error_above(
+async def test_nginx_passes_bodies_up_to_the_servers_limit_and_the_servers_error_above_it(
     behind: Any,
 ) -> None:
     nginx, server = await behind()
@@ -176,7 +176,7 @@ async def test_a_body_may_have_all_the_bytes_that_the_server_allows_and_the_serv
         assert await send(client, "/import", json.dumps({"messages": messages}).encode()) == (200, "")
 
 
-async def test_metrics_are_not_for_who_comes_through_nginx_whatever_the_headers_say(behind: Any) -> None:
+async def test_metrics_are_forbidden_through_nginx_with_any_headers(behind: Any) -> None:
     nginx, server = await behind()
     async with person(nginx) as client:
         for headers in ({}, {"Host": "localhost"}, {"X-Forwarded-For": ""}, {"X-Forwarded-For": "127.0.0.1"}):
@@ -187,7 +187,7 @@ async def test_metrics_are_not_for_who_comes_through_nginx_whatever_the_headers_
             assert response.status == 200
 
 
-async def test_metrics_are_for_who_the_app_lets_in_through_nginx(behind: Any) -> None:
+async def test_allow_metrics_can_allow_clients_behind_nginx(behind: Any) -> None:
     nginx, _ = await behind(allow_metrics=lambda request: request.headers.get("Authorization") == "Bearer secret")
     async with person(nginx) as client:
         headers = {"Authorization": "Bearer secret"}
@@ -196,7 +196,7 @@ async def test_metrics_are_for_who_the_app_lets_in_through_nginx(behind: Any) ->
             assert "aiochatstream_num_requests_running" in await response.text()
 
 
-async def test_openais_api_is_served_and_streams(behind: Any) -> None:
+async def test_the_openai_api_streams_through_nginx(behind: Any) -> None:
     key = secrets.token_hex(16)
     nginx, _ = await behind(api_keys=[key])
     body = {"model": "", "messages": [{"role": "user", "content": "one two"}], "stream": True}
@@ -209,7 +209,7 @@ async def test_openais_api_is_served_and_streams(behind: Any) -> None:
             assert "data: [DONE]" in await response.text()
 
 
-async def test_pages_of_another_site_port_or_name_get_nothing(behind: Any) -> None:
+async def test_pages_of_another_site_port_or_name_are_rejected(behind: Any) -> None:
     nginx, _ = await behind()
     scheme = nginx.url.partition(":")[0]
     async with person(nginx) as client:
@@ -226,7 +226,7 @@ async def test_pages_of_another_site_port_or_name_get_nothing(behind: Any) -> No
 
 
 @pytest.mark.parametrize("kind", ["HTTPS"], indirect=True)
-async def test_plain_http_leads_to_https_and_a_flood_of_questions_is_refused(behind: Any) -> None:
+async def test_plain_http_redirects_to_https_and_floods_are_rate_limited(behind: Any) -> None:
     nginx, _ = await behind(num_of_concurrent_executions=100)
     async with person(nginx) as client:
         async with client.session.get(f"http://{NAME}:{nginx.http_port}/x?y", allow_redirects=False) as response:
@@ -308,7 +308,7 @@ def test_the_documented_gunicorn_listens_on_a_unix_socket(tmp_path: Path) -> Non
         assert process.wait_for(answer, "answer through nginx").json["detail"].startswith("user_input: ")
 
 
-async def test_a_unix_socket_needs_no_list_of_names(tmp_path: Path) -> None:
+async def test_a_unix_socket_needs_no_allowed_hosts(tmp_path: Path) -> None:
     chat_stream = ChatStream(engine=echo)
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())

@@ -65,7 +65,7 @@ def user(url: str, talk: Callable[[Client], Any]) -> None:
     asyncio.run(run())
 
 
-def test_the_example_boots_becomes_ready_and_finishes_its_answers_at_sigterm(gunicorn: StartGunicorn) -> None:
+def test_the_example_starts_and_finishes_its_answers_on_sigterm(gunicorn: StartGunicorn) -> None:
     process, url = gunicorn("examples.simple_server:create_app")
 
     def answer() -> str | None:
@@ -143,7 +143,7 @@ async def create_app():
 
 
 @pytest.mark.parametrize("gunicorn", WORKERS[:1], indirect=True)  # the other one is its subclass
-def test_a_model_that_loads_longer_than_gunicorns_timeout_does_not_get_its_worker_killed(
+def test_a_worker_survives_a_model_load_longer_than_gunicorns_timeout(
     gunicorn: StartGunicorn, tmp_path: Path
 ) -> None:
     timeout = 3
@@ -194,7 +194,7 @@ async def create_app():
 """
 
 
-def test_an_answer_that_runs_longer_than_the_shutdown_timeout_is_cut_so_that_the_client_can_tell(
+def test_clients_detect_answers_cut_at_the_shutdown_timeout(
     gunicorn: StartGunicorn, tmp_path: Path
 ) -> None:
     (tmp_path / "endless.py").write_text(ENDLESS)
@@ -250,7 +250,7 @@ async def create_app():
 """
 
 
-def test_sigterm_ends_it_while_the_model_still_loads_without_waiting_for_the_graceful_timeout(
+def test_sigterm_ends_a_process_that_is_loading_its_model_immediately(
     gunicorn: StartGunicorn, tmp_path: Path
 ) -> None:
     (tmp_path / "loads_for_ever.py").write_text(LOADS_FOR_EVER)
@@ -260,7 +260,7 @@ def test_sigterm_ends_it_while_the_model_still_loads_without_waiting_for_the_gra
     assert exit_code_after_sigterm(process) == 0
 
 
-def test_two_workers_serve_one_conversation_in_turn_and_stop_each_others_answers(
+def test_two_workers_share_a_conversation_and_stop_each_others_answers(
     gunicorn: StartGunicorn, redis_server: RedisServer
 ) -> None:
     options = ["--workers", "2", "--keep-alive", "60", "--env", f"REDIS_URL={redis_server.url}"]

@@ -18,9 +18,9 @@ from aiohttp import web
 from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.errors import TooManyRequests
 from aiochatstream.web.server_log import shorten_client_errors
-from aiochatstream.web.streaming.disconnects import Presence
+from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 from aiochatstream.web.uploads import Uploads
-from tests.helpers import PATIENCE, Server, echo, post_bytes, until
+from tests.helpers import PATIENCE, ClientOf, MakeStepper, Server, StartServer, echo, post_bytes, until
 
 HEAD = "POST {path} HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n{more}\r\n"
 
@@ -80,7 +80,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("path", ["/chat_stream", "/import", "/set_feedback", "/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("more", ["Content-Length: 1000\r\n", "Transfer-Encoding: chunked\r\n"])
-async def test_a_body_that_does_not_arrive_in_time_is_a_408(start: Any, path: str, more: str) -> None:
+async def test_a_body_that_arrives_too_late_is_a_408(start: StartServer, path: str, more: str) -> None:
     server = await start(ChatStream(engine=echo, body_timeout=0.1))
     async with sending(server, head(path, more) + b"3\r\n{  \r\n") as reader:
         status, body = await answer(reader)
@@ -89,8 +89,8 @@ async def test_a_body_that_does_not_arrive_in_time_is_a_408(start: Any, path: st
     assert len(server.chat_stream.uploads) == server.chat_stream.uploads.bytes == 0
 
 
-async def test_above_the_total_the_body_that_began_first_is_refused_and_short_ones_are_served(
-    start: Any, client_of: Any
+async def test_above_the_total_the_oldest_body_is_refused_and_short_bodies_are_accepted(
+    start: StartServer, client_of: ClientOf
 ) -> None:
     chat_stream = ChatStream(engine=echo)
     server = await start(chat_stream)
@@ -104,7 +104,9 @@ async def test_above_the_total_the_body_that_began_first_is_refused_and_short_on
 
 
 @pytest.mark.parametrize("path", ["/chat_stream", "/v1/chat/completions", "/v1/completions", "/v1/responses"])
-async def test_while_the_queue_is_full_no_body_is_read(start: Any, stepper: Any, client_of: Any, path: str) -> None:
+async def test_no_body_is_read_while_the_queue_is_full(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, path: str
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
     running = asyncio.create_task(client_of(server).say("hi"))
@@ -115,7 +117,7 @@ async def test_while_the_queue_is_full_no_body_is_read(start: Any, stepper: Any,
     await running
 
 
-async def test_a_reader_that_takes_nothing_of_a_response_is_cut_off(start: Any, client_of: Any) -> None:
+async def test_a_client_that_receives_nothing_of_a_response_is_disconnected(start: StartServer, client_of: ClientOf) -> None:
     chat_stream = ChatStream(engine=echo, write_timeout=0.1)
     server = await start(chat_stream)
     client = client_of(server)
@@ -131,7 +133,7 @@ async def test_a_reader_that_takes_nothing_of_a_response_is_cut_off(start: Any, 
     assert len((await client.history())[1]["content"]) == 400_000
 
 
-async def test_clients_that_stall_do_not_make_a_shutdown_late(client_of: Any) -> None:
+async def test_stalled_clients_do_not_delay_a_shutdown(client_of: ClientOf) -> None:
     """aiohttp's own waits for 60 seconds, twice."""
     chat_stream = ChatStream(engine=echo)
     async with served(chat_stream) as server:
@@ -148,8 +150,8 @@ async def test_clients_that_stall_do_not_make_a_shutdown_late(client_of: Any) ->
             assert (await refused)[0] == 503
 
 
-async def test_a_client_that_leaves_during_its_upload_leaves_no_line_in_the_log(
-    start: Any, caplog: pytest.LogCaptureFixture
+async def test_a_disconnect_during_an_upload_is_not_logged(
+    start: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await start(ChatStream(engine=echo))
     async with sending(server, stalled()):
@@ -164,7 +166,7 @@ async def test_a_client_that_leaves_during_its_upload_leaves_no_line_in_the_log(
     ids=["rubbish", "cut off", "more behind"],  # gzip's bytes hold the time
 )
 @pytest.mark.parametrize("decompressing", [True, False])
-async def test_a_body_that_is_not_what_its_encoding_says_leaves_no_line_in_the_log(
+async def test_a_body_with_invalid_compression_is_not_logged(
     caplog: pytest.LogCaptureFixture, data: bytes, decompressing: bool
 ) -> None:
     async with served(ChatStream(engine=echo), handler_args={"auto_decompress": decompressing}) as server:
@@ -179,7 +181,7 @@ async def test_a_body_that_is_not_what_its_encoding_says_leaves_no_line_in_the_l
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "foo", "gzip, gzip", "Br"])
 @pytest.mark.parametrize("path", ["/chat_stream", "/v1/chat/completions"])
-async def test_an_encoding_that_is_not_known_is_a_415(encoding: str, path: str) -> None:
+async def test_an_unknown_encoding_is_a_415(encoding: str, path: str) -> None:
     async with served(ChatStream(engine=echo), handler_args={"auto_decompress": False}) as server:
         more = f"Content-Encoding: {encoding}\r\nContent-Length: 3\r\n"
         async with sending(server, head(path, more) + b"abc") as reader:
@@ -189,7 +191,7 @@ async def test_an_encoding_that_is_not_known_is_a_415(encoding: str, path: str) 
 
 
 @pytest.mark.parametrize("decompressing", [True, False])
-async def test_a_body_that_decompresses_to_more_than_the_limit_is_a_413(decompressing: bool) -> None:
+async def test_a_body_whose_decompressed_size_exceeds_the_limit_is_a_413(decompressing: bool) -> None:
     data = gzip.compress(b" " * 20_000_000)
     async with served(ChatStream(engine=echo), handler_args={"auto_decompress": decompressing}) as server:
         more = f"Content-Encoding: gzip\r\nContent-Length: {len(data)}\r\n"
@@ -197,7 +199,7 @@ async def test_a_body_that_decompresses_to_more_than_the_limit_is_a_413(decompre
             assert (await answer(reader))[0] == 413
 
 
-async def test_a_malformed_request_is_one_line_of_the_log(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_malformed_request_is_logged_in_one_line(start: StartServer, caplog: pytest.LogCaptureFixture) -> None:
     server = await start(ChatStream(engine=echo))
     log = logging.getLogger("aiohttp.server")
     log.addFilter(shorten_client_errors)
@@ -213,10 +215,12 @@ async def test_a_malformed_request_is_one_line_of_the_log(start: Any, caplog: py
     assert len(line) < 300
 
 
-async def test_one_client_that_cannot_be_watched_does_not_end_the_watch_of_the_others(start: Any, stepper: Any) -> None:
+async def test_an_error_of_one_watched_request_does_not_affect_the_others(
+    start: StartServer, stepper: MakeStepper
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1))
-    presence: Presence = server.chat_stream.presence
+    presence: DisconnectWatcher = server.chat_stream.disconnects
     with presence.watch(object(), lambda: None):  # type: ignore[arg-type]
         await until(lambda: not presence._watched)
         async with sending(server, post_bytes('{"user_input":"hi"}')):
@@ -227,8 +231,8 @@ async def test_one_client_that_cannot_be_watched_does_not_end_the_watch_of_the_o
 
 
 @pytest.mark.parametrize("wire", ["", "X-ChatStream-Wire: cumulative\r\n", "X-ChatStream-Wire: cumulative-eos\r\n"])
-async def test_an_answer_that_is_cut_looks_cut_in_http_1_0_over_a_unix_socket(
-    stepper: Any, tmp_path: Path, wire: str
+async def test_clients_detect_truncated_answers_with_http_1_0_over_a_unix_socket(
+    stepper: MakeStepper, tmp_path: Path, wire: str
 ) -> None:
     """Nothing resets a unix socket: there the answer has a length, or none of it is sent."""
     engine = stepper()
@@ -251,7 +255,7 @@ async def test_an_answer_that_is_cut_looks_cut_in_http_1_0_over_a_unix_socket(
         assert b"1 2 " in whole
         asking = asyncio.create_task(ask())
         engine.allow(1)
-        await until(lambda: any(turn.text == "1 " for turn in chat_stream._turns._turns.values()))
+        await until(lambda: any(turn.text == "1 " for turn in chat_stream.running_turns))
         ending = asyncio.create_task(server.runner.cleanup())
         await until(lambda: server.stopping)
         engine.allow(1)

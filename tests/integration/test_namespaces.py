@@ -56,7 +56,7 @@ both_kinds = pytest.mark.parametrize("kind", ["memory", "cookie"])
 
 
 @pytest.mark.parametrize("namespaces", [("a", "b"), ("a", ""), ("", "b")])
-async def test_one_takes_no_commit_token_of_the_other(namespaces: tuple[str, str]) -> None:
+async def test_commit_tokens_of_another_namespace_are_refused(namespaces: tuple[str, str]) -> None:
     first, second = ({"namespace": namespace} for namespace in namespaces)
     async with two("one app", "cookie", first, second) as (one, other):
         async with one.post(accept="text/event-stream", user_input="hi") as response:
@@ -70,7 +70,7 @@ async def test_one_takes_no_commit_token_of_the_other(namespaces: tuple[str, str
 
 @both_ways
 @both_kinds
-async def test_conversations_of_the_same_name_stay_apart(how: str, kind: str) -> None:
+async def test_namespaces_separate_conversations_of_the_same_name(how: str, kind: str) -> None:
     async with two(how, kind) as (one, other):
         await one.say("first")
         await other.say("second")
@@ -86,7 +86,7 @@ async def test_conversations_of_the_same_name_stay_apart(how: str, kind: str) ->
         assert (await other.history())[1]["message_id"] == again["message_id"]
 
 
-async def test_a_full_cookie_has_room_for_both() -> None:
+async def test_both_namespaces_fit_into_a_full_cookie() -> None:
     async with two("one app", "cookie") as (one, other):
         for number in range(12):
             await one.say(f"{number} " + "".join(chr(0x4E00 + number * 500 + place) for place in range(400)))
@@ -99,7 +99,7 @@ async def test_a_full_cookie_has_room_for_both() -> None:
 
 
 @both_kinds
-async def test_a_role_of_one_is_none_of_the_other(kind: str) -> None:
+async def test_a_role_is_granted_in_one_namespace_only(kind: str) -> None:
     def options(namespace: str) -> dict[str, Any]:
         roles = {
             "user": {"apis": {"allow": ["chat_stream"], "auth_method": "nothing"}},
@@ -129,13 +129,13 @@ async def test_a_shared_store_sees_the_namespace() -> None:
         assert all(Conversation.from_dict(row).turns for row in database.rows.values())
 
 
-async def test_the_same_namespace_twice_in_one_app_does_not_start() -> None:
+async def test_the_same_namespace_twice_in_one_app_is_an_error_at_startup() -> None:
     with pytest.raises(SessionsNotSetUp, match=r"Two ChatStreams .* same namespace '': .* ChatStream\(namespace="):
         async with two("one app", "memory", {"name": "a"}, {"name": "b"}):
             pass
 
 
-async def test_the_same_namespace_twice_in_sub_apps_shows_at_the_first_request(
+async def test_the_same_namespace_twice_in_sub_apps_is_an_error_at_the_first_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with two("sub-apps", "cookie", {"name": "a"}, {"name": "b"}) as (one, other):
@@ -148,7 +148,7 @@ async def test_the_same_namespace_twice_in_sub_apps_shows_at_the_first_request(
         assert await one.texts() == ["first", "first "]
 
 
-async def test_sub_apps_with_sessions_of_their_own_need_no_namespace(caplog: pytest.LogCaptureFixture) -> None:
+async def test_sub_apps_with_separate_sessions_need_no_namespace(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     app = web.Application()
     for prefix, engine in (("/a", echo), ("/b", shout)):
@@ -166,12 +166,12 @@ async def test_sub_apps_with_sessions_of_their_own_need_no_namespace(caplog: pyt
 
 
 @pytest.mark.parametrize("namespace", ["a/b", "x" * 65, "a b", "a\n", None, 5])
-def test_a_namespace_has_the_characters_of_a_conversations_name(namespace: Any) -> None:
+def test_an_invalid_namespace_is_a_value_error(namespace: Any) -> None:
     with pytest.raises(ValueError, match="namespace: must be empty or 1 to 64 of"):
         ChatStream(engine=echo, namespace=namespace)
 
 
-async def test_after_an_app_that_did_not_start_another_may_have_the_chat_stream() -> None:
+async def test_a_chat_stream_can_be_reused_after_a_failed_startup() -> None:
     chat_stream = ChatStream(engine=echo)
     for with_sessions in (False, True):
         app = web.Application()

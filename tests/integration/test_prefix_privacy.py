@@ -10,11 +10,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from transformers import PreTrainedModel
 
 from aiochatstream import AbstractChatPrompt, ChatStream
 from aiochatstream.engines.transformers import TransformersEngine
 from tests.engines.transformers.tiny_models import BYTES, tiny
-from tests.helpers import Client, Server
+from tests.helpers import Client, ClientOf, Server, StartServer
 
 SYSTEM = "Be brief."
 HEAD = len(BYTES(f"{SYSTEM}\nQ: ", add_special_tokens=False)["input_ids"])
@@ -39,7 +40,7 @@ def model() -> Iterator[Any]:
 
 
 @pytest.fixture
-def make(model: Any) -> Any:
+def make(model: PreTrainedModel) -> Any:
     def make_chat_stream(*, options: dict[str, Any] | None = None, **more: Any) -> ChatStream:
         engine = TransformersEngine(model, BYTES, optimize=False, **(options or {}))
         return ChatStream(engine=engine, chat_prompt_clazz=Lines, max_new_tokens=2, temperature=0.0, **more)
@@ -69,7 +70,9 @@ async def completed(server: Server, text: str, key: str = "none", **options: Any
             await own.close()
 
 
-async def test_the_servers_own_words_are_known_from_the_first_request_on(make: Any, start: Any, client_of: Any) -> None:
+async def test_the_servers_prefix_is_cached_from_the_first_request(
+    make: Any, start: StartServer, client_of: ClientOf
+) -> None:
     server = await start(make())
     assert await cached(client_of(server), "one") == HEAD
     assert await cached(client_of(server), "two") == HEAD
@@ -77,7 +80,9 @@ async def test_the_servers_own_words_are_known_from_the_first_request_on(make: A
 
 
 @pytest.mark.parametrize("asked", [True, False])
-async def test_another_users_words_never_show_in_usage(make: Any, start: Any, client_of: Any, asked: bool) -> None:
+async def test_another_users_messages_never_show_in_usage(
+    make: Any, start: StartServer, client_of: ClientOf, asked: bool
+) -> None:
     server = await start(make())
     victim, attacker = client_of(server), client_of(server)
     if asked:
@@ -87,14 +92,14 @@ async def test_another_users_words_never_show_in_usage(make: Any, start: Any, cl
     assert await cached(attacker, SAID, conversation="other") == HEAD + len(GUESS.partition("0000")[0])
 
 
-async def test_an_app_may_let_users_share_all(make: Any, start: Any, client_of: Any) -> None:
+async def test_share_prefixes_shares_the_cache_among_users(make: Any, start: StartServer, client_of: ClientOf) -> None:
     server = await start(make(options={"share_prefixes": True}))
     await client_of(server).say(SAID)
     assert await cached(client_of(server), SAID) > HEAD + 20
 
 
-async def test_the_next_turn_and_a_regenerated_answer_are_not_computed_again(
-    make: Any, start: Any, client_of: Any
+async def test_the_next_turn_reuses_the_cached_prefix(
+    make: Any, start: StartServer, client_of: ClientOf
 ) -> None:
     client = client_of(await start(make()))
     first = (await client.say(SAID))["usage"]
@@ -102,8 +107,8 @@ async def test_the_next_turn_and_a_regenerated_answer_are_not_computed_again(
 
 
 @pytest.mark.parametrize("way", ["clear", "delete", "import"])
-async def test_what_was_forgotten_is_forgotten_by_the_engine_too(
-    make: Any, start: Any, client_of: Any, way: str
+async def test_deleted_messages_are_removed_from_the_prefix_cache(
+    make: Any, start: StartServer, client_of: ClientOf, way: str
 ) -> None:
     client = client_of(await start(make()))
     answer = await client.say(SAID)
@@ -119,7 +124,9 @@ async def test_what_was_forgotten_is_forgotten_by_the_engine_too(
     assert await cached(client, SAID) == HEAD
 
 
-async def test_an_answer_that_is_discarded_while_it_runs_leaves_nothing(make: Any, start: Any, client_of: Any) -> None:
+async def test_a_discarded_answer_leaves_nothing_in_the_cache(
+    make: Any, start: StartServer, client_of: ClientOf
+) -> None:
     client = client_of(await start(make()))
     async with client.post(accept="text/event-stream", user_input=SAID) as response:
         await response.content.readline()
@@ -128,8 +135,8 @@ async def test_an_answer_that_is_discarded_while_it_runs_leaves_nothing(make: An
     assert await cached(client, SAID) == HEAD
 
 
-async def test_an_account_and_a_key_and_a_session_of_the_same_name_are_strangers(
-    make: Any, start: Any, client_of: Any
+async def test_accounts_keys_and_sessions_of_the_same_name_share_no_cache(
+    make: Any, start: StartServer, client_of: ClientOf
 ) -> None:
     async def identify(request: aiohttp.web.Request) -> str | None:
         return request.headers.get("Account")
@@ -143,14 +150,14 @@ async def test_an_account_and_a_key_and_a_session_of_the_same_name_are_strangers
         assert await cached(Client(session, server.url), SAID) == HEAD
 
 
-async def test_each_api_key_has_what_it_computed_for_itself(make: Any, start: Any) -> None:
+async def test_each_api_key_has_its_own_cache(make: Any, start: StartServer) -> None:
     server = await start(make(), api_keys=["first", "second"])
     await completed(server, SAID, "first")
     assert await completed(server, SAID, "second") == HEAD
     assert await completed(server, SAID, "first") > HEAD + 20
 
 
-async def test_without_keys_each_connection_has_what_it_computed_for_itself(make: Any, start: Any) -> None:
+async def test_without_keys_each_connection_has_its_own_cache(make: Any, start: StartServer) -> None:
     server = await start(make())
     async with aiohttp.ClientSession() as one, aiohttp.ClientSession() as other:
         await completed(server, SAID, session=one)
@@ -159,7 +166,9 @@ async def test_without_keys_each_connection_has_what_it_computed_for_itself(make
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
-async def test_clients_behind_a_proxy_are_strangers_in_one_connection(make: Any, start: Any, header: str) -> None:
+async def test_clients_behind_a_proxy_share_no_cache_on_one_connection(
+    make: Any, start: StartServer, header: str
+) -> None:
     server = await start(make())
     async with aiohttp.ClientSession(headers={header: "for=1.2.3.4"}) as proxy:
         await completed(server, SAID, session=proxy)
@@ -167,7 +176,9 @@ async def test_clients_behind_a_proxy_are_strangers_in_one_connection(make: Any,
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-async def test_a_clients_system_message_does_not_tell_how_the_servers_begins(make: Any, start: Any, role: str) -> None:
+async def test_a_clients_system_message_does_not_reveal_the_servers(
+    make: Any, start: StartServer, role: str
+) -> None:
     server = await start(make())
     for guess in (SYSTEM[:4], SYSTEM):
         messages = [{"role": role, "content": guess}, {"role": "user", "content": "hi"}]
@@ -180,13 +191,15 @@ async def test_a_clients_system_message_does_not_tell_how_the_servers_begins(mak
         assert (await response.json())["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 
 
-async def test_a_users_system_prompt_does_not_tell_how_the_servers_begins(
-    make: Any, start: Any, client_of: Any
+async def test_a_users_system_prompt_does_not_reveal_the_servers(
+    make: Any, start: StartServer, client_of: ClientOf
 ) -> None:
     server = await start(make(allow_system_prompt=True))
     assert await cached(client_of(server), "hi", system=SYSTEM) == 0
 
 
-async def test_without_room_nothing_is_kept_and_the_head_never_counts(make: Any, start: Any, client_of: Any) -> None:
+async def test_nothing_is_cached_without_cache_memory(
+    make: Any, start: StartServer, client_of: ClientOf
+) -> None:
     client = client_of(await start(make(options={"prefix_cache_bytes": 0})))
     assert [await cached(client, text) for text in ("one", "two")] == [0, 0]

@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream
-from tests.helpers import Client, echo, sse_events, until
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, sse_events, until
 
 pytestmark = pytest.mark.both_loops
 
@@ -19,7 +20,9 @@ async def status_and_headers(client: Client, text: str = "hi") -> tuple[int, Any
         return response.status, response.headers
 
 
-async def test_a_burst_gets_exactly_the_slots_and_the_queue(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_burst_fills_exactly_the_slots_and_the_queue(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1))
     clients = [client_of(server) for _ in range(10)]
@@ -38,7 +41,9 @@ async def test_a_burst_gets_exactly_the_slots_and_the_queue(start: Any, stepper:
     assert server.idle
 
 
-async def test_a_refused_request_is_not_tokenised(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
+async def test_a_refused_request_is_not_tokenized(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=1, max_queue_size=0)
     server = await start(chat_stream)
     prompts = []
@@ -53,8 +58,8 @@ async def test_a_refused_request_is_not_tokenised(start: Any, client_of: Any, mo
 
 
 @pytest.mark.parametrize(("slots", "queue"), [(1, 0), (2, 1), (3, 4)])
-async def test_no_more_than_the_slots_ever_run(
-    start: Any, stepper: Any, client_of: Any, slots: int, queue: int
+async def test_the_slots_limit_the_concurrent_answers(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, slots: int, queue: int
 ) -> None:
     engine = stepper()
     chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=slots, max_queue_size=queue, max_new_tokens=1)
@@ -68,7 +73,9 @@ async def test_no_more_than_the_slots_ever_run(
     assert engine.most_running == slots
 
 
-async def test_who_waits_is_served_in_order_and_told_the_position(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_waiting_requests_are_served_in_order_and_receive_their_positions(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
     told: dict[str, list[Any]] = {}
@@ -93,8 +100,8 @@ async def test_who_waits_is_served_in_order_and_told_the_position(start: Any, st
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_a_client_that_sends_again_the_moment_an_answer_ends_is_never_refused(
-    start: Any, client_of: Any, accept: str
+async def test_a_request_immediately_after_an_answer_is_never_refused(
+    start: StartServer, client_of: ClientOf, accept: str
 ) -> None:
     server = await start(ChatStream(engine=echo, num_of_concurrent_executions=1, max_queue_size=0))
     client = client_of(server)
@@ -105,7 +112,7 @@ async def test_a_client_that_sends_again_the_moment_an_answer_ends_is_never_refu
     assert len(await client.history()) == 200
 
 
-async def test_who_waits_too_long_is_refused(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_request_that_waits_too_long_is_refused(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
     server = await start(
         ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=2, max_queue_wait=0.01)
@@ -125,7 +132,9 @@ async def test_who_waits_too_long_is_refused(start: Any, stepper: Any, client_of
     await until(lambda: server.idle)
 
 
-async def test_an_answer_that_takes_too_long_is_ended_as_length(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_an_answer_that_takes_too_long_ends_with_reason_length(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_answer=0.05))
     engine.allow(1)
@@ -139,7 +148,7 @@ async def test_an_answer_that_takes_too_long_is_ended_as_length(start: Any, step
     assert (await client.history())[1]["state"] == "complete"
 
 
-async def test_overload_status_can_be_429(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_overload_status_can_be_429(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
     server = await start(
         ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, overload_status=429)
@@ -154,7 +163,7 @@ async def test_overload_status_can_be_429(start: Any, stepper: Any, client_of: A
     await until(lambda: server.idle)
 
 
-async def test_get_load_tells_slots_and_queue(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_get_load_returns_slots_and_queue(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=3, max_new_tokens=1))
     requests = [asyncio.create_task(status_and_headers(client_of(server))) for _ in range(3)]

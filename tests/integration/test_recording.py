@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, ReplayEngine
-from tests.helpers import Client, echo, sse_events, until
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, sse_events, until
 
 QUESTIONS = ["What is the capital of France?", "日本の首都はどこですか？"]
 
@@ -44,7 +45,9 @@ async def converse(client: Client) -> list[Any]:
 
 
 @pytest.fixture
-async def recorded(start: Any, client_of: Any, model: Any, tokenizer: Any, tmp_path: Path) -> list[Any]:
+async def recorded(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> list[Any]:
     """What the real model said, with the recordings of it in tmp_path."""
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=16, record=tmp_path)
     server = await start(chat_stream)
@@ -54,8 +57,8 @@ async def recorded(start: Any, client_of: Any, model: Any, tokenizer: Any, tmp_p
     return said
 
 
-async def test_a_recorded_conversation_with_the_real_model_is_played_back_as_it_was(
-    start: Any, client_of: Any, recorded: list[Any], tmp_path: Path
+async def test_a_recorded_conversation_is_replayed_exactly(
+    start: StartServer, client_of: ClientOf, recorded: list[Any], tmp_path: Path
 ) -> None:
     assert len(files(tmp_path)) == 4
     assert [end["finish_reason"] for _, end in recorded[:4]] != ["stop"] * 4
@@ -67,8 +70,8 @@ async def test_a_recorded_conversation_with_the_real_model_is_played_back_as_it_
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "application/json"])
-async def test_a_prompt_without_a_recording_is_404_and_leaves_no_turn(
-    start: Any, client_of: Any, recorded: list[Any], tmp_path: Path, accept: str
+async def test_a_prompt_without_a_recording_is_a_404_and_leaves_no_turn(
+    start: StartServer, client_of: ClientOf, recorded: list[Any], tmp_path: Path, accept: str
 ) -> None:
     client = client_of(await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None), temperature=0)))
     async with client.post(accept=accept, user_input="Who are you?") as response:
@@ -79,8 +82,8 @@ async def test_a_prompt_without_a_recording_is_404_and_leaves_no_turn(
     assert await client.history() == []
 
 
-async def test_answers_that_are_made_at_once_are_recorded_each_for_itself(
-    start: Any, stepper: Any, client_of: Any, tmp_path: Path
+async def test_concurrent_answers_are_recorded_separately(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, tmp_path: Path
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_new_tokens=3, record=tmp_path))
@@ -94,8 +97,8 @@ async def test_answers_that_are_made_at_once_are_recorded_each_for_itself(
     assert len(files(tmp_path)) == 2
 
 
-async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_it_is_played(
-    start: Any, stepper: Any, client_of: Any, tmp_path: Path
+async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_replayed(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, tmp_path: Path
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, record=tmp_path))
@@ -106,7 +109,7 @@ async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_it
         while (await anext(events))[0] != "delta":
             pass
         stopping = asyncio.create_task(client.session.post(f"{client.url}/chat_stream/stop", json={}))
-        await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+        await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
         engine.allow(1)
         (await stopping).release()
     stopped = (await client.history())[1]
@@ -122,9 +125,9 @@ async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_it
 @pytest.mark.parametrize(
     ("options", "folder"), [({}, "probe"), ({"record": "kept"}, "kept")], ids=["by default", "with record"]
 )
-async def test_chatstreams_probe_mode_records_too(
-    start: Any,
-    client_of: Any,
+async def test_chatstreams_probe_mode_records_answers(
+    start: StartServer,
+    client_of: ClientOf,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, Any],
@@ -137,7 +140,7 @@ async def test_chatstreams_probe_mode_records_too(
     assert len(files(tmp_path / folder)) == 1
 
 
-async def test_recordings_that_are_damaged_are_told_when_the_app_starts(start: Any, tmp_path: Path) -> None:
+async def test_damaged_recordings_are_an_error_at_startup(start: StartServer, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("rubbish")
     with pytest.raises(ValueError, match=r"notes\.txt is not a recording"):
         await start(ChatStream(engine=ReplayEngine(tmp_path)))

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientPayloadError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatPrompt, ChatStream, Engine, MemoryConversationStore
 from aiochatstream.engines.base import Delta
-from tests.helpers import PATIENCE, echo, sse_events, until
+from tests.helpers import PATIENCE, ClientOf, MakeStepper, StartServer, echo, sse_events, until
 from tests.processes import PYTHON, ask, ask_when_listening, free_port, running
 
 pytestmark = pytest.mark.both_loops
@@ -24,8 +25,8 @@ async def get(client: Any, path: str) -> tuple[int, Any, Any]:
         return response.status, await response.json(), response.headers
 
 
-async def test_draining_refuses_the_new_and_the_waiting_and_lets_the_running_finish(
-    start: Any, stepper: Any, client_of: Any
+async def test_draining_refuses_new_and_waiting_requests_and_finishes_running_ones(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_new_tokens=2))
@@ -48,7 +49,9 @@ async def test_draining_refuses_the_new_and_the_waiting_and_lets_the_running_fin
     assert (await running)["text"] == "1 2 "
 
 
-async def test_a_shutdown_waits_for_the_running_answer(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_shutdown_waits_for_the_running_answer(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_new_tokens=2))
     running = asyncio.create_task(client_of(server).say("first"))
@@ -62,8 +65,8 @@ async def test_a_shutdown_waits_for_the_running_answer(start: Any, stepper: Any,
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell_and_kept(
-    start: Any, stepper: Any, client_of: Any, accept: str
+async def test_answers_cut_at_the_shutdown_timeout_are_detectable_and_saved(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, accept: str
 ) -> None:
     engine, store = stepper(), MemoryConversationStore()
     chat_stream = ChatStream(engine=engine, shutdown_timeout=0.05, conversation_store=store)
@@ -79,7 +82,7 @@ async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell
     ending = None
     async with client_of(server).post(accept="text/event-stream", user_input="cookie") as response:
         assert response.status == 200
-    await until(lambda: any(turn.ending for turn in chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in chat_stream.running_turns))
     engine.allow(1)
     await until(lambda: server.idle)
     kept.clear()
@@ -96,9 +99,9 @@ async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell
 
     asking = asyncio.create_task(ask())
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in chat_stream.running_turns))
     ending = asyncio.create_task(server.runner.cleanup())
-    await until(lambda: all(turn.ending for turn in chat_stream._turns._turns.values()))
+    await until(lambda: all(turn.ending for turn in chat_stream.running_turns))
     engine.allow(1)
     outcome = await asking
     await ending
@@ -131,7 +134,7 @@ class SlowToLoad(Engine):
 
 
 @pytest.fixture
-async def loading(client_of: Any) -> Any:
+async def loading(client_of: ClientOf) -> Any:
     """A server whose engine is still loading."""
     import aiohttp_session
     from aiohttp import web
@@ -159,7 +162,7 @@ async def loading(client_of: Any) -> Any:
         await runner.cleanup()
 
 
-async def test_while_the_model_loads_requests_are_told_to_come_back(loading: Any, client_of: Any) -> None:
+async def test_requests_get_503_while_the_model_loads(loading: Any, client_of: ClientOf) -> None:
     engine = SlowToLoad()
     server = await loading(engine)
     client = client_of(server)
@@ -176,8 +179,8 @@ async def test_while_the_model_loads_requests_are_told_to_come_back(loading: Any
     assert (await client.say("hi"))["text"] == "hello"
 
 
-async def test_a_model_that_cannot_be_loaded_is_logged_and_requests_are_refused(
-    loading: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_a_failed_load_is_logged_and_requests_are_refused(
+    loading: Any, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = SlowToLoad(OSError("the file is gone"))
     server = await loading(engine)
@@ -190,7 +193,7 @@ async def test_a_model_that_cannot_be_loaded_is_logged_and_requests_are_refused(
         assert "the file is gone" not in await response.text()
 
 
-async def test_an_engine_that_loads_at_once_fails_at_start_up_with_its_own_error(start: Any) -> None:
+async def test_an_engine_that_loads_immediately_fails_at_startup_with_its_own_error(start: StartServer) -> None:
     class Broken(SlowToLoad):
         loads_slowly = False
 
@@ -200,14 +203,14 @@ async def test_an_engine_that_loads_at_once_fails_at_start_up_with_its_own_error
         await start(ChatStream(engine=engine))
 
 
-async def test_two_apps_in_one_process_do_not_disturb_each_other(start: Any, client_of: Any) -> None:
+async def test_two_apps_in_one_process_are_independent(start: StartServer, client_of: ClientOf) -> None:
     one, two = await start(ChatStream(engine=echo)), await start(ChatStream(engine=echo))
     await one.runner.cleanup()
     assert (await client_of(two).say("still here"))["text"] == "still here "
 
 
-async def test_a_request_whose_prompt_is_still_being_made_is_refused_by_a_shutdown(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_a_shutdown_refuses_a_request_whose_prompt_is_being_built(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     making, go_on = threading.Event(), threading.Event()
 
@@ -228,7 +231,7 @@ async def test_a_request_whose_prompt_is_still_being_made_is_refused_by_a_shutdo
     assert server.idle
 
 
-async def test_a_chat_stream_can_be_started_again(start: Any, client_of: Any) -> None:
+async def test_a_chat_stream_can_be_started_again(start: StartServer, client_of: ClientOf) -> None:
     chat_stream = ChatStream(engine=echo)
     for _ in range(2):
         server = await start(chat_stream)
@@ -237,7 +240,7 @@ async def test_a_chat_stream_can_be_started_again(start: Any, client_of: Any) ->
 
 
 @pytest.mark.parametrize("error", [StopIteration(), SystemExit(3), KeyboardInterrupt()])
-async def test_whatever_a_loader_raises_the_load_has_failed(loading: Any, error: Any) -> None:
+async def test_any_exception_of_a_loader_is_a_failed_load(loading: Any, error: Any) -> None:
     engine = SlowToLoad(error)
     server = await loading(engine)
     engine.may_load.set()
@@ -260,8 +263,8 @@ class Stuck:
         yield "three "
 
 
-async def test_an_engine_that_is_stuck_costs_no_words_and_does_not_hold_the_shutdown(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_a_stuck_engine_loses_no_text_and_does_not_delay_the_shutdown(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, store = Stuck(), MemoryConversationStore()
     server = await start(ChatStream(engine=engine, conversation_store=store, shutdown_timeout=0.01))
@@ -320,7 +323,7 @@ web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, shutdown_t
 
 
 @pytest.mark.parametrize(("message", "saved"), [("hello", "saved one"), ("stuck prompt", "")])
-def test_a_process_whose_engine_or_prompt_is_stuck_ends_in_time(tmp_path: Path, message: str, saved: str) -> None:
+def test_a_process_with_a_stuck_engine_or_prompt_ends_in_time(tmp_path: Path, message: str, saved: str) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with running([PYTHON, "-c", PROGRAM, str(port)], tmp_path) as process:
@@ -328,6 +331,6 @@ def test_a_process_whose_engine_or_prompt_is_stuck_ends_in_time(tmp_path: Path, 
         with ThreadPoolExecutor(1) as threads:
             asking = threads.submit(ask, f"{url}/chat_stream", {"user_input": message})
             process.wait_for(lambda: "stuck" in process.out, "stuck engine")
-            assert process.end() == 0, process.told
+            assert process.end() == 0, process.output
             assert saved in process.out
             assert isinstance(asking.exception(PATIENCE), Exception) or asking.result().status == 503

@@ -160,7 +160,7 @@ def test_typing_the_phrase_makes_a_developer_and_the_key_a_monitor(tmp_path: Pat
     with example("roles_server.py", tmp_path, DEVELOPER_PHRASE="open sesame", MONITOR_KEY="swordfish") as process:
         asyncio.run(wait_ready(URL))
         asyncio.run(talk())
-        assert "sesame" not in process.told
+        assert "sesame" not in process.output
 
 
 def test_feedback_is_written_down(tmp_path: Path) -> None:

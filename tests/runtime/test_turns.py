@@ -82,9 +82,9 @@ async def test_stop_ends_the_answer_and_keeps_what_there_is(
     await client.say("first")
     running = asyncio.create_task(read(client.post(accept=accept, user_input="second")))
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream.running_turns))
     stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     assert '"success":true' in await stopping
     body = await running
@@ -103,7 +103,7 @@ async def test_stop_then_send_again_is_served(start: Any, stepper: Any, client_o
     running = asyncio.create_task(client.say("second"))
     await until(lambda: len(engine.calls) == 2)
     stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     again = asyncio.create_task(client.say("third"))  # the one before is still in its last step
     engine.allow(4)
     await stopping
@@ -147,7 +147,7 @@ async def test_clear_context_forgets_and_discards_an_answer_under_way(start: Any
     running = asyncio.create_task(client.say("second"))
     await until(lambda: len(engine.calls) == 2)
     clearing = asyncio.create_task(read(client.post("/clear_context")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     assert await clearing == '{"success":true,"message":"Context successfully cleared"}'
     assert (await running)["finish_reason"] == "cancelled"
@@ -164,7 +164,7 @@ async def test_history_shows_an_answer_under_way_as_running(start: Any, stepper:
     engine.allow(3)
     await client.say("first")
     running = asyncio.create_task(client.say("second"))
-    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream.running_turns))
     history = await client.history()
     assert [message["content"] for message in history] == ["first", "1 2 ", "second", "1 "]
     assert [message.get("state") for message in history] == [None, "complete", None, "running"]
@@ -197,9 +197,9 @@ async def test_a_regenerated_answer_replaces_the_old_one_only_when_there_is_text
     engine.fail_at = None
     running = asyncio.create_task(client.say(regenerate=True))
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream.running_turns))
     stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     await asyncio.gather(stopping, running)
     last = (await client.history())[-1]
@@ -386,7 +386,7 @@ async def test_history_shows_a_regenerated_answer_in_place_of_the_old_one(
     await client.say("first")
     running = asyncio.create_task(client.say(regenerate=True))
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream.running_turns))
     assert await client.texts() == ["first", "1 "]
     engine.allow(1)
     await running
@@ -424,7 +424,7 @@ async def test_a_turn_that_begins_while_its_conversation_is_cleared_does_not_bri
     asking = asyncio.create_task(client.say("next"))
     await loading.wait()
     clearing = asyncio.create_task(read(client.post("/clear_context")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     go_on.set()
     assert '"success":true' in await clearing
     await asking
@@ -529,7 +529,7 @@ async def test_history_shows_the_whole_of_an_answer_that_goes_on(start: Any, ste
     await bring_interrupted(client, "hello", "1 ")
     going_on = asyncio.create_task(read(client.post(**{"continue": True})))
     engine.allow(1)
-    await until(lambda: any(turn.text for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text for turn in server.chat_stream.running_turns))
     messages = await client.history()
     assert [(message["content"], message.get("state")) for message in messages] == [
         ("hello", None),

@@ -169,7 +169,7 @@ async def test_who_left_before_the_end_finds_the_interrupted_answer(
     engine.allow(1)
     async with client.post(user_input="one") as response:
         assert response.status == 200  # the cookie is here; leave
-    await until(lambda: all(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: all(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     await until(lambda: server.idle)
     history = await client.history()
@@ -288,7 +288,7 @@ async def test_a_discarded_answer_does_not_bring_back_what_was_cleared(
     running = asyncio.create_task(ask(client, "second", "application/json"))
     await until(lambda: len(engine.calls) == 2)
     clearing = asyncio.create_task(ask_clear(client))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     await asyncio.gather(running, clearing)
     assert await client.history() == []

@@ -11,11 +11,11 @@ from aiohttp import web
 from aiohttp_session import SimpleCookieStorage
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import browser, echo, serving
 
-PARTS = [part.__name__ for part in APIS["webui_index"].parts.values()]
-PATHS = {path.replace(":.+", "") for api in APIS.values() for path in (api.path, *api.parts)}
+PARTS = [part.__name__ for part in ENDPOINTS["webui_index"].parts.values()]
+PATHS = {path.replace(":.+", "") for api in ENDPOINTS.values() for path in (api.path, *api.parts)}
 
 
 def names(routes: list[web.RouteDef]) -> list[str]:
@@ -30,16 +30,16 @@ def mounted(app: web.Application) -> set[str]:
     return {resource.canonical for resource in app.router.resources()}
 
 
-def test_an_api_is_called_as_its_handler_and_has_a_method_for_own_routes() -> None:
+def test_an_endpoint_has_its_handlers_name_and_a_method_for_apps() -> None:
     """The access check goes by the handler's name."""
-    for name, api in APIS.items():
+    for name, api in ENDPOINTS.items():
         assert api.handler.__name__ == name
         assert callable(getattr(ChatStream, f"handle_{name}_request"))
 
 
-def test_routes_are_all_or_those_chosen() -> None:
+def test_routes_are_all_or_the_selected_ones() -> None:
     chat_stream = ChatStream(engine=echo)
-    assert list(dict.fromkeys(name for name in names(chat_stream.routes()) if name not in PARTS)) == list(APIS)
+    assert list(dict.fromkeys(name for name in names(chat_stream.routes()) if name not in PARTS)) == list(ENDPOINTS)
     assert names(chat_stream.routes(include=["get_load", "chat_stream"])) == ["chat_stream", "get_load"]
     assert names(chat_stream.routes(exclude=("metrics",))) == [
         name for name in names(chat_stream.routes()) if name != "metrics"
@@ -61,7 +61,7 @@ def test_routes_are_all_or_those_chosen() -> None:
         ({"prefix": "/a/"}, "prefix: must begin with a slash"),
     ],
 )
-def test_a_wrong_choice_of_routes_is_a_value_error(chosen: Any, says: str) -> None:
+def test_an_invalid_selection_of_routes_is_a_value_error(chosen: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ChatStream(engine=echo).routes(**chosen)
 
@@ -74,7 +74,7 @@ def test_a_wrong_choice_of_routes_is_a_value_error(chosen: Any, says: str) -> No
         ({"exclude": ["metrics"]}, PATHS - {"/metrics"}),
     ],
 )
-async def test_append_apis_mounts_what_is_chosen_and_sets_up(options: Any, paths: set[str]) -> None:
+async def test_append_apis_mounts_the_selected_routes_and_sets_up(options: Any, paths: set[str]) -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     chat_stream.append_middlewares(app)
     chat_stream.append_apis(app, options)
@@ -98,7 +98,7 @@ async def test_append_apis_mounts_what_is_chosen_and_sets_up(options: Any, paths
         ("all", "must be a dict"),
     ],
 )
-def test_wrong_options_of_append_apis_are_a_value_error_and_mount_nothing(options: Any, says: str) -> None:
+def test_invalid_options_of_append_apis_are_a_value_error_and_mount_nothing(options: Any, says: str) -> None:
     app = web.Application()
     with pytest.raises(ValueError, match=says):
         ChatStream(engine=echo).append_apis(app, options)
@@ -106,7 +106,7 @@ def test_wrong_options_of_append_apis_are_a_value_error_and_mount_nothing(option
     assert len(app.on_shutdown) == 0
 
 
-async def test_setup_is_once_for_one_app_and_refused_for_a_second() -> None:
+async def test_setup_is_idempotent_for_one_app_and_refused_for_a_second() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     chat_stream.append_middlewares(app)
     chat_stream.append_apis(app, {"include": ["chat_stream"]})
@@ -124,7 +124,7 @@ async def test_setup_is_once_for_one_app_and_refused_for_a_second() -> None:
         assert await client.texts() == ["hello", "hello "]
 
 
-async def test_routes_of_an_apps_own_have_the_errors_and_the_checks_of_the_mounted_ones() -> None:
+async def test_an_apps_own_routes_have_the_errors_and_checks_of_mounted_ones() -> None:
     app = web.Application()
     allow = ["chat_stream", "clear_context", "stop", "history"]
     roles = {"user": {"apis": {"allow": allow, "auth_method": "nothing"}}}
@@ -181,7 +181,7 @@ async def test_start_queue_worker_is_harmless_called_and_awaited() -> None:
     assert awaited
 
 
-async def test_append_middlewares_sets_up_the_sessions_asked_for() -> None:
+async def test_append_middlewares_sets_up_the_given_session_storage() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     chat_stream.append_middlewares(app, {"session_storage": SimpleCookieStorage(cookie_name="MINE")})
     chat_stream.append_middlewares(app)
@@ -191,7 +191,7 @@ async def test_append_middlewares_sets_up_the_sessions_asked_for() -> None:
         assert list(response.cookies) == ["MINE"]
 
 
-def test_append_middlewares_leaves_an_apps_own_sessions() -> None:
+def test_append_middlewares_keeps_an_apps_own_sessions() -> None:
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     before = list(app.middlewares)
@@ -207,7 +207,7 @@ def test_append_middlewares_leaves_an_apps_own_sessions() -> None:
         ({"session_storage": "memory"}, "session_storage: must be a storage of aiohttp-session, not 'memory'"),
     ],
 )
-def test_wrong_options_of_append_middlewares_are_a_value_error(opts: Any, says: str) -> None:
+def test_invalid_options_of_append_middlewares_are_a_value_error(opts: Any, says: str) -> None:
     app = web.Application()
     with pytest.raises(ValueError, match=says):
         ChatStream(engine=echo).append_middlewares(app, opts)

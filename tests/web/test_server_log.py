@@ -9,7 +9,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, CookieStorage, MemoryStorage
-from tests.helpers import Client, Server, role_of, sse_events
+from tests.helpers import Client, ClientOf, Server, StartServer, role_of, sse_events
 
 WORD = "unmistakable"
 
@@ -31,8 +31,8 @@ def refuse(request: Any, feedback: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", STORAGES)
-async def test_no_line_at_any_level_holds_words_or_secrets(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture, kind: str
+async def test_no_log_line_contains_messages_or_secrets(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
     server: Server = await start(

@@ -9,7 +9,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from aiochatstream.errors import ModelNotFound
-from aiochatstream.web.auth.access import check_site
+from aiochatstream.web.auth.access import check_host_and_origin
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openai.request_models import GenerationRequest
 from aiochatstream.web.openai.response_models import Model
@@ -38,9 +38,10 @@ class EndpointContext:
     def check_access(self, server: Server, request: web.Request) -> str:
         """Return the owner of the request's prompts, see :meth:`ApiKeys.check`. Does not read the body.
 
-        Raises as :func:`~aiochatstream.web.auth.access.check_site`, and :class:`~aiochatstream.errors.InvalidKey`.
+        Raises as :func:`~aiochatstream.web.auth.access.check_host_and_origin`, and
+        :class:`~aiochatstream.errors.InvalidKey`.
         """
-        check_site(server, request)
+        check_host_and_origin(server, request)
         return self.keys.check(request)
 
     async def read_request(self, server: Server, request: web.Request, model: type[RequestT]) -> tuple[RequestT, str]:

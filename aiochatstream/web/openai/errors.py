@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from aiochatstream.errors import ChatStreamError, InvalidValue, LoadFailed, TooManyRequests, Unauthorized
-from aiochatstream.web.errors import P, ServerHandler, answers_all_errors, errors_as_json
+from aiochatstream.web.errors import P, ServerHandler, handle_errors, json_error_middleware
 from aiochatstream.web.json import json_response
 from aiochatstream.web.openai.response_models import OpenAIErrorBody
 
@@ -64,7 +64,7 @@ def openai_endpoint(handler: ServerHandler[P]) -> ServerHandler[P]:
 
     An unexpected error is logged with an id that the response also contains.
     """
-    return answers_all_errors(handler, error_response)
+    return handle_errors(handler, error_response)
 
 
 def openai_error_middleware(models_route: web.AbstractRoute) -> Middleware:
@@ -78,4 +78,4 @@ def openai_error_middleware(models_route: web.AbstractRoute) -> Middleware:
         prefix = models_route.resource.canonical.removesuffix("/models") if models_route.resource is not None else ""
         return prefix != "" and f"{request.path}/".startswith(f"{prefix}/")
 
-    return errors_as_json(error_response, applies_to)
+    return json_error_middleware(error_response, applies_to)

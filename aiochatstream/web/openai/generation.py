@@ -18,7 +18,7 @@ from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
 from aiochatstream.web.server import Server
-from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
+from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, StreamedResponse
 
 EVENTS = "text/event-stream"
 
@@ -107,15 +107,15 @@ async def generate(
         for turn in reversed(turns):  # queued turns first, so that they do not get the slots of stopped ones
             turn.stop("left")  # no effect after the end
 
-    sending = _Sending(request, server.limits.write_timeout, builder.id)
+    response = _OpenAIResponse(request, server.limits.write_timeout, builder.id)
     write = _write_stream if stream else _write_body
 
     async def respond() -> web.StreamResponse:
         await builder.prepare()
-        return await write(sending, turns, builder)
+        return await write(response, turns, builder)
 
     try:
-        return await sending.carry_out(respond, server.presence, stop)
+        return await response.send(respond, server.disconnects, stop)
     finally:
         stop()
 
@@ -133,7 +133,7 @@ async def _cancel_on_disconnect(
         task.cancel()
 
     try:
-        with server.presence.watch(request, cancel):
+        with server.disconnects.watch(request, cancel):
             return await task
     except asyncio.CancelledError:
         if disconnected:
@@ -141,7 +141,7 @@ async def _cancel_on_disconnect(
         raise
 
 
-class _Sending(Sending):
+class _OpenAIResponse(StreamedResponse):
     def __init__(self, request: web.Request, write_timeout: float, request_id: str) -> None:
         super().__init__(request, write_timeout)
         self.request_id = request_id
@@ -152,7 +152,7 @@ class _Sending(Sending):
 
 
 async def _write_stream(
-    sending: _Sending, turns: Sequence[RunningTurn], builder: ResponseBuilder
+    response: _OpenAIResponse, turns: Sequence[RunningTurn], builder: ResponseBuilder
 ) -> web.StreamResponse:
     with ExitStack() as stack:
         for turn in turns:
@@ -161,10 +161,10 @@ async def _write_stream(
             async for index, event in events:
                 if isinstance(event, Failed):
                     rename_field(event.error, builder.field_names)
-                    if sending.response is None:
+                    if response.stream is None:
                         raise event.error
-                    await sending.write(EVENTS, builder.failure_event(event.error))
-                    return await sending.finish(EVENTS)
+                    await response.write(EVENTS, builder.failure_event(event.error))
+                    return await response.finish(EVENTS)
                 text = ""
                 if isinstance(event, Text):
                     text = builder.add_text(index, event)
@@ -173,12 +173,14 @@ async def _write_stream(
                 elif isinstance(event, Ended):
                     text = builder.end_answer(index, event)
                 if text:
-                    await sending.write(EVENTS, text)
-        await sending.write(EVENTS, builder.last_events())
-        return await sending.finish(EVENTS)
+                    await response.write(EVENTS, text)
+        await response.write(EVENTS, builder.last_events())
+        return await response.finish(EVENTS)
 
 
-async def _write_body(sending: _Sending, turns: Sequence[RunningTurn], builder: ResponseBuilder) -> web.StreamResponse:
+async def _write_body(
+    response: _OpenAIResponse, turns: Sequence[RunningTurn], builder: ResponseBuilder
+) -> web.StreamResponse:
     async with aclosing(_events(turns)) as events:
         async for index, event in events:
             if isinstance(event, Failed):
@@ -188,7 +190,7 @@ async def _write_body(sending: _Sending, turns: Sequence[RunningTurn], builder: 
                 builder.add_text(index, event)
             elif isinstance(event, Ended):
                 builder.end_answer(index, event)
-    return json_response(builder.body(), headers=sending.headers)
+    return json_response(builder.body(), headers=response.headers)
 
 
 async def _events(turns: Sequence[RunningTurn]) -> AsyncGenerator[tuple[int, Event], None]:

@@ -13,7 +13,7 @@ from aiochatstream.errors import (
     Starting,
     TooManyRequests,
 )
-from aiochatstream.web.endpoint import EVENTS, JSON, Api
+from aiochatstream.web.endpoint import EVENTS, JSON, Endpoint
 from aiochatstream.web.openai import chat, completions, models, response_models, response_object, responses
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
@@ -29,50 +29,50 @@ GENERATION_ERRORS = (
     EngineFailed,
 )
 
-APIS = {
-    api.name: api
-    for api in (
-        Api(
+ENDPOINTS = {
+    endpoint.name: endpoint
+    for endpoint in (
+        Endpoint(
             "list_models",
             web.get,
             "/models",
             models.list_models,
-            answers={JSON: response_models.ModelList},
+            responses={JSON: response_models.ModelList},
             errors=(Starting, Draining),
         ),
-        Api(
+        Endpoint(
             "retrieve_model",
             web.get,
             r"/models/{model:[\s\S]+}",
             models.retrieve_model,
-            answers={JSON: response_models.Model},
+            responses={JSON: response_models.Model},
             errors=(ModelNotFound, Starting, Draining),
         ),
-        Api(
+        Endpoint(
             "chat_completions",
             web.post,
             "/chat/completions",
             chat.chat_completions,
             body=ChatCompletionRequest,
-            answers={JSON: response_models.ChatCompletion, EVENTS: response_models.ChatCompletionChunk},
+            responses={JSON: response_models.ChatCompletion, EVENTS: response_models.ChatCompletionChunk},
             errors=GENERATION_ERRORS,
         ),
-        Api(
+        Endpoint(
             "completions",
             web.post,
             "/completions",
             completions.completions,
             body=CompletionRequest,
-            answers={JSON: response_models.Completion, EVENTS: response_models.CompletionChunk},
+            responses={JSON: response_models.Completion, EVENTS: response_models.CompletionChunk},
             errors=GENERATION_ERRORS,
         ),
-        Api(
+        Endpoint(
             "responses",
             web.post,
             "/responses",
             responses.responses,
             body=ResponseRequest,
-            answers={JSON: response_object.Response, EVENTS: response_object.ResponseEvent},
+            responses={JSON: response_object.Response, EVENTS: response_object.ResponseEvent},
             errors=GENERATION_ERRORS,
         ),
     )

@@ -22,8 +22,21 @@ from aiochatstream.errors import SessionsNotSetUp
 from aiochatstream.sessions.cookie_session import MAX_COOKIE_BYTES
 from aiochatstream.web.auth import pass_phrases
 from aiochatstream.web.auth.rate_limit import ATTEMPTS, phrase_attempts
-from aiochatstream.web.routes import APIS
-from tests.helpers import Client, Server, browser, echo, post_bytes, role_of, serving, sse_events, until
+from aiochatstream.web.routes import ENDPOINTS
+from tests.helpers import (
+    Client,
+    ClientOf,
+    MakeStepper,
+    Server,
+    StartServer,
+    browser,
+    echo,
+    post_bytes,
+    role_of,
+    serving,
+    sse_events,
+    until,
+)
 
 SHA256 = hashlib.sha256(b"hashed").hexdigest()
 
@@ -68,10 +81,10 @@ async def agent_says(client: Client, text: str | None, phrase: str | None = None
         return response.status, await response.json(), response.headers
 
 
-async def test_what_a_role_may_not_call_is_a_403_on_the_role_layer(start: Any, client_of: Any) -> None:
+async def test_endpoints_that_a_role_may_not_call_are_a_403(start: StartServer, client_of: ClientOf) -> None:
     roles = {"user": role_of("nothing", allow=["chat_stream"])}
     client = client_of(await start(ChatStream(engine=echo, client_roles=roles)))
-    for api in APIS.values():
+    for api in ENDPOINTS.values():
         method = api.route("/", echo).method
         path = api.path.format(message_id="x")
         status, body = await ask(client, path, method) if api.name != "metrics" else (200, {})
@@ -89,7 +102,7 @@ async def test_what_a_role_may_not_call_is_a_403_on_the_role_layer(start: Any, c
             }
 
 
-async def test_a_refusal_comes_before_the_body_is_read_and_before_any_work(start: Any) -> None:
+async def test_access_is_refused_before_the_body_is_read(start: StartServer) -> None:
     roles = {"user": role_of("nothing", allow=[])}
     server: Server = await start(ChatStream(engine=echo, client_roles=roles))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -102,7 +115,7 @@ async def test_a_refusal_comes_before_the_body_is_read_and_before_any_work(start
     writer.close()
 
 
-async def test_metrics_has_its_own_policy_whatever_the_roles_say(start: Any, client_of: Any) -> None:
+async def test_metrics_have_a_policy_independent_of_roles(start: StartServer, client_of: ClientOf) -> None:
     roles = {"user": role_of("nothing", allow=[])}
     for allowed, status in ((True, 200), (False, 403)):
         chat_stream = ChatStream(
@@ -113,7 +126,7 @@ async def test_metrics_has_its_own_policy_whatever_the_roles_say(start: Any, cli
             assert response.status == status
 
 
-async def test_the_callback_is_told_of_a_refusal() -> None:
+async def test_the_callback_receives_a_refusal() -> None:
     told = []
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles={"user": role_of("nothing", allow=[])})
@@ -132,7 +145,7 @@ async def test_the_callback_is_told_of_a_refusal() -> None:
 @pytest.mark.parametrize("kind", ["memory", "cookie"])
 @pytest.mark.parametrize("talked_before", [False, True])
 async def test_typing_the_phrase_grants_the_role_to_this_session_only(
-    start: Any, client_of: Any, kind: str, talked_before: bool, caplog: pytest.LogCaptureFixture
+    start: StartServer, client_of: ClientOf, kind: str, talked_before: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     calls = []
@@ -168,7 +181,9 @@ async def test_typing_the_phrase_grants_the_role_to_this_session_only(
 
 
 @pytest.mark.parametrize(("phrase", "role"), [("sesame", "admin"), ("hashed", "loader"), ("secret wish", "boss")])
-async def test_every_kind_of_secret_grants_its_role(start: Any, client_of: Any, phrase: str, role: str) -> None:
+async def test_every_kind_of_secret_grants_its_role(
+    start: StartServer, client_of: ClientOf, phrase: str, role: str
+) -> None:
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
     assert (await client.say(phrase + "!"))["text"] == f"{phrase}! "
     assert (await client.say(phrase))["text"] == f"New role: '{role}' has been granted"
@@ -176,7 +191,7 @@ async def test_every_kind_of_secret_grants_its_role(start: Any, client_of: Any, 
     assert (await client.say("sesame"))["text"] == GRANTED  # and from one to another
 
 
-async def test_the_session_of_before_is_dead_after_the_grant(start: Any, client_of: Any) -> None:
+async def test_the_old_session_id_is_invalid_after_the_grant(start: StartServer, client_of: ClientOf) -> None:
     """Who had learned (or planted) the old id has not the role."""
     sessions = MemoryStorage()
     server = await start(ChatStream(engine=echo, client_roles=ROLES), sessions)
@@ -192,8 +207,8 @@ async def test_the_session_of_before_is_dead_after_the_grant(start: Any, client_
     assert await thief.texts() == []
 
 
-async def test_a_request_whose_body_comes_after_the_grant_is_not_of_the_session_of_before(
-    start: Any, client_of: Any
+async def test_a_request_whose_body_arrives_after_the_grant_cannot_use_the_old_session(
+    start: StartServer, client_of: ClientOf
 ) -> None:
     class Counting(MemoryStorage):
         loads = 0
@@ -222,13 +237,13 @@ async def test_a_request_whose_body_comes_after_the_grant_is_not_of_the_session_
     assert b"secret" not in answer
 
 
-async def test_no_role_is_kept_where_clients_could_write_it_themselves(start: Any) -> None:
+async def test_roles_cannot_be_granted_in_sessions_that_clients_can_edit(start: StartServer) -> None:
     with pytest.raises(SessionsNotSetUp, match="client_roles: with SimpleCookieStorage everybody"):
         await start(ChatStream(engine=echo, client_roles=ROLES), SimpleCookieStorage())
     await start(ChatStream(engine=echo, client_roles={"user": ROLES["user"]}), SimpleCookieStorage())
 
 
-async def test_what_an_app_keeps_in_the_session_survives_the_grant() -> None:
+async def test_an_apps_session_data_survives_the_grant() -> None:
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
     chat_stream.append_middlewares(app)
@@ -248,7 +263,7 @@ async def test_what_an_app_keeps_in_the_session_survives_the_grant() -> None:
         assert await may_see_load(client)
 
 
-async def test_a_full_cookie_makes_room_for_the_role(start: Any, client_of: Any) -> None:
+async def test_a_full_cookie_makes_room_for_the_role(start: StartServer, client_of: ClientOf) -> None:
     roles = {"user": ROLES["user"], "x" * 1500: role_of("ui_pass_phrase", "sesame")}
     client = client_of(await start(ChatStream(engine=echo, client_roles=roles), storage("cookie")))
     for number in range(12):
@@ -262,8 +277,8 @@ async def test_a_full_cookie_makes_room_for_the_role(start: Any, client_of: Any)
     assert (await client.texts())[-1].startswith("11 ")
 
 
-async def test_the_grant_leaves_a_conversation_in_the_cookie_that_another_worker_began(
-    start: Any, client_of: Any
+async def test_the_grant_keeps_a_conversation_that_another_worker_began(
+    start: StartServer, client_of: ClientOf
 ) -> None:
     key = Fernet.generate_key()
     one, other = [
@@ -287,8 +302,8 @@ async def test_the_grant_leaves_a_conversation_in_the_cookie_that_another_worker
         {"X-ChatStream-Wire": "cumulative"},
     ],
 )
-async def test_the_grant_is_told_in_every_format_with_the_headers_of_an_answer(
-    start: Any, client_of: Any, headers: dict[str, str]
+async def test_every_format_reports_the_grant_with_the_headers_of_an_answer(
+    start: StartServer, client_of: ClientOf, headers: dict[str, str]
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
 
@@ -322,7 +337,9 @@ async def test_the_grant_is_told_in_every_format_with_the_headers_of_an_answer(
         await response.read()
 
 
-async def test_regenerate_and_messages_that_cannot_be_phrases_are_just_messages(start: Any, client_of: Any) -> None:
+async def test_regenerate_and_messages_that_cannot_be_phrases_are_not_compared(
+    start: StartServer, client_of: ClientOf
+) -> None:
     """chatstream crashes where there is a hashed phrase and a regenerate."""
     server = await start(ChatStream(engine=echo, client_roles=ROLES, num_of_concurrent_executions=1))
     client = client_of(server)
@@ -339,8 +356,8 @@ async def test_regenerate_and_messages_that_cannot_be_phrases_are_just_messages(
     assert not await may_see_load(client)
 
 
-async def test_above_the_limit_messages_are_not_compared_with_one_warning(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_above_the_limit_typed_phrases_are_ignored_with_one_warning(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
@@ -359,8 +376,8 @@ async def test_above_the_limit_messages_are_not_compared_with_one_warning(
     assert (await client.say("sesame"))["text"] == GRANTED
 
 
-async def test_above_the_limit_of_wrong_header_phrases_none_is_compared_and_right_ones_use_up_nothing(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_above_the_limit_header_phrases_are_refused_and_right_phrases_take_no_attempt(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
@@ -383,7 +400,9 @@ async def test_above_the_limit_of_wrong_header_phrases_none_is_compared_and_righ
     assert (await see_load("hashed"))[0] == 200
 
 
-async def test_who_sends_again_until_the_model_is_loaded_has_not_used_up_the_tries(start: Any, client_of: Any) -> None:
+async def test_retries_while_the_model_loads_take_no_attempts(
+    start: StartServer, client_of: ClientOf
+) -> None:
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
     client = client_of(await start(chat_stream))
     chat_stream.state = "starting"
@@ -395,7 +414,7 @@ async def test_who_sends_again_until_the_model_is_loaded_has_not_used_up_the_tri
 
 
 async def test_a_hashed_phrase_is_compared_off_the_event_loop(
-    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+    start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
     scrypt = pass_phrases._scrypt
@@ -412,7 +431,7 @@ async def test_a_hashed_phrase_is_compared_off_the_event_loop(
     assert threading.main_thread() not in threads
 
 
-async def test_a_role_that_is_not_to_be_had_any_more_is_lost(start: Any, client_of: Any) -> None:
+async def test_a_granted_role_that_no_longer_exists_is_lost(start: StartServer, client_of: ClientOf) -> None:
     sessions = MemoryStorage()
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES), sessions))
     await client.say("sesame")
@@ -427,7 +446,7 @@ async def test_a_role_that_is_not_to_be_had_any_more_is_lost(start: Any, client_
     assert await may_see_load(Client(client.session, again.url))
 
 
-async def test_an_agent_says_its_phrase_in_a_header(start: Any, client_of: Any) -> None:
+async def test_an_agent_sends_its_phrase_in_a_header(start: StartServer, client_of: ClientOf) -> None:
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
     status, answer, headers = await agent_says(client, "hi", "beep")
     assert (status, answer["text"]) == (200, "hi ")
@@ -446,7 +465,9 @@ async def test_an_agent_says_its_phrase_in_a_header(start: Any, client_of: Any) 
         }
 
 
-async def test_an_agent_without_a_phrase_has_the_agents_default_role_or_none(start: Any, client_of: Any) -> None:
+async def test_an_agent_without_a_phrase_has_the_agents_default_role_if_there_is_one(
+    start: StartServer, client_of: ClientOf
+) -> None:
     for roles in (None, ROLES):
         client = client_of(await start(ChatStream(engine=echo, client_roles=roles)))
         assert (await agent_says(client, "hi"))[0] == 401
@@ -460,7 +481,7 @@ async def test_an_agent_without_a_phrase_has_the_agents_default_role_or_none(sta
 
 
 @pytest.mark.parametrize("kind", ["memory", "cookie"])
-async def test_nothing_of_an_agents_conversation_lasts(start: Any, client_of: Any, kind: str) -> None:
+async def test_an_agents_conversation_is_not_stored(start: StartServer, client_of: ClientOf, kind: str) -> None:
     server = await start(ChatStream(engine=echo, client_roles=WITH_AGENTS), storage(kind))
     client = client_of(server)
     await client.say("mine")
@@ -493,7 +514,9 @@ async def test_agents_need_no_sessions_in_the_app() -> None:
             assert "aiohttp_session.setup" in json.loads(await response.text())["detail"]
 
 
-async def test_two_agents_at_once_are_not_one_user(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_concurrent_agents_are_separate_users(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     client = client_of(await start(ChatStream(engine=engine, client_roles=WITH_AGENTS, max_new_tokens=1)))
     engine.allow(2)

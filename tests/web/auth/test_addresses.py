@@ -13,7 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.sessions.client_address import client_network
-from aiochatstream.web.auth.addresses import comes_from_here
+from aiochatstream.web.auth.addresses import is_local_request
 from tests.helpers import echo, role_of
 
 
@@ -38,7 +38,7 @@ def request_of(remote: str, **headers: str) -> web.Request:
         ("@socket", "@socket"),
     ],
 )
-def test_a_client_is_an_ipv4_address_or_a_network_of_ipv6(remote: str, key: str) -> None:
+def test_client_network_is_an_ipv4_address_or_an_ipv6_network(remote: str, key: str) -> None:
     assert client_network(request_of(remote)) == key
 
 
@@ -62,13 +62,13 @@ def test_a_client_is_an_ipv4_address_or_a_network_of_ipv6(remote: str, key: str)
         ),
     ],
 )
-def test_this_machine_is_told_from_others_and_from_proxies_on_it(
+def test_is_local_request_rejects_other_machines_and_local_proxies(
     remote: str, headers: dict[str, str], here: bool
 ) -> None:
-    assert comes_from_here(request_of(remote, **headers)) == here
+    assert is_local_request(request_of(remote, **headers)) == here
 
 
-async def test_on_a_socket_for_both_protocols_an_ipv4_client_is_itself() -> None:
+async def test_a_dual_stack_socket_distinguishes_ipv4_clients() -> None:
     """Metrics are for this machine, and one address's wrong phrases do not use up another's attempts."""
     roles = {"user": role_of("nothing"), "agent": role_of("header_phrase", "sesame", use_session=False)}
     chat_stream = ChatStream(engine=echo, client_roles=roles)

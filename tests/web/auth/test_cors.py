@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.web.auth.origins import checked_origins
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.auth.origins import normalize_origins
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import Client, browser, echo, role_of, serving
 
 FRIEND = "https://app.example"
@@ -53,8 +53,8 @@ def path_of(api: Any) -> str:
     return path
 
 
-def test_these_are_all_that_change_something() -> None:
-    methods = [(api.route("/", echo).method, path_of(api)) for api in APIS.values()]
+def test_unsafe_endpoints_lists_all_endpoints_with_unsafe_methods() -> None:
+    methods = [(api.route("/", echo).method, path_of(api)) for api in ENDPOINTS.values()]
     assert [(method, path) for method, path in methods if method != "GET"] == CHANGING
 
 
@@ -84,7 +84,7 @@ def test_these_are_all_that_change_something() -> None:
         ({"Origin": FRIEND + ".evil.example", "Host": "here.example"}, False),
     ],
 )
-async def test_only_pages_of_this_host_and_of_allowed_origins_may_change_something(
+async def test_only_pages_of_this_host_and_of_allowed_origins_may_use_unsafe_methods(
     headers: dict[str, str], passes: bool
 ) -> None:
     async with friends_server() as client:
@@ -106,7 +106,7 @@ async def test_only_pages_of_this_host_and_of_allowed_origins_may_change_somethi
 
 
 @pytest.mark.parametrize("sub_app", [False, True])
-@pytest.mark.parametrize("api", APIS.values(), ids=APIS)
+@pytest.mark.parametrize("api", ENDPOINTS.values(), ids=ENDPOINTS)
 async def test_a_preflight_of_each_endpoint_allows_our_headers(api: Any, sub_app: bool) -> None:
     async with friends_server(sub_app=sub_app) as client:
         asking = {
@@ -206,8 +206,8 @@ async def test_a_cookie_that_other_sites_pages_do_not_send_is_warned_of(
         ("https://日本.jp", "https://xn--wgv71a.jp"),
     ],
 )
-def test_origins_are_taken_as_browsers_write_them(origin: str, normal: str) -> None:
-    assert checked_origins([origin]) == {normal}
+def test_origins_are_normalized_to_the_form_of_browsers(origin: str, normal: str) -> None:
+    assert normalize_origins([origin]) == {normal}
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,6 @@ def test_origins_are_taken_as_browsers_write_them(origin: str, normal: str) -> N
         ),
     ],
 )
-def test_what_is_no_origin_is_a_value_error(origins: Any, says: str) -> None:
+def test_an_invalid_origin_is_a_value_error(origins: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ChatStream(engine=echo, allowed_origins=origins)

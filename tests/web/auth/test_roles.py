@@ -9,15 +9,15 @@ import pytest
 
 from aiochatstream import ChatStream, hash_phrase
 from aiochatstream.web.auth.roles import ALWAYS_ALLOWED, Roles
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import echo, role_of
 
 DEFAULT = {"apis": {"allow": ["chat_stream"], "auth_method": "nothing", "use_session": True}}
 AGENT = {"apis": {"allow": "all", "auth_method": "nothing", "use_session": False}}
 
 
-def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_none() -> None:
-    roles = Roles(None, APIS)
+def test_without_client_roles_browsers_have_a_default_role_and_agents_none() -> None:
+    roles = Roles(None, ENDPOINTS)
     role = roles.browser_default
     assert role.allow is not None
     assert role.allow | ALWAYS_ALLOWED == {
@@ -39,7 +39,7 @@ def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_non
         "openapi",
         "docs",
     }
-    assert {api for api in APIS if not role.may_call(api)} == {"get_prompt", "get_resource_usage"}
+    assert {api for api in ENDPOINTS if not role.may_call(api)} == {"get_prompt", "get_resource_usage"}
     for api in ("get_prompt", "get_resource_usage", "unknown"):
         assert not role.may_call(api)
     assert not role.enable_dev_tool
@@ -47,15 +47,15 @@ def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_non
     assert roles.agent_default is None
 
 
-def test_lists_are_taken_as_written_but_for_health_and_metrics() -> None:
-    role = Roles({"user": DEFAULT}, APIS).browser_default
+def test_probes_metrics_and_commit_are_allowed_in_addition_to_the_list() -> None:
+    role = Roles({"user": DEFAULT}, ENDPOINTS).browser_default
     allowed = ["chat_stream", "commit", "healthz", "readyz", "metrics"]  # a commit is a part of chat_stream
-    assert [api for api in APIS if role.may_call(api)] == allowed
-    everything = Roles({"user": role_of("nothing")}, APIS).browser_default
-    assert all(everything.may_call(api) for api in APIS)
+    assert [api for api in ENDPOINTS if role.may_call(api)] == allowed
+    everything = Roles({"user": role_of("nothing")}, ENDPOINTS).browser_default
+    assert all(everything.may_call(api) for api in ENDPOINTS)
 
 
-def test_phrases_give_roles_to_whom_they_are_for() -> None:
+def test_phrases_match_roles_by_kind_of_client() -> None:
     sha256 = hashlib.sha256(b"open").hexdigest()
     roles = Roles(
         {
@@ -67,7 +67,7 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
             "robot": role_of("header_phrase", "beep", use_session=False),
             "android": role_of("header_phrase_sha256", sha256, use_session=False),
         },
-        APIS,
+        ENDPOINTS,
     )
     assert (roles.browser_default.name, roles.agent_default and roles.agent_default.name) == ("user", "agent")
     typed = {text: roles.by_typed_phrase(text) for text in ("sesame", "open", "best", "beep", "")}
@@ -85,9 +85,9 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
         "sesame": None,
         "": None,
     }
-    assert roles.granted("plain").enable_dev_tool
+    assert roles.by_granted_name("plain").enable_dev_tool
     for name in ("gone", "robot", "agent", "user", None, 5):  # not there any more, or not to be had by typing
-        assert roles.granted(name) is roles.browser_default
+        assert roles.by_granted_name(name) is roles.browser_default
 
 
 @pytest.mark.parametrize(
@@ -138,15 +138,15 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
         ),
     ],
 )
-def test_wrong_roles_are_a_value_error_that_names_role_and_field(roles: Any, says: str) -> None:
+def test_invalid_roles_are_a_value_error_with_role_and_field(roles: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says) as refused:
         ChatStream(engine=echo, client_roles=roles)
     assert "hush" not in str(refused.value)
 
 
-def test_nothing_shows_a_secret() -> None:
+def test_representations_contain_no_secret() -> None:
     roles = {"user": DEFAULT, "admin": role_of("ui_pass_phrase", "sesame")}
     chat_stream = ChatStream(engine=echo, client_roles=roles)
-    shown = f"{chat_stream!r} {chat_stream.roles!r} {chat_stream.roles.granted('admin')!r} {vars(chat_stream.roles)}"
+    shown = f"{chat_stream!r} {chat_stream.roles!r} {chat_stream.roles.by_granted_name('admin')!r} {vars(chat_stream.roles)}"
     assert "admin (ui_pass_phrase)" in shown
     assert "sesame" not in shown

@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream
-from tests.helpers import sse_events
+from tests.helpers import ClientOf, StartServer, sse_events
 
 QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture
-async def server(start: Any, model: Any, tokenizer: Any) -> Any:
+async def server(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
     return await start(ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24, max_queue_size=8))
 
 
-def reference(model: Any, tokenizer: Any, messages: list[dict[str, str]], max_new_tokens: int = 24) -> list[int]:
+def reference(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_new_tokens: int = 24
+) -> list[int]:
     """The token ids that ``model.generate`` answers with, greedy."""
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
@@ -30,8 +33,8 @@ def reference(model: Any, tokenizer: Any, messages: list[dict[str, str]], max_ne
     return ids
 
 
-async def test_the_answer_streams_in_chunks_and_is_what_generate_gives(
-    server: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_the_streamed_answer_equals_the_output_of_generate(
+    server: Any, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chunks = []
     async with client_of(server).post(user_input=QUESTION) as response:
@@ -45,7 +48,9 @@ async def test_the_answer_streams_in_chunks_and_is_what_generate_gives(
     assert len(chunks) > 1
 
 
-async def test_a_second_turn_sees_the_first(server: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
+async def test_the_prompt_of_a_second_turn_contains_the_first(
+    server: Any, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     client = client_of(server)
     first = await client.say(QUESTION)
     second = await client.say("Say that again, shorter.")
@@ -59,7 +64,7 @@ async def test_a_second_turn_sees_the_first(server: Any, client_of: Any, model: 
     assert await client.texts() == [QUESTION, first["text"], "Say that again, shorter.", second["text"]]
 
 
-async def test_two_users_at_once_have_two_conversations(server: Any, client_of: Any) -> None:
+async def test_concurrent_users_have_separate_conversations(server: Any, client_of: ClientOf) -> None:
     anna, ben = client_of(server), client_of(server)
     await asyncio.gather(anna.say("My name is Anna."), ben.say("My name is Ben."))
     await asyncio.gather(anna.say("Who am I?"), ben.say("Who am I?"))
@@ -70,7 +75,7 @@ async def test_two_users_at_once_have_two_conversations(server: Any, client_of: 
     assert not any("Ben" in text for text in of_anna)
 
 
-async def test_conversations_of_one_user_are_apart_by_name(server: Any, client_of: Any) -> None:
+async def test_a_users_conversations_are_separated_by_name(server: Any, client_of: ClientOf) -> None:
     client = client_of(server)
     await client.say("Hello.", conversation="a")
     await client.say("Good evening.", conversation="b")
@@ -79,7 +84,9 @@ async def test_conversations_of_one_user_are_apart_by_name(server: Any, client_o
     assert await client.texts() == []
 
 
-async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer(server: Any, client_of: Any) -> None:
+async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer(
+    server: Any, client_of: ClientOf
+) -> None:
     client = client_of(server)
     first = await client.say("Tell me a number.", params={"temperature": 1.0, "seed": 1})
     again = await client.say(regenerate=True, params={"temperature": 1.0, "seed": 2})
@@ -92,8 +99,8 @@ async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer
 
 
 @pytest.mark.parametrize("text", ["日本の首都はどこですか？", "Say this back to me: 🍣👨‍👩‍👧‍👦🇯🇵", "नमस्ते"])
-async def test_any_script_goes_in_and_comes_out_whole(
-    server: Any, client_of: Any, model: Any, tokenizer: Any, text: str
+async def test_text_of_any_script_is_preserved(
+    server: Any, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> None:
     client = client_of(server)
     chunks = []
@@ -105,7 +112,7 @@ async def test_any_script_goes_in_and_comes_out_whole(
     assert await client.texts() == [text, "".join(chunks)]
 
 
-async def test_a_stop_string_ends_the_answer_and_does_not_show_even_in_part(server: Any, client_of: Any) -> None:
+async def test_a_stop_string_ends_the_answer_and_is_never_sent_in_part(server: Any, client_of: ClientOf) -> None:
     client = client_of(server)
     whole = (await client.say(QUESTION))["text"]
     stop = whole[9:21]  # across several tokens
@@ -118,7 +125,7 @@ async def test_a_stop_string_ends_the_answer_and_does_not_show_even_in_part(serv
     assert answer["finish_reason"] == "stop"
 
 
-async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Any, client_of: Any) -> None:
+async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Any, client_of: ClientOf) -> None:
     answer = await client_of(server).say(QUESTION, params={"max_new_tokens": 17, "ignore_eos": True})
     assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 17)
     natural = await client_of(server).say(QUESTION)
@@ -126,7 +133,7 @@ async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Any, client_o
     assert natural["usage"]["completion_tokens"] < 24
 
 
-async def test_event_stream_tells_start_deltas_and_done(server: Any, client_of: Any) -> None:
+async def test_an_event_stream_contains_start_deltas_and_done(server: Any, client_of: ClientOf) -> None:
     async with client_of(server).post(accept="text/event-stream", user_input=QUESTION) as response:
         assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         message_id = response.headers["X-ChatStream-Last-Generated-Message-Id"]
@@ -142,7 +149,7 @@ async def test_event_stream_tells_start_deltas_and_done(server: Any, client_of: 
     assert 0 <= done["timing"]["queue_s"] <= done["timing"]["ttft_s"] <= done["timing"]["total_s"]
 
 
-async def test_every_format_has_the_headers_of_the_protocol(server: Any, client_of: Any) -> None:
+async def test_every_format_has_the_headers_of_the_protocol(server: Any, client_of: ClientOf) -> None:
     for accept in ("text/plain", "text/event-stream", "application/json"):
         async with client_of(server).post(accept=accept, user_input="Hi", params={"max_new_tokens": 1}) as response:
             await response.read()
@@ -154,7 +161,7 @@ async def test_every_format_has_the_headers_of_the_protocol(server: Any, client_
 
 
 async def test_a_seeded_server_repeats_its_sequence_of_answers(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     sequences = []
     for _ in range(2):
@@ -165,8 +172,8 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
     assert sequences[0][0] != sequences[0][1]
 
 
-async def test_old_turns_leave_the_prompt_before_the_context_is_full(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_old_turns_are_dropped_from_the_prompt_before_the_context_is_full(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=4, context_len=128)
     client = client_of(await start(chat_stream))
@@ -179,8 +186,8 @@ async def test_old_turns_leave_the_prompt_before_the_context_is_full(
     assert len(await client.history()) == 16  # the user still sees all of it
 
 
-async def test_a_message_that_alone_is_too_long_is_a_413_that_says_by_how_much(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_a_message_that_exceeds_the_context_is_a_413_with_the_excess(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=4, context_len=64)
     server = await start(chat_stream)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from aiochatstream import ChatStream
 from aiochatstream.params import ParamOverrides
-from tests.helpers import echo, post_bytes
+from tests.helpers import ClientOf, StartServer, echo, post_bytes
 
 
 @pytest.fixture
-async def server(start: Any) -> Any:
+async def server(start: StartServer) -> Any:
     return await start(ChatStream(engine=echo, max_new_tokens=64), client_max_size=1 << 21)
 
 
@@ -65,8 +65,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("body", "status", "code", "says"), WRONG)
-async def test_a_wrong_body_gets_a_clear_error(
-    server: Any, client_of: Any, body: str, status: int, code: str, says: str
+async def test_an_invalid_body_gets_a_clear_error(
+    server: Any, client_of: ClientOf, body: str, status: int, code: str, says: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
     data = body.encode("latin-1")
@@ -80,12 +80,12 @@ async def test_a_wrong_body_gets_a_clear_error(
     assert server.idle
 
 
-async def test_unknown_fields_are_ignored_and_null_params_are_defaults(server: Any, client_of: Any) -> None:
+async def test_unknown_fields_are_ignored_and_null_params_are_defaults(server: Any, client_of: ClientOf) -> None:
     answer = await client_of(server).say("hi", something="else", params={"top_k": None, "unknown": 1})
     assert answer["text"] == "hi "
 
 
-async def test_other_media_types_are_refused(server: Any, client_of: Any) -> None:
+async def test_other_media_types_are_refused(server: Any, client_of: ClientOf) -> None:
     session = client_of(server).session
     async with session.post(
         f"{server.url}/chat_stream", data=b"user_input=hi", headers={"Content-Type": "text/x"}
@@ -97,7 +97,7 @@ async def test_other_media_types_are_refused(server: Any, client_of: Any) -> Non
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_over_the_limit_is_a_413(start: Any, client_of: Any, chunked: bool) -> None:
+async def test_a_body_over_the_limit_is_a_413(start: StartServer, client_of: ClientOf, chunked: bool) -> None:
     server = await start(ChatStream(engine=echo, max_request_bytes=2048), client_max_size=1 << 30)
     data: Any = json.dumps({"user_input": "x" * 3000}).encode()
 
@@ -111,7 +111,7 @@ async def test_a_body_over_the_limit_is_a_413(start: Any, client_of: Any, chunke
         assert (await response.json())["error"] == "too_large"
 
 
-async def test_the_apps_own_body_limit_gives_the_same_error(start: Any, client_of: Any) -> None:
+async def test_the_apps_own_body_limit_gives_the_same_error(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo), client_max_size=1000)
     async with client_of(server).post(user_input="x" * 3000) as response:
         assert response.status == 413
@@ -119,7 +119,7 @@ async def test_the_apps_own_body_limit_gives_the_same_error(start: Any, client_o
 
 
 @pytest.mark.parametrize("data", [b"rubbish", gzip.compress(b'{"user_input": "hi"}')[:15]], ids=["rubbish", "cut off"])
-async def test_a_body_that_is_not_compressed_as_it_says_is_a_400(server: Any, client_of: Any, data: bytes) -> None:
+async def test_a_body_that_is_not_compressed_as_it_says_is_a_400(server: Any, client_of: ClientOf, data: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = f"POST /chat_stream HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(data)}\r\n"
     writer.write(
@@ -130,7 +130,7 @@ async def test_a_body_that_is_not_compressed_as_it_says_is_a_400(server: Any, cl
     assert b" 400 " in status_line
 
 
-async def test_a_compressed_body_is_read(server: Any, client_of: Any) -> None:
+async def test_a_compressed_body_is_read(server: Any, client_of: ClientOf) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     data = gzip.compress(b'{"user_input": "hi"}')
     async with client_of(server).session.post(f"{server.url}/chat_stream", data=data, headers=headers) as response:
@@ -149,7 +149,7 @@ async def test_any_cookie_gives_a_fresh_session(server: Any, cookie: bytes) -> N
     await writer.wait_closed()
 
 
-async def test_the_query_of_history_is_validated(server: Any, client_of: Any) -> None:
+async def test_the_query_of_history_is_validated(server: Any, client_of: ClientOf) -> None:
     async with client_of(server).session.get(f"{server.url}/history", params={"conversation": "a b"}) as response:
         assert response.status == 422
         assert "conversation" in (await response.json())["detail"]
@@ -166,7 +166,7 @@ SET = st.dictionaries(st.sampled_from(PARAMS), JSON)
 BODY = st.dictionaries(st.sampled_from(FIELDS), JSON | SET, max_size=5) | SET
 
 
-async def test_no_json_and_no_bytes_give_a_500(server: Any, client_of: Any) -> None:
+async def test_no_body_causes_a_500(server: Any, client_of: ClientOf) -> None:
     client = client_of(server)
     bodies: list[bytes] = []
 

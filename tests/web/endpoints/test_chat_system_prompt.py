@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aiochatstream import ChatPrompt, ChatStream
-from tests.helpers import Stepper
+from tests.helpers import ClientOf, MakeStepper, StartServer, Stepper
 
 
 class OwnSystem(ChatPrompt):
     system = "Be brief."
 
 
-async def test_it_takes_the_place_of_the_servers_own_for_that_answer_alone(start: Any, client_of: Any) -> None:
+async def test_the_system_prompt_replaces_the_servers_for_one_answer(
+    start: StartServer, client_of: ClientOf
+) -> None:
     engine = Stepper()
     engine.allow(100)
     chat_stream = ChatStream(engine=engine, chat_prompt_clazz=OwnSystem, allow_system_prompt=True, max_new_tokens=1)
@@ -27,7 +27,7 @@ async def test_it_takes_the_place_of_the_servers_own_for_that_answer_alone(start
     assert await client.texts() == ["one", "1 ", "two", "1 ", "three", "1 ", "three", "1 "]
 
 
-async def test_it_has_at_most_10000_characters(start: Any, client_of: Any, stepper: Any) -> None:
+async def test_the_system_prompt_has_at_most_10000_characters(start: StartServer, client_of: ClientOf, stepper: MakeStepper) -> None:
     engine = stepper()
     client = client_of(await start(ChatStream(engine=engine, allow_system_prompt=True, max_new_tokens=1)))
     async with client.post(user_input="hi", system="x" * 10_001) as response:

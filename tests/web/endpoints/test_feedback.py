@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile
 from aiochatstream.runtime.chat import MAX_PROMPT_TEXTS
-from tests.helpers import Client, echo, until
+from tests.helpers import Client, ClientOf, StartServer, echo, until
 
 
 class Plain(AbstractChatPrompt):
@@ -28,8 +29,12 @@ async def give(client: Client, **body: Any) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
-async def test_the_application_gets_all_there_is_to_know_of_the_answer(
-    start: Any, client_of: Any, model: Any, tokenizer: Any, asynchronous: bool
+async def test_the_callback_receives_the_rating_the_answer_and_its_prompt(
+    start: StartServer,
+    client_of: ClientOf,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asynchronous: bool,
 ) -> None:
     received: list[Feedback] = []
 
@@ -62,7 +67,7 @@ async def test_the_application_gets_all_there_is_to_know_of_the_answer(
     assert received[1].generation_params["max_new_tokens"] == 4
 
 
-async def test_only_an_answer_of_ones_own_conversation_can_be_meant(start: Any, client_of: Any) -> None:
+async def test_users_can_rate_only_answers_of_their_own_conversations(start: StartServer, client_of: ClientOf) -> None:
     received: list[Any] = []
     server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
     answer = await client_of(server).say("mine")
@@ -74,16 +79,16 @@ async def test_only_an_answer_of_ones_own_conversation_can_be_meant(start: Any, 
 @pytest.mark.parametrize(
     ("body", "field"), [({"is_like": True}, "message_id"), ({"message_id": "x", "is_like": "yes"}, "is_like")]
 )
-async def test_a_body_that_is_no_feedback_is_refused_by_field(
-    start: Any, client_of: Any, body: dict[str, Any], field: str
+async def test_an_invalid_body_is_refused_with_the_field(
+    start: StartServer, client_of: ClientOf, body: dict[str, Any], field: str
 ) -> None:
     status, answer = await give(client_of(await start(ChatStream(engine=echo))), **body)
     assert (status, answer["error"]) == (422, "invalid_value")
     assert answer["detail"].startswith(field)
 
 
-async def test_a_callback_that_raises_is_not_told_as_a_success(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_an_exception_of_the_callback_is_a_500(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(request: web.Request, feedback: Feedback) -> None:
         raise OSError("the disk is full")
@@ -97,8 +102,8 @@ async def test_a_callback_that_raises_is_not_told_as_a_success(
     assert await client.texts() == ["hi", "hi "]
 
 
-async def test_a_feedback_file_gets_a_line_each_that_only_its_owner_may_read(
-    start: Any, client_of: Any, tmp_path: Path
+async def test_a_feedback_file_contains_a_line_for_each_rating_and_is_private(
+    start: StartServer, client_of: ClientOf, tmp_path: Path
 ) -> None:
     path = tmp_path / "feedback.jsonl"
     client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
@@ -113,8 +118,8 @@ async def test_a_feedback_file_gets_a_line_each_that_only_its_owner_may_read(
     assert path.stat().st_mode & 0o077 == 0
 
 
-async def test_feedback_that_is_only_written_in_part_is_not_told_as_a_success(
-    start: Any, client_of: Any, tmp_path: Path
+async def test_partially_written_feedback_is_a_500(
+    start: StartServer, client_of: ClientOf, tmp_path: Path
 ) -> None:
     path = tmp_path / "feedback.jsonl"
     client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
@@ -130,14 +135,16 @@ async def test_feedback_that_is_only_written_in_part_is_not_told_as_a_success(
 
 
 @pytest.mark.parametrize("form", ["x" * 16_384, ["あ" * 6_000], {"x" * 20_000: 1}])
-async def test_a_form_above_16_kib_is_refused_by_field(start: Any, client_of: Any, form: Any) -> None:
+async def test_a_form_above_16_kib_is_refused(start: StartServer, client_of: ClientOf, form: Any) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
     status, body = await give(client, message_id="x", is_like=True, form_data=form)
     assert (status, body["detail"]) == (422, "form_data: must be at most 16384 bytes of JSON.")
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "[1e999]", '{"a": -1' + "0" * 400 + ".5}"])
-async def test_a_form_with_what_is_no_number_of_json_is_refused(start: Any, client_of: Any, number: str) -> None:
+async def test_a_form_with_non_finite_numbers_is_refused(
+    start: StartServer, client_of: ClientOf, number: str
+) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
     data = f'{{"message_id": "x", "form_data": {number}}}'
     headers = {"Content-Type": "application/json"}
@@ -146,7 +153,7 @@ async def test_a_form_with_what_is_no_number_of_json_is_refused(start: Any, clie
         assert (await response.json())["detail"] == "form_data: must be JSON with finite numbers only."
 
 
-async def test_words_that_look_like_no_number_are_words(start: Any, client_of: Any) -> None:
+async def test_text_like_nan_is_accepted(start: StartServer, client_of: ClientOf) -> None:
     received: list[Any] = []
     server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
     client = client_of(server)
@@ -156,8 +163,8 @@ async def test_words_that_look_like_no_number_are_words(start: Any, client_of: A
     assert received[0][1].form_data == form
 
 
-async def test_one_answer_is_rated_ten_times_at_most_and_the_same_rating_is_told_once(
-    start: Any, client_of: Any
+async def test_an_answer_has_at_most_ten_ratings_and_repeated_ratings_count_once(
+    start: StartServer, client_of: ClientOf
 ) -> None:
     received: list[Any] = []
     server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told[1].form_data)))
@@ -173,7 +180,7 @@ async def test_one_answer_is_rated_ten_times_at_most_and_the_same_rating_is_told
     assert (await give(client, message_id=second, form_data=0))[0] == 200
 
 
-async def test_a_rating_that_could_not_be_kept_can_be_sent_again(start: Any, client_of: Any) -> None:
+async def test_a_rating_can_be_repeated_after_a_failed_callback(start: StartServer, client_of: ClientOf) -> None:
     received: list[Any] = []
 
     def fail_once(request: web.Request, feedback: Feedback) -> None:
@@ -187,8 +194,8 @@ async def test_a_rating_that_could_not_be_kept_can_be_sent_again(start: Any, cli
     assert len(received) == 2
 
 
-async def test_a_rating_that_is_refused_before_the_callback_can_be_sent_again(
-    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_rating_can_be_repeated_after_a_refusal_before_the_callback(
+    start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: list[Any] = []
     server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
@@ -201,8 +208,8 @@ async def test_a_rating_that_is_refused_before_the_callback_can_be_sent_again(
     assert len(received) == 1
 
 
-async def test_a_full_feedback_file_is_a_503_and_one_line_in_the_log(
-    start: Any, client_of: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_full_feedback_file_is_a_503_and_is_logged_once(
+    start: StartServer, client_of: ClientOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "feedback.jsonl"
     client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path, max_bytes=3000))))
@@ -218,7 +225,9 @@ async def test_a_full_feedback_file_is_a_503_and_one_line_in_the_log(
     assert (await give(client, message_id=answer["message_id"], form_data=6))[0] == 200
 
 
-async def test_reading_prompts_never_takes_the_thread_that_answers_need(start: Any, client_of: Any) -> None:
+async def test_prompts_for_feedback_do_not_block_answers(
+    start: StartServer, client_of: ClientOf
+) -> None:
     may_go_on = threading.Event()
 
     class Slow(AbstractChatPrompt):

@@ -13,11 +13,12 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams, MemoryConversationStore, MemoryStorage
 from aiochatstream.sessions import recent_params
 from aiochatstream.sessions.cookie_session import MAX_COOKIE_BYTES
-from tests.helpers import Client, Server, until
+from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, until
 
 KEY = Fernet.generate_key()
 STORAGES: dict[str, Callable[[], AbstractStorage]] = {
@@ -56,7 +57,7 @@ def storage(request: pytest.FixtureRequest) -> AbstractStorage:
 
 
 @pytest.fixture
-async def server(start: Any, storage: AbstractStorage) -> Server:
+async def server(start: StartServer, storage: AbstractStorage) -> Server:
     made: Server = await start(ChatStream(engine=tells_params, temperature=0.5), storage)
     return made
 
@@ -96,14 +97,14 @@ async def used(client: Client, **params: Any) -> dict[str, Any]:
     return answer
 
 
-async def test_what_nobody_has_set_is_the_servers_own_and_asking_makes_no_session(
-    server: Server, client_of: Any
+async def test_the_defaults_are_the_servers_and_reading_them_creates_no_session(
+    server: Server, client_of: ClientOf
 ) -> None:
     assert await told(client_of(server)) == DEFAULTS
 
 
-async def test_chatstreams_three_and_all_others_are_kept_and_change_the_users_answers_alone(
-    server: Server, client_of: Any
+async def test_parameters_are_saved_and_change_this_users_answers_only(
+    server: Server, client_of: ClientOf
 ) -> None:
     anna, bert = client_of(server), client_of(server)
     three = {"temperature": 0.25, "top_k_value": 40, "top_p_value": 0.75}
@@ -126,7 +127,7 @@ async def test_chatstreams_three_and_all_others_are_kept_and_change_the_users_an
     assert await used(anna) == answer, "the user's seed is each answer's"
 
 
-async def test_a_request_counts_more_than_its_user(server: Server, client_of: Any) -> None:
+async def test_parameters_of_a_request_override_those_of_its_user(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     await put(client, temperature=0.25, top_k=40, seed=7)
     answer = await used(client, temperature=1.5, seed=8)
@@ -134,7 +135,7 @@ async def test_a_request_counts_more_than_its_user(server: Server, client_of: An
     assert (await told(client))["temperature"] == 0.25
 
 
-async def test_null_takes_one_back_and_what_is_absent_stays(server: Server, client_of: Any) -> None:
+async def test_null_restores_a_default_and_absent_parameters_stay(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     await put(client, temperature=0.25, top_k_value=40, seed=7)
     assert await put(client, top_k_value=None) == {**DEFAULTS, "temperature": 0.25, "seed": 7}
@@ -142,7 +143,7 @@ async def test_null_takes_one_back_and_what_is_absent_stays(server: Server, clie
     assert (await used(client))["seed"] != (await used(client))["seed"]
 
 
-async def test_what_changes_nothing_writes_no_session(server: Server, client_of: Any) -> None:
+async def test_the_session_is_written_only_if_something_changes(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     for body, writes in (
         ({}, False),
@@ -172,8 +173,8 @@ async def test_what_changes_nothing_writes_no_session(server: Server, client_of:
     ],
     ids=str,
 )
-async def test_what_is_out_of_range_is_refused_and_nothing_of_it_is_kept(
-    server: Server, client_of: Any, values: dict[str, Any], says: str
+async def test_values_out_of_range_are_refused_and_change_nothing(
+    server: Server, client_of: ClientOf, values: dict[str, Any], says: str
 ) -> None:
     client = client_of(server)
     assert (await refused(client, **values)).startswith(says)
@@ -182,7 +183,7 @@ async def test_what_is_out_of_range_is_refused_and_nothing_of_it_is_kept(
     assert await told(client) == {**DEFAULTS, "top_k_value": 3}
 
 
-async def test_the_servers_narrower_limits_hold_for_users_and_requests(start: Any, client_of: Any) -> None:
+async def test_param_limits_apply_to_users_and_requests(start: StartServer, client_of: ClientOf) -> None:
     limits = {"temperature": (0, 1), "top_k": (1, 500)}
     client = client_of(await start(ChatStream(engine=tells_params, top_k=50, param_limits=limits)))
     assert await refused(client, temperature=1.1) == "temperature: must be from 0 to 1 on this server."
@@ -194,7 +195,7 @@ async def test_the_servers_narrower_limits_hold_for_users_and_requests(start: An
         assert (await response.json())["detail"] == "params.temperature: must be from 0 to 1 on this server."
 
 
-async def test_the_ranges_that_are_told_are_those_that_hold(start: Any, client_of: Any) -> None:
+async def test_the_returned_ranges_are_the_accepted_ones(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=tells_params, top_k=50, param_limits={"top_k": (1, 500)}))
     client = client_of(server)
     async with client.session.get(f"{server.url}/get_generation_params") as response:
@@ -207,7 +208,9 @@ async def test_the_ranges_that_are_told_are_those_that_hold(start: Any, client_o
             assert (await refused(client, **{name: beyond})).startswith(f"{name}: must be"), name
 
 
-async def test_settings_that_a_server_no_longer_allows_are_as_if_never_set(start: Any, client_of: Any) -> None:
+async def test_settings_that_a_server_no_longer_allows_are_ignored(
+    start: StartServer, client_of: ClientOf
+) -> None:
     async def worker(**options: Any) -> Server:
         made: Server = await start(ChatStream(engine=tells_params, **options), STORAGES["cookie"]())
         return made
@@ -220,7 +223,7 @@ async def test_settings_that_a_server_no_longer_allows_are_as_if_never_set(start
     assert await put(narrower, top_p=0.5) == {**DEFAULTS, "top_p_value": 0.5}
 
 
-async def test_what_is_in_a_cookie_that_anyone_can_write_gives_no_500(start: Any, client_of: Any) -> None:
+async def test_invalid_settings_in_an_open_cookie_are_ignored(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=tells_params, temperature=0.5), SimpleCookieStorage())
     for params in (5, {"number": "x"}, {"number": 1, "values": 5}, {"number": 1, "values": {"temperature": "\ud800"}}):
         client = client_of(server)
@@ -233,8 +236,8 @@ async def test_what_is_in_a_cookie_that_anyone_can_write_gives_no_500(start: Any
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
 @pytest.mark.parametrize("first", [True, False])
-async def test_setting_while_an_answer_is_made_is_not_taken_back_by_its_response(
-    start: Any, client_of: Any, stepper: Any, storage: AbstractStorage, accept: str, first: bool
+async def test_settings_changed_during_an_answer_survive_its_response(
+    start: StartServer, client_of: ClientOf, stepper: MakeStepper, storage: AbstractStorage, accept: str, first: bool
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_new_tokens=1, temperature=0.5), storage)
@@ -263,8 +266,8 @@ async def test_setting_while_an_answer_is_made_is_not_taken_back_by_its_response
 
 
 @pytest.mark.parametrize("store", [None, MemoryConversationStore()], ids=["no store", "store"])
-async def test_an_app_that_writes_into_its_session_beside_an_answer_takes_nothing_back(
-    stepper: Any, client_of: Any, storage: AbstractStorage, store: Any
+async def test_settings_survive_an_app_that_writes_into_the_session_during_an_answer(
+    stepper: MakeStepper, client_of: ClientOf, storage: AbstractStorage, store: Any
 ) -> None:
     app = web.Application()
     aiohttp_session.setup(app, storage)
@@ -303,7 +306,7 @@ async def test_an_app_that_writes_into_its_session_beside_an_answer_takes_nothin
         await runner.cleanup()
 
 
-async def test_the_cookie_stays_within_what_browsers_keep(start: Any, client_of: Any) -> None:
+async def test_settings_keep_the_cookie_within_the_limit_of_browsers(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=tells_params, max_new_tokens=1), STORAGES["cookie"]())
     client = client_of(server)
     for turn in range(8):
@@ -318,8 +321,8 @@ async def test_the_cookie_stays_within_what_browsers_keep(start: Any, client_of:
     assert (await other.texts())[-2].startswith("7 ")
 
 
-async def test_a_bias_of_a_token_that_the_model_does_not_have_is_refused_at_the_door(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_a_bias_for_an_unknown_token_is_refused_in_requests(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=2)))
     sentence = "logit_bias: token id 49152 is out of range; the vocabulary has 49152 tokens."
@@ -332,14 +335,16 @@ async def test_a_bias_of_a_token_that_the_model_does_not_have_is_refused_at_the_
     assert (await client.say("hi", params={"logit_bias": {str(said): 100}}))["text"] == " Paris Paris"
 
 
-async def test_a_servers_own_bias_of_a_token_that_the_model_does_not_have_is_refused_at_start_up(
-    start: Any, model: Any, tokenizer: Any
+async def test_a_bias_for_an_unknown_token_is_refused_at_startup(
+    start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     with pytest.raises(ValueError, match=r"^logit_bias: token id 49152 is out of range"):
         await start(ChatStream(model=model, tokenizer=tokenizer, logit_bias={49152: 1}))
 
 
-async def test_the_ranges_are_looked_up_once(server: Server, client_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_ranges_are_computed_once(
+    server: Server, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = client_of(server)
     first = await told(client)
     monkeypatch.setattr(GenerationParams, "model_json_schema", None)

@@ -48,7 +48,7 @@ class Links(HTMLParser):
         self._inside = ""
 
 
-async def test_the_index_is_asked_for_each_time_and_sent_when_it_changed() -> None:
+async def test_the_index_is_revalidated() -> None:
     async with running_server(ChatStream(engine=echo)) as server, aiohttp.ClientSession() as session:
         async with session.get(server.url) as response:
             assert (response.status, response.content_type) == (200, "text/html")
@@ -63,7 +63,7 @@ async def test_the_index_is_asked_for_each_time_and_sent_when_it_changed() -> No
             assert response.status == 200
 
 
-async def test_the_policy_lets_the_page_load_its_own_files_and_nothing_else() -> None:
+async def test_the_policy_allows_only_files_of_the_page() -> None:
     async with (
         running_server(ChatStream(engine=echo)) as server,
         aiohttp.ClientSession() as session,
@@ -92,7 +92,7 @@ async def test_the_policy_lets_the_page_load_its_own_files_and_nothing_else() ->
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
-async def test_every_file_is_there_may_be_kept_for_ever_and_comes_as_it_is(encoding: str) -> None:
+async def test_every_file_is_served_unchanged_and_cacheable(encoding: str) -> None:
     files = PageFiles.read()
     async with running_server(ChatStream(engine=echo)) as server, aiohttp.ClientSession() as session:
         for name in files.files:
@@ -121,7 +121,7 @@ async def test_other_versions_and_other_files_are_not_found() -> None:
                 assert response.status == 404, path
 
 
-def test_the_version_follows_every_byte(tmp_path: Path) -> None:
+def test_the_version_depends_on_every_byte(tmp_path: Path) -> None:
     (tmp_path / "js").mkdir()
     (tmp_path / "index.html").write_text("<!-- modules --><link href='page/version/a.css' />")
     (tmp_path / "a.css").write_text("a {}")
@@ -136,12 +136,12 @@ def test_the_version_follows_every_byte(tmp_path: Path) -> None:
     assert PageFiles.read(tmp_path).version != first.version
 
 
-def test_the_whole_page_is_light() -> None:
+def test_the_page_is_small() -> None:
     files = PageFiles.read()
     assert len(files.index.gzipped) + sum(len(file.gzipped) for file in files.files.values()) < COMPRESSED_BYTES
 
 
-def test_the_wheel_holds_what_the_page_is_made_of() -> None:
+def test_the_wheel_contains_the_files_of_the_page() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     patterns = config["options.package_data"]["aiochatstream"].split()
@@ -150,7 +150,7 @@ def test_the_wheel_holds_what_the_page_is_made_of() -> None:
     assert set((FOLDER / "vendor").glob("LICENSE-*")) <= packed
 
 
-def test_the_libraries_are_as_their_makers_released_them() -> None:
+def test_the_vendored_libraries_match_their_checksums() -> None:
     vendor = FOLDER / "vendor"
     listed = dict(reversed(line.split("  ")) for line in (vendor / "SHA256SUMS").read_text().splitlines())
     assert {path.relative_to(vendor).as_posix() for path in vendor.rglob("*.js")} <= {name[2:] for name in listed}
@@ -159,7 +159,7 @@ def test_the_libraries_are_as_their_makers_released_them() -> None:
 
 
 @pytest.mark.parametrize("how", ["prefix", "sub-app"])
-async def test_under_a_prefix_every_link_of_the_page_leads_to_a_file(how: str) -> None:
+async def test_every_link_of_the_page_works_under_a_prefix(how: str) -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     aiohttp_session.setup(app, MemoryStorage())
     if how == "prefix":
@@ -178,7 +178,7 @@ async def test_under_a_prefix_every_link_of_the_page_leads_to_a_file(how: str) -
                 assert response.status == 200, link
 
 
-async def test_roles_are_told_what_they_may_do() -> None:
+async def test_ui_config_contains_the_rights_of_the_role() -> None:
     roles = {
         "guest": role_of("nothing", allow=["chat_stream", "webui_index"]),
         "developer": role_of("ui_pass_phrase", "open sesame", enable_dev_tool=True),
@@ -197,7 +197,7 @@ async def test_roles_are_told_what_they_may_do() -> None:
         assert await told() == ("developer", "all", True, True)
 
 
-async def test_a_role_that_may_not_see_the_page_is_told_so() -> None:
+async def test_the_page_is_a_403_for_roles_without_it() -> None:
     roles = {"guest": role_of("nothing", allow=["chat_stream"])}
     chat_stream = ChatStream(engine=echo, client_roles=roles)
     async with running_server(chat_stream) as server, aiohttp.ClientSession() as session:
@@ -219,7 +219,7 @@ OWNERS = {
 
 
 @pytest.mark.parametrize("where", ["constructor", "append_apis"])
-async def test_the_owners_texts_and_colours_are_told(where: str) -> None:
+async def test_ui_config_contains_the_configured_texts_and_colours(where: str) -> None:
     app = web.Application()
     chat_stream = ChatStream(engine=echo, web_ui_params=OWNERS if where == "constructor" else None)
     chat_stream.append_middlewares(app)
@@ -249,12 +249,12 @@ async def test_the_owners_texts_and_colours_are_told(where: str) -> None:
         ({"frame_ancestors": ["*; script-src *"]}, "web_ui_params.frame_ancestors: must be a list of"),
     ],
 )
-def test_a_wrong_option_of_the_page_is_a_value_error_that_names_it(params: Any, says: str) -> None:
+def test_an_invalid_page_option_is_a_value_error_with_its_name(params: Any, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         ChatStream(engine=echo, web_ui_params=params)
 
 
-async def test_the_page_can_be_left_out() -> None:
+async def test_the_page_can_be_excluded() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     chat_stream.append_middlewares(app)
     chat_stream.append_apis(app, {"exclude": ["webui_index"]})

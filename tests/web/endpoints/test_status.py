@@ -8,9 +8,10 @@ from urllib.parse import quote, unquote
 
 import psutil
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
-from tests.helpers import Client, echo, role_of, until
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, role_of, until
 
 ALL = {"user": role_of("nothing")}
 """Not every browser may see prompts and the machine's memory."""
@@ -25,8 +26,8 @@ async def get(client: Client, path: str, **query: str) -> dict[str, Any]:
         return data
 
 
-async def test_the_load_tells_each_user_where_their_own_requests_stand(
-    start: Any, stepper: Any, client_of: Any
+async def test_get_load_returns_the_queue_positions_of_the_user(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
@@ -57,7 +58,7 @@ async def test_the_load_tells_each_user_where_their_own_requests_stand(
     await asyncio.gather(*asked)
 
 
-async def test_the_memory_of_the_machine_is_told_in_gib(start: Any, client_of: Any) -> None:
+async def test_resource_usage_is_in_gib(start: StartServer, client_of: ClientOf) -> None:
     usage = await get(
         client_of(await start(ChatStream(client_roles=ALL, engine=echo, name="node:7"))), "/get_resource_usage"
     )
@@ -78,7 +79,7 @@ class TwoGpus(Engine):
 
 @pytest.mark.parametrize(("num_gpus", "told"), [(None, 2), (1, 1), (0, 0)])
 async def test_gpus_are_told_as_far_as_the_application_says(
-    start: Any, client_of: Any, num_gpus: int | None, told: int
+    start: StartServer, client_of: ClientOf, num_gpus: int | None, told: int
 ) -> None:
     usage = await get(
         client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus(), num_gpus=num_gpus))), "/get_resource_usage"
@@ -96,7 +97,9 @@ def test_a_wrong_number_of_gpus_is_refused() -> None:
         ChatStream(engine=echo, num_gpus=-1)
 
 
-async def test_the_prompt_is_what_the_model_was_told(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
+async def test_the_prompt_is_what_the_model_was_told(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     client = client_of(await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, max_new_tokens=4)))
     assert await get(client, "/get_prompt") == {"success": False, "message": "no prompt", "prompt": None}
     await client.say("one & two, 三")
@@ -108,8 +111,8 @@ async def test_the_prompt_is_what_the_model_was_told(start: Any, client_of: Any,
     assert unquote(told["prompt"]) == prompt
 
 
-async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages_and_is_there_while_it_answers(
-    start: Any, stepper: Any, client_of: Any
+async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(client_roles=ALL, engine=engine, max_new_tokens=1))
@@ -128,8 +131,8 @@ async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages_and_i
     assert unquote((await get(client, "/get_prompt"))["prompt"]) == prompt
 
 
-async def test_the_prompt_of_a_message_that_left_few_tokens_for_its_answer_is_told(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_the_prompt_is_available_for_a_message_that_nearly_fills_the_context(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(
         await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, context_len=128, max_new_tokens=64))

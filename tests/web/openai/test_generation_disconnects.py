@@ -58,7 +58,7 @@ async def test_who_leaves_n_answers_stops_them_all(start: Any, stepper: Any, cli
     asking = asyncio.create_task(ask())
     await until(lambda: engine.running == 3)
     asking.cancel()
-    await until(lambda: all(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: all(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(3)
     await until(lambda: server.idle)
     assert engine.closed == 3
@@ -87,7 +87,7 @@ async def test_after_200_streams_whose_clients_give_up_all_gauges_are_zero_and_t
     await until(lambda: server.idle)
     async with client_of(server).post("/v1/chat/completions", **BODY) as response:
         assert (await response.json())["choices"][0]["message"]["content"] == "word " * 50
-    await until(lambda: not server.chat_stream.presence._watched)
+    await until(lambda: not server.chat_stream.disconnects._watched)
 
 
 async def test_a_shutdown_ends_a_stream_with_an_error(start: Any, stepper: Any, client_of: Any) -> None:
@@ -97,7 +97,7 @@ async def test_a_shutdown_ends_a_stream_with_an_error(start: Any, stepper: Any, 
     async with client_of(server).post("/v1/chat/completions", **BODY, stream=True) as response:
         await response.content.readuntil(b'"1 "')
         closing = asyncio.create_task(server.chat_stream._shut_down())
-        await until(lambda: all(turn.ending for turn in server.chat_stream._turns._turns.values()))
+        await until(lambda: all(turn.ending for turn in server.chat_stream.running_turns))
         engine.allow(1)
         rest = await response.text()
     await closing

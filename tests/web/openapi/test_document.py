@@ -22,10 +22,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from aiochatstream import ChatStream, ScriptedEngine
-from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
+from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
 from aiochatstream.web.openapi import docs_page
-from aiochatstream.web.routes import APIS
-from tests.helpers import Server, echo, role_of, serving
+from aiochatstream.web.routes import ENDPOINTS
+from tests.helpers import ClientOf, Server, StartServer, echo, role_of, serving
 
 EXAMPLES = 12
 """Requests for each endpoint."""
@@ -47,11 +47,15 @@ async def document_of(server: Server, client: Any) -> dict[str, Any]:
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
-@pytest.mark.parametrize("name", [name for name in (*APIS, *OPENAI_APIS) if name != "openapi"])  # read in each test
-async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, client_of: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in (*ENDPOINTS, *OPENAI_ENDPOINTS) if name != "openapi"]
+)  # read in each test
+async def test_responses_to_generated_requests_match_the_document(
+    start: StartServer, client_of: ClientOf, name: str
+) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
-    api = {**APIS, **OPENAI_APIS}[name]
+    api = {**ENDPOINTS, **OPENAI_ENDPOINTS}[name]
 
     def send() -> None:
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -81,13 +85,15 @@ async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, 
     assert server.idle
 
 
-async def test_every_endpoint_is_described_with_its_words_its_body_and_its_errors(start: Any, client_of: Any) -> None:
+async def test_every_endpoint_is_described_with_summary_body_and_errors(
+    start: StartServer, client_of: ClientOf
+) -> None:
     server = await start(ChatStream(engine=echo, overload_status=429))
     document = await document_of(server, client_of(server))
     described = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
     }
-    assert described.keys() == APIS.keys() | OPENAI_APIS.keys() | {"readyz_2"}  # at /health
+    assert described.keys() == ENDPOINTS.keys() | OPENAI_ENDPOINTS.keys() | {"readyz_2"}  # at /health
     schemathesis.openapi.from_dict(document).validate()  # OpenAPI 3.1
     for operation in described.values():
         assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
@@ -101,7 +107,7 @@ async def test_every_endpoint_is_described_with_its_words_its_body_and_its_error
     assert not [name for name in document["components"]["schemas"] if "__" in name]  # two of one name
 
 
-async def test_what_is_described_is_what_is_mounted_and_where() -> None:
+async def test_the_document_contains_the_mounted_endpoints_with_their_paths() -> None:
     app = web.Application()
     one, other = ChatStream(engine=echo), ChatStream(engine=echo, namespace="other")
     one.append_middlewares(app)
@@ -115,11 +121,11 @@ async def test_what_is_described_is_what_is_mounted_and_where() -> None:
             async with aiohttp.request("GET", f"{url}/{name}/openapi.json") as response:
                 paths[name] = list((await response.json())["paths"])
     assert paths["one"] == ["/one/chat_stream", "/one/openapi.json"]
-    others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_APIS.values()]
+    others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_ENDPOINTS.values()]
     assert paths["other"] == [*others, "/other/openapi.json"]
 
 
-async def test_keys_are_described_where_they_are_asked_for(start: Any, client_of: Any) -> None:
+async def test_api_keys_are_described_where_required(start: StartServer, client_of: ClientOf) -> None:
     for keys in (None, ["a-key"]):
         server = await start(ChatStream(engine=echo), api_keys=keys)
         document = await document_of(server, client_of(server))
@@ -132,31 +138,31 @@ async def test_keys_are_described_where_they_are_asked_for(start: Any, client_of
         assert f"curl {server.url}/v1/chat/completions -H" in page
 
 
-async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, client_of: Any) -> None:
+async def test_the_page_lists_every_endpoint_and_loads_nothing(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).session.get(f"{server.url}/docs") as response:
         page = await response.text()
         policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "script" not in policy
-    for api in APIS.values():
+    for api in ENDPOINTS.values():
         assert f"{api.path}</code>" in page
-    for api in OPENAI_APIS.values():
+    for api in OPENAI_ENDPOINTS.values():
         assert f"/v1{api.path.partition(':')[0].rstrip('}')}" in page
     assert not re.search(r"<script|<link|src=|url\(|href=\"\w+:", page)
     links = set(re.findall(r'href="#([^"]+)"', page))
     assert links <= set(re.findall(r'id="([^"]+)"', page))
 
 
-async def test_roles_may_hide_both(start: Any, client_of: Any) -> None:
+async def test_roles_can_forbid_document_and_page(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo, client_roles={"user": role_of("nothing", allow=["chat_stream"])}))
     for path in ("/openapi.json", "/docs"):
         async with client_of(server).session.get(server.url + path) as response:
             assert response.status == 403
 
 
-async def test_the_page_is_made_once_for_all_names_of_the_server_and_never_on_the_event_loop(
-    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+async def test_the_page_is_rendered_once_and_off_the_event_loop(
+    start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
     render = docs_page.render

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from tests.helpers import Client, Server, echo, until
+from tests.helpers import Client, ClientOf, MakeStepper, Server, echo, until
 
 pytestmark = pytest.mark.both_loops
 
@@ -85,7 +85,7 @@ async def read(client: Client, name: str = "a", accept: str = "text/plain", **bo
         return int(response.status)
 
 
-async def test_of_many_requests_at_once_each_gets_its_own_callback_once(serve: Any, client_of: Any) -> None:
+async def test_each_concurrent_request_gets_its_callback_once(serve: Any, client_of: ClientOf) -> None:
     told = Told()
     server = await serve(ChatStream(engine=echo, num_of_concurrent_executions=2, max_queue_size=9), told.answer)
     names = [f"{number:0{1 + number % 2}}-{number}" for number in range(20)]
@@ -105,12 +105,12 @@ async def test_of_many_requests_at_once_each_gets_its_own_callback_once(serve: A
 
 
 def running(server: Server) -> list[Any]:
-    return list(server.chat_stream._turns._turns.values())
+    return server.chat_stream.running_turns
 
 
 @both
-async def test_who_leaves_before_or_while_streaming_is_told_of_as_that(
-    serve: Any, stepper: Any, client_of: Any, handler_cancellation: bool
+async def test_callbacks_receive_disconnects_before_and_during_streaming(
+    serve: Any, stepper: MakeStepper, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     told, engine = Told(), stepper()
     chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=18)
@@ -143,7 +143,9 @@ async def test_who_leaves_before_or_while_streaming_is_told_of_as_that(
 
 
 @pytest.mark.parametrize("accept", ACCEPTS)
-async def test_what_goes_wrong_is_told_with_its_reason(serve: Any, stepper: Any, client_of: Any, accept: str) -> None:
+async def test_callbacks_receive_errors_with_their_reason(
+    serve: Any, stepper: MakeStepper, client_of: ClientOf, accept: str
+) -> None:
     told, engine = Told(), stepper(fail_at=1)
     server = await serve(ChatStream(engine=engine), told.answer)
     await read(client_of(server), "empty", accept, user_input="")
@@ -157,8 +159,8 @@ async def test_what_goes_wrong_is_told_with_its_reason(serve: Any, stepper: Any,
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_a_callback_that_raises_is_logged_and_harms_nothing(
-    serve: Any, client_of: Any, caplog: pytest.LogCaptureFixture, is_async: bool
+async def test_an_exception_of_a_callback_is_logged_only(
+    serve: Any, client_of: ClientOf, caplog: pytest.LogCaptureFixture, is_async: bool
 ) -> None:
     def plain(request: web.Request, message: str) -> None:
         raise ZeroDivisionError(f"the app broke on {message}")
@@ -177,8 +179,8 @@ async def test_a_callback_that_raises_is_logged_and_harms_nothing(
     assert server.idle
 
 
-async def test_a_slow_callback_holds_neither_the_slot_nor_the_response_nor_the_shutdown(
-    serve: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_slow_callback_delays_neither_slot_response_nor_shutdown(
+    serve: Any, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiochatstream.web.streaming.callbacks.LAST_SECONDS", 0.01)
     called, cancelled = asyncio.Event(), asyncio.Event()
@@ -222,8 +224,8 @@ async def test_a_slow_callback_holds_neither_the_slot_nor_the_response_nor_the_s
     ],
     ids=lambda value: None if isinstance(value, dict | bytes) else str(value),
 )
-async def test_request_body_takes_the_place_of_the_body_and_is_validated_like_it(
-    serve: Any, client_of: Any, body: dict[str, Any] | bytes, status: int, says: str
+async def test_request_body_replaces_the_body_and_is_validated_like_it(
+    serve: Any, client_of: ClientOf, body: dict[str, Any] | bytes, status: int, says: str
 ) -> None:
     async def answer(chat_stream: ChatStream, request: web.Request) -> web.StreamResponse:
         assert await request.read()

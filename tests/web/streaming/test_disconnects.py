@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
-from tests.helpers import Client, echo, post_bytes, sse_events, until
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
 
 pytestmark = pytest.mark.both_loops
 
@@ -20,7 +21,7 @@ both = pytest.mark.parametrize("handler_cancellation", [False, True], ids=["canc
 
 
 @pytest.fixture
-async def leave_after(client_of: Any) -> Any:
+async def leave_after(client_of: ClientOf) -> Any:
     """Ask, and close the connection as soon as ``condition`` holds."""
 
     async def ask_and_leave(client: Client, condition: Any, accept: str = "text/plain") -> None:
@@ -39,8 +40,13 @@ async def leave_after(client_of: Any) -> Any:
 
 @both
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_who_leaves_the_queue_frees_the_place_at_once(
-    start: Any, stepper: Any, client_of: Any, leave_after: Any, handler_cancellation: bool, accept: str
+async def test_a_disconnect_in_the_queue_frees_the_place_immediately(
+    start: StartServer,
+    stepper: MakeStepper,
+    client_of: ClientOf,
+    leave_after: Any,
+    handler_cancellation: bool,
+    accept: str,
 ) -> None:
     engine = stepper()
     chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1)
@@ -57,8 +63,13 @@ async def test_who_leaves_the_queue_frees_the_place_at_once(
 
 @both
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_who_leaves_while_streaming_stops_the_generation_within_one_step(
-    start: Any, stepper: Any, client_of: Any, leave_after: Any, handler_cancellation: bool, accept: str
+async def test_a_disconnect_while_streaming_stops_the_generation_within_one_step(
+    start: StartServer,
+    stepper: MakeStepper,
+    client_of: ClientOf,
+    leave_after: Any,
+    handler_cancellation: bool,
+    accept: str,
 ) -> None:
     engine = stepper()
     chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0)
@@ -77,8 +88,13 @@ async def test_who_leaves_while_streaming_stops_the_generation_within_one_step(
 
 
 @both
-async def test_who_leaves_during_prefill_stops_it_within_one_piece(
-    start: Any, client_of: Any, leave_after: Any, model: Any, tokenizer: Any, handler_cancellation: bool
+async def test_a_disconnect_during_prefill_stops_it_within_one_chunk(
+    start: StartServer,
+    client_of: ClientOf,
+    leave_after: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    handler_cancellation: bool,
 ) -> None:
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=1, max_queue_size=0)
     server = await start(chat_stream, handler_cancellation=handler_cancellation)
@@ -115,7 +131,7 @@ async def test_who_leaves_during_prefill_stops_it_within_one_piece(
 
 @both
 async def test_what_was_said_before_the_client_left_is_kept_as_interrupted(
-    start: Any, stepper: Any, client_of: Any, handler_cancellation: bool
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_new_tokens=3), handler_cancellation=handler_cancellation)
@@ -136,7 +152,7 @@ async def test_what_was_said_before_the_client_left_is_kept_as_interrupted(
 
 @both
 async def test_after_a_storm_of_aborts_all_gauges_are_zero_and_the_next_one_is_served(
-    start: Any, client_of: Any, handler_cancellation: bool
+    start: StartServer, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     def slow(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         for _ in range(50):
@@ -162,7 +178,9 @@ async def test_after_a_storm_of_aborts_all_gauges_are_zero_and_the_next_one_is_s
     assert (await client_of(server).say("hi"))["text"] == "word " * 50
 
 
-async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off(start: Any, client_of: Any) -> None:
+async def test_a_client_that_receives_nothing_keeps_no_slot_and_is_disconnected(
+    start: StartServer, client_of: ClientOf
+) -> None:
     calls = []
 
     def flood(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
@@ -176,7 +194,7 @@ async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off
     try:
         writer.write(post_bytes('{"user_input":"hi"}'))
         await until(lambda: calls and server.idle)  # generation is over although next to nothing was read
-        await until(lambda: not chat_stream.presence._watched)
+        await until(lambda: not chat_stream.disconnects._watched)
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(200 * 100_000)
     finally:
@@ -184,7 +202,7 @@ async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off
     assert (await client_of(server).session.get(f"{server.url}/healthz")).status == 200
 
 
-async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: Any, client_of: Any) -> None:
+async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     client = client_of(server)
     await client.say("hello")
@@ -196,10 +214,10 @@ async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: Any
 
 
 def turns(chat_stream: ChatStream) -> list[Any]:
-    return list(chat_stream._turns._turns.values())
+    return chat_stream.running_turns
 
 
-async def test_a_client_that_sent_ahead_and_left_frees_its_place_too(start: Any, stepper: Any) -> None:
+async def test_a_client_that_sent_ahead_and_left_frees_its_place_too(start: StartServer, stepper: MakeStepper) -> None:
     """aiohttp reads no further while requests are piled up, so it does not see the end of the connection."""
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0))

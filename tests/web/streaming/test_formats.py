@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from aiochatstream import ChatStream
@@ -38,13 +36,13 @@ def test_accept_chooses_the_format(accept: list[str], chosen: str) -> None:
 
 
 @pytest.mark.parametrize("accept", [[], ["*/*"], ["image/png"]])
-def test_the_servers_default_is_for_clients_that_ask_for_nothing(accept: list[str]) -> None:
+def test_the_servers_default_is_for_clients_without_a_preference(accept: list[str]) -> None:
     assert choose_format(accept, "sse") == "sse"
     assert choose_format(["text/plain"], "sse") == "text"
 
 
-async def test_a_silent_event_stream_is_kept_awake(
-    start: Any, stepper: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+async def test_an_idle_event_stream_contains_heartbeats(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiochatstream.web.streaming.formats.HEARTBEAT_SECONDS", 0.01)
     engine = stepper()

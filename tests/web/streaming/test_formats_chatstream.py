@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 
 from aiochatstream import ChatStream, GenerationParams
-from aiochatstream.web.streaming.formats import END_TOKEN, Exchange
-from tests.helpers import Client, Server, echo, until
+from aiochatstream.web.streaming.formats import END_TOKEN, TurnResponse
+from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, until
 
 pytestmark = pytest.mark.both_loops
 
@@ -69,7 +69,7 @@ class Speaker:
 
 
 @pytest.fixture
-async def speaker(start: Any) -> AsyncIterator[Callable[[list[str]], Speaker]]:
+async def speaker(start: StartServer) -> AsyncIterator[Callable[[list[str]], Speaker]]:
     """``speaker(pieces)``; all may speak to their end when the test is over."""
     made: list[Speaker] = []
 
@@ -109,8 +109,8 @@ def prefixes(pieces: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("pieces", [ENGLISH, JAPANESE], ids=["English", "Japanese"])
-async def test_each_chunk_is_the_whole_answer_so_far_and_the_token_however_the_network_cuts_it(
-    start: Any, client_of: Any, speaker: Any, pieces: list[str]
+async def test_each_chunk_is_the_whole_answer_so_far_and_the_end_token(
+    start: StartServer, client_of: ClientOf, speaker: Any, pieces: list[str]
 ) -> None:
     engine = speaker(pieces)
     client = client_of(await start(ChatStream(engine=engine)))
@@ -131,7 +131,7 @@ async def test_each_chunk_is_the_whole_answer_so_far_and_the_token_however_the_n
 
 @pytest.mark.parametrize("pieces", [ENGLISH, JAPANESE], ids=["English", "Japanese"])
 async def test_each_read_of_the_older_format_is_the_whole_answer_so_far(
-    start: Any, client_of: Any, speaker: Any, pieces: list[str]
+    start: StartServer, client_of: ClientOf, speaker: Any, pieces: list[str]
 ) -> None:
     engine = speaker(pieces)
     client = client_of(await start(ChatStream(engine=engine, wire_format="chatstream-older")))
@@ -157,8 +157,8 @@ async def test_each_read_of_the_older_format_is_the_whole_answer_so_far(
         ("sse", EOS | {"Accept": "text/event-stream"}, "a <::EOS::>"),
     ],
 )
-async def test_the_option_chooses_the_format_and_the_headers_of_a_request_choose_another(
-    start: Any, client_of: Any, wire_format: Any, headers: dict[str, str], body: str
+async def test_the_option_selects_the_format_and_request_headers_override_it(
+    start: StartServer, client_of: ClientOf, wire_format: Any, headers: dict[str, str], body: str
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo, wire_format=wire_format)))
     async with ask(client, headers, user_input="a") as response:
@@ -166,8 +166,8 @@ async def test_the_option_chooses_the_format_and_the_headers_of_a_request_choose
 
 
 @pytest.mark.parametrize("value", ["", "sse", "cumulative, cumulative-eos", "CUMULATIVE"])
-async def test_another_value_of_the_header_is_a_400_that_says_what_it_may_be(
-    start: Any, client_of: Any, value: str
+async def test_an_unknown_value_of_the_header_is_a_400_with_the_valid_values(
+    start: StartServer, client_of: ClientOf, value: str
 ) -> None:
     server = await start(ChatStream(engine=echo))
     async with ask(client_of(server), {"X-ChatStream-Wire": value}, user_input="hi") as response:
@@ -187,8 +187,8 @@ async def test_another_value_of_the_header_is_a_400_that_says_what_it_may_be(
         (["cut off: <::EOS::"], "cut off: <::EOS::"),
     ],
 )
-async def test_an_answer_that_says_the_token_breaks_no_framing(
-    start: Any, client_of: Any, speaker: Any, pieces: list[str], arrives: str
+async def test_an_end_token_in_the_answer_does_not_break_the_framing(
+    start: StartServer, client_of: ClientOf, speaker: Any, pieces: list[str], arrives: str
 ) -> None:
     engine = speaker(pieces)
     client = client_of(await start(ChatStream(engine=engine)))
@@ -204,19 +204,19 @@ async def test_an_answer_that_says_the_token_breaks_no_framing(
 
 
 @both
-async def test_text_that_gathers_before_the_first_chunk_is_sent_once(
-    start: Any, client_of: Any, speaker: Any, monkeypatch: pytest.MonkeyPatch, wire: dict[str, str]
+async def test_text_that_accumulates_before_the_first_chunk_is_sent_once(
+    start: StartServer, client_of: ClientOf, speaker: Any, monkeypatch: pytest.MonkeyPatch, wire: dict[str, str]
 ) -> None:
     engine = speaker(["word "] * 200)
 
-    put_in_session = Exchange.put_in_session
+    put_in_session = TurnResponse.put_in_session
 
-    async def slowly(exchange: Exchange) -> None:
+    async def slowly(exchange: TurnResponse) -> None:
         engine.allow(1_000)
         await until(exchange.turn.ended.is_set)
         await put_in_session(exchange)
 
-    monkeypatch.setattr(Exchange, "put_in_session", slowly)
+    monkeypatch.setattr(TurnResponse, "put_in_session", slowly)
     server = await start(ChatStream(engine=engine, max_new_tokens=1_000))
     engine.allow()
     async with ask(client_of(server), wire, user_input="hi") as response:
@@ -225,14 +225,14 @@ async def test_text_that_gathers_before_the_first_chunk_is_sent_once(
 
 
 @both
-async def test_who_reads_slowly_gets_fewer_chunks_and_the_whole_answer(
-    start: Any, client_of: Any, speaker: Any, wire: dict[str, str]
+async def test_a_slow_client_gets_fewer_chunks_and_the_whole_answer(
+    start: StartServer, client_of: ClientOf, speaker: Any, wire: dict[str, str]
 ) -> None:
     engine = speaker(["x" * 10_000] * 200)
     server = await start(ChatStream(engine=engine, max_new_tokens=1_000))
 
     def said() -> int:
-        return max((len(turn.text) for turn in server.chat_stream._turns._turns.values()), default=0)
+        return max((len(turn.text) for turn in server.chat_stream.running_turns), default=0)
 
     engine.allow()
     client = client_of(server)
@@ -248,8 +248,8 @@ async def test_who_reads_slowly_gets_fewer_chunks_and_the_whole_answer(
 
 
 @both
-async def test_an_answer_that_is_stopped_ends_in_order_with_what_was_said(
-    start: Any, stepper: Any, client_of: Any, wire: dict[str, str]
+async def test_a_stopped_answer_ends_normally_with_its_text(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, wire: dict[str, str]
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine))
@@ -259,7 +259,7 @@ async def test_an_answer_that_is_stopped_ends_in_order_with_what_was_said(
     async with ask(client, wire, user_input="hi") as response:
         assert (await response.content.readany()).decode() == "1 " + end
         stopping = asyncio.create_task(client.post("/chat_stream/stop").__aenter__())
-        await until(lambda: all(turn.ending for turn in server.chat_stream._turns._turns.values()))
+        await until(lambda: all(turn.ending for turn in server.chat_stream.running_turns))
         engine.allow()
         rest = (await response.read()).decode()
         (await stopping).release()
@@ -271,7 +271,7 @@ async def test_an_answer_that_is_stopped_ends_in_order_with_what_was_said(
 
 @both
 async def test_an_answer_that_breaks_off_never_looks_complete(
-    start: Any, stepper: Any, client_of: Any, wire: dict[str, str]
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, wire: dict[str, str]
 ) -> None:
     engine = stepper(fail_at=1)
     client = client_of(await start(ChatStream(engine=engine)))
@@ -284,7 +284,7 @@ async def test_an_answer_that_breaks_off_never_looks_complete(
 
 
 @both
-async def test_regenerate_replaces_the_answer(start: Any, client_of: Any, wire: dict[str, str]) -> None:
+async def test_regenerate_replaces_the_answer(start: StartServer, client_of: ClientOf, wire: dict[str, str]) -> None:
     answers = iter(["first", "second"])
 
     def answer(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
@@ -303,7 +303,9 @@ async def test_regenerate_replaces_the_answer(start: Any, client_of: Any, wire: 
 
 
 @both
-async def test_what_is_refused_has_its_status(start: Any, stepper: Any, client_of: Any, wire: dict[str, str]) -> None:
+async def test_refused_requests_have_their_status(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, wire: dict[str, str]
+) -> None:
     engine = stepper(fail_at=0)
     options = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": True}
     server = await start(ChatStream(engine=engine, **options))
@@ -322,7 +324,9 @@ async def test_what_is_refused_has_its_status(start: Any, stepper: Any, client_o
     assert server.idle
 
 
-async def test_false_as_chatstream_has_it_still_gives_no_200(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_too_many_request_as_http_error_false_still_returns_503(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     options = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": False}
     server: Server = await start(ChatStream(engine=engine, max_new_tokens=1, **options))
