@@ -1,4 +1,4 @@
-"""Prompts with their logprobs before the answers, as evaluation harnesses score continuations by."""
+"""Echoed prompts with logprobs, by which evaluation harnesses score continuations."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import openai
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.web.openai import completions
 from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import BYTES, tiny
-from tests.helpers import Server, until
+from tests.helpers import MakeStepper, Server, StartServer, until
+from tests.web.openai.helpers import OpenAIClientOf
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -22,22 +24,21 @@ CONTEXT, CONTINUATION = "The capital of 日本🗼 is", " Tokyo, a city."
 
 
 @pytest.fixture
-async def served(start: Any, model: Any, tokenizer: Any) -> Server:
+async def served(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=2, max_new_tokens=8)
-    server: Server = await start(chat_stream)
-    return server
+    return await start(chat_stream)
 
 
 @pytest.fixture
-def complete(served: Server, openai_of: Any) -> Any:
-    """Its type knows no null among logprobs, which OpenAI's own API sends."""
-    return openai_of(served, _strict_response_validation=False).completions.create
+def complete(served: Server, openai_of: OpenAIClientOf) -> Any:
+    """Return a client's function, not strict: its type does not allow the null that OpenAI's API sends in logprobs."""
+    return openai_of(served, strict=False).completions.create
 
 
-async def test_a_harness_finds_the_logprobs_of_its_continuations(
-    complete: Any, untouched_model: Any, tokenizer: Any
+async def test_echoed_logprobs_match_the_model_at_the_positions_that_harnesses_read(
+    complete: Any, untouched_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """More prompts than slots, as text or as token ids; sliced as lm-evaluation-harness does."""
+    """With more prompts than slots, as text and as token ids. The slices are those of lm-evaluation-harness."""
     ids = tokenizer(CONTEXT + CONTINUATION)["input_ids"]
     length = len(tokenizer(CONTEXT)["input_ids"])
     others = [tokenizer(text)["input_ids"] for text in ("One two three.", "Yes", "a b c d e")]
@@ -46,87 +47,100 @@ async def test_a_harness_finds_the_logprobs_of_its_continuations(
     for prompts in ([CONTEXT + CONTINUATION, "One two three.", "Yes", "a b c d e"], [ids, *others]):
         answer = await complete(model="", prompt=prompts, echo=True, max_tokens=1, logprobs=1, temperature=0, seed=1234)
         assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
-        told = answer.choices[0].logprobs
-        assert len(told.tokens) == len(ids) + 1
-        assert (told.token_logprobs[0], told.top_logprobs[0]) == (None, None)
-        own = [float(expected[at - 1, ids[at]]) for at in range(length, len(ids))]
-        assert told.token_logprobs[length:-1] == pytest.approx(own, abs=1e-3)
+        logprobs = answer.choices[0].logprobs
+        assert len(logprobs.tokens) == len(ids) + 1
+        assert (logprobs.token_logprobs[0], logprobs.top_logprobs[0]) == (None, None)
+        values = [float(expected[at - 1, ids[at]]) for at in range(length, len(ids))]
+        assert logprobs.token_logprobs[length:-1] == pytest.approx(values, abs=1e-3)
         best = [float(expected[at - 1].max()) for at in range(length, len(ids))]
-        found = [max(top.values()) for top in told.top_logprobs[length:-1]]
-        assert found == pytest.approx(best, abs=1e-3)
-        assert told.text_offset[length] == len(CONTEXT)
-        assert told.text_offset[-1] == len(CONTEXT + CONTINUATION)
+        maxima = [max(top.values()) for top in logprobs.top_logprobs[length:-1]]
+        assert maxima == pytest.approx(best, abs=1e-3)
+        assert logprobs.text_offset[length] == len(CONTEXT)
+        assert logprobs.text_offset[-1] == len(CONTEXT + CONTINUATION)
         assert answer.choices[0].text.startswith(CONTEXT + CONTINUATION)
         assert answer.usage.prompt_tokens == len(ids) + sum(map(len, others))
 
 
-async def test_with_max_tokens_0_the_prompt_is_read_and_nothing_is_written(complete: Any, tokenizer: Any) -> None:
+async def test_with_max_tokens_0_nothing_is_generated(complete: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     count = len(tokenizer(CONTEXT)["input_ids"])
-    asked = {"model": "", "prompt": CONTEXT, "max_tokens": 0}
-    scored = await complete(**asked, echo=True, logprobs=2)
+    fields = {"model": "", "prompt": CONTEXT, "max_tokens": 0}
+    scored = await complete(**fields, echo=True, logprobs=2)
     assert (scored.choices[0].text, scored.choices[0].finish_reason) == (CONTEXT, "length")
     assert len(scored.choices[0].logprobs.tokens) == count
     assert (scored.usage.prompt_tokens, scored.usage.completion_tokens) == (count, 0)
-    plain = await complete(**asked)
+    plain = await complete(**fields)
     assert (plain.choices[0].text, plain.choices[0].finish_reason, plain.choices[0].logprobs) == ("", "length", None)
     full = await complete(model="", prompt=" a" * 2048, max_tokens=0)
     assert full.usage.prompt_tokens == 2048
 
 
-async def test_a_stream_tells_the_same(complete: Any) -> None:
-    asked = {"model": "", "prompt": CONTEXT, "echo": True, "max_tokens": 3, "logprobs": 2, "temperature": 0}
-    whole = (await complete(**asked)).choices[0]
-    chunks = [chunk.choices[0] async for chunk in await complete(**asked, stream=True)]
+async def test_a_stream_contains_the_same_logprobs(complete: Any) -> None:
+    fields = {"model": "", "prompt": CONTEXT, "echo": True, "max_tokens": 3, "logprobs": 2, "temperature": 0}
+    whole = (await complete(**fields)).choices[0]
+    chunks = [chunk.choices[0] async for chunk in await complete(**fields, stream=True)]
     assert "".join(chunk.text for chunk in chunks) == whole.text
-    told = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    pieces = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-        assert [one for logprobs in told for one in getattr(logprobs, name)] == getattr(whole.logprobs, name)
+        assert [value for logprobs in pieces for value in getattr(logprobs, name)] == getattr(whole.logprobs, name)
 
 
 async def test_too_many_logprobs_for_one_answer_are_refused(complete: Any, served: Server) -> None:
-    asked = {"model": "", "max_tokens": 0, "echo": True, "logprobs": 15}
+    fields = {"model": "", "max_tokens": 0, "echo": True, "logprobs": 15}
     with pytest.raises(
         openai.BadRequestError, match="1 to 4096 tokens in all with 16 logprobs each, not 4098"
     ) as refused:
-        await complete(**asked, prompt=[" a" * 2000, " a" * 2000, " a" * 98])
+        await complete(**fields, prompt=[" a" * 2000, " a" * 2000, " a" * 98])
     assert refused.value.param == "prompt"
     assert served.idle
 
 
-async def test_no_work_is_done_for_the_echo_of_a_refused_request(
-    start: Any, stepper: Any, openai_of: Any, monkeypatch: pytest.MonkeyPatch
+async def test_no_echo_is_computed_for_a_refused_request(
+    start: StartServer, stepper: MakeStepper, openai_of: OpenAIClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
-    monkeypatch.setattr(completions, "_echo", lambda prompt, *given: made.append(prompt) or completions.Echo(prompt, 0))
+    echoed: list[str] = []
+
+    def make_echo(prompt: str, tokenizer: None, formatter: None) -> completions.Echo:
+        echoed.append(prompt)
+        return completions.Echo(prompt, 0)
+
+    monkeypatch.setattr(completions, "make_echo", make_echo)
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
     create = openai_of(server).completions.create
     running = asyncio.create_task(create(model="", prompt="first", echo=True))
-    await until(lambda: made == ["first"])
+    await until(lambda: echoed == ["first"])
     with pytest.raises(openai.InternalServerError):
         await create(model="", prompt="second", echo=True)
-    assert made == ["first"]
+    assert echoed == ["first"]
     engine.allow(1)
     assert (await running).choices[0].text == "first1 "
 
 
 @pytest.mark.parametrize(
     ("tokenizer", "offsets"),
-    [(BYTES, [0, 1, 2]), (BYTE_FALLBACK, [0, 0, 1])],  # a, b and an end; a space, a and b
+    [(BYTES, [0, 1, 2]), (BYTE_FALLBACK, [0, 0, 1])],  # "a", "b", </s>; "▁", "a", "b"
     ids=["bytes", "SentencePiece"],
 )
-async def test_offsets_are_those_of_the_echoed_text_and_no_token_is_left_out(
-    start: Any, openai_of: Any, tokenizer: Any, offsets: list[int]
+async def test_offsets_count_from_the_echoed_text_and_include_every_token(
+    start: StartServer, openai_of: OpenAIClientOf, tokenizer: PreTrainedTokenizerBase, offsets: list[int]
 ) -> None:
-    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "temperature": 0.0, "max_new_tokens": 1}
+    options: dict[str, Any] = {
+        "chat_prompt_clazz": ChatPromptCyberAgentOpenCalm,
+        "temperature": 0.0,
+        "max_new_tokens": 1,
+    }
     server = await start(ChatStream(model=tiny(), tokenizer=tokenizer, **options))
-    create = openai_of(server, _strict_response_validation=False).completions.create
+    create = openai_of(server, strict=False).completions.create
     ids = tokenizer("ab")["input_ids"]
-    for prompt in ("ab", ids):
+    prompts: list[str | list[int]] = ["ab", ids]
+    for prompt in prompts:
         answer = await create(
             model="", prompt=prompt, echo=True, logprobs=0, logit_bias={str(tokenizer.eos_token_id): 100}
         )
-        told = answer.choices[0].logprobs
+        logprobs = answer.choices[0].logprobs
         assert answer.choices[0].text.startswith("ab")
-        assert told.text_offset[:-1] == offsets
-        assert told.tokens[-1] == "</s>"
+        assert logprobs is not None
+        assert logprobs.tokens is not None
+        assert logprobs.text_offset is not None
+        assert logprobs.text_offset[:-1] == offsets
+        assert logprobs.tokens[-1] == "</s>"

@@ -10,136 +10,171 @@ from typing import Any
 import openai
 import pytest
 import torch
+from openai.types import Completion, CompletionUsage
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionMessageFunctionToolCall,
+    ChatCompletionMessageParam,
+    ChatCompletionNamedToolChoiceParam,
+    ChatCompletionToolChoiceOptionParam,
+)
 from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream
-from tests.helpers import Server
+from tests.helpers import ClientOf, Server, StartServer
+from tests.web.openai.helpers import OpenAIClientOf, tool
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # what loops have to do with it is tested without a model
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # loops are tested without a model
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = "What is the capital of France?"
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "city": {"enum": ["Paris", "Rome"]},
-                "days": {"type": "integer", "minimum": 1, "maximum": 9},
-            },
-            "required": ["city", "days"],
-            "additionalProperties": False,
+WEATHER = tool(
+    "get_weather",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"enum": ["Paris", "Rome"]},
+            "days": {"type": "integer", "minimum": 1, "maximum": 9},
         },
+        "required": ["city", "days"],
+        "additionalProperties": False,
     },
-}
-TIME = {"type": "function", "function": {"name": "get_time"}}
+)
+TIME = tool("get_time")
+NAMED: ChatCompletionNamedToolChoiceParam = {"type": "function", "function": {"name": "get_weather"}}
 
 
 @pytest.fixture
-async def served(start: Any, model: Any, tokenizer: Any) -> Server:
-    server: Server = await start(
+async def served(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
+    return await start(
         ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=4, max_new_tokens=64, temperature=0.0)
     )
-    return server
 
 
-async def test_greedy_answers_are_those_of_chat_stream_and_of_generate(
-    served: Server, openai_of: Any, client_of: Any, untouched_model: Any, tokenizer: Any
+def usage_of(answer: ChatCompletion | Completion) -> CompletionUsage:
+    assert answer.usage is not None
+    return answer.usage
+
+
+def content_of(answer: ChatCompletion) -> str:
+    content = answer.choices[0].message.content
+    assert content is not None
+    return content
+
+
+async def test_greedy_answers_equal_those_of_chat_stream_and_of_generate(
+    served: Server,
+    openai_of: OpenAIClientOf,
+    client_of: ClientOf,
+    untouched_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     client = openai_of(served)
-    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    length = ids["input_ids"].shape[1]
-    made = await asyncio.to_thread(untouched_model.generate, **ids, max_new_tokens=12, do_sample=False)
-    expected = tokenizer.decode(made[0, length:], skip_special_tokens=True)
-    answer = await client.chat.completions.create(model="", messages=QUESTION, max_tokens=12)
-    said = await client_of(served).say(QUESTION[0]["content"], params={"max_new_tokens": 12})
-    assert answer.choices[0].message.content == said["text"] == expected
-    assert answer.usage.prompt_tokens == length
-    again = await client.responses.create(model="", input=QUESTION[0]["content"], max_output_tokens=12)
-    assert again.output_text == expected
-    assert again.usage.input_tokens_details.cached_tokens > 0
-    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
-    for given in (prompt, ids["input_ids"][0].tolist()):
-        text = await client.completions.create(model="", prompt=given, max_tokens=12)
-        assert text.choices[0].text == expected
+    inputs = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    length = inputs["input_ids"].shape[1]
+    output = await asyncio.to_thread(untouched_model.generate, **inputs, max_new_tokens=12, do_sample=False)
+    expected = tokenizer.decode(output[0, length:], skip_special_tokens=True)
+    answer = await client.chat.completions.create(model="", messages=MESSAGES, max_tokens=12)
+    turn = await client_of(served).say(QUESTION, params={"max_new_tokens": 12})
+    assert content_of(answer) == turn["text"] == expected
+    assert usage_of(answer).prompt_tokens == length
+    response = await client.responses.create(model="", input=QUESTION, max_output_tokens=12)
+    assert response.output_text == expected
+    assert response.usage is not None
+    assert response.usage.input_tokens_details.cached_tokens > 0
+    text = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=False)
+    for prompt in (text, inputs["input_ids"][0].tolist()):
+        completion = await client.completions.create(model="", prompt=prompt, max_tokens=12)
+        assert completion.choices[0].text == expected
 
 
-async def test_logprobs_are_those_of_the_models_own_distribution(
-    served: Server, openai_of: Any, untouched_model: Any, tokenizer: Any
+async def test_logprobs_match_the_models_distribution(
+    served: Server, openai_of: OpenAIClientOf, untouched_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = openai_of(served)
     answer = await client.chat.completions.create(
-        model="", messages=QUESTION, max_tokens=4, logprobs=True, top_logprobs=2
+        model="", messages=MESSAGES, max_tokens=4, logprobs=True, top_logprobs=2
     )
-    told = answer.choices[0].logprobs.content
-    assert b"".join(bytes(one.bytes) for one in told).decode() == answer.choices[0].message.content
-    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=True)["input_ids"]
-    ids += [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(one.token)[0]) for one in told]
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    tokens = logprobs.content or []
+    assert b"".join(bytes(token.bytes or []) for token in tokens).decode() == content_of(answer)
+    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
+    answer_ids = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(token.token)[0]) for token in tokens]
     with torch.inference_mode():
-        scores = untouched_model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    for place, one in enumerate(told):
-        row = scores[len(ids) - len(told) - 1 + place]
-        assert math.isclose(one.logprob, row[ids[len(ids) - len(told) + place]], abs_tol=1e-3)
+        scores = untouched_model(torch.tensor([ids + answer_ids])).logits[0].log_softmax(-1)
+    rows = scores[len(ids) - 1 : -1]
+    for token, token_id, row in zip(tokens, answer_ids, rows, strict=True):
+        assert math.isclose(token.logprob, row[token_id], abs_tol=1e-3)
         best = row.topk(2).values.tolist()
-        assert [top.logprob for top in one.top_logprobs] == pytest.approx(best, abs=1e-3)
-    text = await client.completions.create(model="", prompt="One two three", max_tokens=3, logprobs=1)
-    logprobs = text.choices[0].logprobs
-    assert "".join(logprobs.tokens) == text.choices[0].text
-    assert logprobs.text_offset == [len("".join(logprobs.tokens[:at])) for at in range(3)]
-    assert all(logprobs.token_logprobs[at] in top.values() for at, top in enumerate(logprobs.top_logprobs))
+        assert [top.logprob for top in token.top_logprobs] == pytest.approx(best, abs=1e-3)
+
+
+async def test_logprobs_of_completions_have_text_offsets(served: Server, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(served).completions.create
+    answer = await create(model="", prompt="One two three", max_tokens=3, logprobs=1)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    tokens, values, tops = logprobs.tokens or [], logprobs.token_logprobs or [], logprobs.top_logprobs or []
+    assert "".join(tokens) == answer.choices[0].text
+    assert logprobs.text_offset == [len("".join(tokens[:at])) for at in range(3)]
+    assert all(value in top.values() for value, top in zip(values, tops, strict=True))
 
 
 @pytest.mark.parametrize("tools", [[], [TIME]], ids=["", "with tools"])
-async def test_an_answer_goes_on_with_the_last_message_if_that_is_asked_for(
-    served: Server, openai_of: Any, tokenizer: Any, tools: list[Any]
+async def test_continue_final_message_continues_the_last_message(
+    served: Server, openai_of: OpenAIClientOf, tokenizer: PreTrainedTokenizerBase, tools: list[Any]
 ) -> None:
-    client = openai_of(served)
-    whole = await client.chat.completions.create(model="", messages=QUESTION, tools=tools, max_tokens=12)
-    text = whole.choices[0].message.content
-    begun = text[: text.index(" capital")]
-    messages = [*QUESTION, {"role": "assistant", "content": begun}]
-    asked = {"model": "", "messages": messages, "tools": tools, "max_tokens": 9}
-    going_on = await client.chat.completions.create(**asked, extra_body={"continue_final_message": True})
-    assert text.startswith(begun + going_on.choices[0].message.content)
-    assert going_on.usage.prompt_tokens == whole.usage.prompt_tokens + len(tokenizer(begun)["input_ids"])
-    another = await client.chat.completions.create(**asked)
-    assert another.usage.prompt_tokens > going_on.usage.prompt_tokens
-
-
-async def test_seed_stop_and_ignore_eos_do_what_they_say(served: Server, openai_of: Any) -> None:
     create = openai_of(served).chat.completions.create
-    asked = {"model": "", "messages": QUESTION, "temperature": 1.5, "max_tokens": 6}
+    whole = await create(model="", messages=MESSAGES, tools=tools, max_tokens=12)
+    beginning = content_of(whole).partition(" capital")[0]
+    messages: list[ChatCompletionMessageParam] = [*MESSAGES, {"role": "assistant", "content": beginning}]
+    continuation = await create(
+        model="", messages=messages, tools=tools, max_tokens=9, extra_body={"continue_final_message": True}
+    )
+    assert content_of(continuation)
+    assert content_of(whole).startswith(beginning + content_of(continuation))
+    tokens = len(tokenizer(beginning)["input_ids"])
+    assert usage_of(continuation).prompt_tokens == usage_of(whole).prompt_tokens + tokens
+    new_message = await create(model="", messages=messages, tools=tools, max_tokens=9)
+    assert usage_of(new_message).prompt_tokens > usage_of(continuation).prompt_tokens
+
+
+async def test_seed_stop_and_ignore_eos(served: Server, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(served).chat.completions.create
     first, again, both = await asyncio.gather(
-        create(seed=7, **asked), create(seed=7, **asked), create(seed=7, n=2, **asked)
+        *(create(model="", messages=MESSAGES, temperature=1.5, max_tokens=6, seed=7, n=n) for n in (1, 1, 2))
     )
     assert first.choices[0].message == again.choices[0].message == both.choices[0].message
     assert both.choices[1].message != both.choices[0].message
-    stopped = await create(model="", messages=QUESTION, stop=[" of"], max_tokens=12)
-    assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ("The capital", "stop")
-    # as vLLM's benchmark asks for exactly so many tokens
-    exact = await create(model="", messages=QUESTION, max_tokens=12, extra_body={"ignore_eos": True})
-    assert (exact.usage.completion_tokens, exact.choices[0].finish_reason) == (12, "length")
+    stopped = await create(model="", messages=MESSAGES, stop=[" of"], max_tokens=12)
+    assert (content_of(stopped), stopped.choices[0].finish_reason) == ("The capital", "stop")
+    # vLLM's benchmark requests an exact number of tokens in this way
+    exact = await create(model="", messages=MESSAGES, max_tokens=12, extra_body={"ignore_eos": True})
+    assert (usage_of(exact).completion_tokens, exact.choices[0].finish_reason) == (12, "length")
 
 
-async def test_what_does_not_fit_is_refused_before_it_is_begun(served: Server, openai_of: Any) -> None:
-    client = openai_of(served)
-    for words, asked in ((3000, {}), (100_000, {}), (2020, {"max_tokens": 60})):
+async def test_invalid_prompts_are_refused_before_generation(served: Server, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(served).completions.create
+    for words, max_tokens in ((3000, None), (100_000, None), (2020, 60)):
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.completions.create(model="", prompt=" word" * words, **asked)
+            await create(model="", prompt=" word" * words, max_tokens=max_tokens)
         assert refused.value.code == "context_length_exceeded"
-    for prompt, says in (
-        ("", "at least one token"),
-        ([10_000_000], "token id 10000000 is out of range"),
-    ):
-        with pytest.raises(openai.BadRequestError, match=says):
-            await client.completions.create(model="", prompt=prompt)
+    with pytest.raises(openai.BadRequestError, match="at least one token"):
+        await create(model="", prompt="")
+    with pytest.raises(openai.BadRequestError, match="token id 10000000 is out of range"):
+        await create(model="", prompt=[10_000_000])
     with pytest.raises(openai.BadRequestError, match="logit_bias: token id 10000000 is out of range"):
-        await client.completions.create(model="", prompt="x", logit_bias={"10000000": 1})
-    room = await client.completions.create(model="", prompt=" a" * 2046, temperature=0, extra_body={"ignore_eos": True})
-    assert room.usage.completion_tokens == 2  # what the prompt leaves
+        await create(model="", prompt="x", logit_bias={"10000000": 1})
     assert served.idle
+
+
+async def test_an_answer_may_fill_the_context(served: Server, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(served).completions.create
+    answer = await create(model="", prompt=" a" * 2046, temperature=0, extra_body={"ignore_eos": True})
+    assert usage_of(answer).completion_tokens == 2
 
 
 class City(BaseModel):
@@ -150,63 +185,88 @@ class City(BaseModel):
     size: int = Field(ge=0, le=99)
 
 
-async def test_every_answer_that_ends_by_itself_follows_its_schema(served: Server, openai_of: Any) -> None:
+async def test_complete_answers_conform_to_their_schema(served: Server, openai_of: OpenAIClientOf) -> None:
     schema = City.model_json_schema()
     schema["properties"]["tags"]["items"]["maxLength"] = 6
-    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
     client = openai_of(served)
-    ended = 0
+    complete = 0
     for seed in range(0, 20, 4):
         answer = await client.chat.completions.create(
-            model="", messages=QUESTION, response_format=form, n=4, seed=seed, temperature=0.8, max_tokens=48
+            model="",
+            messages=MESSAGES,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "city", "schema": schema, "strict": True},
+            },
+            n=4,
+            seed=seed,
+            temperature=0.8,
+            max_tokens=48,
         )
         for choice in answer.choices:
             if choice.finish_reason == "stop":
-                City.model_validate_json(choice.message.content, strict=True)
-                ended += 1
-    assert ended >= 10
-    form = {"type": "json_schema", "name": "size", "schema": {"type": "integer", "minimum": 0, "maximum": 9}}
-    digit = await client.responses.create(model="", input="One digit.", text={"format": form})
+                City.model_validate_json(choice.message.content or "", strict=True)
+                complete += 1
+    assert complete >= 10
+    digit = await client.responses.create(
+        model="",
+        input="One digit.",
+        text={
+            "format": {
+                "type": "json_schema",
+                "name": "size",
+                "schema": {"type": "integer", "minimum": 0, "maximum": 9},
+            }
+        },
+    )
     assert digit.output_text in set("0123456789")
 
 
-async def test_a_schema_that_cannot_be_followed_is_a_400(served: Server, openai_of: Any) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such type"}}}
-    client = openai_of(served)
+async def test_an_invalid_schema_is_a_400(served: Server, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(served).chat.completions.create
+    schema: dict[str, object] = {"type": "no such type"}
     with pytest.raises(openai.BadRequestError) as refused:
-        await client.chat.completions.create(model="", messages=QUESTION, response_format=form)
+        await create(
+            model="",
+            messages=MESSAGES,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        )
     assert refused.value.param == "response_format"
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "no such type"}}}
-    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+    choices: list[ChatCompletionToolChoiceOptionParam] = ["required", NAMED]
+    for choice in choices:
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.chat.completions.create(model="", messages=QUESTION, tools=[tool], tool_choice=choice)
+            await create(model="", messages=MESSAGES, tools=[tool("get_weather", schema)], tool_choice=choice)
         assert refused.value.param == "tools"
     assert served.idle
 
 
-async def test_a_forced_call_is_made_and_its_result_goes_back(served: Server, openai_of: Any) -> None:
+async def test_a_named_call_and_its_result(served: Server, openai_of: OpenAIClientOf) -> None:
     create = openai_of(served).chat.completions.create
-    asked = {"model": "", "messages": QUESTION, "tools": [WEATHER, TIME]}
-    forced = {"type": "function", "function": {"name": "get_weather"}}
-    answer = await create(**asked, tool_choice=forced)
-    (call,) = answer.choices[0].message.tool_calls
+    answer = await create(model="", messages=MESSAGES, tools=[WEATHER, TIME], tool_choice=NAMED)
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert isinstance(call, ChatCompletionMessageFunctionToolCall)
     assert (call.function.name, answer.choices[0].finish_reason) == ("get_weather", "stop")  # as with OpenAI
     assert answer.choices[0].message.content is None
     arguments = json.loads(call.function.arguments)
     assert arguments["city"] in ("Paris", "Rome")
     assert 1 <= arguments["days"] <= 9
-    pieces = [chunk async for chunk in await create(**asked, tool_choice=forced, stream=True)]
-    deltas = [call for chunk in pieces for call in chunk.choices[0].delta.tool_calls or ()]
-    assert json.loads("".join(delta.function.arguments for delta in deltas)) == arguments
-    assert [delta.function.name for delta in deltas] == ["get_weather", *[None] * (len(deltas) - 1)]
-    required = await create(**asked, tool_choice="required", parallel_tool_calls=False)
-    (one,) = required.choices[0].message.tool_calls
-    assert one.function.name in ("get_weather", "get_time")
-    assert required.choices[0].finish_reason == "tool_calls"
-    result = [
-        *QUESTION,
-        answer.choices[0].message,
-        {"role": "tool", "tool_call_id": call.id, "content": "Sunny, 22 degrees"},
-    ]
-    told = await create(model="", messages=result, tools=[WEATHER], max_tokens=8)
-    assert told.usage.prompt_tokens > answer.usage.prompt_tokens
+    message: Any = answer.choices[0].message
+    result: ChatCompletionMessageParam = {"role": "tool", "tool_call_id": call.id, "content": "Sunny, 22 degrees"}
+    following = await create(model="", messages=[*MESSAGES, message, result], tools=[WEATHER], max_tokens=8)
+    assert usage_of(following).prompt_tokens > usage_of(answer).prompt_tokens
+
+    stream = await create(model="", messages=MESSAGES, tools=[WEATHER, TIME], tool_choice=NAMED, stream=True)
+    deltas = [delta async for chunk in stream for delta in chunk.choices[0].delta.tool_calls or ()]
+    functions = [delta.function for delta in deltas if delta.function is not None]
+    assert json.loads("".join(function.arguments or "" for function in functions)) == arguments
+    assert [function.name for function in functions] == ["get_weather", *[None] * (len(deltas) - 1)]
+
+
+async def test_a_required_call(served: Server, openai_of: OpenAIClientOf) -> None:
+    answer = await openai_of(served).chat.completions.create(
+        model="", messages=MESSAGES, tools=[WEATHER, TIME], tool_choice="required", parallel_tool_calls=False
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert isinstance(call, ChatCompletionMessageFunctionToolCall)
+    assert call.function.name in ("get_weather", "get_time")
+    assert answer.choices[0].finish_reason == "tool_calls"
