@@ -17,7 +17,6 @@ from aiohttp_session import AbstractStorage
 
 from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 
-
 PATIENCE = 20.0
 """Seconds to wait for something that should happen immediately."""
 
@@ -98,9 +97,7 @@ async def browser(url: str) -> AsyncIterator[Client]:
         yield Client(session, url)
 
 
-class PendingResponse(
-    Awaitable[aiohttp.ClientResponse], AbstractAsyncContextManager[aiohttp.ClientResponse], Protocol
-):
+class PendingResponse(Awaitable[aiohttp.ClientResponse], AbstractAsyncContextManager[aiohttp.ClientResponse], Protocol):
     """A request that ``await`` or ``async with`` sends."""
 
 
@@ -223,6 +220,9 @@ class MakeStepper(Protocol):
 
     def __call__(self, *, fail_at: int | None = None) -> Stepper: ...
 
+
+EngineFunction = Callable[[list[dict[str, str]], GenerationParams], Iterator[str]]
+"""Generator function that serves as an engine."""
 
 ClientOf = Callable[[Server], Client]
 """Function that returns a new user of a server."""

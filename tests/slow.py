@@ -1,7 +1,8 @@
-"""The marker ``slow``, for tests that use a model, a browser or another program. No test sets it by hand.
+"""The marker ``slow``, for tests that use a model, a browser or another program.
 
-A test is slow if its code, or that of its fixtures and of the helpers it calls, refers to one of :data:`LIBRARIES`.
-Another test that starts a program fails, so that ``-m "not slow"`` never starts one.
+A test is slow if its code, or the code of its fixtures or helpers, refers to one of :data:`LIBRARIES` or
+:data:`FUNCTIONS`. Tests in which the package itself starts a program set the marker. Any other test that starts a
+program fails, so ``-m "not slow"`` never starts one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 LIBRARIES = {"multiprocessing", "playwright", "subprocess", "transformers"}
+
+FUNCTIONS = {"create_subprocess_exec", "create_subprocess_shell", "fork"}
 
 STARTS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
 """Audit events of a program that starts."""
@@ -58,7 +61,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 def _forbid_programs(event: str, arguments: tuple[Any, ...]) -> None:
     if event in STARTS and _running is not None and _running.get_closest_marker("slow") is None:
-        pytest.fail(f"starts a program, which tests.slow does not detect: {event} {arguments[:2]}")
+        pytest.fail(f"a program starts: mark the test as slow ({event} {arguments[:2]})")
 
 
 def _functions(item: pytest.Item) -> Iterator[FunctionType]:
@@ -87,6 +90,8 @@ def _is_slow(function: FunctionType) -> bool:
         if isinstance(found, type):
             remaining += vars(found).values()
         elif isinstance(found, FunctionType):
+            if FUNCTIONS.intersection(_names(inspect.unwrap(found).__code__)):
+                return True
             remaining += _references(inspect.unwrap(found))
     return False
 

@@ -1,4 +1,4 @@
-"""Strangers who fill the memory for sessions and conversations, and users whose sessions and conversations stay."""
+"""Tests that clients who fill the memory for sessions and conversations do not evict those of other users."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from aiohttp_session import get_session
 
 from aiochatstream import ChatStream, MemoryConversationStore, MemoryStorage
@@ -16,7 +17,7 @@ from tests.helpers import Client, ClientOf, StartServer, browser, echo, serving
 
 PLACES = 20
 TIMES = 3 * PLACES
-IMPORT = {"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y"}]}
+IMPORT: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y"}]}
 
 
 async def import_(url: str) -> None:
@@ -43,9 +44,8 @@ async def test_writes_without_an_answer_evict_no_other_user(
 
 
 async def test_an_address_with_many_conversations_evicts_its_own() -> None:
-    async def remote(request: web.Request, handler: Any) -> web.StreamResponse:
-        response: web.StreamResponse = await handler(request.clone(remote=request.headers["X-Test-Address"]))
-        return response
+    async def remote(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await handler(request.clone(remote=request.headers["X-Test-Address"]))
 
     async def login(request: web.Request) -> web.Response:
         (await get_session(request))["login"] = "Ann"
@@ -57,7 +57,7 @@ async def test_an_address_with_many_conversations_evicts_its_own() -> None:
     app = web.Application(middlewares=[web.middleware(remote)])
     aiohttp_session.setup(app, MemoryStorage(max_sessions=PLACES))
     chat_stream = ChatStream(engine=echo, conversation_store=MemoryConversationStore(max_conversations=PLACES))
-    chat_stream.append_apis(app, {"all": True})
+    chat_stream.add_endpoints(app)
     app.add_routes([web.post("/login", login), web.get("/account", account)])
     async with serving(app) as url, AsyncExitStack() as stack:
         ann, bob = [await stack.enter_async_context(browser(url)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Two servers that share a Redis, as worker processes do; and a Redis that is lost."""
+"""Tests of two servers that share a Redis, like worker processes, and of a Redis that fails."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ import pytest
 from aiohttp import ClientPayloadError, ClientResponse
 from redis.asyncio import Redis
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 from aiochatstream.conversations.redis_store import RedisConversationStore
 from aiochatstream.sessions.redis_storage import RedisStorage
-from tests.helpers import PATIENCE, Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events, until
+from tests.helpers import (
+    PATIENCE,
+    Client,
+    ClientOf,
+    EngineFunction,
+    MakeStepper,
+    PendingResponse,
+    Server,
+    StartServer,
+    echo,
+    sse_events,
+    until,
+)
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.both_loops
@@ -24,10 +36,10 @@ NewServer = Callable[..., Awaitable[Server]]
 
 @pytest.fixture
 async def new_server(start: StartServer, redis_server: RedisServer) -> AsyncIterator[NewServer]:
-    """``await new_server(engine)`` gives one more server, with a Redis client of its own, as a process has."""
+    """Yield a function that starts a server with a Redis client of its own, like a worker process."""
     clients: list[Redis] = []
 
-    async def make(engine: Any = echo, *, sessions_in_redis: bool = True, **options: Any) -> Server:
+    async def make(engine: EngineFunction = echo, *, sessions_in_redis: bool = True, **options: Any) -> Server:
         clients.append(client := Redis.from_url(redis_server.url))
         chat_stream = ChatStream(engine=engine, conversation_store=RedisConversationStore(client), **options)
         server: Server = await start(chat_stream, RedisStorage(client) if sessions_in_redis else MemoryStorage())
@@ -39,7 +51,7 @@ async def new_server(start: StartServer, redis_server: RedisServer) -> AsyncIter
 
 
 def at(server: Server, client: Client) -> Client:
-    """The same user, at another server: browsers share cookies among the ports of a host."""
+    """Return the same user at another server. Browsers share cookies among the ports of a host."""
     return Client(client.session, server.url)
 
 
@@ -47,7 +59,7 @@ def running_text(server: Server) -> str:
     return "".join(turn.text for turn in server.chat_stream.running_turns)
 
 
-async def body_of(request: Any) -> tuple[int, Any]:
+async def body_of(request: PendingResponse) -> tuple[int, Any]:
     async with request as response:
         return response.status, await response.json()
 
@@ -66,7 +78,7 @@ async def test_an_idle_connection_closed_by_redis_fails_no_request(
 async def test_a_conversation_continues_at_either_server(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    here, there = await new_server(), await new_server(engine := stepper(), max_new_tokens=1)
+    here, there = await new_server(), await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1))
     client = client_of(here)
     await client.say("one")
     engine.allow(2)
@@ -83,7 +95,7 @@ async def test_a_conversation_continues_at_either_server(
 async def test_a_conversation_is_busy_at_both_servers_while_an_answer_runs(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=1), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1)), await new_server()
     client = client_of(here)
     engine.allow(1)
     await client.say("one")
@@ -105,7 +117,7 @@ async def test_a_conversation_is_busy_at_both_servers_while_an_answer_runs(
 async def test_stop_reaches_the_other_server_and_frees_the_conversation(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=4), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=4)), await new_server()
     client = client_of(here)
     engine.allow(4)
     await client.say("one")
@@ -116,7 +128,7 @@ async def test_stop_reaches_the_other_server_and_frees_the_conversation(
     await until(lambda: running_text(here) == "1 ")
     stopping = asyncio.create_task(body_of(at(there, client).post("/chat_stream/stop")))
     await until(lambda: any(turn.ending for turn in here.chat_stream.running_turns))
-    sending = asyncio.create_task(at(there, client).say("three"))  # the answer before is still in its last step
+    sending = asyncio.create_task(at(there, client).say("three"))  # the previous answer is still in its last step
     engine.allow(1)
     status, stopped = await stopping
     ended = await running
@@ -129,7 +141,7 @@ async def test_stop_reaches_the_other_server_and_frees_the_conversation(
 async def test_clear_context_discards_the_answer_at_the_other_server(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=4), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=4)), await new_server()
     client = client_of(here)
     engine.allow(4)
     await client.say("one")
@@ -150,14 +162,14 @@ async def test_clear_context_discards_the_answer_at_the_other_server(
 async def test_an_answer_without_its_hold_overwrites_nothing(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper, redis: Redis
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=1), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1)), await new_server()
     client = client_of(here)
     engine.allow(1)
     await client.say("one")
     running = asyncio.create_task(body_of(client.post(accept="application/json", user_input="late")))
     await until(lambda: len(engine.calls) == 2)
     (hold,) = [key async for key in redis.scan_iter("*hold*")]
-    await redis.delete(hold)  # as when this process had stood still for longer than it lasts
+    await redis.delete(hold)  # as if this process had been suspended for longer than the hold lasts
     await at(there, client).say("two")
     engine.allow(1)
     status, answer = await running
@@ -168,9 +180,9 @@ async def test_an_answer_without_its_hold_overwrites_nothing(
 async def test_servers_with_different_namespaces_are_independent(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    one = await new_server(engine := stepper(), max_new_tokens=1, namespace="one")
+    first = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1), namespace="one")
     other = await new_server(namespace="other")
-    client = client_of(one)
+    client = client_of(first)
     engine.allow(1)
     await client.say("at one")
     running = asyncio.create_task(client.say("still at one"))
@@ -206,7 +218,7 @@ async def test_settings_apply_at_either_server_and_a_new_role_has_a_new_identity
     assert await client.texts() == ["one", "one "]
 
 
-# A Redis that is lost. It takes seconds until that is certain, so on one loop only.
+# Failures of Redis. Their detection takes seconds, so these tests run on one loop only.
 
 one_loop = pytest.mark.asyncio(loop_factories=["uvloop"])
 
@@ -225,7 +237,7 @@ NEED_REDIS = [
 
 @asynccontextmanager
 async def lost(redis_server: RedisServer, how: str) -> AsyncIterator[None]:
-    """In this block, Redis is ``killed`` or ``halted``."""
+    """Kill or pause Redis during the block."""
     if how == "killed":
         redis_server.kill()
         yield
@@ -238,14 +250,14 @@ async def lost(redis_server: RedisServer, how: str) -> AsyncIterator[None]:
 
 async def check_unavailable(client: Client, method: str, path: str, body: Any) -> None:
     async with asyncio.timeout(PATIENCE), client.session.request(method, client.url + path, json=body) as response:
-        told = await response.json()
-        assert (response.status, told["error"]) == (503, "store_unavailable"), (path, told)
+        body = await response.json()
+        assert (response.status, body["error"]) == (503, "store_unavailable"), (path, body)
         assert int(response.headers["Retry-After"]) >= 1
         assert "Set-Cookie" not in response.headers
 
 
 @one_loop
-@pytest.mark.parametrize("how", ["killed", "halted"])
+@pytest.mark.parametrize("how", ["killed", "paused"])
 @pytest.mark.parametrize("sessions_in_redis", [True, False])
 async def test_requests_get_503_without_redis_and_the_server_recovers(
     new_server: NewServer,
@@ -258,17 +270,17 @@ async def test_requests_get_503_without_redis_and_the_server_recovers(
     server = await new_server(sessions_in_redis=sessions_in_redis)
     client = client_of(server)
     await client.say("one")
-    needed = [one for one in NEED_REDIS if sessions_in_redis or "params" not in one[1]]
+    needed = [request for request in NEED_REDIS if sessions_in_redis or "params" not in request[1]]
     async with lost(redis_server, how):
-        await asyncio.gather(*(check_unavailable(client, *one) for one in needed))
+        await asyncio.gather(*(check_unavailable(client, *request) for request in needed))
         async with client.session.get(f"{server.url}/readyz") as response:
             assert response.status == 200
         assert server.idle
     complaints = [record.getMessage() for record in caplog.records if "cannot be used" in record.getMessage()]
-    assert len(complaints) == len(set(complaints)) >= 1  # one line each for sessions and conversations
+    assert len(complaints) == len(set(complaints)) >= 1  # a line for sessions and a line for conversations
     assert (await client.say("two"))["text"] == "two "
-    kept = ["one", "one "] if how == "halted" else []
-    assert await client.texts() == [*kept, "two", "two "]
+    messages = ["one", "one "] if how == "paused" else []
+    assert await client.texts() == [*messages, "two", "two "]
     assert "can be used" in caplog.text
 
 
@@ -276,7 +288,7 @@ async def test_requests_get_503_without_redis_and_the_server_recovers(
 async def test_a_session_that_cannot_be_saved_is_a_503(
     new_server: NewServer, client_of: ClientOf, redis_server: RedisServer
 ) -> None:
-    client = client_of(await new_server())  # a new user, of whom there is nothing to load
+    client = client_of(await new_server())  # a new user, without anything to load
     redis_server.kill()
     await check_unavailable(client, "POST", "/set_generation_params", {"temperature": 0.5})
 
@@ -286,7 +298,7 @@ async def test_a_session_that_cannot_be_saved_is_a_503(
 async def test_a_running_answer_survives_a_restart_of_redis(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper, redis_server: RedisServer, accept: str
 ) -> None:
-    server = await new_server(engine := stepper(), sessions_in_redis=False, max_new_tokens=3)
+    server = await new_server(engine := stepper(), sessions_in_redis=False, params=GenerationParams(max_new_tokens=3))
     client = client_of(server)
     engine.allow(4)
     await client.say("one")
@@ -294,7 +306,7 @@ async def test_a_running_answer_survives_a_restart_of_redis(
         await until(lambda: running_text(server) == "1 ")
         redis_server.kill()
         engine.allow(2)
-        await until(lambda: server.chat_stream.admission.running == 0)  # it is over, and about to be kept
+        await until(lambda: server.chat_stream.admission.running == 0)  # the answer is about to be saved
         redis_server.start()
         assert await text_of(response) == "1 2 3 "
     assert await client.texts() == ["one", "1 2 3 ", "two", "1 2 3 "]
@@ -311,7 +323,7 @@ async def test_an_answer_that_cannot_be_saved_ends_with_an_error(
     accept: str,
 ) -> None:
     monkeypatch.setattr("aiochatstream.conversations.redis_store.SAVE_SECONDS", 0.1)
-    server = await new_server(engine := stepper(), sessions_in_redis=False, max_new_tokens=2)
+    server = await new_server(engine := stepper(), sessions_in_redis=False, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     engine.allow(2)
     await client.say("one")
@@ -337,7 +349,7 @@ async def test_an_answer_that_cannot_be_saved_ends_with_an_error(
 
 
 async def text_of(response: ClientResponse) -> str:
-    """The answer, which ends as a whole one does."""
+    """Return the text of an answer. Fails unless it is complete."""
     if response.content_type == "text/plain":
         return await response.text()
     events = [event async for event in sse_events(response)]

@@ -1,4 +1,4 @@
-"""What the pages name is there, and what is there is named."""
+"""The documentation: complete, equal in both languages, and with links, names and examples that work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiohttp import web
 from cryptography.fernet import Fernet
 
 import aiochatstream
-from aiochatstream import ChatStream, MemoryConversationStore
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryConversationStore, compat
 from aiochatstream.cli.main import build_parser
 from aiochatstream.console.console import COMMANDS
 from aiochatstream.params import ParamOverrides
@@ -27,8 +27,8 @@ DOCS = ROOT / "docs"
 JAPANESE = {ROOT / "README.md": ROOT / "README_ja.md"} | {
     page: DOCS / "ja" / page.name for page in sorted(DOCS.glob("*.md"))
 }
-"""What each page is in Japanese."""
-PAGES = [ROOT / "README.md", ROOT / "README_ja.md", *sorted(DOCS.rglob("*.md"))]
+"""Japanese page of each English page."""
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", ROOT / "README_ja.md", *sorted(DOCS.rglob("*.md"))]
 
 CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
@@ -41,7 +41,7 @@ def extras() -> list[str]:
 
 
 def options_of(command: str) -> list[str]:
-    """The options of ``aiochatstream command``."""
+    """Return the options of ``aiochatstream COMMAND``."""
     commands = next(action for action in build_parser()._actions if action.choices and command in action.choices)
     parser: Any = commands.choices[command]  # type: ignore[index]
     return [action.option_strings[-1] for action in parser._actions if action.option_strings and action.dest != "help"]
@@ -53,23 +53,25 @@ def options_of(command: str) -> list[str]:
     [
         ("index.md", extras()),
         ("options.md", list(inspect.signature(ChatStream).parameters)),
-        ("endpoints.md", [api.path for api in ENDPOINTS.values()]),
+        ("options.md", [*GenerationParams.model_fields, *Limits.model_fields]),
+        ("migrating.md", list(inspect.signature(compat.ChatStream).parameters)),
+        ("endpoints.md", [endpoint.path for endpoint in ENDPOINTS.values()]),
         ("endpoints.md", list(ParamOverrides.model_fields)),
         ("roles.md", list(AUTH_METHODS)),
         ("command.md", [*options_of("serve"), *options_of("chat"), *COMMANDS]),
     ],
 )
-def test_everything_there_is_has_its_place(folder: Path, page: str, names: list[str]) -> None:
+def test_a_page_describes_every_name(folder: Path, page: str, names: list[str]) -> None:
     text = (folder / page).read_text()
     assert [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)] == []
 
 
-def test_every_page_is_there_in_both_languages() -> None:
+def test_every_page_exists_in_both_languages() -> None:
     assert set((DOCS / "ja").glob("*.md")) | {ROOT / "README_ja.md"} == set(JAPANESE.values())
 
 
 @pytest.mark.parametrize("page", JAPANESE, ids=lambda page: page.name)
-def test_the_japanese_page_has_the_sections_rows_and_code_of_the_english_one(page: Path) -> None:
+def test_both_languages_have_the_same_sections_rows_and_code(page: Path) -> None:
     english, japanese = page.read_text(), JAPANESE[page].read_text()
     assert layout(japanese) == layout(english)
     assert code_blocks(japanese) == code_blocks(english)
@@ -77,33 +79,33 @@ def test_the_japanese_page_has_the_sections_rows_and_code_of_the_english_one(pag
 
 
 def layout(text: str) -> list[str]:
-    """The headings, each as its level, and the rows of tables between them."""
+    """Return the levels of headings, and the rows of tables between them."""
     return re.findall(r"^(?:#+ |\|)", CODE_BLOCK.sub("", text), re.MULTILINE)
 
 
 def code_blocks(text: str) -> list[str]:
-    """Without their comments, which are in the page's language."""
+    """Return the code blocks without comments, which are in the page's language."""
     return [re.sub(r"\s*#.*", "", block) for block in CODE_BLOCK.findall(text)]
 
 
 def names(text: str) -> set[str]:
-    """What is written as code within sentences."""
+    """Return the inline code."""
     return {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", CODE_BLOCK.sub("", text))}
 
 
 @pytest.mark.parametrize(
-    ("page", "least"),
+    ("page", "minimum"),
     [("migrating.md", 13), ("ja/migrating.md", 13), ("security.md", 60), ("ja/security.md", 60)],
 )
-def test_a_page_names_tests_that_there_are(page: str, least: int) -> None:
-    named = re.findall(r"`(test_\w+)`", (DOCS / page).read_text())
+def test_tests_that_a_page_mentions_exist(page: str, minimum: int) -> None:
+    mentioned = re.findall(r"`(test_\w+)`", (DOCS / page).read_text())
     tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
-    assert len(named) > least
-    assert [name for name in named if f"def {name}(" not in tests] == []
+    assert len(mentioned) > minimum
+    assert [name for name in mentioned if f"def {name}(" not in tests] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
@@ -113,28 +115,28 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """What GitHub makes of the headings of a page, and what is set by hand."""
+    """Return the anchors of a page: those that GitHub derives from headings, and explicit ones."""
     headings = re.findall(r"^#+ (.*)$", CODE_BLOCK.sub("", text), re.MULTILINE)
-    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    return made | set(re.findall(r'<a id="([^"]+)"', text))
+    derived = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return derived | set(re.findall(r'<a id="([^"]+)"', text))
 
 
-def test_the_architecture_names_paths_that_exist_and_every_folder() -> None:
-    named = set(re.findall(r"`([\w.]+(?:/[\w.]*)+|\w+\.py)`", (DOCS / "architecture.md").read_text()))
+def test_the_architecture_page_mentions_every_folder_and_only_paths_that_exist() -> None:
+    paths = set(re.findall(r"`([\w.]+(?:/[\w.]*)+|\w+\.py)`", (DOCS / "architecture.md").read_text()))
     package = ROOT / "aiochatstream"
-    assert {path for path in named if not ((package / path).exists() or (ROOT / path).exists())} == set()
+    assert {path for path in paths if not ((package / path).exists() or (ROOT / path).exists())} == set()
     modules = {path.parent.relative_to(package) for path in package.rglob("*.py")} | {Path("page")}
-    assert {Path(path) for path in named if path.endswith("/")} >= modules
+    assert {Path(path) for path in paths if path.endswith("/")} >= modules
 
 
-def test_the_newest_version_of_the_changelog_is_the_packages() -> None:
+def test_the_changelog_begins_with_the_current_version() -> None:
     newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == aiochatstream.__version__
 
 
 @pytest.mark.parametrize("page", ["deployment.md", "engines.md", "endpoints.md", "roles.md", "sessions.md"])
-def test_the_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVELOPER_PHRASE", "sesame")
     monkeypatch.setenv("MONITOR_KEY_SHA256", "0" * 64)
     monkeypatch.setenv("SECRET_KEYS", Fernet.generate_key().decode())

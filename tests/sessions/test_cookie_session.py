@@ -10,7 +10,7 @@ import pytest
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, CookieStorage, MemoryConversationStore, Turn
+from aiochatstream import ChatStream, Conversation, CookieStorage, GenerationParams, MemoryConversationStore, Turn
 from aiochatstream.sessions.cookie_session import CookieUserSession, pack, unpack
 from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
 from tests.helpers import Client, Server, Stepper, echo, post_bytes, until
@@ -56,7 +56,7 @@ def moved(client: Client, server: Server) -> Client:
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_a_conversation_of_several_turns_lives_in_the_cookie(
+async def test_the_cookie_stores_several_turns_encrypted(
     start_worker: Any, client_of: Any, accept: str
 ) -> None:
     client = client_of(await start_worker())
@@ -66,7 +66,7 @@ async def test_a_conversation_of_several_turns_lives_in_the_cookie(
     assert "unmistakable" not in cookie(client)
 
 
-async def test_a_json_answer_is_in_the_cookie_at_once(start_worker: Any, client_of: Any) -> None:
+async def test_a_json_response_stores_its_answer_in_the_cookie(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     await ask(client, "one", "application/json")
     await ask(client, "two", "application/json")
@@ -74,21 +74,21 @@ async def test_a_json_answer_is_in_the_cookie_at_once(start_worker: Any, client_
     assert await other.texts() == ["one", "one ", "two", "two "]
 
 
-async def test_history_takes_the_last_streamed_answer_into_the_cookie(
+async def test_history_stores_the_last_streamed_answer_in_the_cookie(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     assert await client.texts() == ["one", "1 2 "]
     assert await moved(client, await start_worker()).texts() == ["one", "1 2 "]
 
 
-async def test_another_worker_says_that_the_last_answer_is_elsewhere_rather_than_forget_it(
+async def test_another_worker_reports_answer_elsewhere_and_loses_nothing(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     other = moved(client, await start_worker())
     for request in (lambda: other.post(user_input="two"), lambda: other.session.get(f"{other.url}/history")):
@@ -100,11 +100,11 @@ async def test_another_worker_says_that_the_last_answer_is_elsewhere_rather_than
     assert await client.texts() == ["one", "1 2 ", "two", "1 2 "]
 
 
-async def test_clear_context_ends_the_wait_for_an_answer_that_is_lost(
+async def test_clear_context_abandons_a_lost_answer(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     other = moved(client, await start_worker())
     async with other.post("/clear_context") as response:
@@ -115,11 +115,11 @@ async def test_clear_context_ends_the_wait_for_an_answer_that_is_lost(
     assert (await client.texts())[0] == "two"
 
 
-async def test_a_conversation_continues_without_an_answer_that_was_lost_with_its_process(
+async def test_abandon_lost_continues_without_the_answer_of_an_ended_process(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     for text in ("one", "two"):
         await stream(client, engine, text)
         await client.texts()  # seals the answer
@@ -132,11 +132,11 @@ async def test_a_conversation_continues_without_an_answer_that_was_lost_with_its
     assert await restarted.texts() == ["one", "1 2 ", "two", "1 2 ", "four", "four "]
 
 
-async def test_the_history_without_a_lost_answer_ends_the_wait_for_it(
+async def test_history_with_abandon_lost_abandons_a_lost_answer(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     await client.texts()
     await stream(client, engine, "two")
@@ -152,15 +152,15 @@ async def test_the_history_without_a_lost_answer_ends_the_wait_for_it(
     assert await ask(restarted, "three") == "three "
 
 
-async def test_a_process_that_has_the_answer_abandons_nothing(start_worker: Any, stepper: Any, client_of: Any) -> None:
+async def test_abandon_lost_has_no_effect_in_the_process_that_has_the_answer(start_worker: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
     async with client.session.get(f"{client.url}/history?abandon_lost=true") as response:
         assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
 
 
-async def test_who_left_before_the_end_finds_the_interrupted_answer(
+async def test_an_answer_is_interrupted_if_its_client_disconnects(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -177,9 +177,9 @@ async def test_who_left_before_the_end_finds_the_interrupted_answer(
     assert history[0]["content"] == "one"
 
 
-async def test_a_failed_turn_changes_no_cookie_and_no_history(start_worker: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_failed_turn_changes_neither_the_cookie_nor_the_history(start_worker: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=1))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=1)))
     engine.allow(1)
     await ask(client, "one")
     before = cookie(client)
@@ -195,7 +195,7 @@ async def test_a_failed_turn_changes_no_cookie_and_no_history(start_worker: Any,
     assert await client.texts() == ["one", "1 ", "three", "1 "]
 
 
-async def test_two_conversations_of_a_user_do_not_disturb_each_other(start_worker: Any, client_of: Any) -> None:
+async def test_concurrent_conversations_of_a_user_are_independent(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     await ask(client, "first")
     await asyncio.gather(
@@ -209,7 +209,7 @@ async def test_two_conversations_of_a_user_do_not_disturb_each_other(start_worke
 
 
 @pytest.mark.parametrize("word", ["word", "日本語"])
-async def test_the_cookie_stays_within_what_browsers_keep_and_the_oldest_turns_go(
+async def test_the_oldest_turns_are_dropped_to_fit_the_cookie(
     start_worker: Any, client_of: Any, word: str
 ) -> None:
     server = await start_worker()
@@ -228,7 +228,7 @@ async def test_the_cookie_stays_within_what_browsers_keep_and_the_oldest_turns_g
     assert [int(text.split(" ")[0]) for text in texts[::2]] == list(range(40 - len(texts) // 2, 40))
 
 
-async def test_a_forged_cookie_is_a_fresh_user(start_worker: Any, client_of: Any) -> None:
+async def test_a_forged_cookie_is_a_new_user(start_worker: Any, client_of: Any) -> None:
     server = await start_worker()
     client = client_of(server)
     await ask(client, "secret", "application/json")
@@ -240,7 +240,7 @@ async def test_a_forged_cookie_is_a_fresh_user(start_worker: Any, client_of: Any
         assert (await response.json())["messages"] == []
 
 
-def test_packing_gives_back_the_same_conversation_in_json_safe_characters() -> None:
+def test_unpack_restores_a_conversation_packed_in_json_safe_characters() -> None:
     conversation = Conversation(
         (Turn("質問 \u0000 🍣", "a" * 500, "id", "interrupted"),), number=3, turn_id="id", first=0
     )
@@ -250,7 +250,7 @@ def test_packing_gives_back_the_same_conversation_in_json_safe_characters() -> N
     assert not set('"\\') & set(packed)
 
 
-async def test_history_tells_the_same_again_when_the_cookie_was_too_small(start_worker: Any, client_of: Any) -> None:
+async def test_history_is_stable_after_turns_were_dropped(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     for turn in range(30):
         await ask(client, f"{turn} " + " ".join(str(turn * number) for number in range(120)))
@@ -259,7 +259,7 @@ async def test_history_tells_the_same_again_when_the_cookie_was_too_small(start_
     assert await client.texts() == first
 
 
-async def test_sealing_a_long_conversation_takes_few_steps(
+async def test_fitting_a_long_conversation_takes_few_attempts(
     start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
@@ -277,11 +277,11 @@ async def test_sealing_a_long_conversation_takes_few_steps(
         assert len(sizes) <= 14
 
 
-async def test_a_discarded_answer_does_not_bring_back_what_was_cleared(
+async def test_a_discarded_answer_does_not_restore_a_cleared_conversation(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    server = await start_worker(engine=engine, max_new_tokens=2)
+    server = await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     await stream(client, engine, "secret")
     await client.history()
@@ -294,11 +294,11 @@ async def test_a_discarded_answer_does_not_bring_back_what_was_cleared(
     assert await client.history() == []
 
 
-async def test_an_answer_elsewhere_does_not_bring_back_a_conversation_that_was_cleared_meanwhile(
+async def test_a_concurrent_answer_does_not_restore_a_cleared_conversation(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, max_new_tokens=2))
+    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "secret")
     await client.history()
     running = asyncio.create_task(client.say("hi", conversation="other"))
@@ -311,7 +311,7 @@ async def test_an_answer_elsewhere_does_not_bring_back_a_conversation_that_was_c
 
 
 @pytest.mark.parametrize("options", [{}, {"conversation_store": MemoryConversationStore()}], ids=["cookie", "store"])
-async def test_a_cookie_that_is_no_text_is_a_fresh_user(start_worker: Any, options: dict[str, Any]) -> None:
+async def test_a_cookie_that_is_not_utf8_is_a_new_user(start_worker: Any, options: dict[str, Any]) -> None:
     server = await start_worker(**options)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     request = post_bytes('{"user_input":"hi"}', headers="Connection: close\r\nCookie: AIOHTTP_SESSION=@\r\n")
@@ -323,7 +323,7 @@ async def test_a_cookie_that_is_no_text_is_a_fresh_user(start_worker: Any, optio
     assert b"Set-Cookie" in answer
 
 
-async def test_a_second_conversation_remembers_while_the_first_fills_the_cookie(
+async def test_a_second_conversation_keeps_its_turns_beside_a_large_one(
     start_worker: Any, client_of: Any
 ) -> None:
     client = client_of(await start_worker())
@@ -337,7 +337,7 @@ async def test_a_second_conversation_remembers_while_the_first_fills_the_cookie(
     assert len(await client.texts()) >= 4
 
 
-async def test_conversations_that_were_cleared_take_no_room_from_others(start_worker: Any, client_of: Any) -> None:
+async def test_cleared_conversations_take_no_space_in_the_cookie(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     for number in range(70):
         await client.say("x", conversation=f"c{number}")
@@ -348,7 +348,7 @@ async def test_conversations_that_were_cleared_take_no_room_from_others(start_wo
     assert len(await client.texts()) == 40
 
 
-async def test_a_message_far_too_large_for_a_cookie_is_answered_and_never_packed(
+async def test_a_message_too_large_for_a_cookie_is_answered_and_not_compressed(
     start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = []

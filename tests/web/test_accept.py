@@ -1,4 +1,4 @@
-"""Which representation a client accepts."""
+"""Tests of parsing Accept-Encoding and qualities."""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
-"""What the log's lines hold: neither words, nor what a person could pass for another with."""
+"""Tests that the log contains neither messages nor secrets."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, CookieStorage, MemoryStorage
-from tests.helpers import Client, ClientOf, Server, StartServer, role_of, sse_events
+from aiochatstream import ChatStream, CookieStorage, Feedback, GenerationParams, MemoryStorage
+from tests.helpers import ClientOf, StartServer, role_of, sse_events
 
 WORD = "unmistakable"
 
@@ -17,16 +20,16 @@ ROLES = {"user": role_of("nothing"), "admin": role_of("ui_pass_phrase", "sesame"
 
 KEY = Fernet.generate_key().decode()
 
-STORAGES = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
+STORAGES: dict[str, Callable[[], AbstractStorage]] = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
 
 
-def engine(messages: list[dict[str, str]], params: Any) -> Any:
+def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
     yield f"{WORD} too"
     if "break" in messages[-1]["content"]:
         raise ZeroDivisionError
 
 
-def refuse(request: Any, feedback: Any) -> None:
+def refuse(request: web.Request, feedback: Feedback) -> None:
     raise ZeroDivisionError
 
 
@@ -35,17 +38,15 @@ async def test_no_log_line_contains_messages_or_secrets(
     start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    server: Server = await start(
-        ChatStream(engine=engine, client_roles=ROLES, on_feedback_received=refuse), STORAGES[kind]()
-    )
-    client: Client = client_of(server)
+    server = await start(ChatStream(engine=engine, client_roles=ROLES, on_feedback=refuse), STORAGES[kind]())
+    client = client_of(server)
     secrets = {WORD, "sesame", KEY}
 
     async def send(path: str, status: int, accept: str = "*/*", **body: Any) -> str:
         secrets.update(cookie.value for cookie in client.session.cookie_jar)
         async with client.post(path, accept, **body) as response:
             assert response.status == status
-            return str(await response.text())
+            return await response.text()
 
     message_id = (await client.say(f"{WORD} one"))["message_id"]
     async with client.post(accept="text/event-stream", user_input=f"{WORD} two") as response:

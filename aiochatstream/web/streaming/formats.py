@@ -244,7 +244,8 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
         case Started():
             name, data = "start", {"message_id": turn.message_id}
         case Ended():
-            name, data = "done", {"message_id": turn.message_id, **answer_summary(event), **_commit_token(event.save_result)}
+            name = "done"
+            data = {"message_id": turn.message_id, **answer_summary(event), **_commit_token(event.save_result)}
         case Failed(error):
             name, data = "error", {"error": error_body(error), **_commit_token(event.save_result)}
     return f"event: {name}\ndata: {dumps(data)}\n\n"

@@ -1,4 +1,4 @@
-"""Who may call what, over real sockets: browsers by their session, agents by a header; phrases grant roles."""
+"""Tests of access checks: roles of browsers by session, roles of agents by a header, and phrases that grant roles."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import json
 import logging
 import threading
 import uuid
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import aiohttp
 import aiohttp_session
 import pytest
 from aiohttp import web
@@ -17,17 +20,15 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, MemoryStorage, hash_phrase
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage, hash_phrase
 from aiochatstream.errors import SessionsNotSetUp
-from aiochatstream.sessions.cookie_session import MAX_COOKIE_BYTES
-from aiochatstream.web.auth import pass_phrases
+from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
 from aiochatstream.web.auth.rate_limit import ATTEMPTS, phrase_attempts
 from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import (
     Client,
     ClientOf,
     MakeStepper,
-    Server,
     StartServer,
     browser,
     echo,
@@ -60,7 +61,7 @@ def storage(kind: str) -> AbstractStorage:
 
 
 def cookie(client: Client) -> str:
-    return next((kept.value for kept in client.session.cookie_jar), "")
+    return next((item.value for item in client.session.cookie_jar), "")
 
 
 async def ask(client: Client, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, Any]]:
@@ -84,13 +85,13 @@ async def agent_says(client: Client, text: str | None, phrase: str | None = None
 async def test_endpoints_that_a_role_may_not_call_are_a_403(start: StartServer, client_of: ClientOf) -> None:
     roles = {"user": role_of("nothing", allow=["chat_stream"])}
     client = client_of(await start(ChatStream(engine=echo, client_roles=roles)))
-    for api in ENDPOINTS.values():
-        method = api.route("/", echo).method
-        path = api.path.format(message_id="x")
-        status, body = await ask(client, path, method) if api.name != "metrics" else (200, {})
-        if api.name in ("healthz", "readyz", "metrics"):
+    for endpoint in ENDPOINTS.values():
+        method = endpoint.route("/", echo).method
+        path = endpoint.path.format(message_id="x")
+        status, body = await ask(client, path, method) if endpoint.name != "metrics" else (200, {})
+        if endpoint.name in ("healthz", "readyz", "metrics"):
             assert status == 200
-        elif api.name in ("chat_stream", "commit"):
+        elif endpoint.name in ("chat_stream", "commit"):
             assert (status, body["error"]) == (422, "invalid_value")
         else:
             assert status == 403
@@ -104,14 +105,16 @@ async def test_endpoints_that_a_role_may_not_call_are_a_403(start: StartServer, 
 
 async def test_access_is_refused_before_the_body_is_read(start: StartServer) -> None:
     roles = {"user": role_of("nothing", allow=[])}
-    server: Server = await start(ChatStream(engine=echo, client_roles=roles))
+    threads = set(threading.enumerate())
+    server = await start(ChatStream(engine=echo, client_roles=roles))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = "POST /chat_stream HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     writer.write(head.encode())  # and no byte of the body
     status = await reader.readline()
     assert status.startswith(b"HTTP/1.1 403 ")
     assert server.idle
-    assert not server.chat_stream._prompt_threads._threads
+    new_threads = set(threading.enumerate()) - threads
+    assert not [thread for thread in new_threads if thread.name.startswith("aiochatstream-prompt")]
     writer.close()
 
 
@@ -119,7 +122,7 @@ async def test_metrics_have_a_policy_independent_of_roles(start: StartServer, cl
     roles = {"user": role_of("nothing", allow=[])}
     for allowed, status in ((True, 200), (False, 403)):
         chat_stream = ChatStream(
-            engine=echo, client_roles=roles, allow_metrics=lambda request, allowed=allowed: allowed
+            engine=echo, client_roles=roles, allow_metrics=partial(lambda result, _: result, allowed)
         )
         client = client_of(await start(chat_stream))
         async with client.session.get(f"{client.url}/metrics") as response:
@@ -127,19 +130,19 @@ async def test_metrics_have_a_policy_independent_of_roles(start: StartServer, cl
 
 
 async def test_the_callback_receives_a_refusal() -> None:
-    told = []
+    messages = []
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles={"user": role_of("nothing", allow=[])})
-    chat_stream.append_middlewares(app)
+    aiohttp_session.setup(app, MemoryStorage())
     chat_stream.setup(app)
 
     async def stream(request: web.Request) -> web.StreamResponse:
-        return await chat_stream.handle_chat_stream_request(request, None, lambda _, message: told.append(message))
+        return await chat_stream.handle_chat_stream_request(request, None, lambda _, message: messages.append(message))
 
     app.router.add_post("/chat_stream", stream)
     async with serving(app) as url, browser(url) as client, client.post(user_input="hi") as response:
         assert response.status == 403
-    assert told == ["unknown_error_occurred: forbidden: Denied on role layer."]
+    assert messages == ["unknown_error_occurred: forbidden: Denied on role layer."]
 
 
 @pytest.mark.parametrize("kind", ["memory", "cookie"])
@@ -150,13 +153,13 @@ async def test_typing_the_phrase_grants_the_role_to_this_session_only(
     caplog.set_level(logging.INFO)
     calls = []
 
-    def engine(messages: Any, params: Any) -> Any:
+    def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         calls.append(messages)
         return echo(messages, params)
 
     server = await start(ChatStream(engine=engine, client_roles=ROLES), storage(kind))
     client, other = client_of(server), client_of(server)
-    said = ["hi", "hi "] if talked_before else []
+    texts = ["hi", "hi "] if talked_before else []
     if talked_before:
         await client.say("hi")
     await other.say("hi")
@@ -168,9 +171,9 @@ async def test_typing_the_phrase_grants_the_role_to_this_session_only(
     assert cookie(client) not in ("", before)
     assert await may_see_load(client)
     assert not await may_see_load(other)
-    assert await client.texts() == said
+    assert await client.texts() == texts
     await client.say("more")  # the role and the conversation go on
-    assert await client.texts() == [*said, "more", "more "]
+    assert await client.texts() == [*texts, "more", "more "]
     assert await may_see_load(client)
     async with client.post("/clear_context") as response:
         assert (await response.json())["success"] is True
@@ -192,7 +195,7 @@ async def test_every_kind_of_secret_grants_its_role(
 
 
 async def test_the_old_session_id_is_invalid_after_the_grant(start: StartServer, client_of: ClientOf) -> None:
-    """Who had learned (or planted) the old id has not the role."""
+    # a person who learned, or planted, the old id must not obtain the role
     sessions = MemoryStorage()
     server = await start(ChatStream(engine=echo, client_roles=ROLES), sessions)
     client, thief = client_of(server), client_of(server)
@@ -227,7 +230,7 @@ async def test_a_request_whose_body_arrives_after_the_grant_cannot_use_the_old_s
     loads = sessions.loads
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(head)
-    await until(lambda: sessions.loads > loads)  # it was let in by its role, and waits for the body
+    await until(lambda: sessions.loads > loads)  # the access check has passed, and the body is awaited
     await client.say("sesame")
     writer.write(b"{" + body)
     answer = await reader.read()
@@ -238,7 +241,7 @@ async def test_a_request_whose_body_arrives_after_the_grant_cannot_use_the_old_s
 
 
 async def test_roles_cannot_be_granted_in_sessions_that_clients_can_edit(start: StartServer) -> None:
-    with pytest.raises(SessionsNotSetUp, match="client_roles: with SimpleCookieStorage everybody"):
+    with pytest.raises(SessionsNotSetUp, match="client_roles: cannot be used with SimpleCookieStorage"):
         await start(ChatStream(engine=echo, client_roles=ROLES), SimpleCookieStorage())
     await start(ChatStream(engine=echo, client_roles={"user": ROLES["user"]}), SimpleCookieStorage())
 
@@ -246,8 +249,8 @@ async def test_roles_cannot_be_granted_in_sessions_that_clients_can_edit(start: 
 async def test_an_apps_session_data_survives_the_grant() -> None:
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
 
     async def login(request: web.Request) -> web.Response:
         session = await aiohttp_session.get_session(request)
@@ -268,11 +271,11 @@ async def test_a_full_cookie_makes_room_for_the_role(start: StartServer, client_
     client = client_of(await start(ChatStream(engine=echo, client_roles=roles), storage("cookie")))
     for number in range(12):
         await client.say(f"{number} " + "".join(chr(0x4E00 + number * 500 + place) for place in range(100)))
-    (kept,) = client.session.cookie_jar
-    assert len(kept.OutputString()) > MAX_COOKIE_BYTES - 1500
+    (item,) = client.session.cookie_jar
+    assert len(item.OutputString()) > MAX_COOKIE_BYTES - 1500
     await client.say("sesame")
-    (kept,) = client.session.cookie_jar
-    assert len(kept.OutputString()) <= MAX_COOKIE_BYTES
+    (item,) = client.session.cookie_jar
+    assert len(item.OutputString()) <= MAX_COOKIE_BYTES
     assert await may_see_load(client)
     assert (await client.texts())[-1].startswith("11 ")
 
@@ -281,10 +284,10 @@ async def test_the_grant_keeps_a_conversation_that_another_worker_began(
     start: StartServer, client_of: ClientOf
 ) -> None:
     key = Fernet.generate_key()
-    one, other = [
+    first, other = [
         await start(ChatStream(engine=echo, client_roles=ROLES), EncryptedCookieStorage(Fernet(key))) for _ in range(2)
     ]
-    client = client_of(one)
+    client = client_of(first)
     await client.say("hi")
     client = Client(client.session, other.url)
     await client.say("sesame")
@@ -307,7 +310,7 @@ async def test_every_format_reports_the_grant_with_the_headers_of_an_answer(
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
 
-    async def post(text: str) -> Any:
+    async def post(text: str) -> aiohttp.ClientResponse:
         return await client.session.post(f"{client.url}/chat_stream", json={"user_input": text}, headers=headers)
 
     async with await post("hi") as response:
@@ -323,13 +326,13 @@ async def test_every_format_reports_the_grant_with_the_headers_of_an_answer(
             assert events[1][1] == {"text": GRANTED}
             assert events[2][1]["finish_reason"] == "stop"
         elif headers.get("Accept") == "application/json":
-            told = await response.json()
-            assert (told["text"], told["usage"]["completion_tokens"]) == (GRANTED, 0)
+            messages = await response.json()
+            assert (messages["text"], messages["usage"]["completion_tokens"]) == (GRANTED, 0)
         else:
             end = "<::EOS::>" if headers.get("X-ChatStream-Wire") == "cumulative-eos" else ""
             assert await response.text() == GRANTED + end
     assert await may_see_load(client)
-    async with await post("more") as response:  # each answer in this role says it
+    async with await post("more") as response:  # the header is in each answer for this role
         assert response.headers["X-ChatStream-API-DevTool-Enabled"] == "enabled"
         await response.read()
     async with await post("hashed") as response:  # a role without the tool
@@ -340,7 +343,7 @@ async def test_every_format_reports_the_grant_with_the_headers_of_an_answer(
 async def test_regenerate_and_messages_that_cannot_be_phrases_are_not_compared(
     start: StartServer, client_of: ClientOf
 ) -> None:
-    """chatstream crashes where there is a hashed phrase and a regenerate."""
+    # chatstream crashes on a regeneration if a phrase is hashed
     server = await start(ChatStream(engine=echo, client_roles=ROLES, num_of_concurrent_executions=1))
     client = client_of(server)
     async with client.post(regenerate=True) as response:
@@ -370,7 +373,7 @@ async def test_above_the_limit_typed_phrases_are_ignored_with_one_warning(
     assert not await may_see_load(client)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == [
-        "Messages from 127.0.0.1 are not compared with the roles' phrases for now: more than 30 in 60 seconds."
+        "Too many pass-phrase attempts from 127.0.0.1 (over 30 in 60 s); ignoring phrases from this address for now."
     ]
     now = 60.0
     assert (await client.say("sesame"))["text"] == GRANTED
@@ -395,14 +398,12 @@ async def test_above_the_limit_header_phrases_are_refused_and_right_phrases_take
         status, refusal = await see_load(phrase)
         assert (status, refusal["error"]) == (429, "too_many_attempts")
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
-    assert (await client.say("sesame"))["text"] == GRANTED  # people at the same address are not agents
+    assert (await client.say("sesame"))["text"] == GRANTED  # typed phrases have separate attempts
     now = 2.0
     assert (await see_load("hashed"))[0] == 200
 
 
-async def test_retries_while_the_model_loads_take_no_attempts(
-    start: StartServer, client_of: ClientOf
-) -> None:
+async def test_retries_while_the_model_loads_take_no_attempts(start: StartServer, client_of: ClientOf) -> None:
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
     client = client_of(await start(chat_stream))
     chat_stream.state = "starting"
@@ -417,15 +418,15 @@ async def test_a_hashed_phrase_is_compared_off_the_event_loop(
     start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
-    scrypt = pass_phrases._scrypt
+    scrypt = hashlib.scrypt
 
-    def noting(*given: Any) -> bytes:
+    def recording_scrypt(*args: Any, **kwargs: Any) -> bytes:
         threads.append(threading.current_thread())
-        return scrypt(*given)
+        return scrypt(*args, **kwargs)
 
-    monkeypatch.setattr(pass_phrases, "_scrypt", noting)
+    monkeypatch.setattr(hashlib, "scrypt", recording_scrypt)
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
-    threads.clear()  # the trial at construction
+    threads.clear()  # the validation at construction
     await client.say("hi")
     assert len(threads) == 1
     assert threading.main_thread() not in threads
@@ -477,7 +478,7 @@ async def test_an_agent_without_a_phrase_has_the_agents_default_role_if_there_is
     client = client_of(await start(ChatStream(engine=echo, client_roles=WITH_AGENTS)))
     assert (await agent_says(client, "hi"))[0] == 200
     assert (await ask(client, "/get_load", **SKIP))[0] == 403
-    assert (await agent_says(client, "hi", "boop"))[0] == 401  # a wrong phrase is not as good as none
+    assert (await agent_says(client, "hi", "boop"))[0] == 401  # a wrong phrase does not grant the default role
 
 
 @pytest.mark.parametrize("kind", ["memory", "cookie"])
@@ -492,20 +493,21 @@ async def test_an_agents_conversation_is_not_stored(start: StartServer, client_o
         ) as response:
             assert response.status == 200
             assert "Set-Cookie" not in response.headers
-            assert GRANTED not in await response.text()  # phrases typed are for browsers
+            assert GRANTED not in await response.text()  # typed phrases are for browsers
     assert (await agent_says(client, None, regenerate=True))[1]["error"] == "nothing_to_regenerate"
     assert (await ask(client, "/chat_stream/stop", "POST", **SKIP))[1]["error"] == "not_running_here"
     status, cleared = await ask(client, "/clear_context", "POST", **SKIP)
     assert (status, cleared["message"]) == (200, "no context.")
     assert await client.texts() == ["mine", "mine "]
-    assert len(server.chat_stream._memory) == 1
+    async with client.session.get(f"{client.url}/metrics") as response:
+        assert "aiochatstream_sessions 1.0" in await response.text()
     assert server.idle
 
 
 async def test_agents_need_no_sessions_in_the_app() -> None:
     app, inner = web.Application(), web.Application()
     chat_stream = ChatStream(engine=echo, client_roles=WITH_AGENTS)
-    chat_stream.append_apis(inner, {"all": True})
+    chat_stream.add_endpoints(inner)
     app.add_subapp("/chat", inner)
     async with serving(app) as url, browser(f"{url}/chat") as client:
         assert (await agent_says(client, "hi"))[1]["text"] == "hi "
@@ -518,7 +520,9 @@ async def test_concurrent_agents_are_separate_users(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start(ChatStream(engine=engine, client_roles=WITH_AGENTS, max_new_tokens=1)))
+    client = client_of(
+        await start(ChatStream(engine=engine, client_roles=WITH_AGENTS, params=GenerationParams(max_new_tokens=1)))
+    )
     engine.allow(2)
     answers = await asyncio.gather(agent_says(client, "one"), agent_says(client, "two"))
     assert [answer[0] for answer in answers] == [200, 200]

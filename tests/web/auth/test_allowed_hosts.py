@@ -1,4 +1,4 @@
-"""Host names: a page that makes its own name resolve to this server (DNS rebinding) gets nothing from it."""
+"""Tests of allowed host names: DNS rebinding gives pages no access to the server."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import ClientOf, StartServer, echo
 
 REBOUND = {"Host": "evil.example:8080", "Origin": "http://evil.example:8080", "Sec-Fetch-Site": "same-origin"}
-"""Headers of a page that was loaded from this server by a name of the attacker."""
+"""Headers of a page that was loaded from this server by a host name of the attacker."""
 
-ENDPOINTS = [
-    *((name, api.route("/", echo).method, api.path.format(message_id="x")) for name, api in ENDPOINTS.items()),
+ROUTES = [
+    *(
+        (name, endpoint.route("/", echo).method, endpoint.path.format(message_id="x"))
+        for name, endpoint in ENDPOINTS.items()
+    ),
     ("webui_index", "GET", "/ui_config"),
     *(
-        (name, api.route("/", echo).method, "/v1" + api.path.partition("{")[0])
-        for name, api in OPENAI_ENDPOINTS.items()
+        (name, endpoint.route("/", echo).method, "/v1" + endpoint.path.partition("{")[0])
+        for name, endpoint in OPENAI_ENDPOINTS.items()
         if name != "retrieve_model"
     ),
     ("retrieve_model", "GET", "/v1/models/x"),
@@ -40,7 +43,7 @@ ANYWHERE = "203.0.113.1"
 
 @asynccontextmanager
 async def listening(kind: str, folder: Path, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of a server on a Unix socket, or on one as ``serve --host`` opens it."""
+    """Yield a client of a server on a Unix socket, or on a socket that ``serve --host`` opens."""
     chat_stream = ChatStream(engine=echo, **options)
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage(secure=True))
@@ -71,7 +74,7 @@ async def status(client: aiohttp.ClientSession, host: str | None, path: str = "/
         return response.status
 
 
-@pytest.mark.parametrize(("name", "method", "path"), ENDPOINTS, ids=[f"{one[1]} {one[2]}" for one in ENDPOINTS])
+@pytest.mark.parametrize(("name", "method", "path"), ROUTES, ids=[f"{route[1]} {route[2]}" for route in ROUTES])
 async def test_dns_rebinding_pages_reach_only_the_probes(
     start: StartServer, client_of: ClientOf, name: str, method: str, path: str
 ) -> None:
@@ -82,10 +85,10 @@ async def test_dns_rebinding_pages_reach_only_the_probes(
             return
         assert answer.status == 403
         assert "Set-Cookie" not in answer.headers
-        told = await answer.text()
-        assert "forbidden" in told
-        assert "allowed_hosts=['evil.example']" in told
-        assert "--allowed-host evil.example" in told
+        text = await answer.text()
+        assert "forbidden" in text
+        assert "allowed_hosts=['evil.example']" in text
+        assert "--allowed-host evil.example" in text
 
 
 @pytest.mark.parametrize("kind", ["127.0.0.1", "::1", "0.0.0.0", "::"])  # noqa: S104
@@ -95,8 +98,8 @@ async def test_by_default_connections_to_a_loopback_address_allow_loopback_names
     async with listening(kind, tmp_path) as client:
         for host in ("localhost", "LOCALHOST.:80", "chat.localhost:1", "127.0.0.1", "127.1.2.3:80", "[::1]:80"):
             assert await status(client, host) == 200, host
-        assert await status(client, None) == 200  # no browser
-        assert await status(client, ANYWHERE) == 200  # an address cannot be made to resolve to another one
+        assert await status(client, None) == 200  # not a browser
+        assert await status(client, ANYWHERE) == 200  # an address is not resolved
         for host in (
             "evil.example",
             "localhost.evil.example",

@@ -1,4 +1,4 @@
-"""Token buckets: how many at once, how many in a time, and how much is remembered."""
+"""Tests of the token buckets: capacity, refill, and the number of keys."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def test_allows_takes_no_token() -> None:
 
 
 def test_on_empty_is_called_once_until_the_bucket_is_full_again() -> None:
-    now, told = 0.0, []
-    buckets = TokenBuckets(capacity=2, seconds=2, on_empty=told.append, clock=lambda: now)
+    now, keys = 0.0, list[str]()
+    buckets = TokenBuckets(capacity=2, seconds=2, on_empty=keys.append, clock=lambda: now)
     for _ in range(5):
         buckets.take("a")
-    assert told == ["a"]
+    assert keys == ["a"]
     now = 1.0
     assert [buckets.take("a") for _ in range(3)] == [True, False, False]
-    assert told == ["a"]
+    assert keys == ["a"]
     now = 9.0
     for _ in range(3):
         buckets.take("a")
-    assert told == ["a", "a"]
+    assert keys == ["a", "a"]
 
 
 def test_the_least_recently_used_key_is_dropped() -> None:
@@ -44,4 +44,4 @@ def test_the_least_recently_used_key_is_dropped() -> None:
         buckets.take(key)
     assert len(buckets) == 2
     assert not buckets.take("a")
-    assert buckets.take("b")  # forgotten, so full again
+    assert buckets.take("b")  # dropped, so the bucket is full again

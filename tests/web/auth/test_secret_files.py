@@ -1,4 +1,4 @@
-"""Files with keys are for their owner."""
+"""Tests of files with secrets, which only their owner should be able to access."""
 
 from __future__ import annotations
 

@@ -1,31 +1,37 @@
-"""POST /chat_stream with the real small model, over real sockets."""
+"""Tests of POST /chat_stream with the small model."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import uuid
-from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream
-from tests.helpers import ClientOf, StartServer, sse_events
+from aiochatstream import ChatStream, GenerationParams, Limits
+from tests.helpers import ClientOf, Server, StartServer, sse_events
 
 QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture
-async def server(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
-    return await start(ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24, max_queue_size=8))
+async def server(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
+    return await start(
+        ChatStream(
+            model=model,
+            tokenizer=tokenizer,
+            params=GenerationParams(temperature=0, max_new_tokens=24),
+            max_queue_size=8,
+        )
+    )
 
 
 def reference(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_new_tokens: int = 24
 ) -> list[int]:
-    """The token ids that ``model.generate`` answers with, greedy."""
+    """Return the token ids of a greedy answer from ``model.generate``."""
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
         output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
@@ -34,7 +40,7 @@ def reference(
 
 
 async def test_the_streamed_answer_equals_the_output_of_generate(
-    server: Any, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chunks = []
     async with client_of(server).post(user_input=QUESTION) as response:
@@ -49,7 +55,7 @@ async def test_the_streamed_answer_equals_the_output_of_generate(
 
 
 async def test_the_prompt_of_a_second_turn_contains_the_first(
-    server: Any, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(server)
     first = await client.say(QUESTION)
@@ -64,7 +70,7 @@ async def test_the_prompt_of_a_second_turn_contains_the_first(
     assert await client.texts() == [QUESTION, first["text"], "Say that again, shorter.", second["text"]]
 
 
-async def test_concurrent_users_have_separate_conversations(server: Any, client_of: ClientOf) -> None:
+async def test_concurrent_users_have_separate_conversations(server: Server, client_of: ClientOf) -> None:
     anna, ben = client_of(server), client_of(server)
     await asyncio.gather(anna.say("My name is Anna."), ben.say("My name is Ben."))
     await asyncio.gather(anna.say("Who am I?"), ben.say("Who am I?"))
@@ -75,7 +81,7 @@ async def test_concurrent_users_have_separate_conversations(server: Any, client_
     assert not any("Ben" in text for text in of_anna)
 
 
-async def test_a_users_conversations_are_separated_by_name(server: Any, client_of: ClientOf) -> None:
+async def test_a_users_conversations_are_separated_by_name(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     await client.say("Hello.", conversation="a")
     await client.say("Good evening.", conversation="b")
@@ -85,7 +91,7 @@ async def test_a_users_conversations_are_separated_by_name(server: Any, client_o
 
 
 async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer(
-    server: Any, client_of: ClientOf
+    server: Server, client_of: ClientOf
 ) -> None:
     client = client_of(server)
     first = await client.say("Tell me a number.", params={"temperature": 1.0, "seed": 1})
@@ -100,19 +106,19 @@ async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer
 
 @pytest.mark.parametrize("text", ["日本の首都はどこですか？", "Say this back to me: 🍣👨‍👩‍👧‍👦🇯🇵", "नमस्ते"])
 async def test_text_of_any_script_is_preserved(
-    server: Any, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
+    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> None:
     client = client_of(server)
     chunks = []
     async with client.post(user_input=text) as response:
         async for chunk, _ in response.content.iter_chunks():
-            chunks.append(chunk.decode())  # fails on half a character
+            chunks.append(chunk.decode())  # fails on an incomplete character
     ids = reference(model, tokenizer, [{"role": "user", "content": text}])
     assert "".join(chunks) == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
     assert await client.texts() == [text, "".join(chunks)]
 
 
-async def test_a_stop_string_ends_the_answer_and_is_never_sent_in_part(server: Any, client_of: ClientOf) -> None:
+async def test_a_stop_string_ends_the_answer_and_is_never_sent_in_part(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     whole = (await client.say(QUESTION))["text"]
     stop = whole[9:21]  # across several tokens
@@ -125,7 +131,7 @@ async def test_a_stop_string_ends_the_answer_and_is_never_sent_in_part(server: A
     assert answer["finish_reason"] == "stop"
 
 
-async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Any, client_of: ClientOf) -> None:
+async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Server, client_of: ClientOf) -> None:
     answer = await client_of(server).say(QUESTION, params={"max_new_tokens": 17, "ignore_eos": True})
     assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 17)
     natural = await client_of(server).say(QUESTION)
@@ -133,7 +139,7 @@ async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Any, client_o
     assert natural["usage"]["completion_tokens"] < 24
 
 
-async def test_an_event_stream_contains_start_deltas_and_done(server: Any, client_of: ClientOf) -> None:
+async def test_an_event_stream_contains_start_deltas_and_done(server: Server, client_of: ClientOf) -> None:
     async with client_of(server).post(accept="text/event-stream", user_input=QUESTION) as response:
         assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         message_id = response.headers["X-ChatStream-Last-Generated-Message-Id"]
@@ -149,7 +155,7 @@ async def test_an_event_stream_contains_start_deltas_and_done(server: Any, clien
     assert 0 <= done["timing"]["queue_s"] <= done["timing"]["ttft_s"] <= done["timing"]["total_s"]
 
 
-async def test_every_format_has_the_headers_of_the_protocol(server: Any, client_of: ClientOf) -> None:
+async def test_every_format_has_the_headers_of_the_protocol(server: Server, client_of: ClientOf) -> None:
     for accept in ("text/plain", "text/event-stream", "application/json"):
         async with client_of(server).post(accept=accept, user_input="Hi", params={"max_new_tokens": 1}) as response:
             await response.read()
@@ -165,7 +171,15 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
 ) -> None:
     sequences = []
     for _ in range(2):
-        server = await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=8, seed=7, context_len=512))
+        server = await start(
+            ChatStream(
+                model=model,
+                tokenizer=tokenizer,
+                params=GenerationParams(max_new_tokens=8),
+                seed=7,
+                limits=Limits(context_len=512),
+            )
+        )
         client = client_of(server)
         sequences.append([(await client.say("Tell me a story."))["text"], (await client.say(regenerate=True))["text"]])
     assert sequences[0] == sequences[1]
@@ -175,7 +189,12 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
 async def test_old_turns_are_dropped_from_the_prompt_before_the_context_is_full(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=4, context_len=128)
+    chat_stream = ChatStream(
+        model=model,
+        tokenizer=tokenizer,
+        params=GenerationParams(temperature=0, max_new_tokens=4),
+        limits=Limits(context_len=128),
+    )
     client = client_of(await start(chat_stream))
     sizes = [
         (await client.say(f"Message number {turn}, and some more words."))["usage"]["prompt_tokens"]
@@ -183,13 +202,15 @@ async def test_old_turns_are_dropped_from_the_prompt_before_the_context_is_full(
     ]
     assert max(sizes) <= 128 - 4
     assert any(later < earlier for earlier, later in itertools.pairwise(sizes))
-    assert len(await client.history()) == 16  # the user still sees all of it
+    assert len(await client.history()) == 16  # the history still contains all turns
 
 
 async def test_a_message_that_exceeds_the_context_is_a_413_with_the_excess(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=4, context_len=64)
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4), limits=Limits(context_len=64)
+    )
     server = await start(chat_stream)
     client = client_of(server)
     await client.say("Hello.")

@@ -1,4 +1,4 @@
-"""Like or dislike, on its way to the application."""
+"""Tests of feedback on answers, and of the feedback file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile
+from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile, GenerationParams
 from aiochatstream.runtime.chat import MAX_PROMPT_TEXTS
 from tests.helpers import Client, ClientOf, StartServer, echo, until
 
 
-class Plain(AbstractChatPrompt):
+class PlainPrompt(AbstractChatPrompt):
     def create_prompt(self) -> str:
         return "\n".join(f"{role}:" if text is None else f"{role}: {text}" for role, text in self.get_contents())
 
@@ -47,7 +47,11 @@ async def test_the_callback_receives_the_rating_the_answer_and_its_prompt(
 
     callback = coroutine if asynchronous else sync
     chat_stream = ChatStream(
-        model=model, tokenizer=tokenizer, chat_prompt_clazz=Plain, max_new_tokens=4, on_feedback_received=callback
+        model=model,
+        tokenizer=tokenizer,
+        chat_prompt_clazz=PlainPrompt,
+        params=GenerationParams(max_new_tokens=4),
+        on_feedback=callback,
     )
     client = client_of(await start(chat_stream))
     first, second = await client.say("one"), await client.say("two")
@@ -69,7 +73,7 @@ async def test_the_callback_receives_the_rating_the_answer_and_its_prompt(
 
 async def test_users_can_rate_only_answers_of_their_own_conversations(start: StartServer, client_of: ClientOf) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *args: received.append(args)))
     answer = await client_of(server).say("mine")
     status, body = await give(client_of(server), message_id=answer["message_id"], is_like=True)
     assert (status, body["error"], body["success"]) == (404, "not_found", False)
@@ -93,7 +97,7 @@ async def test_an_exception_of_the_callback_is_a_500(
     async def fail(request: web.Request, feedback: Feedback) -> None:
         raise OSError("the disk is full")
 
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail)))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=fail)))
     answer = await client.say("hi")
     status, body = await give(client, message_id=answer["message_id"], is_like=True)
     assert (status, body["success"]) == (500, False)
@@ -106,7 +110,7 @@ async def test_a_feedback_file_contains_a_line_for_each_rating_and_is_private(
     start: StartServer, client_of: ClientOf, tmp_path: Path
 ) -> None:
     path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=FeedbackFile(path))))
     for text in ("one", "二"):
         answer = await client.say(text)
         await give(client, message_id=answer["message_id"], is_like=True, form_data={"line": "a\nb"})
@@ -118,14 +122,12 @@ async def test_a_feedback_file_contains_a_line_for_each_rating_and_is_private(
     assert path.stat().st_mode & 0o077 == 0
 
 
-async def test_partially_written_feedback_is_a_500(
-    start: StartServer, client_of: ClientOf, tmp_path: Path
-) -> None:
+async def test_partially_written_feedback_is_a_500(start: StartServer, client_of: ClientOf, tmp_path: Path) -> None:
     path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=FeedbackFile(path))))
     answer = await client.say("one")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1]))  # what a full disk does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1]))  # simulates a full disk
     try:
         status, body = await give(client, message_id=answer["message_id"], is_like=True)
     finally:
@@ -142,9 +144,7 @@ async def test_a_form_above_16_kib_is_refused(start: StartServer, client_of: Cli
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "[1e999]", '{"a": -1' + "0" * 400 + ".5}"])
-async def test_a_form_with_non_finite_numbers_is_refused(
-    start: StartServer, client_of: ClientOf, number: str
-) -> None:
+async def test_a_form_with_non_finite_numbers_is_refused(start: StartServer, client_of: ClientOf, number: str) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
     data = f'{{"message_id": "x", "form_data": {number}}}'
     headers = {"Content-Type": "application/json"}
@@ -155,7 +155,7 @@ async def test_a_form_with_non_finite_numbers_is_refused(
 
 async def test_text_like_nan_is_accepted(start: StartServer, client_of: ClientOf) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *args: received.append(args)))
     client = client_of(server)
     answer = await client.say("NaN 1e999 Infinity")
     form = {"comment": "Infinity, NaN and 1e999", "number": 1e200}
@@ -167,7 +167,7 @@ async def test_an_answer_has_at_most_ten_ratings_and_repeated_ratings_count_once
     start: StartServer, client_of: ClientOf
 ) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told[1].form_data)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *args: received.append(args[1].form_data)))
     client = client_of(server)
     first, second = [(await client.say(text))["message_id"] for text in ("one", "two")]
     for number in range(10):
@@ -188,7 +188,7 @@ async def test_a_rating_can_be_repeated_after_a_failed_callback(start: StartServ
         if len(received) == 1:
             raise OSError("the disk is full")
 
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail_once)))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=fail_once)))
     answer = await client.say("hi")
     assert [(await give(client, message_id=answer["message_id"], is_like=True))[0] for _ in range(3)] == [500, 200, 200]
     assert len(received) == 2
@@ -198,7 +198,7 @@ async def test_a_rating_can_be_repeated_after_a_refusal_before_the_callback(
     start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *told: received.append(told)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *args: received.append(args)))
     client = client_of(server)
     answer = await client.say("hi")
     monkeypatch.setattr(server.chat_stream, "_prompt_texts", MAX_PROMPT_TEXTS)
@@ -212,7 +212,7 @@ async def test_a_full_feedback_file_is_a_503_and_is_logged_once(
     start: StartServer, client_of: ClientOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path, max_bytes=3000))))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=FeedbackFile(path, max_bytes=3000))))
     answer = await client.say("one")
     statuses = [
         (await give(client, message_id=answer["message_id"], form_data=[number, "x" * 500]))[0] for number in range(6)
@@ -225,9 +225,7 @@ async def test_a_full_feedback_file_is_a_503_and_is_logged_once(
     assert (await give(client, message_id=answer["message_id"], form_data=6))[0] == 200
 
 
-async def test_prompts_for_feedback_do_not_block_answers(
-    start: StartServer, client_of: ClientOf
-) -> None:
+async def test_prompts_for_feedback_do_not_block_answers(start: StartServer, client_of: ClientOf) -> None:
     may_go_on = threading.Event()
 
     class Slow(AbstractChatPrompt):
@@ -239,7 +237,7 @@ async def test_prompts_for_feedback_do_not_block_answers(
                 may_go_on.wait()
             return super().get_messages()
 
-    server = await start(ChatStream(engine=echo, chat_prompt_clazz=Slow, on_feedback_received=lambda *told: None))
+    server = await start(ChatStream(engine=echo, chat_prompt_clazz=Slow, on_feedback=lambda *args: None))
     client = client_of(server)
     messages = [
         message

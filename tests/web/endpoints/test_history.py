@@ -1,4 +1,4 @@
-"""What was said can be read, changed, taken away and brought back, wherever it lives."""
+"""Tests of reading, editing, exporting and importing conversations, in memory and in cookies."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ import io
 import json
 import sys
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, CookieStorage, MemoryStorage
+from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
 from aiochatstream.conversations.conversation import MAX_CHARS
 from aiochatstream.conversations.export import ExportedConversation
-from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, sse_events, until
+from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events, until
 
 KEY = Fernet.generate_key()
 
-STORAGES = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
+STORAGES: dict[str, Callable[[], AbstractStorage]] = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
+
+StartWith = Callable[..., Awaitable[Server]]
 
 
 @pytest.fixture(params=STORAGES)
-def start_with(start: StartServer, request: pytest.FixtureRequest) -> Any:
-    """A server for the storage, with an engine that echoes."""
+def start_with(start: StartServer, request: pytest.FixtureRequest) -> StartWith:
+    """Return a function that starts a server with the storage of the test, and by default with an echo engine."""
 
-    async def with_storage(**options: Any) -> Any:
+    async def with_storage(**options: Any) -> Server:
         return await start(ChatStream(**{"engine": echo, **options}), STORAGES[request.param]())
 
     return with_storage
 
 
 @pytest.fixture
-async def client(start_with: Any, client_of: ClientOf) -> Client:
-    """A user who has said three things."""
-    user: Client = client_of(await start_with())
+async def client(start_with: StartWith, client_of: ClientOf) -> Client:
+    """Return a user who has sent three messages."""
+    user = client_of(await start_with())
     for text in ("one", "two", "three"):
         await user.say(text)
     return user
@@ -100,10 +104,10 @@ async def test_an_edit_replaces_the_message_and_removes_later_turns(client: Clie
         assert (await response.json())["detail"].startswith("edit_message_id: this conversation has no answer")
 
 
-async def test_a_failed_edit_changes_nothing(start_with: Any, client_of: ClientOf, stepper: MakeStepper) -> None:
+async def test_a_failed_edit_changes_nothing(start_with: StartWith, client_of: ClientOf, stepper: MakeStepper) -> None:
     engine = stepper()
     engine.allow(100)
-    client = client_of(await start_with(engine=engine, max_new_tokens=1))
+    client = client_of(await start_with(engine=engine, params=GenerationParams(max_new_tokens=1)))
     for text in ("one", "two"):
         await client.say(text)
     before = await client.history()
@@ -147,7 +151,7 @@ async def test_the_done_event_and_the_json_answer_contain_the_turn_number(client
 
 
 async def test_an_export_can_be_imported_by_another_user(
-    client: Client, start_with: Any, client_of: ClientOf
+    client: Client, start_with: StartWith, client_of: ClientOf
 ) -> None:
     exported = await export(client)
     assert [message["content"] for message in exported["messages"]] == await client.texts()
@@ -179,13 +183,13 @@ async def test_imported_answers_have_unique_ids(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "says"),
+    ("messages", "message"),
     [
         (None, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}], "messages: must alternate between user and assistant"),
         ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
-        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user says"),
+        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user message"),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}],
             "messages.1.content: must be a string",
@@ -196,11 +200,11 @@ async def test_imported_answers_have_unique_ids(client: Client) -> None:
         ),
     ],
 )
-async def test_an_invalid_import_is_refused_and_changes_nothing(client: Client, messages: Any, says: str) -> None:
+async def test_an_invalid_import_is_refused_and_changes_nothing(client: Client, messages: Any, message: str) -> None:
     before = await client.history()
     status, answer = await put_in(client, messages=messages)
     assert (status, answer["error"]) == (422, "invalid_value")
-    assert answer["detail"].startswith(says)
+    assert answer["detail"].startswith(message)
     assert await client.history() == before
 
 
@@ -230,10 +234,10 @@ def test_an_import_takes_linear_time() -> None:
 
 
 async def test_a_running_answer_blocks_changes(
-    start_with: Any, client_of: ClientOf, stepper: MakeStepper
+    start_with: StartWith, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    server = await start_with(engine=engine, max_new_tokens=2)
+    server = await start_with(engine=engine, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     engine.allow(2)
     await client.say("one")

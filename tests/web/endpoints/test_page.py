@@ -1,4 +1,4 @@
-"""The chat page as the server sends it: files, headers, what it tells each role, and what its owner may set."""
+"""Tests of serving the chat page: files, headers, the configuration of each role, and ``web_ui_params``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.helpers import browser, echo, role_of, running_server, serving
 ROOT = Path(__file__).parents[3]
 
 COMPRESSED_BYTES = 150_000
-"""The most that the whole page may have on the wire."""
+"""Maximum compressed size of the whole page."""
 
 
 class Links(HTMLParser):
-    """What a page loads, and what stands inline in it."""
+    """A parser for the URLs that a page loads, and its inline scripts and styles."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -35,9 +35,11 @@ class Links(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        self.urls += [given[name] for name in ("src", "href") if name in given and not given[name].startswith("#")]
-        self.inline += [name for name in given if name.startswith("on") or name == "style"]
+        attributes = {name: value or "" for name, value in attrs}
+        self.urls += [
+            attributes[name] for name in ("src", "href") if name in attributes and not attributes[name].startswith("#")
+        ]
+        self.inline += [name for name in attributes if name.startswith("on") or name == "style"]
         self._inside = tag
 
     def handle_data(self, data: str) -> None:
@@ -69,7 +71,7 @@ async def test_the_policy_allows_only_files_of_the_page() -> None:
         aiohttp.ClientSession() as session,
         session.get(server.url) as response,
     ):
-        headers, found = response.headers, Links(await response.text())
+        headers, links = response.headers, Links(await response.text())
     policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
     assert policy == {
         "default-src": "'none'",
@@ -86,9 +88,9 @@ async def test_the_policy_allows_only_files_of_the_page() -> None:
     }
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-DNS-Prefetch-Control"] == "off", "a host's name can carry what was said"
-    assert found.inline == []
-    assert found.urls
-    assert all(re.fullmatch(r"page/[0-9a-f]{16}/[a-z0-9/.]+", url) for url in found.urls), "relative, and hashed"
+    assert links.inline == []
+    assert links.urls
+    assert all(re.fullmatch(r"page/[0-9a-f]{16}/[a-z0-9/.]+", url) for url in links.urls), "relative, and hashed"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
@@ -152,9 +154,10 @@ def test_the_wheel_contains_the_files_of_the_page() -> None:
 
 def test_the_vendored_libraries_match_their_checksums() -> None:
     vendor = FOLDER / "vendor"
-    listed = dict(reversed(line.split("  ")) for line in (vendor / "SHA256SUMS").read_text().splitlines())
-    assert {path.relative_to(vendor).as_posix() for path in vendor.rglob("*.js")} <= {name[2:] for name in listed}
-    for name, digest in listed.items():
+    lines = [line.split("  ") for line in (vendor / "SHA256SUMS").read_text().splitlines()]
+    checksums = {name: digest for digest, name in lines}
+    assert {path.relative_to(vendor).as_posix() for path in vendor.rglob("*.js")} <= {name[2:] for name in checksums}
+    for name, digest in checksums.items():
         assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest, name
 
 
@@ -186,15 +189,15 @@ async def test_ui_config_contains_the_rights_of_the_role() -> None:
     chat_stream = ChatStream(engine=echo, client_roles=roles, allow_system_prompt=True)
     async with running_server(chat_stream) as server, browser(server.url) as client:
 
-        async def told() -> tuple[Any, ...]:
+        async def rights() -> tuple[object, ...]:
             async with client.session.get(f"{server.url}/ui_config") as response:
                 assert response.headers["Cache-Control"] == "no-store"
                 config = await response.json()
                 return tuple(config[name] for name in ("role", "allow", "dev_tool", "system_prompt"))
 
-        assert await told() == ("guest", ["chat_stream", "webui_index"], False, True)
+        assert await rights() == ("guest", ["chat_stream", "webui_index"], False, True)
         await client.say("open sesame")
-        assert await told() == ("developer", "all", True, True)
+        assert await rights() == ("developer", "all", True, True)
 
 
 async def test_the_page_is_a_403_for_roles_without_it() -> None:
@@ -206,7 +209,7 @@ async def test_the_page_is_a_403_for_roles_without_it() -> None:
                 assert (response.status, (await response.json())["error"]) == (403, "forbidden")
 
 
-OWNERS = {
+WEB_UI_PARAMS = {
     "title": {"en": "Help desk", "ja": "ヘルプデスク"},
     "welcome": "How can we help?",
     "avatar": "🐳",
@@ -218,28 +221,27 @@ OWNERS = {
 }
 
 
-@pytest.mark.parametrize("where", ["constructor", "append_apis"])
-async def test_ui_config_contains_the_configured_texts_and_colours(where: str) -> None:
+async def test_ui_config_contains_the_configured_texts_and_colours() -> None:
     app = web.Application()
-    chat_stream = ChatStream(engine=echo, web_ui_params=OWNERS if where == "constructor" else None)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True, **({"web_ui_params": OWNERS} if where == "append_apis" else {})})
+    chat_stream = ChatStream(engine=echo, web_ui_params=WEB_UI_PARAMS)
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
     async with serving(app) as url, aiohttp.ClientSession() as session:
         async with session.get(f"{url}/ui_config") as response:
             config = await response.json()
         async with session.get(url) as response:
             policy = response.headers["Content-Security-Policy"]
-    assert {name: config[name] for name in OWNERS if name in config} == {
-        name: value for name, value in OWNERS.items() if name != "frame_ancestors"
+    assert {name: config[name] for name in WEB_UI_PARAMS if name in config} == {
+        name: value for name, value in WEB_UI_PARAMS.items() if name != "frame_ancestors"
     }
     assert policy.endswith("frame-ancestors https://app.example 'self'")
 
 
 @pytest.mark.parametrize(
-    ("params", "says"),
+    ("params", "message"),
     [
         ("dark", "web_ui_params: must be a dict, not 'dark'"),
-        ({"colour": "#fff"}, "web_ui_params: has title, welcome"),
+        ({"colour": "#fff"}, "web_ui_params: unknown field 'colour'; choose from title, welcome"),
         ({"accent": "red"}, "web_ui_params.accent: must be a colour as '#1a7f64'"),
         ({"theme": "blue"}, "web_ui_params.theme: must be 'light' or 'dark'"),
         ({"title": ""}, "web_ui_params.title: must be a string of 1 to 200 characters"),
@@ -249,15 +251,15 @@ async def test_ui_config_contains_the_configured_texts_and_colours(where: str) -
         ({"frame_ancestors": ["*; script-src *"]}, "web_ui_params.frame_ancestors: must be a list of"),
     ],
 )
-def test_an_invalid_page_option_is_a_value_error_with_its_name(params: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
+def test_an_invalid_page_option_is_a_value_error_with_its_name(params: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         ChatStream(engine=echo, web_ui_params=params)
 
 
 async def test_the_page_can_be_excluded() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"exclude": ["webui_index"]})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app, exclude=["webui_index"])
     async with serving(app) as url, aiohttp.ClientSession() as session:
         for path in ("/", "/ui_config"):
             async with session.get(url + path) as response:

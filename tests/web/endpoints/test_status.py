@@ -1,20 +1,20 @@
-"""What the server tells of itself: load and places in the queue, memory, the prompt."""
+"""Tests of the load, the queue positions, the memory and the prompt."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from typing import Any
 from urllib.parse import quote, unquote
 
 import psutil
-import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
+from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Limits, Prompt
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, role_of, until
 
 ALL = {"user": role_of("nothing")}
-"""Not every browser may see prompts and the machine's memory."""
+"""Roles that allow all endpoints. By default, browsers may not read prompts and the machine's memory."""
 
 GIB = 1 << 30
 
@@ -30,15 +30,21 @@ async def test_get_load_returns_the_queue_positions_of_the_user(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=3, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     first, second, stranger = client_of(server), client_of(server), client_of(server)
     for client in (first, second):
         engine.allow(1)
         await client.say("so that there is a session")
-    asked = []
+    requests = []
     for client, conversation in ((first, "a"), (second, "b"), (first, "c")):
-        asked.append(asyncio.create_task(client.say("hi", conversation=conversation)))
-        await until(lambda: server.chat_stream.admission.running + server.chat_stream.admission.waiting == len(asked))
+        requests.append(asyncio.create_task(client.say("hi", conversation=conversation)))
+        await until(
+            lambda: server.chat_stream.admission.running + server.chat_stream.admission.waiting == len(requests)
+        )
     assert (await get(first, "/get_load"))["queue_positions"] == {"c": 2}
     assert (await get(second, "/get_load"))["queue_positions"] == {"b": 1}
     load = await get(stranger, "/get_load")
@@ -55,7 +61,7 @@ async def test_get_load_returns_the_queue_positions_of_the_user(
         }
     ]
     engine.allow(3)
-    await asyncio.gather(*asked)
+    await asyncio.gather(*requests)
 
 
 async def test_resource_usage_is_in_gib(start: StartServer, client_of: ClientOf) -> None:
@@ -73,49 +79,43 @@ class TwoGpus(Engine):
     def gpu_memory(self) -> list[tuple[int, int, int]]:
         return [(0, 8 * GIB, 3 * GIB), (1, 8 * GIB, GIB // 8)]
 
-    def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         yield Delta("hi", (1,), "stop")
 
 
-@pytest.mark.parametrize(("num_gpus", "told"), [(None, 2), (1, 1), (0, 0)])
-async def test_gpus_are_told_as_far_as_the_application_says(
-    start: StartServer, client_of: ClientOf, num_gpus: int | None, told: int
-) -> None:
-    usage = await get(
-        client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus(), num_gpus=num_gpus))), "/get_resource_usage"
-    )
+async def test_the_memory_of_all_gpus_is_reported(start: StartServer, client_of: ClientOf) -> None:
+    usage = await get(client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus()))), "/get_resource_usage")
     (worker,) = usage["memory_usage"]
-    all_gpus = [
+    assert worker["num_gpus"] == 2
+    assert worker["gpus"] == [
         {"index": 0, "total_memory": 8.0, "used_memory": 3.0},
         {"index": 1, "total_memory": 8.0, "used_memory": 0.12},
     ]
-    assert (worker["num_gpus"], worker["gpus"]) == (told, all_gpus[:told])
 
 
-def test_a_wrong_number_of_gpus_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^num_gpus: must be a whole number"):
-        ChatStream(engine=echo, num_gpus=-1)
-
-
-async def test_the_prompt_is_what_the_model_was_told(
+async def test_get_prompt_returns_the_prompt_of_the_model(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    client = client_of(await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, max_new_tokens=4)))
+    client = client_of(
+        await start(
+            ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4))
+        )
+    )
     assert await get(client, "/get_prompt") == {"success": False, "message": "no prompt", "prompt": None}
     await client.say("one & two, 三")
-    told = await get(client, "/get_prompt")
+    body = await get(client, "/get_prompt")
     messages = [{"role": "user", "content": "one & two, 三"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert (told["success"], told["message"]) == (True, "success")
-    assert told["prompt"] == quote(prompt)
-    assert unquote(told["prompt"]) == prompt
+    assert (body["success"], body["message"]) == (True, "success")
+    assert body["prompt"] == quote(prompt)
+    assert unquote(body["prompt"]) == prompt
 
 
 async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(client_roles=ALL, engine=engine, max_new_tokens=1))
+    server = await start(ChatStream(client_roles=ALL, engine=engine, params=GenerationParams(max_new_tokens=1)))
     client = client_of(server)
     engine.allow(1)
     await client.say("first")
@@ -135,7 +135,15 @@ async def test_the_prompt_is_available_for_a_message_that_nearly_fills_the_conte
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(
-        await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, context_len=128, max_new_tokens=64))
+        await start(
+            ChatStream(
+                client_roles=ALL,
+                model=model,
+                tokenizer=tokenizer,
+                limits=Limits(context_len=128),
+                params=GenerationParams(max_new_tokens=64),
+            )
+        )
     )
     words = "many " * 60
     answer = await client.say(words, params={"max_new_tokens": 2})

@@ -1,4 +1,4 @@
-"""GET /metrics tells what happened, to whom the app lets in."""
+"""Tests of GET /metrics, of the clients that may read it, and of the log line of an answer."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, unti
 
 
 async def figures(client: Client) -> dict[str, float]:
-    """All samples by name, labels in brackets."""
+    """Return the values of all samples by name, with labels in brackets."""
     async with client.session.get(f"{client.url}/metrics") as response:
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         families = list(text_string_to_metric_families(await response.text()))
-    found = {}
+    samples = {}
     for sample in (sample for family in families for sample in family.samples):
         labels = "".join(f"[{value}]" for value in sample.labels.values())
-        found[sample.name.removeprefix("aiochatstream_") + labels] = sample.value
-    return found
+        samples[sample.name.removeprefix("aiochatstream_") + labels] = sample.value
+    return samples
 
 
 async def test_metrics_count_requests_and_tokens(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=3))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=1, params=GenerationParams(max_new_tokens=3)
+        )
+    )
     client, other = client_of(server), client_of(server)
     running = asyncio.create_task(client.say("one"))
     await until(lambda: engine.calls)
@@ -55,7 +59,7 @@ async def test_metrics_count_requests_and_tokens(start: StartServer, stepper: Ma
 
 
 class Stepping(Engine):
-    """Tells of one prefill step and two decode steps an answer."""
+    """An engine that reports one prefill step and two decode steps per answer."""
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         self.on_step("prefill", 0.5)
@@ -79,7 +83,9 @@ async def test_metrics_measure_the_event_loops_lag(start: StartServer, client_of
 
 
 @pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For"])
-async def test_clients_behind_a_proxy_may_not_read_metrics(start: StartServer, client_of: ClientOf, header: str) -> None:
+async def test_clients_behind_a_proxy_may_not_read_metrics(
+    start: StartServer, client_of: ClientOf, header: str
+) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
     async with client.session.get(f"{client.url}/metrics", headers={header: "127.0.0.1"}) as response:
         assert response.status == 403

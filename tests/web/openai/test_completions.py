@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import openai
 import pytest
+from transformers import PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import StartServer, echo
 from tests.web.openai.helpers import HI, OpenAIClientOf
+
+
+def tiny_chat_stream(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int = 1) -> ChatStream:
+    """Return a ChatStream with a tiny model whose prompts are plain texts."""
+    params = GenerationParams(max_new_tokens=max_new_tokens, temperature=0.0)
+    return ChatStream(model=tiny(), tokenizer=tokenizer, chat_prompt_clazz=ChatPromptCyberAgentOpenCalm, params=params)
 
 
 async def test_each_prompt_of_a_completion_has_n_answers(start: StartServer, openai_of: OpenAIClientOf) -> None:
@@ -32,12 +37,7 @@ async def test_too_many_answers_are_refused_by_n_or_prompt(start: StartServer, o
 async def test_a_completion_continues_within_a_text(start: StartServer, openai_of: OpenAIClientOf) -> None:
     """Llama's tokenizer drops the space before the first word of a text, but an answer continues its prompt."""
     space, a = BYTE_FALLBACK.convert_tokens_to_ids(["▁", "a"])
-    options: dict[str, Any] = {
-        "chat_prompt_clazz": ChatPromptCyberAgentOpenCalm,
-        "max_new_tokens": 1,
-        "temperature": 0.0,
-    }
-    server = await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **options))
+    server = await start(tiny_chat_stream(BYTE_FALLBACK))
     for token, text in ((space, " "), (a, "a")):
         answer = await openai_of(server).completions.create(model="", prompt="ab", logit_bias={str(token): 100})
         assert answer.choices[0].text == text
@@ -46,12 +46,7 @@ async def test_a_completion_continues_within_a_text(start: StartServer, openai_o
 async def test_an_answer_of_lone_bytes_agrees_with_its_logprobs(start: StartServer, openai_of: OpenAIClientOf) -> None:
     """Except for the last byte, an incomplete character at the end of the answer."""
     byte = BYTE_FALLBACK.convert_tokens_to_ids("<0xE6>")
-    options: dict[str, Any] = {
-        "chat_prompt_clazz": ChatPromptCyberAgentOpenCalm,
-        "max_new_tokens": 41,
-        "temperature": 0.0,
-    }
-    create = openai_of(await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **options))).completions.create
+    create = openai_of(await start(tiny_chat_stream(BYTE_FALLBACK, max_new_tokens=41))).completions.create
     prompts: list[str | list[int]] = ["ab \ufffd", [byte]]
     for prompt in prompts:
         answer = await create(model="", prompt=prompt, logit_bias={str(byte): 100}, logprobs=0)
@@ -63,8 +58,7 @@ async def test_an_answer_of_lone_bytes_agrees_with_its_logprobs(start: StartServ
 
 
 async def test_an_empty_answer_streams_no_empty_logprobs(start: StartServer, openai_of: OpenAIClientOf) -> None:
-    options: dict[str, Any] = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "temperature": 0.0}
-    server = await start(ChatStream(model=tiny(), tokenizer=BYTES, **options))
+    server = await start(tiny_chat_stream(BYTES, max_new_tokens=256))
     end = {str(BYTES.eos_token_id): 100}
     client = openai_of(server, strict=False)
     texts = await client.completions.create(model="", prompt="ab", logprobs=1, logit_bias=end, stream=True)

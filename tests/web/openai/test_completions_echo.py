@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.web.openai import completions
 from tests.engines.tokenizers import BYTE_FALLBACK
@@ -25,7 +25,9 @@ CONTEXT, CONTINUATION = "The capital of 日本🗼 is", " Tokyo, a city."
 
 @pytest.fixture
 async def served(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=2, max_new_tokens=8)
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, num_of_concurrent_executions=2, params=GenerationParams(max_new_tokens=8)
+    )
     return await start(chat_stream)
 
 
@@ -105,7 +107,11 @@ async def test_no_echo_is_computed_for_a_refused_request(
 
     monkeypatch.setattr(completions, "make_echo", make_echo)
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     create = openai_of(server).completions.create
     running = asyncio.create_task(create(model="", prompt="first", echo=True))
     await until(lambda: echoed == ["first"])
@@ -124,12 +130,10 @@ async def test_no_echo_is_computed_for_a_refused_request(
 async def test_offsets_count_from_the_echoed_text_and_include_every_token(
     start: StartServer, openai_of: OpenAIClientOf, tokenizer: PreTrainedTokenizerBase, offsets: list[int]
 ) -> None:
-    options: dict[str, Any] = {
-        "chat_prompt_clazz": ChatPromptCyberAgentOpenCalm,
-        "temperature": 0.0,
-        "max_new_tokens": 1,
-    }
-    server = await start(ChatStream(model=tiny(), tokenizer=tokenizer, **options))
+    params = GenerationParams(temperature=0.0, max_new_tokens=1)
+    server = await start(
+        ChatStream(model=tiny(), tokenizer=tokenizer, chat_prompt_clazz=ChatPromptCyberAgentOpenCalm, params=params)
+    )
     create = openai_of(server, strict=False).completions.create
     ids = tokenizer("ab")["input_ids"]
     prompts: list[str | list[int]] = ["ab", ids]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from aiohttp import web
 from openai import AsyncOpenAI
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import PATIENCE, ClientOf, MakeStepper, StartServer, echo, serving, until
 from tests.web.openai.helpers import HI, OpenAIClientOf
 
@@ -55,7 +55,7 @@ async def test_invalid_and_unsupported_fields_are_a_400_with_the_field(
 async def test_the_client_raises_its_error_for_each_status(
     start: StartServer, client_of: ClientOf, openai_of: OpenAIClientOf
 ) -> None:
-    server = await start(ChatStream(engine=echo, max_request_bytes=1024))
+    server = await start(ChatStream(engine=echo, limits=Limits(max_request_bytes=1024)))
     client = openai_of(server)
     with pytest.raises(openai.NotFoundError) as refused:
         await client.chat.completions.create(model="gpt-4", messages=HI)
@@ -78,7 +78,11 @@ async def test_the_client_raises_its_error_for_each_status(
 
 @pytest.mark.parametrize("status", [503, 429])
 async def test_the_client_retries_after_a_full_queue(
-    start: StartServer, stepper: MakeStepper, openai_of: OpenAIClientOf, monkeypatch: pytest.MonkeyPatch, status: int
+    start: StartServer,
+    stepper: MakeStepper,
+    openai_of: OpenAIClientOf,
+    monkeypatch: pytest.MonkeyPatch,
+    status: Literal[503, 429],
 ) -> None:
     engine = stepper()
     server = await start(
@@ -86,8 +90,8 @@ async def test_the_client_retries_after_a_full_queue(
             engine=engine,
             num_of_concurrent_executions=1,
             max_queue_size=0,
-            max_new_tokens=1,
-            overload_status=status,
+            params=GenerationParams(max_new_tokens=1),
+            limits=Limits(overload_status=status),
         )
     )
     monkeypatch.setattr(server.chat_stream.admission, "retry_after", lambda: 1)

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import AsyncStream
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import ClientOf, MakeStepper, StartServer, echo, until
 from tests.web.openai.helpers import HI, OpenAIClientOf
 
@@ -44,7 +44,11 @@ async def test_n_answers_use_the_free_slots_and_the_rest_waits(
     start: StartServer, stepper: MakeStepper, openai_of: OpenAIClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=2, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     client, admission = openai_of(server), server.chat_stream.admission
     single = asyncio.create_task(client.chat.completions.create(model="", messages=HI))
     await until(lambda: engine.calls)
@@ -63,7 +67,11 @@ async def test_a_request_with_more_prompts_than_slots_alternates_with_others(
     start: StartServer, stepper: MakeStepper, openai_of: OpenAIClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=2, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     client, admission = openai_of(server), server.chat_stream.admission
     prompts = [str(number) for number in range(100)]
     many = asyncio.create_task(client.completions.create(model="", prompt=prompts, echo=True))
@@ -84,7 +92,11 @@ async def test_waiting_for_answers_of_the_same_request_does_not_count_as_queuein
     engine = stepper()
     server = await start(
         ChatStream(
-            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1, max_queue_wait=0.01
+            engine=engine,
+            num_of_concurrent_executions=1,
+            max_queue_size=0,
+            params=GenerationParams(max_new_tokens=1),
+            limits=Limits(max_queue_wait=0.01),
         )
     )
     answer = asyncio.create_task(openai_of(server).chat.completions.create(model="", messages=HI, n=2))
@@ -127,7 +139,7 @@ async def test_a_failed_answer_ends_the_others_of_its_request(start: StartServer
         finally:
             ended.append("closed")
 
-    server = await start(ChatStream(engine=engine, max_new_tokens=1_000_000))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1_000_000)))
     with pytest.raises(openai.InternalServerError, match="The model failed to answer"):
         await openai_of(server).chat.completions.create(model="", messages=HI, n=2, seed=4)
     await until(lambda: server.idle)
@@ -185,7 +197,13 @@ async def test_a_queued_stream_gets_heartbeats_and_then_a_refusal_as_an_event(
     monkeypatch.setattr("aiochatstream.web.openai.generation.HEARTBEAT_SECONDS", 0.01)
     engine = stepper()
     server = await start(
-        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1, max_queue_wait=1)
+        ChatStream(
+            engine=engine,
+            num_of_concurrent_executions=1,
+            max_queue_size=1,
+            params=GenerationParams(max_new_tokens=1),
+            limits=Limits(max_queue_wait=1),
+        )
     )
     running = asyncio.create_task(openai_of(server).chat.completions.create(model="", messages=HI))
     await until(lambda: engine.calls)

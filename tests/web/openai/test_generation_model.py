@@ -21,7 +21,7 @@ from openai.types.chat import (
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import ClientOf, Server, StartServer
 from tests.web.openai.helpers import OpenAIClientOf, tool
 
@@ -49,7 +49,12 @@ NAMED: ChatCompletionNamedToolChoiceParam = {"type": "function", "function": {"n
 @pytest.fixture
 async def served(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
     return await start(
-        ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=4, max_new_tokens=64, temperature=0.0)
+        ChatStream(
+            model=model,
+            tokenizer=tokenizer,
+            num_of_concurrent_executions=4,
+            params=GenerationParams(max_new_tokens=64, temperature=0.0),
+        )
     )
 
 

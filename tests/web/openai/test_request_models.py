@@ -44,7 +44,7 @@ async def test_parameters_reach_the_engine_by_its_own_names(start: StartServer, 
         calls.append(params)
         yield "Hello"
 
-    client = openai_of(await start(ChatStream(engine=engine, max_new_tokens=50)))
+    client = openai_of(await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=50))))
     extensions = {
         "top_k": -1,
         "min_p": 0.1,

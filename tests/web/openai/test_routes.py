@@ -70,7 +70,7 @@ def test_invalid_options_of_setup_openai_are_refused(options: dict[str, Any], me
 def test_two_models_cannot_share_a_prefix() -> None:
     app = app_with_api("/v1")
     ChatStream(engine=echo).setup_openai(app, "/other")
-    with pytest.raises(ValueError, match="prefix: /v1/models is there already"):
+    with pytest.raises(ValueError, match="prefix: must differ for each model"):
         ChatStream(engine=echo).setup_openai(app, "/v1")
 
 

@@ -1,19 +1,22 @@
-"""/openapi.json says what all endpoints do, and they do what it says."""
+"""Tests that the endpoints behave as /openapi.json describes, and of the documentation page."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+import aiohttp_session
 import pytest
 import schemathesis
 from aiohttp import web
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
@@ -21,11 +24,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from aiochatstream import ChatStream, ScriptedEngine
+from aiochatstream import ChatStream, Limits, MemoryStorage, ScriptedEngine
 from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
 from aiochatstream.web.openapi import docs_page
 from aiochatstream.web.routes import ENDPOINTS
-from tests.helpers import ClientOf, Server, StartServer, echo, role_of, serving
+from tests.helpers import Client, ClientOf, Server, StartServer, echo, role_of, serving
 
 EXAMPLES = 12
 """Requests for each endpoint."""
@@ -39,7 +42,7 @@ CHECKS = [
 ]
 
 
-async def document_of(server: Server, client: Any) -> dict[str, Any]:
+async def document_of(server: Server, client: Client) -> dict[str, Any]:
     async with client.session.get(f"{server.url}/openapi.json") as response:
         assert response.status == 200
         document: dict[str, Any] = await response.json()
@@ -55,17 +58,15 @@ async def test_responses_to_generated_requests_match_the_document(
 ) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
-    api = {**ENDPOINTS, **OPENAI_ENDPOINTS}[name]
+    endpoint = {**ENDPOINTS, **OPENAI_ENDPOINTS}[name]
 
     def send() -> None:
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-        operation = next(
-            one.ok() for one in described.get_all_operations() if one.ok().definition.raw["operationId"] == name
-        )
-
+        operations = [result.ok() for result in described.get_all_operations() if isinstance(result, Ok)]
+        (operation,) = [item for item in operations if item.definition.raw["operationId"] == name]
         cases = operation.as_strategy()
-        if api.body is not None or api.query is not None:
-            cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)  # not as described, mostly
+        if endpoint.body is not None or endpoint.query is not None:
+            cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)  # mostly invalid requests
 
         @given(case=cases)
         @settings(
@@ -76,7 +77,7 @@ async def test_responses_to_generated_requests_match_the_document(
             phases=[Phase.explicit, Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        def check(case: Case) -> None:
+        def check(case: Case[Any]) -> None:
             case.call_and_validate(base_url=server.url, checks=CHECKS)
 
         check()
@@ -88,7 +89,7 @@ async def test_responses_to_generated_requests_match_the_document(
 async def test_every_endpoint_is_described_with_summary_body_and_errors(
     start: StartServer, client_of: ClientOf
 ) -> None:
-    server = await start(ChatStream(engine=echo, overload_status=429))
+    server = await start(ChatStream(engine=echo, limits=Limits(overload_status=429)))
     document = await document_of(server, client_of(server))
     described = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
@@ -104,24 +105,24 @@ async def test_every_endpoint_is_described_with_summary_body_and_errors(
     assert {"429", "500"} <= described["chat_completions"]["responses"].keys()
     assert described["chat_completions"]["responses"]["429"]["headers"].keys() == {"Retry-After", "Retry-After-Ms"}
     assert "422" not in described["chat_completions"]["responses"]
-    assert not [name for name in document["components"]["schemas"] if "__" in name]  # two of one name
+    assert not [name for name in document["components"]["schemas"] if "__" in name]  # pydantic's duplicate names
 
 
 async def test_the_document_contains_the_mounted_endpoints_with_their_paths() -> None:
     app = web.Application()
-    one, other = ChatStream(engine=echo), ChatStream(engine=echo, namespace="other")
-    one.append_middlewares(app)
-    app.add_routes(one.routes(include=["chat_stream", "openapi"], prefix="/one"))
+    first, other = ChatStream(engine=echo), ChatStream(engine=echo, namespace="other")
+    aiohttp_session.setup(app, MemoryStorage())
+    app.add_routes(first.routes(include=["chat_stream", "openapi"], prefix="/one"))
     other.setup_openai(app, "/other/v1")
     app.add_routes(other.routes(include=["openapi"], prefix="/other"))
-    one.setup(app)
+    first.setup(app)
     async with serving(app) as url:
         paths = {}
         for name in ("one", "other"):
             async with aiohttp.request("GET", f"{url}/{name}/openapi.json") as response:
                 paths[name] = list((await response.json())["paths"])
     assert paths["one"] == ["/one/chat_stream", "/one/openapi.json"]
-    others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_ENDPOINTS.values()]
+    others = ["/other/v1" + re.sub(":.*}", "}", endpoint.path) for endpoint in OPENAI_ENDPOINTS.values()]
     assert paths["other"] == [*others, "/other/openapi.json"]
 
 
@@ -129,7 +130,9 @@ async def test_api_keys_are_described_where_required(start: StartServer, client_
     for keys in (None, ["a-key"]):
         server = await start(ChatStream(engine=echo), api_keys=keys)
         document = await document_of(server, client_of(server))
-        paths = [path for path, (one, *_) in document["paths"].items() if "security" in document["paths"][path][one]]
+        paths = [
+            path for path, (method, *_) in document["paths"].items() if "security" in document["paths"][path][method]
+        ]
         assert ("securitySchemes" in document["components"]) == bool(paths) == (keys is not None)
         assert all(path.startswith("/v1/") for path in paths)
         async with client_of(server).session.get(f"{server.url}/docs") as response:
@@ -145,10 +148,10 @@ async def test_the_page_lists_every_endpoint_and_loads_nothing(start: StartServe
         policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "script" not in policy
-    for api in ENDPOINTS.values():
-        assert f"{api.path}</code>" in page
-    for api in OPENAI_ENDPOINTS.values():
-        assert f"/v1{api.path.partition(':')[0].rstrip('}')}" in page
+    for endpoint in ENDPOINTS.values():
+        assert f"{endpoint.path}</code>" in page
+    for endpoint in OPENAI_ENDPOINTS.values():
+        assert f"/v1{endpoint.path.partition(':')[0].rstrip('}')}" in page
     assert not re.search(r"<script|<link|src=|url\(|href=\"\w+:", page)
     links = set(re.findall(r'href="#([^"]+)"', page))
     assert links <= set(re.findall(r'id="([^"]+)"', page))
@@ -167,11 +170,11 @@ async def test_the_page_is_rendered_once_and_off_the_event_loop(
     threads: list[threading.Thread] = []
     render = docs_page.render
 
-    def recorded(described: Any) -> str:
+    def recording_render(document: Mapping[str, Any]) -> str:
         threads.append(threading.current_thread())
-        return render(described)
+        return render(document)
 
-    monkeypatch.setattr(docs_page, "render", recorded)
+    monkeypatch.setattr(docs_page, "render", recording_render)
     client = client_of(await start(ChatStream(engine=echo, allowed_hosts=["*.example"])))
     for host in ("one.example", "two.example:81"):
         async with client.session.get(f"{client.url}/docs", headers={"Host": host}) as response:

@@ -1,18 +1,19 @@
-"""Promises 2 and 3: a client that leaves frees its place within one step, and nothing is left behind."""
+"""Tests of promises 2 and 3: a disconnect frees the slot or the place in the queue within one step, without leaks."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
+from aiochatstream.runtime.turns import RunningTurn
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
 
 pytestmark = pytest.mark.both_loops
@@ -20,11 +21,15 @@ pytestmark = pytest.mark.both_loops
 both = pytest.mark.parametrize("handler_cancellation", [False, True], ids=["cancellation off", "cancellation on"])
 
 
-@pytest.fixture
-async def leave_after(client_of: ClientOf) -> Any:
-    """Ask, and close the connection as soon as ``condition`` holds."""
+class LeaveAfter(Protocol):
+    async def __call__(self, client: Client, condition: Callable[[], object], accept: str = "text/plain") -> None: ...
 
-    async def ask_and_leave(client: Client, condition: Any, accept: str = "text/plain") -> None:
+
+@pytest.fixture
+async def leave_after() -> LeaveAfter:
+    """Return a function that sends a message, and disconnects as soon as a condition is true."""
+
+    async def ask_and_leave(client: Client, condition: Callable[[], object], accept: str = "text/plain") -> None:
         async def ask() -> None:
             async with client.post(accept=accept, user_input="hi") as response:
                 await response.read()
@@ -44,12 +49,14 @@ async def test_a_disconnect_in_the_queue_frees_the_place_immediately(
     start: StartServer,
     stepper: MakeStepper,
     client_of: ClientOf,
-    leave_after: Any,
+    leave_after: LeaveAfter,
     handler_cancellation: bool,
     accept: str,
 ) -> None:
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1)
+    chat_stream = ChatStream(
+        engine=engine, num_of_concurrent_executions=1, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+    )
     server = await start(chat_stream, handler_cancellation=handler_cancellation)
     running = asyncio.create_task(client_of(server).say("first"))
     await until(lambda: engine.calls)
@@ -57,7 +64,7 @@ async def test_a_disconnect_in_the_queue_frees_the_place_immediately(
     await until(lambda: chat_stream.admission.waiting == 0)  # while the first one still runs
     engine.allow(1)
     await running
-    assert len(engine.calls) == 1  # nothing was generated for who left
+    assert len(engine.calls) == 1  # nothing was generated for the disconnected client
     assert server.idle
 
 
@@ -67,7 +74,7 @@ async def test_a_disconnect_while_streaming_stops_the_generation_within_one_step
     start: StartServer,
     stepper: MakeStepper,
     client_of: ClientOf,
-    leave_after: Any,
+    leave_after: LeaveAfter,
     handler_cancellation: bool,
     accept: str,
 ) -> None:
@@ -78,7 +85,7 @@ async def test_a_disconnect_while_streaming_stops_the_generation_within_one_step
     engine.allow(3)
     await leave_after(client, lambda: any(turn.text == "1 2 3 " for turn in turns(chat_stream)), accept)
     await until(lambda: any(turn.ending for turn in turns(chat_stream)))
-    assert chat_stream.admission.running == 1  # the thread is still in its step: the slot is not given away
+    assert chat_stream.admission.running == 1  # the thread is still in its step, and keeps the slot
     async with client_of(server).post(user_input="too early") as response:
         assert response.status == 503
     engine.allow(1)
@@ -91,7 +98,7 @@ async def test_a_disconnect_while_streaming_stops_the_generation_within_one_step
 async def test_a_disconnect_during_prefill_stops_it_within_one_chunk(
     start: StartServer,
     client_of: ClientOf,
-    leave_after: Any,
+    leave_after: LeaveAfter,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     handler_cancellation: bool,
@@ -122,7 +129,7 @@ async def test_a_disconnect_during_prefill_stops_it_within_one_chunk(
     asking.cancel()
     await until(lambda: all(turn.ending for turn in turns(chat_stream)))
     go_on.release()
-    await until(lambda: server.idle)  # the next piece may have begun by now, but none comes after it
+    await until(lambda: server.idle)  # at most one further chunk has begun
     go_on.release(100)
     assert (await client_of(server).say("And now?", params={"max_new_tokens": 2}))["usage"]["completion_tokens"] > 0
     assert pieces.count(pieces[0]) <= 2
@@ -130,11 +137,13 @@ async def test_a_disconnect_during_prefill_stops_it_within_one_chunk(
 
 
 @both
-async def test_what_was_said_before_the_client_left_is_kept_as_interrupted(
+async def test_the_text_before_a_disconnect_is_saved_as_interrupted(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3), handler_cancellation=handler_cancellation)
+    server = await start(
+        ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)), handler_cancellation=handler_cancellation
+    )
     client = client_of(server)
     engine.allow(3)
     await client.say("first")  # so that the user has a cookie
@@ -151,7 +160,7 @@ async def test_what_was_said_before_the_client_left_is_kept_as_interrupted(
 
 
 @both
-async def test_after_a_storm_of_aborts_all_gauges_are_zero_and_the_next_one_is_served(
+async def test_all_gauges_are_zero_after_many_aborts(
     start: StartServer, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     def slow(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
@@ -188,13 +197,15 @@ async def test_a_client_that_receives_nothing_keeps_no_slot_and_is_disconnected(
         for _ in range(200):
             yield "x" * 100_000
 
-    chat_stream = ChatStream(engine=flood, num_of_concurrent_executions=1, max_queue_size=0, write_timeout=0.2)
+    chat_stream = ChatStream(
+        engine=flood, num_of_concurrent_executions=1, max_queue_size=0, limits=Limits(write_timeout=0.2)
+    )
     server = await start(chat_stream)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
     try:
         writer.write(post_bytes('{"user_input":"hi"}'))
-        await until(lambda: calls and server.idle)  # generation is over although next to nothing was read
-        await until(lambda: not chat_stream.disconnects._watched)
+        await until(lambda: calls and server.idle)  # the generation has ended although hardly anything was read
+        await until(lambda: not len(chat_stream.disconnects))
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(200 * 100_000)
     finally:
@@ -202,7 +213,7 @@ async def test_a_client_that_receives_nothing_keeps_no_slot_and_is_disconnected(
     assert (await client_of(server).session.get(f"{server.url}/healthz")).status == 200
 
 
-async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: StartServer, client_of: ClientOf) -> None:
+async def test_a_client_can_disconnect_and_send_again_immediately(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     client = client_of(server)
     await client.say("hello")
@@ -213,11 +224,11 @@ async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: Sta
     assert (await client.texts())[-2:] == ["again", "again "]
 
 
-def turns(chat_stream: ChatStream) -> list[Any]:
+def turns(chat_stream: ChatStream) -> list[RunningTurn]:
     return chat_stream.running_turns
 
 
-async def test_a_client_that_sent_ahead_and_left_frees_its_place_too(start: StartServer, stepper: MakeStepper) -> None:
+async def test_a_disconnect_of_a_pipelining_client_frees_the_slot(start: StartServer, stepper: MakeStepper) -> None:
     """aiohttp reads no further while requests are piled up, so it does not see the end of the connection."""
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0))

@@ -1,11 +1,12 @@
-"""Which format a client gets, and what keeps a stream awake."""
+"""Tests of the selection of a format, and of heartbeats."""
 
 from __future__ import annotations
 
 import pytest
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.web.streaming.formats import choose_format
+from tests.helpers import ClientOf, MakeStepper, StartServer
 
 pytestmark = pytest.mark.both_loops
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.both_loops
         (["image/png", "application/json"], "json"),
     ],
 )
-def test_accept_chooses_the_format(accept: list[str], chosen: str) -> None:
+def test_accept_selects_the_format(accept: list[str], chosen: str) -> None:
     assert choose_format(accept, "text") == chosen
 
 
@@ -46,12 +47,12 @@ async def test_an_idle_event_stream_contains_heartbeats(
 ) -> None:
     monkeypatch.setattr("aiochatstream.web.streaming.formats.HEARTBEAT_SECONDS", 0.01)
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=1))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1)))
     async with client_of(server).post(accept="text/event-stream", user_input="hi") as response:
-        told = b""
-        while told.count(b": still here\n\n") < 3:
-            told += await response.content.readany()
+        data = b""
+        while data.count(b": still here\n\n") < 3:
+            data += await response.content.readany()
         engine.allow()
-        told += await response.read()
-    assert told.endswith(b"}\n\n")
-    assert b"event: done" in told
+        data += await response.read()
+    assert data.endswith(b"}\n\n")
+    assert b"event: done" in data

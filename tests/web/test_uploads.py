@@ -1,4 +1,4 @@
-"""Bodies and responses are bounded in time and bytes, and no client can make a shutdown late or the log long."""
+"""Tests of the limits on bodies and responses, and of clients that stall or send invalid requests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 from aiochatstream.errors import TooManyRequests
 from aiochatstream.web.server_log import shorten_client_errors
-from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 from aiochatstream.web.uploads import Uploads
 from tests.helpers import PATIENCE, ClientOf, MakeStepper, Server, StartServer, echo, post_bytes, until
 
@@ -27,7 +26,7 @@ HEAD = "POST {path} HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\
 
 @asynccontextmanager
 async def served(chat_stream: ChatStream, **arguments: Any) -> AsyncIterator[Server]:
-    """A server whose application and runner have their own defaults."""
+    """Run a server whose application and runner have aiohttp's defaults."""
     app = web.Application(**arguments)
     aiohttp_session.setup(app, MemoryStorage())
     app.add_routes(chat_stream.routes())
@@ -45,7 +44,7 @@ async def served(chat_stream: ChatStream, **arguments: Any) -> AsyncIterator[Ser
 
 @asynccontextmanager
 async def sending(server: Server, data: bytes) -> AsyncIterator[asyncio.StreamReader]:
-    """A client that sends ``data`` and no more. It takes little that it does not read."""
+    """Send ``data`` and nothing else. The client's receive buffer is small."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.setblocking(False)
@@ -63,7 +62,7 @@ def head(path: str = "/chat_stream", more: str = "") -> bytes:
 
 
 def stalled(path: str = "/chat_stream", size: int = 1000) -> bytes:
-    """All of a request but the last byte."""
+    """Return a request without its last byte."""
     return head(path, f"Content-Length: {size}\r\n") + b" " * (size - 1)
 
 
@@ -81,7 +80,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 @pytest.mark.parametrize("path", ["/chat_stream", "/import", "/set_feedback", "/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("more", ["Content-Length: 1000\r\n", "Transfer-Encoding: chunked\r\n"])
 async def test_a_body_that_arrives_too_late_is_a_408(start: StartServer, path: str, more: str) -> None:
-    server = await start(ChatStream(engine=echo, body_timeout=0.1))
+    server = await start(ChatStream(engine=echo, limits=Limits(body_timeout=0.1)))
     async with sending(server, head(path, more) + b"3\r\n{  \r\n") as reader:
         status, body = await answer(reader)
         assert status == 408
@@ -108,7 +107,11 @@ async def test_no_body_is_read_while_the_queue_is_full(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, path: str
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     running = asyncio.create_task(client_of(server).say("hi"))
     await until(lambda: engine.calls)
     async with sending(server, stalled(path)) as reader:
@@ -117,8 +120,10 @@ async def test_no_body_is_read_while_the_queue_is_full(
     await running
 
 
-async def test_a_client_that_receives_nothing_of_a_response_is_disconnected(start: StartServer, client_of: ClientOf) -> None:
-    chat_stream = ChatStream(engine=echo, write_timeout=0.1)
+async def test_a_client_that_receives_nothing_of_a_response_is_disconnected(
+    start: StartServer, client_of: ClientOf
+) -> None:
+    chat_stream = ChatStream(engine=echo, limits=Limits(write_timeout=0.1))
     server = await start(chat_stream)
     client = client_of(server)
     messages = [{"role": "user", "content": "x" * 400_000}, {"role": "assistant", "content": "y" * 400_000}]
@@ -134,7 +139,7 @@ async def test_a_client_that_receives_nothing_of_a_response_is_disconnected(star
 
 
 async def test_stalled_clients_do_not_delay_a_shutdown(client_of: ClientOf) -> None:
-    """aiohttp's own waits for 60 seconds, twice."""
+    # aiohttp itself waits for 60 seconds, twice
     chat_stream = ChatStream(engine=echo)
     async with served(chat_stream) as server:
         client = client_of(server)
@@ -163,7 +168,7 @@ async def test_a_disconnect_during_an_upload_is_not_logged(
 @pytest.mark.parametrize(
     "data",
     [b"rubbish", gzip.compress(b"{}" * 99)[:-9], gzip.compress(b"{}") + b"more"],
-    ids=["rubbish", "cut off", "more behind"],  # gzip's bytes hold the time
+    ids=["rubbish", "truncated", "trailing data"],  # gzip's bytes contain the time
 )
 @pytest.mark.parametrize("decompressing", [True, False])
 async def test_a_body_with_invalid_compression_is_not_logged(
@@ -173,7 +178,7 @@ async def test_a_body_with_invalid_compression_is_not_logged(
         more = f"Content-Encoding: gzip\r\nContent-Length: {len(data)}\r\nConnection: close\r\n"
         async with sending(server, head(more=more) + data) as reader:
             status, body = await answer(reader)
-            assert status in (400, 422)  # aiohttp does not mind what follows
+            assert status in (400, 422)  # aiohttp ignores trailing data
             assert b'"error"' in body
             await reader.read()
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
@@ -220,9 +225,9 @@ async def test_an_error_of_one_watched_request_does_not_affect_the_others(
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1))
-    presence: DisconnectWatcher = server.chat_stream.disconnects
-    with presence.watch(object(), lambda: None):  # type: ignore[arg-type]
-        await until(lambda: not presence._watched)
+    disconnects = server.chat_stream.disconnects
+    with disconnects.watch(object(), lambda: None):  # type: ignore[arg-type]
+        await until(lambda: not len(disconnects))
         async with sending(server, post_bytes('{"user_input":"hi"}')):
             await until(lambda: engine.calls)
         await until(lambda: server.stopping)
@@ -234,9 +239,11 @@ async def test_an_error_of_one_watched_request_does_not_affect_the_others(
 async def test_clients_detect_truncated_answers_with_http_1_0_over_a_unix_socket(
     stepper: MakeStepper, tmp_path: Path, wire: str
 ) -> None:
-    """Nothing resets a unix socket: there the answer has a length, or none of it is sent."""
+    # a unix socket cannot be reset, so an answer is sent with its length or not at all
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, max_new_tokens=2, shutdown_timeout=0.05)
+    chat_stream = ChatStream(
+        engine=engine, params=GenerationParams(max_new_tokens=2), limits=Limits(shutdown_timeout=0.05)
+    )
     async with served(chat_stream) as server:
         await web.UnixSite(server.runner, tmp_path / "socket").start()
 
