@@ -180,7 +180,7 @@ class ChatStream(Server):
     def setup(self, app: web.Application) -> None:
         """Register start-up and clean-up in ``app``. Sessions must be set up in ``app`` or in its parent.
 
-        Further calls for the same application have no effect. Raises RuntimeError for a second application.
+        Further calls for the same application have no effect. Raise RuntimeError for a second application.
         """
         self._bind(app, sessions=True)
 
@@ -191,7 +191,7 @@ class ChatStream(Server):
 
         :param prefix: prefix of each path, for example ``/support``: for two ChatStreams in one application.
 
-        Raises ValueError for unknown names. The application itself configures CORS for ``allowed_origins``.
+        Raise ValueError for unknown names. The application itself configures CORS for ``allowed_origins``.
         """
         return routes.routes(self, include, exclude, prefix)
 
@@ -205,7 +205,7 @@ class ChatStream(Server):
     ) -> None:
         """Add :meth:`routes` to ``app``, with CORS for ``allowed_origins``, and :meth:`setup` in it.
 
-        Raises ValueError for unknown names, and RuntimeError for a second application.
+        Raise ValueError for unknown names, and RuntimeError for a second application.
         """
         chosen = self.routes(include, exclude, prefix=prefix)
         self.setup(app)
@@ -220,7 +220,7 @@ class ChatStream(Server):
 
             app.router.add_get("/conversation", chat_stream.handler("history"))
 
-        Raises ValueError for an unknown name.
+        Raise ValueError for an unknown name.
         """
         return routes.handler(self, endpoint)
 
@@ -243,7 +243,7 @@ class ChatStream(Server):
             :class:`~aiochatstream.web.openai.keys.ApiKeys`. None allows all clients.
         :param model_name: name of the model for clients; None is the model's own name.
 
-        Raises ValueError for other values, and OSError for a file that cannot be read.
+        Raise ValueError for other values, and OSError for a file that cannot be read.
         """
         if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
             raise ValueError(f"prefix: must differ for each model, not {prefix!r}; {prefix}/models exists.")

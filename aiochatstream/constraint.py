@@ -45,7 +45,7 @@ class Constraint:
     def json_schema(cls, schema: Mapping[str, Any]) -> Constraint:
         """Return a constraint to JSON of ``schema``, with properties in the schema's order.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` for a schema that is nested too deeply.
+        Raise :class:`~aiochatstream.errors.InvalidValue` for a schema that is nested too deeply.
         """
         try:
             return cls("json_schema", json.dumps(schema, ensure_ascii=False))

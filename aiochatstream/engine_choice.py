@@ -16,7 +16,7 @@ PromptClassOf = Callable[[Any], type[AbstractChatPrompt]]
 def choose_prompt_class(chat_prompt_clazz: type[AbstractChatPrompt] | PromptClassOf) -> PromptClassOf:
     """Return a function that returns the prompt class, and raises TypeError if it is invalid for a tokenizer.
 
-    Raises TypeError if ``chat_prompt_clazz`` is neither a prompt class nor a function.
+    Raise TypeError if ``chat_prompt_clazz`` is neither a prompt class nor a function.
     """
 
     def check(prompt_class: Any, subject: str) -> type[AbstractChatPrompt]:
@@ -34,7 +34,7 @@ def choose_prompt_class(chat_prompt_clazz: type[AbstractChatPrompt] | PromptClas
 
 
 def choose_engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, device: Any) -> Engine:
-    """Return ``engine``, or an engine for the model. Raises TypeError for both, for neither, and for other objects."""
+    """Return ``engine``, or an engine for the model. Raise TypeError for both, for neither, and for other objects."""
     if engine is None:
         return transformers_engine(model, tokenizer, device)
     if model is not None or tokenizer is not None:
@@ -49,7 +49,7 @@ def choose_engine(engine: Engine | TextFunction | None, model: Any, tokenizer: A
 
 
 def transformers_engine(model: Any, tokenizer: Any, device: Any, **options: Any) -> Engine:
-    """Return a TransformersEngine. Raises TypeError if the model or the tokenizer is missing."""
+    """Return a TransformersEngine. Raise TypeError if the model or the tokenizer is missing."""
     for name, value in (("model", model), ("tokenizer", tokenizer)):
         if value is None:
             raise TypeError(f"{name}: must be a loaded HuggingFace {name} or a function that loads it.")

@@ -166,7 +166,7 @@ class ParamLimits:
 
         :param defaults: the server's own parameters, which the ranges must include.
 
-        Raises ValueError that names the parameter.
+        Raise ValueError that names the parameter.
         """
         try:
             limits = param_limits if isinstance(param_limits, cls) else cls._from_mapping(param_limits or {})
@@ -290,7 +290,7 @@ class GenerationParams(ServerOptions):
         :param vocabulary_size: number of the model's token ids; None does not check ``logit_bias``.
         :param prefix: prefix of the parameter's name in errors.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` if an override is outside the server's limits.
+        Raise :class:`~aiochatstream.errors.InvalidValue` if an override is outside the server's limits.
         """
         changes: dict[str, Any] = {}
         for override in overrides:
@@ -360,7 +360,7 @@ ModelType = TypeVar("ModelType", bound=BaseModel)
 
 
 def validated(model: type[ModelType], values: dict[str, Any]) -> ModelType:
-    """Return ``model(**values)``. Raises ValueError with a sentence that names the field and its range."""
+    """Return ``model(**values)``. Raise ValueError with a sentence that names the field and its range."""
     try:
         return model(**values)
     except ValidationError as error:

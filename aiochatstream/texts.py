@@ -240,7 +240,7 @@ TEXTS: Mapping[Locale, Texts] = {"en": EN, "ja": JA}
 
 
 def texts_for(locale: Locale) -> Texts:
-    """Return the texts of ``locale``. Raises ValueError if there are none."""
+    """Return the texts of ``locale``. Raise ValueError if there are none."""
     if locale not in LOCALES:
         raise ValueError(f"locale: must be {' or '.join(map(repr, LOCALES))}, not {locale!r}.")
     return TEXTS[locale]

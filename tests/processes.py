@@ -137,7 +137,7 @@ class Reply:
 
 
 def ask(url: str, body: Mapping[str, Any] | None = None, accept: str = "*/*") -> Reply:
-    """Send a GET request to ``url``, or POST ``body`` as JSON. Raises OSError if the connection fails."""
+    """Send a GET request to ``url``, or POST ``body`` as JSON. Raise OSError if the connection fails."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=START_PATIENCE)
     try:

@@ -74,7 +74,7 @@ def _functions(item: pytest.Item) -> Iterator[FunctionType]:
 
 @functools.cache
 def _is_slow(function: FunctionType) -> bool:
-    """Return whether the code of ``function``, or of a helper it refers to, refers to a slow library."""
+    """Return True if the code of ``function``, or of a helper it refers to, refers to a slow library."""
     seen: set[int] = set()
     remaining: list[Any] = [function]
     while remaining:

@@ -116,7 +116,7 @@ def summarize(run: LoadRun) -> RunSummary:
 
 
 def meets_goodput(record: RequestRecord, goodput: Iterable[tuple[str, float]]) -> bool:
-    """Return whether ``record`` meets all limits, in milliseconds. A missing value meets its limit."""
+    """Return True if ``record`` meets all limits, in milliseconds. A missing value meets its limit."""
     values = {"ttft": record.ttft, "tpot": record.tpot, "e2e": record.e2e}
     return all((values[name] or 0.0) * 1000 <= limit for name, limit in goodput)
 

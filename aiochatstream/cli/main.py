@@ -155,7 +155,7 @@ def _needs_model(options: argparse.Namespace) -> bool:
 
 
 def _engine(options: argparse.Namespace, url: str, texts: Texts) -> Engine:
-    """Return the engine of the model or of its substitute. Raises ValueError and OSError."""
+    """Return the engine of the model or of its substitute. Raise ValueError and OSError."""
     if options.replay is not None:
         return ReplayEngine(options.replay)
     engine = _transformers_engine(options, url, texts) if _needs_model(options) else ScriptedEngine(options.mock)
@@ -186,7 +186,7 @@ def _model_name(options: argparse.Namespace) -> str | None:
 def _api_keys(file: Path | None) -> ApiKeys:
     """Return the API keys of the file, or else of the environment variable.
 
-    Raises ValueError if the variable is set and contains no key: everyone would have access.
+    Raise ValueError if the variable is set and contains no key: everyone would have access.
     """
     if file is not None or API_KEYS not in os.environ:
         return ApiKeys(file)
@@ -259,7 +259,7 @@ def _announcement(chat_stream: ChatStream, url: str, texts: Texts) -> str:
 
 
 def _listen(host: str, port: int, texts: Texts) -> socket.socket:
-    """Return a listening socket. It is opened before the model loads, to detect an address in use. Raises OSError."""
+    """Return a listening socket. It is opened before the model loads, to detect an address in use. Raise OSError."""
     try:
         if ":" not in host:
             return socket.create_server((host, port))

@@ -53,7 +53,7 @@ class Sessions(NamedTuple):
 
 
 def configure(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> Sessions:
-    """Return the storages that the options specify. Raises ValueError and OSError."""
+    """Return the storages that the options specify. Raise ValueError and OSError."""
     if options.session != "cookie" and (options.secret_key_file is not None or options.dev):
         raise ValueError(texts.key_file_without_cookie)
     if options.session != "redis" and options.redis is not None:

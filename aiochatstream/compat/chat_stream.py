@@ -119,7 +119,7 @@ class ChatStream(BaseChatStream):
         :param options: exactly one of ``{"include": [names]}``, ``{"exclude": [names]}`` and ``{"all": True}``, and
             optionally ``"web_ui_params": {...}`` in place of the constructor's.
 
-        Raises ValueError for other options.
+        Raise ValueError for other options.
         """
         if not isinstance(options, Mapping):
             raise ValueError(f"options: must be a dict, not {options!r}.")
@@ -145,7 +145,7 @@ class ChatStream(BaseChatStream):
 
         :param opts: ``{"session_storage": a storage of aiohttp-session}``; a :class:`MemoryStorage` by default.
 
-        Raises ValueError for other options.
+        Raise ValueError for other options.
         """
         storage = _session_storage({} if opts is None else opts)
         if not has_sessions(app):
@@ -218,7 +218,7 @@ def _set_special_tokens(prompt_class: Any, add_special_tokens: bool | None) -> A
 
 
 def _mock_engine(mock_params: Mapping[str, Any] | None) -> ScriptedEngine:
-    """Return the engine of chatstream's ``mock_params``. Raises TypeError and ValueError that name the field."""
+    """Return the engine of chatstream's ``mock_params``. Raise TypeError and ValueError that name the field."""
     if not isinstance(mock_params, Mapping | None):
         raise TypeError(f"mock_params: must be a dict, not {mock_params!r}.")
     for name in mock_params or ():
@@ -231,7 +231,7 @@ def _mock_engine(mock_params: Mapping[str, Any] | None) -> ScriptedEngine:
 
 
 def _session_storage(opts: object) -> AbstractStorage:
-    """Return the storage of the options of ``append_middlewares``. Raises ValueError for others."""
+    """Return the storage of the options of ``append_middlewares``. Raise ValueError for others."""
     if not isinstance(opts, Mapping) or not opts.keys() <= {"session_storage"}:
         raise ValueError("opts: must be a dict with no other key than 'session_storage'.")
     storage = opts.get("session_storage")

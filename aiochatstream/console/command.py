@@ -33,7 +33,7 @@ MODEL_OPTIONS = ("device", "dtype", "compile", "context_len", "system")
 
 
 def main(options: argparse.Namespace, texts: Texts) -> int:
-    """Run the command and return its exit code. Raises ValueError, OSError and ChatStreamError."""
+    """Run the command and return its exit code. Raise ValueError, OSError and ChatStreamError."""
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:

@@ -172,7 +172,7 @@ class ServerBackend(Backend):
 
 
 def _base_url(url: str) -> URL:
-    """Return the URL of the server. Raises ValueError if ``url`` is invalid."""
+    """Return the URL of the server. Raise ValueError if ``url`` is invalid."""
     try:
         parsed = URL(url)
         is_valid = parsed.host is not None and parsed.port is not None
@@ -184,7 +184,7 @@ def _base_url(url: str) -> URL:
 
 
 def _parse_event(name: str, data: dict[str, Any]) -> Event:
-    """Parse an event. Raises ValueError, LookupError or TypeError for an unknown or invalid event."""
+    """Parse an event. Raise ValueError, LookupError or TypeError for an unknown or invalid event."""
     match name:
         case "delta":
             return Text(str(data["text"]))

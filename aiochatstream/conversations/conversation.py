@@ -101,6 +101,6 @@ class Conversation:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Conversation:
-        """Return the conversation of :meth:`to_dict`. Raises KeyError or TypeError for anything else."""
+        """Return the conversation of :meth:`to_dict`. Raise KeyError or TypeError for anything else."""
         turns = tuple(Turn(**turn) for turn in data["turns"])
         return cls(turns, number=data["number"], turn_id=data["begun"], first=data["first"])

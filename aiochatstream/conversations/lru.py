@@ -79,7 +79,7 @@ class BoundedMap:
         return entry.value.decode()
 
     def put(self, key: str, text: str, share: str = COMMON) -> None:
-        """Store ``text`` under ``key``. Raises ValueError if it alone is larger than ``max_bytes``.
+        """Store ``text`` under ``key``. Raise ValueError if it alone is larger than ``max_bytes``.
 
         :param share: the share to charge; :data:`COMMON` leaves an existing entry in its share.
         """

@@ -132,7 +132,7 @@ class Engine(ABC):
             raise InvalidValue("constraint: not supported by this engine.")
 
     def checks_quickly(self, params: GenerationParams) -> bool:
-        """Return whether :meth:`check` needs only milliseconds for ``params``. Called on the event loop.
+        """Return True if :meth:`check` needs only milliseconds for ``params``. Called on the event loop.
 
         Slow checks run one after another.
         """

@@ -171,7 +171,7 @@ class ReplayEngine(Engine):
             yield Delta(finish_reason="cancelled")
 
     def _choose(self, prompt: Prompt, params: GenerationParams) -> Recording:
-        """Return the best match. Raises NoRecording if there is none."""
+        """Return the best match. Raise NoRecording if there is none."""
         same_messages = self._recordings.get(_key(prompt.messages), [])
         matches = [recording for recording in same_messages if recording.params.constraint == params.constraint]
         if not matches:

@@ -69,7 +69,7 @@ def new_file_name() -> str:
 
 
 def write(recording: Recording, path: Path) -> None:
-    """Write the file atomically, readable only by its owner. Raises OSError."""
+    """Write the file atomically, readable only by its owner. Raise OSError."""
     header = Header(
         finish_reason=recording.finish_reason,
         deltas=len(recording.steps),
@@ -101,7 +101,7 @@ def write(recording: Recording, path: Path) -> None:
 def read(path: Path) -> Recording:
     """Read a file that :func:`write` has written.
 
-    Raises ValueError that names the file and the first invalid line.
+    Raise ValueError that names the file and the first invalid line.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a recording: it is not a file.")
@@ -129,7 +129,7 @@ def read(path: Path) -> Recording:
 def read_all(folder: Path) -> list[Recording]:
     """Return the recordings of a folder, oldest first. Hidden files are ignored.
 
-    Raises ValueError if the folder is missing or empty, or if a file is not a recording.
+    Raise ValueError if the folder is missing or empty, or if a file is not a recording.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")

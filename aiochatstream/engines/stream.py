@@ -40,7 +40,7 @@ class DeltaStream:
     def abandon(self) -> bool:
         """Cancel, deliver no more deltas, and let :meth:`wait` return even if the thread is stuck in a step.
 
-        Returns whether the thread still runs.
+        Return True if the thread still runs.
         """
         self.cancel()
         self._abandoned.set()

@@ -32,7 +32,7 @@ class TokenBytes:
         self._byte_fallback = "ByteFallback" in types
 
     def is_position_independent(self, token_id: int) -> bool:
-        """Return whether a token has the same bytes everywhere.
+        """Return True if a token has the same bytes everywhere.
 
         With SentencePiece, all tokens but those for single bytes may lose a space at the beginning of a text.
         """

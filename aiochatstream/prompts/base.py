@@ -107,13 +107,13 @@ class AbstractChatPrompt(ABC):
         """
 
     def add_requester_msg(self, text: str) -> None:
-        """Add a user message. Raises ValueError if the previous message has no answer."""
+        """Add a user message. Raise ValueError if the previous message has no answer."""
         if self.message:
             raise ValueError(f"add_requester_msg: the message {self.message!r} has no answer.")
         self.message = text
 
     def add_responder_msg(self, text: str | None) -> None:
-        """Add the answer to the last user message; None keeps it open. Raises ValueError if there is no message."""
+        """Add the answer to the last user message; None keeps it open. Raise ValueError if there is no message."""
         if not self.message:
             raise ValueError("add_responder_msg: must follow add_requester_msg with a non-empty message.")
         if text is not None:

@@ -34,7 +34,7 @@ class ChatPrompt(AbstractChatPrompt):
 
         :param tokenizer_or_name: the model's tokenizer; or its hub id or folder, to look for a preset only.
 
-        Raises ValueError if there is neither.
+        Raise ValueError if there is neither.
         """
         if getattr(tokenizer_or_name, "chat_template", None):
             return cls
@@ -82,7 +82,7 @@ def render_messages(
     :param tools: functions that the model may call, as in OpenAI's API, for templates that render them.
     :param mark: function to apply to all texts, see :func:`~aiochatstream.prompts.control_tokens.encode_prompt`.
 
-    Raises :class:`~aiochatstream.errors.InvalidValue` if the template refuses the messages, and ValueError if there is
+    Raise :class:`~aiochatstream.errors.InvalidValue` if the template refuses the messages, and ValueError if there is
     no template.
     """
     if not getattr(tokenizer, "chat_template", None):
@@ -141,7 +141,7 @@ def encode_messages(
         ``continue_final_message`` trims the text and omits what the template writes before an answer.)
     :param special_tokens_in_text: see :class:`~aiochatstream.prompts.AbstractChatPrompt`.
 
-    Raises the errors of :func:`render_messages`.
+    Raise the errors of :func:`render_messages`.
     """
     open_answer = ""
     if continue_final:

@@ -25,7 +25,7 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     :param context_len: maximum length of prompt and answer together, in tokens.
     :param max_new_tokens: tokens to reserve for the answer.
 
-    Raises :class:`~aiochatstream.errors.TooLarge` if the newest message, with its open answer, does not fit.
+    Raise :class:`~aiochatstream.errors.TooLarge` if the newest message, with its open answer, does not fit.
     """
     max_chars = CHARS_PER_TOKEN * context_len
     newest = "user_input, with the answer so far" if prompt.open_answer else "user_input"

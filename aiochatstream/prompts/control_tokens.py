@@ -46,7 +46,7 @@ def encode_prompt(
     :param add_special_tokens: add the tokenizer's special tokens (usually a BOS).
     :param special_tokens_in_text: allow control tokens in the texts.
 
-    Raises the errors of ``render``, and :class:`~aiochatstream.errors.InvalidValue` for a control token that this
+    Raise the errors of ``render``, and :class:`~aiochatstream.errors.InvalidValue` for a control token that this
     tokenizer cannot encode as text.
     """
     if special_tokens_in_text or tokenizer is None:

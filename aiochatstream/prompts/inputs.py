@@ -59,7 +59,7 @@ class ChatInput:
 
         :param prompt: an object of the server's prompt class, with its tokenizer.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` for messages that the model's prompt format does not support.
+        Raise :class:`~aiochatstream.errors.InvalidValue` for messages that the model's prompt format does not support.
         """
         messages, tools = self.messages, self.tools
         if not supports_tools(prompt.tokenizer):
@@ -111,7 +111,7 @@ class TextInput:
     def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
         """Yield a prompt for each text, with the tokenizer's special tokens (usually a BOS). Blocking.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` for empty texts, and for token ids without a tokenizer.
+        Raise :class:`~aiochatstream.errors.InvalidValue` for empty texts, and for token ids without a tokenizer.
         """
         for text in self.texts:
             if isinstance(text, str):

@@ -26,14 +26,14 @@ To call one, answer with its name and its arguments as JSON, within these tags:
 
 
 def supports_tools(tokenizer: Any) -> bool:
-    """Return whether the tokenizer's chat template renders tools."""
+    """Return True if the tokenizer's chat template renders tools."""
     return bool(getattr(tokenizer, "chat_template", None)) and traits_of(tokenizer, tools=True).tools
 
 
 def parse_arguments(text: str) -> Any:
     """Return the arguments of a call, parsed from JSON.
 
-    Raises ValueError or RecursionError for invalid JSON, and :class:`~aiochatstream.errors.InvalidValue` for JSON that
+    Raise ValueError or RecursionError for invalid JSON, and :class:`~aiochatstream.errors.InvalidValue` for JSON that
     cannot be encoded again: unpaired surrogates, NaN and infinite numbers.
     """
     arguments = json.loads(text)

@@ -38,7 +38,7 @@ class AppBinding:
         self._warned = False
 
     def bind(self, app: web.Application, *, sessions: bool) -> bool:
-        """Bind to ``app``; return False if already bound to it. Raises RuntimeError if bound to another application.
+        """Bind to ``app``; return False if already bound to it. Raise RuntimeError if bound to another application.
 
         :param sessions: whether the endpoints there need sessions.
         """

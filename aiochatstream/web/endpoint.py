@@ -60,7 +60,7 @@ def bind(endpoint: Endpoint, handler: ServerHandler[...], server: Server, tag: s
 def mount(endpoints: Iterable[Endpoint], server: Server, prefix: str, tag: str, **options: Any) -> list[web.RouteDef]:
     """Return routes that serve ``endpoints`` below ``prefix``. ``options`` are passed to the handlers.
 
-    Raises ValueError for an invalid prefix.
+    Raise ValueError for an invalid prefix.
     """
     if prefix and (not prefix.startswith("/") or prefix.endswith("/") or "{" in prefix):
         raise ValueError(f"prefix: must begin with a slash and not end with one, without braces, not {prefix!r}.")

@@ -72,7 +72,7 @@ class FeedbackFile:
         self._is_full = False
 
     async def __call__(self, request: web.Request, feedback: Feedback) -> None:
-        """Append ``feedback``. Raises :class:`~aiochatstream.errors.StoreUnavailable` when the file is full."""
+        """Append ``feedback``. Raise :class:`~aiochatstream.errors.StoreUnavailable` when the file is full."""
         entry = {"time": round(time.time(), 3), **asdict(feedback)}
         line = json.dumps(entry, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
         async with self._writing:
@@ -104,7 +104,7 @@ class Ratings:
     def count(self, answer: Hashable, rating: FeedbackRequest) -> bool:
         """Count ``rating`` for ``answer``; return False if it equals the answer's last rating.
 
-        Raises InvalidValue above :data:`MAX_RATINGS`.
+        Raise InvalidValue above :data:`MAX_RATINGS`.
         """
         times, last = self._ratings.pop(answer, (0, None))
         is_new = rating != last

@@ -33,7 +33,7 @@ async def read_body(server: Server, request: web.Request, schema: type[Schema]) 
 
     Its maximum length is the smaller one of the server's limit and the application's.
 
-    Raises as :meth:`Uploads.read` and :func:`parse_body`.
+    Raise as :meth:`Uploads.read` and :func:`parse_body`.
     """
     max_bytes = min(server.limits.max_request_bytes, request.client_max_size or sys.maxsize)
     return parse_body(request, await server.uploads.read(request, max_bytes), schema)
@@ -42,7 +42,7 @@ async def read_body(server: Server, request: web.Request, schema: type[Schema]) 
 async def read_import(server: Server, request: web.Request) -> ImportRequest:
     """Return the validated body of ``POST /import``, which may be as long as any escaped form of an export.
 
-    Raises as :func:`read_body`.
+    Raise as :func:`read_body`.
     """
     body = await server.uploads.read(request, MAX_IMPORT_BYTES)
     if len(body) - len(body.translate(None, STRUCTURE)) > MAX_IMPORT_STRUCTURE:  # would take seconds to parse
@@ -51,7 +51,7 @@ async def read_import(server: Server, request: web.Request) -> ImportRequest:
 
 
 def parse_body(request: web.Request, body: bytes, schema: type[Schema]) -> Schema:
-    """Return the validated JSON ``body`` of ``request``. Raises BadRequest, UnsupportedMediaType or InvalidValue."""
+    """Return the validated JSON ``body`` of ``request``. Raise BadRequest, UnsupportedMediaType or InvalidValue."""
     if body and request.content_type != "application/json":
         raise UnsupportedMediaType(f"The body must be application/json, not {request.content_type}.")
     return _parse(body, schema)
@@ -61,7 +61,7 @@ def validate_body(body: dict[str, Any] | bytes, schema: type[Schema], *, max_byt
     """Return the validated body that an application has read itself. A dict is encoded as JSON first, to apply the same
     rules as to bytes.
 
-    Raises BadRequest, TooLarge or InvalidValue.
+    Raise BadRequest, TooLarge or InvalidValue.
     """
     try:
         data = body if isinstance(body, bytes) else dumps(body).encode(errors="surrogatepass")
@@ -92,7 +92,7 @@ def _parse(body: bytes, schema: type[Schema]) -> Schema:
 
 
 def read_query(request: web.Request, schema: type[Schema]) -> Schema:
-    """Return the validated query parameters of ``request``. Raises InvalidValue."""
+    """Return the validated query parameters of ``request``. Raise InvalidValue."""
     try:
         return schema.model_validate(dict(request.query))
     except ValidationError as error:

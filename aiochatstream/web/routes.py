@@ -187,7 +187,7 @@ def routes(
 ) -> list[web.RouteDef]:
     """Return routes of the selected endpoints of ``server``; by default, of all.
 
-    Raises ValueError for unknown names and invalid prefixes.
+    Raise ValueError for unknown names and invalid prefixes.
     """
     if include is not None and exclude is not None:
         raise ValueError("include: cannot be used together with exclude.")
@@ -198,7 +198,7 @@ def routes(
 
 
 def handler(server: Server, name: str) -> BoundHandler:
-    """Return the aiohttp handler of an endpoint of ``server``. Raises ValueError for an unknown name."""
+    """Return the aiohttp handler of an endpoint of ``server``. Raise ValueError for an unknown name."""
     if name not in ENDPOINTS:
         raise ValueError(f"unknown endpoint {name!r}; choose from {', '.join(ENDPOINTS)}.")
     return bind(ENDPOINTS[name], ENDPOINTS[name].handler, server, CHAT)

@@ -93,7 +93,7 @@ class Server(Chat, Stateless):
         self._recent_params = recent_params()
 
     async def session(self, request: web.Request) -> aiohttp_session.Session:
-        """Return the session of ``request``. Raises :class:`~aiochatstream.errors.SessionsNotSetUp`."""
+        """Return the session of ``request``. Raise :class:`~aiochatstream.errors.SessionsNotSetUp`."""
         self.app_binding.check_request(request)
         return await load_session(request)
 

@@ -67,7 +67,7 @@ class Uploads:
     async def read(self, request: web.Request, max_bytes: int) -> bytes:
         """Return the body of ``request``, decompressed.
 
-        Raises BadRequest, TooLarge, UnsupportedMediaType, RequestTimeout, TooManyRequests, or the error of
+        Raise BadRequest, TooLarge, UnsupportedMediaType, RequestTimeout, TooManyRequests, or the error of
         :meth:`refuse`.
         """
         if not request.body_exists:
@@ -130,7 +130,7 @@ class Uploads:
 
 
 def decompress(data: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Return the decompressed ``data``. Raises BadRequest, or TooLarge if the result exceeds ``max_bytes``."""
+    """Return the decompressed ``data``. Raise BadRequest, or TooLarge if the result exceeds ``max_bytes``."""
     bits = WINDOW_BITS[encoding]
     if encoding == "deflate" and data[0] & 0x0F != zlib.DEFLATED:
         bits = -bits  # raw deflate without zlib's header, which some clients send

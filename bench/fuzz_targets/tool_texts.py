@@ -140,7 +140,7 @@ def _read(text: str, cuts: list[int]) -> list[Part]:
 
 
 def _accounts_for(parts: list[Part], text: str) -> bool:
-    """Return whether ``parts`` contain all of ``text`` except tags and separators."""
+    """Return True if ``parts`` contain all of ``text`` except tags and separators."""
     if not parts:
         return SEPARATORS.fullmatch(text) is not None
     part = parts[0]

@@ -97,7 +97,7 @@ class Batch:
         :param owner: keys and values are reused only among prompts and answers of one owner.
         :param shared_tokens: number of tokens at the beginning of ``prompt`` that :meth:`share` may have computed.
 
-        Raises ValueError if prompt and answer do not fit into a row.
+        Raise ValueError if prompt and answer do not fit into a row.
         """
         if len(prompt) + params.max_new_tokens - 1 > self.kv_cache.length:  # the last token is never computed
             raise ValueError(

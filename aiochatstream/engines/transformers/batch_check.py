@@ -46,7 +46,7 @@ class BatchCheck:
         self.layers, self._expected = self._compute_reference()
 
     def verify(self, forward: PackedForward, *, native: bool = False) -> None:
-        """Compute the reference sequences as packed rows, in several chunks. Raises CannotBatch if results differ."""
+        """Compute the reference sequences as packed rows, in several chunks. Raise CannotBatch if results differ."""
         cache = KVCache(self.layers, 2, CHECK_TOKENS, native=native)
         tolerance = TOLERANCE.get(self._model.dtype, TOLERANCE_HALF)
         with torch.inference_mode():
@@ -88,7 +88,7 @@ class BatchCheck:
         return [(layer.keys, layer.values) for layer in cache.layers], logits
 
     def _has_window(self) -> bool:
-        """Return whether tokens of some layers attend only to a window of tokens before them."""
+        """Return True if tokens of some layers attend only to a window of tokens before them."""
         config = self._config
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None

@@ -16,7 +16,7 @@ from aiochatstream.engines.transformers.sampling import SampleFunction, sample
 def sample_function(token_sampler: TokenSampler | None) -> SampleFunction:
     """Return a sample function that calls ``token_sampler``, or :func:`sample` if it is None.
 
-    Raises TypeError unless it is a TokenSampler.
+    Raise TypeError unless it is a TokenSampler.
     """
     if token_sampler is None:
         return sample

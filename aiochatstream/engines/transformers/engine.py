@@ -237,7 +237,7 @@ class TransformersEngine(Engine):
             )
 
     def _create_batch(self, rows: int, context_len: int) -> Batch:
-        """Set the model up for batching. Raises CannotBatch, which leaves the model unchanged."""
+        """Set the model up for batching. Raise CannotBatch, which leaves the model unchanged."""
         model = self._model
         implementation = model.config._attn_implementation
         forward = PackedForward(model)
@@ -315,12 +315,12 @@ class TransformersEngine(Engine):
 
 
 def is_loader(value: Any) -> bool:
-    """Return whether ``value`` is a function that loads something. (Models and tokenizers are callable as well.)"""
+    """Return True if ``value`` is a function that loads something. (Models and tokenizers are callable as well.)"""
     return isinstance(value, functools.partial) or inspect.isroutine(value)
 
 
 def is_on(model: Any, device: torch.device) -> bool:
-    """Return whether ``model`` is on ``device``, or on any device of its type if that has no index."""
+    """Return True if ``model`` is on ``device``, or on any device of its type if that has no index."""
     return bool(model.device.type == device.type and device.index in (None, model.device.index))
 
 

@@ -176,7 +176,7 @@ class GrammarProcess:
             self._process.kill()  # never runs without a monitor
 
     def _exceeds(self, process: psutil.Process) -> bool:
-        """Return whether a bound is exceeded."""
+        """Return True if a bound is exceeded."""
         now, times = time.monotonic(), process.cpu_times()
         cpu = times.user + times.system
         with self._lock:

@@ -112,7 +112,7 @@ def grammar_of(kind: str, text: str, json_options: JsonCompileOptions) -> str:
 
 
 def mask_of(matcher: LLMatcher) -> bytes:
-    """Return the mask of the next token. Raises GrammarError if the matcher has failed."""
+    """Return the mask of the next token. Raise GrammarError if the matcher has failed."""
     mask = matcher.compute_bitmask()
     if reason := matcher.get_error():
         raise GrammarError(reason)

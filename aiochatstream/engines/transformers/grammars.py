@@ -82,7 +82,7 @@ class Matcher:
     def mask(self) -> NDArray[np.int32]:
         """Mask of the tokens that may follow: a bit per token, the first token in the lowest bit.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` if the grammar has become too complex.
+        Raise :class:`~aiochatstream.errors.InvalidValue` if the grammar has become too complex.
         """
         try:
             return np.frombuffer(self._reply.result(), np.int32)
@@ -96,7 +96,7 @@ class Matcher:
         return self.mask
 
     def allows(self, token: int) -> bool:
-        """Return whether ``token`` may follow."""
+        """Return True if ``token`` may follow."""
         return bool(self.mask[token // MASK_BITS] >> token % MASK_BITS & 1)
 
     def advance(self, token: int) -> None:
@@ -145,13 +145,13 @@ class Grammars:
         return Matcher(self, constraint, next(self._numbers))
 
     def knows(self, constraint: Constraint) -> bool:
-        """Return whether :meth:`check` needs no trial because the outcome is cached."""
+        """Return True if :meth:`check` needs no trial because the outcome is cached."""
         return bool(self._unsupported) or self._outcome(_digest(constraint)) is not None
 
     def check(self, constraint: Constraint) -> None:
         """Compile the grammar unless its outcome is cached. Blocks, possibly for seconds.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` if the grammar is invalid or exceeds the bounds.
+        Raise :class:`~aiochatstream.errors.InvalidValue` if the grammar is invalid or exceeds the bounds.
         """
         if self._unsupported:
             raise InvalidValue(f"constraint: {self._unsupported}")
@@ -188,7 +188,7 @@ class Grammars:
     def _compile(self, constraint: Constraint) -> str:
         """Compile the grammar in the serving process, unless cached there, and return the outcome. Blocks.
 
-        Raises :class:`~aiochatstream.errors.InvalidValue` if the process ends, possibly because of another grammar.
+        Raise :class:`~aiochatstream.errors.InvalidValue` if the process ends, possibly because of another grammar.
         """
         arguments = (constraint.kind, constraint.text)
         compiling = self.process().request("compile", *arguments, cpu_seconds=COMPILE_CPU_SECONDS)
@@ -213,7 +213,7 @@ class Grammars:
 
 
 def _serialise(tokenizer: Any, vocab_size: int, eos_ids: Collection[int]) -> SerialisedTokenizer:
-    """Return the tokenizer in llguidance's format. Raises ValueError if llguidance does not support it."""
+    """Return the tokenizer in llguidance's format. Raise ValueError if llguidance does not support it."""
     if not eos_ids:
         raise ValueError("the model has no end-of-sequence token")
     if not hasattr(tokenizer, "backend_tokenizer"):

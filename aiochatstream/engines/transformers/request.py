@@ -75,7 +75,7 @@ class Request:
     def steps(self) -> Generator[int | None, None, None]:
         """Yield the tokens, ``max_new_tokens`` of them, and None for each step without one. Closing it cancels.
 
-        Raises the error of a failed request.
+        Raise the error of a failed request.
         """
         try:
             for _ in range(self.params.max_new_tokens):

@@ -35,7 +35,7 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
     :param samplers: one for each row; advanced unless an error is raised.
     :param seen: token ids of each row so far, prompt and answer.
 
-    Raises FloatingPointError if logits are not finite, InvalidValue if a grammar has become too complex. No sampler has
+    Raise FloatingPointError if logits are not finite, InvalidValue if a grammar has become too complex. No sampler has
     changed then, so the call can be repeated.
     """
     logits = apply_masks(apply_penalties(logits, samplers, seen), samplers, logits)

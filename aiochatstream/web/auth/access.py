@@ -17,7 +17,7 @@ AUTH_HEADER = "X-ChatStream-Auth-Header"
 async def check_access(server: Server, request: web.Request, endpoint: str) -> Role:
     """Check that the client may call ``endpoint``, and return the client's role. Reads no body and changes nothing.
 
-    Raises :class:`~aiochatstream.errors.Unauthorized` for an agent without a role,
+    Raise :class:`~aiochatstream.errors.Unauthorized` for an agent without a role,
     :class:`~aiochatstream.errors.TooManyAttempts` for an agent that guesses phrases,
     :class:`~aiochatstream.errors.Forbidden` for a role that may not call ``endpoint``, and as
     :func:`check_host_and_origin`.
@@ -48,7 +48,7 @@ async def _role(server: Server, request: web.Request) -> Role:
 def _header_phrase_role(server: Server, request: web.Request, phrase: str) -> Role | None:
     """Return the role of ``phrase``. A wrong phrase takes one of the address's attempts.
 
-    Raises TooManyAttempts, without comparing the phrase, if no attempts are left.
+    Raise TooManyAttempts, without comparing the phrase, if no attempts are left.
     """
     address = client_network(request)
     if not server.header_attempts.allows(address):
@@ -62,7 +62,7 @@ def _header_phrase_role(server: Server, request: web.Request, phrase: str) -> Ro
 def check_host_and_origin(server: Server, request: web.Request) -> None:
     """Reject requests with a foreign host name, and unsafe methods of pages of other sites.
 
-    Raises :class:`~aiochatstream.errors.Forbidden`.
+    Raise :class:`~aiochatstream.errors.Forbidden`.
     """
     server.allowed_hosts.check(request)
     if request.method not in SAFE_METHODS:

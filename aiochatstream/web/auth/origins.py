@@ -14,7 +14,7 @@ SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 
 
 def normalize_origins(origins: object) -> frozenset[str]:
-    """Return ``origins`` in the form that browsers send. Raises ValueError for invalid origins."""
+    """Return ``origins`` in the form that browsers send. Raise ValueError for invalid origins."""
     if not isinstance(origins, list | tuple | set | frozenset):
         raise ValueError(f"allowed_origins: must be a list of origins such as 'https://app.example', not {origins!r}.")
     return frozenset(map(_normalize, origins))
@@ -35,7 +35,7 @@ def check_origin(request: web.Request, allowed: Collection[str]) -> None:
     """Reject cross-site requests. Non-browser clients, same-host pages and ``allowed`` origins pass.
 
     If the browser sends Sec-Fetch-Site, that header decides, because a proxy may have replaced the Host header.
-    Raises :class:`~aiochatstream.errors.Forbidden`.
+    Raise :class:`~aiochatstream.errors.Forbidden`.
     """
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
     if origin in allowed:

@@ -30,7 +30,7 @@ PhraseMatcher = Callable[[str], bool]
 def hash_phrase(phrase: str) -> str:
     """Return the salted hash of ``phrase`` for a role's ``ui_pass_phrase_scrypt``.
 
-    Two calls return two different hashes that both match. Raises ValueError unless ``phrase`` is one line of 1 to 128
+    Two calls return two different hashes that both match. Raise ValueError unless ``phrase`` is one line of 1 to 128
     characters.
     """
     check_phrase(phrase)
@@ -45,19 +45,19 @@ def is_comparable(text: str) -> bool:
 
 
 def check_phrase(phrase: object) -> str:
-    """Return ``phrase``. Raises ValueError if it does not have the form of a phrase."""
+    """Return ``phrase``. Raise ValueError if it does not have the form of a phrase."""
     if not isinstance(phrase, str) or not is_comparable(phrase):
         raise ValueError(f"must be one line of 1 to {MAX_CHARS} characters, not blank")
     return phrase
 
 
 def plain_matcher(phrase: object) -> PhraseMatcher:
-    """Return a matcher of ``phrase``. Raises ValueError as :func:`check_phrase`."""
+    """Return a matcher of ``phrase``. Raise ValueError as :func:`check_phrase`."""
     return _digest_matcher(_sha256(check_phrase(phrase)))
 
 
 def sha256_matcher(digest: object) -> PhraseMatcher:
-    """Return a matcher of the phrase with this SHA-256 digest. Raises ValueError unless it is 64 hexadecimal digits."""
+    """Return a matcher of the phrase with this SHA-256 digest. Raise ValueError unless it is 64 hexadecimal digits."""
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise ValueError("must be a SHA-256 digest of 64 hexadecimal digits")
     return _digest_matcher(bytes.fromhex(digest))
@@ -66,7 +66,7 @@ def sha256_matcher(digest: object) -> PhraseMatcher:
 def scrypt_matcher(hashed: object) -> PhraseMatcher:
     """Return a matcher of the phrase with this hash from :func:`hash_phrase`. The matcher blocks: call it in a thread.
 
-    Raises ValueError for any other value.
+    Raise ValueError for any other value.
     """
     invalid = ValueError("must be what aiochatstream.hash_phrase(phrase) returns")
     match = HASH_FORMAT.fullmatch(hashed) if isinstance(hashed, str) else None

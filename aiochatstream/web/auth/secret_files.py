@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 def read_secrets(path: Path) -> str:
     """Return the text of ``path``. Logs a warning if every user of the machine can read or change the file.
 
-    Raises OSError.
+    Raise OSError.
     """
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         mode = os.fstat(file.fileno()).st_mode

@@ -88,7 +88,7 @@ async def generate(
     :param count: answers per prompt.
     :param params: further parameters of :meth:`~aiochatstream.runtime.stateless.Stateless.begin_answers`.
 
-    Raises :class:`~aiochatstream.errors.ChatStreamError` if the request is refused.
+    Raise :class:`~aiochatstream.errors.ChatStreamError` if the request is refused.
     """
     try:
         turns = await _cancel_on_disconnect(

@@ -72,7 +72,7 @@ class ApiKeys:
     def check(self, request: web.Request) -> str:
         """Return the owner of the request's prompts: a name of its key or, if no key is required, of its connection.
 
-        Raises :class:`~aiochatstream.errors.InvalidKey` if the key is missing or invalid.
+        Raise :class:`~aiochatstream.errors.InvalidKey` if the key is missing or invalid.
         """
         if self._hashes is None:
             return self._connection_owner(request)

@@ -28,7 +28,7 @@ class TextOffsets:
 
 
 def _continues(partial: bytes, byte: bytes) -> bool:
-    """Return whether ``byte`` can follow ``partial``, the first bytes of a character."""
+    """Return True if ``byte`` can follow ``partial``, the first bytes of a character."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(partial + byte)
     except UnicodeDecodeError:

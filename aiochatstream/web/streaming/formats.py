@@ -48,7 +48,7 @@ UNLIKE_END_TOKEN = "<::EOS:: >"  # noqa: S105
 def wire_format_of(request: web.Request, default: WireFormat) -> WireFormat:
     """Return the format that the request's headers select; otherwise ``default``.
 
-    Raises :class:`~aiochatstream.errors.BadRequest` for an unknown value of :data:`WIRE_HEADER`.
+    Raise :class:`~aiochatstream.errors.BadRequest` for an unknown value of :data:`WIRE_HEADER`.
     """
     values = request.headers.getall(WIRE_HEADER, None)
     if values is None:
@@ -125,7 +125,7 @@ class TurnResponse(StreamedResponse):
                 transport.set_write_buffer_limits()
 
     async def drain(self) -> None:
-        """Wait until the transport has sent the buffered data. Raises TimeoutError as :meth:`write`."""
+        """Wait until the transport has sent the buffered data. Raise TimeoutError as :meth:`write`."""
         transport = self.request.transport
         if transport is not None and transport.get_write_buffer_size():
             async with asyncio.timeout(self.write_timeout):
@@ -156,7 +156,7 @@ async def _write_whole(response: TurnResponse, chunk: Callable[[str], str]) -> w
 
 
 async def _wait_for_end(response: TurnResponse) -> Ended:
-    """Wait for the end of the turn, and save the session. Raises the error of a failed turn."""
+    """Wait for the end of the turn, and save the session. Raise the error of a failed turn."""
     while True:
         event = await response.turn.next_event()
         if isinstance(event, Failed):

@@ -46,7 +46,7 @@ class StreamedResponse:
         """Prepare ``stream``; called just before its headers are sent."""
 
     async def open(self, content_type: str) -> web.StreamResponse:
-        """Send the headers, if they are not sent yet. Raises ConnectionResetError if the client has disconnected."""
+        """Send the headers, if they are not sent yet. Raise ConnectionResetError if the client has disconnected."""
         if self.stream is None:
             if is_gone(self.request):
                 raise ConnectionResetError("The client disconnected before the headers were sent.")
@@ -59,7 +59,7 @@ class StreamedResponse:
         return self.stream
 
     async def write(self, content_type: str, text: str) -> None:
-        """Send ``text``. Raises TimeoutError if the client receives nothing for ``write_timeout`` seconds."""
+        """Send ``text``. Raise TimeoutError if the client receives nothing for ``write_timeout`` seconds."""
         stream = await self.open(content_type)
         data = text.encode()
         transport = self.request.transport
@@ -70,7 +70,7 @@ class StreamedResponse:
                 await stream.write(data)
 
     async def finish(self, content_type: str) -> web.StreamResponse:
-        """Send the end of the body. Raises TimeoutError as :meth:`write`."""
+        """Send the end of the body. Raise TimeoutError as :meth:`write`."""
         stream = await self.open(content_type)
         async with asyncio.timeout(self.write_timeout):
             await stream.write_eof()
@@ -92,7 +92,7 @@ class StreamedResponse:
         :param on_disconnect: called when the client disconnects, or receives nothing for too long.
         :param on_failure: called with any other error that prevents a complete answer.
 
-        Raises the errors of ``write`` before the headers, unless the client has disconnected.
+        Raise the errors of ``write`` before the headers, unless the client has disconnected.
         """
         try:
             with disconnects.watch(self.request, on_disconnect):

@@ -428,7 +428,7 @@ def run(schedule: list[PlannedRequest], model: OneLayerModel, batch: Batch, rows
 
 
 def is_prompt_waiting(batch: Batch) -> bool:
-    """Return whether a prompt has no chunk in this step because others use the whole budget."""
+    """Return True if a prompt has no chunk in this step because others use the whole budget."""
     return any(len(request.ids) - request.computed_tokens > 1 for request in batch.rows.requests)
 
 

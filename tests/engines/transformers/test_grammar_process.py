@@ -45,7 +45,7 @@ def grammars(tokenizer: Any) -> Iterator[Grammars]:
 
 
 def allowed(matcher: Matcher, tokenizer: Any, text: str) -> bool:
-    """Return whether the token ``text`` may follow."""
+    """Return True if the token ``text`` may follow."""
     (token,) = tokenizer.encode(text, add_special_tokens=False)
     return matcher.allows(token)
 

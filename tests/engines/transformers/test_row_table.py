@@ -17,7 +17,7 @@ from tests.helpers import PATIENCE
 
 
 def is_finite(batch: Batch) -> bool:
-    """Return whether the KV cache contains no NaN."""
+    """Return True if the KV cache contains no NaN."""
     return all(bool(part.isfinite().all()) for layer in batch.kv_cache.layers for part in layer)
 
 

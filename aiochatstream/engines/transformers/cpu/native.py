@@ -62,7 +62,7 @@ class DecodeAttention:
         :param window: maximum number of tokens that a token attends to, including itself; None for all.
         :returns: [decoding, heads, head size]
 
-        Raises TypeError if the dtypes differ.
+        Raise TypeError if the dtypes differ.
         """
         if not query.dtype == key.dtype == value.dtype == keys.dtype:
             raise TypeError(
