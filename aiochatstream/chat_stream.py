@@ -187,7 +187,7 @@ class ChatStream(Server):
     def routes(
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None, *, prefix: str = ""
     ) -> list[web.RouteDef]:
-        """Return the routes of the endpoints for ``app.add_routes``: all, or those of the endpoint names.
+        """Return the routes of all endpoints, or of the selected ones, for ``app.add_routes``.
 
         :param prefix: prefix of each path, for example ``/support``: for two ChatStreams in one application.
 

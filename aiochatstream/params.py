@@ -237,16 +237,16 @@ class ServerOptions(BaseModel):
 
 
 class GenerationParams(ServerOptions):
-    """The parameters of an answer. Meanings and ranges not listed here are those of :class:`ParamOverrides`.
+    """The parameters of an answer. :class:`ParamOverrides` describes the meanings and ranges not listed here.
 
     A ChatStream's ``params`` are the defaults of its answers, except for ``seed``, ``stop`` and the fields below them.
 
-    seed: seed of this one answer. ChatStream draws one for each answer, from the sequence that its own argument
-        ``seed`` starts, unless the request or its user sets one.
+    seed: seed of this answer. Unless the request or its user sets one, ChatStream draws it from the sequence that the
+        constructor's ``seed`` starts.
     stop: strings that end the answer and are not part of it.
-    logprobs: number of most likely tokens to report at each position, 0 to 20, beside the logprob of the chosen token;
-        None reports no logprobs.
-    prompt_logprobs: report the logprobs of the prompt's tokens also; requires ``logprobs``.
+    logprobs: number of most likely tokens to report at each position, 0 to 20, in addition to the chosen
+        token's; None reports no logprobs.
+    prompt_logprobs: True also reports the logprobs of the prompt's tokens; requires ``logprobs``.
     constraint: the form of the answer; None allows any text.
     """
 
@@ -285,7 +285,7 @@ class GenerationParams(ServerOptions):
     ) -> GenerationParams:
         """Return these parameters with ``overrides`` applied; later overrides take precedence.
 
-        :param stop: stop strings of the prompt class, which apply in addition to those of the overrides.
+        :param stop: stop strings of the prompt class, which apply in addition to the stop strings of the overrides.
         :param limits: ranges that the server allows.
         :param vocabulary_size: number of the model's token ids; None does not check ``logit_bias``.
         :param prefix: prefix of the parameter's name in errors.
@@ -368,7 +368,7 @@ def validated(model: type[ModelType], values: dict[str, Any]) -> ModelType:
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return a sentence for the first of the errors that names the field and its range."""
+    """Return a sentence about the first error, with the field and its range."""
     first = error.errors(include_url=False, include_context=False)[0]
     schema = _schema_of(model)
     message = first["msg"].removeprefix("Value error, ")
@@ -391,7 +391,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_argument(error: ValidationError, model: type[BaseModel], values: dict[str, Any]) -> str:
-    """Return a sentence for the first error in the arguments ``values`` of ``model``."""
+    """Return a sentence about the first error in the arguments ``values`` of ``model``."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = first["loc"][0] if first["loc"] else None
     if first["type"] == "extra_forbidden":

@@ -33,7 +33,7 @@ class EventParser:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object that ``text`` represents. Raise ValueError with a clause if it is anything else."""
+    """Return the JSON object that ``text`` represents. Raise ValueError for other text."""
     try:
         value = json.loads(text)
     except ValueError:

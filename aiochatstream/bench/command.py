@@ -134,7 +134,7 @@ def progress_line(run: LoadRun) -> str:
 
 
 def main(arguments: argparse.Namespace, new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> int:
-    """Run the command and return its exit code. Raise ValueError with a sentence for wrong use."""
+    """Run the command and return its exit code. Raise ValueError, with a message for the user, for wrong use."""
     test = LoadTest(options.read_plan(arguments))
     if test.plan.html is not None:
         charts.require_matplotlib()

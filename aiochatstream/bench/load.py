@@ -15,7 +15,7 @@ from aiochatstream.bench.request import Clock, RequestKind, RequestRecord, send_
 DEFAULT_RETRY_AFTER = 1.0
 """Seconds that a refused user waits if the server sends no Retry-After."""
 MAX_RETRY_AFTER = 10.0
-"""Maximum seconds that a refused user waits, whatever the server requests."""
+"""Maximum seconds that a refused user waits, even if the server requests more."""
 FAILURE_WAIT = 0.1
 """Seconds that a user waits after a failure, so that a dead server does not cause a hot loop."""
 ASSUMED_ANSWER_TOKENS = 64
@@ -156,7 +156,7 @@ class LoadRun:
         """Send all turns of a new user. Return False if the budget is exhausted.
 
         :param due: time to send the first request (open loop), which was taken from the budget before.
-        :param patient: wait after refusals, as the server requests, and briefly after failures.
+        :param patient: True waits after refusals, as long as the server requests, and briefly after failures.
         """
         user = self.target.new_user()
         async with user.session:

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_plan(options: argparse.Namespace) -> Plan:
-    """Return the plan that the command line describes. Raise ValueError with a sentence."""
+    """Return the plan of the command line. Raise ValueError, with a message for the user, if it is invalid."""
     values = {name: value for name, value in vars(options).items() if name in Plan.__dataclass_fields__}
     if values["protocol"] != "chatstream":
         values["max_tokens"] = values["max_tokens"] or DEFAULT_MAX_TOKENS

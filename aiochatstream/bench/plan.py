@@ -16,7 +16,7 @@ GOODPUT_METRICS = ("ttft", "tpot", "e2e")
 class Plan:
     """Parameters of a load test. Times in seconds, goodput limits in milliseconds; None if not set.
 
-    Raise ValueError with a sentence for values that conflict.
+    Raise ValueError, with a message for the user, if values conflict.
     """
 
     url: str

@@ -1,4 +1,4 @@
-"""Prompts: built-in ones in English and Japanese, short and long, or those of a file."""
+"""Prompts of load tests: built in (English and Japanese, short and long), or from a file."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ BUILT_IN["mixed"] = [prompt for group in zip(*BUILT_IN.values(), strict=False) f
 class Prompts:
     """Prompts of a load test, by request number.
 
-    Built-in prompts start with a unique number, so that no prefix cache contains them. Prompts of a file are used
-    unchanged and in turn.
+    Built-in prompts start with a unique number, so that no prefix cache contains them. Prompts from a file are
+    used unchanged, one after another.
     """
 
     def __init__(self, kind: str, seed: int) -> None:

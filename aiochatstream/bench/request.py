@@ -194,7 +194,7 @@ class _ErrorBody:
 
 
 async def _read_error(response: aiohttp.ClientResponse) -> _ErrorBody:
-    """Parse an error body in the form of aiochatstream, chatstream or OpenAI's API; of others, use the text."""
+    """Parse an error body in the format of aiochatstream, chatstream or OpenAI; use the text of any other body."""
     try:
         head = await response.content.readexactly(4096)
     except asyncio.IncompleteReadError as incomplete:

@@ -32,7 +32,7 @@ class RequestRefused(InvalidAnswer):
 
 @dataclass(slots=True)
 class ServerStats:
-    """Figures that the server reported about an answer; None if it did not."""
+    """Figures that the server reported about an answer; None if not reported."""
 
     completion_tokens: int | None = None
     prompt_tokens: int | None = None

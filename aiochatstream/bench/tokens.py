@@ -23,7 +23,7 @@ def load_tokenizer(name: str) -> TokenCounter:
 
 
 def set_token_counts(records: Iterable[RequestRecord], counter: TokenCounter | None) -> None:
-    """Set ``tokens`` of completed requests: the server's count, else that of ``counter``, else the number of texts."""
+    """Set ``tokens`` of completed requests: the server's count, else ``counter``'s, else the number of texts."""
     for record in records:
         if record.outcome == "completed" and record.tokens is None:
             record.tokens = record.stats.completion_tokens

@@ -31,7 +31,7 @@ class ChatStream(BaseChatStream):
     """:class:`aiochatstream.ChatStream` with chatstream 0.3.0's options, methods and default format.
 
     All other options are those of :class:`aiochatstream.ChatStream`. The options from ``max_new_tokens`` to
-    ``repetition_penalty_method`` override the fields of ``params``, and ``context_len`` that of ``limits``; None
+    ``repetition_penalty_method`` override the fields of ``params``, and ``context_len`` the field of ``limits``; None
     leaves the field unchanged.
 
     :param token_sampler: :class:`TokenSampler` in place of the built-in sampler.

@@ -17,7 +17,7 @@ def rate(ended: Ended) -> tuple[int, float]:
 
 @dataclass
 class Stats:
-    """Statistics of answers. The rate is that of the tokens after the first, which has a time of its own."""
+    """Statistics of answers. The rate excludes the first token, whose time is shown separately."""
 
     answers: list[Ended] = field(default_factory=list)
 

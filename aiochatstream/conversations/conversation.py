@@ -32,10 +32,10 @@ class Conversation:
     """One conversation. Immutable: each change returns a new one.
 
     turns: oldest first.
-    number: counts every turn that was begun, also those that left no answer. It only ever grows.
+    number: number of turns that have begun, including turns without an answer. It never decreases.
     turn_id: message id of the turn that began last.
-    first: index of the oldest turn in the prompt. It is the same for many turns, so that the beginning of the
-        prompt is, and its cached keys and values can be used again.
+    first: index of the oldest turn in the prompt. It changes rarely, so that the beginning of the prompt stays
+        the same and its cached keys and values can be used again.
 
     Number and turn id identify one state of the conversation: if both are equal, nothing was changed.
     """
@@ -46,7 +46,7 @@ class Conversation:
     first: int = 0
 
     def begin(self, message_id: str) -> Conversation:
-        """Return the conversation at the beginning of one more turn."""
+        """Return the conversation after the beginning of a new turn."""
         return replace(self, number=self.number + 1, turn_id=message_id)
 
     def without_last(self) -> Conversation:
@@ -66,7 +66,7 @@ class Conversation:
         return grown
 
     def with_turns_of(self, other: Conversation) -> Conversation:
-        """Return the conversation with the turns of ``other`` in place of its own."""
+        """Return the conversation with its turns replaced by the turns of ``other``."""
         return replace(self, turns=other.turns, first=0)
 
     def starting_at(self, first: int) -> Conversation:
@@ -101,6 +101,6 @@ class Conversation:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Conversation:
-        """Return the conversation of :meth:`to_dict`. Raise KeyError or TypeError for anything else."""
+        """Return the conversation of :meth:`to_dict`. Raise KeyError or TypeError for other data."""
         turns = tuple(Turn(**turn) for turn in data["turns"])
         return cls(turns, number=data["number"], turn_id=data["begun"], first=data["first"])

@@ -66,7 +66,7 @@ class BoundedMap:
         return len(self._entries)
 
     def get(self, key: str) -> str | None:
-        """Return the text under ``key`` and mark it as used; None if there is none (any more)."""
+        """Return the text under ``key`` and mark it as used; None if there is no such entry."""
         self.sweep()
         if self._is_idle(key):
             self._drop(key)
@@ -98,7 +98,7 @@ class BoundedMap:
         self._evict()
 
     def pop(self, key: str) -> bool:
-        """Remove ``key``. Return True if it was there."""
+        """Remove ``key``. Return True if it was present."""
         idle = self._is_idle(key)
         return self._drop(key) and not idle
 

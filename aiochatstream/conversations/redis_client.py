@@ -55,11 +55,11 @@ class RedisClient:
         self._limit = asyncio.Semaphore(COMMANDS_AT_ONCE)
         closed = (RedisConnectionError, ConnectionError, RuntimeError)
         backoff = ExponentialWithJitterBackoff(cap=0.2, base=0.02)
-        self._retry = Retry(backoff, RECONNECTS, supported_errors=closed)  # type: ignore[arg-type]  # any class goes
+        self._retry = Retry(backoff, RECONNECTS, supported_errors=closed)  # type: ignore[arg-type]  # accepts all
         self._lost = False
 
     def script(self, text: str) -> Callable[..., Awaitable[Any]]:
-        """Return a coroutine function ``run(key, *arguments)`` that runs a Lua script. It raises as :meth:`run`."""
+        """Return a coroutine function of key and arguments that runs a Lua script, and raises the errors of :meth:`run`."""
         script = self._redis.register_script(text)
 
         async def run(key: str, *arguments: str | int, seconds: float = REPLY_SECONDS) -> Any:

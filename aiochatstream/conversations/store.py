@@ -41,7 +41,7 @@ class ConversationStore(ABC):
     async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
         """Save ``conversation`` if the stored one has the turn number ``expected_number``, or none is stored.
 
-        Raise :class:`~aiochatstream.errors.ConversationChanged` otherwise, and changes nothing.
+        Raise :class:`~aiochatstream.errors.ConversationChanged` otherwise, and change nothing.
         """
 
     @abstractmethod

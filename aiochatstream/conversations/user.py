@@ -62,12 +62,12 @@ class User:
         return await self._store.load(self.id, self._full(name)) or Conversation()
 
     async def accept_turn(self, name: str, conversation: Conversation) -> None:
-        """Record the beginning of a turn, which changed the loaded conversation to ``conversation``."""
+        """Record the beginning of a turn. ``conversation`` is the loaded conversation with the turn begun."""
 
     async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
-        """Save ``conversation``, to which a turn changed ``loaded``. The response may have begun.
+        """Save ``conversation``, the result of a turn in ``loaded``. The response may have begun.
 
-        Raise as :meth:`ConversationStore.save`.
+        Raise the errors of :meth:`ConversationStore.save`.
         """
         await self._store.save(self.id, self._full(name), conversation, expected_number=loaded.number)
         return SaveResult(conversation)
@@ -77,9 +77,9 @@ class User:
         return SaveResult(loaded)
 
     async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
-        """Save ``conversation``, to which a request without an answer changed ``loaded``, before the response begins.
+        """Save ``conversation``, the result of a change of ``loaded`` without an answer. The response has not begun.
 
-        Raise as :meth:`ConversationStore.save`.
+        Raise the errors of :meth:`ConversationStore.save`.
         """
         return await self.save(name, conversation, loaded=loaded)
 

@@ -54,7 +54,7 @@ class Delta:
     """New text and tokens of one step. The text may be empty: an incomplete character is held back.
 
     cached_tokens: number of prompt tokens that were loaded from a cache; in one delta of the answer, else 0.
-    prompt_tokens: number of prompt tokens, from an engine that knows it but has no tokenizer; in one delta, else 0.
+    prompt_tokens: number of prompt tokens, reported by an engine without a tokenizer; in one delta, else 0.
     logprobs: one entry for each of ``token_ids`` if the parameters request logprobs. The prompt's logprobs come first,
         in deltas without ``token_ids``; the logprob of the first prompt token is 0.
     """

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class RecordingEngine(Engine):
-    """Wraps an engine and writes each finished answer to a file of its own in ``folder``.
+    """Wraps an engine and writes each finished answer to a separate file in ``folder``.
 
     The files contain conversations; only their owner may read them. A cancelled answer is recorded as ``cancelled``, a
     failed one is not recorded. If a file cannot be written, the answer continues and the error is logged.

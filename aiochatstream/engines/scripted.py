@@ -51,7 +51,7 @@ class MockParams(BaseModel):
     answers: (
         Annotated[
             Sequence[Annotated[str, Field(min_length=1)]],
-            Field(min_length=1, description="a list of one text or more, none of them empty"),
+            Field(min_length=1, description="a list of one or more non-empty texts"),
         ]
         | None
     )

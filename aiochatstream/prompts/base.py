@@ -47,7 +47,7 @@ class AbstractChatPrompt(ABC):
             def get_stop_strs(self) -> list[str]:
                 return ["<human>:"]
 
-    ChatStream's argument ``chat_prompt_clazz`` is the class. Each turn has an object of its own, with the conversation,
+    ChatStream's argument ``chat_prompt_clazz`` is the class. Each turn has its own object, with the conversation,
     the new user message and the model's tokenizer (None if the engine has none).
     """
 
@@ -149,7 +149,7 @@ class AbstractChatPrompt(ABC):
         return []
 
     def get_replacement_when_input(self) -> list[tuple[str, str]]:
-        """Return pairs (old, new) to replace in all texts of the prompt, for models with a notation of their own.
+        """Return pairs (old, new) to replace in all texts of the prompt, for models with a special notation.
 
         If two match at the same position, the first in the list applies. Replacements are not replaced again.
         """

@@ -37,7 +37,7 @@ def encode_prompt(
     add_special_tokens: bool,
     special_tokens_in_text: bool = False,
 ) -> list[int]:
-    """Return the token ids of a rendered prompt, followed by those of ``open_answer``.
+    """Return the token ids of a rendered prompt, followed by the token ids of ``open_answer``.
 
     The two are encoded separately, as the model generated them, so that a cached prefix matches; together if the
     tokenizer would otherwise insert a space.
@@ -295,7 +295,7 @@ def _encode_unchecked(tokenizer: Any, text: str, open_answer: str, *, add_specia
 
 
 def _join(tokenizer: Any, separate: list[int], together: list[int]) -> list[int]:
-    """Return ``separate``, unless its text differs from that of ``together``."""
+    """Return ``separate`` if its text equals the text of ``together``, else ``together``."""
     return separate if tokenizer.decode(separate) == tokenizer.decode(together) else together
 
 

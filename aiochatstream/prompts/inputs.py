@@ -144,7 +144,7 @@ def _set_conversation(prompt: AbstractChatPrompt, messages: list[Message]) -> bo
 
 
 def _initial_messages(prompt: AbstractChatPrompt, messages: list[Message]) -> list[Message]:
-    """Return the prompt class's own initial messages; a system message of the client replaces that of the class."""
+    """Return the prompt class's own initial messages; a client's system message replaces the class's."""
     initial: list[Message] = list(prompt.get_messages()[:-1])
     if messages[0]["role"] in ("system", "developer"):
         return [message for message in initial if message["role"] != "system"]

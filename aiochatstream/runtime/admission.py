@@ -21,7 +21,7 @@ SMOOTHING = 0.2
 
 
 class Ticket:
-    """A slot, or a place in the queue. Created by :meth:`Admission.reserve`, and given back by :meth:`release`.
+    """A slot, or a place in the queue. Created by :meth:`Admission.reserve`; :meth:`release` frees it.
 
     :param followers: tickets of the same request without a place, shared by all of its tickets.
     """
@@ -141,8 +141,8 @@ class Admission:
 
         They reserve free slots and places in the queue, at most one for each slot. The other tickets enter the queue at
         its end, each when a ticket of the request is released: a request never has more places than at first, and other
-        requests run between two of its answers. All requests with such tickets together have at most as many places as
-        there are slots, and half of the queue.
+        requests run between two of its answers. All requests with such tickets together may use no more places than the
+        number of slots plus half of the queue.
 
         Raise :class:`~aiochatstream.errors.TooManyRequests` if no place is free, and
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.

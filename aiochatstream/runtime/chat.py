@@ -131,7 +131,7 @@ class Chat(Runtime):
         """Hold the conversation, reserve a slot or a place in the queue, make the prompt, and start the turn.
 
         :param overrides: parameters of the user and of the request; the last one has precedence.
-        :param system: system prompt, in place of that of the prompt class; empty for no change.
+        :param system: system prompt that replaces the prompt class's system prompt; empty for no change.
 
         Raise :class:`~aiochatstream.errors.ChatStreamError` if the request is refused; then nothing has changed.
         """
@@ -222,7 +222,7 @@ class Chat(Runtime):
         return turn.message_id
 
     def _forget_prompts(self, user: User) -> None:
-        """Have the engine drop its cached prompts of the user, also those of other conversations."""
+        """Have the engine drop its cached prompts of the user, including prompts of other conversations."""
         for owner in user.owners:
             self.engine.forget(owner)
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics, named and measured like those of vLLM.
+"""Prometheus metrics, named and measured like vLLM's.
 
 ========================================================== ============ ==============================================
 aiochatstream_num_requests_running, _waiting               gauge        slots in use, and length of the queue

@@ -17,7 +17,7 @@ MAX_PROMPT_LOGPROBS = 65_536
 
 
 class Stateless(Runtime):
-    """Answers to messages and texts of requests."""
+    """Answers to complete prompts: chat messages, or texts to continue."""
 
     async def begin_answers(
         self, model_input: ChatInput | TextInput, overrides: ParamOverrides, count: int = 1, *, owner: str, **more: Any
@@ -74,7 +74,7 @@ class Stateless(Runtime):
     ) -> list[tuple[Prompt, int]]:
         """Return the prompts, each with the maximum number of tokens of its answer. Call it in a thread.
 
-        :param max_new_tokens: tokens that the request asks for; None for as many as fit.
+        :param max_new_tokens: number of tokens that the client requests; None for the number that fits.
         """
         chat_prompt.tokenizer = self.engine.tokenizer
         if chat_prompt.tokenizer is not None and model_input.too_long(self.context_len):

@@ -106,7 +106,7 @@ class RunningTurn:
 
     @classmethod
     def with_text(cls, text: str) -> RunningTurn:
-        """Return a turn that has ended with a text of the server: it needs no slot, and is not saved."""
+        """Return a finished turn whose answer is ``text``, written by the server. It uses no slot and is not saved."""
         turn = cls(text=text)
         turn.stop("discarded")
         turn._emit(Started())
@@ -341,7 +341,7 @@ class Turns:
         return {name: turn for (owner, name), turn in self._turns.items() if owner == user_id}
 
     def begin_stateless(self) -> RunningTurn:
-        """Begin a turn without a conversation, as :meth:`begin`; its name is its message id, its user id is empty."""
+        """Begin a turn without a conversation, like :meth:`begin`; its name is its message id, its user id is empty."""
         turn = RunningTurn()
         self._turns["", turn.message_id] = turn
         return turn
@@ -395,7 +395,7 @@ class Turns:
         return sum([turn.abandon() for turn in self._turns.values()])
 
     async def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the end of the turns that are running now, at most ``seconds``. Return True if all have ended."""
+        """Wait up to ``seconds`` for the end of all running turns. Return True if all have ended."""
         if not self._tasks:
             return True
         _, running = await asyncio.wait(self._tasks, timeout=seconds)

@@ -200,7 +200,7 @@ class CookieUserSession(UserSession):
         return entries
 
     async def _without_oldest(self, entries: dict[str, Any], name: str, *, keep: int) -> dict[str, Any]:
-        """Return the entry ``name`` without as many oldest turns as necessary, at most all but ``keep``."""
+        """Return the entry ``name`` without its oldest turns, as far as necessary; it keeps at least ``keep`` turns."""
         entry = entries[name]
         whole = unpack(entry["sealed"])
         too_few, enough = 0, len(whole.turns) - keep

@@ -31,7 +31,7 @@ never appended."""
 class CookieStorage(SessionStorage):
     """Sessions of aiohttp-session in the cookie itself: compressed, encrypted and signed, in one or two cookies.
 
-    Reading or creating a cookie requires a key. A browser can send an older cookie of its own again.
+    Reading or creating a cookie requires a key. A browser can send one of its earlier cookies again.
 
     :param keys: a key, or a sequence of keys. The first one encrypts; all of them decrypt. Each key is the text of
         ``cryptography.fernet.Fernet.generate_key()``, its 32 bytes, or a Fernet. To rotate keys, insert the new one at

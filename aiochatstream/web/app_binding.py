@@ -58,7 +58,7 @@ class AppBinding:
         self._needs_sessions = False
 
     def check_startup(self, app: web.Application) -> None:
-        """Raise SessionsNotSetUp if ``app`` certainly lacks the needed sessions, or as :meth:`check_request`."""
+        """Raise SessionsNotSetUp if ``app`` certainly lacks sessions, and the errors of :meth:`check_request`."""
         # a sub-app is frozen before its start, and cannot see the sessions of its parent
         if self._needs_sessions and not app.pre_frozen and not has_sessions(app):
             raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")

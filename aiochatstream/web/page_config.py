@@ -98,7 +98,7 @@ class Page:
         self._files: PageFiles | None = None
 
     async def files(self) -> PageFiles:
-        """Return the page's files. Raise OSError."""
+        """Return the page's files. Raise OSError if they cannot be read."""
         if self._files is None:
             self._files = await asyncio.to_thread(PageFiles.read)
         return self._files

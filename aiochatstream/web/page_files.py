@@ -45,7 +45,7 @@ class PageFiles:
 
     @classmethod
     def read(cls, folder: Path = FOLDER) -> PageFiles:
-        """Read the files of ``folder``. Blocks. Raise OSError."""
+        """Read the files of ``folder``. Blocking. Raise OSError if one cannot be read."""
         paths = sorted(path for path in folder.rglob("*") if path.suffix in CONTENT_TYPES)
         contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         digest = hashlib.sha256()

@@ -93,7 +93,7 @@ class ChatRequest(ConversationRef):
 
     @property
     def turn_request(self) -> TurnRequest:
-        """The request to the conversation."""
+        """The requested turn of the conversation."""
         return TurnRequest(self.message, self.edit_message_id, self.continues, self.if_turn)
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ async def read_body(server: Server, request: web.Request, schema: type[Schema]) 
 
     Its maximum length is the smaller one of the server's limit and the application's.
 
-    Raise as :meth:`Uploads.read` and :func:`parse_body`.
+    Raise the errors of :meth:`Uploads.read` and :func:`parse_body`.
     """
     max_bytes = min(server.limits.max_request_bytes, request.client_max_size or sys.maxsize)
     return parse_body(request, await server.uploads.read(request, max_bytes), schema)
@@ -42,7 +42,7 @@ async def read_body(server: Server, request: web.Request, schema: type[Schema]) 
 async def read_import(server: Server, request: web.Request) -> ImportRequest:
     """Return the validated body of ``POST /import``, which may be as long as any escaped form of an export.
 
-    Raise as :func:`read_body`.
+    Raise the errors of :func:`read_body`.
     """
     body = await server.uploads.read(request, MAX_IMPORT_BYTES)
     if len(body) - len(body.translate(None, STRUCTURE)) > MAX_IMPORT_STRUCTURE:  # would take seconds to parse

@@ -76,7 +76,7 @@ class Batch:
         self._thread.start()
 
     def metrics(self) -> dict[str, float]:
-        """Return current values, as :meth:`Engine.metrics`."""
+        """Return the current values for :meth:`Engine.metrics`."""
         return {
             "batch_size": len(self.rows.requests),
             "kv_cache_bytes": self.kv_cache.size,
@@ -177,7 +177,7 @@ class Batch:
                     request.fail(RuntimeError(f"A step failed: {error!r}"))
 
     def _admit(self, arrivals: int) -> None:
-        """Admit as many of the first ``arrivals`` waiting requests as there are free rows."""
+        """Admit the first ``arrivals`` waiting requests, as far as rows are free."""
         while arrivals and self.rows.free_rows:
             arrivals -= 1
             request = self._arrivals.popleft()
@@ -230,7 +230,7 @@ class Batch:
             request.fail(MemoryError(f"Out of memory in a step of {size} requests: {error}"))
 
     def _add_prompt_logprobs(self, plan: Sequence[tuple[Request, Chunk]], logits: torch.Tensor) -> None:
-        """Add the logprobs of the tokens that follow those of scored chunks. A request that fails fails alone."""
+        """Add the logprobs of the tokens that follow each token of scored chunks. An error fails only its request."""
         start = len(plan)
         for at, (request, chunk) in enumerate(plan):
             if not chunk.scored:
@@ -246,7 +246,7 @@ class Batch:
                 request.fail(error)
 
     def _add_tokens(self, requests: Sequence[Request], logits: torch.Tensor) -> None:
-        """Sample the next token of each request. A request whose sampling fails fails alone."""
+        """Sample the next token of each request. A sampling error fails only its request."""
         try:
             samplers, seen = [request.sampler for request in requests], [request.ids for request in requests]
             tokens: list[Any] = self._sample(logits, samplers, seen)

@@ -22,7 +22,7 @@ _latest = _LatestError()
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Raise the exceptions of operators themselves. Compiled code replaces them with a RuntimeError."""
+    """Raise an operator's own exception in place of the RuntimeError with which compiled code replaces it."""
     _latest.error = None
     try:
         yield

@@ -320,7 +320,7 @@ def is_loader(value: Any) -> bool:
 
 
 def is_on(model: Any, device: torch.device) -> bool:
-    """Return True if ``model`` is on ``device``, or on any device of its type if that has no index."""
+    """Return True if ``model`` is on ``device``. A device without an index matches all devices of its type."""
     return bool(model.device.type == device.type and device.index in (None, model.device.index))
 
 

@@ -138,7 +138,7 @@ class Grammars:
         self._process_lock = threading.Lock()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """Return the state of a new answer. Blocks and raises as :meth:`check`."""
+        """Return the state of a new answer. Blocks like :meth:`check`, and raises its errors."""
         self.check(constraint)
         if outcome := self._compile(constraint):
             raise InvalidValue(outcome)
@@ -255,5 +255,5 @@ def _digest(constraint: Constraint) -> bytes:
 
 
 def _one_line(reason: str) -> str:
-    """Return a reason of llguidance in one line, without a full stop."""
+    """Return llguidance's ``reason`` on one line, without a full stop."""
     return " ".join(reason.replace(HIDDEN_STATE, "").split())[:MAX_REASON].removesuffix(".")

@@ -42,7 +42,7 @@ def small_model() -> str:
 def locate(source: str | None) -> str:
     """Return the location of a model: the path of a .gguf file or folder, or a HuggingFace id.
 
-    Loads nothing. Raise FileNotFoundError if there is no model at a path.
+    Load nothing. Raise FileNotFoundError if there is no model at a path.
 
     :param source: a path or a HuggingFace id; None for the small model.
     """

@@ -20,7 +20,7 @@ MIN_LOGPROB = -9999.0
 
 @torch.inference_mode()
 def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
-    """Return the log-softmax in float32 of each row's logits: that of its token and the highest ones.
+    """Return the logprobs (log-softmax in float32) of each row's token and of its most likely tokens.
 
     :param logits: [rows, vocabulary], as the model returned them.
     :param tokens: token of each row.
@@ -37,7 +37,7 @@ def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], counts: Sequence[in
 
 
 def prompt_logprobs_of(logits: torch.Tensor, tokens: Sequence[int], count: int) -> list[TokenLogprob]:
-    """Return the logprobs of consecutive prompt tokens, as :func:`logprobs_of`, a few rows at a time.
+    """Return the logprobs of consecutive prompt tokens, like :func:`logprobs_of`, a few rows at a time.
 
     :param logits: [tokens, vocabulary], each of the position before the token.
     :param count: number of most likely tokens to return for each token.

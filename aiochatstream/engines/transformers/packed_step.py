@@ -40,7 +40,7 @@ FEW_SCORES = 6144
 class Chunk:
     """New tokens of one row, from position ``start`` on.
 
-    scored: True if the logits of all tokens are needed, not only those of the last one.
+    scored: True if the logits of all tokens are needed, not only the last token's.
     """
 
     row: int
@@ -94,7 +94,7 @@ class PackedStep:
     output_positions: positions in the step of the tokens whose logits are needed: the last token of each chunk, then
         the other tokens of scored chunks.
 
-    :param chunks: at most one for each row; those of a single token first, in the order of their rows.
+    :param chunks: at most one for each row; chunks of a single token are first, in the order of their rows.
     """
 
     def __init__(self, cache: KVCache, chunks: Sequence[Chunk], device: torch.device, dtype: torch.dtype) -> None:

@@ -73,9 +73,9 @@ class Request:
         return len(self.ids) + self.params.max_new_tokens > self.end
 
     def steps(self) -> Generator[int | None, None, None]:
-        """Yield the tokens, ``max_new_tokens`` of them, and None for each step without one. Closing it cancels.
+        """Yield the tokens, ``max_new_tokens`` of them, and None for each step without one.
 
-        Raise the error of a failed request.
+        Closing the generator cancels the request. Raise the error of a failed request.
         """
         try:
             for _ in range(self.params.max_new_tokens):

@@ -54,7 +54,7 @@ class RowTable:
                     logger.warning("Could not cache the KV entries of a finished answer", exc_info=True)
 
     def forget(self, owners: Collection[str]) -> None:
-        """Drop the cached prefixes of ``owners``, also those of their running requests."""
+        """Drop the cached prefixes of ``owners``, and do not cache their running requests."""
         for owner in owners:
             self._prefix_cache.forget(owner)
         for request in self.requests:
@@ -68,7 +68,7 @@ class RowTable:
     def _sort_rows(self, new: Request) -> None:
         """Exchange the row of ``new``, which is free, with other rows until all are sorted by size class.
 
-        They are sorted before; requests that leave do not change the order.
+        The other rows are already sorted: requests that leave do not change the order.
         """
         while True:
             smaller = [other for other in self.requests if other.row > new.row and other.size_class < new.size_class]

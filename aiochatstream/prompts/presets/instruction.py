@@ -47,7 +47,7 @@ class ChatPromptStabilityAiJpGptNeoxInstSft(InstructionPrompt):
 class ChatPromptMatsuoLabJpGptNeoxInstSft(InstructionPrompt):
     """weblab-10b-instruction-sft by the Matsuo lab: single turn.
 
-    The format is that of the model card: no space after the colons, and a system prompt that does not mention an input.
+    The format follows the model card: no space after the colons, and a system prompt that does not mention an input.
     Encoded without special tokens, as on the card.
     """
 

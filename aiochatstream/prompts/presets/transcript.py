@@ -54,7 +54,7 @@ class ChatPromptRinnaJpGptNeoxInstSft(TranscriptPrompt):
     add_special_tokens = False
 
     def get_replacement_when_input(self) -> list[tuple[str, str]]:
-        """Replace newlines, including those of Windows, by ``<NL>``."""
+        """Replace newlines, including Windows line endings, by ``<NL>``."""
         return [("\r\n", "<NL>"), ("\n", "<NL>")]
 
     def get_replacement_when_output(self) -> list[tuple[str, str]]:

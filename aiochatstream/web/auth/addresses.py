@@ -27,7 +27,7 @@ def host_name(authority: str) -> str:
 
 
 def hosts_of(request: web.Request) -> Iterator[str]:
-    """Yield the host of the request target, if that is an absolute URL, and those of the Host headers."""
+    """Yield the host of the request target, if it is an absolute URL, and the hosts of the Host headers."""
     if not request.raw_path.startswith("/"):
         yield host_name(request.url.raw_authority)
     yield from map(host_name, filter(None, request.headers.getall(hdrs.HOST, ())))

@@ -76,7 +76,7 @@ def _refusal(host: str) -> str:
 
 
 def _normalize(name: object) -> str:
-    """Return ``name`` in the form that browsers send. Raise ValueError."""
+    """Return ``name`` in the form that browsers send. Raise ValueError for invalid names."""
     if name == ANY:
         return ANY
     if isinstance(name, str):

@@ -52,7 +52,7 @@ def check_phrase(phrase: object) -> str:
 
 
 def plain_matcher(phrase: object) -> PhraseMatcher:
-    """Return a matcher of ``phrase``. Raise ValueError as :func:`check_phrase`."""
+    """Return a matcher of ``phrase``. Raise the errors of :func:`check_phrase`."""
     return _digest_matcher(_sha256(check_phrase(phrase)))
 
 

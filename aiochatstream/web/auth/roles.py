@@ -52,7 +52,7 @@ ALLOWED_BY_DEFAULT = frozenset(
         "docs",
     }
 )
-"""Endpoints that clients may call on a server without ``client_roles``: those of the chat page, and get_load."""
+"""Endpoints that clients may call on a server without ``client_roles``: the chat page's endpoints, and get_load."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ async def webui_index(server: Server, request: web.Request) -> web.StreamRespons
         "Content-Security-Policy": server.page.policy,
         "Referrer-Policy": "same-origin",
         "Cross-Origin-Opener-Policy": "same-origin",
-        "X-DNS-Prefetch-Control": "off",  # browsers resolve the hosts of links in answers, whatever the policy
+        "X-DNS-Prefetch-Control": "off",  # otherwise browsers resolve the hosts of links in answers, despite the policy
     }
     if any(tag.value in (files.version, "*") for tag in request.if_none_match or ()):
         response = web.Response(status=304, headers=headers)

@@ -38,7 +38,7 @@ class EndpointContext:
     def check_access(self, server: Server, request: web.Request) -> str:
         """Return the owner of the request's prompts, see :meth:`ApiKeys.check`. Does not read the body.
 
-        Raise as :func:`~aiochatstream.web.auth.access.check_host_and_origin`, and
+        Raise the errors of :func:`~aiochatstream.web.auth.access.check_host_and_origin`, and
         :class:`~aiochatstream.errors.InvalidKey`.
         """
         check_host_and_origin(server, request)
@@ -47,7 +47,7 @@ class EndpointContext:
     async def read_request(self, server: Server, request: web.Request, model: type[RequestT]) -> tuple[RequestT, str]:
         """Return the validated body of a request, and the owner of its prompts.
 
-        Raise as :meth:`check_access`, :meth:`Runtime.check_room` and :func:`read_body`, and
+        Raise the errors of :meth:`check_access`, :meth:`Runtime.check_room` and :func:`read_body`, and
         :class:`~aiochatstream.errors.ModelNotFound`.
         """
         owner = self.check_access(server, request)

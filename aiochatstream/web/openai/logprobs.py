@@ -49,7 +49,7 @@ class LogprobFormatter:
         self._special = frozenset() if all_tokens else frozenset(tokenizer.all_special_ids)
 
     def chars_before(self, text: str, ids: Sequence[int]) -> int:
-        """Return the number of characters of the tokens ``ids`` before ``text``, their source or their text."""
+        """Return the number of characters that precede ``text`` in the decoded tokens ``ids``: a BOS, or a space."""
         decoded = b"".join(map(self._bytes.of, ids)).decode(errors="replace")
         return len(decoded) - len(text) if decoded.endswith(text) else max(0, decoded.find(text))
 

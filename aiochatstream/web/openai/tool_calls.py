@@ -235,7 +235,7 @@ def named_call_constraint(function: FunctionDefinition) -> Constraint:
 def required_calls_constraint(functions: Sequence[FunctionDefinition], *, parallel: bool) -> Constraint:
     """Return the constraint to a list of calls of ``functions``; of a single call unless ``parallel``.
 
-    The spaces are those of models' training data.
+    The JSON is spaced as in the models' training data.
     """
     more = f'(", " call){{0,{MAX_CALLS - 1}}}' if parallel else ""
     lines = [f'start: "[" call {more} "]"', "call: " + " | ".join(f"call_{at}" for at in range(len(functions)))]

@@ -125,7 +125,7 @@ class TurnResponse(StreamedResponse):
                 transport.set_write_buffer_limits()
 
     async def drain(self) -> None:
-        """Wait until the transport has sent the buffered data. Raise TimeoutError as :meth:`write`."""
+        """Wait until the transport has sent the buffered data. Raise the errors of :meth:`write`."""
         transport = self.request.transport
         if transport is not None and transport.get_write_buffer_size():
             async with asyncio.timeout(self.write_timeout):

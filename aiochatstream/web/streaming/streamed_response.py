@@ -70,7 +70,7 @@ class StreamedResponse:
                 await stream.write(data)
 
     async def finish(self, content_type: str) -> web.StreamResponse:
-        """Send the end of the body. Raise TimeoutError as :meth:`write`."""
+        """Send the end of the body. Raise the errors of :meth:`write`."""
         stream = await self.open(content_type)
         async with asyncio.timeout(self.write_timeout):
             await stream.write_eof()

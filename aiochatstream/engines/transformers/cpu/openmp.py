@@ -11,7 +11,7 @@ PAUSE_SOFT = 1
 def release_idle_threads() -> None:
     """End the idle OpenMP threads of the calling thread. They are created again when it computes.
 
-    Each computing thread has OpenMP threads of its own. If there are more of them in total than cores, waiting ones
+    Each computing thread has its own OpenMP threads. If there are more of them in total than cores, waiting ones
     sleep immediately instead of spinning, and waking them takes longer than most operations: every step of the decode
     thread would be slower after another thread has used the model.
     """
