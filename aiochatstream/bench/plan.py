@@ -51,7 +51,7 @@ class Plan:
         self._check_load()
         self._check_protocol()
         if self.abort_fraction + self.slow_readers > 1:
-            raise ValueError("--abort-fraction and --slow-readers must not exceed 1 together.")
+            raise ValueError("The sum of --abort-fraction and --slow-readers must not exceed 1.")
         for file in (self.json, self.csv, self.html):
             if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
                 raise ValueError(f"{file} cannot be written: it is a folder, or its folder is missing.")

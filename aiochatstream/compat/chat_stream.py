@@ -233,7 +233,7 @@ def _mock_engine(mock_params: Mapping[str, Any] | None) -> ScriptedEngine:
 def _session_storage(opts: object) -> AbstractStorage:
     """Return the storage of the options of ``append_middlewares``. Raise ValueError for others."""
     if not isinstance(opts, Mapping) or not opts.keys() <= {"session_storage"}:
-        raise ValueError("opts: must be a dict with no other key than 'session_storage'.")
+        raise ValueError("opts: must be a dict whose only key is 'session_storage'.")
     storage = opts.get("session_storage")
     if storage is None:
         return MemoryStorage()

@@ -47,7 +47,7 @@ class ExportedConversation(BaseModel):
         if any(message.role == "user" and not message.content.strip() for message in self.messages):
             raise ValueError("messages: the content of user messages must not be empty")
         if sum(len(message.content) for message in self.messages) > MAX_CHARS:
-            raise ValueError(f"messages: must have at most {MAX_CHARS} characters in all")
+            raise ValueError(f"messages: must have at most {MAX_CHARS} characters in total")
         return self
 
     @property

@@ -59,7 +59,7 @@ class RedisClient:
         self._lost = False
 
     def script(self, text: str) -> Callable[..., Awaitable[Any]]:
-        """Return a coroutine function of key and arguments that runs a Lua script, and raises the errors of :meth:`run`."""
+        """Return a coroutine function of key and arguments that runs a Lua script, with the errors of :meth:`run`."""
         script = self._redis.register_script(text)
 
         async def run(key: str, *arguments: str | int, seconds: float = REPLY_SECONDS) -> Any:

@@ -85,8 +85,8 @@ class ChatInput:
             yield simple, ids
         else:
             raise InvalidValue(
-                "messages: must be an optional system message, then user and assistant messages in turn, the last a "
-                "user's; this model's prompt supports no other form."
+                "messages: must be an optional system message, then alternating user and assistant messages, ending "
+                "with a user message; this model's prompt supports no other form."
             )
 
 

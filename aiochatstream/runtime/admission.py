@@ -154,8 +154,8 @@ class Admission:
             free = min(free, self.slots + self.queue_size // 2 - held)
             if free <= 0:
                 raise TooManyRequests(
-                    "Other requests for many answers use all places that such requests may use. Send this one later, "
-                    "or ask for fewer answers.",
+                    "Other requests for many answers use all the places available to such requests. Try again later, "
+                    "or request fewer answers.",
                     retry_after=self.retry_after(),
                 )
         followers: deque[Ticket] = deque()

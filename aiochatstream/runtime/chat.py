@@ -181,7 +181,7 @@ class Chat(Runtime):
             await self._begin(user, name)  # other turns of the conversation wait
         except ConversationBusy:
             raise ConversationBusy(
-                "The running answer is being discarded but has not stopped yet. Send again."
+                "The running answer is being discarded but has not stopped yet. Try again later."
             ) from None
         try:
             self._forget_prompts(user)

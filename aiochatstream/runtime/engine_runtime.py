@@ -279,7 +279,7 @@ class Runtime:
             await self._run_in_prompt_thread(self.engine.check, params)
             return
         if self.slow_checks >= MAX_SLOW_CHECKS:
-            raise TooManyRequests(f"{MAX_SLOW_CHECKS} unknown schemas are being checked; send this one later.")
+            raise TooManyRequests(f"{MAX_SLOW_CHECKS} new schemas are being compiled. Try again later.")
         self.slow_checks += 1
         try:
             await self._run_in_thread(self._constraint_threads, self.engine.check, params)

@@ -104,6 +104,6 @@ def check_prompt_logprobs(prompts: Sequence[Prompt], params: GenerationParams, c
     tokens = count * sum(len(prompt.token_ids) for prompt in prompts)
     if tokens * each > MAX_PROMPT_LOGPROBS:
         raise InvalidValue(
-            f"prompt: must have 1 to {MAX_PROMPT_LOGPROBS // each} tokens in all with {each} logprobs each, "
+            f"prompt: must have 1 to {MAX_PROMPT_LOGPROBS // each} tokens in total with {each} logprobs each, "
             f"not {tokens}. Send fewer prompts in a request."
         )

@@ -51,7 +51,7 @@ class CookieUserSession(UserSession):
                     return await self._fitting(name, here)
             raise AnswerElsewhere(
                 "The last answer of this conversation is in another worker process, or was lost with it. "
-                'Send again to reach that worker, or with "abandon_lost": true to continue without that answer.'
+                'Retry to reach that worker, or send "abandon_lost": true to continue without that answer.'
             )
         return sealed
 
@@ -84,7 +84,7 @@ class CookieUserSession(UserSession):
         commit = Commit.open(token, self._fernet)
         ours = commit.name == self._full(commit.name.rpartition("/")[2])
         if not ours or commit.user_id not in (self.id, *self._earlier_ids):
-            raise ConversationChanged("commit: the token is of another session.")
+            raise ConversationChanged("commit: the token belongs to another session.")
         entry = self._entries.get(commit.name)
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
         if entry is not None and sealed.turn_id == commit.turn_id:
@@ -97,7 +97,7 @@ class CookieUserSession(UserSession):
         ):  # of a later cookie
             before = sealed.begin(commit.turn_id)
         else:
-            raise ConversationChanged("commit: the token is of an earlier turn; the conversation has changed.")
+            raise ConversationChanged("commit: the token belongs to an earlier turn; the conversation has changed.")
         return await self._put(commit.name, commit.applied_to(before), answered=True)
 
     async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:

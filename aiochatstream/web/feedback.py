@@ -112,7 +112,7 @@ class Ratings:
         if len(self._ratings) > MAX_ANSWERS:
             self._ratings.popitem(last=False)
         if is_new and times == MAX_RATINGS:
-            raise InvalidValue(f"message_id: must be of an answer with fewer than {MAX_RATINGS} ratings.")
+            raise InvalidValue(f"message_id: must be the id of an answer with fewer than {MAX_RATINGS} ratings.")
         return is_new
 
     def forget(self, answer: Hashable) -> None:

@@ -104,7 +104,7 @@ class ChatRequest(ConversationRef):
             flag = "regenerate" if self.regenerate else "continue"
             raise ValueError(f"edit_message_id: must be used with user_input, not with {flag}")
         if not (self.regenerate or self.continues) and not (self.user_input or "").strip():
-            raise ValueError("user_input: must be a string that is not empty, unless regenerate or continue is true")
+            raise ValueError("user_input: must be a non-empty string, unless regenerate or continue is true")
         return self
 
 

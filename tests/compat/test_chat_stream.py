@@ -379,7 +379,7 @@ def test_append_middlewares_leaves_an_apps_own_sessions() -> None:
 @pytest.mark.parametrize(
     ("opts", "says"),
     [
-        ({"storage": 1}, "no other key than 'session_storage'"),
+        ({"storage": 1}, "whose only key is 'session_storage'"),
         ([], "must be a dict"),
         ({"session_storage": "memory"}, "session_storage: must be a storage of aiohttp-session, not 'memory'"),
     ],

@@ -142,7 +142,7 @@ async def test_cancelling_ends_a_long_wait() -> None:
         ({"time_per_token_sec": -0.1}, "time_per_token_sec: must be a number of seconds from 0 to 86400"),
         ({"time_per_token_sec": "fast"}, "time_per_token_sec"),
         ({"time_per_token_sec": float("nan")}, "time_per_token_sec"),
-        ({"answers": []}, "answers: must be a list of one text or more, none of them empty"),
+        ({"answers": []}, "answers: must be a list of one or more non-empty texts"),
         ({"answers": ["a", ""]}, "answers"),
         ({"answers": "abc"}, "answers"),
         ({"type": "echo", "answers": ["a"]}, "answers: must be None for type 'echo'"),

@@ -151,7 +151,7 @@ class ChatCompletionRequest(ChoicesRequest):
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice: must not be 'required' without tools")
         if len(set(names)) < len(names):
-            raise ValueError("tools: must have different names")
+            raise ValueError("tools: must have unique names")
         is_constrained = self.response_format is not None and self.response_format.type != "text"
         if is_constrained and names and self.tool_choice != "none":
             raise ValueError("response_format: must not be combined with tools, unless tool_choice is 'none'")

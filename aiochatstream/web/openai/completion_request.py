@@ -54,5 +54,5 @@ class CompletionRequest(ChoicesRequest):
                 f"not {prompts * answers} (prompts: {prompts}, n: {answers})"
             )
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of: must be n, or absent; this server does not rank answers")
+            raise ValueError("best_of: must equal n, or be absent; this server does not rank answers")
         return self

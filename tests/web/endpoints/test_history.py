@@ -215,7 +215,7 @@ def test_an_import_above_the_maximum_size_is_refused() -> None:
     text = "x" * (MAX_CHARS // 2)
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     assert len(ExportedConversation.model_validate({"messages": messages}).to_conversation().turns) == 1
-    with pytest.raises(ValueError, match="messages: must have at most 1048576 characters in all"):
+    with pytest.raises(ValueError, match="messages: must have at most 1048576 characters in total"):
         ExportedConversation.model_validate({"messages": [messages[0], {**messages[1], "content": text + "x"}]})
 
 

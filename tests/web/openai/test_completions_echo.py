@@ -89,7 +89,7 @@ async def test_a_stream_contains_the_same_logprobs(complete: Any) -> None:
 async def test_too_many_logprobs_for_one_answer_are_refused(complete: Any, served: Server) -> None:
     fields = {"model": "", "max_tokens": 0, "echo": True, "logprobs": 15}
     with pytest.raises(
-        openai.BadRequestError, match="1 to 4096 tokens in all with 16 logprobs each, not 4098"
+        openai.BadRequestError, match="1 to 4096 tokens in total with 16 logprobs each, not 4098"
     ) as refused:
         await complete(**fields, prompt=[" a" * 2000, " a" * 2000, " a" * 98])
     assert refused.value.param == "prompt"
