@@ -178,7 +178,7 @@ class ChatStream(Server):
         return f"<ChatStream {self.name} {self.state} {self.admission!r}>"
 
     def setup(self, app: web.Application) -> None:
-        """Register start-up and clean-up in ``app``. Sessions must be set up in ``app`` or in its parent.
+        """Register startup and cleanup in ``app``. Sessions must be set up in ``app`` or in its parent.
 
         Further calls for the same application have no effect. Raise RuntimeError for a second application.
         """
@@ -232,7 +232,7 @@ class ChatStream(Server):
         *,
         model_name: str | None = None,
     ) -> None:
-        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and register start-up and clean-up.
+        """Add OpenAI's API to ``app``, with CORS for ``allowed_origins``, and register startup and cleanup.
 
         It shares engine, slots and queue with the other endpoints, but uses neither sessions nor roles. An application
         that also has the other endpoints calls :meth:`setup` or :meth:`add_endpoints` in addition. Unknown paths below

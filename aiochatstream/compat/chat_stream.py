@@ -152,7 +152,7 @@ class ChatStream(BaseChatStream):
             aiohttp_session.setup(app, storage)
 
     def start_queue_worker(self) -> Awaitable[None]:
-        """Do nothing: :meth:`setup` registers start-up. The result may be awaited."""
+        """Do nothing: :meth:`setup` registers startup. The result may be awaited."""
         return _Nothing()
 
     handle_stop_request = chat.stop

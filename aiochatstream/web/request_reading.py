@@ -46,7 +46,9 @@ async def read_import(server: Server, request: web.Request) -> ImportRequest:
     """
     body = await server.uploads.read(request, MAX_IMPORT_BYTES)
     if len(body) - len(body.translate(None, STRUCTURE)) > MAX_IMPORT_STRUCTURE:  # would take seconds to parse
-        raise TooLarge(f"The body is too large: at most {MAX_IMPORT_STRUCTURE} of {STRUCTURE.decode()} are accepted.")
+        raise TooLarge(
+            f"The body is too large: at most {MAX_IMPORT_STRUCTURE} of the characters {STRUCTURE.decode()} may occur."
+        )
     return parse_body(request, body, ImportRequest)
 
 
