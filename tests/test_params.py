@@ -6,14 +6,15 @@ import math
 import re
 import reprlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
-from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides, validated
+from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides
+from aiochatstream.validation import validated
 
 NOT_WHOLE: list[Any] = [True, 1.0, "1"]
 NOT_A_NUMBER: list[Any] = [True, "1", math.nan, math.inf]
@@ -265,21 +266,3 @@ def test_a_logit_bias_outside_the_vocabulary_is_refused() -> None:
         InvalidValue, match=r"^params\.logit_bias: token id 40 is out of range; the vocabulary has 40 tokens\.$"
     ):
         SERVER.override(overrides, vocabulary_size=40)
-
-
-def test_the_schema_for_errors_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counter(BaseModel):
-        count: Annotated[int, Field(ge=1, description="a whole number from 1")]
-
-    schemas: list[dict[str, Any]] = []
-
-    def build() -> dict[str, Any]:
-        schemas.append(schema)
-        return schema
-
-    schema = Counter.model_json_schema()
-    monkeypatch.setattr(Counter, "model_json_schema", build)
-    for _ in range(3):
-        with pytest.raises(ValueError, match="count: must be a whole number from 1"):
-            validated(Counter, {"count": 0})
-    assert len(schemas) == 1

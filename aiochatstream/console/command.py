@@ -20,10 +20,11 @@ from aiochatstream.console.options import DEFAULTS
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import PlainScreen, TerminalScreen
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.params import GenerationParams, Limits, ParamOverrides, validated
+from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.progress import show_progress
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.texts import Texts
+from aiochatstream.validation import validated
 
 FAILED = 1
 INTERRUPTED = 130

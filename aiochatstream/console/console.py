@@ -17,9 +17,10 @@ from aiochatstream.console.screen import Screen
 from aiochatstream.console.stats import Stats
 from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.errors import ChatStreamError, Unavailable
-from aiochatstream.params import ParamOverrides, validated
+from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.events import Ended, Failed, Queued, Text
 from aiochatstream.texts import Texts
+from aiochatstream.validation import validated
 
 DEFAULT = "default"
 """Value that resets a parameter or the system prompt."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from aiochatstream.conversations.conversation import MAX_CHARS, MAX_TURNS, AnswerState, Conversation, Turn
-from aiochatstream.params import STRICT, describe
+from aiochatstream.validation import STRICT, describe
 
 MessageId = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_-]{0,64}$", description="a string of up to 64 of the characters A-Z a-z 0-9 - _")

@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 from aiochatstream.engines.base import Delta, Prompt
 from aiochatstream.engines.function import FunctionEngine
 from aiochatstream.engines.timer import Timer
-from aiochatstream.params import STRICT, GenerationParams, validated
+from aiochatstream.params import GenerationParams
+from aiochatstream.validation import STRICT, validated
 
 MockType = Literal["round", "echo", "long"]
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from aiochatstream.params import STRICT, validated
 from aiochatstream.texts import Locale
+from aiochatstream.validation import STRICT, validated
 from aiochatstream.web.page_files import PageFiles
 
 POLICY = (

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.conversations.export import ExportedConversation
-from aiochatstream.params import STRICT, Flag, ParamOverrides, TopK, TopP, bool_from_text, int_from_text
+from aiochatstream.params import Flag, ParamOverrides, TopK, TopP, bool_from_text, int_from_text
 from aiochatstream.runtime.turn_request import TurnRequest
+from aiochatstream.validation import STRICT
 
 MAX_FORM_BYTES = 16 << 10
 

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from aiochatstream.conversations.conversation import MAX_CHARS, MAX_TURNS
 from aiochatstream.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType
-from aiochatstream.params import describe
+from aiochatstream.validation import describe
 from aiochatstream.web.json import dumps
 from aiochatstream.web.request_models import ImportRequest
 from aiochatstream.web.server import Server

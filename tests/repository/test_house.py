@@ -25,7 +25,7 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "errors texts sse terminal spinner extras",
+            "errors texts sse terminal validation extras",
             "constraint progress",
             "params",
             "conversations engines",

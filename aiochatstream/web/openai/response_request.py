@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from aiochatstream.params import STRICT, Flag, Logprobs, MaxNewTokens
+from aiochatstream.params import Flag, Logprobs, MaxNewTokens
+from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
     FormatType,
