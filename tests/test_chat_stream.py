@@ -113,17 +113,19 @@ async def answer_async(messages: Any, params: Any) -> Any:
         ({"engine": echo, "logger": "mine"}, "logger: must be a logging.Logger, not 'mine'"),
     ],
 )
-def test_a_wrong_kind_of_argument_is_a_type_error_that_says_what_to_give(options: dict[str, Any], says: str) -> None:
+def test_an_argument_of_the_wrong_type_is_a_type_error_that_names_the_expected_type(
+    options: dict[str, Any], says: str
+) -> None:
     with pytest.raises(TypeError, match=says):
         ChatStream(**options)
 
 
-async def test_a_context_longer_than_the_models_is_refused_at_start_up(start: Any, model: Any, tokenizer: Any) -> None:
+async def test_a_context_longer_than_the_models_is_refused_at_startup(start: Any, model: Any, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="context_len: must be at most 8192 with this model"):
         await start(ChatStream(model=model, tokenizer=tokenizer, limits=Limits(context_len=9000)))
 
 
-async def test_a_prompt_class_that_does_not_go_with_the_model_is_refused_at_start_up(
+async def test_a_prompt_class_that_does_not_match_the_model_is_refused_at_startup(
     start: Any, model: Any, tokenizer: Any
 ) -> None:
     class Broken(AbstractChatPrompt):
@@ -134,7 +136,7 @@ async def test_a_prompt_class_that_does_not_go_with_the_model_is_refused_at_star
         await start(ChatStream(model=model, tokenizer=tokenizer, chat_prompt_clazz=Broken))
 
 
-async def test_a_prompt_class_of_ones_own_writes_the_prompt_and_its_stop_strings_hold(
+async def test_a_custom_prompt_class_writes_the_prompt_and_stops_at_its_strings(
     start: Any, client_of: Any, model: Any, tokenizer: Any
 ) -> None:
     class Plain(AbstractChatPrompt):
@@ -157,7 +159,7 @@ async def test_a_prompt_class_of_ones_own_writes_the_prompt_and_its_stop_strings
     assert answer["usage"]["prompt_tokens"] == len(tokenizer(text)["input_ids"])
 
 
-async def test_a_function_tells_the_prompt_class_when_the_tokenizer_is_loaded(model: Any, tokenizer: Any) -> None:
+async def test_a_function_returns_the_prompt_class_for_the_loaded_tokenizer(model: Any, tokenizer: Any) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.chat_template, bare.name_or_path = None, "databricks/dolly-v2-3b"
     async with ChatStream(model=model, tokenizer=lambda: bare, chat_prompt_clazz=ChatPrompt.for_model) as chat_stream:
@@ -169,7 +171,7 @@ async def test_a_function_tells_the_prompt_class_when_the_tokenizer_is_loaded(mo
             pass
 
 
-async def test_the_lines_of_one_object_go_to_the_logger_that_is_given(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_object_logs_to_the_configured_logger(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     mine, other = ChatStream(engine=echo, logger=logging.getLogger("mine")), ChatStream(engine=echo)
     for chat_stream in (mine, other):
@@ -190,7 +192,7 @@ async def test_a_chat_stream_adds_no_log_handler() -> None:
         assert handlers() == before
 
 
-async def test_a_start_that_fails_leaves_nothing_behind() -> None:
+async def test_a_failed_startup_releases_all_resources() -> None:
     class Broken(ScriptedEngine):
         closed = 0
 

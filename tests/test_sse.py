@@ -34,7 +34,7 @@ def test_a_json_object_is_returned() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '"a"', "{" * 10_000 + "\n"])
-def test_other_json_and_other_text_is_an_error_of_one_line(text: str) -> None:
+def test_other_json_and_other_text_are_an_error_of_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^not a JSON object: ") as raised:
         json_object(text)
     assert len(str(raised.value)) < 300

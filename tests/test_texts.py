@@ -37,7 +37,7 @@ def test_both_locales_have_the_same_placeholders(name: str) -> None:
         ({"LANG": "ja_JP", "LC_ALL": ""}, "ja"),
     ],
 )
-def test_the_locale_is_that_of_the_environment(environment: dict[str, str], locale: Locale) -> None:
+def test_the_locale_is_read_from_the_environment(environment: dict[str, str], locale: Locale) -> None:
     assert locale_from_environment(environment) == locale
 
 

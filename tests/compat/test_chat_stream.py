@@ -160,7 +160,7 @@ def test_wrong_mock_params_are_a_value_error_that_names_the_field(mock_params: d
     ChatStream(engine=echo, mock_params=mock_params)  # no effect without use_mock_response
 
 
-async def test_mock_answers_need_no_model_and_load_none_that_is_given(start: Any, client_of: Any) -> None:
+async def test_mock_answers_need_no_model_and_do_not_load_one(start: Any, client_of: Any) -> None:
     loaded = threading.Event()
     chat_stream = ChatStream(
         model=loaded.set,
@@ -277,7 +277,7 @@ async def test_too_many_request_as_http_error_false_still_returns_503(start: Any
         ("text", {}, "a "),
     ],
 )
-async def test_the_option_chooses_the_format_and_the_headers_of_a_request_choose_another(
+async def test_the_option_sets_the_default_format_and_headers_override_it(
     start: Any, client_of: Any, wire_format: Any, headers: dict[str, str], body: str
 ) -> None:
     server = await start(ChatStream(engine=echo, wire_format=wire_format))
@@ -297,7 +297,7 @@ async def test_the_option_chooses_the_format_and_the_headers_of_a_request_choose
         ({"exclude": [name for name in ENDPOINTS if name != "stop"]}, {"/chat_stream/stop"}),
     ],
 )
-async def test_append_apis_mounts_what_is_chosen_and_sets_up(options: Any, paths: set[str]) -> None:
+async def test_append_apis_mounts_the_selected_endpoints_and_sets_up(options: Any, paths: set[str]) -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     chat_stream.append_middlewares(app)
     chat_stream.append_apis(app, options)

@@ -75,7 +75,7 @@ def test_the_prefix_is_stable_for_several_turns_after_turns_are_dropped(tokenize
 
 
 @pytest.mark.parametrize("turns", [(), TURNS])
-def test_an_error_reports_how_many_tokens_the_newest_message_is_too_long(
+def test_an_error_reports_the_excess_tokens_of_the_newest_message(
     tokenizer: PreTrainedTokenizerBase, turns: tuple[Turn, ...]
 ) -> None:
     def fit_words(words: int) -> list[int]:

@@ -91,7 +91,7 @@ def test_the_small_models_template_has_no_restrictions(tokenizer: PreTrainedToke
     assert (traits.text, traits.parts, traits.system, traits.tools) == (True, False, True, False)
 
 
-async def test_a_template_that_does_not_render_user_messages_is_refused_at_start_up() -> None:
+async def test_a_template_that_does_not_render_user_messages_is_refused_at_startup() -> None:
     for template in ("Hello", "{% for message in messages %}{{ message.role }}{% endfor %}"):
         chat_stream = ChatStream(engine=TransformersEngine(tiny(), with_template(template)))
         with pytest.raises(ValueError, match=r"^The model's chat template does not render the text of user messages"):

@@ -114,9 +114,7 @@ async def status(client: Client, path: str, **body: Any) -> int:
         return int(response.status)
 
 
-def test_started_as_a_program_it_serves_two_users_on_port_8080_and_ends_at_ctrl_c(
-    tokenizer: Any, tmp_path: Path
-) -> None:
+def test_the_program_serves_two_users_on_port_8080_and_ends_at_ctrl_c(tokenizer: Any, tmp_path: Path) -> None:
     with example("simple_server.py", tmp_path):
         asyncio.run(wait_ready(URL))
         asyncio.run(check_two_users_with_a_conversation_each(URL, tokenizer))
@@ -175,7 +173,7 @@ async def test_typing_the_phrase_makes_a_developer_and_the_key_a_monitor(
     assert "sesame" not in "".join(capfd.readouterr())
 
 
-async def test_feedback_is_written_down(
+async def test_feedback_is_written_to_the_file(
     serve_example: ServeExample, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with serve_example("feedback_server.py") as url, browser(url) as client:
@@ -198,7 +196,7 @@ async def test_an_application_can_read_the_request_first(serve_example: ServeExa
                 assert response.status == code
 
 
-async def test_an_application_is_told_how_each_request_came_out(
+async def test_the_callback_receives_the_outcome_of_each_request(
     serve_example: ServeExample, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with serve_example("callback_server.py") as url, browser(url) as client:
@@ -210,7 +208,7 @@ async def test_an_application_is_told_how_each_request_came_out(
     assert "finished: unknown_error_occurred: invalid_value" in printed
 
 
-def test_the_console_answers_what_is_typed() -> None:
+def test_the_console_answers_typed_messages() -> None:
     command = [PYTHON, str(ROOT / "examples" / "console.py")]
     typed = "Say hello to me.\n\n"
     ended = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=START_PATIENCE, check=True)
@@ -218,7 +216,7 @@ def test_the_console_answers_what_is_typed() -> None:
     assert answer.strip()
 
 
-async def test_who_logs_in_finds_the_conversation_again_in_any_browser_and_after_a_restart(
+async def test_a_login_restores_the_conversation_in_any_browser_and_after_a_restart(
     serve_example: ServeExample,
 ) -> None:
     async def log_in(client: Client, name: str) -> None:
@@ -257,7 +255,7 @@ async def wait_loaded(url: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*_*.py")), ids=lambda path: path.name)
-def test_each_server_starts_as_the_simple_server_does(path: Path) -> None:
+def test_each_server_starts_like_the_simple_server(path: Path) -> None:
     start = EXAMPLE.read_text().splitlines()[-2:]
     assert path.read_text().splitlines()[-2:] == start
 

@@ -29,7 +29,7 @@ def mounted_paths(app: web.Application) -> set[str]:
     return {resource.canonical for resource in app.router.resources()}
 
 
-def test_an_endpoint_has_the_name_of_its_handler_and_a_handler_for_own_routes() -> None:
+def test_an_endpoint_has_the_name_of_its_handler_and_a_handler_for_custom_routes() -> None:
     # the access check uses the name of the handler
     chat_stream = ChatStream(engine=echo)
     for name, endpoint in ENDPOINTS.items():
@@ -117,7 +117,7 @@ async def test_setup_is_idempotent_for_one_app_and_refused_for_a_second() -> Non
         assert await client.texts() == ["hello", "hello "]
 
 
-async def test_an_apps_own_routes_have_the_errors_and_checks_of_mounted_ones() -> None:
+async def test_custom_routes_have_the_errors_and_checks_of_mounted_routes() -> None:
     app = web.Application()
     allow = ["chat_stream", "clear_context", "stop", "history"]
     roles = {"user": {"apis": {"allow": allow, "auth_method": "nothing"}}}

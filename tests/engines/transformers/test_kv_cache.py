@@ -17,7 +17,7 @@ def random_cache() -> KVCache:
     return cache
 
 
-def test_the_size_is_that_of_all_keys_and_values() -> None:
+def test_the_size_includes_all_keys_and_values() -> None:
     assert random_cache().size == LAYERS * 2 * ROWS * HEADS * LENGTH * SIZE * 4
 
 
