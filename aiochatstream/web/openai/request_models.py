@@ -12,7 +12,6 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.params import (
-    STRICT,
     CountPenalty,
     Flag,
     LogitBias,
@@ -24,6 +23,7 @@ from aiochatstream.params import (
     Temperature,
     TopP,
 )
+from aiochatstream.validation import STRICT
 
 
 def _as_list(value: Any) -> Any:
