@@ -301,7 +301,7 @@ def _check(params: GenerationParams, limits: Limits, seed: int | None, logger: l
     defaults = GenerationParams()
     for name in ANSWER_PARAMS:
         if getattr(params, name) != getattr(defaults, name):
-            raise ValueError(f"params.{name}: must be left out; it is specified for one answer.")
+            raise ValueError(f"params.{name}: must be absent; it is specified for each answer.")
     if seed is not None:
         GenerationParams(seed=seed)  # the same range
     if logger is not None and not isinstance(logger, logging.Logger):

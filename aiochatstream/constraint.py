@@ -34,7 +34,7 @@ class Constraint:
 
     kind: ``json_object``, ``json_schema``, ``regex``, or ``lark``, a grammar in llguidance's syntax,
         https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. (A rule may be a schema, ``%json {...}``,
-        with options of its own under ``x-guidance``.)
+        with its own options under ``x-guidance``.)
     text: the schema as JSON, the regular expression or the grammar; empty for ``json_object``.
     """
 

@@ -133,8 +133,8 @@ class ParamLimits:
 
         ParamLimits(temperature=(0, 1), top_k=(1, 500))
 
-    Each range lies within that of :class:`ParamOverrides`. The maximum of ``max_new_tokens`` is always the server's
-    own value. Raises ValueError that names the parameter.
+    Each range lies within the range of :class:`ParamOverrides`. The maximum of ``max_new_tokens`` is always the
+    server's own value. Raises ValueError that names the parameter.
     """
 
     temperature: Range | None = None

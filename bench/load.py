@@ -1,4 +1,4 @@
-"""``python bench/load.py URL [options]``: what ``aiochatstream bench`` does."""
+"""``python bench/load.py URL [options]``: run ``aiochatstream bench``."""
 
 import sys
 

@@ -46,9 +46,9 @@ from tests.helpers import echo, until
         ({"seed": -1}, r"seed: must be a whole number from 0 to 2\*\*63 - 1, not -1"),
         ({"wire_format": "xml"}, "wire_format: must be 'text', 'sse' or 'json', not 'xml'.$"),
         ({"wire_format": "chatstream"}, "wire_format: .*, not 'chatstream'; .* aiochatstream.compat.ChatStream"),
-        ({"params": GenerationParams(seed=7)}, "params.seed: must be left out; it is specified for one answer"),
-        ({"params": GenerationParams(stop=("a",))}, "params.stop: must be left out"),
-        ({"params": GenerationParams(logprobs=2)}, "params.logprobs: must be left out"),
+        ({"params": GenerationParams(seed=7)}, "params.seed: must be absent; it is specified for each answer"),
+        ({"params": GenerationParams(stop=("a",))}, "params.stop: must be absent"),
+        ({"params": GenerationParams(logprobs=2)}, "params.logprobs: must be absent"),
     ],
 )
 def test_an_option_out_of_its_range_is_a_value_error_that_names_both(options: dict[str, Any], says: str) -> None:

@@ -30,7 +30,7 @@ ENDPOINT_OPTIONS = ("include", "exclude", "all", "web_ui_params")
 class ChatStream(BaseChatStream):
     """:class:`aiochatstream.ChatStream` with chatstream 0.3.0's options, methods and default format.
 
-    All other options are those of :class:`aiochatstream.ChatStream`. The options from ``max_new_tokens`` to
+    :class:`aiochatstream.ChatStream` describes all other options. The options from ``max_new_tokens`` to
     ``repetition_penalty_method`` override the fields of ``params``, and ``context_len`` the field of ``limits``; None
     leaves the field unchanged.
 

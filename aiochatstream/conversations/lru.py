@@ -11,7 +11,7 @@ from itertools import islice
 from typing import NamedTuple
 
 SWEPT_AT_ONCE = 100
-"""Idle entries dropped at once: a larger number would block the event loop."""
+"""Maximum number of idle entries that one call drops: a larger number would block the event loop."""
 
 
 COMMON = ""

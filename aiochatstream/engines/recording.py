@@ -175,7 +175,7 @@ class ReplayEngine(Engine):
         same_messages = self._recordings.get(_key(prompt.messages), [])
         matches = [recording for recording in same_messages if recording.params.constraint == params.constraint]
         if not matches:
-            raise NoRecording("There is no recording of this prompt: all messages of the conversation must be equal.")
+            raise NoRecording("There is no recording of this conversation.")
 
         def rank(recording: Recording) -> tuple[int, int]:
             return _distance(recording.params, params), self._play_counts[id(recording)]

@@ -47,7 +47,7 @@ class AbstractChatPrompt(ABC):
             def get_stop_strs(self) -> list[str]:
                 return ["<human>:"]
 
-    ChatStream's argument ``chat_prompt_clazz`` is the class. Each turn has its own object, with the conversation,
+    Pass the class as ChatStream's ``chat_prompt_clazz``. Each turn has its own object, with the conversation,
     the new user message and the model's tokenizer (None if the engine has none).
     """
 

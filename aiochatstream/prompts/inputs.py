@@ -32,7 +32,7 @@ class ChatInput:
     (tools, several messages of one role in a row) requires a chat template.
 
     tools: functions that the model may call, each as ``{"type": "function", "function": {...}}``.
-    continues: the model continues the last message, an assistant's.
+    continues: True if the model continues the last message, which is an assistant's.
     """
 
     messages: list[Message]

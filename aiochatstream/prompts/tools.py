@@ -1,6 +1,6 @@
 """Tools (functions that a model may call) as text, for models whose chat template does not render them.
 
-The format is that of Hermes 2 (https://github.com/NousResearch/Hermes-Function-Calling), which many models were trained
+The format follows Hermes 2 (https://github.com/NousResearch/Hermes-Function-Calling), which many models were trained
 on.
 """
 

@@ -40,7 +40,7 @@ class CookieStorage(SessionStorage):
     :param max_bytes: maximum bytes of both cookies, with names and attributes, 256 to 8,000. Oldest turns are dropped
         to stay within it. If the application's own data exceeds it, a warning is logged.
 
-    The other parameters are those of :class:`SessionStorage`. Raise ValueError for an invalid key.
+    :class:`SessionStorage` describes the other parameters. Raise ValueError for an invalid key.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class MemoryStorage(SessionStorage):
     :param idle_seconds: seconds to keep a session after its last use, above 0.
     :param max_bytes: maximum bytes of all sessions as JSON.
 
-    The other parameters are those of :class:`SessionStorage`. Unknown ids are never adopted, and a request that began
+    :class:`SessionStorage` describes the other parameters. Unknown ids are never adopted, and a request that began
     earlier cannot restore a deleted session.
     """
 

@@ -25,7 +25,7 @@ class RedisStorage(SessionStorage):
     :param prefix: prefix of all keys, different for each application that shares the Redis.
     :param ttl: seconds to keep a session after its last use, above 0.
 
-    The other parameters are those of :class:`SessionStorage`. Unknown ids are never adopted, and a request that began
+    :class:`SessionStorage` describes the other parameters. Unknown ids are never adopted, and a request that began
     earlier cannot restore a deleted session. If Redis is not available, loading and saving raise
     ``web.HTTPServiceUnavailable``, also in the application's own routes.
     """

@@ -26,7 +26,7 @@ class Endpoint(NamedTuple):
     responses: types of the body of a response with status 200, by media type; ``str`` is text.
     parts: handlers of further paths that belong to the endpoint. A part is documented only if its handler is the
         endpoint's handler.
-    errors: errors of this endpoint, besides those of all endpoints (see :mod:`aiochatstream.web.openapi.document`).
+    errors: additional errors of this endpoint (see :mod:`aiochatstream.web.openapi.document` for common errors).
     """
 
     name: str

@@ -280,7 +280,7 @@ def test_a_recording_is_replayed_only_for_the_same_constraint(tmp_path: Path) ->
 
 def test_a_prompt_without_a_recording_is_an_error(tmp_path: Path) -> None:
     record(tmp_path, *DELTAS)
-    with pytest.raises(NoRecording, match="There is no recording of this prompt"):
+    with pytest.raises(NoRecording, match="There is no recording of this conversation"):
         text_of(replay(tmp_path), "首都は？ ")
 
 

@@ -182,7 +182,7 @@ class GrammarProcess:
         with self._lock:
             compiling = [request for request in self._requests.values() if request.name == "compile"]
             others = [request for request in self._requests.values() if request.name != "compile"]
-        for request in (*compiling[:1], *others[:1]):  # the process handles each kind in order, in a thread of its own
+        for request in (*compiling[:1], *others[:1]):  # the process handles each kind in order, in a separate thread
             if request.deadline == inf:
                 request.deadline, request.cpu_deadline = now + MAX_WALL_SECONDS, cpu + request.cpu_seconds
             if now > request.deadline or cpu > request.cpu_deadline:

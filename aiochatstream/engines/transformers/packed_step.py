@@ -19,7 +19,7 @@ from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.kv_cache import KVCache
 
 CALL_COST = 512
-"""Cost of one more kernel call, in cached tokens that could be attended to in the same time."""
+"""Cost of an additional kernel call, in cached tokens that could be attended to in the same time."""
 
 CPU_TILE, TILE = 128, 512
 """Maximum number of a chunk's tokens that attend in one call, on a CPU and on other devices. A tile attends only up to

@@ -61,7 +61,7 @@ async def _answer(
         user.charge()
         try:
             if body.system and not server.allow_system_prompt:
-                raise InvalidValue("system: must be left out; this server sets the system prompt itself.")
+                raise InvalidValue("system: must be absent; this server sets the system prompt itself.")
             turn = await server.begin_turn(
                 user, body.conversation, body.turn_request, params, body.params, system=body.system or ""
             )

@@ -40,7 +40,7 @@ INVALID_BODIES = [
     ('{"user_input": "hi", "conversation": "a/b"}', 422, "invalid_value", "conversation"),
     ('{"user_input": "hi", "conversation": "a\\n"}', 422, "invalid_value", "conversation"),
     ('{"user_input": "hi", "system": 5}', 422, "invalid_value", "system: must be a string of at most 10000 characters"),
-    ('{"user_input": "hi", "system": "cat"}', 422, "invalid_value", "system: must be left out"),
+    ('{"user_input": "hi", "system": "cat"}', 422, "invalid_value", "system: must be absent"),
     ('{"user_input": "hi", "params": []}', 422, "invalid_value", "params"),
     ('{"user_input": "hi", "params": {"temperature": 2.1}}', 422, "invalid_value", "from 0 (greedy) to 2"),
     ('{"user_input": "hi", "params": {"temperature": NaN}}', 422, "invalid_value", "params.temperature"),

@@ -91,7 +91,7 @@ def _compile(macros: list[str]) -> Callable[..., None]:
     compiler = os.environ.get("CXX") or "g++"
     with tempfile.TemporaryDirectory() as scratch:
         object_file, library = str(Path(scratch) / "attention.o"), str(Path(scratch) / "attention.so")
-        # linked separately, without an OpenMP library in addition to that of torch
+        # linked separately, so that torch's OpenMP library is not loaded twice
         for command in (
             [compiler, *FLAGS, *macros, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", object_file],
             [compiler, "-shared", object_file, "-o", library],
