@@ -89,11 +89,11 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
                 sent = [_send(port, random.Random(rng.random()), request) for request in requests]  # noqa: S311
                 sent += [_send_valid(port, random.Random(rng.random())) for _ in range(REQUESTS)]  # noqa: S311
                 findings.tried += len(sent)
-                found = [fault for fault in await asyncio.gather(*sent) if fault]
-                found += await _nonzero_gauges(port, chat_stream)
-                found += [*dict.fromkeys(unexpected)]
+                faults = [fault for fault in await asyncio.gather(*sent) if fault]
+                faults += await _nonzero_gauges(port, chat_stream)
+                faults += [*dict.fromkeys(unexpected)]
                 unexpected.clear()
-                findings.faults += [f"seed {number}: {fault}" for fault in found]
+                findings.faults += [f"seed {number}: {fault}" for fault in faults]
                 if len(findings.faults) > 20:
                     break
     finally:
@@ -105,14 +105,14 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
 class TracebackHandler(logging.Handler):
     """Collector of log records with a traceback."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, faults: list[str]) -> None:
         super().__init__(logging.ERROR)
-        self._found = found
+        self._faults = faults
 
     def emit(self, record: logging.LogRecord) -> None:
         """Collect ``record`` if it has a traceback."""
         if record.exc_info:
-            self._found.append(f"log: {record.getMessage()} {record.exc_info[1]!r}"[:400])
+            self._faults.append(f"log: {record.getMessage()} {record.exc_info[1]!r}"[:400])
 
 
 @asynccontextmanager
@@ -247,7 +247,7 @@ async def _nonzero_gauges(port: int, chat_stream: ChatStream) -> list[str]:
             "uploads": len(chat_stream.uploads),
             "bytes of uploads": chat_stream.uploads.bytes,
             "requests": len(chat_stream.active_requests),
-            "watched": len(chat_stream.disconnects._watched),
+            "watched": len(chat_stream.disconnects),
         }
         if not any(gauges.values()):
             break

@@ -71,20 +71,20 @@ SPLITS = 3
 
 def fuzz(seconds: float, seed: int) -> Findings:
     """Parse random answers."""
-    found = Findings()
+    findings = Findings()
     for number in rounds(seconds, seed):
         chance = random.Random(number)  # noqa: S311 - not security-relevant
         text = _answer(chance)
-        found.tried += 1
+        findings.tried += 1
         try:
             fault = _fault(text, chance)
         except Exception:  # noqa: BLE001 - any error is a finding
             fault = traceback.format_exc(limit=-2)
         if fault:
-            found.faults.append(f"seed {number}: {fault}: {text!r}")
-            if len(found.faults) >= 20:
-                return found
-    return found
+            findings.faults.append(f"seed {number}: {fault}: {text!r}")
+            if len(findings.faults) >= 20:
+                return findings
+    return findings
 
 
 def _answer(chance: random.Random) -> str:

@@ -59,10 +59,10 @@ def test_servers_take_turns_with_the_same_prompts_and_are_stopped(tmp_path: Path
     result = run("compare.py", tmp_path, command(tmp_path, "a"), command(tmp_path, "b"), *SMALL)
     assert result.code == 0, result.err
     requests = logged_requests(tmp_path)
-    taken = turns(requests)
-    assert [server for server, _ in taken] == ["a", "b"] * 5  # warm-up, then two rounds at both concurrencies
-    assert [len(prompts) for _, prompts in taken] == [3, 3, 1, 1, 1, 1, 2, 2, 2, 2]
-    for (_, prompts), (_, other_prompts) in zip(taken[::2], taken[1::2], strict=True):
+    order = turns(requests)
+    assert [server for server, _ in order] == ["a", "b"] * 5  # warm-up, then two rounds at both concurrencies
+    assert [len(prompts) for _, prompts in order] == [3, 3, 1, 1, 1, 1, 2, 2, 2, 2]
+    for (_, prompts), (_, other_prompts) in zip(order[::2], order[1::2], strict=True):
         assert prompts == other_prompts
     sent = [request.prompt for request in requests if request.server == "a"]
     assert len(set(sent)) == len(sent)
@@ -288,11 +288,11 @@ def test_ratios_compare_the_same_round_and_concurrency(ratios: ModuleType) -> No
         *(new_round("a", 5, 10, 0.1), new_round("b", 5, 90, 0.1, cut=True)),
         new_round("a", 1, 1, 0.1, concurrency=8),
     ]
-    found = {ratio["metric"]: ratio for ratio in ratios.ratios(rounds, "a")}
-    rate, ttft = found["output_tokens_per_s"], found["ttft_p50"]
+    by_metric = {ratio["metric"]: ratio for ratio in ratios.ratios(rounds, "a")}
+    rate, ttft = by_metric["output_tokens_per_s"], by_metric["ttft_p50"]
     assert (rate["server"], rate["baseline"], rate["concurrency"]) == ("b", "a", 4)
     assert rate["pairs"] == [2.0, 1.5, 1.0]
     assert (rate["median"], rate["low"], rate["high"]) == (1.5, 1.0, 2.0)
     assert ttft["pairs"] == pytest.approx([0.5, 3.0])
-    assert "tpot_p50" not in found
+    assert "tpot_p50" not in by_metric
     assert "1.50 (1.00-2.00)" in ratios.render(rounds, "a")

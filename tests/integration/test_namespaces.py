@@ -130,7 +130,7 @@ async def test_a_shared_store_receives_the_namespace() -> None:
 
 
 async def test_the_same_namespace_twice_in_one_app_is_an_error_at_startup() -> None:
-    with pytest.raises(SessionsNotSetUp, match=r"Two ChatStreams .* same namespace '': .* ChatStream\(namespace="):
+    with pytest.raises(SessionsNotSetUp, match=r"Two ChatStreams .* the same namespace ''. .* ChatStream\(namespace="):
         async with two("one app", "memory", {"name": "a"}, {"name": "b"}):
             pass
 

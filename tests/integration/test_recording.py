@@ -140,5 +140,5 @@ async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_re
 
 async def test_damaged_recordings_are_an_error_at_startup(start: StartServer, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("rubbish")
-    with pytest.raises(ValueError, match=r"notes\.txt is not a recording"):
+    with pytest.raises(ValueError, match=r"notes\.txt is damaged or not a recording"):
         await start(ChatStream(engine=ReplayEngine(tmp_path)))

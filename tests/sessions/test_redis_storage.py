@@ -157,9 +157,7 @@ async def enter(store: RedisConversationStore, message_id: str) -> bool:
         return True
 
 
-async def test_the_hold_of_a_killed_process_expires(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_hold_of_a_killed_process_expires(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RedisConversationStore(redis)
     monkeypatch.setattr("aiochatstream.conversations.redis_store.LOOK_SECONDS", 60.0)  # it does not renew it
     monkeypatch.setattr("aiochatstream.conversations.redis_store.FIRST_HOLD_MS", 300)
@@ -178,9 +176,7 @@ async def test_a_hold_is_renewed_while_it_lasts(redis: Redis, monkeypatch: pytes
                     await asyncio.sleep(0.01)
 
 
-async def test_a_hold_can_be_released_during_a_renewal(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hold_can_be_released_during_a_renewal(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiochatstream.conversations.redis_store.LOOK_SECONDS", 0.0001)
     store = RedisConversationStore(redis)
     async with asyncio.timeout(PATIENCE):

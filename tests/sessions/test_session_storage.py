@@ -48,18 +48,14 @@ async def test_each_user_has_a_separate_session(new_user: NewUser, new_storage: 
     assert [await user.recalls() for user in users] == ["b", "日本", "nothing"]
 
 
-async def test_an_empty_session_sets_no_cookie(
-    new_user: NewUser, new_storage: NewStorage
-) -> None:
+async def test_an_empty_session_sets_no_cookie(new_user: NewUser, new_storage: NewStorage) -> None:
     storage = new_storage()
     response = await (await new_user(storage)).recall()
     assert COOKIE not in response.cookies
 
 
 @pytest.mark.parametrize("unknown", ["A" * 43, "x", "", "../../etc", "%00"])
-async def test_an_unknown_id_is_never_adopted(
-    new_user: NewUser, new_storage: NewStorage, unknown: str
-) -> None:
+async def test_an_unknown_id_is_never_adopted(new_user: NewUser, new_storage: NewStorage, unknown: str) -> None:
     storage = new_storage()
     given = cookie_of(await (await new_user(storage)).remember("mine", cookie=unknown)).value
     assert given != unknown
@@ -69,9 +65,7 @@ async def test_an_unknown_id_is_never_adopted(
     assert await other.recalls(cookie=given) == "mine"
 
 
-async def test_an_emptied_session_and_its_cookie_are_deleted(
-    new_user: NewUser, new_storage: NewStorage
-) -> None:
+async def test_an_emptied_session_and_its_cookie_are_deleted(new_user: NewUser, new_storage: NewStorage) -> None:
     storage = new_storage()
     user = await new_user(storage)
     old = cookie_of(await user.remember("blue")).value

@@ -189,7 +189,10 @@ async def test_imported_answers_have_unique_ids(client: Client) -> None:
         ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}], "messages: must alternate between user and assistant"),
         ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
-        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user message"),
+        (
+            [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}],
+            "messages: the content of user messages must not be empty",
+        ),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}],
             "messages.1.content: must be a string",

@@ -15,6 +15,7 @@ from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.runtime.turns import RunningTurn
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
+from tests.web.raw_requests import sending
 
 pytestmark = pytest.mark.both_loops
 
@@ -241,3 +242,18 @@ async def test_a_disconnect_of_a_pipelining_client_frees_the_slot(start: StartSe
     await until(lambda: all(turn.ending for turn in turns(server.chat_stream)))
     engine.allow(1)
     await until(lambda: server.idle)
+
+
+async def test_an_error_of_one_watched_request_does_not_affect_the_others(
+    start: StartServer, stepper: MakeStepper
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1))
+    disconnects = server.chat_stream.disconnects
+    with disconnects.watch(object(), lambda: None):  # type: ignore[arg-type]
+        await until(lambda: not len(disconnects))
+        async with sending(server, post_bytes('{"user_input":"hi"}')):
+            await until(lambda: engine.calls)
+        await until(lambda: server.stopping)
+        engine.allow()
+        await until(lambda: server.idle)
