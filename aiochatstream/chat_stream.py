@@ -21,18 +21,18 @@ from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeCon
 from aiochatstream.texts import Locale
 from aiochatstream.web import routes
 from aiochatstream.web.auth import cors
-from aiochatstream.web.auth.addresses import comes_from_here
+from aiochatstream.web.auth.addresses import is_local_request
 from aiochatstream.web.endpoint import BoundHandler, mount
 from aiochatstream.web.endpoints import chat
 from aiochatstream.web.feedback import FeedbackCallback
 from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
+from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.keys import ApiKeys
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.callbacks import Callback
-from aiochatstream.web.streaming.disconnects import Presence
+from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 
 ANSWER_PARAMS = ("seed", "stop", "logprobs", "prompt_logprobs", "constraint")
 """Fields of GenerationParams that only requests set, one answer at a time."""
@@ -124,7 +124,7 @@ class ChatStream(Server):
         client_roles: Mapping[str, Any] | None = None,
         allowed_hosts: Collection[str] | None = None,
         allowed_origins: Collection[str] = (),
-        allow_metrics: Callable[[web.Request], bool] = comes_from_here,
+        allow_metrics: Callable[[web.Request], bool] = is_local_request,
         on_feedback: FeedbackCallback | None = None,
         web_ui_params: Mapping[str, Any] | None = None,
         name: str = "node:0",
@@ -159,7 +159,7 @@ class ChatStream(Server):
                 locale=locale,
                 logger=logging.getLogger("aiochatstream.chat") if logger is None else logger,
             ),
-            endpoints=routes.APIS,
+            endpoints=routes.ENDPOINTS,
             name=name,
             namespace=namespace,
             client_roles=client_roles,
@@ -247,9 +247,9 @@ class ChatStream(Server):
         """
         if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
             raise ValueError(f"prefix: must differ for each model, not {prefix!r}; {prefix}/models exists.")
-        service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
-        added = app.add_routes(mount(openai_routes.APIS.values(), self, prefix, OPENAI, service=service))
-        app.middlewares.append(openai_errors.errors_as_openai(added[0]))
+        context = EndpointContext(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
+        added = app.add_routes(mount(openai_routes.ENDPOINTS.values(), self, prefix, OPENAI, context=context))
+        app.middlewares.append(openai_errors.openai_error_middleware(added[0]))
         self._bind(app, sessions=False)
         if self.allowed_origins:
             cors.allow_origins(
@@ -275,22 +275,22 @@ class ChatStream(Server):
         return await chat.chat_stream(self, request, request_body, callback)
 
     def _bind(self, app: web.Application, *, sessions: bool) -> None:
-        if self.app_binding.enter(app, sessions=sessions):
+        if self.app_binding.bind(app, sessions=sessions):
             app.cleanup_ctx.append(self._run_in)
             app.on_shutdown.append(self._on_shutdown)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
-        self.app_binding.check_start(app)
+        self.app_binding.check_startup(app)
         await self._start()
-        self.presence = Presence()
-        async with self.callbacks, self.presence:
+        self.disconnects = DisconnectWatcher()
+        async with self.callbacks, self.disconnects:
             yield
         self._end()
 
     async def _on_shutdown(self, app: web.Application) -> None:
         self.uploads.refuse(Draining("The server is shutting down and accepts no new requests."))
         await self._shut_down()
-        await self.active_requests.end()
+        await self.active_requests.close()
 
 
 def _check(params: GenerationParams, limits: Limits, seed: int | None, logger: logging.Logger | None) -> None:

@@ -286,7 +286,7 @@ class ModelFiles:
 
     def __init__(self, source: str | None) -> None:
         self._source = source
-        self._found: tuple[str, str] | None = None
+        self._model: tuple[str, str] | None = None
 
     @property
     def folder(self) -> str:
@@ -299,15 +299,15 @@ class ModelFiles:
 
     def _find(self) -> tuple[str, str]:
         """Return folder and .gguf file. Raise ValueError if the model is missing."""
-        if self._found is None:
+        if self._model is None:
             from aiochatstream.engines.transformers.loading import folder, locate
 
             try:
                 located = locate(self._source)
             except FileNotFoundError as error:
                 raise ValueError(str(error)) from None
-            self._found = folder(located), located if located.endswith(".gguf") else ""
-        return self._found
+            self._model = folder(located), located if located.endswith(".gguf") else ""
+        return self._model
 
 
 def extra_body(text: str) -> tuple[str, dict[str, Any]]:

@@ -36,17 +36,17 @@ def main() -> int:
         print(json.dumps(asdict(run_in_process(targets[0], options.seconds, options.seed))))
         return 0
     findings = {name: run_in_child(name, options.seconds / len(targets), options.seed) for name in targets}
-    for name, found in findings.items():
-        print(f"{name}: {found.tried} inputs, {len(found.faults)} findings")
-        for fault in found.faults:
+    for name, result in findings.items():
+        print(f"{name}: {result.tried} inputs, {len(result.faults)} findings")
+        for fault in result.faults:
             print(f"  {fault}")
-    return int(any(found.faults for found in findings.values()))
+    return int(any(result.faults for result in findings.values()))
 
 
 def run_in_process(name: str, seconds: float, seed: int) -> Findings:
     """Run the target ``name`` in this process."""
-    found: Findings = importlib.import_module(f"fuzz_targets.{name}").fuzz(seconds, seed)
-    return found
+    result: Findings = importlib.import_module(f"fuzz_targets.{name}").fuzz(seconds, seed)
+    return result
 
 
 def run_in_child(name: str, seconds: float, seed: int) -> Findings:

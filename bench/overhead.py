@@ -114,7 +114,7 @@ class Results:
     not_measured: dict[str, str] = field(default_factory=dict)
 
     def ratios(self, wire_format: str, figure: Callable[[Throughput], float], server: str = "bare") -> Spread | None:
-        """Return the ratio of ours to another server, pair by pair."""
+        """Return the ratio of aiochatstream to another server, pair by pair."""
         rounds = self.rounds[wire_format]
         pairs = list(zip(rounds["ours"], rounds[server], strict=False))
         return Spread.of([figure(ours) / figure(other) for ours, other in pairs]) if pairs else None

@@ -165,14 +165,14 @@ def versions(name: str, peers: Path) -> dict[str, str]:
     if not python.is_file():
         return {}
     output = _run([str(python), "-c", VERSIONS, *PRESETS[name].packages], capture=True)
-    found: dict[str, str] = json.loads(output)
-    return found if PRESETS[name].packages[0] in found else {}
+    versions: dict[str, str] = json.loads(output)
+    return versions if PRESETS[name].packages[0] in versions else {}
 
 
 def installed_versions(name: str, peers: Path) -> tuple[dict[str, str], str]:
     """Return the versions of the preset's packages, and the reason why it is unusable; empty if it is usable."""
     try:
-        found = versions(name, peers)
+        installed = versions(name, peers)
     except subprocess.CalledProcessError as error:
         return {}, f"its environment is broken: python exited with code {error.returncode}"
     except OSError as error:
@@ -180,7 +180,7 @@ def installed_versions(name: str, peers: Path) -> tuple[dict[str, str], str]:
     except ValueError:
         return {}, "its environment is broken: python reports no versions"
     missing = f"not installed: python bench/peers.py install {PRESETS[name].shares or name}"
-    return found, "" if found else missing
+    return installed, "" if installed else missing
 
 
 def install(name: str, peers: Path) -> None:
@@ -227,8 +227,8 @@ def main() -> int:
         parser.error(f"NAME must be one of {', '.join(PRESETS)}, not {unknown[0]}")
     names = options.names or list(PRESETS)
     if options.action == "list":
-        found = {name: installed_versions(name, options.peers) for name in names}
-        rows = [(name, ", ".join(map(" ".join, numbers.items())) or why) for name, (numbers, why) in found.items()]
+        versions = {name: installed_versions(name, options.peers) for name in names}
+        rows = [(name, ", ".join(map(" ".join, numbers.items())) or why) for name, (numbers, why) in versions.items()]
         print(table(("peer", "versions"), rows))
     elif options.action == "lines":
         for name in names:

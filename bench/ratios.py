@@ -113,15 +113,15 @@ def pairs(rounds: Rounds, server: str, baseline: str, concurrency: int, metric: 
 
 def ratios(rounds: Rounds, baseline: str) -> list[dict[str, Any]]:
     """Return ratios of every other server, at each concurrency, in each metric that is known for both."""
-    found = []
+    results = []
     for concurrency in unique(round_.concurrency for round_ in rounds):
         for server in unique(round_.server for round_ in rounds if round_.server != baseline):
             for metric in METRICS:
                 values = pairs(rounds, server, baseline, concurrency, metric)
                 if values:
                     key = {"server": server, "baseline": baseline, "concurrency": concurrency, "metric": metric}
-                    found.append({**key, **asdict(Spread.of(values)), "pairs": values})
-    return found
+                    results.append({**key, **asdict(Spread.of(values)), "pairs": values})
+    return results
 
 
 def render(rounds: Rounds, baseline: str) -> str:

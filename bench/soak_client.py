@@ -61,25 +61,25 @@ class ExpectedHistory:
 
     def differences(self, messages: list[dict[str, Any]]) -> list[str]:
         """Return the differences between ``messages`` of the server and the expected ones, a sentence each."""
-        found = []
+        differences = []
         order = list(self.answers)
         user_texts = [message["content"] for message in messages if message["role"] == "user"]
         unknown = [text for text in user_texts if text not in self.answers]
-        found += [f"{self.name}: the message {text!r} is not from this client" for text in unknown]
+        differences += [f"{self.name}: the message {text!r} is not from this client" for text in unknown]
         positions = [order.index(text) for text in user_texts if text in self.answers]
         if positions != sorted(set(positions)):
-            found.append(f"{self.name}: messages are out of order or duplicated: {user_texts}")
+            differences.append(f"{self.name}: messages are out of order or duplicated: {user_texts}")
         # a server drops the oldest turns if the context is full, but none after the first that remains
         first = positions[0] if positions else len(order)
         lost = self.completed - set(user_texts)
-        found += [f"{self.name}: the completed turn {text!r} is lost" for text in order[first:] if text in lost]
+        differences += [f"{self.name}: the completed turn {text!r} is lost" for text in order[first:] if text in lost]
         if not user_texts and self.completed:
-            found.append(f"{self.name}: the conversation is lost")
+            differences.append(f"{self.name}: the conversation is lost")
         for message, answer in zip(messages[::2], messages[1::2], strict=False):
             expected = self.answers.get(message["content"])
             if expected is not None and answer["content"] != expected:
-                found.append(f"{self.name}: the answer to {message['content']!r} differs from the streamed one")
-        return found
+                differences.append(f"{self.name}: the answer to {message['content']!r} differs from the streamed one")
+        return differences
 
 
 class SoakClient:

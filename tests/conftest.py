@@ -1,4 +1,4 @@
-"""What the tests share: the real small model, loaded once, and real servers on real sockets, on both event loops."""
+"""Fixtures of all tests: a small real model, loaded once, servers on real sockets, and both event loops."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import torch
 import uvloop
 from aiohttp_session import AbstractStorage
 from redis.asyncio import Redis
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream
 from aiochatstream.engines.transformers import small_model
-from tests.helpers import Client, Server, Stepper, running_server
+from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, Stepper, running_server
 from tests.redis_server import RedisServer, running_redis
 
 pytest_plugins = ["tests.slow"]
@@ -42,16 +42,16 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell starts what it leaves in the background with these ignored; so would be what tests start."""
-    for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        if signal.getsignal(ignored) is signal.SIG_IGN:
-            signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
-    # torch's threads wait in busy loops, which costs more than it gains in short answers on few cores
+    # a shell ignores these signals for background jobs, and programs that tests start would inherit that
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    # torch's threads wait in busy loops, which makes short answers slower on few cores
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"  # for programs that tests start
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if os.environ.get("FORBID_SKIPS") and terminalreporter.stats.get("skipped"):
         terminalreporter.write_line("Skipped tests are forbidden here (FORBID_SKIPS).", red=True)
 
@@ -68,28 +68,25 @@ def model_folder() -> str:
 
 
 @pytest.fixture(scope="session")
-def untouched_model(model_folder: str) -> Any:
-    """The small real model, in float32 so that answers can be compared token by token. No engine is given this one."""
+def untouched_model(model_folder: str) -> PreTrainedModel:
+    """Return the small model, in float32 so that answers can be compared token by token. No engine modifies it."""
     return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
-def model(untouched_model: Any) -> Any:
-    """Another of the same weights, for engines to take over."""
-    return copy.deepcopy(untouched_model, {id(one): one for one in untouched_model.parameters()})
+def model(untouched_model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy with the same weights, which engines may modify."""
+    return copy.deepcopy(untouched_model, {id(weight): weight for weight in untouched_model.parameters()})
 
 
 @pytest.fixture(scope="session")
-def tokenizer(model_folder: str) -> Any:
+def tokenizer(model_folder: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(model_folder)
-
-
-StartServer = Callable[..., Any]
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[StartServer]:
-    """``await start(chat_stream, storage=..., ...)`` gives a running :class:`Server`, see :func:`running_server`."""
+    """Yield a function that starts a server, see :func:`running_server`."""
     async with AsyncExitStack() as stack:
 
         async def start_server(
@@ -101,14 +98,12 @@ async def start() -> AsyncIterator[StartServer]:
 
 
 @pytest.fixture
-async def client_of() -> AsyncIterator[Callable[[Server], Client]]:
-    """``client_of(server)`` gives one more user, with cookies of its own."""
+async def client_of() -> AsyncIterator[ClientOf]:
+    """Yield a function that returns a new user of a server."""
     async with AsyncExitStack() as stack:
-        sessions: list[aiohttp.ClientSession] = []
 
         def make(server: Server) -> Client:
             session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
-            sessions.append(session)
             stack.push_async_callback(session.close)
             return Client(session, server.url)
 
@@ -116,28 +111,28 @@ async def client_of() -> AsyncIterator[Callable[[Server], Client]]:
 
 
 @pytest.fixture
-async def stepper(start: StartServer) -> AsyncIterator[Callable[..., Stepper]]:
-    """``stepper()`` gives an engine function that steps as the test allows; all may go on when the test is over."""
-    made: list[Stepper] = []
+async def stepper(start: StartServer) -> AsyncIterator[MakeStepper]:
+    """Yield a function that returns an engine which steps as the test allows, and may finish after the test."""
+    engines: list[Stepper] = []
 
-    def make(**options: Any) -> Stepper:
-        made.append(Stepper(**options))
-        return made[-1]
+    def make(*, fail_at: int | None = None) -> Stepper:
+        engines.append(Stepper(fail_at))
+        return engines[-1]
 
     yield make
-    for engine in made:
+    for engine in engines:
         engine.allow(10_000)
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
+    """Yield a Redis server of the test."""
     with running_redis(tmp_path / "redis") as server:
         yield server
 
 
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """A client of it."""
+    """Yield a client of the test's Redis server."""
     async with Redis.from_url(redis_server.url) as client:
         yield client

@@ -1,14 +1,14 @@
-"""Users, servers and engines for the tests."""
+"""Clients, servers and engines for the tests, and the types of the fixtures in conftest.py."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import aiohttp_session
@@ -18,11 +18,11 @@ from aiohttp_session import AbstractStorage
 from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 
 PATIENCE = 20.0
-"""Seconds until a test gives up on something that should happen at once."""
+"""Seconds to wait for something that should happen immediately."""
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for ``condition`` to become true."""
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until ``condition`` returns a true value."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
@@ -42,14 +42,14 @@ class Server:
 
     @property
     def idle(self) -> bool:
-        """All gauges are at zero."""
+        """True if no turn runs or waits, and all slots are free."""
         admission = self.chat_stream.admission
-        return admission.running == admission.waiting == len(self.chat_stream._turns) == 0
+        return admission.running == admission.waiting == len(self.chat_stream.running_turns) == 0
 
     @property
     def stopping(self) -> bool:
-        """An answer was told to stop, and its engine is still in a step."""
-        return any(turn.ending for turn in self.chat_stream._turns._turns.values())
+        """True if a turn must end whose engine is still in a step."""
+        return any(turn.ending for turn in self.chat_stream.running_turns)
 
 
 @asynccontextmanager
@@ -80,7 +80,7 @@ async def running_server(
 
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[str]:
-    """The URL of ``app``, which runs in this block."""
+    """Serve ``app`` during the block, and yield its URL."""
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     try:
@@ -92,27 +92,36 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def browser(url: str) -> AsyncIterator[Client]:
-    """One more user of the app at ``url``."""
+    """Yield a new user of the app at ``url``."""
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
         yield Client(session, url)
 
 
+class PendingResponse(Awaitable[aiohttp.ClientResponse], AbstractAsyncContextManager[aiohttp.ClientResponse], Protocol):
+    """A request that ``await`` or ``async with`` sends."""
+
+
 @dataclass
 class Client:
-    """One user with a cookie jar."""
+    """A user of a server, with cookies."""
 
     session: aiohttp.ClientSession
     url: str
 
-    def post(self, path: str = "/chat_stream", accept: str = "*/*", **body: Any) -> Any:
+    def post(self, path: str = "/chat_stream", accept: str = "*/*", **body: Any) -> PendingResponse:
         return self.session.post(self.url + path, json=body, headers={"Accept": accept})
 
     async def say(self, text: str | None = None, **body: Any) -> dict[str, Any]:
-        """One turn, as the JSON format tells of it. Fails the test unless the status is 200."""
+        """Send a message and return the JSON of its answer. Fails the test unless the status is 200."""
         async with self.post(accept="application/json", user_input=text, **body) as response:
             data: dict[str, Any] = await response.json()
             assert response.status == 200, data
             return data
+
+    async def rate(self, **body: Any) -> tuple[int, dict[str, Any]]:
+        """Send feedback, and return the status and the JSON of the response."""
+        async with self.post("/set_feedback", **body) as response:
+            return response.status, await response.json()
 
     async def history(self, conversation: str = "main") -> list[dict[str, Any]]:
         async with self.session.get(f"{self.url}/history", params={"conversation": conversation}) as response:
@@ -125,7 +134,7 @@ class Client:
 
 
 async def sse_events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """The events of a stream, as they arrive."""
+    """Yield the name and the data of each event, as it arrives."""
     name = ""
     async for line in response.content:
         field_name, _, value = line.decode().rstrip("\n").partition(": ")
@@ -137,9 +146,11 @@ async def sse_events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[st
 
 @dataclass
 class Stepper:
-    """A generator function for ``ChatStream(engine=...)`` that makes a step only when the test allows one.
+    """A generator function for ``ChatStream(engine=...)`` that makes a step only when the test allows it.
 
-    It answers with "1 2 3 ..." and never ends by itself; ``fail_at`` raises at that step. Counts what happens.
+    It yields "1 2 3 ..." without end, and raises an error at the step ``fail_at``.
+
+    closed: number of generators that have ended. running, most_running: current and maximum number of generators.
     """
 
     fail_at: int | None = None
@@ -170,7 +181,7 @@ class Stepper:
 
 
 def post_bytes(body: str, *, path: str = "/chat_stream", version: str = "1.1", headers: str = "") -> bytes:
-    """A POST of JSON as it is on the wire."""
+    """Return a POST request of JSON as raw bytes."""
     length = len(body.encode())
     head = (
         f"POST {path} HTTP/{version}\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
@@ -179,16 +190,44 @@ def post_bytes(body: str, *, path: str = "/chat_stream", version: str = "1.1", h
 
 
 def echo(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
-    """An engine that answers at once with the newest message, word by word."""
+    """Yield the newest message, word by word."""
     for word in messages[-1]["content"].split(" "):
         yield word + " "
 
 
 def role_of(auth_method: Any = None, secret: Any = None, **fields: Any) -> dict[str, Any]:
-    """A role of ``client_roles``, which allows all unless ``fields`` say otherwise."""
-    given = {"allow": "all", **fields}
+    """Return a role of ``client_roles`` that allows all endpoints, unless ``fields`` specify others."""
+    role = {"allow": "all", **fields}
     if auth_method is not None:
-        given["auth_method"] = auth_method
+        role["auth_method"] = auth_method
     if secret is not None:
-        given[auth_method] = secret
-    return {"apis": given}
+        role[auth_method] = secret
+    return {"apis": role}
+
+
+class StartServer(Protocol):
+    """Starts a server, which is stopped after the test."""
+
+    async def __call__(
+        self,
+        chat_stream: ChatStream,
+        storage: AbstractStorage | None = None,
+        *,
+        handler_cancellation: bool = False,
+        client_max_size: int = 1 << 20,
+        port: int = 0,
+        api_keys: Sequence[str] | None = None,
+    ) -> Server: ...
+
+
+class MakeStepper(Protocol):
+    """Returns a :class:`Stepper`, which may finish after the test."""
+
+    def __call__(self, *, fail_at: int | None = None) -> Stepper: ...
+
+
+EngineFunction = Callable[[list[dict[str, str]], GenerationParams], Iterator[str]]
+"""Generator function that serves as an engine."""
+
+ClientOf = Callable[[Server], Client]
+"""Function that returns a new user of a server."""

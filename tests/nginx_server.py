@@ -1,4 +1,4 @@
-"""A real nginx for the tests, with the lines of docs/deployment.md."""
+"""nginx for the tests, with the configuration in docs/deployment.md."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ http {{
 {block}
 }}
 """
-"""The system's nginx.conf around the files of conf.d."""
+"""nginx.conf around the documented block, as on a real system."""
 
 
 @dataclass(frozen=True)
 class Nginx:
-    """certificate: what clients are to trust; None where there is no HTTPS."""
+    """A running nginx. certificate: the certificate that clients must trust; None without HTTPS."""
 
     url: str
     http_port: int
@@ -52,11 +52,11 @@ class Nginx:
 
 
 def documented_block(kind: str) -> str:
-    """The lines of the section "nginx, HTTP" or "nginx, HTTPS"."""
+    """Return the configuration in the section "nginx, HTTP" or "nginx, HTTPS"."""
     text = (ROOT / "docs" / "deployment.md").read_text()
-    found = re.search(rf"^## nginx, {kind}$.*?^```nginx\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert found
-    return found[1]
+    match = re.search(rf"^## nginx, {kind}$.*?^```nginx\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert match
+    return match[1]
 
 
 def replace(text: str, old: str, new: str) -> str:
@@ -66,10 +66,10 @@ def replace(text: str, old: str, new: str) -> str:
 
 @contextmanager
 def running_nginx(kind: str, folder: Path, upstream: str) -> Iterator[Nginx]:
-    """nginx with the documented lines, with ports and files of the test's own.
+    """Run nginx with the documented configuration, on ports and with files of the test.
 
     :param kind: ``HTTP`` or ``HTTPS``.
-    :param upstream: what ``proxy_pass`` names.
+    :param upstream: target of ``proxy_pass``.
     """
     if shutil.which("nginx") is None:
         pytest.skip("nginx is missing: apt-get install nginx")
@@ -84,7 +84,7 @@ def running_nginx(kind: str, folder: Path, upstream: str) -> Iterator[Nginx]:
         block = replace(block, f"/etc/ssl/{NAME}.pem", str(certificate))
         block = replace(block, f"/etc/ssl/{NAME}.key", str(key))
         url = f"https://{NAME}:{port}"
-    user = "user root;\n" if os.geteuid() == 0 else ""  # its workers are to reach the test's folder
+    user = "user root;\n" if os.geteuid() == 0 else ""  # so that the workers can read the test's folder
     (folder / "nginx.conf").write_text(MAIN.format(user=user, folder=folder, block=block))
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
     with running(command, folder / "output") as process:
@@ -101,7 +101,7 @@ def listens(port: int) -> bool:
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate of its own for the documented name, and its key."""
+    """Create a self-signed certificate for the documented host name, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
     now = datetime.datetime.now(datetime.UTC)

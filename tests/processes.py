@@ -1,4 +1,4 @@
-"""Real processes for the tests: start them, wait for what they print or answer, and always end them."""
+"""Processes of the tests: starting them, waiting for their output or replies, and always ending them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
 
 START_PATIENCE = 90.0
-"""Seconds until a test gives up on a process that imports torch and loads a model, on a busy machine."""
+"""Seconds to wait for a process that imports torch and loads a model, on a busy machine."""
 
 END_PATIENCE = 15.0
-"""Seconds until a test gives up on a process that was told to end, or was used wrongly."""
+"""Seconds to wait for a process to end after a signal or a usage error."""
 
 
 @dataclass
 class Process:
-    """A running program with a process group of its own. What it prints goes to files, so that it never blocks."""
+    """A running program in a process group of its own. Its output is written to files, so that it never blocks."""
 
     popen: subprocess.Popen[bytes]
     out_file: Path
@@ -47,29 +49,29 @@ class Process:
         return self.err_file.read_text(errors="replace")
 
     @property
-    def told(self) -> str:
-        """Everything it printed, for the message of a failed test."""
+    def output(self) -> str:
+        """All output of the process, for the message of a failed test."""
         return f"\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
 
-    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
-        """Poll ``condition`` until it gives something true, and return that. Fails when the process ends first."""
+    def wait_for(self, condition: Callable[[], T | None], event: str) -> T:
+        """Poll ``condition`` until its result is true, and return the result. Fails if the process ends first."""
         deadline = time.monotonic() + START_PATIENCE
-        while not (found := condition()):
-            ended = self.popen.poll()
-            assert ended is None, f"It ended with {ended} before {what}.{self.told}"
-            assert time.monotonic() < deadline, f"No {what} in {START_PATIENCE:g} seconds.{self.told}"
+        while not (result := condition()):
+            exit_code = self.popen.poll()
+            assert exit_code is None, f"The process ended with {exit_code}, waiting for: {event}.{self.output}"
+            assert time.monotonic() < deadline, f"Waited {START_PATIENCE:g} seconds for: {event}.{self.output}"
             time.sleep(0.05)
-        return found
+        return result
 
     def wait_ended(self, patience: float = END_PATIENCE) -> int:
-        """The exit code."""
+        """Wait for the end of the process and return its exit code."""
         try:
             return self.popen.wait(patience)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"It did not end within {patience:g} seconds.{self.told}") from None
+            raise AssertionError(f"The process did not end within {patience:g} seconds.{self.output}") from None
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send it a signal and return its exit code."""
+        """Send a signal to the process and return its exit code."""
         self.popen.send_signal(number)
         return self.wait_ended()
 
@@ -78,10 +80,10 @@ class Process:
 def running(
     command: Sequence[str], folder: Path, *, cwd: Path = ROOT, env: Mapping[str, str] | None = None
 ) -> Iterator[Process]:
-    """Start ``command``; kill it and its children in the end, whatever happened.
+    """Start ``command`` and yield its process, which is always killed at the end, with its children.
 
-    :param folder: where the two files with its output go.
-    :param env: what is added to this process's environment.
+    :param folder: folder for the two files with its output.
+    :param env: variables to add to the environment of this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     out_file, err_file = folder / "stdout", folder / "stderr"
@@ -112,7 +114,7 @@ def _running(
 
 @contextmanager
 def sigterm_ends_pytest_in_order() -> Iterator[None]:
-    """Let a pytest that is itself told to end (by ``timeout``, say) end its processes first."""
+    """On SIGTERM (for example from ``timeout``), let pytest end its processes first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -135,7 +137,7 @@ class Reply:
 
 
 def ask(url: str, body: Mapping[str, Any] | None = None, accept: str = "*/*") -> Reply:
-    """GET ``url``, or POST ``body`` to it as JSON. Raises OSError where nobody listens."""
+    """Send a GET request to ``url``, or POST ``body`` as JSON. Raises OSError if the connection fails."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=START_PATIENCE)
     try:
@@ -149,15 +151,14 @@ def ask(url: str, body: Mapping[str, Any] | None = None, accept: str = "*/*") ->
 
 
 def ask_when_listening(process: Process, url: str, body: Mapping[str, Any] | None = None) -> Reply:
-    """The first reply of a server that may not listen yet."""
+    """Return the first reply of a server that may not listen yet."""
 
     def reply() -> Reply | None:
         with suppress(ConnectionError):
             return ask(url, body)
         return None
 
-    found: Reply = process.wait_for(reply, f"reply from {url}")
-    return found
+    return process.wait_for(reply, f"reply from {url}")
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""A real Redis for the tests: one that can be killed, halted and started again, and keeps nothing on disk."""
+"""Redis for the tests, which can be killed, paused and restarted, and stores nothing on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.processes import Process, free_port, running
 
 
 class RedisServer:
-    """Redis on a port of its own, which stays the same. Started with :meth:`start`, empty each time."""
+    """A Redis server whose port stays the same. It is empty after each :meth:`start`."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
@@ -30,16 +30,16 @@ class RedisServer:
         self._process.wait_for(self._listens, "listening Redis")
 
     def kill(self) -> None:
-        """As ``kill -9`` does."""
+        """Kill the process with SIGKILL."""
         assert self._process is not None
         self._process.end(signal.SIGKILL)
 
-    def halt(self) -> None:
-        """From now on it accepts connections, and answers nothing."""
+    def pause(self) -> None:
+        """Suspend the process: the kernel still accepts connections, but nothing responds."""
         assert self._process is not None
         self._process.popen.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         assert self._process is not None
         self._process.popen.send_signal(signal.SIGCONT)
 

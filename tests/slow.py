@@ -78,21 +78,23 @@ def _is_slow(function: FunctionType) -> bool:
     seen: set[int] = set()
     remaining: list[Any] = [function]
     while remaining:
-        found = remaining.pop()
-        if id(found) in seen:
+        reference = remaining.pop()
+        if id(reference) in seen:
             continue
-        seen.add(id(found))
-        module = found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None) or ""
+        seen.add(id(reference))
+        module = (
+            reference.__name__ if isinstance(reference, ModuleType) else getattr(reference, "__module__", None) or ""
+        )
         if module.partition(".")[0] in LIBRARIES:
             return True
         if not module.startswith("tests."):
             continue
-        if isinstance(found, type):
-            remaining += vars(found).values()
-        elif isinstance(found, FunctionType):
-            if FUNCTIONS.intersection(_names(inspect.unwrap(found).__code__)):
+        if isinstance(reference, type):
+            remaining += vars(reference).values()
+        elif isinstance(reference, FunctionType):
+            if FUNCTIONS.intersection(_names(inspect.unwrap(reference).__code__)):
                 return True
-            remaining += _references(inspect.unwrap(found))
+            remaining += _references(inspect.unwrap(reference))
     return False
 
 
@@ -100,10 +102,10 @@ def _references(function: FunctionType) -> Iterator[Any]:
     """Yield the global objects that ``function`` refers to, including attributes of modules of tests."""
     names = set(_names(function.__code__))
     for name in names & function.__globals__.keys():
-        found = function.__globals__[name]
-        yield found
-        if isinstance(found, ModuleType) and found.__name__.startswith("tests."):
-            yield from (value for key, value in vars(found).items() if key in names)
+        reference = function.__globals__[name]
+        yield reference
+        if isinstance(reference, ModuleType) and reference.__name__.startswith("tests."):
+            yield from (value for key, value in vars(reference).items() if key in names)
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -30,7 +30,7 @@ from aiochatstream.prompts import ChatPrompt
 from aiochatstream.runtime.daemon_threads import any_daemon_thread
 from aiochatstream.sessions.client_address import parse_address
 from aiochatstream.texts import LOCALES, Texts, locale_from_environment, texts_for
-from aiochatstream.web.errors import errors_as_json
+from aiochatstream.web.errors import json_error_middleware
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.server_log import shorten_client_errors
 
@@ -114,7 +114,7 @@ def serve(options: argparse.Namespace) -> int:
         tasks.append(asyncio.create_task(announce()))
 
     tasks: list[asyncio.Task[None]] = []
-    app = web.Application(middlewares=[errors_as_json()], handler_args=HANDLER_ARGS)
+    app = web.Application(middlewares=[json_error_middleware()], handler_args=HANDLER_ARGS)
     if sessions.connection is not None:
         app.cleanup_ctx.append(sessions.connection)  # opened first, closed last
     aiohttp_session.setup(app, sessions.storage)

@@ -102,7 +102,8 @@ class Runtime:
         """Tokens at the beginning of every prompt; set when the engine is loaded."""
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
         self._turns = Turns(self._turn_ended)
-        self._slow_checks = 0
+        self.slow_checks = 0
+        """Number of requests whose constraint is being checked, or waits for its check."""
         self._loading: asyncio.Task[None] | None = None
         self.metrics = Metrics(
             running=lambda: self.admission.running,
@@ -112,6 +113,11 @@ class Runtime:
         self.engine.on_step = self.metrics.step
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
         """Coroutine functions that run from start to end."""
+
+    @property
+    def running_turns(self) -> list[RunningTurn]:
+        """The turns of this process that wait or generate, of all users."""
+        return list(self._turns)
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -273,13 +279,13 @@ class Runtime:
         if self.engine.checks_quickly(params):
             await self._run_in_prompt_thread(self.engine.check, params)
             return
-        if self._slow_checks >= MAX_SLOW_CHECKS:
+        if self.slow_checks >= MAX_SLOW_CHECKS:
             raise TooManyRequests(f"{MAX_SLOW_CHECKS} unknown schemas are being checked; send this one later.")
-        self._slow_checks += 1
+        self.slow_checks += 1
         try:
             await self._run_in_thread(self._constraint_threads, self.engine.check, params)
         finally:
-            self._slow_checks -= 1
+            self.slow_checks -= 1
 
     async def _run_in_thread(self, threads: Executor, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:

@@ -329,6 +329,9 @@ class Turns:
     def __len__(self) -> int:
         return len(self._turns)
 
+    def __iter__(self) -> Iterator[RunningTurn]:
+        return iter(list(self._turns.values()))
+
     def get(self, user_id: str, name: str) -> RunningTurn | None:
         """Return the running turn of a conversation, if there is one."""
         return self._turns.get((user_id, name))

@@ -1,1 +1,1 @@
-"""How it is spoken: HTTP in, HTTP out."""
+"""The HTTP layer: endpoints, access control and streaming on aiohttp."""

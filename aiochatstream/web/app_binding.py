@@ -1,6 +1,6 @@
-"""Where in an application a ChatStream is, and whose sessions it uses there.
+"""The binding of a ChatStream to an application and its sessions.
 
-Several can share the sessions of one application, each under a namespace of its own.
+Several ChatStreams can share the sessions of an application, each under its own namespace.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class AppBinding:
-    """The place of one ChatStream.
+    """The application that a ChatStream is set up in, and the session storage used there.
 
-    :param namespace: what its conversations and roles go by in the sessions; no other's there.
-    :param cross_origin: pages of other origins are to reach it with their session's cookie.
-    :param grants_roles: sessions are to hold roles.
+    :param namespace: prefix of the ChatStream's conversations and roles in the sessions, unique in the application.
+    :param cross_origin: whether pages of other origins use the session cookie.
+    :param grants_roles: whether sessions hold granted roles.
     """
 
     def __init__(self, namespace: str, *, cross_origin: bool, grants_roles: bool) -> None:
@@ -37,10 +37,10 @@ class AppBinding:
         self._needs_sessions = False
         self._warned = False
 
-    def enter(self, app: web.Application, *, sessions: bool) -> bool:
-        """Be in ``app``; False where that is so already. Raises RuntimeError for a second app.
+    def bind(self, app: web.Application, *, sessions: bool) -> bool:
+        """Bind to ``app``; return False if already bound to it. Raises RuntimeError if bound to another application.
 
-        :param sessions: whether it takes some there.
+        :param sessions: whether the endpoints there need sessions.
         """
         self._needs_sessions |= sessions
         if self._app is app:
@@ -49,62 +49,62 @@ class AppBinding:
             raise RuntimeError("This ChatStream is set up in another application; make one ChatStream for each.")
         self._app = app
         app.setdefault(BINDINGS, []).append(self)
-        app.cleanup_ctx.append(self._stay_in)
+        app.cleanup_ctx.append(self._unbind_on_cleanup)
         return True
 
-    async def _stay_in(self, app: web.Application) -> AsyncIterator[None]:
+    async def _unbind_on_cleanup(self, app: web.Application) -> AsyncIterator[None]:
         yield
-        self._app = self._storage = None  # the app has ended; another may begin
+        self._app = self._storage = None
         self._needs_sessions = False
 
-    def check_start(self, app: web.Application) -> None:
-        """When ``app`` starts: raises SessionsNotSetUp where it is certain that there are none, or as :meth:`check`."""
-        # a sub-app is frozen before its start; its parent's sessions cannot be seen from it
+    def check_startup(self, app: web.Application) -> None:
+        """Raise SessionsNotSetUp if ``app`` certainly lacks the needed sessions, or as :meth:`check_request`."""
+        # a sub-app is frozen before its start, and cannot see the sessions of its parent
         if self._needs_sessions and not app.pre_frozen and not has_sessions(app):
             raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
         for middleware in _session_middlewares(app):
             storage = inspect.getclosurevars(middleware).nonlocals.get("storage")
-            if isinstance(storage, AbstractStorage):  # if not, the first request shows it
-                self._use(storage, app)
+            if isinstance(storage, AbstractStorage):  # if not, the first request checks it
+                self._use_storage(storage, app)
 
-    def check(self, request: web.Request) -> None:
-        """Raises SessionsNotSetUp where the sessions of ``request`` hold another ChatStream's of the same namespace, or
-        cannot hold roles.
+    def check_request(self, request: web.Request) -> None:
+        """Raise SessionsNotSetUp if another ChatStream uses these sessions with the same namespace, or if clients could
+        edit the roles in them.
         """
         storage = request.get(STORAGE_KEY)
         if storage is not None and storage is not self._storage:
-            self._use(storage, request.match_info.apps[0])
+            self._use_storage(storage, request.match_info.apps[0])
         if storage is None or self._warned or storage.cookie_params["secure"]:
             return
         if not all(map(is_loopback_host, hosts_of(request))):
             self._warned = True
             logger.warning(
-                "The session cookie %s goes over plain HTTP to other machines (this request came by the name %s): who "
-                "listens on the way can take over the session. Serve HTTPS, and give the storage secure=True.",
+                "Session cookie %s was sent over plain HTTP to host %s: anyone on the network path can hijack the "
+                "session. Serve HTTPS, and set secure=True on the session storage.",
                 storage.cookie_name,
                 request.host,
             )
 
-    def _use(self, storage: AbstractStorage, root: web.Application) -> None:
+    def _use_storage(self, storage: AbstractStorage, root: web.Application) -> None:
         for other in _bindings_in(root):
             if other is not self and other._storage is storage and other.namespace == self.namespace:
                 raise SessionsNotSetUp(
-                    f"Two ChatStreams use the same sessions with the same namespace {self.namespace!r}: make them with "
-                    f"different ones, ChatStream(namespace='...')."
+                    f"Two ChatStreams use the same sessions and the same namespace {self.namespace!r}. Give each a "
+                    f"namespace of its own: ChatStream(namespace='...')."
                 )
         if self._grants_roles and isinstance(storage, SimpleCookieStorage):
             raise SessionsNotSetUp(
-                "client_roles: with SimpleCookieStorage everybody writes into the session what they like, and so takes "
-                "any role. Use MemoryStorage, or another storage that clients cannot write into."
+                "client_roles: cannot be used with SimpleCookieStorage: clients can edit its cookies and grant "
+                "themselves any role. Use MemoryStorage, or another storage that clients cannot edit."
             )
         self._storage = storage
         cookie = storage.cookie_params
-        # samesite is None where the cookie says nothing of it, which browsers take for Lax
+        # browsers treat an absent SameSite as Lax
         if self._cross_origin and not ((cookie["samesite"] or "").lower() == "none" and cookie["secure"]):
             logger.warning(
-                "allowed_origins is set, but the cookie %s is not SameSite=None and Secure: browsers will not send it "
-                "from pages of other sites, and each of their messages begins a new conversation. Give the session "
-                "storage samesite='None' and secure=True (which takes HTTPS).",
+                "allowed_origins is set, but the cookie %s is not SameSite=None and Secure: browsers do not send it "
+                "from pages of other sites, and each message from there begins a new conversation. Set samesite='None' "
+                "and secure=True on the session storage (requires HTTPS).",
                 storage.cookie_name,
             )
 
@@ -113,7 +113,7 @@ BINDINGS: web.AppKey[list[AppBinding]] = web.AppKey("aiochatstream_places", list
 
 
 def has_sessions(app: web.Application) -> bool:
-    """Whether ``app`` itself has aiohttp-session, not a parent of it."""
+    """Return True if aiohttp-session is set up in ``app`` itself; its parents are not examined."""
     return any(_session_middlewares(app))
 
 

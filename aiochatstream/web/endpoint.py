@@ -1,4 +1,4 @@
-"""One endpoint, as the tables of them have it."""
+"""Endpoints: the rows of the route tables, and their mounting as aiohttp routes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from aiochatstream.web.server import Server
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 
-NOTHING: Mapping[str, Any] = {}
+EMPTY: Mapping[str, Any] = {}
 
 
-class Api(NamedTuple):
-    """One endpoint, and what /openapi.json says of it besides what the handler's docstring says.
+class Endpoint(NamedTuple):
+    """An endpoint, and its description for /openapi.json. The summary there is the handler's docstring.
 
-    name: also the handler's, and what the roles' ``allow`` lists say.
-    body: the model of the JSON that it reads. query: that of the query's parameters.
-    answers: what a status of 200 comes with, by media type: a type that pydantic knows. ``str`` is text.
-    parts: handlers of other paths that come with it, and are of no use without; nothing is said of them, unless the
-        handler is the endpoint's own.
-    errors: what it is refused with, besides what goes for all (see :mod:`aiochatstream.web.openapi.document`).
+    name: name of the handler, used in the ``allow`` lists of roles.
+    body, query: models of the JSON body and of the query string.
+    responses: types of the body of a response with status 200, by media type; ``str`` is text.
+    parts: handlers of further paths that belong to the endpoint. A part is documented only if its handler is the
+        endpoint's handler.
+    errors: errors of this endpoint, besides those of all endpoints (see :mod:`aiochatstream.web.openapi.document`).
     """
 
     name: str
@@ -35,37 +35,37 @@ class Api(NamedTuple):
     handler: ServerHandler[...]
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
-    answers: Mapping[str, Any] = NOTHING
+    responses: Mapping[str, Any] = EMPTY
     errors: tuple[type[ChatStreamError], ...] = ()
-    parts: Mapping[str, ServerHandler[...]] = NOTHING
+    parts: Mapping[str, ServerHandler[...]] = EMPTY
 
 
 class BoundHandler(functools.partial[Awaitable[web.StreamResponse]]):
-    """A handler bound to its server, as it is mounted in an application.
+    """A handler bound to its server, for one route of an application.
 
-    tag: the API that the endpoint is part of.
+    tag: name of the API that the endpoint belongs to.
     """
 
-    endpoint: Api
+    endpoint: Endpoint
     tag: str
 
 
-def bind(api: Api, handler: ServerHandler[...], server: Server, tag: str, **more: Any) -> BoundHandler:
-    """Return ``handler``, one of ``api``, with ``server`` and ``more`` as its first arguments."""
-    bound = BoundHandler(handler, server, **more)
-    bound.endpoint, bound.tag = api, tag
+def bind(endpoint: Endpoint, handler: ServerHandler[...], server: Server, tag: str, **options: Any) -> BoundHandler:
+    """Return ``handler`` of ``endpoint``, with ``server`` and ``options`` as its first arguments."""
+    bound = BoundHandler(handler, server, **options)
+    bound.endpoint, bound.tag = endpoint, tag
     return bound
 
 
-def mount(apis: Iterable[Api], server: Server, prefix: str, tag: str, **more: Any) -> list[web.RouteDef]:
-    """The endpoints of ``server``, each after ``prefix``; ``more`` is handed to their handlers.
+def mount(endpoints: Iterable[Endpoint], server: Server, prefix: str, tag: str, **options: Any) -> list[web.RouteDef]:
+    """Return routes that serve ``endpoints`` below ``prefix``. ``options`` are passed to the handlers.
 
-    Raises ValueError for a prefix that is none.
+    Raises ValueError for an invalid prefix.
     """
     if prefix and (not prefix.startswith("/") or prefix.endswith("/") or "{" in prefix):
         raise ValueError(f"prefix: must begin with a slash and not end with one, without braces, not {prefix!r}.")
     routes = []
-    for api in apis:
-        for path, handler in ((api.path, api.handler), *api.parts.items()):
-            routes.append(api.route(prefix + path, bind(api, handler, server, tag, **more)))
+    for endpoint in endpoints:
+        for path, handler in ((endpoint.path, endpoint.handler), *endpoint.parts.items()):
+            routes.append(endpoint.route(prefix + path, bind(endpoint, handler, server, tag, **options)))
     return routes

@@ -1,4 +1,4 @@
-"""Errors as responses: the one place where the exception tree becomes HTTP."""
+"""Conversion of exceptions to HTTP responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Respond = Callable[[ChatStreamError, int], web.Response]
 
 
 def error_body(error: ChatStreamError) -> dict[str, Any]:
-    """The JSON that tells of ``error``; a refusal has chatstream's keys wherever it happens."""
+    """Return the JSON body for ``error``. An access error also has the keys of chatstream."""
     body = {"error": error.code, "detail": error.detail}
     if isinstance(error, Unauthorized | Forbidden):
         return {**body, "success": False, "message": type(error).__name__}
@@ -44,7 +44,7 @@ def error_body(error: ChatStreamError) -> dict[str, Any]:
 def error_response(
     error: ChatStreamError, overload_status: int = TooManyRequests.status, more: dict[str, Any] | None = None
 ) -> web.Response:
-    """The response that tells of ``error``; ``more`` goes into its body."""
+    """Return the response for ``error``, with the keys ``more`` in its body."""
     status = overload_status if isinstance(error, TooManyRequests) else error.status
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return json_response({**(more or {}), **error_body(error)}, status=status, headers=headers)
@@ -54,33 +54,33 @@ def _as_chatstream(error: ChatStreamError, overload_status: int) -> web.Response
     return error_response(error, overload_status, {"success": False, "message": error.detail})
 
 
-def answers_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
-    """Let only those call ``handler`` who may call the API of its name, and answer what it raises as JSON.
+def json_endpoint(handler: ServerHandler[P]) -> ServerHandler[P]:
+    """Check that the client may call the endpoint with the handler's name, and respond to errors as JSON.
 
-    An unexpected error is logged with an id that the client gets, too.
+    An unexpected error is logged with an id that the response also contains.
     """
-    return answers_all_errors(_checks_access(handler))
+    return handle_errors(_check_role(handler))
 
 
-def answers_errors_as_chatstream(handler: ServerHandler[P]) -> ServerHandler[P]:
-    """The same, with the keys that chatstream's clients look for beside ours."""
-    return answers_all_errors(_checks_access(handler), _as_chatstream)
+def chatstream_endpoint(handler: ServerHandler[P]) -> ServerHandler[P]:
+    """Like :func:`json_endpoint`, with additional keys in errors for chatstream's clients."""
+    return handle_errors(_check_role(handler), _as_chatstream)
 
 
-def _checks_access(handler: ServerHandler[P]) -> ServerHandler[P]:
+def _check_role(handler: ServerHandler[P]) -> ServerHandler[P]:
     @functools.wraps(handler)
     async def checked(server: Server, request: web.Request, /, *args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
-        await check_access(server, request, api)
+        await check_access(server, request, endpoint)
         return await handler(server, request, *args, **kwargs)
 
-    api: str = checked.__name__
+    endpoint: str = checked.__name__
     return checked
 
 
-def answers_all_errors(handler: ServerHandler[P], respond: Respond = error_response) -> ServerHandler[P]:
-    """The same as :func:`answers_errors` for one that checks itself who may call it.
+def handle_errors(handler: ServerHandler[P], respond: Respond = error_response) -> ServerHandler[P]:
+    """Respond to errors like :func:`json_endpoint`, without an access check.
 
-    :param respond: makes the response to an error, given it and the status of a full queue.
+    :param respond: function from an error and the status of a full queue to the response.
     """
 
     @functools.wraps(handler)
@@ -96,37 +96,37 @@ def answers_all_errors(handler: ServerHandler[P], respond: Respond = error_respo
             raise
         except Exception as error:
             if isinstance(error, ConnectionError) and is_gone(request):
-                return web.Response(status=499)  # the client left; nobody reads this
+                return web.Response(status=499)  # not sent: the client has disconnected
             request_id = uuid.uuid4().hex
             logger.exception("%s %s failed (request %s)", request.method, request.path, request_id)
-            refusal = ChatStreamError(f"Something went wrong here. (request {request_id})")
-            response = respond(refusal, server.limits.overload_status)
-        server.active_requests.expect_sent(request, response)
+            internal = ChatStreamError(f"Internal server error. (request {request_id})")
+            response = respond(internal, server.limits.overload_status)
+        server.active_requests.watch_response(request, response)
         return response
 
     return guarded
 
 
-def errors_as_json(
-    respond: Respond = error_response, concerns: Callable[[web.Request], bool] = lambda request: True
+def json_error_middleware(
+    respond: Respond = error_response, applies_to: Callable[[web.Request], bool] = lambda request: True
 ) -> Middleware:
-    """Unknown paths and methods are answered as JSON, too.
+    """Return a middleware that responds to unknown paths and methods as JSON.
 
-    :param concerns: whether the path of a request is one of those that are; all are by default, for an app that is
-        nothing but ChatStream.
+    :param applies_to: predicate that selects requests by their path; by default all, for an app that serves only
+        ChatStream.
     """
 
     @web.middleware
     async def json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as refused:
-            if request.match_info.http_exception is None or not concerns(request):
-                raise  # what a handler has said itself, or of another's path
-            if isinstance(refused, web.HTTPNotFound):
+        except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as routing_error:
+            if request.match_info.http_exception is None or not applies_to(request):
+                raise  # raised by a handler, or for another API's path
+            if isinstance(routing_error, web.HTTPNotFound):
                 return respond(NotFound(f"There is nothing at {request.path}."), TooManyRequests.status)
-            allowed = ", ".join(sorted(refused.allowed_methods))
-            error = MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}.")
+            allowed = ", ".join(sorted(routing_error.allowed_methods))
+            error = MethodNotAllowed(f"{request.path} accepts {allowed}, not {request.method}.")
             response = respond(error, TooManyRequests.status)
             response.headers["Allow"] = allowed
             return response

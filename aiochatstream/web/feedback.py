@@ -1,4 +1,4 @@
-"""Like or dislike: what a user says of an answer, on its way to the application."""
+"""Feedback of users on answers, for the application's callback."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from aiochatstream.web.request_models import FeedbackRequest
 logger = logging.getLogger(__name__)
 
 MAX_RATINGS = 10
-"""Ratings of one answer: its user may change their mind, and add a comment."""
+"""Ratings of one answer: users may change a rating, or add a comment to it."""
 
 MAX_ANSWERS = 10_000
-"""Answers whose ratings are counted. Those that were not rated for longest are forgotten."""
+"""Maximum number of answers whose ratings are counted; the least recently rated are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What a user says of one answer.
+    """A user's rating of one answer.
 
-    is_like: None where it is neither like nor dislike.
-    form_data: whatever JSON the page sends with it.
-    prompt: what the model was told, as text.
+    is_like: True for like, False for dislike, None for neither.
+    form_data: any JSON that the page sends with the rating.
+    prompt: the answer's prompt as text.
     target_message: the answer.
-    generation_params: the user's, as they are now.
+    generation_params: the user's current parameters.
     """
 
     is_like: bool | None
@@ -48,20 +48,20 @@ class Feedback:
 
 
 O_BINARY = getattr(os, "O_BINARY", 0)
-"""Windows would write another new line."""
+"""Flag for Windows, which otherwise changes line ends."""
 
 FeedbackCallback = Callable[[web.Request, Feedback], object]
-"""What an application gives to be told of feedback: a plain function, which runs on the event loop, or a coroutine
-function. What it raises is answered with a 500: the user is not told that something was kept which was not."""
+"""The application's callback for feedback: a plain function, which runs on the event loop, or a coroutine function. An
+exception results in a 500, so that a user never sees success for feedback that was lost."""
 
 
 class FeedbackFile:
-    """A callback for feedback that appends it to a file, a line of JSON each, with the ``time`` in seconds since 1970.
+    """A callback that appends feedback to a file as JSON Lines, with the ``time`` in seconds since 1970.
 
-    The file holds what people wrote: it is made for its owner alone. An answer that is rated again has one more line;
-    its last one counts.
+    The file contains users' texts and is created readable for its owner only. An answer that is rated again has several
+    lines; the last line counts.
 
-    :param max_bytes: maximum length of the file. Feedback beyond it is refused with 503.
+    :param max_bytes: maximum size of the file. Feedback beyond it is refused with 503.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int = 128 << 20) -> None:
@@ -79,14 +79,14 @@ class FeedbackFile:
             await asyncio.to_thread(self._append, line.encode(errors="surrogatepass"))
 
     def _append(self, line: bytes) -> None:
-        # one write to a file that is opened for appending: workers of several processes may share it
+        # a single write in append mode is atomic, so worker processes can share the file
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | O_BINARY, 0o600)
         try:
             if os.fstat(file).st_size + len(line) > self._max_bytes:
                 if not self._is_full:
-                    logger.error("%s is full: feedback is refused until it is moved away.", self._path)
+                    logger.error("%s is full: feedback is refused until the file is moved.", self._path)
                 self._is_full = True
-                raise StoreUnavailable("The file for feedback is full.", retry_after=3600)
+                raise StoreUnavailable("The feedback file is full.", retry_after=3600)
             self._is_full = False
             written = os.write(file, line)
         finally:
@@ -96,13 +96,13 @@ class FeedbackFile:
 
 
 class Ratings:
-    """The ratings of answers that were rated lately, so that one answer cannot be rated without end."""
+    """Rating counts of recently rated answers, which limit the ratings of each answer."""
 
     def __init__(self) -> None:
         self._ratings: OrderedDict[Hashable, tuple[int, FeedbackRequest | None]] = OrderedDict()
 
     def count(self, answer: Hashable, rating: FeedbackRequest) -> bool:
-        """Count ``rating`` as one of ``answer``; return False if it is the same as the last one.
+        """Count ``rating`` for ``answer``; return False if it equals the answer's last rating.
 
         Raises InvalidValue above :data:`MAX_RATINGS`.
         """
@@ -112,10 +112,10 @@ class Ratings:
         if len(self._ratings) > MAX_ANSWERS:
             self._ratings.popitem(last=False)
         if is_new and times == MAX_RATINGS:
-            raise InvalidValue(f"message_id: must be of an answer that was rated less than {MAX_RATINGS} times.")
+            raise InvalidValue(f"message_id: must be of an answer with fewer than {MAX_RATINGS} ratings.")
         return is_new
 
     def forget(self, answer: Hashable) -> None:
-        """Let the last rating of ``answer``, which was not kept, come again."""
+        """Allow the last rating of ``answer`` again, because the callback failed."""
         if answer in self._ratings:
             self._ratings[answer] = (self._ratings[answer][0], None)

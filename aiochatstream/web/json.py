@@ -1,4 +1,4 @@
-"""JSON on the wire."""
+"""JSON encoding and JSON responses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def dumps(data: Any) -> str:
-    """Compact JSON on one line; text as it is, not escaped."""
+    """Return ``data`` as compact JSON on one line, without escaping non-ASCII text."""
     return _ENCODER.encode(data)
 
 
 def json_response(data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A JSON response that no cache keeps."""
+    """Return a JSON response that caches do not store."""
     return web.Response(
         body=to_json(data, inf_nan_mode="null"),
         status=status,

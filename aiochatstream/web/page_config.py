@@ -24,7 +24,7 @@ POLICY = (
     "require-trusted-types-for 'script'",
     "trusted-types dompurify",
 )
-"""What the page may load and do: nothing of other origins, and no HTML that DOMPurify has not seen."""
+"""Content-Security-Policy of the page: only resources of its own origin, and HTML only from DOMPurify."""
 
 Line = Annotated[str, Field(min_length=1, max_length=200)]
 Paragraph = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -34,15 +34,16 @@ Ancestor = Annotated[str, Field(pattern=r"^('self'|https?://[A-Za-z0-9.*:\[\]-]+
 
 
 class WebUiParams(BaseModel):
-    """What the chat page looks like and says. A text is a string, or one for each language: ``{"en": ..., "ja": ...}``.
+    """Texts and colours of the chat page. A text is a string, or a dict by language: ``{"en": ..., "ja": ...}``.
 
-    title: the name of the page.
-    welcome: what stands in an empty conversation.
-    avatar: who answers: one to four characters (an emoji, say), or an image of this origin or ``data:image/``.
-    accent, accent_dark: colour of buttons and links on light and on dark ground; the second is the first if absent.
-    examples: up to 8 messages that an empty conversation offers.
-    locale, theme: what users see who have chosen nothing; absent, what their browsers ask for.
-    frame_ancestors: origins whose pages may show this one in a frame, ``'self'`` for this one; none by default.
+    title: title of the page.
+    welcome: text of an empty conversation.
+    avatar: the model's avatar: 1 to 4 characters (for example an emoji), an image of this origin, or ``data:image/``.
+    accent, accent_dark: colour of buttons and links on a light and on a dark background; ``accent_dark`` defaults to
+        ``accent``.
+    examples: up to 8 example messages, shown in an empty conversation.
+    locale, theme: defaults for users who have not chosen; absent, the preferences of their browsers.
+    frame_ancestors: origins whose pages may embed this one in a frame, ``'self'`` for its own; none by default.
     """
 
     model_config = STRICT
@@ -73,9 +74,11 @@ class WebUiParams(BaseModel):
 
 
 class Page:
-    """The page of one server. Its files are read at the first request.
+    """The chat page of a server. Its files are read at the first request.
 
-    :param params: see :class:`WebUiParams`. Raises ValueError that names the field.
+    :param params: see :class:`WebUiParams`.
+
+    Raises ValueError, with the field in the message.
     """
 
     def __init__(self, params: object) -> None:
@@ -83,7 +86,9 @@ class Page:
             raise ValueError(f"web_ui_params: must be a dict, not {params!r}.")
         for name in params:
             if name not in WebUiParams.model_fields:
-                raise ValueError(f"web_ui_params: has {', '.join(WebUiParams.model_fields)}, but no {name!r}.")
+                raise ValueError(
+                    f"web_ui_params: unknown field {name!r}; choose from {', '.join(WebUiParams.model_fields)}."
+                )
         try:
             self.params = validated(WebUiParams, dict(params))
         except ValueError as error:
@@ -93,7 +98,7 @@ class Page:
         self._files: PageFiles | None = None
 
     async def files(self) -> PageFiles:
-        """What there is to send."""
+        """Return the page's files. Raises OSError."""
         if self._files is None:
             self._files = await asyncio.to_thread(PageFiles.read)
         return self._files

@@ -1,4 +1,4 @@
-"""The chat page's files, ready to be sent: hashed and compressed."""
+"""The files of the chat page, hashed and compressed in memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 FOLDER = Path(__file__).parent.parent / "page"
 
 CONTENT_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""What is sent of the folder. Licences, checksums and declarations of types are not."""
+"""Content types of the files that are served. Licences, checksums and type declarations in the folder are not."""
 
 INDEX = "index.html"
 
 PRELOADED = ("js/", "vendor/marked.js", "vendor/purify.js")
-"""Modules that the browser fetches before it finds them imported. The highlighter's come when they are needed."""
+"""Modules that the index preloads. Those of the highlighter are loaded on demand."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageFile:
-    """One file, plain and compressed by gzip."""
+    """A file, plain and compressed with gzip."""
 
     content_type: str
     body: bytes
@@ -28,15 +28,15 @@ class PageFile:
 
     @classmethod
     def of(cls, name: str, body: bytes) -> PageFile:
-        """The file ``name`` of this content."""
+        """Return the file ``name`` with the content ``body``."""
         return cls(CONTENT_TYPES[Path(name).suffix], body, gzip.compress(body, mtime=0))
 
 
 @dataclass(frozen=True, slots=True)
 class PageFiles:
-    """The page: its index, and what that loads, by path.
+    """The index of the page, and the files that it loads, by path.
 
-    version: a hash of everything. It is part of the files' URLs, so that they may be cached for ever.
+    version: hash of all files. It is part of their URLs, so that caches can keep them permanently.
     """
 
     version: str
@@ -45,7 +45,7 @@ class PageFiles:
 
     @classmethod
     def read(cls, folder: Path = FOLDER) -> PageFiles:
-        """Read the folder. Blocks; raises OSError."""
+        """Read the files of ``folder``. Blocks. Raises OSError."""
         paths = sorted(path for path in folder.rglob("*") if path.suffix in CONTENT_TYPES)
         contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Bodies and queries of requests: one model each."""
+"""Pydantic models of request bodies and query strings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TurnNumber = Annotated[
 
 
 class ConversationRef(BaseModel):
-    """Which of the user's conversations is meant."""
+    """A reference to one of the user's conversations."""
 
     model_config = STRICT
 
@@ -36,7 +36,7 @@ class HistoryQuery(ConversationRef):
     abandon_lost: Annotated[Flag, BeforeValidator(bool_from_text)] = False
 
 
-class HistoryChange(ConversationRef):
+class DeleteMessageQuery(ConversationRef):
     """The query of ``DELETE /history/{message_id}``."""
 
     if_turn: Annotated[TurnNumber, BeforeValidator(int_from_text)] | None = None
@@ -56,7 +56,7 @@ class CommitRequest(BaseModel):
     commit: Annotated[str, Field(description="the commit token of a stream's last event, a string")]
 
 
-def _short(value: Any) -> Any:
+def _check_size(value: Any) -> Any:
     try:
         size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="surrogatepass"))
     except ValueError:
@@ -71,7 +71,7 @@ class FeedbackRequest(ConversationRef):
 
     message_id: Annotated[str, Field(description="the message id of an answer, a string")]
     is_like: Annotated[bool, Field(description="true, false or null")] | None = None
-    form_data: Annotated[Any, AfterValidator(_short)] = None
+    form_data: Annotated[Any, AfterValidator(_check_size)] = None
 
 
 class ChatRequest(ConversationRef):
@@ -87,29 +87,29 @@ class ChatRequest(ConversationRef):
     params: ParamOverrides | None = None
 
     @property
-    def says(self) -> str | None:
-        """What the user says; None where nothing new is said."""
+    def message(self) -> str | None:
+        """The user's new message; None for a regeneration or a continuation."""
         return None if self.regenerate or self.continues else self.user_input
 
     @property
-    def ask(self) -> TurnRequest:
-        """What is wanted of the conversation."""
-        return TurnRequest(self.says, self.edit_message_id, self.continues, self.if_turn)
+    def turn_request(self) -> TurnRequest:
+        """The request to the conversation."""
+        return TurnRequest(self.message, self.edit_message_id, self.continues, self.if_turn)
 
     @model_validator(mode="after")
-    def _ask_one_thing(self) -> ChatRequest:
-        again = [name for name, asked in (("regenerate", self.regenerate), ("continue", self.continues)) if asked]
-        if len(again) > 1:
+    def _check_combination(self) -> ChatRequest:
+        if self.regenerate and self.continues:
             raise ValueError("continue: cannot be true together with regenerate")
-        if again and self.edit_message_id is not None:
-            raise ValueError(f"edit_message_id: goes with user_input, not with {again[0]}")
-        if not again and not (self.user_input or "").strip():
+        if (self.regenerate or self.continues) and self.edit_message_id is not None:
+            flag = "regenerate" if self.regenerate else "continue"
+            raise ValueError(f"edit_message_id: must be used with user_input, not with {flag}")
+        if not (self.regenerate or self.continues) and not (self.user_input or "").strip():
             raise ValueError("user_input: must be a string that is not empty, unless regenerate or continue is true")
         return self
 
 
 class GenerationParamsChange(ParamOverrides):
-    """The body of ``POST /set_generation_params``: what is absent stays, null goes back to the server's own value.
+    """The body of ``POST /set_generation_params``. Absent parameters do not change; null restores the server's value.
 
     top_k_value, top_p_value: chatstream's names of top_k and top_p.
     """
@@ -118,12 +118,12 @@ class GenerationParamsChange(ParamOverrides):
     top_p_value: TopP | None = None
 
     @model_validator(mode="after")
-    def _one_name_for_one_thing(self) -> GenerationParamsChange:
+    def _check_synonyms(self) -> GenerationParamsChange:
         for name in ("top_k", "top_p"):
             if {name, f"{name}_value"} <= self.model_fields_set:
-                raise ValueError(f"{name}_value: is another name of {name}; give one of the two")
+                raise ValueError(f"{name}_value: cannot be used together with {name}, its other name")
         return self
 
     def changes(self) -> dict[str, Any]:
-        """What is said, None too, under the names of :class:`ParamOverrides`."""
+        """Return the parameters in the body, including null, under the names of :class:`ParamOverrides`."""
         return {name.removesuffix("_value"): getattr(self, name) for name in self.model_fields_set}

@@ -20,59 +20,60 @@ from aiochatstream.web.server import Server
 STRUCTURE = b"{}[],:"
 
 MAX_IMPORT_STRUCTURE = MAX_CHARS + 2 * MAX_TURNS * 16
-"""As many of these as the texts and the fields of an export can have."""
+"""Maximum number of these characters that the texts and fields of an export can contain."""
 
 MAX_IMPORT_BYTES = 12 * MAX_CHARS + 2 * MAX_TURNS * 512
-"""The length of an export whose characters are all outside the Basic Multilingual Plane, and escaped."""
+"""Length of an export whose characters are all outside the Basic Multilingual Plane, and escaped."""
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
 async def read_body(server: Server, request: web.Request, schema: type[Schema]) -> Schema:
-    """The request's JSON body, validated; no body at all is an empty object.
+    """Return the validated JSON body of ``request``; an absent body is an empty object.
 
-    Its maximum length is the server's or the application's, whichever is less.
+    Its maximum length is the smaller one of the server's limit and the application's.
 
-    Raises InvalidValue, and as :meth:`Uploads.read`.
+    Raises as :meth:`Uploads.read` and :func:`parse_body`.
     """
     max_bytes = min(server.limits.max_request_bytes, request.client_max_size or sys.maxsize)
     return parse_body(request, await server.uploads.read(request, max_bytes), schema)
 
 
 async def read_import(server: Server, request: web.Request) -> ImportRequest:
-    """The body of ``POST /import``, which may be as long as what ``GET /export`` can send, however it is escaped.
+    """Return the validated body of ``POST /import``, which may be as long as any escaped form of an export.
 
     Raises as :func:`read_body`.
     """
     body = await server.uploads.read(request, MAX_IMPORT_BYTES)
-    if len(body) - len(body.translate(None, STRUCTURE)) > MAX_IMPORT_STRUCTURE:  # to parse that takes seconds
-        raise TooLarge(f"The body is too large: at most {MAX_IMPORT_STRUCTURE} of {STRUCTURE.decode()} are read.")
+    if len(body) - len(body.translate(None, STRUCTURE)) > MAX_IMPORT_STRUCTURE:  # would take seconds to parse
+        raise TooLarge(f"The body is too large: at most {MAX_IMPORT_STRUCTURE} of {STRUCTURE.decode()} are accepted.")
     return parse_body(request, body, ImportRequest)
 
 
 def parse_body(request: web.Request, body: bytes, schema: type[Schema]) -> Schema:
-    """``body`` as ``request`` says that it is. Raises BadRequest, UnsupportedMediaType or InvalidValue."""
+    """Return the validated JSON ``body`` of ``request``. Raises BadRequest, UnsupportedMediaType or InvalidValue."""
     if body and request.content_type != "application/json":
         raise UnsupportedMediaType(f"The body must be application/json, not {request.content_type}.")
     return _parse(body, schema)
 
 
-def read_given_body(given: dict[str, Any] | bytes, schema: type[Schema], *, max_bytes: int) -> Schema:
-    """What the app has read of the request itself: taken as JSON (again), so that the very same holds for it.
+def validate_body(body: dict[str, Any] | bytes, schema: type[Schema], *, max_bytes: int) -> Schema:
+    """Return the validated body that an application has read itself. A dict is encoded as JSON first, to apply the same
+    rules as to bytes.
 
     Raises BadRequest, TooLarge or InvalidValue.
     """
     try:
-        body = given if isinstance(given, bytes) else dumps(given).encode(errors="surrogatepass")
+        data = body if isinstance(body, bytes) else dumps(body).encode(errors="surrogatepass")
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRequest("request_body: must be bytes, or a dict of what JSON can hold.") from error
-    if len(body) > max_bytes:
-        raise TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
-    return _parse(body, schema)
+        raise BadRequest("request_body: must be bytes, or a dict of JSON values.") from error
+    if len(data) > max_bytes:
+        raise TooLarge(f"The body is too large: at most {max_bytes} bytes are accepted.")
+    return _parse(data, schema)
 
 
 def _parse(body: bytes, schema: type[Schema]) -> Schema:
-    body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259 lets a BOM be ignored
+    body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259 allows to ignore a BOM
     try:
         parsed = schema.model_validate_json(body or b"{}")
     except ValidationError as error:
@@ -82,7 +83,7 @@ def _parse(body: bytes, schema: type[Schema]) -> Schema:
         if first["type"] == "model_type" and not first["loc"]:
             raise InvalidValue("The body must be a JSON object.") from None
         raise InvalidValue(describe(error, schema)) from None
-    if b"NaN" in body or b"Infinity" in body:  # in a text, or in a field of any type, where pydantic takes them
+    if b"NaN" in body or b"Infinity" in body:  # pydantic accepts them in fields of any type
         try:
             from_json(body, allow_inf_nan=False)
         except ValueError as error:
@@ -91,7 +92,7 @@ def _parse(body: bytes, schema: type[Schema]) -> Schema:
 
 
 def read_query(request: web.Request, schema: type[Schema]) -> Schema:
-    """The request's query parameters, validated. Raises InvalidValue."""
+    """Return the validated query parameters of ``request``. Raises InvalidValue."""
     try:
         return schema.model_validate(dict(request.query))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What the endpoints answer as JSON, as plain dicts with types; /openapi.json tells of them."""
+"""Typed dicts of JSON responses, which /openapi.json describes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiochatstream.engines import FinishReason
 
 
 class ErrorBody(TypedDict):
-    """error: the code. success, message: the same for chatstream's clients, where it has such an endpoint."""
+    """An error. success, message: for chatstream's clients, only at endpoints that chatstream has."""
 
     error: str
     detail: str
@@ -18,43 +18,43 @@ class ErrorBody(TypedDict):
     message: NotRequired[str]
 
 
-class AnswerUsage(TypedDict):
+class TokenUsage(TypedDict):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
 
 
-class AnswerTiming(TypedDict):
+class ResponseTiming(TypedDict):
     queue_s: float
     ttft_s: float | None
     total_s: float
 
 
-class ChatAnswer(TypedDict):
+class ChatResponse(TypedDict):
     text: str
     message_id: str
     finish_reason: FinishReason
-    usage: AnswerUsage
-    timing: AnswerTiming
+    usage: TokenUsage
+    timing: ResponseTiming
     turn: NotRequired[int]
     dropped_turns: NotRequired[int]
     stored: NotRequired[Literal[False]]
 
 
-class Done(TypedDict):
+class SuccessResponse(TypedDict):
     success: bool
     message: str
 
 
-class Changed(Done):
-    """turn: the conversation's number now. dropped_turns: how many there was no more room for."""
+class ChangeResponse(SuccessResponse):
+    """turn: new turn number of the conversation. dropped_turns: number of turns dropped for lack of space."""
 
     turn: int
     dropped_turns: NotRequired[int]
     stored: NotRequired[Literal[False]]
 
 
-class Stopped(Done):
+class StopResponse(SuccessResponse):
     message_id: str
 
 
@@ -65,27 +65,27 @@ class HistoryMessage(TypedDict):
     state: NotRequired[Literal["complete", "interrupted", "running"]]
 
 
-class History(TypedDict):
+class HistoryResponse(TypedDict):
     conversation: str
     turn: int
     messages: list[HistoryMessage]
 
 
-class PromptText(Done):
+class PromptResponse(SuccessResponse):
     prompt: str | None
 
 
-class FeedbackTaken(Done):
+class FeedbackResponse(SuccessResponse):
     target_message_id: str
 
 
-class ParamsAnswer(Done):
+class GenerationParamsResponse(SuccessResponse):
     generation_params: dict[str, Any]
     limits: dict[str, list[float]]
 
 
-class Worker(TypedDict):
-    """One process: slots and queue. Those with ``_num`` are chatstream's names."""
+class WorkerLoad(TypedDict):
+    """Slots and queue of one process."""
 
     name: str
     processing: int
@@ -94,30 +94,30 @@ class Worker(TypedDict):
     max_waiting: int
 
 
-class Load(Done):
-    chatstream_workers: list[Worker]
+class LoadResponse(SuccessResponse):
+    chatstream_workers: list[WorkerLoad]
     queue_positions: dict[str, int]
 
 
-class Memory(TypedDict):
+class MemoryUsage(TypedDict):
     total_memory: float
     used_memory: float
 
 
-class GpuMemory(Memory):
+class GpuMemoryUsage(MemoryUsage):
     index: int
 
 
-class NodeMemory(TypedDict):
+class NodeMemoryUsage(TypedDict):
     name: str
     num_gpus: int
-    gpus: list[GpuMemory]
-    cpu: Memory
+    gpus: list[GpuMemoryUsage]
+    cpu: MemoryUsage
 
 
-class ResourceUsage(Done):
-    memory_usage: list[NodeMemory]
+class ResourceUsageResponse(SuccessResponse):
+    memory_usage: list[NodeMemoryUsage]
 
 
-class Status(TypedDict):
+class StatusResponse(TypedDict):
     status: Literal["alive", "ready"]

@@ -1,4 +1,4 @@
-"""The endpoints as a table: what each is called, and where it is."""
+"""The route table of the chat API."""
 
 from __future__ import annotations
 
@@ -24,152 +24,157 @@ from aiochatstream.errors import (
     TooLarge,
     TooManyRequests,
 )
-from aiochatstream.web import request_models as schemas
-from aiochatstream.web import response_models as answers
-from aiochatstream.web.endpoint import EVENTS, JSON, TEXT, Api, BoundHandler, bind, mount
-from aiochatstream.web.endpoints import chat as handlers
-from aiochatstream.web.endpoints import docs as documents
-from aiochatstream.web.endpoints import feedback, generation_params, history, page
-from aiochatstream.web.endpoints import status as inspection
+from aiochatstream.web import request_models, response_models
+from aiochatstream.web.endpoint import EVENTS, JSON, TEXT, BoundHandler, Endpoint, bind, mount
+from aiochatstream.web.endpoints import chat, docs, feedback, generation_params, history, page, status
 from aiochatstream.web.openapi.document import CHAT
 from aiochatstream.web.server import Server
 
-NOT_NOW = (TooManyRequests, Starting, Draining)
+UNAVAILABLE = (TooManyRequests, Starting, Draining)
 
-CHANGING = (ConversationBusy, ConversationChanged, AnswerElsewhere)
+CONFLICTS = (ConversationBusy, ConversationChanged, AnswerElsewhere)
 
-TALKING = (NotFound, NoRecording, NothingToRegenerate, NothingToContinue, TooLarge, *CHANGING, *NOT_NOW, EngineFailed)
+CHAT_ERRORS = (
+    NotFound,
+    NoRecording,
+    NothingToRegenerate,
+    NothingToContinue,
+    TooLarge,
+    *CONFLICTS,
+    *UNAVAILABLE,
+    EngineFailed,
+)
 
-APIS = {
-    api.name: api
-    for api in (
-        Api(
+ENDPOINTS = {
+    endpoint.name: endpoint
+    for endpoint in (
+        Endpoint(
             "chat_stream",
             web.post,
             "/chat_stream",
-            handlers.chat_stream,
-            body=schemas.ChatRequest,
-            answers={TEXT: str, EVENTS: str, JSON: answers.ChatAnswer},
-            errors=TALKING,
+            chat.chat_stream,
+            body=request_models.ChatRequest,
+            responses={TEXT: str, EVENTS: str, JSON: response_models.ChatResponse},
+            errors=CHAT_ERRORS,
         ),
-        Api(
+        Endpoint(
             "stop",
             web.post,
             "/chat_stream/stop",
-            handlers.stop,
-            body=schemas.ConversationRef,
-            answers={JSON: answers.Stopped},
+            chat.stop,
+            body=request_models.ConversationRef,
+            responses={JSON: response_models.StopResponse},
             errors=(NotRunningHere,),
         ),
-        Api(
+        Endpoint(
             "clear_context",
             web.post,
             "/clear_context",
-            handlers.clear_context,
-            body=schemas.ConversationRef,
-            answers={JSON: answers.Done},
+            chat.clear_context,
+            body=request_models.ConversationRef,
+            responses={JSON: response_models.SuccessResponse},
             errors=(ConversationBusy,),
         ),
-        Api(
+        Endpoint(
             "history",
             web.get,
             "/history",
             history.history,
-            query=schemas.HistoryQuery,
-            answers={JSON: answers.History},
+            query=request_models.HistoryQuery,
+            responses={JSON: response_models.HistoryResponse},
             errors=(AnswerElsewhere,),
         ),
-        Api(
+        Endpoint(
             "delete_message",
             web.delete,
             "/history/{message_id}",
             history.delete_message,
-            query=schemas.HistoryChange,
-            answers={JSON: answers.Changed},
-            errors=(NotFound, *CHANGING),
+            query=request_models.DeleteMessageQuery,
+            responses={JSON: response_models.ChangeResponse},
+            errors=(NotFound, *CONFLICTS),
         ),
-        Api(
+        Endpoint(
             "export_conversation",
             web.get,
             "/export",
             history.export_conversation,
-            query=schemas.ConversationRef,
-            answers={JSON: ExportedConversation},
+            query=request_models.ConversationRef,
+            responses={JSON: ExportedConversation},
             errors=(AnswerElsewhere,),
         ),
-        Api(
+        Endpoint(
             "import_conversation",
             web.post,
             "/import",
             history.import_conversation,
-            body=schemas.ImportRequest,
-            answers={JSON: answers.Changed},
-            errors=CHANGING,
+            body=request_models.ImportRequest,
+            responses={JSON: response_models.ChangeResponse},
+            errors=CONFLICTS,
         ),
-        Api(
+        Endpoint(
             "commit",
             web.post,
             "/commit",
             history.commit,
-            body=schemas.CommitRequest,
-            answers={JSON: answers.Changed},
-            errors=CHANGING,
+            body=request_models.CommitRequest,
+            responses={JSON: response_models.ChangeResponse},
+            errors=CONFLICTS,
         ),
-        Api(
+        Endpoint(
             "get_prompt",
             web.get,
             "/get_prompt",
-            inspection.get_prompt,
-            query=schemas.ConversationRef,
-            answers={JSON: answers.PromptText},
-            errors=(AnswerElsewhere, TooLarge, *NOT_NOW),
+            status.get_prompt,
+            query=request_models.ConversationRef,
+            responses={JSON: response_models.PromptResponse},
+            errors=(AnswerElsewhere, TooLarge, *UNAVAILABLE),
         ),
-        Api(
+        Endpoint(
             "set_feedback",
             web.post,
             "/set_feedback",
             feedback.set_feedback,
-            body=schemas.FeedbackRequest,
-            answers={JSON: answers.FeedbackTaken},
+            body=request_models.FeedbackRequest,
+            responses={JSON: response_models.FeedbackResponse},
             errors=(NotFound, AnswerElsewhere),
         ),
-        Api(
+        Endpoint(
             "set_generation_params",
             web.post,
             "/set_generation_params",
             generation_params.set_generation_params,
-            body=schemas.GenerationParamsChange,
-            answers={JSON: answers.ParamsAnswer},
+            body=request_models.GenerationParamsChange,
+            responses={JSON: response_models.GenerationParamsResponse},
         ),
-        Api(
+        Endpoint(
             "get_generation_params",
             web.get,
             "/get_generation_params",
             generation_params.get_generation_params,
-            answers={JSON: answers.ParamsAnswer},
+            responses={JSON: response_models.GenerationParamsResponse},
         ),
-        Api("get_load", web.get, "/get_load", inspection.get_load, answers={JSON: answers.Load}),
-        Api(
+        Endpoint("get_load", web.get, "/get_load", status.get_load, responses={JSON: response_models.LoadResponse}),
+        Endpoint(
             "get_resource_usage",
             web.get,
             "/get_resource_usage",
-            inspection.get_resource_usage,
-            answers={JSON: answers.ResourceUsage},
+            status.get_resource_usage,
+            responses={JSON: response_models.ResourceUsageResponse},
         ),
-        Api("healthz", web.get, "/healthz", inspection.healthz, answers={JSON: answers.Status}),
-        Api(
+        Endpoint("healthz", web.get, "/healthz", status.healthz, responses={JSON: response_models.StatusResponse}),
+        Endpoint(
             "readyz",
             web.get,
             "/readyz",
-            inspection.readyz,
-            answers={JSON: answers.Status},
-            errors=NOT_NOW,
-            parts={"/health": inspection.readyz},
+            status.readyz,
+            responses={JSON: response_models.StatusResponse},
+            errors=UNAVAILABLE,
+            parts={"/health": status.readyz},
         ),
-        Api("metrics", web.get, "/metrics", inspection.metrics, answers={TEXT: str}, errors=(Forbidden,)),
-        Api("openapi", web.get, "/openapi.json", documents.openapi, answers={JSON: dict[str, Any]}),
-        Api("docs", web.get, "/docs", documents.docs, answers={"text/html": str}),
-        Api("webui_index", web.get, "/", page.webui_index, answers={"text/html": str}, parts=page.PARTS),
+        Endpoint("metrics", web.get, "/metrics", status.metrics, responses={TEXT: str}, errors=(Forbidden,)),
+        Endpoint("openapi", web.get, "/openapi.json", docs.openapi, responses={JSON: dict[str, Any]}),
+        Endpoint("docs", web.get, "/docs", docs.docs, responses={"text/html": str}),
+        Endpoint("webui_index", web.get, "/", page.webui_index, responses={"text/html": str}, parts=page.PARTS),
     )
 }
 
@@ -180,26 +185,29 @@ def routes(
     exclude: Collection[str] | None = None,
     prefix: str = "",
 ) -> list[web.RouteDef]:
-    """The chosen endpoints of ``server``, all by default. Raises ValueError for unknown names and other prefixes."""
+    """Return routes of the selected endpoints of ``server``; by default, of all.
+
+    Raises ValueError for unknown names and invalid prefixes.
+    """
     if include is not None and exclude is not None:
-        raise ValueError("include and exclude: give one of the two.")
-    chosen = APIS.keys() if include is None else _names("include", include)
-    left_out = frozenset() if exclude is None else _names("exclude", exclude)
-    chosen_apis = (api for api in APIS.values() if api.name in chosen and api.name not in left_out)
-    return mount(chosen_apis, server, prefix, CHAT)
+        raise ValueError("include: cannot be used together with exclude.")
+    included = ENDPOINTS.keys() if include is None else _check_names("include", include)
+    excluded = frozenset() if exclude is None else _check_names("exclude", exclude)
+    selected = (endpoint for name, endpoint in ENDPOINTS.items() if name in included and name not in excluded)
+    return mount(selected, server, prefix, CHAT)
 
 
 def handler(server: Server, name: str) -> BoundHandler:
     """Return the aiohttp handler of an endpoint of ``server``. Raises ValueError for an unknown name."""
-    if name not in APIS:
-        raise ValueError(f"unknown endpoint {name!r}; choose from {', '.join(APIS)}.")
-    return bind(APIS[name], APIS[name].handler, server, CHAT)
+    if name not in ENDPOINTS:
+        raise ValueError(f"unknown endpoint {name!r}; choose from {', '.join(ENDPOINTS)}.")
+    return bind(ENDPOINTS[name], ENDPOINTS[name].handler, server, CHAT)
 
 
-def _names(where: str, names: Any) -> frozenset[str]:
+def _check_names(option: str, names: Any) -> frozenset[str]:
     if not isinstance(names, list | tuple | set | frozenset):
-        raise ValueError(f"{where}: must be a list of API names, not {names!r}.")
+        raise ValueError(f"{option}: must be a list of endpoint names, not {names!r}.")
     for name in names:
-        if not isinstance(name, str) or name not in APIS:
-            raise ValueError(f"{where}: {name!r} is no API name; they are {', '.join(APIS)}.")
+        if not isinstance(name, str) or name not in ENDPOINTS:
+            raise ValueError(f"{option}: unknown endpoint {name!r}; choose from {', '.join(ENDPOINTS)}.")
     return frozenset(names)

@@ -1,4 +1,4 @@
-"""The server behind the endpoints: one engine, its users, and what requests share."""
+"""The server that the endpoints belong to: an engine, its users, and the state that requests share."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from aiochatstream.sessions import (
 from aiochatstream.sessions.aiohttp_session_internals import is_changed
 from aiochatstream.web.app_binding import AppBinding
 from aiochatstream.web.auth.allowed_hosts import AllowedHosts
-from aiochatstream.web.auth.origins import checked_origins
-from aiochatstream.web.auth.rate_limit import SENT, phrase_attempts
+from aiochatstream.web.auth.origins import normalize_origins
+from aiochatstream.web.auth.rate_limit import HEADER_WARNING, phrase_attempts
 from aiochatstream.web.auth.roles import Roles
 from aiochatstream.web.feedback import FeedbackCallback, Ratings
 from aiochatstream.web.openapi.docs_page import Description
 from aiochatstream.web.page_config import Page
 from aiochatstream.web.streaming.active_requests import ActiveRequests
 from aiochatstream.web.streaming.callbacks import Callbacks
-from aiochatstream.web.streaming.disconnects import Presence
+from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 from aiochatstream.web.uploads import TOTAL_BYTES, Uploads
 
 
 class Server(Chat, Stateless):
-    """What the endpoints need. :class:`~aiochatstream.ChatStream` describes the parameters.
+    """The state and the services of the endpoints. :class:`~aiochatstream.ChatStream` describes the parameters.
 
     :param endpoints: names of the endpoints, for ``client_roles``.
     """
@@ -73,36 +73,36 @@ class Server(Chat, Stateless):
         self.num_gpus: int | None = None
         """Number of GPUs that /get_resource_usage reports; None is all."""
         self.roles = Roles(client_roles, endpoints)
-        self.phrase_attempts, self.header_attempts = phrase_attempts(), phrase_attempts(warning=SENT)
+        self.phrase_attempts, self.header_attempts = phrase_attempts(), phrase_attempts(warning=HEADER_WARNING)
         self.allowed_hosts = AllowedHosts(allowed_hosts)
-        self.allowed_origins = checked_origins(allowed_origins)
+        self.allowed_origins = normalize_origins(allowed_origins)
         self.app_binding = AppBinding(
             namespace, cross_origin=bool(self.allowed_origins), grants_roles=self.roles.can_be_granted
         )
         self.allow_metrics, self.allow_system_prompt = allow_metrics, allow_system_prompt
         self.page = Page({} if web_ui_params is None else web_ui_params)
         self.on_feedback, self.ratings = on_feedback, Ratings()
-        self.presence = Presence()
+        self.disconnects = DisconnectWatcher()
         self.callbacks = Callbacks()
         self.uploads = Uploads(self.limits.body_timeout, max(TOTAL_BYTES, 2 * self.limits.max_request_bytes))
         self.active_requests = ActiveRequests(self.limits.write_timeout)
         self.descriptions: WeakKeyDictionary[web.Application, Description] = WeakKeyDictionary()
-        """Descriptions of the endpoints, made once for each application."""
+        """Descriptions of the endpoints, generated once for each application."""
         self._conversation_store = conversation_store
         self._identify_user = identify_user
         self._recent_params = recent_params()
 
     async def session(self, request: web.Request) -> aiohttp_session.Session:
         """Return the session of ``request``. Raises :class:`~aiochatstream.errors.SessionsNotSetUp`."""
-        self.app_binding.check(request)
+        self.app_binding.check_request(request)
         return await load_session(request)
 
     async def renew_session(self, request: web.Request) -> None:
         """Give the session a new identity and keep its contents: for the login handler of an application.
 
-        A client that knows the old identity cannot use the session any more. Call it before the response begins.
+        A client that knows the old identity can no longer use the session. Call it before the response begins.
         """
-        user = await self._browser_session(request)  # even if the request claims to be an agent's
+        user = await self._browser_session(request)  # even for a request with an agent's header
         self._forget_prompts(user)
         await user.renew()
 
@@ -116,7 +116,7 @@ class Server(Chat, Stateless):
         if session is early and not is_changed(session):  # loaded before the body, which may have taken seconds
             await reload_session(request, session)
         account = None if self._identify_user is None else await self._identify_user(request)
-        if account is not None and not (isinstance(account, str) and account):  # a shared account would be a leak
+        if account is not None and not (isinstance(account, str) and account):  # a shared account would leak answers
             raise TypeError(f"identify_user: must return a non-empty string or None, not {account!r}.")
         in_cookie = self._conversation_store is None and account is None and keeps_data_in_cookie(request)
         kind = CookieUserSession if in_cookie else UserSession
@@ -124,7 +124,7 @@ class Server(Chat, Stateless):
         return kind(request, session, store, self._recent_params, self.app_binding.namespace, account)
 
     def user_params(self, user: UserSession) -> ParamOverrides:
-        """Return the parameters that ``user`` has set; none if this server does not allow them (any more)."""
+        """Return the parameters that ``user`` has set; none if this server does not, or no longer, allow them."""
         if not user.params:
             return ParamOverrides()
         try:

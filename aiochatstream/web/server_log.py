@@ -1,4 +1,4 @@
-"""aiohttp's log of clients that send what is not HTTP, or leave, which anybody can do by the thousand."""
+"""A filter for aiohttp's log of invalid requests and disconnects, which any client can cause by the thousand."""
 
 from __future__ import annotations
 

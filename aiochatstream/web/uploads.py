@@ -1,4 +1,4 @@
-"""Request bodies while they arrive: bounded in time, in bytes each, and in bytes all together."""
+"""Reception of request bodies, with limits on time, on the size of each, and on their total size."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from aiochatstream.errors import (
 )
 
 TOTAL_BYTES = 64 << 20
-"""Bytes of all bodies that are arriving, at least two of the maximum length."""
+"""Minimum limit on the bytes of all arriving bodies; the limit also allows two bodies of the maximum length."""
 
 SMALL_BYTES = 16 << 10
-"""Bodies up to this size are never refused for the sake of others: an open connection alone needs about as much."""
+"""Maximum size of a body that is never refused to make room: an open connection alone needs about as much memory."""
 
 LONG_BYTES, LONG_BYTES_PER_SECOND = 1 << 20, 64 << 10
-"""A body that is longer than the first has one more second for each of the second."""
+"""Bodies longer than LONG_BYTES have one more second for each further LONG_BYTES_PER_SECOND."""
 
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-"""zlib's name of each encoding that is decoded."""
+"""zlib's ``wbits`` for each supported encoding."""
 
 
 @dataclass(eq=False)
 class Upload:
-    """One body that is arriving.
+    """An arriving body.
 
-    refusal: the error that ends it, if its deadline passes or is moved up.
+    refusal: error to raise when the deadline passes.
     """
 
     deadline: asyncio.Timeout
@@ -43,17 +43,17 @@ class Upload:
     size: int = 0
 
     def refuse(self, error: ChatStreamError) -> None:
-        """End it with ``error`` instead of waiting for the rest."""
+        """End the reception with ``error`` instead of waiting for the rest."""
         if not self.deadline.expired():
             self.refusal = error
             self.deadline.reschedule(asyncio.get_running_loop().time())
 
 
 class Uploads:
-    """All bodies that are arriving at one server.
+    """All arriving bodies of a server.
 
-    :param seconds: time that a body has to arrive.
-    :param total_bytes: bytes of all of them; above it the body that began first is refused.
+    :param seconds: time limit of a body.
+    :param total_bytes: limit on the bytes of all bodies; above it, the oldest body is refused.
     """
 
     def __init__(self, seconds: float, total_bytes: int) -> None:
@@ -67,12 +67,13 @@ class Uploads:
     async def read(self, request: web.Request, max_bytes: int) -> bytes:
         """Return the body of ``request``, decompressed.
 
-        Raises BadRequest, TooLarge, UnsupportedMediaType, RequestTimeout, TooManyRequests, or what :meth:`refuse` says.
+        Raises BadRequest, TooLarge, UnsupportedMediaType, RequestTimeout, TooManyRequests, or the error of
+        :meth:`refuse`.
         """
         if not request.body_exists:
             return b""
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-        is_decoded = request.content.total_compressed_bytes is not None  # aiohttp does it, unless it is told not to
+        is_decoded = request.content.total_compressed_bytes is not None  # by aiohttp, unless the app disables it
         if not is_decoded and encoding != "identity" and encoding not in WINDOW_BITS:
             raise UnsupportedMediaType(f"Content-Encoding: must be gzip, deflate or absent, not {encoding[:40]!r}.")
         if (request.content_length or 0) > max_bytes:
@@ -80,14 +81,14 @@ class Uploads:
         try:
             body = await self._receive(request, max_bytes)
         except (HttpProcessingError, web.RequestPayloadError):
-            request.content.feed_eof()  # aiohttp would read on, and log the same error with its traceback
+            request.content.feed_eof()  # else aiohttp reads on, and logs the same error with its traceback
             raise _malformed() from None
         if is_decoded or encoding == "identity" or not body:
             return body
         return await asyncio.to_thread(decompress, body, encoding, max_bytes)
 
     def refuse(self, error: ChatStreamError) -> None:
-        """End all that are arriving with ``error``."""
+        """End the reception of all arriving bodies with ``error``."""
         for upload in self._arriving:
             upload.refuse(error)
 
@@ -95,7 +96,7 @@ class Uploads:
         begin = asyncio.get_running_loop().time()
         late = RequestTimeout(f"The body did not arrive within {self._seconds:g} seconds.")
         upload = Upload(asyncio.timeout_at(begin + self._seconds), late)
-        chunks: list[bytes] = []  # holds all of them: the traceback of a refusal keeps this frame for a while
+        chunks: list[bytes] = []  # cleared below: the traceback of a refusal keeps this frame for a while
         try:
             async with upload.deadline:
                 self._arriving[upload] = None
@@ -118,21 +119,21 @@ class Uploads:
             self.bytes -= upload.size
 
     def _make_room(self) -> None:
-        """Refuse the bodies that began first until what remains is within the total."""
-        over = self.bytes - self._total_bytes
+        """Refuse the oldest bodies until the rest is within the total."""
+        excess = self.bytes - self._total_bytes
         for upload in self._arriving:
-            if over <= 0:
+            if excess <= 0:
                 return
             if upload.size > SMALL_BYTES:
-                upload.refuse(TooManyRequests("Too many request bodies are arriving at once. Send again."))
-                over -= upload.size
+                upload.refuse(TooManyRequests("Too many request bodies are arriving. Try again."))
+                excess -= upload.size
 
 
 def decompress(data: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Return ``data`` decoded. Raises BadRequest, and TooLarge as soon as it is more than ``max_bytes``."""
+    """Return the decompressed ``data``. Raises BadRequest, or TooLarge if the result exceeds ``max_bytes``."""
     bits = WINDOW_BITS[encoding]
     if encoding == "deflate" and data[0] & 0x0F != zlib.DEFLATED:
-        bits = -bits  # without zlib's header, as some clients send it
+        bits = -bits  # raw deflate without zlib's header, which some clients send
     decoder = zlib.decompressobj(bits)
     try:
         body = decoder.decompress(data, max_bytes + 1)
@@ -146,8 +147,8 @@ def decompress(data: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def _malformed() -> BadRequest:
-    return BadRequest("The body does not arrive as its headers say.")
+    return BadRequest("The body does not match its headers.")
 
 
 def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The body is too large: at most {max_bytes} bytes are read.")
+    return TooLarge(f"The body is too large: at most {max_bytes} bytes are accepted.")

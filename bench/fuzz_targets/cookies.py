@@ -34,20 +34,20 @@ class CookieUser:
 
 def fuzz(seconds: float, seed: int) -> Findings:
     """Send modified cookies and tokens to a server that stores conversations in cookies."""
-    found = Findings()
+    findings = Findings()
     for number in rounds(seconds, seed):
-        asyncio.run(_round(random.Random(number), found, number))  # noqa: S311
-    return found
+        asyncio.run(_round(random.Random(number), findings, number))  # noqa: S311
+    return findings
 
 
-async def _round(rng: random.Random, found: Findings, seed: int) -> None:
+async def _round(rng: random.Random, findings: Findings, seed: int) -> None:
     app = web.Application()
     aiohttp_session.setup(app, CookieStorage(Fernet.generate_key()))
     ChatStream(engine=lambda messages, params: iter([messages[-1]["content"]])).add_endpoints(app)
     async with serving(app) as port:
         ann, bob = await _converse(port, "alpha" * rng.randint(1, 300)), await _converse(port, "bravo")
         if b"alpha" not in (await _send(port, HISTORY + ann.cookie))[1]:
-            found.faults.append(f"seed {seed}: the unmodified cookie has no conversation")
+            findings.faults.append(f"seed {seed}: the unmodified cookie has no conversation")
         for number in range(INPUTS_PER_ROUND):
             mutation = rng.choice(MUTATIONS)
             cookie = mutation(rng, ann.cookie, bob.cookie)
@@ -57,9 +57,9 @@ async def _round(rng: random.Random, found: Findings, seed: int) -> None:
             if rng.random() < 0.5:
                 token = rng.choice(MUTATIONS)(rng, ann.token, bob.token)
                 fault = fault or await _commit(port, ann.cookie, token)
-            found.tried += 1
+            findings.tried += 1
             if fault is not None:
-                found.faults.append(f"seed {seed}, input {number}, {mutation.__name__}: {fault}")
+                findings.faults.append(f"seed {seed}, input {number}, {mutation.__name__}: {fault}")
 
 
 async def _converse(port: int, secret: str) -> CookieUser:

@@ -29,13 +29,13 @@ ALPHABETS = [
 
 def fuzz(seconds: float, seed: int) -> Findings:
     """Import random conversations into a server, export them, and import the export."""
-    found = Findings()
+    findings = Findings()
     for number in rounds(seconds, seed):
-        asyncio.run(_round(random.Random(number), found, number))  # noqa: S311
-    return found
+        asyncio.run(_round(random.Random(number), findings, number))  # noqa: S311
+    return findings
 
 
-async def _round(rng: random.Random, found: Findings, seed: int) -> None:
+async def _round(rng: random.Random, findings: Findings, seed: int) -> None:
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     ChatStream(engine=lambda messages, params: iter(["x"])).add_endpoints(app)
@@ -43,9 +43,9 @@ async def _round(rng: random.Random, found: Findings, seed: int) -> None:
     async with serving(app) as port, aiohttp.ClientSession(cookie_jar=jar) as session:
         for number in range(INPUTS_PER_ROUND):
             body = _body(rng)
-            found.tried += 1
+            findings.tried += 1
             if fault := await _fault(session, f"http://127.0.0.1:{port}", body):
-                found.faults.append(f"seed {seed}, input {number}: {fault} for {body[:300]!r}")
+                findings.faults.append(f"seed {seed}, input {number}: {fault} for {body[:300]!r}")
 
 
 async def _fault(session: aiohttp.ClientSession, url: str, body: str) -> str | None:

@@ -16,8 +16,8 @@ import aiohttp_session
 from aiohttp import web
 
 from aiochatstream import ChatStream, Limits, MemoryStorage, ScriptedEngine
-from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
+from aiochatstream.web.routes import ENDPOINTS
 from aiochatstream.web.server_log import shorten_client_errors
 from fuzz_targets import Findings, rounds
 
@@ -27,10 +27,10 @@ PATIENCE = 15.0
 REQUESTS = 20
 """Concurrent requests of a round."""
 
-ENDPOINTS = [
-    (api.route.__name__.upper(), prefix + api.path)
-    for prefix, apis in (("", APIS), ("/v1", OPENAI_APIS))
-    for api in apis.values()
+PATHS = [
+    (endpoint.route.__name__.upper(), prefix + endpoint.path)
+    for prefix, endpoints in (("", ENDPOINTS), ("/v1", OPENAI_ENDPOINTS))
+    for endpoint in endpoints.values()
 ]
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get", "G\x00T", "")
 VALUES: tuple[Any, ...] = (
@@ -89,11 +89,11 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
                 sent = [_send(port, random.Random(rng.random()), request) for request in requests]  # noqa: S311
                 sent += [_send_valid(port, random.Random(rng.random())) for _ in range(REQUESTS)]  # noqa: S311
                 findings.tried += len(sent)
-                found = [fault for fault in await asyncio.gather(*sent) if fault]
-                found += await _nonzero_gauges(port, chat_stream)
-                found += [*dict.fromkeys(unexpected)]
+                faults = [fault for fault in await asyncio.gather(*sent) if fault]
+                faults += await _nonzero_gauges(port, chat_stream)
+                faults += [*dict.fromkeys(unexpected)]
                 unexpected.clear()
-                findings.faults += [f"seed {number}: {fault}" for fault in found]
+                findings.faults += [f"seed {number}: {fault}" for fault in faults]
                 if len(findings.faults) > 20:
                     break
     finally:
@@ -105,14 +105,14 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
 class TracebackHandler(logging.Handler):
     """Collector of log records with a traceback."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, faults: list[str]) -> None:
         super().__init__(logging.ERROR)
-        self._found = found
+        self._faults = faults
 
     def emit(self, record: logging.LogRecord) -> None:
         """Collect ``record`` if it has a traceback."""
         if record.exc_info:
-            self._found.append(f"log: {record.getMessage()} {record.exc_info[1]!r}"[:400])
+            self._faults.append(f"log: {record.getMessage()} {record.exc_info[1]!r}"[:400])
 
 
 @asynccontextmanager
@@ -166,7 +166,7 @@ def _body(rng: random.Random) -> bytes:
 
 def _request(rng: random.Random) -> bytes:
     """Return the bytes of a request with about one fault."""
-    method, path = rng.choice(ENDPOINTS)
+    method, path = rng.choice(PATHS)
     if rng.random() < 0.1:
         method = rng.choice(METHODS)
     path = path.split("{")[0] + rng.choice(("", "", "x", "%2f%00", "\xff", "/" * 50)) * ("{" in path)
@@ -218,7 +218,7 @@ async def _send(port: int, rng: random.Random, request: bytes) -> str | None:
 
 async def _send_valid(port: int, rng: random.Random) -> str | None:
     """Send a request twice with valid HTTP and with cookies. Return the fault."""
-    method, path = rng.choice(ENDPOINTS)
+    method, path = rng.choice(PATHS)
     url = f"http://127.0.0.1:{port}{path.split('{')[0]}"
     body = _body(rng)
     headers = {"Content-Type": "application/json", "Accept": rng.choice(("*/*", "text/event-stream"))}
@@ -247,7 +247,7 @@ async def _nonzero_gauges(port: int, chat_stream: ChatStream) -> list[str]:
             "uploads": len(chat_stream.uploads),
             "bytes of uploads": chat_stream.uploads.bytes,
             "requests": len(chat_stream.active_requests),
-            "watched": len(chat_stream.presence._watched),
+            "watched": len(chat_stream.disconnects),
         }
         if not any(gauges.values()):
             break

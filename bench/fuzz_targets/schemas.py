@@ -22,8 +22,8 @@ from aiochatstream import Constraint
 from aiochatstream.engines.transformers import small_model
 from aiochatstream.engines.transformers.grammars import Grammars
 from aiochatstream.errors import InvalidValue
-from aiochatstream.web.openai.chat_request import Function
-from aiochatstream.web.openai.tool_calls import one_call, some_calls
+from aiochatstream.web.openai.chat_request import FunctionDefinition
+from aiochatstream.web.openai.tool_calls import named_call_constraint, required_calls_constraint
 from fuzz_targets import Findings, rounds
 
 EXAMPLES = 25
@@ -135,12 +135,12 @@ SCHEMAS = st.recursive(
     max_leaves=8,
 ).map(lambda schema: schema if isinstance(schema, dict) else {"items": schema})
 FUNCTIONS = st.lists(SCHEMAS, min_size=1, max_size=3).map(
-    lambda schemas: [Function(name=f"f{at}", parameters=schema) for at, schema in enumerate(schemas)]
+    lambda schemas: [FunctionDefinition(name=f"f{at}", parameters=schema) for at, schema in enumerate(schemas)]
 )
 CONSTRAINTS: st.SearchStrategy[Constraint] = st.one_of(
     SCHEMAS.map(Constraint.json_schema),
-    FUNCTIONS.map(lambda functions: one_call(functions[0])),
-    FUNCTIONS.map(lambda functions: some_calls(functions, parallel=True)),
+    FUNCTIONS.map(lambda functions: named_call_constraint(functions[0])),
+    FUNCTIONS.map(lambda functions: required_calls_constraint(functions, parallel=True)),
     PATTERNS.map(lambda pattern: Constraint("regex", pattern)),
     PATTERNS.map(
         lambda pattern: Constraint("lark", f"start: /{pattern}/ start | start start | {json.dumps(pattern)}?")
@@ -161,30 +161,30 @@ def follow(grammars: Grammars, constraint: Constraint, choice: random.Random) ->
 def fuzz(seconds: float, seed: int) -> Findings:
     """Search for constraints that crash or block the process that serves all answers."""
     tokenizer = AutoTokenizer.from_pretrained(small_model())
-    found = Findings()
+    findings = Findings()
     grammars = Grammars(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
     end = time.monotonic() + seconds
 
     def examine(constraint: Constraint) -> None:
         if time.monotonic() > end:
             return
-        found.tried += 1
+        findings.tried += 1
         process, start = grammars.process(), time.monotonic()
         try:
-            follow(grammars, constraint, random.Random(found.tried))  # noqa: S311 - not security-relevant
+            follow(grammars, constraint, random.Random(findings.tried))  # noqa: S311 - not security-relevant
         except InvalidValue:
             pass
         except Exception as error:  # noqa: BLE001 - any other error is the finding
-            found.faults.append(f"{error!r}: {constraint!r:.2000}")
+            findings.faults.append(f"{error!r}: {constraint!r:.2000}")
         seconds_taken = time.monotonic() - start
         if process.ended:
-            found.faults.append(f"the serving process exited: {constraint!r:.2000}")
+            findings.faults.append(f"the serving process exited: {constraint!r:.2000}")
         if seconds_taken > MAX_SECONDS:
-            found.faults.append(f"took {seconds_taken:.0f} s: {constraint!r:.2000}")
+            findings.faults.append(f"took {seconds_taken:.0f} s: {constraint!r:.2000}")
 
     for number in rounds(seconds, seed):
         checks = list(HealthCheck)
         options = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=checks)
         hypothesis.seed(number)(options(given(CONSTRAINTS)(examine)))()
     grammars.close()
-    return found
+    return findings

@@ -22,8 +22,7 @@ from aiochatstream.bench.exports import parameters
 from aiochatstream.bench.html import page
 from aiochatstream.cli.main import main
 from tests.bench.scripted_server import Exchange, answer, delta, plan, scripted
-from tests.conftest import StartServer
-from tests.helpers import echo, until
+from tests.helpers import StartServer, echo, until
 
 
 async def bench(*arguments: str) -> int:

@@ -59,10 +59,10 @@ def test_servers_take_turns_with_the_same_prompts_and_are_stopped(tmp_path: Path
     result = run("compare.py", tmp_path, command(tmp_path, "a"), command(tmp_path, "b"), *SMALL)
     assert result.code == 0, result.err
     requests = logged_requests(tmp_path)
-    taken = turns(requests)
-    assert [server for server, _ in taken] == ["a", "b"] * 5  # warm-up, then two rounds at both concurrencies
-    assert [len(prompts) for _, prompts in taken] == [3, 3, 1, 1, 1, 1, 2, 2, 2, 2]
-    for (_, prompts), (_, other_prompts) in zip(taken[::2], taken[1::2], strict=True):
+    order = turns(requests)
+    assert [server for server, _ in order] == ["a", "b"] * 5  # warm-up, then two rounds at both concurrencies
+    assert [len(prompts) for _, prompts in order] == [3, 3, 1, 1, 1, 1, 2, 2, 2, 2]
+    for (_, prompts), (_, other_prompts) in zip(order[::2], order[1::2], strict=True):
         assert prompts == other_prompts
     sent = [request.prompt for request in requests if request.server == "a"]
     assert len(set(sent)) == len(sent)
@@ -152,7 +152,7 @@ def test_ctrl_c_prints_the_results_so_far_and_stops_the_servers(tmp_path: Path) 
     line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *SMALL, "--json", str(file)]
     with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}) as compare:
         compare.wait_for(lambda: len(logged_requests(tmp_path)) >= 10, "the request without an answer")
-        assert compare.end(signal.SIGINT) == 130, compare.told
+        assert compare.end(signal.SIGINT) == 130, compare.output
     assert "Interrupted: results so far." in compare.out
     assert "b / a" in compare.out
     report = json.loads(file.read_text())
@@ -173,7 +173,7 @@ def test_a_second_ctrl_c_kills_servers_that_ignore_sigterm(tmp_path: Path) -> No
         )
         compare.popen.send_signal(signal.SIGINT)
         compare.wait_for(lambda: "stopping a" in compare.err, "the end")
-        assert compare.end(signal.SIGINT) == 130, compare.told
+        assert compare.end(signal.SIGINT) == 130, compare.output
     assert "Traceback" not in compare.err
     assert not any(is_running(request.pid) for request in logged_requests(tmp_path))
 
@@ -191,7 +191,7 @@ def test_signals_that_end_a_script_stop_its_server(tmp_path: Path, number: signa
     folders = f"{ROOT}{os.pathsep}{ROOT / 'bench'}"
     with running([PYTHON, "-c", script], tmp_path / "script", env={"PYTHONPATH": folders}) as process:
         pid = int(process.wait_for(lambda: process.out.strip(), "pid"))
-        assert process.end(number) == 130, process.told
+        assert process.end(number) == 130, process.output
     assert not is_running(pid)
 
 
@@ -288,11 +288,11 @@ def test_ratios_compare_the_same_round_and_concurrency(ratios: ModuleType) -> No
         *(new_round("a", 5, 10, 0.1), new_round("b", 5, 90, 0.1, cut=True)),
         new_round("a", 1, 1, 0.1, concurrency=8),
     ]
-    found = {ratio["metric"]: ratio for ratio in ratios.ratios(rounds, "a")}
-    rate, ttft = found["output_tokens_per_s"], found["ttft_p50"]
+    by_metric = {ratio["metric"]: ratio for ratio in ratios.ratios(rounds, "a")}
+    rate, ttft = by_metric["output_tokens_per_s"], by_metric["ttft_p50"]
     assert (rate["server"], rate["baseline"], rate["concurrency"]) == ("b", "a", 4)
     assert rate["pairs"] == [2.0, 1.5, 1.0]
     assert (rate["median"], rate["low"], rate["high"]) == (1.5, 1.0, 2.0)
     assert ttft["pairs"] == pytest.approx([0.5, 3.0])
-    assert "tpot_p50" not in found
+    assert "tpot_p50" not in by_metric
     assert "1.50 (1.00-2.00)" in ratios.render(rounds, "a")

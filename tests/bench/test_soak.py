@@ -52,7 +52,7 @@ def test_a_killed_server_fails_immediately(tmp_path: Path) -> None:
         with running(line, tmp_path / "soak", env={"PYTHONPATH": str(ROOT)}) as soak:
             soak.wait_for(lambda: " requests, " in soak.err, "the traffic")
             server.popen.kill()  # a zombie until it is waited for
-            assert soak.wait_ended() == 1, soak.told
+            assert soak.wait_ended() == 1, soak.output
     assert "the server process exited" in soak.err
     assert "Traceback" not in soak.err
     results = check_results(json.loads(file.read_text()))

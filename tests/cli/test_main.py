@@ -344,7 +344,7 @@ def finished(
         env = {name: value.format(folder=folder) for name, value in case.env.items()}
         with serve(folder / re.sub(r"\W", "_", case.name), *options, env=env) as process:
             process.wait_for(lambda: "Ready on" in process.out or process.popen.poll() is not None, "end or readiness")
-            assert "Ready on" not in process.out, f"The server started.{process.told}"
+            assert "Ready on" not in process.out, f"The server started.{process.output}"
             return Finished(process.wait_ended(), process.out, process.err)
 
     with ThreadPoolExecutor(1) as executor:

@@ -31,7 +31,7 @@ from aiochatstream import (
 from aiochatstream.compat import ChatStream
 from aiochatstream.conversations.user import User
 from aiochatstream.runtime.turn_request import TurnRequest
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import Server, browser, echo, role_of, serving, until
 
@@ -253,7 +253,7 @@ async def test_num_gpus_limits_the_reported_gpus(start: Any, client_of: Any, num
     assert (worker["num_gpus"], worker["gpus"]) == (count, all_gpus[:count])
 
 
-async def test_false_as_chatstream_has_it_still_gives_no_200(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_too_many_request_as_http_error_false_still_returns_503(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     options = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": False}
     server: Server = await start(ChatStream(engine=engine, max_new_tokens=1, **options))
@@ -289,9 +289,12 @@ async def test_the_option_chooses_the_format_and_the_headers_of_a_request_choose
 @pytest.mark.parametrize(
     ("options", "paths"),
     [
-        ({"all": True}, {path.replace(":.+", "") for api in APIS.values() for path in (api.path, *api.parts)}),
+        (
+            {"all": True},
+            {path.replace(":.+", "") for endpoint in ENDPOINTS.values() for path in (endpoint.path, *endpoint.parts)},
+        ),
         ({"include": ["chat_stream", "clear_context"]}, {"/chat_stream", "/clear_context"}),
-        ({"exclude": [name for name in APIS if name != "stop"]}, {"/chat_stream/stop"}),
+        ({"exclude": [name for name in ENDPOINTS if name != "stop"]}, {"/chat_stream/stop"}),
     ],
 )
 async def test_append_apis_mounts_what_is_chosen_and_sets_up(options: Any, paths: set[str]) -> None:
@@ -389,7 +392,7 @@ def test_wrong_options_of_append_middlewares_are_a_value_error(opts: Any, says: 
 
 
 def test_each_endpoint_has_a_method() -> None:
-    for name in APIS:
+    for name in ENDPOINTS:
         assert inspect.iscoroutinefunction(getattr(ChatStream, f"handle_{name}_request")), name
 
 

@@ -27,7 +27,7 @@ TURNS = tuple(Turn(f"question {number}", f"answer {number}", f"id {number}") for
         first=st.integers(0),
     )
 )
-def test_a_conversation_comes_back_from_json_as_it_was(conversation: Conversation) -> None:
+def test_from_dict_restores_a_conversation_from_json(conversation: Conversation) -> None:
     assert Conversation.from_dict(json.loads(json.dumps(conversation.to_dict()))) == conversation
 
 
@@ -35,17 +35,17 @@ def test_a_conversation_comes_back_from_json_as_it_was(conversation: Conversatio
     "data",
     [{}, [], None, {"turns": None}, {"turns": ["text"]}, {"turns": [{"user": "Hi"}]}, {"turns": [], "unknown": 1}],
 )
-def test_anything_else_is_no_conversation(data: Any) -> None:
+def test_from_dict_refuses_other_data(data: Any) -> None:
     with pytest.raises((KeyError, TypeError)):
         Conversation.from_dict(data)
 
 
-def test_begin_counts_the_turn_and_notes_its_message_id() -> None:
+def test_begin_counts_the_turn_and_sets_its_message_id() -> None:
     conversation = Conversation(TURNS, number=7, turn_id="id 3", first=2)
     assert conversation.begin("new") == Conversation(TURNS, number=8, turn_id="new", first=2)
 
 
-def test_with_turn_adds_the_newest_and_counts_nothing() -> None:
+def test_with_turn_appends_a_turn_and_keeps_the_number() -> None:
     conversation = Conversation(TURNS[:3], number=4, turn_id="id 3", first=1).with_turn(TURNS[3])
     assert conversation == Conversation(TURNS, number=4, turn_id="id 3", first=1)
 
@@ -54,7 +54,7 @@ def test_with_turn_adds_the_newest_and_counts_nothing() -> None:
     ("turns", "first", "turns_then", "first_then"),
     [(TURNS, 0, TURNS[:3], 0), (TURNS, 3, TURNS[:3], 3), (TURNS, 4, TURNS[:3], 3), ((), 0, (), 0)],
 )
-def test_without_last_takes_the_last_answer_back_and_counts_nothing(
+def test_without_last_removes_the_last_turn_and_keeps_the_number(
     turns: tuple[Turn, ...], first: int, turns_then: tuple[Turn, ...], first_then: int
 ) -> None:
     conversation = Conversation(turns, number=9, turn_id="x", first=first).without_last()
@@ -72,12 +72,12 @@ def test_drop_oldest_keeps_first_at_the_same_turn(
     assert conversation == Conversation(turns_then, number=9, turn_id="x", first=first_then)
 
 
-def test_drop_oldest_drops_as_many_as_are_said() -> None:
+def test_drop_oldest_drops_count_turns() -> None:
     assert Conversation(TURNS, number=9, first=3).drop_oldest(2) == Conversation(TURNS[2:], number=9, first=1)
     assert Conversation(TURNS, number=9, first=1).drop_oldest(4) == Conversation(number=9)
 
 
-def test_a_conversation_that_grows_too_long_loses_as_many_of_its_oldest_turns_as_must_go() -> None:
+def test_a_conversation_with_too_many_characters_loses_its_oldest_turns() -> None:
     a_quarter = tuple(Turn("x" * (MAX_CHARS // 8), "y" * (MAX_CHARS // 8), str(number)) for number in range(4))
     full = Conversation(a_quarter[:3], first=2).with_turn(a_quarter[3])
     assert full == Conversation(a_quarter, first=2)
@@ -87,19 +87,19 @@ def test_a_conversation_that_grows_too_long_loses_as_many_of_its_oldest_turns_as
     assert full.with_turn(longer) == Conversation((longer,))
 
 
-def test_a_conversation_of_too_many_turns_loses_the_oldest() -> None:
+def test_a_conversation_with_too_many_turns_loses_the_oldest() -> None:
     short = tuple(Turn("x", "", str(number)) for number in range(MAX_TURNS + 1))
     full = Conversation(short[:-1], first=5)
     assert full.with_turn(short[-1]) == Conversation(short[1:], first=4)
 
 
-def test_starting_at_moves_first_and_keeps_every_turn() -> None:
+def test_starting_at_sets_first_and_keeps_all_turns() -> None:
     assert Conversation(TURNS, number=9, turn_id="x").starting_at(2) == Conversation(
         TURNS, number=9, turn_id="x", first=2
     )
 
 
-def test_each_step_leaves_the_conversation_before_it_as_it_was() -> None:
+def test_changes_do_not_modify_the_conversation_in_place() -> None:
     conversation = Conversation(TURNS[:2], number=2, turn_id="id 1", first=1)
     conversation.begin("x").with_turn(TURNS[2]).without_last().drop_oldest().starting_at(0)
     assert conversation == Conversation(TURNS[:2], number=2, turn_id="id 1", first=1)

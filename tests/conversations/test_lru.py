@@ -27,12 +27,12 @@ def kept(entries: BoundedMap, keys: str) -> str:
 
 @pytest.mark.parametrize("bound", sorted(PLENTY))
 @pytest.mark.parametrize("value", [0, -1, math.nan])
-def test_a_bound_that_lets_nothing_in_is_refused(bound: str, value: float) -> None:
+def test_a_limit_of_zero_or_less_is_refused(bound: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{bound}: must be above 0, not {value}\\.$"):
         bounded(**{bound: value})
 
 
-def test_what_is_kept_comes_back_and_what_is_not_is_none() -> None:
+def test_get_returns_the_text_of_a_key_or_none() -> None:
     entries = bounded()
     entries.put("a", "first")
     entries.put("a", "日本 🍣")
@@ -41,7 +41,7 @@ def test_what_is_kept_comes_back_and_what_is_not_is_none() -> None:
 
 
 @pytest.mark.parametrize("use", ["get", "put"])
-def test_over_the_count_what_was_not_used_for_longest_goes_first(use: str) -> None:
+def test_above_max_entries_the_least_recently_used_is_dropped(use: str) -> None:
     entries = bounded(max_entries=3)
     for key in "abc":
         entries.put(key, "x")
@@ -52,7 +52,7 @@ def test_over_the_count_what_was_not_used_for_longest_goes_first(use: str) -> No
     assert kept(entries, "abcde") == "cde"
 
 
-def test_over_the_bytes_as_many_of_the_oldest_go_as_must() -> None:
+def test_above_max_bytes_the_least_recently_used_are_dropped() -> None:
     entries = bounded(max_bytes=10)
     for key in "abc":
         entries.put(key, "日")  # three bytes
@@ -65,7 +65,7 @@ def test_over_the_bytes_as_many_of_the_oldest_go_as_must() -> None:
     assert entries.bytes == 1
 
 
-def test_a_text_larger_than_everything_allowed_is_refused_and_pushes_nothing_out() -> None:
+def test_a_text_above_max_bytes_is_refused_and_evicts_nothing() -> None:
     entries = bounded(max_bytes=10)
     entries.put("a", "1")
     entries.put("b", "2")
@@ -74,7 +74,7 @@ def test_a_text_larger_than_everything_allowed_is_refused_and_pushes_nothing_out
     assert (entries.get("a"), entries.get("b"), entries.bytes) == ("1", "2", 2)
 
 
-def test_an_entry_is_kept_for_idle_seconds_after_its_last_use() -> None:
+def test_an_entry_expires_idle_seconds_after_its_last_use() -> None:
     now = [1000.0]
     entries = bounded(now)
     for key in "abc":
@@ -91,7 +91,7 @@ def test_an_entry_is_kept_for_idle_seconds_after_its_last_use() -> None:
     assert (len(entries), entries.bytes) == (1, 1)
 
 
-def test_what_is_pinned_stays_whatever_else_comes_and_goes_afterwards() -> None:
+def test_a_pinned_entry_is_never_dropped() -> None:
     now = [0.0]
     entries = bounded(now, max_entries=2)
     entries.put("a", "x")
@@ -105,7 +105,7 @@ def test_what_is_pinned_stays_whatever_else_comes_and_goes_afterwards() -> None:
     assert kept(entries, "ae") == "e", "it is idle, and no longer pinned"
 
 
-def test_more_than_the_bounds_stays_only_as_long_as_it_is_pinned() -> None:
+def test_entries_above_the_limits_are_dropped_when_unpinned() -> None:
     entries = bounded(max_entries=1)
     with entries.pinned("a"):
         entries.put("a", "x")
@@ -115,7 +115,7 @@ def test_more_than_the_bounds_stays_only_as_long_as_it_is_pinned() -> None:
         assert kept(entries, "ab") == "a"
 
 
-def test_idle_entries_are_swept_in_pieces() -> None:
+def test_sweep_drops_idle_entries_in_batches() -> None:
     now = [0.0]
     entries = bounded(now, max_entries=1000, max_bytes=10_000)
     for number in range(250):
@@ -125,7 +125,7 @@ def test_idle_entries_are_swept_in_pieces() -> None:
     assert (len(entries), entries.bytes) == (0, 0)
 
 
-def test_who_has_more_than_a_fair_part_pushes_out_only_its_own() -> None:
+def test_a_large_share_evicts_only_its_own_entries() -> None:
     entries = bounded(max_entries=20)
     for key in "abc":
         entries.put(key, "x", share=f"of {key}")
@@ -136,7 +136,7 @@ def test_who_has_more_than_a_fair_part_pushes_out_only_its_own() -> None:
     assert entries.get("99") is not None
 
 
-def test_a_fair_part_is_one_of_bytes_too() -> None:
+def test_shares_are_compared_by_bytes_as_well() -> None:
     entries = bounded(max_bytes=100)
     for key in "abc":
         entries.put(key, "x", share=f"of {key}")
@@ -146,7 +146,7 @@ def test_a_fair_part_is_one_of_bytes_too() -> None:
     assert entries.bytes == 83
 
 
-def test_entries_that_are_charged_to_nobody_go_before_a_larger_share() -> None:
+def test_entries_of_the_common_share_are_dropped_before_a_larger_share() -> None:
     entries = bounded(max_entries=20)
     for number in range(15):
         entries.put(f"kept {number}", "x", share="proxy")
@@ -155,7 +155,7 @@ def test_entries_that_are_charged_to_nobody_go_before_a_larger_share() -> None:
     assert all(entries.get(f"kept {number}") for number in range(15))
 
 
-def test_an_entry_stays_in_its_share_until_another_is_charged() -> None:
+def test_an_entry_stays_in_its_share_unless_put_names_another() -> None:
     entries = bounded(max_entries=10)
     entries.put("a", "x", share="one")
     entries.put("a", "y")
@@ -164,7 +164,7 @@ def test_an_entry_stays_in_its_share_until_another_is_charged() -> None:
     assert entries.get("a") == "y"
 
 
-def test_an_only_large_entry_of_a_share_stays_while_the_share_is_fair() -> None:
+def test_a_large_entry_stays_while_its_share_is_fair() -> None:
     entries = bounded(max_bytes=100)
     for number in range(99):
         entries.put(str(number), "x", share=f"of {number}")
@@ -172,7 +172,7 @@ def test_an_only_large_entry_of_a_share_stays_while_the_share_is_fair() -> None:
     assert entries.get("long") is not None
 
 
-def test_if_all_of_the_largest_share_is_pinned_another_loses_an_entry() -> None:
+def test_another_share_loses_an_entry_if_the_largest_is_pinned() -> None:
     entries = bounded(max_entries=10)
     entries.put("a", "x", share="small")
     with ExitStack() as pins:
@@ -184,7 +184,7 @@ def test_if_all_of_the_largest_share_is_pinned_another_loses_an_entry() -> None:
     assert len(entries) == 10
 
 
-def test_pop_tells_whether_there_was_something_to_forget() -> None:
+def test_pop_returns_whether_the_key_was_present() -> None:
     now = [0.0]
     entries = bounded(now)
     entries.put("a", "x")
@@ -205,7 +205,7 @@ def test_pop_tells_whether_there_was_something_to_forget() -> None:
         )
     )
 )
-def test_in_any_order_of_use_the_newest_stay_that_fit(steps: list[tuple[str, Any, Any]]) -> None:
+def test_bounded_map_matches_a_model(steps: list[tuple[str, Any, Any]]) -> None:
     now = [0.0]
     entries = bounded(now, max_entries=3, max_bytes=20)
     model: list[tuple[str, str, float]] = []  # key, text and time of the last use; the least recently used first

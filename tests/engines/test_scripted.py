@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from aiochatstream import ChatStream, Delta, GenerationParams, Prompt, ScriptedEngine
 from aiochatstream.engines import DeltaStream
 from aiochatstream.engines.scripted import split_tokens
-from tests.conftest import StartServer
 from tests.engines.fake_timers import ManualTimer, VirtualTimer
-from tests.helpers import Client, Server, until
+from tests.helpers import Client, Server, StartServer, until
 
 
 def prompt(text: str = "Hello") -> Prompt:

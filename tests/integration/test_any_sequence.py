@@ -1,7 +1,7 @@
-"""Whatever a user does in whatever order, wherever conversations live: the history is what was said, no more, no less.
+"""Property tests of the history: after any sequence of actions, it equals a simple model.
 
-One machine of turns, stops, aborts, failures, edits, reloads, second tabs, repeated tokens, new keys and other workers,
-held against a list.
+A state machine performs turns, stops, disconnects, failures, edits, reloads, second tabs, repeated tokens, new keys and
+changes of the worker, and compares the history with a list.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from aiochatstream.sessions.redis_storage import RedisStorage
 from tests.helpers import Client, Server, running_server, sse_events, until
 from tests.redis_server import RedisServer
 
-Said = tuple[str, str, str]
-"""What the user says, the answer, and its state."""
+Message = tuple[str, str, str]
+"""A user's message, its answer, and the state of the answer."""
 
 ANSWER = "1 2 "
 
 
 def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
-    """Answers "1 2"; breaks or goes on for ever after the first of them where it is told to."""
-    asked = messages[-1]["content"]
-    if asked.startswith("break at once"):
+    """Yield "1 2"; fail or continue without end after "1" if the message requests it."""
+    prompt = messages[-1]["content"]
+    if prompt.startswith("break at once"):
         raise ZeroDivisionError
     yield "1 "
-    if asked.startswith("break"):
+    if prompt.startswith("break"):
         raise ZeroDivisionError
-    while asked.startswith("hang"):
+    while prompt.startswith("hang"):
         yield ""
         time.sleep(0.001)
     yield "2 "
 
 
 class Conversations(RuleBasedStateMachine):
-    """One user's conversation, and the list that its history has to equal."""
+    """One user's conversation, and the list that its history must equal."""
 
     workers = 1
 
@@ -55,10 +55,10 @@ class Conversations(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.stack = AsyncExitStack()
-        self.said: list[Said] = []
+        self.expected: list[Message] = []
         self.tokens: list[str] = []
         self.held_by: int | None = None
-        """The worker that alone knows the last answer."""
+        """The only worker that knows the last answer."""
         self.at = 0
         self.number = 0
         self.runner.run(self.open())
@@ -95,11 +95,11 @@ class Conversations(RuleBasedStateMachine):
 
     @property
     def elsewhere(self) -> bool:
-        """The worker that is asked next cannot know the last answer, and has to say so."""
+        """True if the current worker cannot know the last answer, and must respond with 409."""
         return self.held_by not in (None, self.at)
 
     def streamed(self) -> None:
-        """An answer has ended after its headers went out."""
+        """Record that an answer has ended after its headers."""
 
     def new_text(self, beginning: str) -> str:
         self.number += 1
@@ -108,13 +108,13 @@ class Conversations(RuleBasedStateMachine):
     async def check(self) -> None:
         messages = await self.client.history()
         pairs = zip(messages[::2], messages[1::2], strict=True)
-        assert [(asked["content"], answer["content"], answer["state"]) for asked, answer in pairs] == self.said
+        assert [(prompt["content"], answer["content"], answer["state"]) for prompt, answer in pairs] == self.expected
         self.ids = [message["message_id"] for message in messages[1::2]]
         assert len(set(self.ids)) == len(self.ids)
         self.held_by = None
 
     async def ask(self, accept: str, commits: bool, **body: Any) -> str:
-        """One answer; how it ended: done, an error's code, or text."""
+        """Request an answer and return its outcome: "done" or an error code."""
         async with self.client.post(accept=accept, **body) as response:
             if response.status != 200:
                 return str((await response.json())["error"])
@@ -126,7 +126,7 @@ class Conversations(RuleBasedStateMachine):
                 return await self.take_events(response, commits)
             try:
                 await response.read()
-            except aiohttp.ClientError:  # all that plain text can do once it has begun
+            except aiohttp.ClientError:  # the only way to report an error after the headers of plain text
                 return "internal_server_error"
         return "done"
 
@@ -154,18 +154,19 @@ class Conversations(RuleBasedStateMachine):
         self.runner.run(self.take_turn(accept, commits, kind, ending, place))
 
     async def take_turn(self, accept: str, commits: bool, kind: str, ending: str, place: int) -> None:
-        text, base, body = self.new_text(ending), self.said, {}
+        text, base = self.new_text(ending), self.expected
+        body: dict[str, Any] = {}
         if self.elsewhere:
             assert await self.ask(accept, commits, user_input=text) == "answer_elsewhere"
             return
-        if kind == "say" or not self.said:
+        if kind == "say" or not self.expected:
             body = {"user_input": text}
         elif kind == "edit":
             await self.check()
-            at = place % len(self.said)
-            base, body = self.said[:at], {"user_input": text, "edit_message_id": self.ids[at]}
+            at = place % len(self.expected)
+            base, body = self.expected[:at], {"user_input": text, "edit_message_id": self.ids[at]}
         else:
-            base, text = self.said[:-1], self.said[-1][0]
+            base, text = self.expected[:-1], self.expected[-1][0]
             if text.startswith("hang"):
                 return
             body = {"regenerate": True}
@@ -174,7 +175,7 @@ class Conversations(RuleBasedStateMachine):
             assert how == "internal_server_error"
         else:
             assert how == "done"
-            self.said = [*base, (text, ANSWER, "complete")]
+            self.expected = [*base, (text, ANSWER, "complete")]
 
     @rule(how=st.sampled_from(["stop", "leave"]), commits=st.booleans())
     def interrupt(self, how: str, commits: bool) -> None:
@@ -196,7 +197,7 @@ class Conversations(RuleBasedStateMachine):
                 assert stopped.status == 200
             await self.take_rest(events, commits)
         await until(lambda: self.server.idle)
-        self.said = [*self.said, (text, "1 ", "interrupted")]
+        self.expected = [*self.expected, (text, "1 ", "interrupted")]
 
     async def take_rest(self, events: Any, commits: bool) -> None:
         name, last = [event async for event in events][-1]
@@ -223,13 +224,13 @@ class Conversations(RuleBasedStateMachine):
         self.runner.run(self.delete_turn(place))
 
     async def delete_turn(self, place: int) -> None:
-        if self.elsewhere or not self.said:
+        if self.elsewhere or not self.expected:
             return
         await self.check()
-        at = place % len(self.said)
+        at = place % len(self.expected)
         async with self.session.delete(f"{self.server.url}/history/{self.ids[at]}") as response:
             assert response.status == 200
-        self.said = [*self.said[:at], *self.said[at + 1 :]]
+        self.expected = [*self.expected[:at], *self.expected[at + 1 :]]
 
     @rule()
     def clear(self) -> None:
@@ -238,14 +239,14 @@ class Conversations(RuleBasedStateMachine):
     async def clear_all(self) -> None:
         async with self.client.post("/clear_context") as response:
             assert response.status == 200
-        self.said, self.held_by = [], None
+        self.expected, self.held_by = [], None
 
     @rule()
     def write_in_a_tab_that_has_seen_less(self) -> None:
         self.runner.run(self.write_late())
 
     async def write_late(self) -> None:
-        if self.elsewhere or not self.said:
+        if self.elsewhere or not self.expected:
             return
         async with self.session.get(f"{self.server.url}/history") as response:
             turn = (await response.json())["turn"]
@@ -259,7 +260,7 @@ class Conversations(RuleBasedStateMachine):
         self.runner.run(self.send_again(self.tokens[place % len(self.tokens)]))
 
     async def send_again(self, token: str) -> None:
-        """Of the newest turn it is a no-op or the commit that was missing; of any other, or old keys, it is refused."""
+        """Send a token again: that of the newest turn is accepted, or ignored; others and old keys are refused."""
         newest = token == self.tokens[-1]
         async with self.client.post("/commit", commit=token) as response:
             assert response.status in ((200, 409, 400) if newest else (409, 400)), await response.text()
@@ -286,21 +287,21 @@ class InCookie(Conversations):
 
     @rule()
     def deploy_with_a_new_key(self) -> None:
-        """All that a process remembers is gone with it; what was committed, or told again, is not."""
+        """Replace the processes. Only what they remember is lost, no committed turn."""
         if self.held_by is None:
             self.keys = [Fernet.generate_key(), *self.keys[:1]]
             self.runner.run(self.deploy())
 
     async def deploy(self) -> None:
-        # each cookie is set anew under the newest key before the oldest goes
+        # each cookie is set with the newest key before the oldest key is removed
         await self.check()
         self.servers = [await self.start() for _ in range(self.workers)]
         await self.ask("application/json", True, user_input=(text := self.new_text("say")))
-        self.said = [*self.said, (text, ANSWER, "complete")]
+        self.expected = [*self.expected, (text, ANSWER, "complete")]
 
 
 class InRedis(Conversations):
-    """Two workers that share all; none of them ever has something that the other has not."""
+    """Two workers that share all conversations."""
 
     workers = 2
     url: str
@@ -329,15 +330,15 @@ class InRedis(Conversations):
         self.servers = [await self.start() for _ in range(self.workers)]
 
 
-def test_in_memory_the_history_is_what_was_said() -> None:
+def test_the_history_matches_the_model_with_memory_sessions() -> None:
     run(Conversations)
 
 
-def test_in_cookies_the_history_is_what_was_said() -> None:
+def test_the_history_matches_the_model_with_cookie_sessions() -> None:
     run(InCookie)
 
 
-def test_in_redis_the_history_is_what_was_said(redis_server: RedisServer) -> None:
+def test_the_history_matches_the_model_with_redis(redis_server: RedisServer) -> None:
     run(type("InThisRedis", (InRedis,), {"url": redis_server.url}))
 
 

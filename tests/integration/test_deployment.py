@@ -1,4 +1,4 @@
-"""The lines of docs/deployment.md with a real nginx, by the host name and the port that people use."""
+"""Tests of the configurations in docs/deployment.md, with nginx and by the public host name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import secrets
 import shlex
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 from platformdirs import user_cache_path
 
 from aiochatstream import ChatStream, CookieStorage, MemoryStorage
-from tests.helpers import PATIENCE, Client, Server, echo, role_of, serving, sse_events, until
+from tests.helpers import PATIENCE, Client, MakeStepper, Server, StartServer, echo, role_of, serving, sse_events, until
 from tests.nginx_server import NAME, Nginx, replace, running_nginx
 from tests.processes import PYTHON, ROOT, Reply, ask, ask_when_listening, free_port, running
 
@@ -35,7 +36,7 @@ KINDS = ["HTTP", "HTTPS"]
 
 
 class ToLoopback(AbstractResolver):
-    """Every name is this machine's."""
+    """A resolver that resolves every name to this machine."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -47,15 +48,20 @@ class ToLoopback(AbstractResolver):
 
 
 @asynccontextmanager
-async def person(nginx: Nginx, address: str = "127.0.0.1") -> AsyncIterator[Client]:
-    """Somebody with cookies, who reaches ``nginx`` by its name, as a page over plain HTTP or HTTPS does."""
-    trust: Any = True if nginx.certificate is None else ssl.create_default_context(cafile=str(nginx.certificate))
+async def nginx_client(nginx: Nginx, address: str = "127.0.0.1") -> AsyncIterator[Client]:
+    """Yield a user with cookies, who reaches ``nginx`` by its name over HTTP or HTTPS."""
+    trust: bool | ssl.SSLContext = (
+        True if nginx.certificate is None else ssl.create_default_context(cafile=str(nginx.certificate))
+    )
     connector = aiohttp.TCPConnector(resolver=ToLoopback(), ssl=trust, local_addr=(address, 0))
-    page = {"Origin": nginx.url}  # Sec-Fetch-Site is sent over HTTPS only, and not by each browser
+    page = {"Origin": nginx.url}  # browsers send Sec-Fetch-Site only over HTTPS, and not all of them
     async with aiohttp.ClientSession(
         connector=connector, headers=page, timeout=aiohttp.ClientTimeout(PATIENCE)
     ) as session:
         yield Client(session, nginx.url)
+
+
+StartBehindNginx = Callable[..., Awaitable[tuple[Nginx, Server]]]
 
 
 @pytest.fixture(params=KINDS)
@@ -65,25 +71,23 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def behind(kind: str, start: Any, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    """``await behind(chat_stream arguments, storage=..., ...)`` gives the nginx before a server, and that server."""
+async def behind(kind: str, start: StartServer, tmp_path: Path) -> AsyncIterator[StartBehindNginx]:
+    """Yield a function that starts a server and an nginx in front of it."""
     async with AsyncExitStack() as stack:
 
         async def start_both(
-            *, storage: Any = None, api_keys: list[str] | None = None, **options: Any
+            *, storage: AbstractStorage | None = None, api_keys: list[str] | None = None, **options: Any
         ) -> tuple[Nginx, Server]:
             chat_stream = ChatStream(**{"engine": echo, "allowed_hosts": [NAME], **options})
-            server: Server = await start(
-                chat_stream, storage or MemoryStorage(secure=kind == "HTTPS"), api_keys=api_keys
-            )
+            server = await start(chat_stream, storage or MemoryStorage(secure=kind == "HTTPS"), api_keys=api_keys)
             return stack.enter_context(running_nginx(kind, tmp_path / "nginx", server.url)), server
 
         yield start_both
 
 
-async def test_the_page_and_its_files_are_served(behind: Any) -> None:
+async def test_the_page_and_its_files_are_served(behind: StartBehindNginx) -> None:
     nginx, _ = await behind()
-    async with person(nginx) as client, client.session.get(f"{client.url}/") as response:
+    async with nginx_client(nginx) as client, client.session.get(f"{client.url}/") as response:
         page = await response.text()
         assert response.status == 200
         files = re.findall(r'(?:src|href)="(page/[^"]+)"', page)
@@ -98,12 +102,12 @@ async def test_the_page_and_its_files_are_served(behind: Any) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "text/plain"])
-async def test_each_piece_of_a_stream_arrives_before_the_next_one_is_made(
-    behind: Any, stepper: Any, accept: str
+async def test_each_piece_of_a_stream_arrives_before_the_next_is_generated(
+    behind: StartBehindNginx, stepper: MakeStepper, accept: str
 ) -> None:
     engine = stepper()
     nginx, _ = await behind(engine=engine)
-    async with person(nginx) as client:
+    async with nginx_client(nginx) as client:
         engine.allow(1)
         async with client.post(accept=accept, user_input="Count") as response:
             assert response.status == 200
@@ -114,37 +118,40 @@ async def test_each_piece_of_a_stream_arrives_before_the_next_one_is_made(
                 engine.allow(1)
 
 
-async def test_who_leaves_through_nginx_gives_the_place_back(behind: Any, stepper: Any) -> None:
+async def test_a_disconnect_through_nginx_frees_the_slot(behind: StartBehindNginx, stepper: MakeStepper) -> None:
     engine = stepper()
     nginx, server = await behind(engine=engine)
     engine.allow(1)
-    async with person(nginx) as client, client.post(accept="text/plain", user_input="Count") as response:
+    async with nginx_client(nginx) as client, client.post(accept="text/plain", user_input="Count") as response:
         await response.content.readany()
         assert response.connection is not None
         assert response.connection.transport is not None
-        response.connection.transport.abort()  # as a browser does; TLS would wait for the other side
+        response.connection.transport.abort()  # like a browser, without waiting for the TLS shutdown
         await until(lambda: server.stopping)
     engine.allow(1)
     await until(lambda: server.idle)
 
 
 @pytest.mark.parametrize("max_bytes", [6144, 7900])
-async def test_a_conversation_goes_on_in_cookies_of_the_greatest_size(behind: Any, kind: str, max_bytes: int) -> None:
+async def test_a_conversation_continues_in_cookies_of_the_maximum_size(
+    behind: StartBehindNginx, kind: str, max_bytes: int
+) -> None:
     key = Fernet.generate_key()
     nginx, _ = await behind(storage=CookieStorage(key, secure=kind == "HTTPS", max_bytes=max_bytes))
-    async with person(nginx) as client:
-        said: list[str] = []
+    async with nginx_client(nginx) as client:
+        messages: list[str] = []
         while True:
-            said.append(secrets.token_hex(300))
-            if (await client.say(said[-1])).get("dropped_turns"):
+            messages.append(secrets.token_hex(300))
+            if (await client.say(messages[-1])).get("dropped_turns"):
                 break
-        held = list(client.session.cookie_jar)
-        assert sum(len(cookie.OutputString()) for cookie in held) > max_bytes - 1000
-        assert len(held) == 2
-        assert all(bool(cookie["secure"]) == cookie.key.startswith("__Host-") == (kind == "HTTPS") for cookie in held)
+        cookies = list(client.session.cookie_jar)
+        assert sum(len(cookie.OutputString()) for cookie in cookies) > max_bytes - 1000
+        assert len(cookies) == 2
+        secure = kind == "HTTPS"
+        assert all(bool(item["secure"]) == item.key.startswith("__Host-") == secure for item in cookies)
         texts = await client.texts()
-        assert texts[-2:] == [said[-1], f"{said[-1]} "]
-        assert texts[0] != said[0]
+        assert texts[-2:] == [messages[-1], f"{messages[-1]} "]
+        assert texts[0] != messages[0]
         async with client.post(accept="text/event-stream", user_input="streamed") as response:
             token = await anext(data["commit"] async for name, data in sse_events(response) if name == "done")
         async with client.post("/commit", commit=token) as response:
@@ -152,8 +159,8 @@ async def test_a_conversation_goes_on_in_cookies_of_the_greatest_size(behind: An
         assert (await client.texts())[-1] == "streamed "
 
 
-async def test_a_body_may_have_all_the_bytes_that_the_server_allows_and_the_servers_own_error_above(
-    behind: Any,
+async def test_nginx_passes_bodies_up_to_the_servers_limit_and_the_servers_error_above_it(
+    behind: StartBehindNginx,
 ) -> None:
     nginx, server = await behind()
     most = server.chat_stream.limits.max_request_bytes
@@ -163,7 +170,7 @@ async def test_a_body_may_have_all_the_bytes_that_the_server_allows_and_the_serv
         async with client.session.post(client.url + path, data=io.BytesIO(body), headers=headers) as response:
             return response.status, (await response.json()).get("error", "")
 
-    async with person(nginx) as client:
+    async with nginx_client(nginx) as client:
         for size, refused in (
             (most, (400, "bad_request")),
             (most + 1, (413, "too_large")),
@@ -176,9 +183,9 @@ async def test_a_body_may_have_all_the_bytes_that_the_server_allows_and_the_serv
         assert await send(client, "/import", json.dumps({"messages": messages}).encode()) == (200, "")
 
 
-async def test_metrics_are_not_for_who_comes_through_nginx_whatever_the_headers_say(behind: Any) -> None:
+async def test_metrics_are_forbidden_through_nginx_with_any_headers(behind: StartBehindNginx) -> None:
     nginx, server = await behind()
-    async with person(nginx) as client:
+    async with nginx_client(nginx) as client:
         for headers in ({}, {"Host": "localhost"}, {"X-Forwarded-For": ""}, {"X-Forwarded-For": "127.0.0.1"}):
             async with client.session.get(f"{client.url}/metrics", headers=headers) as response:
                 assert response.status == 403, headers
@@ -187,20 +194,20 @@ async def test_metrics_are_not_for_who_comes_through_nginx_whatever_the_headers_
             assert response.status == 200
 
 
-async def test_metrics_are_for_who_the_app_lets_in_through_nginx(behind: Any) -> None:
+async def test_allow_metrics_can_allow_clients_behind_nginx(behind: StartBehindNginx) -> None:
     nginx, _ = await behind(allow_metrics=lambda request: request.headers.get("Authorization") == "Bearer secret")
-    async with person(nginx) as client:
+    async with nginx_client(nginx) as client:
         headers = {"Authorization": "Bearer secret"}
         async with client.session.get(f"{client.url}/metrics", headers=headers) as response:
             assert response.status == 200
             assert "aiochatstream_num_requests_running" in await response.text()
 
 
-async def test_openais_api_is_served_and_streams(behind: Any) -> None:
+async def test_the_openai_api_streams_through_nginx(behind: StartBehindNginx) -> None:
     key = secrets.token_hex(16)
     nginx, _ = await behind(api_keys=[key])
     body = {"model": "", "messages": [{"role": "user", "content": "one two"}], "stream": True}
-    async with person(nginx) as client:
+    async with nginx_client(nginx) as client:
         url = f"{client.url}/v1/chat/completions"
         async with client.session.post(url, json=body) as response:
             assert response.status == 401
@@ -209,10 +216,10 @@ async def test_openais_api_is_served_and_streams(behind: Any) -> None:
             assert "data: [DONE]" in await response.text()
 
 
-async def test_pages_of_another_site_port_or_name_get_nothing(behind: Any) -> None:
+async def test_pages_of_another_site_port_or_name_are_rejected(behind: StartBehindNginx) -> None:
     nginx, _ = await behind()
     scheme = nginx.url.partition(":")[0]
-    async with person(nginx) as client:
+    async with nginx_client(nginx) as client:
         for headers in (
             {"Origin": "https://evil.example"},
             {"Origin": f"{scheme}://{NAME}:1"},
@@ -226,9 +233,9 @@ async def test_pages_of_another_site_port_or_name_get_nothing(behind: Any) -> No
 
 
 @pytest.mark.parametrize("kind", ["HTTPS"], indirect=True)
-async def test_plain_http_leads_to_https_and_a_flood_of_questions_is_refused(behind: Any) -> None:
+async def test_plain_http_redirects_to_https_and_floods_are_rate_limited(behind: StartBehindNginx) -> None:
     nginx, _ = await behind(num_of_concurrent_executions=100)
-    async with person(nginx) as client:
+    async with nginx_client(nginx) as client:
         async with client.session.get(f"http://{NAME}:{nginx.http_port}/x?y", allow_redirects=False) as response:
             assert (response.status, response.headers["Location"]) == (301, f"https://{NAME}/x?y")
 
@@ -250,12 +257,12 @@ async def test_the_documented_middleware_counts_clients_by_their_own_addresses(k
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream.add_endpoints(app)
 
-    async def says(nginx: Nginx, phrase: str, address: str, forged: str = "") -> int:
+    async def status_with(nginx: Nginx, phrase: str, address: str, forged: str = "") -> int:
         headers = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": phrase}
         if forged:
             headers["X-Forwarded-For"] = forged
         async with (
-            person(nginx, address) as client,
+            nginx_client(nginx, address) as client,
             client.session.get(f"{client.url}/get_load", headers=headers) as response,
         ):
             return response.status
@@ -263,12 +270,12 @@ async def test_the_documented_middleware_counts_clients_by_their_own_addresses(k
     async with serving(app) as url:
         with running_nginx(kind, tmp_path / "nginx", url) as nginx:
             tries = 0
-            while await says(nginx, "wrong", "127.0.0.1", forged=f"192.0.2.{tries}") == 401:
+            while await status_with(nginx, "wrong", "127.0.0.1", forged=f"192.0.2.{tries}") == 401:
                 tries += 1
                 assert tries < 40
-            assert await says(nginx, "sesame", "127.0.0.1") == 429
-            assert await says(nginx, "sesame", "127.0.0.2") == 200
-            async with person(nginx) as client:
+            assert await status_with(nginx, "sesame", "127.0.0.1") == 429
+            assert await status_with(nginx, "sesame", "127.0.0.2") == 200
+            async with nginx_client(nginx) as client:
                 assert (await client.say("hi"))["text"] == "hi "
 
 
@@ -285,7 +292,7 @@ async def test_the_documented_command_serves_through_nginx(kind: str, tmp_path: 
         ask_when_listening(process, f"http://127.0.0.1:{port}/readyz")
         process.wait_for(lambda: "Ready on" in process.out, "readiness")
         with running_nginx(kind, tmp_path / "nginx", f"http://127.0.0.1:{port}") as nginx:
-            async with person(nginx) as client:
+            async with nginx_client(nginx) as client:
                 assert (await client.say("one"))["text"] == "one"
                 assert await client.texts() == ["one", "one"]
         assert process.end() == 0
@@ -308,7 +315,7 @@ def test_the_documented_gunicorn_listens_on_a_unix_socket(tmp_path: Path) -> Non
         assert process.wait_for(answer, "answer through nginx").json["detail"].startswith("user_input: ")
 
 
-async def test_a_unix_socket_needs_no_list_of_names(tmp_path: Path) -> None:
+async def test_a_unix_socket_needs_no_allowed_hosts(tmp_path: Path) -> None:
     chat_stream = ChatStream(engine=echo)
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
@@ -318,7 +325,7 @@ async def test_a_unix_socket_needs_no_list_of_names(tmp_path: Path) -> None:
     try:
         await web.UnixSite(runner, str(tmp_path / "chat.sock")).start()
         with running_nginx("HTTP", tmp_path / "nginx", f"http://unix:{tmp_path}/chat.sock") as nginx:
-            async with person(nginx) as client:
+            async with nginx_client(nginx) as client:
                 assert (await client.say("hi"))["text"] == "hi "
                 async with client.session.get(f"{client.url}/metrics") as response:
                     assert response.status == 403

@@ -1,4 +1,4 @@
-"""Strangers who fill the memory for sessions and conversations, and users whose sessions and conversations stay."""
+"""Tests that clients who fill the memory for sessions and conversations do not evict those of other users."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from aiohttp_session import get_session
 
 from aiochatstream import ChatStream, MemoryConversationStore, MemoryStorage
-from tests.helpers import Client, browser, echo, serving
+from tests.helpers import Client, ClientOf, StartServer, browser, echo, serving
 
 PLACES = 20
 TIMES = 3 * PLACES
-IMPORT = {"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y"}]}
+IMPORT: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y"}]}
 
 
 async def import_(url: str) -> None:
@@ -30,8 +31,8 @@ async def set_params(url: str) -> None:
 
 
 @pytest.mark.parametrize("flood", [import_, set_params])
-async def test_writes_without_an_answer_push_out_nobody(
-    start: Any, client_of: Any, flood: Callable[[str], Awaitable[None]]
+async def test_writes_without_an_answer_evict_no_other_user(
+    start: StartServer, client_of: ClientOf, flood: Callable[[str], Awaitable[None]]
 ) -> None:
     store = MemoryConversationStore(max_conversations=PLACES)
     server = await start(ChatStream(engine=echo, conversation_store=store), MemoryStorage(max_sessions=PLACES))
@@ -42,10 +43,9 @@ async def test_writes_without_an_answer_push_out_nobody(
     assert await client.texts() == ["hello", "hello "]
 
 
-async def test_an_address_with_many_conversations_pushes_out_its_own() -> None:
-    async def remote(request: web.Request, handler: Any) -> web.StreamResponse:
-        response: web.StreamResponse = await handler(request.clone(remote=request.headers["X-Test-Address"]))
-        return response
+async def test_an_address_with_many_conversations_evicts_its_own() -> None:
+    async def remote(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await handler(request.clone(remote=request.headers["X-Test-Address"]))
 
     async def login(request: web.Request) -> web.Response:
         (await get_session(request))["login"] = "Ann"

@@ -1,11 +1,11 @@
-"""Under gunicorn, with both of aiohttp's workers: real processes, started from the project's root."""
+"""Tests with gunicorn and both of aiohttp's workers, as processes started in the project's root."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ StartGunicorn = Callable[..., tuple[Process, str]]
 
 @pytest.fixture(params=WORKERS)
 def gunicorn(request: pytest.FixtureRequest, tmp_path: Path, model_folder: str) -> Iterator[StartGunicorn]:
-    """``gunicorn(app, *options)`` gives the process and the address where it will listen."""
+    """Yield a function that starts gunicorn, and returns the process and its URL."""
     (tmp_path / "home").mkdir()
     env = {
-        "HOME": str(tmp_path / "home"),  # gunicorn keeps a control socket there
+        "HOME": str(tmp_path / "home"),  # contains gunicorn's control socket
         "XDG_RUNTIME_DIR": str(tmp_path / "home"),
         "XDG_CACHE_HOME": str(user_cache_path()),
     }
@@ -55,8 +55,8 @@ def worker_pids(process: Process) -> list[int]:
     return [int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", process.err)]
 
 
-def user(url: str, talk: Callable[[Client], Any]) -> None:
-    """Let one user with a cookie jar talk to the server. Not an async test: the client's event loop does not matter."""
+def user(url: str, talk: Callable[[Client], Awaitable[None]]) -> None:
+    """Run ``talk`` with a user of the server. The tests are synchronous, because the client's loop does not matter."""
 
     async def run() -> None:
         async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
@@ -65,7 +65,7 @@ def user(url: str, talk: Callable[[Client], Any]) -> None:
     asyncio.run(run())
 
 
-def test_the_example_boots_becomes_ready_and_finishes_its_answers_at_sigterm(gunicorn: StartGunicorn) -> None:
+def test_the_example_starts_and_finishes_its_answers_on_sigterm(gunicorn: StartGunicorn) -> None:
     process, url = gunicorn("examples.simple_server:create_app")
 
     def answer() -> str | None:
@@ -97,7 +97,7 @@ def test_the_example_boots_becomes_ready_and_finishes_its_answers_at_sigterm(gun
             before = len(seen)
             async for event in events:
                 seen.append(event)
-            text += await text_response.read()  # raises where the end of the body is missing
+            text += await text_response.read()  # raises an error if the end of the body is missing
         name, done = seen[-1]
         assert name == "done"
         assert done["finish_reason"] == "length"
@@ -142,13 +142,11 @@ async def create_app():
 """
 
 
-@pytest.mark.parametrize("gunicorn", WORKERS[:1], indirect=True)  # the other one is its subclass
-def test_a_model_that_loads_longer_than_gunicorns_timeout_does_not_get_its_worker_killed(
-    gunicorn: StartGunicorn, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("gunicorn", WORKERS[:1], indirect=True)  # the other worker class is a subclass
+def test_a_worker_survives_a_model_load_longer_than_gunicorns_timeout(gunicorn: StartGunicorn, tmp_path: Path) -> None:
     timeout = 3
     (tmp_path / "slow_to_load.py").write_text(SLOW_TO_LOAD.format(go=str(tmp_path / "go")))
-    # --preload: importing torch, before the worker can give its first sign of life, may take longer than this timeout
+    # --preload, because importing torch may take longer than the timeout, and precedes the worker's first heartbeat
     options = ["--preload", "--timeout", str(timeout), "--pythonpath", str(tmp_path)]
     process, url = gunicorn("slow_to_load:create_app", *options)
     assert ask_when_listening(process, f"{url}/readyz").json["error"] == "starting"
@@ -198,9 +196,7 @@ async def create_app():
 """
 
 
-def test_an_answer_that_runs_longer_than_the_shutdown_timeout_is_cut_so_that_the_client_can_tell(
-    gunicorn: StartGunicorn, tmp_path: Path
-) -> None:
+def test_clients_detect_answers_cut_at_the_shutdown_timeout(gunicorn: StartGunicorn, tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text(ENDLESS)
     process, url = gunicorn("endless:create_app", "--pythonpath", str(tmp_path))
     ask_when_listening(process, f"{url}/readyz")
@@ -254,9 +250,7 @@ async def create_app():
 """
 
 
-def test_sigterm_ends_it_while_the_model_still_loads_without_waiting_for_the_graceful_timeout(
-    gunicorn: StartGunicorn, tmp_path: Path
-) -> None:
+def test_sigterm_ends_a_process_that_is_loading_its_model_immediately(gunicorn: StartGunicorn, tmp_path: Path) -> None:
     (tmp_path / "loads_for_ever.py").write_text(LOADS_FOR_EVER)
     options = ["--graceful-timeout", "300", "--pythonpath", str(tmp_path)]
     process, url = gunicorn("loads_for_ever:create_app", *options)
@@ -264,7 +258,7 @@ def test_sigterm_ends_it_while_the_model_still_loads_without_waiting_for_the_gra
     assert exit_code_after_sigterm(process) == 0
 
 
-def test_two_workers_serve_one_conversation_in_turn_and_stop_each_others_answers(
+def test_two_workers_share_a_conversation_and_stop_each_others_answers(
     gunicorn: StartGunicorn, redis_server: RedisServer
 ) -> None:
     options = ["--workers", "2", "--keep-alive", "60", "--env", f"REDIS_URL={redis_server.url}"]
@@ -274,13 +268,13 @@ def test_two_workers_serve_one_conversation_in_turn_and_stop_each_others_answers
 
     async def talk() -> None:
         async with AsyncExitStack() as stack:
-            one, other = await at_each_worker(url, stack)
-            said = ["one", "two", "three", "four"]
-            for place, text in enumerate(said):
-                assert (await (one, other)[place % 2].say(text))["text"] == text
-            assert await one.texts() == await other.texts() == [text for text in said for _ in range(2)]
+            first, other = await at_each_worker(url, stack)
+            texts = ["one", "two", "three", "four"]
+            for place, text in enumerate(texts):
+                assert (await (first, other)[place % 2].say(text))["text"] == text
+            assert await first.texts() == await other.texts() == [text for text in texts for _ in range(2)]
 
-            async with one.post(accept="text/event-stream", user_input="word " * 2000) as response:
+            async with first.post(accept="text/event-stream", user_input="word " * 2000) as response:
                 events = sse_events(response)
                 assert [(await anext(events))[0] for _ in range(2)] == ["start", "delta"]
                 async with other.post(user_input="too soon") as refused:
@@ -299,13 +293,13 @@ def test_two_workers_serve_one_conversation_in_turn_and_stop_each_others_answers
 
 
 async def at_each_worker(url: str, stack: AsyncExitStack) -> list[Client]:
-    """One user, with a connection to each of two workers that stays open."""
+    """Return a user's clients, with a persistent connection to each of two workers."""
     cookies = aiohttp.CookieJar(unsafe=True)
-    found: dict[str, Client] = {}
+    clients: dict[str, Client] = {}
     async with asyncio.timeout(PATIENCE):
-        while len(found) < 2:
+        while len(clients) < 2:
             session = aiohttp.ClientSession(cookie_jar=cookies, connector=aiohttp.TCPConnector(limit=1))
             await stack.enter_async_context(session)
             async with session.get(f"{url}/get_load") as response:
-                found.setdefault((await response.json())["chatstream_workers"][0]["name"], Client(session, url))
-    return list(found.values())
+                clients.setdefault((await response.json())["chatstream_workers"][0]["name"], Client(session, url))
+    return list(clients.values())

@@ -1,25 +1,31 @@
-"""Promise 1: N run, Q wait, and one more is refused at once, before any work."""
+"""Tests of promise 1: N requests run, Q wait, and further ones are refused immediately, before any work."""
 
 from __future__ import annotations
 
 import asyncio
+import operator
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, GenerationParams, Limits
-from tests.helpers import Client, echo, sse_events, until
+from aiochatstream import ChatPrompt, ChatStream, GenerationParams, Limits
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, sse_events, until
 
 pytestmark = pytest.mark.both_loops
 
 
-async def status_and_headers(client: Client, text: str = "hi") -> tuple[int, Any]:
+async def status_and_headers(client: Client, text: str = "hi") -> tuple[int, Mapping[str, str]]:
     async with client.post(user_input=text) as response:
         await response.read()
         return response.status, response.headers
 
 
-async def test_a_burst_gets_exactly_the_slots_and_the_queue(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_burst_fills_exactly_the_slots_and_the_queue(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(
         ChatStream(
@@ -29,7 +35,7 @@ async def test_a_burst_gets_exactly_the_slots_and_the_queue(start: Any, stepper:
     clients = [client_of(server) for _ in range(10)]
     requests = [asyncio.create_task(status_and_headers(client)) for client in clients]
     await until(lambda: sum(request.done() for request in requests) == 8)
-    assert len(engine.calls) <= 1  # those who were refused have cost the engine nothing
+    assert len(engine.calls) <= 1  # the engine has not seen the refused requests
     engine.allow(2)
     outcomes = await asyncio.gather(*requests)
     assert sorted(status for status, _ in outcomes) == [200, 200, *[503] * 8]
@@ -42,23 +48,37 @@ async def test_a_burst_gets_exactly_the_slots_and_the_queue(start: Any, stepper:
     assert server.idle
 
 
-async def test_a_refused_request_is_not_tokenised(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=1, max_queue_size=0)
-    server = await start(chat_stream)
-    prompts = []
-    make_prompt = chat_stream._make_prompt
-    chat_stream._make_prompt = lambda *args: (prompts.append(args), make_prompt(*args))[1]  # type: ignore[method-assign]
+async def test_a_refused_request_is_not_tokenized(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenized = []
+
+    class RecordingPrompt(ChatPrompt):
+        def encode(self) -> list[int]:
+            tokenized.append(self.message)
+            return super().encode()
+
+    server = await start(
+        ChatStream(
+            model=model,
+            tokenizer=tokenizer,
+            num_of_concurrent_executions=1,
+            max_queue_size=0,
+            chat_prompt_clazz=RecordingPrompt,
+        )
+    )
+    tokenized.clear()  # the checks at startup
     async with client_of(server).post(accept="text/event-stream", user_input="Tell me a story.") as response:
         await anext(sse_events(response))
-        status, _ = await status_and_headers(client_of(server))
+        status, _ = await status_and_headers(client_of(server), "refused")
         assert status == 503
-        assert len(prompts) == 1
+        assert set(tokenized) == {"Tell me a story."}
     await until(lambda: server.idle)
 
 
 @pytest.mark.parametrize(("slots", "queue"), [(1, 0), (2, 1), (3, 4)])
-async def test_no_more_than_the_slots_ever_run(
-    start: Any, stepper: Any, client_of: Any, slots: int, queue: int
+async def test_the_slots_limit_the_concurrent_answers(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, slots: int, queue: int
 ) -> None:
     engine = stepper()
     chat_stream = ChatStream(
@@ -77,37 +97,39 @@ async def test_no_more_than_the_slots_ever_run(
     assert engine.most_running == slots
 
 
-async def test_who_waits_is_served_in_order_and_told_the_position(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_waiting_requests_are_served_in_order_and_receive_their_positions(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(
         ChatStream(
             engine=engine, num_of_concurrent_executions=1, max_queue_size=3, params=GenerationParams(max_new_tokens=1)
         )
     )
-    told: dict[str, list[Any]] = {}
+    events_of: dict[str, list[Any]] = {}
 
     async def ask(name: str) -> None:
         async with client_of(server).post(accept="text/event-stream", user_input=name) as response:
             async for event, data in sse_events(response):
-                told.setdefault(name, []).append(data["position"] if event == "queued" else event)
+                events_of.setdefault(name, []).append(data["position"] if event == "queued" else event)
 
     tasks = []
     for position, name in enumerate(["a", "b", "c", "d"]):
         tasks.append(asyncio.create_task(ask(name)))
-        await until(lambda name=name: name in told)
+        await until(partial(operator.contains, events_of, name))
         assert server.chat_stream.admission.waiting == position
     for served in range(1, 5):
         engine.allow()
-        await until(lambda served=served: engine.closed == served)
+        await until(partial(lambda count: engine.closed == count, served))
     await asyncio.gather(*tasks)
     end = ["start", "delta", "done"]
-    assert told == {"a": end, "b": [1, *end], "c": [2, 1, *end], "d": [3, 2, 1, *end]}
+    assert events_of == {"a": end, "b": [1, *end], "c": [2, 1, *end], "d": [3, 2, 1, *end]}
     assert [messages[-1]["content"] for messages in engine.calls] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_a_client_that_sends_again_the_moment_an_answer_ends_is_never_refused(
-    start: Any, client_of: Any, accept: str
+async def test_a_request_immediately_after_an_answer_is_never_refused(
+    start: StartServer, client_of: ClientOf, accept: str
 ) -> None:
     server = await start(ChatStream(engine=echo, num_of_concurrent_executions=1, max_queue_size=0))
     client = client_of(server)
@@ -118,7 +140,9 @@ async def test_a_client_that_sends_again_the_moment_an_answer_ends_is_never_refu
     assert len(await client.history()) == 200
 
 
-async def test_who_waits_too_long_is_refused(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_request_that_waits_too_long_is_refused(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(
         ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=2, limits=Limits(max_queue_wait=0.01))
@@ -138,7 +162,9 @@ async def test_who_waits_too_long_is_refused(start: Any, stepper: Any, client_of
     await until(lambda: server.idle)
 
 
-async def test_an_answer_that_takes_too_long_is_ended_as_length(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_an_answer_that_takes_too_long_ends_with_reason_length(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, limits=Limits(max_answer=0.05)))
     engine.allow(1)
@@ -152,7 +178,7 @@ async def test_an_answer_that_takes_too_long_is_ended_as_length(start: Any, step
     assert (await client.history())[1]["state"] == "complete"
 
 
-async def test_overload_status_can_be_429(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_overload_status_can_be_429(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
     server = await start(
         ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, limits=Limits(overload_status=429))
@@ -167,7 +193,7 @@ async def test_overload_status_can_be_429(start: Any, stepper: Any, client_of: A
     await until(lambda: server.idle)
 
 
-async def test_get_load_tells_slots_and_queue(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_get_load_returns_slots_and_queue(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
     server = await start(
         ChatStream(

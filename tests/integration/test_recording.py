@@ -1,4 +1,4 @@
-"""Recorded answers over a real socket: the real model's, and played back without it."""
+"""Tests of recorded answers: recorded from the small model, and replayed without it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import (
     ChatStream,
@@ -17,7 +18,7 @@ from aiochatstream import (
     ReplayEngine,
     TransformersEngine,
 )
-from tests.helpers import Client, sse_events, until
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, sse_events, until
 
 QUESTIONS = ["What is the capital of France?", "日本の首都はどこですか？"]
 
@@ -27,7 +28,7 @@ def files(folder: Path) -> list[Path]:
 
 
 async def streamed(client: Client, text: str | None = None, **body: Any) -> tuple[list[str], dict[str, Any]]:
-    """The texts of one streamed answer as they came, and its end without what differs from time to time."""
+    """Return the texts of a streamed answer, and the parts of its end that do not vary."""
     texts, end = [], {}
     async with client.post(accept="text/event-stream", user_input=text, **body) as response:
         async for name, data in sse_events(response):
@@ -39,7 +40,7 @@ async def streamed(client: Client, text: str | None = None, **body: Any) -> tupl
 
 
 async def converse(client: Client) -> list[Any]:
-    """Two turns, the second one answered once more and a third time, with other parameters."""
+    """Send two messages, and regenerate the second answer twice, with different parameters."""
     sampled = {"temperature": 1.0, "seed": 5}
     return [
         await streamed(client, QUESTIONS[0]),
@@ -51,21 +52,23 @@ async def converse(client: Client) -> list[Any]:
 
 
 @pytest.fixture
-async def recorded(start: Any, client_of: Any, model: Any, tokenizer: Any, tmp_path: Path) -> list[Any]:
-    """What the real model said, with the recordings of it in tmp_path."""
+async def recorded(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> list[Any]:
+    """Return the answers of the small model, whose recordings are in tmp_path."""
     chat_stream = ChatStream(
         engine=RecordingEngine(TransformersEngine(model, tokenizer), tmp_path),
         params=GenerationParams(temperature=0, max_new_tokens=16),
     )
     server = await start(chat_stream)
-    said = await converse(client_of(server))
+    recorded = await converse(client_of(server))
     async with client_of(server).session.get(f"{server.url}/metrics") as response:
         assert "aiochatstream_decode_step_time_seconds_count 0.0" not in await response.text()
-    return said
+    return recorded
 
 
-async def test_a_recorded_conversation_with_the_real_model_is_played_back_as_it_was(
-    start: Any, client_of: Any, recorded: list[Any], tmp_path: Path
+async def test_a_recorded_conversation_is_replayed_exactly(
+    start: StartServer, client_of: ClientOf, recorded: list[Any], tmp_path: Path
 ) -> None:
     assert len(files(tmp_path)) == 4
     assert [end["finish_reason"] for _, end in recorded[:4]] != ["stop"] * 4
@@ -79,8 +82,8 @@ async def test_a_recorded_conversation_with_the_real_model_is_played_back_as_it_
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "application/json"])
-async def test_a_prompt_without_a_recording_is_404_and_leaves_no_turn(
-    start: Any, client_of: Any, recorded: list[Any], tmp_path: Path, accept: str
+async def test_a_prompt_without_a_recording_is_a_404_and_leaves_no_turn(
+    start: StartServer, client_of: ClientOf, recorded: list[Any], tmp_path: Path, accept: str
 ) -> None:
     client = client_of(
         await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None), params=GenerationParams(temperature=0)))
@@ -93,8 +96,8 @@ async def test_a_prompt_without_a_recording_is_404_and_leaves_no_turn(
     assert await client.history() == []
 
 
-async def test_answers_that_are_made_at_once_are_recorded_each_for_itself(
-    start: Any, stepper: Any, client_of: Any, tmp_path: Path
+async def test_concurrent_answers_are_recorded_separately(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, tmp_path: Path
 ) -> None:
     engine = stepper()
     server = await start(
@@ -103,15 +106,15 @@ async def test_answers_that_are_made_at_once_are_recorded_each_for_itself(
     running = [asyncio.create_task(client_of(server).say(text)) for text in ("one", "two")]
     await until(lambda: engine.running == 2)
     engine.allow(6)
-    said = await asyncio.gather(*running)
+    recorded = await asyncio.gather(*running)
     replaying = await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None)))
     again = [await client_of(replaying).say(text) for text in ("one", "two")]
-    assert [one["text"] for one in again] == [one["text"] for one in said] == ["1 2 3 "] * 2
+    assert [answer["text"] for answer in again] == [answer["text"] for answer in recorded] == ["1 2 3 "] * 2
     assert len(files(tmp_path)) == 2
 
 
-async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_it_is_played(
-    start: Any, stepper: Any, client_of: Any, tmp_path: Path
+async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_replayed(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, tmp_path: Path
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=RecordingEngine(FunctionEngine(engine), tmp_path)))
@@ -122,7 +125,7 @@ async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_it
         while (await anext(events))[0] != "delta":
             pass
         stopping = asyncio.create_task(client.session.post(f"{client.url}/chat_stream/stop", json={}))
-        await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+        await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
         engine.allow(1)
         (await stopping).release()
     stopped = (await client.history())[1]
@@ -135,7 +138,7 @@ async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_it
     assert (await client.history())[1]["state"] == "interrupted"
 
 
-async def test_recordings_that_are_damaged_are_told_when_the_app_starts(start: Any, tmp_path: Path) -> None:
+async def test_damaged_recordings_are_an_error_at_startup(start: StartServer, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("rubbish")
-    with pytest.raises(ValueError, match=r"notes\.txt is not a recording"):
+    with pytest.raises(ValueError, match=r"notes\.txt is damaged or not a recording"):
         await start(ChatStream(engine=ReplayEngine(tmp_path)))

@@ -1,4 +1,4 @@
-"""Two servers that share a Redis, as worker processes do; and a Redis that is lost."""
+"""Tests of two servers that share a Redis, like worker processes, and of a Redis that fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from redis.asyncio import Redis
 from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 from aiochatstream.conversations.redis_store import RedisConversationStore
 from aiochatstream.sessions.redis_storage import RedisStorage
-from tests.helpers import PATIENCE, Client, Server, echo, sse_events, until
+from tests.helpers import (
+    PATIENCE,
+    Client,
+    ClientOf,
+    EngineFunction,
+    MakeStepper,
+    PendingResponse,
+    Server,
+    StartServer,
+    echo,
+    sse_events,
+    until,
+)
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.both_loops
@@ -23,11 +35,11 @@ NewServer = Callable[..., Awaitable[Server]]
 
 
 @pytest.fixture
-async def new_server(start: Any, redis_server: RedisServer) -> AsyncIterator[NewServer]:
-    """``await new_server(engine)`` gives one more server, with a Redis client of its own, as a process has."""
+async def new_server(start: StartServer, redis_server: RedisServer) -> AsyncIterator[NewServer]:
+    """Yield a function that starts a server with a Redis client of its own, like a worker process."""
     clients: list[Redis] = []
 
-    async def make(engine: Any = echo, *, sessions_in_redis: bool = True, **options: Any) -> Server:
+    async def make(engine: EngineFunction = echo, *, sessions_in_redis: bool = True, **options: Any) -> Server:
         clients.append(client := Redis.from_url(redis_server.url))
         chat_stream = ChatStream(engine=engine, conversation_store=RedisConversationStore(client), **options)
         server: Server = await start(chat_stream, RedisStorage(client) if sessions_in_redis else MemoryStorage())
@@ -39,21 +51,21 @@ async def new_server(start: Any, redis_server: RedisServer) -> AsyncIterator[New
 
 
 def at(server: Server, client: Client) -> Client:
-    """The same user, at another server: browsers share cookies among the ports of a host."""
+    """Return the same user at another server. Browsers share cookies among the ports of a host."""
     return Client(client.session, server.url)
 
 
 def running_text(server: Server) -> str:
-    return "".join(turn.text for turn in server.chat_stream._turns._turns.values())
+    return "".join(turn.text for turn in server.chat_stream.running_turns)
 
 
-async def body_of(request: Any) -> tuple[int, Any]:
+async def body_of(request: PendingResponse) -> tuple[int, Any]:
     async with request as response:
         return response.status, await response.json()
 
 
-async def test_a_connection_that_redis_closed_while_idle_costs_no_request(
-    new_server: NewServer, client_of: Any, redis: Redis
+async def test_an_idle_connection_closed_by_redis_fails_no_request(
+    new_server: NewServer, client_of: ClientOf, redis: Redis
 ) -> None:
     client = client_of(await new_server())
     for text in ("one", "two", "three"):
@@ -63,7 +75,9 @@ async def test_a_connection_that_redis_closed_while_idle_costs_no_request(
         await redis.client_kill_filter(_type="normal", skipme=True)
 
 
-async def test_a_conversation_goes_on_at_either_server(new_server: NewServer, client_of: Any, stepper: Any) -> None:
+async def test_a_conversation_continues_at_either_server(
+    new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
+) -> None:
     here, there = await new_server(), await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1))
     client = client_of(here)
     await client.say("one")
@@ -78,8 +92,8 @@ async def test_a_conversation_goes_on_at_either_server(new_server: NewServer, cl
         assert await client_of(server).texts() == []
 
 
-async def test_while_an_answer_runs_at_one_server_the_other_refuses_and_tells_when_to_come_back(
-    new_server: NewServer, client_of: Any, stepper: Any
+async def test_a_conversation_is_busy_at_both_servers_while_an_answer_runs(
+    new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
     here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1)), await new_server()
     client = client_of(here)
@@ -100,8 +114,8 @@ async def test_while_an_answer_runs_at_one_server_the_other_refuses_and_tells_wh
     assert await client.texts() == ["one", "1 ", "two", "1 ", "four", "four "]
 
 
-async def test_stop_reaches_the_other_server_and_then_the_conversation_is_free(
-    new_server: NewServer, client_of: Any, stepper: Any
+async def test_stop_reaches_the_other_server_and_frees_the_conversation(
+    new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
     here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=4)), await new_server()
     client = client_of(here)
@@ -113,8 +127,8 @@ async def test_stop_reaches_the_other_server_and_then_the_conversation_is_free(
     running = asyncio.create_task(client.say("two"))
     await until(lambda: running_text(here) == "1 ")
     stopping = asyncio.create_task(body_of(at(there, client).post("/chat_stream/stop")))
-    await until(lambda: any(turn.ending for turn in here.chat_stream._turns._turns.values()))
-    sending = asyncio.create_task(at(there, client).say("three"))  # the answer before is still in its last step
+    await until(lambda: any(turn.ending for turn in here.chat_stream.running_turns))
+    sending = asyncio.create_task(at(there, client).say("three"))  # the previous answer is still in its last step
     engine.allow(1)
     status, stopped = await stopping
     ended = await running
@@ -124,8 +138,8 @@ async def test_stop_reaches_the_other_server_and_then_the_conversation_is_free(
     assert await client.texts() == ["one", "1 2 3 4 ", "two", "1 2 ", "three", "three "]
 
 
-async def test_clear_context_discards_what_runs_at_the_other_server(
-    new_server: NewServer, client_of: Any, stepper: Any
+async def test_clear_context_discards_the_answer_at_the_other_server(
+    new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
     here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=4)), await new_server()
     client = client_of(here)
@@ -135,7 +149,7 @@ async def test_clear_context_discards_what_runs_at_the_other_server(
     running = asyncio.create_task(client.say("two"))
     await until(lambda: running_text(here) == "1 ")
     clearing = asyncio.create_task(body_of(at(there, client).post("/clear_context")))
-    await until(lambda: any(turn.discarded for turn in here.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.discarded for turn in here.chat_stream.running_turns))
     engine.allow(1)
     assert await clearing == (200, {"success": True, "message": "Context successfully cleared"})
     assert (await running)["finish_reason"] == "cancelled"
@@ -145,8 +159,8 @@ async def test_clear_context_discards_what_runs_at_the_other_server(
     assert await client.texts() == ["anew", "anew "]
 
 
-async def test_an_answer_that_lost_its_hold_overwrites_nothing(
-    new_server: NewServer, client_of: Any, stepper: Any, redis: Redis
+async def test_an_answer_without_its_hold_overwrites_nothing(
+    new_server: NewServer, client_of: ClientOf, stepper: MakeStepper, redis: Redis
 ) -> None:
     here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1)), await new_server()
     client = client_of(here)
@@ -155,7 +169,7 @@ async def test_an_answer_that_lost_its_hold_overwrites_nothing(
     running = asyncio.create_task(body_of(client.post(accept="application/json", user_input="late")))
     await until(lambda: len(engine.calls) == 2)
     (hold,) = [key async for key in redis.scan_iter("*hold*")]
-    await redis.delete(hold)  # as when this process had stood still for longer than it lasts
+    await redis.delete(hold)  # as if this process had been suspended for longer than the hold lasts
     await at(there, client).say("two")
     engine.allow(1)
     status, answer = await running
@@ -163,10 +177,12 @@ async def test_an_answer_that_lost_its_hold_overwrites_nothing(
     assert await client.texts() == ["one", "1 ", "two", "two "]
 
 
-async def test_servers_with_other_namespaces_do_not_meet(new_server: NewServer, client_of: Any, stepper: Any) -> None:
-    one = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1), namespace="one")
+async def test_servers_with_different_namespaces_are_independent(
+    new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
+) -> None:
+    first = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1), namespace="one")
     other = await new_server(namespace="other")
-    client = client_of(one)
+    client = client_of(first)
     engine.allow(1)
     await client.say("at one")
     running = asyncio.create_task(client.say("still at one"))
@@ -179,8 +195,8 @@ async def test_servers_with_other_namespaces_do_not_meet(new_server: NewServer, 
     assert await client.texts() == ["at one", "1 ", "still at one", "1 "]
 
 
-async def test_what_a_user_has_set_holds_at_either_server_and_a_new_role_has_a_new_identity(
-    start: Any, new_server: NewServer, client_of: Any
+async def test_settings_apply_at_either_server_and_a_new_role_has_a_new_identity(
+    start: StartServer, new_server: NewServer, client_of: ClientOf
 ) -> None:
     roles = {
         "user": {"apis": {"allow": "all", "auth_method": "nothing", "use_session": True}},
@@ -202,7 +218,7 @@ async def test_what_a_user_has_set_holds_at_either_server_and_a_new_role_has_a_n
     assert await client.texts() == ["one", "one "]
 
 
-# A Redis that is lost. It takes seconds until that is certain, so on one loop only.
+# Failures of Redis. Their detection takes seconds, so these tests run on one loop only.
 
 one_loop = pytest.mark.asyncio(loop_factories=["uvloop"])
 
@@ -221,31 +237,31 @@ NEED_REDIS = [
 
 @asynccontextmanager
 async def lost(redis_server: RedisServer, how: str) -> AsyncIterator[None]:
-    """In this block, Redis is ``killed`` or ``halted``."""
+    """Kill or pause Redis during the block."""
     if how == "killed":
         redis_server.kill()
         yield
         redis_server.start()
     else:
-        redis_server.halt()
+        redis_server.pause()
         yield
-        redis_server.go_on()
+        redis_server.resume()
 
 
 async def check_unavailable(client: Client, method: str, path: str, body: Any) -> None:
     async with asyncio.timeout(PATIENCE), client.session.request(method, client.url + path, json=body) as response:
-        told = await response.json()
-        assert (response.status, told["error"]) == (503, "store_unavailable"), (path, told)
+        body = await response.json()
+        assert (response.status, body["error"]) == (503, "store_unavailable"), (path, body)
         assert int(response.headers["Retry-After"]) >= 1
         assert "Set-Cookie" not in response.headers
 
 
 @one_loop
-@pytest.mark.parametrize("how", ["killed", "halted"])
+@pytest.mark.parametrize("how", ["killed", "paused"])
 @pytest.mark.parametrize("sessions_in_redis", [True, False])
-async def test_without_redis_what_needs_it_gets_503_and_it_recovers_by_itself(
+async def test_requests_get_503_without_redis_and_the_server_recovers(
     new_server: NewServer,
-    client_of: Any,
+    client_of: ClientOf,
     redis_server: RedisServer,
     caplog: pytest.LogCaptureFixture,
     how: str,
@@ -254,33 +270,33 @@ async def test_without_redis_what_needs_it_gets_503_and_it_recovers_by_itself(
     server = await new_server(sessions_in_redis=sessions_in_redis)
     client = client_of(server)
     await client.say("one")
-    needed = [one for one in NEED_REDIS if sessions_in_redis or "params" not in one[1]]
+    needed = [request for request in NEED_REDIS if sessions_in_redis or "params" not in request[1]]
     async with lost(redis_server, how):
-        await asyncio.gather(*(check_unavailable(client, *one) for one in needed))
+        await asyncio.gather(*(check_unavailable(client, *request) for request in needed))
         async with client.session.get(f"{server.url}/readyz") as response:
             assert response.status == 200
         assert server.idle
     complaints = [record.getMessage() for record in caplog.records if "cannot be used" in record.getMessage()]
-    assert len(complaints) == len(set(complaints)) >= 1  # one line each for sessions and conversations
+    assert len(complaints) == len(set(complaints)) >= 1  # a line for sessions and a line for conversations
     assert (await client.say("two"))["text"] == "two "
-    kept = ["one", "one "] if how == "halted" else []
-    assert await client.texts() == [*kept, "two", "two "]
+    messages = ["one", "one "] if how == "paused" else []
+    assert await client.texts() == [*messages, "two", "two "]
     assert "can be used" in caplog.text
 
 
 @one_loop
-async def test_a_session_that_cannot_be_saved_after_the_handler_is_a_503_too(
-    new_server: NewServer, client_of: Any, redis_server: RedisServer
+async def test_a_session_that_cannot_be_saved_is_a_503(
+    new_server: NewServer, client_of: ClientOf, redis_server: RedisServer
 ) -> None:
-    client = client_of(await new_server())  # a new user, of whom there is nothing to load
+    client = client_of(await new_server())  # a new user, without anything to load
     redis_server.kill()
     await check_unavailable(client, "POST", "/set_generation_params", {"temperature": 0.5})
 
 
 @one_loop
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream"])
-async def test_an_answer_under_way_outlives_a_redis_that_is_killed_and_is_kept_if_it_is_back_in_time(
-    new_server: NewServer, client_of: Any, stepper: Any, redis_server: RedisServer, accept: str
+async def test_a_running_answer_survives_a_restart_of_redis(
+    new_server: NewServer, client_of: ClientOf, stepper: MakeStepper, redis_server: RedisServer, accept: str
 ) -> None:
     server = await new_server(engine := stepper(), sessions_in_redis=False, params=GenerationParams(max_new_tokens=3))
     client = client_of(server)
@@ -290,7 +306,7 @@ async def test_an_answer_under_way_outlives_a_redis_that_is_killed_and_is_kept_i
         await until(lambda: running_text(server) == "1 ")
         redis_server.kill()
         engine.allow(2)
-        await until(lambda: server.chat_stream.admission.running == 0)  # it is over, and about to be kept
+        await until(lambda: server.chat_stream.admission.running == 0)  # the answer is about to be saved
         redis_server.start()
         assert await text_of(response) == "1 2 3 "
     assert await client.texts() == ["one", "1 2 3 ", "two", "1 2 3 "]
@@ -298,10 +314,10 @@ async def test_an_answer_under_way_outlives_a_redis_that_is_killed_and_is_kept_i
 
 @one_loop
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_an_answer_that_cannot_be_kept_comes_to_its_end_and_never_looks_complete(
+async def test_an_answer_that_cannot_be_saved_ends_with_an_error(
     new_server: NewServer,
-    client_of: Any,
-    stepper: Any,
+    client_of: ClientOf,
+    stepper: MakeStepper,
     redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
     accept: str,
@@ -314,7 +330,7 @@ async def test_an_answer_that_cannot_be_kept_comes_to_its_end_and_never_looks_co
     engine.allow(1)
     asking = asyncio.create_task(client.post(accept=accept, user_input="two").__aenter__())
     await until(lambda: running_text(server) == "1 ")
-    redis_server.halt()
+    redis_server.pause()
     engine.allow(1)
     async with asyncio.timeout(PATIENCE), await asking as response:
         if accept == "text/plain":
@@ -327,13 +343,13 @@ async def test_an_answer_that_cannot_be_kept_comes_to_its_end_and_never_looks_co
             assert [name for name, _ in seen] == ["start", "delta", "delta", "error"]
             assert seen[-1][1]["error"]["error"] == "store_unavailable"
     assert server.idle
-    redis_server.go_on()
+    redis_server.resume()
     engine.allow(2)
     await client.say("three", conversation="other")
 
 
 async def text_of(response: ClientResponse) -> str:
-    """The answer, which ends as a whole one does."""
+    """Return the text of an answer. Fails unless it is complete."""
     if response.content_type == "text/plain":
         return await response.text()
     events = [event async for event in sse_events(response)]

@@ -1,31 +1,59 @@
-"""Promise 6: a shutdown ends in time, running answers get their grace, and what was said is kept."""
+"""Tests of promise 6: a shutdown ends in time, waits for running answers, and saves their text."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp_session
 import pytest
-from aiohttp import ClientPayloadError
+from aiohttp import ClientPayloadError, web
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatPrompt, ChatStream, Engine, GenerationParams, Limits, MemoryConversationStore
-from aiochatstream.engines.base import Delta
-from tests.helpers import PATIENCE, echo, sse_events, until
+from aiochatstream import (
+    ChatPrompt,
+    ChatStream,
+    Conversation,
+    Delta,
+    Engine,
+    GenerationParams,
+    Limits,
+    MemoryConversationStore,
+    MemoryStorage,
+    Prompt,
+)
+from tests.helpers import PATIENCE, Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events, until
 from tests.processes import PYTHON, ask, ask_when_listening, free_port, running
 
 pytestmark = pytest.mark.both_loops
 
 
-async def get(client: Any, path: str) -> tuple[int, Any, Any]:
+StartLoading = Callable[["SlowToLoad"], Awaitable[Server]]
+
+
+class RecordingStore(MemoryConversationStore):
+    """A store that records the conversations it has saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: list[Conversation] = []
+
+    async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
+        await super().save(user_id, name, conversation, expected_number=expected_number)
+        self.saved.append(conversation)
+
+
+async def get(client: Client, path: str) -> tuple[int, Any, Mapping[str, str]]:
     async with client.session.get(client.url + path) as response:
         return response.status, await response.json(), response.headers
 
 
-async def test_draining_refuses_the_new_and_the_waiting_and_lets_the_running_finish(
-    start: Any, stepper: Any, client_of: Any
+async def test_draining_refuses_new_and_waiting_requests_and_finishes_running_ones(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(
@@ -50,7 +78,9 @@ async def test_draining_refuses_the_new_and_the_waiting_and_lets_the_running_fin
     assert (await running)["text"] == "1 2 "
 
 
-async def test_a_shutdown_waits_for_the_running_answer(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_shutdown_waits_for_the_running_answer(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     running = asyncio.create_task(client_of(server).say("first"))
@@ -64,27 +94,18 @@ async def test_a_shutdown_waits_for_the_running_answer(start: Any, stepper: Any,
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell_and_kept(
-    start: Any, stepper: Any, client_of: Any, accept: str
+async def test_answers_cut_at_the_shutdown_timeout_are_detectable_and_saved(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, accept: str
 ) -> None:
-    engine, store = stepper(), MemoryConversationStore()
+    engine, store = stepper(), RecordingStore()
     chat_stream = ChatStream(engine=engine, limits=Limits(shutdown_timeout=0.05), conversation_store=store)
     server = await start(chat_stream)
-    kept: list[Any] = []
-    save = store.save
-
-    async def saving(*args: Any, **kwargs: Any) -> None:
-        kept.append(args[2])
-        await save(*args, **kwargs)
-
-    store.save = saving  # type: ignore[method-assign]
-    ending = None
     async with client_of(server).post(accept="text/event-stream", user_input="cookie") as response:
         assert response.status == 200
-    await until(lambda: any(turn.ending for turn in chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in chat_stream.running_turns))
     engine.allow(1)
     await until(lambda: server.idle)
-    kept.clear()
+    store.saved.clear()
 
     async def ask() -> Any:
         async with client_of(server).post(accept=accept, user_input="first") as response:
@@ -98,9 +119,9 @@ async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell
 
     asking = asyncio.create_task(ask())
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in chat_stream.running_turns))
     ending = asyncio.create_task(server.runner.cleanup())
-    await until(lambda: all(turn.ending for turn in chat_stream._turns._turns.values()))
+    await until(lambda: all(turn.ending for turn in chat_stream.running_turns))
     engine.allow(1)
     outcome = await asking
     await ending
@@ -110,16 +131,16 @@ async def test_what_is_left_after_the_grace_is_ended_so_that_the_client_can_tell
     elif accept == "application/json":
         assert outcome[0] == 503
         assert outcome[1]["error"] == "draining"
-    (conversation,) = kept
+    (conversation,) = store.saved
     assert [(turn.user, turn.answer, turn.state) for turn in conversation.turns] == [("first", "1 2 ", "interrupted")]
 
 
 class SlowToLoad(Engine):
-    """An engine whose load() takes until the test lets it go on."""
+    """An engine whose load() blocks until the test continues it."""
 
     loads_slowly = True
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.may_load = threading.Event()
         self.error = error
 
@@ -128,19 +149,13 @@ class SlowToLoad(Engine):
         if self.error is not None:
             raise self.error
 
-    def generate(self, prompt: Any, params: Any) -> Any:
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         yield Delta("hello", (1,), "stop")
 
 
 @pytest.fixture
-async def loading(client_of: Any) -> Any:
-    """A server whose engine is still loading."""
-    import aiohttp_session
-    from aiohttp import web
-
-    from aiochatstream import MemoryStorage
-    from tests.helpers import Server
-
+async def loading(client_of: ClientOf) -> AsyncIterator[StartLoading]:
+    """Yield a function that starts a server whose engine is still loading."""
     runners = []
 
     async def start(engine: SlowToLoad) -> Server:
@@ -161,7 +176,7 @@ async def loading(client_of: Any) -> Any:
         await runner.cleanup()
 
 
-async def test_while_the_model_loads_requests_are_told_to_come_back(loading: Any, client_of: Any) -> None:
+async def test_requests_get_503_while_the_model_loads(loading: StartLoading, client_of: ClientOf) -> None:
     engine = SlowToLoad()
     server = await loading(engine)
     client = client_of(server)
@@ -178,8 +193,8 @@ async def test_while_the_model_loads_requests_are_told_to_come_back(loading: Any
     assert (await client.say("hi"))["text"] == "hello"
 
 
-async def test_a_model_that_cannot_be_loaded_is_logged_and_requests_are_refused(
-    loading: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_a_failed_load_is_logged_and_requests_are_refused(
+    loading: StartLoading, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = SlowToLoad(OSError("the file is gone"))
     server = await loading(engine)
@@ -192,7 +207,7 @@ async def test_a_model_that_cannot_be_loaded_is_logged_and_requests_are_refused(
         assert "the file is gone" not in await response.text()
 
 
-async def test_an_engine_that_loads_at_once_fails_at_start_up_with_its_own_error(start: Any) -> None:
+async def test_an_engine_that_loads_immediately_fails_at_startup_with_its_own_error(start: StartServer) -> None:
     class Broken(SlowToLoad):
         loads_slowly = False
 
@@ -202,20 +217,20 @@ async def test_an_engine_that_loads_at_once_fails_at_start_up_with_its_own_error
         await start(ChatStream(engine=engine))
 
 
-async def test_two_apps_in_one_process_do_not_disturb_each_other(start: Any, client_of: Any) -> None:
-    one, two = await start(ChatStream(engine=echo)), await start(ChatStream(engine=echo))
-    await one.runner.cleanup()
-    assert (await client_of(two).say("still here"))["text"] == "still here "
+async def test_two_apps_in_one_process_are_independent(start: StartServer, client_of: ClientOf) -> None:
+    first, second = await start(ChatStream(engine=echo)), await start(ChatStream(engine=echo))
+    await first.runner.cleanup()
+    assert (await client_of(second).say("still here"))["text"] == "still here "
 
 
-async def test_a_request_whose_prompt_is_still_being_made_is_refused_by_a_shutdown(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_a_shutdown_refuses_a_request_whose_prompt_is_being_built(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     making, go_on = threading.Event(), threading.Event()
 
     class Slow(ChatPrompt):
         def encode(self) -> list[int]:
-            if self.message != "Hello":  # the trial at start-up
+            if self.message != "Hello":  # the prompt of the check at startup
                 making.set()
                 go_on.wait()
             return super().encode()
@@ -230,7 +245,7 @@ async def test_a_request_whose_prompt_is_still_being_made_is_refused_by_a_shutdo
     assert server.idle
 
 
-async def test_a_chat_stream_can_be_started_again(start: Any, client_of: Any) -> None:
+async def test_a_chat_stream_can_be_started_again(start: StartServer, client_of: ClientOf) -> None:
     chat_stream = ChatStream(engine=echo)
     for _ in range(2):
         server = await start(chat_stream)
@@ -239,7 +254,7 @@ async def test_a_chat_stream_can_be_started_again(start: Any, client_of: Any) ->
 
 
 @pytest.mark.parametrize("error", [StopIteration(), SystemExit(3), KeyboardInterrupt()])
-async def test_whatever_a_loader_raises_the_load_has_failed(loading: Any, error: Any) -> None:
+async def test_any_exception_of_a_loader_is_a_failed_load(loading: StartLoading, error: BaseException) -> None:
     engine = SlowToLoad(error)
     server = await loading(engine)
     engine.may_load.set()
@@ -249,12 +264,12 @@ async def test_whatever_a_loader_raises_the_load_has_failed(loading: Any, error:
 
 
 class Stuck:
-    """Says two words, and does not come back from its third step."""
+    """An engine that yields two words, and blocks in its third step."""
 
     def __init__(self) -> None:
         self.reached, self.release = threading.Event(), threading.Event()
 
-    def __call__(self, messages: Any, params: Any) -> Any:
+    def __call__(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         yield "one "
         yield "two "
         self.reached.set()
@@ -262,10 +277,10 @@ class Stuck:
         yield "three "
 
 
-async def test_an_engine_that_is_stuck_costs_no_words_and_does_not_hold_the_shutdown(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_a_stuck_engine_loses_no_text_and_does_not_delay_the_shutdown(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine, store = Stuck(), MemoryConversationStore()
+    engine, store = Stuck(), RecordingStore()
     server = await start(ChatStream(engine=engine, conversation_store=store, limits=Limits(shutdown_timeout=0.01)))
     client = client_of(server)
     async with client.post(accept="text/event-stream", user_input="hello") as response:
@@ -273,15 +288,15 @@ async def test_an_engine_that_is_stuck_costs_no_words_and_does_not_hold_the_shut
         await until(engine.reached.is_set)
         await server.runner.cleanup()
     assert "1 answers do not stop: the engine is stuck in a step." in caplog.text
-    (kept,) = store._conversations._entries.values()
-    assert '"one two "' in kept[1].decode()
-    assert '"interrupted"' in kept[1].decode()
-    turns = server.chat_stream._turns
-    assert (len(turns), len(turns._tasks)) == (0, 0)
-    engine.release.set()  # what comes now is told to nobody
-    for thread in server.chat_stream._threads._threads:
-        await asyncio.to_thread(thread.join)
-    assert '"one two "' in next(iter(store._conversations._entries.values()))[1].decode()
+    saved = [(turn.answer, turn.state) for conversation in store.saved for turn in conversation.turns]
+    assert saved == [("one two ", "interrupted")]
+    assert server.chat_stream.running_turns == []
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("turn ")]
+    engine.release.set()  # further text must be ignored
+    for thread in threading.enumerate():
+        if thread.name.startswith("aiochatstream-generate"):
+            await asyncio.to_thread(thread.join)
+    assert len(store.saved) == 1
 
 
 PROGRAM = """
@@ -322,7 +337,7 @@ web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, shutdown_t
 
 
 @pytest.mark.parametrize(("message", "saved"), [("hello", "saved one"), ("stuck prompt", "")])
-def test_a_process_whose_engine_or_prompt_is_stuck_ends_in_time(tmp_path: Path, message: str, saved: str) -> None:
+def test_a_process_with_a_stuck_engine_or_prompt_ends_in_time(tmp_path: Path, message: str, saved: str) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with running([PYTHON, "-c", PROGRAM, str(port)], tmp_path) as process:
@@ -330,6 +345,6 @@ def test_a_process_whose_engine_or_prompt_is_stuck_ends_in_time(tmp_path: Path, 
         with ThreadPoolExecutor(1) as threads:
             asking = threads.submit(ask, f"{url}/chat_stream", {"user_input": message})
             process.wait_for(lambda: "stuck" in process.out, "stuck engine")
-            assert process.end() == 0, process.told
+            assert process.end() == 0, process.output
             assert saved in process.out
             assert isinstance(asking.exception(PATIENCE), Exception) or asking.result().status == 503

@@ -145,7 +145,7 @@ async def test_refusal_shows_the_detail_of_the_server_error(start: StartServer, 
     server = await start(ChatStream(engine=echo_chunks, limits=Limits(max_request_bytes=2048)))
     chat = ChatPage(await visit(server.url))
     await chat.send("x" * 3000)
-    await expect(chat.refusal).to_contain_text("at most 2048 bytes are read")
+    await expect(chat.refusal).to_contain_text("at most 2048 bytes are accepted")
     await expect(chat.unsent).to_have_text("x" * 3000)
     await chat.page.get_by_role("button", name="Back to the message box").click()
     await chat.write("short")

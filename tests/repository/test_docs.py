@@ -20,7 +20,7 @@ from aiochatstream.cli.main import build_parser
 from aiochatstream.console.console import COMMANDS
 from aiochatstream.params import ParamOverrides
 from aiochatstream.web.auth.roles import AUTH_METHODS
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.processes import ROOT
 
 DOCS = ROOT / "docs"
@@ -55,7 +55,7 @@ def options_of(command: str) -> list[str]:
         ("options.md", list(inspect.signature(ChatStream).parameters)),
         ("options.md", [*GenerationParams.model_fields, *Limits.model_fields]),
         ("migrating.md", list(inspect.signature(compat.ChatStream).parameters)),
-        ("endpoints.md", [api.path for api in APIS.values()]),
+        ("endpoints.md", [endpoint.path for endpoint in ENDPOINTS.values()]),
         ("endpoints.md", list(ParamOverrides.model_fields)),
         ("roles.md", list(AUTH_METHODS)),
         ("command.md", [*options_of("serve"), *options_of("chat"), *COMMANDS]),

@@ -48,16 +48,19 @@ def prompt_tokens(tokenizer: Any, *contents: str) -> int:
 async def check_two_users_with_a_conversation_each(url: str, tokenizer: Any) -> None:
     """The history shows in the number of tokens that the model is told: exactly the user's own turns."""
     jars = [aiohttp.CookieJar(unsafe=True) for _ in range(2)]
-    async with aiohttp.ClientSession(cookie_jar=jars[0]) as one, aiohttp.ClientSession(cookie_jar=jars[1]) as other:
-        first, second = Client(one, url), Client(other, url)
-        said = await asyncio.gather(first.say(WILHELMINA[0], params=GREEDY), second.say(REX[0], params=GREEDY))
-        histories = [[asked[0], turn["text"]] for asked, turn in zip((WILHELMINA, REX), said, strict=True)]
-        assert [turn["usage"]["prompt_tokens"] for turn in said] == [
+    async with (
+        aiohttp.ClientSession(cookie_jar=jars[0]) as first_session,
+        aiohttp.ClientSession(cookie_jar=jars[1]) as other,
+    ):
+        first, second = Client(first_session, url), Client(other, url)
+        answers = await asyncio.gather(first.say(WILHELMINA[0], params=GREEDY), second.say(REX[0], params=GREEDY))
+        histories = [[questions[0], turn["text"]] for questions, turn in zip((WILHELMINA, REX), answers, strict=True)]
+        assert [turn["usage"]["prompt_tokens"] for turn in answers] == [
             prompt_tokens(tokenizer, WILHELMINA[0]),
             prompt_tokens(tokenizer, REX[0]),
         ]
 
-        said = await asyncio.gather(first.say(WILHELMINA[1], params=GREEDY), second.say(REX[1], params=GREEDY))
+        answers = await asyncio.gather(first.say(WILHELMINA[1], params=GREEDY), second.say(REX[1], params=GREEDY))
         own = [
             prompt_tokens(tokenizer, *histories[0], WILHELMINA[1]),
             prompt_tokens(tokenizer, *histories[1], REX[1]),
@@ -68,7 +71,7 @@ async def check_two_users_with_a_conversation_each(url: str, tokenizer: Any) -> 
         ]
         assert own[0] != others[0]
         assert own[1] != others[1]
-        assert [turn["usage"]["prompt_tokens"] for turn in said] == own
+        assert [turn["usage"]["prompt_tokens"] for turn in answers] == own
 
 
 async def wait_ready(url: str) -> None:
@@ -122,9 +125,9 @@ def test_started_as_a_program_it_serves_two_users_on_port_8080_and_ends_at_ctrl_
 def test_mock_answers_in_turn(tmp_path: Path) -> None:
     async def talk() -> None:
         async with user() as client:
-            said = [(await client.say("hi", params=FEW))["text"] for _ in range(2)]
-            assert said[0] != said[1]
-            assert all(said)
+            answers = [(await client.say("hi", params=FEW))["text"] for _ in range(2)]
+            assert answers[0] != answers[1]
+            assert all(answers)
 
     with example("mock_server.py", tmp_path):
         asyncio.run(talk())

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.both_loops
 
 
 @pytest.mark.parametrize(("slots", "queue_size"), [(1, 0), (1, 2), (3, 0), (2, 5)])
-def test_exactly_n_run_exactly_q_wait_and_one_more_is_refused_at_once(slots: int, queue_size: int) -> None:
+def test_requests_beyond_the_slots_wait_and_beyond_the_queue_are_refused(slots: int, queue_size: int) -> None:
     admission = Admission(slots, queue_size)
     tickets = [admission.reserve() for _ in range(slots + queue_size)]
     assert [ticket.running for ticket in tickets] == [True] * slots + [False] * queue_size
@@ -30,7 +30,7 @@ def test_exactly_n_run_exactly_q_wait_and_one_more_is_refused_at_once(slots: int
     assert (admission.running, admission.waiting) == (slots, queue_size)
 
 
-def test_a_request_for_many_answers_takes_as_many_places_as_there_are_slots_or_what_is_free() -> None:
+def test_a_large_request_takes_at_most_one_place_per_slot() -> None:
     admission = Admission(2, 3)
     first = admission.reserve_all(100)
     assert [ticket.running for ticket in first] == [True, True, *[False] * 98]
@@ -56,7 +56,7 @@ def test_large_requests_leave_half_of_the_queue_to_others() -> None:
         next(ticket for ticket in large if ticket.running).release()
 
 
-def test_between_two_answers_of_a_large_request_those_have_their_turn_who_came_meanwhile() -> None:
+def test_other_requests_run_between_two_answers_of_a_large_request() -> None:
     admission = Admission(2, 2)
     many = admission.reserve_all(5)
     one, other = admission.reserve(), admission.reserve()
@@ -72,7 +72,7 @@ def test_between_two_answers_of_a_large_request_those_have_their_turn_who_came_m
     assert (admission.running, admission.waiting) == (2, 0)
 
 
-async def test_who_has_no_place_yet_learns_of_the_place_or_of_the_end() -> None:
+async def test_wait_enqueued_returns_with_a_place_a_release_or_a_drain() -> None:
     admission = Admission(1, 0)
     first, second, third, last = admission.reserve_all(4)
     waiting = [asyncio.create_task(ticket.wait_enqueued()) for ticket in (second, third, last)]
@@ -92,13 +92,13 @@ async def test_who_has_no_place_yet_learns_of_the_place_or_of_the_end() -> None:
     assert (admission.running, admission.waiting) == (0, 0)
 
 
-def test_without_a_queue_a_freed_slot_goes_to_the_next_who_comes() -> None:
+def test_without_a_queue_the_next_request_gets_a_free_slot() -> None:
     admission = Admission(1, 0)
     admission.reserve().release()
     assert admission.reserve().running
 
 
-def test_a_freed_slot_goes_to_the_one_who_has_waited_longest() -> None:
+def test_slots_are_granted_first_in_first_out() -> None:
     admission = Admission(1, 3)
     tickets = [admission.reserve() for _ in range(4)]
     for turn in range(4):
@@ -107,7 +107,7 @@ def test_a_freed_slot_goes_to_the_one_who_has_waited_longest() -> None:
     assert (admission.running, admission.waiting) == (0, 0)
 
 
-def test_a_waiter_that_leaves_makes_room_and_those_behind_it_move_up() -> None:
+def test_a_request_that_leaves_the_queue_moves_later_ones_up() -> None:
     admission = Admission(1, 3)
     running, first, second, third = (admission.reserve() for _ in range(4))
     second.release()
@@ -119,7 +119,7 @@ def test_a_waiter_that_leaves_makes_room_and_those_behind_it_move_up() -> None:
 
 
 @pytest.mark.parametrize("end", ["released", "drained"])
-def test_who_waits_no_longer_has_no_place_in_the_queue(end: str) -> None:
+def test_a_ticket_that_no_longer_waits_has_no_position(end: str) -> None:
     admission = Admission(1, 1)
     admission.reserve()
     waiter = admission.reserve()
@@ -127,7 +127,7 @@ def test_who_waits_no_longer_has_no_place_in_the_queue(end: str) -> None:
     assert (waiter.position, waiter.running) == (0, False)
 
 
-async def test_positions_yields_each_change_and_ends_when_the_slot_is_granted() -> None:
+async def test_positions_yields_each_change_until_the_slot_is_granted() -> None:
     admission = Admission(1, 3)
     running, first, second, last = (admission.reserve() for _ in range(4))
     told: list[int] = []
@@ -146,7 +146,7 @@ async def test_positions_yields_each_change_and_ends_when_the_slot_is_granted() 
     assert last.running
 
 
-async def test_positions_of_one_who_runs_or_has_left_are_none() -> None:
+async def test_positions_is_empty_for_a_running_ticket_and_ends_at_its_release() -> None:
     admission = Admission(1, 1)
     running, waiter = admission.reserve(), admission.reserve()
     assert [position async for position in running.positions()] == []
@@ -160,7 +160,7 @@ async def test_positions_of_one_who_runs_or_has_left_are_none() -> None:
     assert not waiter.running
 
 
-def test_releasing_again_changes_nothing() -> None:
+def test_a_repeated_release_has_no_effect() -> None:
     admission = Admission(2, 1)
     first, _, waiter = (admission.reserve() for _ in range(3))
     first.release()
@@ -172,7 +172,7 @@ def test_releasing_again_changes_nothing() -> None:
     assert (admission.running, admission.waiting) == (2, 0)
 
 
-async def test_drain_refuses_newcomers_sends_waiters_away_and_lets_runners_finish() -> None:
+async def test_drain_refuses_new_and_waiting_requests_but_not_running_ones() -> None:
     admission = Admission(1, 2)
     running, first, second = (admission.reserve() for _ in range(3))
     positions = first.positions()
@@ -207,7 +207,7 @@ async def test_drain_refuses_newcomers_sends_waiters_away_and_lets_runners_finis
         (1, [400.0], 1, 600),  # never above ten minutes
     ],
 )
-def test_retry_after_comes_from_how_long_answers_held_their_slots(
+def test_retry_after_follows_the_times_that_answers_held_their_slots(
     slots: int, held: list[float], waiting: int, seconds: int
 ) -> None:
     now = [1000.0]
@@ -221,7 +221,7 @@ def test_retry_after_comes_from_how_long_answers_held_their_slots(
     assert admission.retry_after() == seconds
 
 
-def test_who_leaves_without_an_answer_teaches_nothing_about_how_long_one_takes() -> None:
+def test_slots_without_an_answer_do_not_count_for_retry_after() -> None:
     now = [0.0]
     admission = Admission(1, 1, clock=lambda: now[0])
     gone, waiter = admission.reserve(), admission.reserve()
@@ -232,7 +232,7 @@ def test_who_leaves_without_an_answer_teaches_nothing_about_how_long_one_takes()
     assert admission.retry_after() == 5  # as assumed
 
 
-def test_time_in_the_queue_does_not_count_as_time_in_a_slot() -> None:
+def test_time_in_the_queue_does_not_count_for_retry_after() -> None:
     now = [0.0]
     admission = Admission(1, 1, clock=lambda: now[0])
     first, second = admission.reserve(), admission.reserve()
@@ -318,4 +318,4 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 
 AdmissionMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
-TestAdmissionKeepsItsPromisesInAnyOrder = AdmissionMachine.TestCase
+TestAdmission = AdmissionMachine.TestCase

@@ -30,7 +30,7 @@ def saying(*texts: str) -> Callable[..., Iterator[str]]:
     return engine
 
 
-async def test_the_pieces_are_the_answer_so_far_the_new_text_and_where_it_stands() -> None:
+async def test_console_pieces_are_the_whole_text_the_new_text_and_the_position() -> None:
     async with ChatStream(engine=saying("東京", "です", "。")) as chat_stream:
         assert await pieces(chat_stream, "日本の首都は？") == [
             ("東京", "東京", "begin"),
@@ -45,12 +45,12 @@ async def test_the_pieces_are_the_answer_so_far_the_new_text_and_where_it_stands
     [(["yes"], [("yes", "yes", "begin"), ("yes", "", "end")]), ([], [("", "", "begin"), ("", "", "end")])],
     ids=["one piece", "none"],
 )
-async def test_short_answers_have_one_begin_and_one_end_too(texts: list[str], expected: Pieces) -> None:
+async def test_short_answers_have_one_begin_and_one_end(texts: list[str], expected: Pieces) -> None:
     async with ChatStream(engine=saying(*texts)) as chat_stream:
         assert await pieces(chat_stream, "Hello") == expected
 
 
-async def test_the_conversation_goes_on_from_call_to_call_and_each_object_has_its_own(stepper: Any) -> None:
+async def test_each_chat_stream_continues_its_own_console_conversation(stepper: Any) -> None:
     heard: list[list[str]] = []
 
     def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
@@ -64,7 +64,7 @@ async def test_the_conversation_goes_on_from_call_to_call_and_each_object_has_it
     assert heard == [["one"], ["one", "ok", "two"], ["three"]]
 
 
-async def test_closing_the_generator_stops_the_engine_and_keeps_the_text_so_far(
+async def test_closing_the_generator_stops_the_engine_and_saves_the_text_so_far(
     stepper: Callable[..., Stepper],
 ) -> None:
     engine = stepper()
@@ -79,7 +79,7 @@ async def test_closing_the_generator_stops_the_engine_and_keeps_the_text_so_far(
         assert turn.answer in ("1 ", "1 2 ")
 
 
-async def test_what_goes_wrong_is_a_chat_stream_error_and_leaves_the_conversation_as_it_was(
+async def test_failures_are_chat_stream_errors_and_do_not_change_the_conversation(
     stepper: Callable[..., Stepper],
 ) -> None:
     engine = stepper(fail_at=1)
@@ -93,7 +93,7 @@ async def test_what_goes_wrong_is_a_chat_stream_error_and_leaves_the_conversatio
                 await pieces(chat_stream, nothing)
 
 
-async def test_outside_of_the_async_with_it_says_so() -> None:
+async def test_console_input_outside_async_with_is_an_error() -> None:
     chat_stream = ChatStream(engine=echo)
     with pytest.raises(RuntimeError, match="async with chat_stream"):
         await pieces(chat_stream, "Hello")
@@ -103,7 +103,7 @@ async def test_outside_of_the_async_with_it_says_so() -> None:
         await pieces(chat_stream, "Hello")
 
 
-async def test_it_waits_for_a_model_that_is_still_being_loaded(model: Any, tokenizer: Any) -> None:
+async def test_console_input_waits_until_the_model_is_loaded(model: Any, tokenizer: Any) -> None:
     def load_model() -> Any:
         return model
 
@@ -120,7 +120,7 @@ async def test_it_waits_for_a_model_that_is_still_being_loaded(model: Any, token
     assert answer[-1][0] == "".join(piece[1] for piece in answer) != ""
 
 
-async def test_the_locale_is_that_of_the_logs_lines_for_people(
+async def test_the_locale_selects_the_language_of_log_lines(
     stepper: Callable[..., Stepper], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = stepper()
@@ -133,6 +133,6 @@ async def test_the_locale_is_that_of_the_logs_lines_for_people(
     await answer.aclose()
 
 
-def test_a_locale_that_is_not_there_is_refused() -> None:
+def test_an_unknown_locale_is_refused() -> None:
     with pytest.raises(ValueError, match="locale: must be 'en' or 'ja', not 'fr'"):
         ChatStream(engine=echo, locale="fr")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from aiochatstream.runtime.daemon_threads import DaemonExecutor, any_daemon_thre
 from tests.helpers import PATIENCE
 
 
-def test_as_many_threads_as_allowed_run_at_once_and_the_others_wait_their_turn() -> None:
+def test_jobs_beyond_the_number_of_threads_wait() -> None:
     executor = DaemonExecutor(2, "aiochatstream-test")
     both, go_on = threading.Barrier(3), threading.Event()
 
@@ -35,7 +35,7 @@ def test_as_many_threads_as_allowed_run_at_once_and_the_others_wait_their_turn()
         executor.submit(job, 0)
 
 
-def test_an_idle_thread_is_used_again() -> None:
+def test_idle_threads_are_reused() -> None:
     executor = DaemonExecutor(8, "aiochatstream-test")
     for number in range(20):
         assert executor.submit(int, number).result(PATIENCE) == number
@@ -46,7 +46,7 @@ def test_an_idle_thread_is_used_again() -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit(3), GeneratorExit(), KeyboardInterrupt()])
-def test_whatever_a_job_raises_is_raised_where_its_result_is_awaited_and_the_thread_goes_on(
+def test_errors_of_a_job_are_raised_by_its_result_and_the_thread_continues(
     error: BaseException,
 ) -> None:
     executor = DaemonExecutor(1, "aiochatstream-test")
@@ -60,7 +60,7 @@ def test_whatever_a_job_raises_is_raised_where_its_result_is_awaited_and_the_thr
     executor.shutdown()
 
 
-def test_jobs_that_have_not_begun_are_cancelled_on_request() -> None:
+def test_shutdown_can_cancel_waiting_jobs() -> None:
     executor = DaemonExecutor(1, "aiochatstream-test")
     begun, go_on = threading.Event(), threading.Event()
 
@@ -87,5 +87,5 @@ assert begun.wait()
 """
 
 
-def test_a_process_ends_though_a_job_is_stuck() -> None:
+def test_a_stuck_job_does_not_delay_the_end_of_the_process() -> None:
     assert subprocess.run([sys.executable, "-c", STUCK], timeout=60, check=False).returncode == 0

@@ -51,7 +51,7 @@ async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_a_conversation_under_way_is_never_pushed_out_of_memory(start: Any, client_of: Any, accept: str) -> None:
+async def test_a_conversation_with_a_running_turn_is_never_evicted(start: Any, client_of: Any, accept: str) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
     def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
@@ -74,9 +74,7 @@ async def test_a_conversation_under_way_is_never_pushed_out_of_memory(start: Any
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_stop_ends_the_answer_and_keeps_what_there_is(
-    start: Any, stepper: Any, client_of: Any, accept: str
-) -> None:
+async def test_stop_ends_the_answer_and_saves_its_text(start: Any, stepper: Any, client_of: Any, accept: str) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
     client = client_of(server)
@@ -84,9 +82,9 @@ async def test_stop_ends_the_answer_and_keeps_what_there_is(
     await client.say("first")
     running = asyncio.create_task(read(client.post(accept=accept, user_input="second")))
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream.running_turns))
     stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     assert '"success":true' in await stopping
     body = await running
@@ -96,7 +94,7 @@ async def test_stop_ends_the_answer_and_keeps_what_there_is(
     assert server.idle
 
 
-async def test_stop_then_send_again_is_served(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_message_sent_after_a_stop_is_answered(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)))
     client = client_of(server)
@@ -105,7 +103,7 @@ async def test_stop_then_send_again_is_served(start: Any, stepper: Any, client_o
     running = asyncio.create_task(client.say("second"))
     await until(lambda: len(engine.calls) == 2)
     stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     again = asyncio.create_task(client.say("third"))  # the one before is still in its last step
     engine.allow(4)
     await stopping
@@ -113,7 +111,7 @@ async def test_stop_then_send_again_is_served(start: Any, stepper: Any, client_o
     assert (await running)["finish_reason"] == "cancelled"
 
 
-async def test_stop_without_a_running_answer_says_so(start: Any, client_of: Any) -> None:
+async def test_stop_without_a_running_answer_is_a_404(start: Any, client_of: Any) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).post("/chat_stream/stop") as response:
         assert response.status == 404
@@ -141,7 +139,7 @@ async def test_a_stopped_answer_without_text_leaves_no_turn(start: Any, stepper:
     await blocking
 
 
-async def test_clear_context_forgets_and_discards_an_answer_under_way(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_clear_context_discards_a_running_answer(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
@@ -151,7 +149,7 @@ async def test_clear_context_forgets_and_discards_an_answer_under_way(start: Any
     running = asyncio.create_task(client.say("second"))
     await until(lambda: len(engine.calls) == 2)
     clearing = asyncio.create_task(read(client.post("/clear_context")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     assert await clearing == '{"success":true,"message":"Context successfully cleared"}'
     assert (await running)["finish_reason"] == "cancelled"
@@ -161,14 +159,14 @@ async def test_clear_context_forgets_and_discards_an_answer_under_way(start: Any
     assert engine.calls[-1] == [{"role": "user", "content": "anew"}]
 
 
-async def test_history_shows_an_answer_under_way_as_running(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_history_marks_a_running_answer(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     engine.allow(3)
     await client.say("first")
     running = asyncio.create_task(client.say("second"))
-    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream.running_turns))
     history = await client.history()
     assert [message["content"] for message in history] == ["first", "1 2 ", "second", "1 "]
     assert [message.get("state") for message in history] == [None, "complete", None, "running"]
@@ -177,7 +175,7 @@ async def test_history_shows_an_answer_under_way_as_running(start: Any, stepper:
     assert (await client.history())[-1]["state"] == "complete"
 
 
-async def test_regenerate_with_nothing_to_answer_again(start: Any, client_of: Any) -> None:
+async def test_regenerate_without_a_message_is_a_409(start: Any, client_of: Any) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).post(regenerate=True) as response:
         assert response.status == 409
@@ -185,7 +183,7 @@ async def test_regenerate_with_nothing_to_answer_again(start: Any, client_of: An
     assert server.idle
 
 
-async def test_a_regenerated_answer_replaces_the_old_one_only_when_there_is_text(
+async def test_a_regenerated_answer_replaces_the_old_one_only_if_it_has_text(
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -201,9 +199,9 @@ async def test_a_regenerated_answer_replaces_the_old_one_only_when_there_is_text
     engine.fail_at = None
     running = asyncio.create_task(client.say(regenerate=True))
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream.running_turns))
     stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     await asyncio.gather(stopping, running)
     last = (await client.history())[-1]
@@ -212,7 +210,7 @@ async def test_a_regenerated_answer_replaces_the_old_one_only_when_there_is_text
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
 @pytest.mark.parametrize("fail_at", [0, 2])
-async def test_an_engine_that_raises_gives_the_right_error_and_leaves_the_history_as_it_was(
+async def test_an_engine_error_is_reported_and_leaves_the_history_unchanged(
     start: Any, stepper: Any, client_of: Any, caplog: pytest.LogCaptureFixture, accept: str, fail_at: int
 ) -> None:
     engine = stepper(fail_at=5)
@@ -247,7 +245,7 @@ async def test_an_engine_that_raises_gives_the_right_error_and_leaves_the_histor
     assert (await client.say("second"))["text"] == "1 2 3 4 "
 
 
-async def test_http_1_0_gets_the_body_unchunked_and_closed(start: Any) -> None:
+async def test_http_1_0_responses_are_not_chunked_and_close_the_connection(start: Any) -> None:
     server = await start(ChatStream(engine=echo))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(post_bytes('{"user_input":"one two"}', version="1.0"))
@@ -259,7 +257,7 @@ async def test_http_1_0_gets_the_body_unchunked_and_closed(start: Any) -> None:
     await writer.wait_closed()
 
 
-async def test_a_broken_off_answer_never_looks_complete_over_http_1_0(start: Any, stepper: Any) -> None:
+async def test_a_failed_http_1_0_response_resets_the_connection(start: Any, stepper: Any) -> None:
     engine = stepper(fail_at=1)
     server = await start(ChatStream(engine=engine))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -281,7 +279,7 @@ async def read(request: Any) -> str:
 
 
 @pytest.mark.parametrize("raised", [StopIteration(), asyncio.CancelledError(), SystemExit(3), GeneratorExit()])
-async def test_whatever_an_engine_raises_the_conversation_and_the_slot_are_free_again(
+async def test_any_engine_error_releases_the_conversation_and_the_slot(
     start: Any, client_of: Any, raised: BaseException
 ) -> None:
     class Broken(Engine):
@@ -296,7 +294,7 @@ async def test_whatever_an_engine_raises_the_conversation_and_the_slot_are_free_
     await until(lambda: server.idle)
 
 
-async def test_an_engine_function_that_yields_no_text_is_an_error(start: Any, client_of: Any) -> None:
+async def test_an_engine_function_that_yields_other_than_text_is_an_error(start: Any, client_of: Any) -> None:
     def broken(messages: list[dict[str, str]], params: GenerationParams) -> Any:
         yield 5
 
@@ -306,7 +304,7 @@ async def test_an_engine_function_that_yields_no_text_is_an_error(start: Any, cl
     assert server.idle
 
 
-async def test_a_prompt_class_that_raises_anything_gives_a_500_and_frees_the_place(
+async def test_a_prompt_class_error_is_a_500_and_releases_the_place(
     start: Any, client_of: Any, model: Any, tokenizer: Any
 ) -> None:
     class Broken(AbstractChatPrompt):
@@ -337,7 +335,7 @@ async def test_a_prompt_class_cannot_end_the_server(start: Any, client_of: Any, 
     assert server.idle
 
 
-async def test_an_engine_whose_thread_has_ended_is_not_ready_and_nobody_waits_for_it(
+async def test_requests_to_a_stopped_engine_are_a_503(
     start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Ending(TokenSampler):
@@ -370,7 +368,7 @@ async def test_an_engine_whose_thread_has_ended_is_not_ready_and_nobody_waits_fo
     assert "The engine has stopped and cannot answer any more." in caplog.text
 
 
-async def test_an_answer_that_ran_out_of_time_without_text_leaves_no_turn(start: Any, client_of: Any) -> None:
+async def test_an_answer_without_text_at_its_time_limit_leaves_no_turn(start: Any, client_of: Any) -> None:
     class Silent(Engine):
         def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
             while True:
@@ -382,7 +380,7 @@ async def test_an_answer_that_ran_out_of_time_without_text_leaves_no_turn(start:
     assert await client.history() == []
 
 
-async def test_history_shows_a_regenerated_answer_in_place_of_the_old_one(
+async def test_history_contains_a_running_regeneration_in_place_of_the_old_answer(
     start: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -392,14 +390,14 @@ async def test_history_shows_a_regenerated_answer_in_place_of_the_old_one(
     await client.say("first")
     running = asyncio.create_task(client.say(regenerate=True))
     engine.allow(1)
-    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text == "1 " for turn in server.chat_stream.running_turns))
     assert await client.texts() == ["first", "1 "]
     engine.allow(1)
     await running
     assert await client.texts() == ["first", "1 2 "]
 
 
-async def test_errors_of_chatstreams_own_endpoints_carry_both_sets_of_keys(start: Any, client_of: Any) -> None:
+async def test_errors_of_chatstream_endpoints_have_both_sets_of_keys(start: Any, client_of: Any) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).post("/clear_context", conversation=5) as response:
         assert response.status == 422
@@ -408,9 +406,7 @@ async def test_errors_of_chatstreams_own_endpoints_carry_both_sets_of_keys(start
     assert body["message"] == body["detail"]
 
 
-async def test_a_turn_that_begins_while_its_conversation_is_cleared_does_not_bring_it_back(
-    start: Any, client_of: Any
-) -> None:
+async def test_a_turn_that_begins_during_a_clear_does_not_restore_the_conversation(start: Any, client_of: Any) -> None:
     """With a store that takes its time, as a database does."""
     loading, go_on = asyncio.Event(), asyncio.Event()
 
@@ -430,14 +426,14 @@ async def test_a_turn_that_begins_while_its_conversation_is_cleared_does_not_bri
     asking = asyncio.create_task(client.say("next"))
     await loading.wait()
     clearing = asyncio.create_task(read(client.post("/clear_context")))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     go_on.set()
     assert '"success":true' in await clearing
     await asking
     assert await client.history() == []
 
 
-async def test_a_whole_answer_is_kept_even_if_the_engine_then_fails_to_clean_up(start: Any, client_of: Any) -> None:
+async def test_a_complete_answer_is_saved_even_if_the_engine_then_fails(start: Any, client_of: Any) -> None:
     class Untidy(Engine):
         def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
             yield Delta("whole", (1,), "stop")
@@ -448,9 +444,7 @@ async def test_a_whole_answer_is_kept_even_if_the_engine_then_fails_to_clean_up(
     assert await client.texts() == ["hi", "whole"]
 
 
-async def test_what_the_prompt_class_replaces_is_shown_and_kept_replaced_also_across_chunks_and_at_the_end(
-    start: Any, client_of: Any
-) -> None:
+async def test_replacements_apply_across_chunks_to_the_response_and_the_history(start: Any, client_of: Any) -> None:
     class Lines(AbstractChatPrompt):
         def create_prompt(self) -> str:
             return self.message
@@ -467,7 +461,7 @@ async def test_what_the_prompt_class_replaces_is_shown_and_kept_replaced_also_ac
     assert await client.texts() == ["hello", "one\ntwo\n<NL"]
 
 
-async def test_an_engine_is_told_whose_a_prompt_is(start: Any, client_of: Any) -> None:
+async def test_a_prompt_has_the_owner_of_its_user(start: Any, client_of: Any) -> None:
     owners = []
 
     class Owners(Engine):
@@ -494,7 +488,7 @@ async def bring_interrupted(client: Any, asked: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_an_interrupted_answer_goes_on_and_only_what_is_new_is_sent(
+async def test_continuing_an_interrupted_answer_sends_only_the_new_text(
     start: Any, stepper: Any, client_of: Any, accept: str
 ) -> None:
     engine = stepper()
@@ -515,7 +509,7 @@ async def test_an_interrupted_answer_goes_on_and_only_what_is_new_is_sent(
         assert (await response.json())["error"] == "nothing_to_continue"
 
 
-async def test_an_answer_that_cannot_go_on_stays_as_it_was(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_failed_continuation_leaves_the_answer_unchanged(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
@@ -528,14 +522,16 @@ async def test_an_answer_that_cannot_go_on_stays_as_it_was(start: Any, stepper: 
     assert await client.history() == before
 
 
-async def test_history_shows_the_whole_of_an_answer_that_goes_on(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_history_contains_the_whole_answer_during_a_continuation(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await bring_interrupted(client, "hello", "1 ")
     going_on = asyncio.create_task(read(client.post(**{"continue": True})))
     engine.allow(1)
-    await until(lambda: any(turn.text for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.text for turn in server.chat_stream.running_turns))
     messages = await client.history()
     assert [(message["content"], message.get("state")) for message in messages] == [
         ("hello", None),
@@ -545,9 +541,7 @@ async def test_history_shows_the_whole_of_an_answer_that_goes_on(start: Any, ste
     await going_on
 
 
-async def test_the_real_model_goes_on_from_its_own_words(
-    start: Any, model: Any, tokenizer: Any, client_of: Any
-) -> None:
+async def test_the_model_continues_its_own_text(start: Any, model: Any, tokenizer: Any, client_of: Any) -> None:
     chat_stream = ChatStream(
         model=model, tokenizer=tokenizer, params=GenerationParams(temperature=0, max_new_tokens=24)
     )

@@ -56,7 +56,7 @@ async def told(client: Client, text: str | None = None, **body: Any) -> None:
     assert (status, answer.get("turn")) == (200, last["turn"]), answer
 
 
-async def test_a_committed_answer_is_known_to_every_worker(worker: Any, client_of: Any) -> None:
+async def test_a_committed_answer_is_available_on_every_worker(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     await told(client, "one")
     client = moved(client, await worker())
@@ -64,7 +64,7 @@ async def test_a_committed_answer_is_known_to_every_worker(worker: Any, client_o
     assert await moved(client, await worker()).texts() == ["one", "one ", "two", "two "]
 
 
-async def test_the_token_may_come_to_another_worker_than_the_answer(worker: Any, client_of: Any) -> None:
+async def test_another_worker_accepts_a_commit_token(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     last = await streamed(client, "one")
     other = moved(client, await worker())
@@ -74,7 +74,7 @@ async def test_the_token_may_come_to_another_worker_than_the_answer(worker: Any,
     assert await other.texts() == ["one", "one "]
 
 
-async def test_the_token_of_an_answer_that_was_given_up_brings_it_back(worker: Any, client_of: Any) -> None:
+async def test_a_commit_token_restores_an_abandoned_answer(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     await told(client, "one")
     last = await streamed(client, "two")
@@ -85,7 +85,7 @@ async def test_the_token_of_an_answer_that_was_given_up_brings_it_back(worker: A
     assert await other.texts() == ["one", "one ", "two", "two "]
 
 
-async def test_a_token_that_comes_again_changes_nothing(worker: Any, client_of: Any) -> None:
+async def test_a_repeated_commit_token_changes_nothing(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     last = await streamed(client, "one")
     for _ in range(2):
@@ -94,7 +94,7 @@ async def test_a_token_that_comes_again_changes_nothing(worker: Any, client_of: 
     assert await moved(client, await worker()).texts() == ["one", "one "]
 
 
-async def test_a_token_of_an_earlier_turn_is_refused(worker: Any, client_of: Any) -> None:
+async def test_a_commit_token_of_an_earlier_turn_is_refused(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     last = await streamed(client, "one")
     await commit(client, last["commit"])
@@ -104,7 +104,7 @@ async def test_a_token_of_an_earlier_turn_is_refused(worker: Any, client_of: Any
     assert await client.texts() == ["one", "one ", "two", "two "]
 
 
-async def test_what_was_cleared_does_not_come_back_by_its_token(worker: Any, client_of: Any) -> None:
+async def test_a_commit_token_does_not_restore_a_cleared_conversation(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     last = await streamed(client, "secret")
     async with client.post("/clear_context") as response:
@@ -113,7 +113,7 @@ async def test_what_was_cleared_does_not_come_back_by_its_token(worker: Any, cli
     assert await client.texts() == []
 
 
-async def test_the_token_of_another_user_is_refused(worker: Any, client_of: Any) -> None:
+async def test_a_commit_token_of_another_user_is_refused(worker: Any, client_of: Any) -> None:
     server = await worker()
     one, other = client_of(server), client_of(server)
     last = await streamed(one, "secret")
@@ -136,7 +136,7 @@ async def test_the_token_of_another_user_is_refused(worker: Any, client_of: Any)
     ],
     ids=["empty", "ascii", "not ascii", "another key", "another purpose", "old"],
 )
-async def test_what_is_no_token_of_the_last_hour_is_a_bad_request(worker: Any, client_of: Any, token: str) -> None:
+async def test_an_invalid_or_expired_commit_token_is_a_bad_request(worker: Any, client_of: Any, token: str) -> None:
     client = client_of(await worker())
     await told(client, "one")
     status, answer = await commit(client, token)
@@ -144,7 +144,7 @@ async def test_what_is_no_token_of_the_last_hour_is_a_bad_request(worker: Any, c
     assert answer["detail"].startswith("commit: must be a token")
 
 
-def test_no_flipped_bit_of_a_token_is_taken() -> None:
+def test_a_modified_commit_token_is_refused() -> None:
     token = COMMIT.seal(Fernet(KEY))
     assert Commit.open(token, Fernet(KEY)) == COMMIT
     data = base64.urlsafe_b64decode(token)
@@ -154,13 +154,13 @@ def test_no_flipped_bit_of_a_token_is_taken() -> None:
             Commit.open(base64.urlsafe_b64encode(changed).decode(), Fernet(KEY))
 
 
-def test_a_token_is_no_cookie_and_a_cookie_is_no_token() -> None:
+def test_commit_tokens_and_cookies_are_not_interchangeable() -> None:
     assert Fernet(KEY).decrypt(COMMIT.seal(Fernet(KEY)).encode()).startswith(PURPOSE)
     with pytest.raises(BadRequest):
         Commit.open(Fernet(KEY).encrypt(b'{"session": {}}').decode(), Fernet(KEY))
 
 
-async def test_a_token_survives_a_change_of_keys(worker: Any, client_of: Any) -> None:
+async def test_a_commit_token_remains_valid_after_key_rotation(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     last = await streamed(client, "one")
     rotated = moved(client, await worker(keys=[Fernet.generate_key(), KEY]))
@@ -168,9 +168,7 @@ async def test_a_token_survives_a_change_of_keys(worker: Any, client_of: Any) ->
     assert await rotated.texts() == ["one", "one "]
 
 
-async def test_regenerated_edited_and_continued_answers_are_committed_as_they_are(
-    worker: Any, client_of: Any, stepper: Any
-) -> None:
+async def test_regenerated_and_edited_answers_can_be_committed(worker: Any, client_of: Any, stepper: Any) -> None:
     engine = stepper()
     client = client_of(await worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     engine.allow(100)
@@ -184,9 +182,7 @@ async def test_regenerated_edited_and_continued_answers_are_committed_as_they_ar
     assert await other.texts() == ["another", "1 2 "]
 
 
-async def test_an_answer_that_no_cookie_can_hold_is_told_so_and_what_was_before_stays(
-    worker: Any, client_of: Any
-) -> None:
+async def test_an_answer_too_large_for_a_cookie_is_reported_and_not_stored(worker: Any, client_of: Any) -> None:
     client = client_of(await worker(params=GenerationParams(max_new_tokens=5000), limits=Limits(context_len=6000)))
     await told(client, "short")
     last = await streamed(client, " ".join(str(number * 7919) for number in range(3000)))
@@ -199,7 +195,7 @@ async def test_an_answer_that_no_cookie_can_hold_is_told_so_and_what_was_before_
     assert await other.texts() == ["short", "short ", "again", "again "]
 
 
-async def test_turns_that_there_is_no_room_for_are_counted(worker: Any, client_of: Any) -> None:
+async def test_dropped_turns_are_counted(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     dropped = kept = 0
     for turn in range(30):
@@ -216,7 +212,7 @@ async def test_turns_that_there_is_no_room_for_are_counted(worker: Any, client_o
 
 
 @pytest.mark.parametrize("fails_at", [0, 1])
-async def test_after_a_failure_every_worker_goes_on_from_before_it(
+async def test_after_a_failure_every_worker_continues_with_the_previous_turn(
     worker: Any, client_of: Any, stepper: Any, fails_at: int
 ) -> None:
     engine = stepper()
@@ -232,9 +228,7 @@ async def test_after_a_failure_every_worker_goes_on_from_before_it(
     await told(other, "three")
 
 
-async def test_a_token_of_a_turn_that_the_cookie_does_not_know_goes_behind_the_one_before_it(
-    worker: Any, client_of: Any
-) -> None:
+async def test_a_commit_token_can_extend_an_older_cookie(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     await told(client, "one")
     old = {cookie.key: cookie.value for cookie in client.session.cookie_jar}
@@ -249,7 +243,7 @@ async def test_a_token_of_a_turn_that_the_cookie_does_not_know_goes_behind_the_o
     assert await other.texts() == ["one", "one ", "two", "two "]
 
 
-async def test_other_sessions_than_cookies_take_no_token(start: Any, client_of: Any) -> None:
+async def test_sessions_outside_cookies_have_no_commit_tokens(start: Any, client_of: Any) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
     last = await streamed(client, "one")
     assert "commit" not in last
@@ -257,7 +251,7 @@ async def test_other_sessions_than_cookies_take_no_token(start: Any, client_of: 
     assert (status, answer["error"]) == (400, "bad_request")
 
 
-def test_a_turn_without_an_answer_only_counts() -> None:
+def test_a_commit_without_an_answer_adds_no_turn() -> None:
     before = replace(COMMIT, turn=None)
     conversation = before.applied_to(COMMIT.applied_to(before.applied_to(Conversation())))
     assert [turn.user for turn in conversation.turns] == ["Hello"]

@@ -56,9 +56,7 @@ def moved(client: Client, server: Server) -> Client:
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_a_conversation_of_several_turns_lives_in_the_cookie(
-    start_worker: Any, client_of: Any, accept: str
-) -> None:
+async def test_the_cookie_stores_several_turns_encrypted(start_worker: Any, client_of: Any, accept: str) -> None:
     client = client_of(await start_worker())
     for text in ("unmistakable", "two", "three"):
         await ask(client, text, accept)
@@ -66,7 +64,7 @@ async def test_a_conversation_of_several_turns_lives_in_the_cookie(
     assert "unmistakable" not in cookie(client)
 
 
-async def test_a_json_answer_is_in_the_cookie_at_once(start_worker: Any, client_of: Any) -> None:
+async def test_a_json_response_stores_its_answer_in_the_cookie(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     await ask(client, "one", "application/json")
     await ask(client, "two", "application/json")
@@ -74,7 +72,7 @@ async def test_a_json_answer_is_in_the_cookie_at_once(start_worker: Any, client_
     assert await other.texts() == ["one", "one ", "two", "two "]
 
 
-async def test_history_takes_the_last_streamed_answer_into_the_cookie(
+async def test_history_stores_the_last_streamed_answer_in_the_cookie(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -84,7 +82,7 @@ async def test_history_takes_the_last_streamed_answer_into_the_cookie(
     assert await moved(client, await start_worker()).texts() == ["one", "1 2 "]
 
 
-async def test_another_worker_says_that_the_last_answer_is_elsewhere_rather_than_forget_it(
+async def test_another_worker_reports_answer_elsewhere_and_loses_nothing(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -100,9 +98,7 @@ async def test_another_worker_says_that_the_last_answer_is_elsewhere_rather_than
     assert await client.texts() == ["one", "1 2 ", "two", "1 2 "]
 
 
-async def test_clear_context_ends_the_wait_for_an_answer_that_is_lost(
-    start_worker: Any, stepper: Any, client_of: Any
-) -> None:
+async def test_clear_context_abandons_a_lost_answer(start_worker: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
@@ -115,7 +111,7 @@ async def test_clear_context_ends_the_wait_for_an_answer_that_is_lost(
     assert (await client.texts())[0] == "two"
 
 
-async def test_a_conversation_continues_without_an_answer_that_was_lost_with_its_process(
+async def test_abandon_lost_continues_without_the_answer_of_an_ended_process(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -132,7 +128,7 @@ async def test_a_conversation_continues_without_an_answer_that_was_lost_with_its
     assert await restarted.texts() == ["one", "1 2 ", "two", "1 2 ", "four", "four "]
 
 
-async def test_the_history_without_a_lost_answer_ends_the_wait_for_it(
+async def test_history_with_abandon_lost_abandons_a_lost_answer(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -152,7 +148,9 @@ async def test_the_history_without_a_lost_answer_ends_the_wait_for_it(
     assert await ask(restarted, "three") == "three "
 
 
-async def test_a_process_that_has_the_answer_abandons_nothing(start_worker: Any, stepper: Any, client_of: Any) -> None:
+async def test_abandon_lost_has_no_effect_in_the_process_that_has_the_answer(
+    start_worker: Any, stepper: Any, client_of: Any
+) -> None:
     engine = stepper()
     client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
     await stream(client, engine, "one")
@@ -160,7 +158,7 @@ async def test_a_process_that_has_the_answer_abandons_nothing(start_worker: Any,
         assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
 
 
-async def test_who_left_before_the_end_finds_the_interrupted_answer(
+async def test_an_answer_is_interrupted_if_its_client_disconnects(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -169,7 +167,7 @@ async def test_who_left_before_the_end_finds_the_interrupted_answer(
     engine.allow(1)
     async with client.post(user_input="one") as response:
         assert response.status == 200  # the cookie is here; leave
-    await until(lambda: all(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: all(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     await until(lambda: server.idle)
     history = await client.history()
@@ -177,7 +175,9 @@ async def test_who_left_before_the_end_finds_the_interrupted_answer(
     assert history[0]["content"] == "one"
 
 
-async def test_a_failed_turn_changes_no_cookie_and_no_history(start_worker: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_failed_turn_changes_neither_the_cookie_nor_the_history(
+    start_worker: Any, stepper: Any, client_of: Any
+) -> None:
     engine = stepper()
     client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=1)))
     engine.allow(1)
@@ -195,7 +195,7 @@ async def test_a_failed_turn_changes_no_cookie_and_no_history(start_worker: Any,
     assert await client.texts() == ["one", "1 ", "three", "1 "]
 
 
-async def test_two_conversations_of_a_user_do_not_disturb_each_other(start_worker: Any, client_of: Any) -> None:
+async def test_concurrent_conversations_of_a_user_are_independent(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     await ask(client, "first")
     await asyncio.gather(
@@ -209,9 +209,7 @@ async def test_two_conversations_of_a_user_do_not_disturb_each_other(start_worke
 
 
 @pytest.mark.parametrize("word", ["word", "日本語"])
-async def test_the_cookie_stays_within_what_browsers_keep_and_the_oldest_turns_go(
-    start_worker: Any, client_of: Any, word: str
-) -> None:
+async def test_the_oldest_turns_are_dropped_to_fit_the_cookie(start_worker: Any, client_of: Any, word: str) -> None:
     server = await start_worker()
     client = client_of(server)
     letters = random.Random(1)  # noqa: S311
@@ -228,7 +226,7 @@ async def test_the_cookie_stays_within_what_browsers_keep_and_the_oldest_turns_g
     assert [int(text.split(" ")[0]) for text in texts[::2]] == list(range(40 - len(texts) // 2, 40))
 
 
-async def test_a_forged_cookie_is_a_fresh_user(start_worker: Any, client_of: Any) -> None:
+async def test_a_forged_cookie_is_a_new_user(start_worker: Any, client_of: Any) -> None:
     server = await start_worker()
     client = client_of(server)
     await ask(client, "secret", "application/json")
@@ -240,7 +238,7 @@ async def test_a_forged_cookie_is_a_fresh_user(start_worker: Any, client_of: Any
         assert (await response.json())["messages"] == []
 
 
-def test_packing_gives_back_the_same_conversation_in_json_safe_characters() -> None:
+def test_unpack_restores_a_conversation_packed_in_json_safe_characters() -> None:
     conversation = Conversation(
         (Turn("質問 \u0000 🍣", "a" * 500, "id", "interrupted"),), number=3, turn_id="id", first=0
     )
@@ -250,7 +248,7 @@ def test_packing_gives_back_the_same_conversation_in_json_safe_characters() -> N
     assert not set('"\\') & set(packed)
 
 
-async def test_history_tells_the_same_again_when_the_cookie_was_too_small(start_worker: Any, client_of: Any) -> None:
+async def test_history_is_stable_after_turns_were_dropped(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     for turn in range(30):
         await ask(client, f"{turn} " + " ".join(str(turn * number) for number in range(120)))
@@ -259,7 +257,7 @@ async def test_history_tells_the_same_again_when_the_cookie_was_too_small(start_
     assert await client.texts() == first
 
 
-async def test_sealing_a_long_conversation_takes_few_steps(
+async def test_fitting_a_long_conversation_takes_few_attempts(
     start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
@@ -277,7 +275,7 @@ async def test_sealing_a_long_conversation_takes_few_steps(
         assert len(sizes) <= 14
 
 
-async def test_a_discarded_answer_does_not_bring_back_what_was_cleared(
+async def test_a_discarded_answer_does_not_restore_a_cleared_conversation(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -288,13 +286,13 @@ async def test_a_discarded_answer_does_not_bring_back_what_was_cleared(
     running = asyncio.create_task(ask(client, "second", "application/json"))
     await until(lambda: len(engine.calls) == 2)
     clearing = asyncio.create_task(ask_clear(client))
-    await until(lambda: any(turn.ending for turn in server.chat_stream._turns._turns.values()))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     await asyncio.gather(running, clearing)
     assert await client.history() == []
 
 
-async def test_an_answer_elsewhere_does_not_bring_back_a_conversation_that_was_cleared_meanwhile(
+async def test_a_concurrent_answer_does_not_restore_a_cleared_conversation(
     start_worker: Any, stepper: Any, client_of: Any
 ) -> None:
     engine = stepper()
@@ -311,7 +309,7 @@ async def test_an_answer_elsewhere_does_not_bring_back_a_conversation_that_was_c
 
 
 @pytest.mark.parametrize("options", [{}, {"conversation_store": MemoryConversationStore()}], ids=["cookie", "store"])
-async def test_a_cookie_that_is_no_text_is_a_fresh_user(start_worker: Any, options: dict[str, Any]) -> None:
+async def test_a_cookie_that_is_not_utf8_is_a_new_user(start_worker: Any, options: dict[str, Any]) -> None:
     server = await start_worker(**options)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     request = post_bytes('{"user_input":"hi"}', headers="Connection: close\r\nCookie: AIOHTTP_SESSION=@\r\n")
@@ -323,9 +321,7 @@ async def test_a_cookie_that_is_no_text_is_a_fresh_user(start_worker: Any, optio
     assert b"Set-Cookie" in answer
 
 
-async def test_a_second_conversation_remembers_while_the_first_fills_the_cookie(
-    start_worker: Any, client_of: Any
-) -> None:
+async def test_a_second_conversation_keeps_its_turns_beside_a_large_one(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     for turn in range(15):
         async with client.post(user_input=f"{turn} " + " ".join(str(turn * n) for n in range(120))) as response:
@@ -337,7 +333,7 @@ async def test_a_second_conversation_remembers_while_the_first_fills_the_cookie(
     assert len(await client.texts()) >= 4
 
 
-async def test_conversations_that_were_cleared_take_no_room_from_others(start_worker: Any, client_of: Any) -> None:
+async def test_cleared_conversations_take_no_space_in_the_cookie(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     for number in range(70):
         await client.say("x", conversation=f"c{number}")
@@ -348,7 +344,7 @@ async def test_conversations_that_were_cleared_take_no_room_from_others(start_wo
     assert len(await client.texts()) == 40
 
 
-async def test_a_message_far_too_large_for_a_cookie_is_answered_and_never_packed(
+async def test_a_message_too_large_for_a_cookie_is_answered_and_not_compressed(
     start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = []

@@ -52,7 +52,7 @@ def values(cookies: SimpleCookie) -> dict[str, str]:
     return {name: cookie.value for name, cookie in cookies.items() if cookie.value}
 
 
-async def test_what_was_saved_comes_back_and_cannot_be_read_without_the_key() -> None:
+async def test_a_saved_session_can_be_read_only_with_the_key() -> None:
     storage = CookieStorage(KEY)
     cookies = values(await saved(storage, word="unmistakable", japanese="寿司 🍣"))
     assert list(cookies) == [NAME]
@@ -61,12 +61,12 @@ async def test_what_was_saved_comes_back_and_cannot_be_read_without_the_key() ->
     assert await loaded(CookieStorage(NEW_KEY), cookies) == {}
 
 
-async def test_text_is_kept_compressed_and_not_escaped() -> None:
+async def test_text_is_compressed_and_not_escaped() -> None:
     [cookie] = values(await saved(CookieStorage(KEY), text="日本語の会話です。" * 300)).values()
     assert len(cookie) < 400
 
 
-async def test_what_is_too_long_for_one_cookie_takes_two_that_browsers_keep() -> None:
+async def test_a_session_too_long_for_one_cookie_uses_two() -> None:
     storage = CookieStorage(KEY)
     cookies = await saved(storage, text=noise(4000))
     assert list(values(cookies)) == [NAME, SECOND]
@@ -74,7 +74,7 @@ async def test_what_is_too_long_for_one_cookie_takes_two_that_browsers_keep() ->
     assert await loaded(storage, values(cookies)) == {"text": noise(4000)}
 
 
-async def test_a_second_cookie_that_is_no_longer_needed_is_removed_and_harms_nothing_until_then() -> None:
+async def test_an_obsolete_second_cookie_is_ignored_and_deleted() -> None:
     storage = CookieStorage(KEY)
     long = values(await saved(storage, text=noise(4000)))
     cookies = await saved(storage, cookies=long, text="short")
@@ -83,7 +83,7 @@ async def test_a_second_cookie_that_is_no_longer_needed_is_removed_and_harms_not
     assert await loaded(storage, {**long, **values(cookies)}) == {"text": "short"}
 
 
-async def test_two_cookies_that_do_not_belong_together_are_a_fresh_session() -> None:
+async def test_mismatched_cookies_are_a_new_session() -> None:
     storage = CookieStorage(KEY)
     one, other = values(await saved(storage, text=noise(4000))), values(await saved(storage, text=noise(4001)))
     assert await loaded(storage, {NAME: one[NAME], SECOND: other[SECOND]}) == {}
@@ -91,13 +91,13 @@ async def test_two_cookies_that_do_not_belong_together_are_a_fresh_session() -> 
     assert await loaded(storage, {SECOND: one[SECOND]}) == {}
 
 
-async def test_an_emptied_session_removes_both() -> None:
+async def test_an_emptied_session_deletes_both_cookies() -> None:
     storage = CookieStorage(KEY)
     cookies = await saved(storage, cookies={NAME: "x", SECOND: "y"})
     assert {name: cookie.value for name, cookie in cookies.items()} == {NAME: "", SECOND: ""}
 
 
-async def test_the_newest_key_encrypts_and_all_of_them_decrypt() -> None:
+async def test_the_first_key_encrypts_and_all_keys_decrypt() -> None:
     old = values(await saved(CookieStorage(KEY), word="kept"))
     rotated = CookieStorage([NEW_KEY, KEY])
     assert await loaded(rotated, old) == {"word": "kept"}
@@ -124,12 +124,12 @@ async def test_a_cookie_of_a_worker_whose_clock_is_ahead_is_accepted(seconds: in
     [KEY, KEY.encode(), base64.urlsafe_b64decode(KEY), Fernet(KEY), [KEY]],
     ids=["text", "bytes", "raw", "Fernet", "list"],
 )
-async def test_a_key_may_be_given_in_any_form(key: Any) -> None:
+async def test_keys_are_accepted_in_any_form(key: Any) -> None:
     assert await loaded(CookieStorage(key), values(await saved(CookieStorage(KEY), word="kept"))) == {"word": "kept"}
 
 
 @pytest.mark.parametrize("keys", ["", "short", b"x" * 31, [], [KEY, "short"], [None]])
-def test_what_is_no_key_is_refused_and_not_shown(keys: Any) -> None:
+def test_an_invalid_key_is_refused_and_not_displayed(keys: Any) -> None:
     with pytest.raises(ValueError, match=r"^keys: (each must be 32 bytes|must contain at least one key)") as refused:
         CookieStorage(keys)
     assert "short" not in str(refused.value)
@@ -150,7 +150,7 @@ def flipped(sealed: str) -> Iterator[str]:
             yield base64.urlsafe_b64encode(changed).decode()
 
 
-async def test_every_flipped_bit_is_a_fresh_session() -> None:
+async def test_a_modified_cookie_is_a_new_session() -> None:
     storage = CookieStorage(KEY)
     [sealed] = values(await saved(storage, role="guest")).values()
     count = 0
@@ -163,18 +163,18 @@ async def test_every_flipped_bit_is_a_fresh_session() -> None:
 
 
 @pytest.mark.parametrize("junk", ["2.", "2.x", "é", "x" * 4000, "gAAAAA==", "%00", "=", "-"])
-async def test_junk_is_a_fresh_session(junk: str) -> None:
+async def test_an_invalid_cookie_is_a_new_session(junk: str) -> None:
     session = await CookieStorage(KEY).load_session(request({NAME: junk}))
     assert session.new
     assert session.empty
 
 
-async def test_what_was_sealed_for_another_purpose_is_a_fresh_session() -> None:
+async def test_a_token_for_another_purpose_is_a_new_session() -> None:
     for content in (b"commit:x", b"{}", b"", os.urandom(20)):
         assert await loaded(CookieStorage(KEY), {NAME: Fernet(KEY).encrypt(content).decode()}) == {}
 
 
-async def test_a_cookie_is_taken_for_max_age_seconds() -> None:
+async def test_a_cookie_expires_after_max_age() -> None:
     storage = CookieStorage(Fernet(KEY), max_age=60)
     session = Fernet(KEY)
     [sealed] = values(await saved(storage, word="kept")).values()
@@ -185,7 +185,7 @@ async def test_a_cookie_is_taken_for_max_age_seconds() -> None:
 
 
 @pytest.mark.parametrize("kind", [MemoryStorage, lambda **options: CookieStorage(KEY, **options)])
-def test_a_secure_cookie_is_bound_to_its_host_unless_it_is_for_others_or_a_path(kind: Any) -> None:
+def test_a_secure_cookie_without_domain_and_path_is_bound_to_its_host(kind: Any) -> None:
     assert kind().cookie_name == NAME
     assert kind(secure=True).cookie_name == f"__Host-{NAME}"
     assert kind(secure=True, domain="chat.example").cookie_name == NAME
@@ -193,7 +193,7 @@ def test_a_secure_cookie_is_bound_to_its_host_unless_it_is_for_others_or_a_path(
     assert kind(secure=True, cookie_name="mine").cookie_name == "mine"
 
 
-async def test_the_cookies_have_their_attributes_also_where_they_are_removed() -> None:
+async def test_set_and_deleted_cookies_have_the_same_attributes() -> None:
     storage = CookieStorage(KEY, secure=True)
     both = await saved(storage, text=noise(4000))
     gone = await saved(storage, cookies=values(both))

@@ -23,7 +23,7 @@ async def test_nothing_is_kept_of_sessions_that_hold_nothing_or_nothing_any_more
     assert len(storage) == 0
 
 
-async def test_an_idle_session_is_forgotten_and_its_id_not_taken_over_again(new_user: NewUser) -> None:
+async def test_an_idle_session_is_dropped_and_its_id_is_not_adopted(new_user: NewUser) -> None:
     now = [0.0]
     storage = MemoryStorage(idle_seconds=60, clock=lambda: now[0])
     user = await new_user(storage)
@@ -40,7 +40,7 @@ async def test_an_idle_session_is_forgotten_and_its_id_not_taken_over_again(new_
 @pytest.mark.parametrize(
     "bound", [{"max_sessions": 2}, {"max_bytes": 2 * len('{"created": 1234567890, "session": {"note": "x"}}')}]
 )
-async def test_over_its_bounds_the_session_that_was_not_used_for_longest_goes(
+async def test_above_its_limits_the_storage_drops_the_least_recently_used_session(
     new_user: NewUser, bound: dict[str, Any]
 ) -> None:
     storage = MemoryStorage(**bound)
@@ -53,7 +53,7 @@ async def test_over_its_bounds_the_session_that_was_not_used_for_longest_goes(
     assert len(storage) == 2
 
 
-async def test_the_store_keeps_within_its_bounds() -> None:
+async def test_the_store_stays_within_its_limits() -> None:
     now = [0.0]
     store = MemoryConversationStore(max_conversations=2, idle_seconds=60, clock=lambda: now[0])
     await store.save("Ann", "main", ONE, expected_number=0)

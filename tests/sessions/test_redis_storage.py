@@ -80,7 +80,7 @@ async def test_nothing_is_kept_of_sessions_that_hold_nothing_or_nothing_any_more
     assert await redis.dbsize() == 0
 
 
-async def test_without_redis_an_apps_own_routes_say_503_too(
+async def test_without_redis_routes_of_the_application_return_503(
     redis: Redis, redis_server: RedisServer, new_user: NewUser
 ) -> None:
     storage = RedisStorage(redis)
@@ -106,7 +106,7 @@ async def test_apps_with_other_prefixes_do_not_meet(redis: Redis, new_user: NewU
     assert await (await new_user(RedisStorage(redis, prefix="other:"))).recalls(cookie=given) == "nothing"
 
 
-async def test_no_choice_of_ids_and_names_makes_one_users_conversation_anothers(redis: Redis) -> None:
+async def test_ids_and_names_with_separators_do_not_collide(redis: Redis) -> None:
     store = RedisConversationStore(redis)
     pairs = [("a", "b/c"), ("a/b", "c"), ("c:a", "b"), ("a", "b"), ("a:b", "c"), ("b:a", "c")]
     for number, (user_id, name) in enumerate(pairs):
@@ -116,7 +116,7 @@ async def test_no_choice_of_ids_and_names_makes_one_users_conversation_anothers(
     ]
 
 
-async def test_of_many_saves_at_once_that_expect_the_same_turn_one_is_kept_whole(redis: Redis) -> None:
+async def test_of_concurrent_saves_with_the_same_expected_number_one_succeeds(redis: Redis) -> None:
     stores = [RedisConversationStore(redis) for _ in range(2)]
     await stores[0].save("Ann", "main", ONE, expected_number=0)
     tries = [ONE.begin(f"id {number}") for number in range(20)]
@@ -130,7 +130,7 @@ async def test_of_many_saves_at_once_that_expect_the_same_turn_one_is_kept_whole
     await stores[0].save("Ann", "main", won[0], expected_number=1)  # tried again, as when the reply was lost
 
 
-async def test_an_answer_to_what_was_forgotten_meanwhile_does_not_bring_it_back(redis: Redis) -> None:
+async def test_a_late_save_does_not_restore_a_deleted_conversation(redis: Redis) -> None:
     store = RedisConversationStore(redis)
     await store.save("Ann", "main", ONE, expected_number=0)
     await store.forget("Ann", "main")
@@ -139,7 +139,7 @@ async def test_an_answer_to_what_was_forgotten_meanwhile_does_not_bring_it_back(
     assert "東京" not in (await redis.hget("aiochatstream:conversation:main:Ann", "json")).decode()
 
 
-async def test_a_held_conversation_is_busy_for_others_until_it_is_given_back(redis: Redis) -> None:
+async def test_a_held_conversation_is_busy_until_it_is_released(redis: Redis) -> None:
     here, there = RedisConversationStore(redis), RedisConversationStore(redis)
     async with here.hold("Ann", "main", Answer("1")):
         async with there.hold("Ann", "other", Answer("2")), there.hold("Bob", "main", Answer("3")):
@@ -157,9 +157,7 @@ async def enter(store: RedisConversationStore, message_id: str) -> bool:
         return True
 
 
-async def test_the_hold_of_a_process_that_was_killed_ends_by_itself(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_hold_of_a_killed_process_expires(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RedisConversationStore(redis)
     monkeypatch.setattr("aiochatstream.conversations.redis_store.LOOK_SECONDS", 60.0)  # it does not renew it
     monkeypatch.setattr("aiochatstream.conversations.redis_store.FIRST_HOLD_MS", 300)
@@ -178,9 +176,7 @@ async def test_a_hold_is_renewed_while_it_lasts(redis: Redis, monkeypatch: pytes
                     await asyncio.sleep(0.01)
 
 
-async def test_a_hold_ends_at_once_in_the_middle_of_a_renewal_too(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hold_can_be_released_during_a_renewal(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiochatstream.conversations.redis_store.LOOK_SECONDS", 0.0001)
     store = RedisConversationStore(redis)
     async with asyncio.timeout(PATIENCE):
@@ -190,7 +186,7 @@ async def test_a_hold_ends_at_once_in_the_middle_of_a_renewal_too(
     assert await redis.dbsize() == 0
 
 
-async def test_who_lost_its_hold_neither_renews_nor_ends_that_of_another(
+async def test_a_holder_that_lost_its_hold_does_not_affect_the_next_one(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, there = RedisConversationStore(redis), RedisConversationStore(redis)

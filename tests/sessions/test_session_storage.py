@@ -20,7 +20,7 @@ from tests.sessions.users import COOKIE, cookie_of
 NewStorage = Callable[..., AbstractStorage]
 
 
-async def test_the_cookie_is_a_random_id_that_scripts_and_other_sites_do_not_get(
+async def test_the_cookie_is_a_random_id_hidden_from_scripts_and_other_sites(
     new_user: NewUser, new_storage: NewStorage
 ) -> None:
     storage = new_storage()
@@ -32,14 +32,14 @@ async def test_the_cookie_is_a_random_id_that_scripts_and_other_sites_do_not_get
     assert cookies[0].value != cookies[1].value
 
 
-async def test_the_cookie_is_as_the_app_wants_it(new_user: NewUser, new_storage: NewStorage) -> None:
+async def test_the_cookie_has_the_configured_attributes(new_user: NewUser, new_storage: NewStorage) -> None:
     storage = new_storage(cookie_name="OTHER", secure=True, samesite="Strict", max_age=60, path="/remember")
     cookie = (await (await new_user(storage)).remember("blue")).cookies["OTHER"]
     assert (cookie["secure"], cookie["samesite"], cookie["max-age"]) == (True, "Strict", "60")
     assert (cookie["path"], cookie["httponly"]) == ("/remember", True)
 
 
-async def test_each_user_has_a_session_of_ones_own(new_user: NewUser, new_storage: NewStorage) -> None:
+async def test_each_user_has_a_separate_session(new_user: NewUser, new_storage: NewStorage) -> None:
     storage = new_storage()
     users = [await new_user(storage) for _ in range(3)]
     ids = [cookie_of(await user.remember(note)).value for user, note in zip(users, ("a", "日本"), strict=False)]
@@ -48,18 +48,14 @@ async def test_each_user_has_a_session_of_ones_own(new_user: NewUser, new_storag
     assert [await user.recalls() for user in users] == ["b", "日本", "nothing"]
 
 
-async def test_a_session_that_holds_nothing_is_neither_kept_nor_sent(
-    new_user: NewUser, new_storage: NewStorage
-) -> None:
+async def test_an_empty_session_sets_no_cookie(new_user: NewUser, new_storage: NewStorage) -> None:
     storage = new_storage()
     response = await (await new_user(storage)).recall()
     assert COOKIE not in response.cookies
 
 
 @pytest.mark.parametrize("unknown", ["A" * 43, "x", "", "../../etc", "%00"])
-async def test_an_id_that_was_not_given_out_is_never_taken_over(
-    new_user: NewUser, new_storage: NewStorage, unknown: str
-) -> None:
+async def test_an_unknown_id_is_never_adopted(new_user: NewUser, new_storage: NewStorage, unknown: str) -> None:
     storage = new_storage()
     given = cookie_of(await (await new_user(storage)).remember("mine", cookie=unknown)).value
     assert given != unknown
@@ -69,9 +65,7 @@ async def test_an_id_that_was_not_given_out_is_never_taken_over(
     assert await other.recalls(cookie=given) == "mine"
 
 
-async def test_an_emptied_session_is_forgotten_and_its_cookie_deleted(
-    new_user: NewUser, new_storage: NewStorage
-) -> None:
+async def test_an_emptied_session_and_its_cookie_are_deleted(new_user: NewUser, new_storage: NewStorage) -> None:
     storage = new_storage()
     user = await new_user(storage)
     old = cookie_of(await user.remember("blue")).value
@@ -81,7 +75,7 @@ async def test_an_emptied_session_is_forgotten_and_its_cookie_deleted(
     assert cookie_of(await user.remember("red")).value != old
 
 
-async def test_a_session_that_was_given_up_is_not_revived_by_a_request_that_began_before(
+async def test_an_earlier_request_does_not_restore_a_deleted_session(
     new_user: NewUser, new_storage: NewStorage
 ) -> None:
     loaded, go_on = asyncio.Event(), asyncio.Event()
@@ -117,7 +111,7 @@ ONE = Conversation((Turn("日本の首都は？", "東京です。🗼", "id 1",
 TWO = ONE.begin("id 2").with_turn(Turn("And of France?", "Paris.", "id 2"))
 
 
-async def test_a_conversation_is_kept_by_user_and_name(store: ConversationStore) -> None:
+async def test_conversations_are_identified_by_user_and_name(store: ConversationStore) -> None:
     await store.save("Ann", "main", ONE, expected_number=0)
     await store.save("Ann", "other", TWO, expected_number=0)
     assert await store.load("Ann", "main") == ONE
@@ -127,7 +121,7 @@ async def test_a_conversation_is_kept_by_user_and_name(store: ConversationStore)
     assert await store.load("Ann", "main/other") is None
 
 
-async def test_a_save_that_expects_another_turn_number_raises_and_changes_nothing(store: ConversationStore) -> None:
+async def test_a_save_with_another_expected_number_raises_and_changes_nothing(store: ConversationStore) -> None:
     await store.save("Ann", "main", ONE, expected_number=0)
     for wrong in (0, 2):
         with pytest.raises(ConversationChanged, match=f"is at turn 1, not {wrong}"):
@@ -137,12 +131,12 @@ async def test_a_save_that_expects_another_turn_number_raises_and_changes_nothin
     assert await store.load("Ann", "main") == TWO
 
 
-async def test_where_nothing_is_kept_any_turn_number_is_right(store: ConversationStore) -> None:
+async def test_the_first_save_accepts_any_expected_number(store: ConversationStore) -> None:
     await store.save("Ann", "main", TWO, expected_number=1)
     assert await store.load("Ann", "main") == TWO
 
 
-async def test_forget_drops_that_one_conversation_and_tells_whether_there_was_one(store: ConversationStore) -> None:
+async def test_forget_deletes_one_conversation_and_reports_if_it_existed(store: ConversationStore) -> None:
     await store.save("Ann", "main", ONE, expected_number=0)
     await store.save("Bob", "main", TWO, expected_number=0)
     assert await store.forget("Ann", "main")

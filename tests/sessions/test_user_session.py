@@ -29,7 +29,7 @@ async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
     return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
 
 
-async def test_without_sessions_the_app_does_not_start() -> None:
+async def test_an_application_without_sessions_does_not_start() -> None:
     app = web.Application()
     ChatStream(engine=echo).setup(app)
     runner = web.AppRunner(app)
@@ -39,7 +39,7 @@ async def test_without_sessions_the_app_does_not_start() -> None:
 
 
 @pytest.mark.parametrize("parent_has_sessions", [True, False])
-async def test_in_a_sub_app_missing_sessions_show_at_the_first_request(
+async def test_a_subapplication_without_sessions_is_a_500_at_the_first_request(
     parent_has_sessions: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     app, sub = web.Application(), web.Application()
@@ -66,7 +66,7 @@ async def test_in_a_sub_app_missing_sessions_show_at_the_first_request(
         await runner.cleanup()
 
 
-async def test_the_apps_own_session_keys_live_beside_ours(client_of: Any) -> None:
+async def test_session_keys_of_the_application_are_preserved(client_of: Any) -> None:
     app = web.Application()
     storage = MemoryStorage()
     aiohttp_session.setup(app, storage)
@@ -97,7 +97,7 @@ async def test_the_apps_own_session_keys_live_beside_ours(client_of: Any) -> Non
         await runner.cleanup()
 
 
-async def test_asking_for_history_makes_no_session(start: Any, client_of: Any) -> None:
+async def test_reading_endpoints_create_no_session(start: Any, client_of: Any) -> None:
     storage = MemoryStorage()
     server = await start(ChatStream(engine=echo), storage)
     for path in ("/history", "/get_load", "/healthz", "/readyz"):
@@ -107,7 +107,7 @@ async def test_asking_for_history_makes_no_session(start: Any, client_of: Any) -
     assert len(storage) == 0
 
 
-async def test_the_cookie_carries_a_random_id_and_nothing_else(start: Any, client_of: Any) -> None:
+async def test_the_cookie_contains_only_a_random_id(start: Any, client_of: Any) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).post(user_input="hi") as response:
         value = response.headers["Set-Cookie"]
@@ -137,7 +137,7 @@ class Database(ConversationStore):
         return self.rows.pop((user_id, name), None) is not None
 
 
-async def test_an_app_can_keep_conversations_in_its_own_store(start: Any, client_of: Any) -> None:
+async def test_conversations_can_be_in_a_store_of_the_application(start: Any, client_of: Any) -> None:
     database = Database()
     server = await start(ChatStream(engine=echo, conversation_store=database), SimpleCookieStorage())
     client = client_of(server)
@@ -148,9 +148,7 @@ async def test_an_app_can_keep_conversations_in_its_own_store(start: Any, client
     assert await client.texts() == ["one", "one ", "two", "two "]
 
 
-async def test_a_conversation_that_was_changed_elsewhere_meanwhile_is_not_overwritten(
-    start: Any, stepper: Any, client_of: Any
-) -> None:
+async def test_a_concurrent_change_in_the_store_is_not_overwritten(start: Any, stepper: Any, client_of: Any) -> None:
     database, engine = Database(), stepper()
     server = await start(
         ChatStream(engine=engine, conversation_store=database, params=GenerationParams(max_new_tokens=1))
@@ -178,7 +176,7 @@ async def test_a_conversation_that_was_changed_elsewhere_meanwhile_is_not_overwr
     assert [turn["user"] for turn in database.rows.popitem()[1]["turns"]] == ["one", "two"]
 
 
-async def test_what_the_app_writes_into_its_session_after_the_answer_is_kept() -> None:
+async def test_session_changes_of_the_application_after_the_answer_are_saved() -> None:
     """The session object that the app holds stays the one that is saved."""
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
@@ -203,7 +201,7 @@ async def test_what_the_app_writes_into_its_session_after_the_answer_is_kept() -
         await runner.cleanup()
 
 
-async def test_two_first_messages_at_once_in_one_session_are_of_one_user(stepper: Any) -> None:
+async def test_concurrent_first_messages_of_a_session_have_one_user(stepper: Any) -> None:
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     engine = stepper()
@@ -255,7 +253,7 @@ async def known_by_header(storage: AbstractStorage) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("in_cookie", [False, True])
-async def test_an_account_has_the_same_conversations_in_every_session_and_nobody_else_has(in_cookie: bool) -> None:
+async def test_an_account_has_the_same_conversations_in_all_of_its_sessions_only(in_cookie: bool) -> None:
     storage: AbstractStorage = EncryptedCookieStorage(Fernet(Fernet.generate_key())) if in_cookie else MemoryStorage()
     async with known_by_header(storage) as url, AsyncExitStack() as stack:
         ann, ann_elsewhere, bob, nobody = [await stack.enter_async_context(browser(url)) for _ in range(4)]
@@ -274,7 +272,7 @@ async def test_an_account_has_the_same_conversations_in_every_session_and_nobody
 
 
 @pytest.mark.parametrize("ours", [5, {"id": 5}, {"id": "x", "was": 5}, {"id": "x", "was": [5, {}]}, {"was": ["x"]}])
-async def test_whatever_an_open_cookie_says_of_its_user_does_no_harm(start: Any, client_of: Any, ours: Any) -> None:
+async def test_invalid_data_in_an_unencrypted_cookie_is_ignored(start: Any, client_of: Any, ours: Any) -> None:
     client = client_of(await start(ChatStream(engine=echo), SimpleCookieStorage()))
     cookie = SimpleCookie({"AIOHTTP_SESSION": json.dumps({"session": {"aiochatstream": ours}})})
     client.session.headers["Cookie"] = cookie.output(header="").strip()
@@ -296,7 +294,7 @@ RANDOM = "k" * 43
         (RANDOM, {"id": f"account:{RANDOM}"}),
     ],
 )
-async def test_no_session_in_an_open_cookie_reads_an_accounts_conversation(account: str, forged: Any) -> None:
+async def test_an_unencrypted_cookie_cannot_read_an_accounts_conversation(account: str, forged: Any) -> None:
     async with known_by_header(SimpleCookieStorage()) as url, browser(url) as owner, browser(url) as guest:
         owner.session.headers["Account"] = account
         await owner.say("secret")
@@ -306,7 +304,7 @@ async def test_no_session_in_an_open_cookie_reads_an_accounts_conversation(accou
         assert await owner.texts() == ["secret", "secret "]
 
 
-async def test_accounts_of_any_name_stay_apart() -> None:
+async def test_account_names_never_collide() -> None:
     names = [RANDOM, f"account:{RANDOM}", f"account:account:{RANDOM}"]
     async with known_by_header(MemoryStorage()) as url, browser(url) as client:
         for name in names:
@@ -315,7 +313,7 @@ async def test_accounts_of_any_name_stay_apart() -> None:
             await client.say(name)
 
 
-async def test_no_account_has_the_conversation_of_the_program_itself() -> None:
+async def test_no_account_has_the_console_conversation() -> None:
     async def account(request: web.Request) -> str:
         return "console"
 
@@ -325,7 +323,7 @@ async def test_no_account_has_the_conversation_of_the_program_itself() -> None:
         assert await client.texts() == []
 
 
-async def test_what_is_no_account_is_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_invalid_account_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     async with known_by_header(MemoryStorage()) as url, browser(url) as client:
         for name, status in (("banned", 401), ("number", 500), ("empty", 500)):
             for path in ("/chat_stream", "/clear_context", "/chat_stream/stop", "/set_generation_params"):

@@ -64,7 +64,7 @@ def cookies(client: Client) -> dict[str, str]:
 
 
 @everywhere
-async def test_the_conversation_goes_on_and_the_old_identity_learns_nothing_more(make: Any) -> None:
+async def test_after_a_login_the_conversation_is_hidden_from_the_old_identity(make: Any) -> None:
     async with serving(make()) as url, browser(url) as client, browser(url) as thief:
         await client.say("before")
         thief.session.cookie_jar.update_cookies(cookies(client))
@@ -84,7 +84,7 @@ async def test_the_conversation_goes_on_and_the_old_identity_learns_nothing_more
 
 
 @everywhere
-async def test_a_streamed_answer_that_waits_in_the_process_survives_the_login(make: Any) -> None:
+async def test_a_streamed_answer_is_preserved_by_a_login(make: Any) -> None:
     async with serving(make()) as url, browser(url) as client:
         async with client.post(accept="text/plain", user_input="before") as response:
             await response.read()
@@ -93,7 +93,7 @@ async def test_a_streamed_answer_that_waits_in_the_process_survives_the_login(ma
 
 
 @everywhere
-async def test_one_who_logs_in_before_saying_anything_has_a_conversation_from_then_on(make: Any) -> None:
+async def test_a_login_before_the_first_message_starts_a_conversation(make: Any) -> None:
     async with serving(make()) as url, browser(url) as client:
         await log_in(client)
         for text in ("one", "two"):
@@ -102,7 +102,7 @@ async def test_one_who_logs_in_before_saying_anything_has_a_conversation_from_th
         assert await who(client) == "anna"
 
 
-async def test_a_login_that_says_it_comes_from_an_agent_renews_the_session_too() -> None:
+async def test_a_login_with_the_agent_header_renews_the_session() -> None:
     async with serving(APPS["memory"]()) as url, browser(url) as client, browser(url) as thief:
         await client.say("before")
         thief.session.cookie_jar.update_cookies(cookies(client))
@@ -111,7 +111,7 @@ async def test_a_login_that_says_it_comes_from_an_agent_renews_the_session_too()
         assert await thief.texts() == []
 
 
-async def test_the_token_of_an_answer_is_taken_after_a_login_on_another_worker_and_the_thief_has_none_to_give() -> None:
+async def test_after_a_login_only_the_users_commit_tokens_are_accepted() -> None:
     async with serving(APPS["cookie"]()) as url, serving(APPS["cookie"]()) as other, browser(url) as client:
         async with client.post(accept="text/event-stream", user_input="before") as response:
             token = [event async for event in sse_events(response)][-1][1]["commit"]
@@ -144,7 +144,7 @@ async def test_the_token_of_an_answer_is_taken_after_a_login_on_another_worker_a
         ("[::1]:8080", False, False),
     ],
 )
-async def test_a_cookie_that_goes_to_other_machines_without_https_is_warned_of_once(
+async def test_a_cookie_sent_over_plain_http_is_logged_once(
     start: Any, client_of: Any, caplog: pytest.LogCaptureFixture, host: str, secure: bool, warns: bool
 ) -> None:
     server = await start(ChatStream(engine=echo, allowed_hosts=["chat.example"]), MemoryStorage(secure=secure))

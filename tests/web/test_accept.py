@@ -1,10 +1,10 @@
-"""Which representation a client accepts."""
+"""Tests of parsing Accept-Encoding and qualities."""
 
 from __future__ import annotations
 
 import pytest
 
-from aiochatstream.web.accept import accepts_gzip, qualities
+from aiochatstream.web.accept import accepts_gzip, parse_qualities
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,12 @@ from aiochatstream.web.accept import accepts_gzip, qualities
         (["gzip;q=1e9"], False),
     ],
 )
-def test_a_page_is_compressed_only_if_the_client_accepts_that(headers: list[str], accepted: bool) -> None:
+def test_accepts_gzip_respects_qualities(headers: list[str], accepted: bool) -> None:
     assert accepts_gzip(headers) is accepted
 
 
-def test_other_parameters_are_no_quality() -> None:
-    assert qualities(["text/html;level=1;q=0.3, text/plain; charset=utf-8"]) == {"text/html": 0.3, "text/plain": 1.0}
+def test_other_parameters_are_ignored() -> None:
+    assert parse_qualities(["text/html;level=1;q=0.3, text/plain; charset=utf-8"]) == {
+        "text/html": 0.3,
+        "text/plain": 1.0,
+    }

@@ -1,4 +1,4 @@
-"""The table of endpoints: chosen by name, mounted by add_routes or add_endpoints."""
+"""Tests of the table of endpoints: selection by name, and mounting with add_routes or add_endpoints."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import browser, echo, serving
 
-PARTS = [part.__name__ for part in APIS["webui_index"].parts.values()]
-PATHS = {path.replace(":.+", "") for api in APIS.values() for path in (api.path, *api.parts)}
+PARTS = [part.__name__ for part in ENDPOINTS["webui_index"].parts.values()]
+PATHS = {path.replace(":.+", "") for endpoint in ENDPOINTS.values() for path in (endpoint.path, *endpoint.parts)}
 
 
 def names(routes: list[web.RouteDef]) -> list[str]:
-    names_ = []
+    handlers = []
     for route in routes:
         assert isinstance(route.handler, functools.partial)
-        names_.append(route.handler.func.__name__)
-    return names_
+        handlers.append(route.handler.func.__name__)
+    return handlers
 
 
-def mounted(app: web.Application) -> set[str]:
+def mounted_paths(app: web.Application) -> set[str]:
     return {resource.canonical for resource in app.router.resources()}
 
 
 def test_an_endpoint_has_the_name_of_its_handler_and_a_handler_for_own_routes() -> None:
-    """The access check uses the handler's name."""
+    # the access check uses the name of the handler
     chat_stream = ChatStream(engine=echo)
-    for name, api in APIS.items():
-        assert api.handler.__name__ == name
-        assert chat_stream.handler(name).func is api.handler
+    for name, endpoint in ENDPOINTS.items():
+        assert endpoint.handler.__name__ == name
+        assert chat_stream.handler(name).func is endpoint.handler
 
 
 def test_an_unknown_endpoint_has_no_handler() -> None:
@@ -42,9 +42,9 @@ def test_an_unknown_endpoint_has_no_handler() -> None:
         ChatStream(engine=echo).handler("chat")
 
 
-def test_routes_are_all_or_those_chosen() -> None:
+def test_routes_are_all_or_the_selected_ones() -> None:
     chat_stream = ChatStream(engine=echo)
-    assert list(dict.fromkeys(name for name in names(chat_stream.routes()) if name not in PARTS)) == list(APIS)
+    assert list(dict.fromkeys(name for name in names(chat_stream.routes()) if name not in PARTS)) == list(ENDPOINTS)
     assert names(chat_stream.routes(include=["get_load", "chat_stream"])) == ["chat_stream", "get_load"]
     assert names(chat_stream.routes(exclude=("metrics",))) == [
         name for name in names(chat_stream.routes()) if name != "metrics"
@@ -56,18 +56,18 @@ def test_routes_are_all_or_those_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "says"),
+    ("chosen", "message"),
     [
-        ({"include": ["chat"]}, "include: 'chat' is no API name; they are chat_stream, stop"),
-        ({"exclude": [5]}, "exclude: 5 is no API name"),
-        ({"include": "chat_stream"}, "include: must be a list of API names, not 'chat_stream'"),
-        ({"include": [], "exclude": []}, "include and exclude: give one of the two"),
+        ({"include": ["chat"]}, "include: unknown endpoint 'chat'; choose from chat_stream, stop"),
+        ({"exclude": [5]}, "exclude: unknown endpoint 5; choose from"),
+        ({"include": "chat_stream"}, "include: must be a list of endpoint names, not 'chat_stream'"),
+        ({"include": [], "exclude": []}, "include: cannot be used together with exclude"),
         ({"prefix": "a"}, "prefix: must begin with a slash"),
         ({"prefix": "/a/"}, "prefix: must begin with a slash"),
     ],
 )
-def test_a_wrong_choice_of_routes_is_a_value_error(chosen: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_an_invalid_selection_of_routes_is_a_value_error(chosen: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ChatStream(engine=echo).routes(**chosen)
 
 
@@ -80,24 +80,24 @@ def test_a_wrong_choice_of_routes_is_a_value_error(chosen: Any, says: str) -> No
         ({"include": ["stop"], "prefix": "/support"}, {"/support/chat_stream/stop"}),
     ],
 )
-async def test_add_endpoints_mounts_the_chosen_ones_and_sets_up(options: Any, paths: set[str]) -> None:
+async def test_add_endpoints_mounts_the_selected_ones_and_sets_up(options: Any, paths: set[str]) -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream.add_endpoints(app, **options)
-    assert mounted(app) == paths
+    assert mounted_paths(app) == paths
     async with serving(app):
         assert chat_stream.state == "ready"
 
 
-def test_add_endpoints_with_a_wrong_choice_changes_nothing() -> None:
+def test_add_endpoints_with_an_unknown_name_changes_nothing() -> None:
     app = web.Application()
-    with pytest.raises(ValueError, match="include: 'chat' is no API name"):
+    with pytest.raises(ValueError, match="include: unknown endpoint 'chat'"):
         ChatStream(engine=echo).add_endpoints(app, include=["chat"])
-    assert mounted(app) == set()
+    assert mounted_paths(app) == set()
     assert len(app.on_shutdown) == 0
 
 
-async def test_setup_is_once_for_one_app_and_refused_for_a_second() -> None:
+async def test_setup_is_idempotent_for_one_app_and_refused_for_a_second() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream.add_endpoints(app, include=["chat_stream"])
@@ -106,16 +106,18 @@ async def test_setup_is_once_for_one_app_and_refused_for_a_second() -> None:
     chat_stream.add_endpoints(app, include=["history"])
     assert (list(app.cleanup_ctx), list(app.on_shutdown)) == once
     other = web.Application()
-    for refused in (lambda: chat_stream.setup(other), lambda: chat_stream.add_endpoints(other)):
-        with pytest.raises(RuntimeError, match="set up in another application; make one ChatStream for each"):
-            refused()
-    assert mounted(other) == set()
+    message = "set up in another application; make one ChatStream for each"
+    with pytest.raises(RuntimeError, match=message):
+        chat_stream.setup(other)
+    with pytest.raises(RuntimeError, match=message):
+        chat_stream.add_endpoints(other)
+    assert mounted_paths(other) == set()
     async with serving(app) as url, browser(url) as client:
         assert (await client.say("hello"))["text"] == "hello "
         assert await client.texts() == ["hello", "hello "]
 
 
-async def test_routes_of_an_apps_own_have_the_errors_and_the_checks_of_the_mounted_ones() -> None:
+async def test_an_apps_own_routes_have_the_errors_and_checks_of_mounted_ones() -> None:
     app = web.Application()
     allow = ["chat_stream", "clear_context", "stop", "history"]
     roles = {"user": {"apis": {"allow": allow, "auth_method": "nothing"}}}

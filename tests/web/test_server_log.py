@@ -1,15 +1,20 @@
-"""What the log's lines hold: neither words, nor what a person could pass for another with."""
+"""Tests that the log contains neither messages nor secrets."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, CookieStorage, MemoryStorage
-from tests.helpers import Client, Server, role_of, sse_events
+from aiochatstream import ChatStream, CookieStorage, Feedback, GenerationParams, MemoryStorage
+from aiochatstream.web.server_log import shorten_client_errors
+from tests.helpers import ClientOf, StartServer, echo, role_of, sse_events
+from tests.web.raw_requests import read_response, sending
 
 WORD = "unmistakable"
 
@@ -17,33 +22,33 @@ ROLES = {"user": role_of("nothing"), "admin": role_of("ui_pass_phrase", "sesame"
 
 KEY = Fernet.generate_key().decode()
 
-STORAGES = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
+STORAGES: dict[str, Callable[[], AbstractStorage]] = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
 
 
-def engine(messages: list[dict[str, str]], params: Any) -> Any:
+def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
     yield f"{WORD} too"
     if "break" in messages[-1]["content"]:
         raise ZeroDivisionError
 
 
-def refuse(request: Any, feedback: Any) -> None:
+def refuse(request: web.Request, feedback: Feedback) -> None:
     raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("kind", STORAGES)
-async def test_no_line_at_any_level_holds_words_or_secrets(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture, kind: str
+async def test_no_log_line_contains_messages_or_secrets(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    server: Server = await start(ChatStream(engine=engine, client_roles=ROLES, on_feedback=refuse), STORAGES[kind]())
-    client: Client = client_of(server)
+    server = await start(ChatStream(engine=engine, client_roles=ROLES, on_feedback=refuse), STORAGES[kind]())
+    client = client_of(server)
     secrets = {WORD, "sesame", KEY}
 
     async def send(path: str, status: int, accept: str = "*/*", **body: Any) -> str:
         secrets.update(cookie.value for cookie in client.session.cookie_jar)
         async with client.post(path, accept, **body) as response:
             assert response.status == status
-            return str(await response.text())
+            return await response.text()
 
     message_id = (await client.say(f"{WORD} one"))["message_id"]
     async with client.post(accept="text/event-stream", user_input=f"{WORD} two") as response:
@@ -64,3 +69,19 @@ async def test_no_line_at_any_level_holds_words_or_secrets(
     assert "The engine failed" in caplog.text
     assert "role 'admin' granted" in caplog.text
     assert [secret for secret in secrets if secret in caplog.text] == []
+
+
+async def test_a_malformed_request_is_logged_in_one_line(start: StartServer, caplog: pytest.LogCaptureFixture) -> None:
+    server = await start(ChatStream(engine=echo))
+    log = logging.getLogger("aiohttp.server")
+    log.addFilter(shorten_client_errors)
+    try:
+        async with sending(server, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n") as reader:
+            assert (await read_response(reader))[0] == 400
+    finally:
+        log.removeFilter(shorten_client_errors)
+    (record,) = (record for record in caplog.records if record.name == "aiohttp.server")
+    assert record.exc_info is None
+    line = record.getMessage()
+    assert "\n" not in line
+    assert len(line) < 300

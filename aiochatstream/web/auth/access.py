@@ -1,4 +1,4 @@
-"""Who may call what: the role of a request's client, and no requests that another site's page has sent."""
+"""Access checks of a request: the role of its client, its host name, and its origin."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from aiochatstream.web.server import Server
 AUTH_HEADER = "X-ChatStream-Auth-Header"
 
 
-async def check_access(server: Server, request: web.Request, api: str) -> Role:
-    """The client's role, which may call ``api``. Reads no body and changes nothing.
+async def check_access(server: Server, request: web.Request, endpoint: str) -> Role:
+    """Check that the client may call ``endpoint``, and return the client's role. Reads no body and changes nothing.
 
     Raises :class:`~aiochatstream.errors.Unauthorized` for an agent without a role,
-    :class:`~aiochatstream.errors.TooManyAttempts` for one that guesses its phrase, and
-    :class:`~aiochatstream.errors.Forbidden` for a role that may not, and as :func:`check_site`.
+    :class:`~aiochatstream.errors.TooManyAttempts` for an agent that guesses phrases,
+    :class:`~aiochatstream.errors.Forbidden` for a role that may not call ``endpoint``, and as
+    :func:`check_host_and_origin`.
     """
-    if api not in PROBES:
-        check_site(server, request)
-    if api in ALWAYS_ALLOWED:
+    if endpoint not in PROBES:
+        check_host_and_origin(server, request)
+    if endpoint in ALWAYS_ALLOWED:
         return server.roles.browser_default
     role = await _role(server, request)
-    if not role.may_call(api):
+    if not role.may_call(endpoint):
         raise Forbidden("Denied on role layer.")
     return role
 
@@ -35,29 +36,31 @@ async def _role(server: Server, request: web.Request) -> Role:
     roles = server.roles
     if is_agent(request):
         phrase = request.headers.get(AUTH_HEADER)
-        role = roles.agent_default if phrase is None else _by_header_phrase(server, request, phrase)
+        role = roles.agent_default if phrase is None else _header_phrase_role(server, request, phrase)
         if role is None:
             raise Unauthorized("Denied on role layer.")
         return role
     if not roles.can_be_granted:
         return roles.browser_default
-    return roles.granted(granted_role(await server.session(request), server.app_binding.namespace))
+    return roles.by_granted_name(granted_role(await server.session(request), server.app_binding.namespace))
 
 
-def _by_header_phrase(server: Server, request: web.Request, phrase: str) -> Role | None:
-    """Return the role of ``phrase``; wrong ones use up the address's attempts. Without any left, none is compared."""
+def _header_phrase_role(server: Server, request: web.Request, phrase: str) -> Role | None:
+    """Return the role of ``phrase``. A wrong phrase takes one of the address's attempts.
+
+    Raises TooManyAttempts, without comparing the phrase, if no attempts are left.
+    """
     address = client_network(request)
     if not server.header_attempts.allows(address):
-        raise TooManyAttempts("Too many wrong phrases from this address. Send the right one a minute later.")
+        raise TooManyAttempts("Too many wrong phrases from this address. Try again in a minute.")
     role = server.roles.by_header_phrase(phrase)
     if role is None:
         server.header_attempts.take(address)
     return role
 
 
-def check_site(server: Server, request: web.Request) -> None:
-    """Reject requests by a host name that is not this server's, and those that another site's page sends to change
-    something.
+def check_host_and_origin(server: Server, request: web.Request) -> None:
+    """Reject requests with a foreign host name, and unsafe methods of pages of other sites.
 
     Raises :class:`~aiochatstream.errors.Forbidden`.
     """

@@ -1,4 +1,4 @@
-"""Addresses of peers and of this machine, compared as numbers and not as text."""
+"""Addresses of clients and of this machine, compared as numbers instead of text."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ def host_name(authority: str) -> str:
 
 
 def hosts_of(request: web.Request) -> Iterator[str]:
-    """Return the hosts that ``request`` names: in its target, if that is a whole URL, and in the Host header."""
+    """Yield the host of the request target, if that is an absolute URL, and those of the Host headers."""
     if not request.raw_path.startswith("/"):
         yield host_name(request.url.raw_authority)
     yield from map(host_name, filter(None, request.headers.getall(hdrs.HOST, ())))
 
 
 def is_loopback_host(host: str) -> bool:
-    """Return True for the names and addresses by which a machine reaches itself; ``host`` is from :func:`host_name`."""
+    """Return True if ``host``, from :func:`host_name`, is a loopback name or address."""
     address = parse_address(host)
     return host == "localhost" or host.endswith(".localhost") if address is None else address.is_loopback
 
 
-def arrived_on_loopback(request: web.Request) -> bool | None:
-    """Return whether the connection's own end has a loopback address; None for a socket without one (Unix)."""
-    name = request.get_extra_info("sockname", ("127.0.0.1", 0))  # the client has left: as strict as can be
+def is_loopback_connection(request: web.Request) -> bool | None:
+    """Return True if the server's end of the connection has a loopback address; None for a Unix socket."""
+    name = request.get_extra_info("sockname", ("127.0.0.1", 0))  # loopback, the stricter case, after a disconnect
     if not isinstance(name, tuple):
         return None
     address = parse_address(str(name[0]))
     return address is not None and address.is_loopback
 
 
-def comes_from_here(request: web.Request) -> bool:
-    """Return True for a request of this machine itself: not through a proxy, and by a name that no DNS can give it."""
+def is_local_request(request: web.Request) -> bool:
+    """Return True for a request from this machine, not through a proxy, and with a loopback host name."""
     address = parse_address(request.remote or "")
     if address is None or not address.is_loopback:
         return False

@@ -1,7 +1,7 @@
-"""Host names that requests may use, against DNS rebinding.
+"""Checks of the Host header, against DNS rebinding.
 
-A page of ``evil.example`` whose name is made to resolve to this server's address is of the same origin to its browser,
-which then sends and reads everything. The name in the Host header is what tells it from this server's own page.
+If ``evil.example`` is made to resolve to this server's address, browsers treat its pages as of the same origin, and let
+them send requests and read responses. Only the Host header distinguishes them from pages of this server.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from yarl import URL
 
 from aiochatstream.errors import Forbidden
 from aiochatstream.sessions.client_address import parse_address
-from aiochatstream.web.auth.addresses import arrived_on_loopback, host_name, hosts_of, is_loopback_host
+from aiochatstream.web.auth.addresses import host_name, hosts_of, is_loopback_connection, is_loopback_host
 
 NAME = re.compile(r"(?:\*\.)?[^\s*.:/\\@?#\[\]]+(?:\.[^\s*.:/\\@?#\[\]]+)*\.?")
 ANY = "*"
 
 CONTAINER_HOSTS = frozenset({"host.docker.internal", "host.containers.internal"})
-"""Names by which programs in containers of Docker and Podman reach this machine, often its loopback address."""
+"""Host names of this machine in Docker and Podman containers, often resolved to its loopback address."""
 
 
 class AllowedHosts:
-    """The names of a server.
+    """The host names that requests to a server may use.
 
-    Addresses, loopback names and the machine's own names are always allowed: no one else's page can have them.
+    IP addresses, loopback names and the machine's own names are always allowed, because no foreign page can use them.
 
-    :param names: host names without a port, ``"*.example.com"`` for all names below one, ``"*"`` for any. None: any
-        name where the connection arrived on an address of the network or on a Unix socket, no further one where it
-        arrived on a loopback address.
+    :param names: host names without a port, ``"*.example.com"`` for all subdomains, ``"*"`` for any name. None: any
+        name for connections to a network address or a Unix socket, no further name for connections to a loopback
+        address.
 
-    Raises ValueError for other names.
+    Raises ValueError for invalid names.
     """
 
     def __init__(self, names: object = None) -> None:
         if names is not None and not isinstance(names, list | tuple | set | frozenset):
-            raise ValueError(f"allowed_hosts: must be a list of host names, each as 'chat.example.com', not {names!r}.")
-        self._names = None if names is None else frozenset(map(_normal, names))
+            raise ValueError(f"allowed_hosts: must be a list of host names such as 'chat.example.com', not {names!r}.")
+        self._names = None if names is None else frozenset(map(_normalize, names))
         self._own_names = CONTAINER_HOSTS | _machine_names()
 
     def check(self, request: web.Request) -> None:
-        """Raise :class:`~aiochatstream.errors.Forbidden` for a request by a name that is not allowed.
+        """Raise :class:`~aiochatstream.errors.Forbidden` if a host name of ``request`` is not allowed.
 
-        A request without a Host header passes: it is of no browser.
+        Requests without a Host header pass: no browser sends them.
         """
-        if self._names is None and not arrived_on_loopback(request):
+        if self._names is None and not is_loopback_connection(request):
             return
         for host in hosts_of(request):
             if not self._allows(host):
@@ -61,7 +61,7 @@ class AllowedHosts:
 def _machine_names() -> frozenset[str]:
     """Return the machine's name as a single label and in mDNS.
 
-    A full name is left out: a foreign network may have set it, and may be able to resolve it.
+    The full name is excluded: a foreign network may have set it, and may be able to resolve it.
     """
     label = host_name(socket.gethostname()).partition(".")[0]
     return frozenset({label, f"{label}.local"}) if label else frozenset()
@@ -70,22 +70,22 @@ def _machine_names() -> frozenset[str]:
 def _refusal(host: str) -> str:
     name = host if NAME.fullmatch(host) and len(host) <= 253 else "NAME"
     return (
-        f"The host {host[:253]!r} is not allowed: add it to ChatStream(allowed_hosts=[{name!r}]) or start with "
-        f"serve --allowed-host {name}, if this server has that name."
+        f"The host {host[:253]!r} is not allowed. If it is a name of this server, add it to "
+        f"ChatStream(allowed_hosts=[{name!r}]) or start with serve --allowed-host {name}."
     )
 
 
-def _normal(name: object) -> str:
-    """``name`` as browsers send it. Raises ValueError."""
+def _normalize(name: object) -> str:
+    """Return ``name`` in the form that browsers send. Raises ValueError."""
     if name == ANY:
         return ANY
     if isinstance(name, str):
         if parse_address(name.strip("[]")) is not None:
             return name.strip("[]").lower()
         if NAME.fullmatch(name):
-            wild, bare = name.startswith("*."), name.removeprefix("*.").lower().removesuffix(".")
+            is_wildcard, host = name.startswith("*."), name.removeprefix("*.").lower().removesuffix(".")
             try:
-                return "*." * wild + (URL.build(scheme="http", host=bare).raw_host or bare)
+                return "*." * is_wildcard + (URL.build(scheme="http", host=host).raw_host or host)
             except ValueError:
                 pass
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Pages of other origins that may talk to us."""
+"""CORS for pages of allowed origins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXPOSED_HEADERS = (MESSAGE_ID_HEADER, DEV_TOOL_HEADER, hdrs.RETRY_AFTER)
 ALLOWED_HEADERS = (hdrs.CONTENT_TYPE, WIRE_HEADER, SKIP_HEADER, AUTH_HEADER)
 
 PREFLIGHT_SECONDS = 600
-"""How long a browser may remember what is allowed."""
+"""Seconds that browsers may cache a preflight response."""
 
 
 def allow_origins(
@@ -26,10 +26,10 @@ def allow_origins(
     allow_headers: Sequence[str] = ALLOWED_HEADERS,
     expose_headers: Sequence[str] = EXPOSED_HEADERS,
 ) -> None:
-    """Answer preflight requests of ``routes``, and let pages of ``origins`` read what is answered there.
+    """Answer preflight requests of ``routes``, and allow pages of ``origins`` to read the responses.
 
-    :param allow_headers: what such pages may send, or ``"*"``, whatever they like.
-    :param expose_headers: what they may read.
+    :param allow_headers: request headers that these pages may send; ``"*"`` for any.
+    :param expose_headers: response headers that these pages may read.
     """
     options = {
         "allow_credentials": True,
@@ -37,6 +37,6 @@ def allow_origins(
         "allow_headers": allow_headers,
         "max_age": PREFLIGHT_SECONDS,
     }
-    cors = CorsConfig(app)  # of our own: it knows these routes only, and one of the app's lives beside it
+    cors = CorsConfig(app)  # separate from the app's: it applies to these routes only
     for route in routes:
         cors.add(route, dict.fromkeys(origins, options))

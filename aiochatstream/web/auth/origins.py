@@ -1,4 +1,4 @@
-"""Origins of the pages that may send requests."""
+"""Checks of the Origin header, against cross-site requests."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from aiochatstream.errors import Forbidden
 SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 
 
-def checked_origins(origins: object) -> frozenset[str]:
-    """The origins as browsers write them. Raises ValueError for what is none."""
+def normalize_origins(origins: object) -> frozenset[str]:
+    """Return ``origins`` in the form that browsers send. Raises ValueError for invalid origins."""
     if not isinstance(origins, list | tuple | set | frozenset):
-        raise ValueError("allowed_origins: must be a list of origins, each as 'https://app.example'.")
-    return frozenset(map(_checked, origins))
+        raise ValueError(f"allowed_origins: must be a list of origins such as 'https://app.example', not {origins!r}.")
+    return frozenset(map(_normalize, origins))
 
 
-def _checked(origin: object) -> str:
+def _normalize(origin: object) -> str:
     if origin == "*":
-        raise ValueError("allowed_origins: '*' is not possible, because answers belong to a user; name each origin.")
+        raise ValueError("allowed_origins: must list each origin, not '*': requests carry the users' cookies.")
     if isinstance(origin, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\\\s]+", origin):
         try:
             return str(URL(origin).origin())
@@ -32,30 +32,30 @@ def _checked(origin: object) -> str:
 
 
 def check_origin(request: web.Request, allowed: Collection[str]) -> None:
-    """Let pass what no page has sent, a page of this very host, or one of an ``allowed`` origin.
+    """Reject cross-site requests. Non-browser clients, same-host pages and ``allowed`` origins pass.
 
-    Where the browser says itself how the page's site relates to this one (Sec-Fetch-Site), that decides: the Host
-    header may be a proxy's. Raises :class:`~aiochatstream.errors.Forbidden`.
+    If the browser sends Sec-Fetch-Site, that header decides, because a proxy may have replaced the Host header.
+    Raises :class:`~aiochatstream.errors.Forbidden`.
     """
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
     if origin in allowed:
         return
     if site in ("same-origin", "none"):
         return
-    if site is None and (origin is None or _is_of_host(origin, request.headers.get(hdrs.HOST, ""))):
+    if site is None and (origin is None or _is_same_host(origin, request.headers.get(hdrs.HOST, ""))):
         return
     host = request.headers.get(hdrs.HOST, "")
     raise Forbidden(
-        f"The page that sent this request is of an origin that this server does not allow ({(origin or site)!r}, for "
-        f"the host {host!r}). Behind a proxy, pass the Host header on (nginx: proxy_set_header Host $http_host). For a "
-        f"page of another origin, add that to ChatStream(allowed_origins=[...])."
+        f"Cross-site request from {(origin or site)!r} to the host {host!r}. Behind a proxy, forward the Host header "
+        f"(nginx: proxy_set_header Host $http_host). To allow pages of another origin, add it to "
+        f"ChatStream(allowed_origins=[...])."
     )
 
 
-def _is_of_host(origin: str, host: str) -> bool:
+def _is_same_host(origin: str, host: str) -> bool:
     try:
         page = URL(origin)
-        here = URL(f"{page.scheme}://{host}")
-        return page.host is not None and (page.host, page.port) == (here.host, here.port)
+        server = URL(f"{page.scheme}://{host}")
+        return page.host is not None and (page.host, page.port) == (server.host, server.port)
     except ValueError:
         return False

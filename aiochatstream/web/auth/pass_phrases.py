@@ -1,4 +1,4 @@
-"""Pass phrases: kept as they are, as a SHA-256 digest, or (better) hashed with scrypt; compared in constant time."""
+"""Pass phrases: plain, as a SHA-256 digest, or (better) hashed with scrypt; compared in constant time."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import secrets
 from collections.abc import Callable
 
 MAX_CHARS = 128
-"""Longer phrases are never compared: what is typed into a chat is a message, and most of them are no phrases."""
+"""Maximum length of a phrase. Longer chat messages are never compared with the phrases."""
 
 COST, BLOCK_SIZE, PARALLEL = 1 << 14, 8, 1
-"""scrypt's N, r and p (RFC 7914): 16 MiB and some 40 ms a comparison, which every short chat message waits for."""
+"""scrypt's N, r and p (RFC 7914): 16 MiB and about 40 ms per comparison, which delays every short chat message."""
 
 MEMORY_BYTES = 1 << 28
-"""What a comparison may need at most."""
+"""Maximum memory of a comparison."""
 
 DIGEST_BYTES = 32
 
-HASHED = re.compile(r"scrypt\$(\d{1,9})\$(\d{1,3})\$(\d)\$([^$]+)\$([^$]+)")
+HASH_FORMAT = re.compile(r"scrypt\$(\d{1,9})\$(\d{1,3})\$(\d)\$([^$]+)\$([^$]+)")
 """N, r, p, salt and digest."""
 
-Matcher = Callable[[str], bool]
-"""Whether a text is the phrase."""
+PhraseMatcher = Callable[[str], bool]
+"""A function that returns True if a text is the phrase."""
 
 
 def hash_phrase(phrase: str) -> str:
-    """``phrase`` for a role's ``ui_pass_phrase_scrypt``, salted: two calls give two strings that both match.
+    """Return the salted hash of ``phrase`` for a role's ``ui_pass_phrase_scrypt``.
 
-    Raises ValueError unless it is one line of 1 to 128 characters.
+    Two calls return two different hashes that both match. Raises ValueError unless ``phrase`` is one line of 1 to 128
+    characters.
     """
     check_phrase(phrase)
     salt = secrets.token_bytes(16)
@@ -39,50 +40,50 @@ def hash_phrase(phrase: str) -> str:
 
 
 def is_comparable(text: str) -> bool:
-    """Whether ``text`` might be a phrase at all."""
+    """Return True if ``text`` has the form of a phrase: one line, not blank, not too long."""
     return len(text) <= MAX_CHARS and text.strip() != "" and text.splitlines() == [text]
 
 
 def check_phrase(phrase: object) -> str:
-    """``phrase`` itself. Raises ValueError for one that nobody could type in."""
+    """Return ``phrase``. Raises ValueError if it does not have the form of a phrase."""
     if not isinstance(phrase, str) or not is_comparable(phrase):
         raise ValueError(f"must be one line of 1 to {MAX_CHARS} characters, not blank")
     return phrase
 
 
-def plain(phrase: object) -> Matcher:
-    """Matches ``phrase`` itself. Raises ValueError as :func:`check_phrase`."""
+def plain_matcher(phrase: object) -> PhraseMatcher:
+    """Return a matcher of ``phrase``. Raises ValueError as :func:`check_phrase`."""
     return _digest_matcher(_sha256(check_phrase(phrase)))
 
 
-def sha256(digest: object) -> Matcher:
-    """Matches what has this SHA-256 in hexadecimal. Raises ValueError unless it is 64 such digits."""
+def sha256_matcher(digest: object) -> PhraseMatcher:
+    """Return a matcher of the phrase with this SHA-256 digest. Raises ValueError unless it is 64 hexadecimal digits."""
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise ValueError("must be a SHA-256 digest of 64 hexadecimal digits")
     return _digest_matcher(bytes.fromhex(digest))
 
 
-def scrypt(hashed: object) -> Matcher:
-    """Matches what :func:`hash_phrase` made ``hashed`` of. The matcher blocks: call it in a thread.
+def scrypt_matcher(hashed: object) -> PhraseMatcher:
+    """Return a matcher of the phrase with this hash from :func:`hash_phrase`. The matcher blocks: call it in a thread.
 
-    Raises ValueError for anything else.
+    Raises ValueError for any other value.
     """
-    refusal = ValueError("must be what aiochatstream.hash_phrase(phrase) returns")
-    found = HASHED.fullmatch(hashed) if isinstance(hashed, str) else None
-    if found is None:
-        raise refusal
-    cost, block_size, parallel = map(int, found.groups()[:3])
+    invalid = ValueError("must be what aiochatstream.hash_phrase(phrase) returns")
+    match = HASH_FORMAT.fullmatch(hashed) if isinstance(hashed, str) else None
+    if match is None:
+        raise invalid
+    cost, block_size, parallel = map(int, match.groups()[:3])
     try:
-        salt, digest = (base64.b64decode(part, validate=True) for part in found.groups()[3:])
-        _scrypt("", salt, cost, block_size, parallel)  # it knows best which parameters go together
+        salt, digest = (base64.b64decode(part, validate=True) for part in match.groups()[3:])
+        _scrypt("", salt, cost, block_size, parallel)  # validates the combination of parameters
     except ValueError:
-        raise refusal from None
+        raise invalid from None
     if len(digest) != DIGEST_BYTES:
-        raise refusal
+        raise invalid
     return lambda text: hmac.compare_digest(_scrypt(text, salt, cost, block_size, parallel), digest)
 
 
-def _digest_matcher(digest: bytes) -> Matcher:
+def _digest_matcher(digest: bytes) -> PhraseMatcher:
     return lambda text: hmac.compare_digest(_sha256(text), digest)
 
 

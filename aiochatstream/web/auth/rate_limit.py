@@ -1,4 +1,4 @@
-"""Token buckets: how often something may happen, for each who does it."""
+"""Token-bucket rate limiting, per key."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 class _Bucket:
     tokens: float
     filled_at: float
-    empty_told: bool = False
+    is_reported: bool = False
 
 
 logger = logging.getLogger(__name__)
 
 
 class TokenBuckets:
-    """Allows each key ``capacity`` times at once, and again as the time goes by: ``capacity`` times in ``seconds``.
+    """A token bucket for each key. A bucket holds ``capacity`` tokens and refills completely in ``seconds``.
 
-    :param max_keys: how many keys are known; the least recently used is forgotten first.
-    :param on_empty: told a key that is refused; once, until its bucket has been full again.
-    :param clock: seconds, monotonic; for tests.
+    :param max_keys: maximum number of buckets; the least recently used is dropped.
+    :param on_empty: called with a key whose bucket is empty; again only after the bucket has been full.
+    :param clock: monotonic clock in seconds, replaced in tests.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class TokenBuckets:
         return len(self._buckets)
 
     def take(self, key: str) -> bool:
-        """Take a token of ``key``'s bucket; False when there is none."""
+        """Take a token from the bucket of ``key``; return False if it is empty."""
         allowed = self.allows(key)
         self._buckets[key].tokens -= allowed
         return allowed
 
     def allows(self, key: str) -> bool:
-        """Return whether ``key``'s bucket has a token."""
+        """Return True if the bucket of ``key`` has a token."""
         now = self._clock()
         bucket = self._buckets.pop(key, None) or _Bucket(self._capacity, now)
         self._buckets[key] = bucket
@@ -62,24 +62,24 @@ class TokenBuckets:
         bucket.tokens += (now - bucket.filled_at) * self._per_second
         bucket.filled_at = now
         if bucket.tokens >= self._capacity:
-            bucket.tokens, bucket.empty_told = self._capacity, False
+            bucket.tokens, bucket.is_reported = self._capacity, False
         if bucket.tokens >= 1:
             return True
-        if not bucket.empty_told:
-            bucket.empty_told = True
+        if not bucket.is_reported:
+            bucket.is_reported = True
             self._on_empty(key)
         return False
 
 
 ATTEMPTS, ATTEMPT_SECONDS = 30, 60.0
-"""Attempts of one address at the roles' phrases in that time."""
+"""Pass-phrase attempts of each address, in that many seconds."""
 
-TYPED = "Messages from %s are not compared with the roles' phrases for now: more than %d in %g seconds."
-SENT = "Agents at %s are refused for now: more than %d wrong phrases in %g seconds."
+TYPED_WARNING = "Too many pass-phrase attempts from %s (over %d in %g s); ignoring phrases from this address for now."
+HEADER_WARNING = "Too many wrong phrases of agents at %s (over %d in %g s); refusing agents at this address for now."
 
 
-def phrase_attempts(clock: Callable[[], float] = time.monotonic, *, warning: str = TYPED) -> TokenBuckets:
-    """Return a bucket of attempts for each client address. ``warning`` is logged when one is empty."""
+def phrase_attempts(clock: Callable[[], float] = time.monotonic, *, warning: str = TYPED_WARNING) -> TokenBuckets:
+    """Return buckets of pass-phrase attempts by client address. ``warning`` is logged when a bucket is empty."""
 
     def warn(address: str) -> None:
         logger.warning(warning, address, ATTEMPTS, ATTEMPT_SECONDS)

@@ -1,4 +1,4 @@
-"""A pass phrase, typed into the chat like any message, grants a role to the session."""
+"""Roles granted to sessions by pass phrases, which users type into the chat as a message."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from aiochatstream.web.server import Server
 logger = logging.getLogger(__name__)
 
 
-async def typed_role(server: Server, request: web.Request, asked: ChatRequest) -> Role | None:
-    """The role whose phrase the message is, if it is one."""
-    text = asked.says or ""
+async def typed_role(server: Server, request: web.Request, body: ChatRequest) -> Role | None:
+    """Return the role whose pass phrase is the message in ``body``; None if it is not a phrase."""
+    text = body.message or ""
     if is_agent(request) or not server.roles.can_be_granted or not is_comparable(text):
         return None
-    if server.state != "ready":  # who sends again until it is must not use up the tries
+    if server.state != "ready":  # clients that retry until the server is ready must not use up their attempts
         return None
     address = client_network(request)
     if not server.phrase_attempts.take(address):

@@ -1,4 +1,4 @@
-"""Who may call what: roles, how a client comes by one, and what each is allowed. Knows nothing of HTTP."""
+"""Roles: how clients obtain them, and which endpoints they may call. Independent of HTTP."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiochatstream.web.auth import pass_phrases
-from aiochatstream.web.auth.pass_phrases import Matcher
+from aiochatstream.web.auth.pass_phrases import PhraseMatcher
 
 NO_PHRASE = "nothing"
 
 UI_METHODS = {
-    "ui_pass_phrase": pass_phrases.plain,
-    "ui_pass_phrase_sha256": pass_phrases.sha256,
-    "ui_pass_phrase_scrypt": pass_phrases.scrypt,
+    "ui_pass_phrase": pass_phrases.plain_matcher,
+    "ui_pass_phrase_sha256": pass_phrases.sha256_matcher,
+    "ui_pass_phrase_scrypt": pass_phrases.scrypt_matcher,
 }
-"""Typing the phrase into the chat grants the role to the session."""
+"""Methods by which a phrase typed into the chat grants the role to the session."""
 
-HEADER_METHODS = {"header_phrase": pass_phrases.plain, "header_phrase_sha256": pass_phrases.sha256}
-"""A client without a session says the phrase in a header of each request."""
+HEADER_METHODS = {"header_phrase": pass_phrases.plain_matcher, "header_phrase_sha256": pass_phrases.sha256_matcher}
+"""Methods by which a client without a session sends the phrase in a header of each request."""
 
 PHRASE_METHODS = UI_METHODS | HEADER_METHODS
 
 AUTH_METHODS = (NO_PHRASE, *PHRASE_METHODS)
 
 PROBES = frozenset({"healthz", "readyz"})
-"""Requests of load balancers and orchestrators, by whatever address or name."""
+"""Endpoints for load balancers and orchestrators, which may use any host name."""
 
 ALWAYS_ALLOWED = PROBES | {"metrics"}
-"""Whoever asks: a load balancer has no role, and /metrics has a policy of its own."""
+"""Endpoints that need no role: load balancers have none, and ``allow_metrics`` controls /metrics."""
 
 ALLOWED_WITH = {"commit": "chat_stream"}
-"""APIs that are a part of another one: who may call that may call these."""
+"""Endpoints that are allowed together with another endpoint."""
 
 ALLOWED_BY_DEFAULT = frozenset(
     {
@@ -52,17 +52,17 @@ ALLOWED_BY_DEFAULT = frozenset(
         "docs",
     }
 )
-"""For the one role of a server without ``client_roles``: what the chat page needs, and get_load."""
+"""Endpoints that clients may call on a server without ``client_roles``: those of the chat page, and get_load."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a client may do.
+    """A role of clients.
 
-    allow: API names; None is all of them.
-    auth_method: how a client comes by it, one of :data:`AUTH_METHODS`.
-    use_session: it is for browsers, which have a session; otherwise for agents, which have none.
-    matches: whether a text is the role's phrase.
+    allow: names of the endpoints that clients may call; None for all.
+    auth_method: the way in which clients obtain the role, one of :data:`AUTH_METHODS`.
+    use_session: True for browsers, which have a session; False for agents, which have none.
+    matches: matcher of the role's phrase.
     """
 
     name: str
@@ -70,31 +70,31 @@ class Role:
     auth_method: str = NO_PHRASE
     use_session: bool = True
     enable_dev_tool: bool = False
-    matches: Matcher | None = field(default=None, repr=False)
+    matches: PhraseMatcher | None = field(default=None, repr=False)
 
-    def may_call(self, api: str) -> bool:
-        """Whether a client in this role may call the endpoint of this API name."""
-        return api in ALWAYS_ALLOWED or self.allow is None or ALLOWED_WITH.get(api, api) in self.allow
+    def may_call(self, endpoint: str) -> bool:
+        """Return True if clients with this role may call ``endpoint``."""
+        return endpoint in ALWAYS_ALLOWED or self.allow is None or ALLOWED_WITH.get(endpoint, endpoint) in self.allow
 
 
 class Roles:
     """All roles of a server.
 
-    :param client_roles: chatstream's shape, ``{name: {"apis": {"allow": "all" | [API names], "auth_method": ...,
-        "use_session": bool = True, "enable_dev_tool": bool = False, <auth_method>: <secret>}}}``. None: one role, which
-        every browser has.
-    :param apis: the API names that there are.
+    :param client_roles: chatstream's format, ``{name: {"apis": {"allow": "all" | [endpoint names], "auth_method": ...,
+        "use_session": bool = True, "enable_dev_tool": bool = False, <auth_method>: <secret>}}}``. None: a single role,
+        for all browsers.
+    :param endpoints: names of all endpoints.
 
-    Raises ValueError that names the role and the field.
+    Raises ValueError, with the role and the field in the message.
     """
 
-    def __init__(self, client_roles: Mapping[str, Any] | None, apis: Collection[str]) -> None:
+    def __init__(self, client_roles: Mapping[str, Any] | None, endpoints: Collection[str]) -> None:
         if client_roles is None:
             self._roles = {"default": Role("default", ALLOWED_BY_DEFAULT)}
         elif isinstance(client_roles, Mapping):
-            self._roles = {name: _role(name, given, apis) for name, given in client_roles.items()}
+            self._roles = {name: _parse_role(name, value, endpoints) for name, value in client_roles.items()}
         else:
-            raise ValueError("client_roles: must be a dict of role names and roles.")
+            raise ValueError("client_roles: must be a dict of roles by name.")
         roles = self._roles.values()
         without_phrase = [role for role in roles if role.auth_method == NO_PHRASE]
         browsers = [role for role in without_phrase if role.use_session]
@@ -119,73 +119,72 @@ class Roles:
 
     @property
     def can_be_granted(self) -> bool:
-        """Whether a session can have another role than the default one."""
+        """True if sessions can have a role other than the default."""
         return bool(self._ui)
 
-    def granted(self, name: object) -> Role:
-        """The role of a session that was once granted ``name``: the default one if that is not to be had any more."""
+    def by_granted_name(self, name: object) -> Role:
+        """Return the role ``name``, granted to a session earlier; the default if that role can no longer be granted."""
         return next((role for role in self._ui if role.name == name), self.browser_default)
 
     def by_typed_phrase(self, text: str) -> Role | None:
-        """The role that typing ``text`` grants. Blocks where a phrase is hashed with scrypt: call it in a thread."""
+        """Return the role that typing ``text`` grants. May compute scrypt hashes: call it in a thread."""
         return _matching(self._ui, text)
 
     def by_header_phrase(self, phrase: str) -> Role | None:
-        """The role of an agent that says ``phrase``."""
+        """Return the role of an agent that sends ``phrase``."""
         return _matching(self._header, phrase)
 
 
 def _matching(roles: list[Role], text: str) -> Role | None:
-    """All are compared, so that the time does not tell which one it was."""
+    # compares all phrases, so that the time does not reveal which one matches
     matching = [role for role in roles if role.matches is not None and role.matches(text)]
     return matching[0] if matching else None
 
 
-def _role(name: object, given: object, apis: Collection[str]) -> Role:
-    """One role of ``client_roles``. Raises ValueError."""
+def _parse_role(name: object, value: object, endpoints: Collection[str]) -> Role:
     if not isinstance(name, str) or not name or not name.isprintable():
         raise ValueError(f"client_roles: a role's name must be a string of printable characters, not {name!r}.")
-    where = f"client_roles[{name!r}]"
-    if not isinstance(given, Mapping) or set(given) != {"apis"} or not isinstance(given["apis"], Mapping):
-        raise ValueError(f"{where}: must be a dict with the one key 'apis', which is a dict.")
-    where += "['apis']"
-    fields = dict(given["apis"])
-    allow, method = _allow(where, fields.pop("allow", None), apis), fields.pop("auth_method", None)
+    field_name = f"client_roles[{name!r}]"
+    if not isinstance(value, Mapping) or set(value) != {"apis"} or not isinstance(value["apis"], Mapping):
+        raise ValueError(f"{field_name}: must be a dict with 'apis' as its only key, which must be a dict.")
+    field_name += "['apis']"
+    fields = dict(value["apis"])
+    allow, method = _parse_allow(field_name, fields.pop("allow", None), endpoints), fields.pop("auth_method", None)
     if method not in AUTH_METHODS:
-        raise ValueError(f"{where}: auth_method must be one of {', '.join(AUTH_METHODS)}.")
-    use_session = _flag(where, "use_session", fields.pop("use_session", True))
-    enable_dev_tool = _flag(where, "enable_dev_tool", fields.pop("enable_dev_tool", False))
+        raise ValueError(f"{field_name}: auth_method must be one of {', '.join(AUTH_METHODS)}.")
+    use_session = _parse_flag(field_name, "use_session", fields.pop("use_session", True))
+    enable_dev_tool = _parse_flag(field_name, "enable_dev_tool", fields.pop("enable_dev_tool", False))
     if method != NO_PHRASE and use_session != (method in UI_METHODS):
-        raise ValueError(f"{where}: use_session must be {method in UI_METHODS} where auth_method is {method!r}.")
+        raise ValueError(f"{field_name}: use_session must be {method in UI_METHODS} if auth_method is {method!r}.")
     matches = None
     if method != NO_PHRASE:
         if method not in fields:
-            raise ValueError(f"{where}: {method} is missing, the secret of auth_method {method!r}.")
+            raise ValueError(f"{field_name}: {method} is missing, the secret of auth_method {method!r}.")
         try:
             matches = PHRASE_METHODS[method](fields.pop(method))
         except ValueError as error:
-            raise ValueError(f"{where}: {method} {error}.") from None
+            raise ValueError(f"{field_name}: {method} {error}.") from None
     for key in fields:
         if key in PHRASE_METHODS:
-            raise ValueError(f"{where}: {key} is a secret that does not go with auth_method {method!r}.")
-        raise ValueError(f"{where}: {key!r} is no field of a role.")
+            raise ValueError(f"{field_name}: {key} cannot be used with auth_method {method!r}.")
+        raise ValueError(f"{field_name}: unknown field {key!r}.")
     return Role(name, allow, method, use_session, enable_dev_tool, matches)
 
 
-def _allow(where: str, allow: object, apis: Collection[str]) -> frozenset[str] | None:
+def _parse_allow(field_name: str, allow: object, endpoints: Collection[str]) -> frozenset[str] | None:
     if allow == "all":
         return None
     if not isinstance(allow, list | tuple | set | frozenset):
-        raise ValueError(f"{where}: allow must be 'all' or a list of API names.")
-    for api in allow:
-        if not isinstance(api, str) or api not in apis:
-            raise ValueError(f"{where}: allow names {api!r}, but the API names are {', '.join(apis)}.")
+        raise ValueError(f"{field_name}: allow must be 'all' or a list of endpoint names.")
+    for name in allow:
+        if not isinstance(name, str) or name not in endpoints:
+            raise ValueError(f"{field_name}: unknown endpoint {name!r} in allow; choose from {', '.join(endpoints)}.")
     return frozenset(allow)
 
 
-def _flag(where: str, name: str, value: object) -> bool:
+def _parse_flag(field_name: str, name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{where}: {name} must be True or False.")
+        raise ValueError(f"{field_name}: {name} must be True or False.")
     return value
 
 

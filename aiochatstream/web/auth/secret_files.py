@@ -1,4 +1,4 @@
-"""Files with keys."""
+"""Reading of files that contain secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_secrets(path: Path) -> str:
-    """Return the text of ``path``, and log a warning if every user of the machine may read or change the file.
+    """Return the text of ``path``. Logs a warning if every user of the machine can read or change the file.
 
     Raises OSError.
     """

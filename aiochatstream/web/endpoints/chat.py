@@ -1,4 +1,4 @@
-"""Chat turns: begin, stop, clear."""
+"""Endpoints that begin and stop answers, and clear conversations."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from aiochatstream.errors import ChatStreamError, InvalidValue, NotRunningHere
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.web.auth.access import check_access
 from aiochatstream.web.auth.role_grants import typed_role
-from aiochatstream.web.errors import answers_all_errors, answers_errors, answers_errors_as_chatstream
+from aiochatstream.web.errors import chatstream_endpoint, handle_errors, json_endpoint
 from aiochatstream.web.json import json_response
 from aiochatstream.web.request_models import ChatRequest, ConversationRef
-from aiochatstream.web.request_reading import read_body, read_given_body
+from aiochatstream.web.request_reading import read_body, validate_body
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.callbacks import Callback
-from aiochatstream.web.streaming.formats import WRITERS, Exchange, wire_format_of
+from aiochatstream.web.streaming.formats import WRITERS, TurnResponse, wire_format_of
 from aiochatstream.web.streaming.outcome import Outcome
 
 
-@answers_all_errors
+@handle_errors
 async def chat_stream(
     server: Server,
     request: web.Request,
     request_body: dict[str, Any] | bytes | None = None,
     callback: Callback | None = None,
 ) -> web.StreamResponse:
-    """``POST /chat_stream``: answer a message, in the format that the client asks for; then tell the callback."""
+    """``POST /chat_stream``: answer a message in the format that the client requests, then call the callback."""
     outcome = Outcome(request)
     try:
         return await _answer(server, request, request_body, outcome)
     except BaseException as error:
-        outcome.failed(error)
+        outcome.record_failure(error)
         raise
     finally:
         if callback is not None:
@@ -45,13 +45,13 @@ async def _answer(
     role = await check_access(server, request, "chat_stream")
     server.check_room()
     if request_body is None:
-        asked = await read_body(server, request, ChatRequest)
+        body = await read_body(server, request, ChatRequest)
     else:
-        asked = read_given_body(request_body, ChatRequest, max_bytes=server.limits.max_request_bytes)
+        body = validate_body(request_body, ChatRequest, max_bytes=server.limits.max_request_bytes)
     wire_format = wire_format_of(request, server.wire_format)
     user = await server.user_session(request)
-    user.abandon_lost = asked.abandon_lost
-    new_role = await typed_role(server, request, asked)
+    user.abandon_lost = body.abandon_lost
+    new_role = await typed_role(server, request, body)
     if new_role is not None:
         role = new_role
         await user.grant(role.name)
@@ -60,46 +60,46 @@ async def _answer(
         params = server.user_params(user)
         user.charge()
         try:
-            if asked.system and not server.allow_system_prompt:
+            if body.system and not server.allow_system_prompt:
                 raise InvalidValue("system: must be left out; this server sets the system prompt itself.")
             turn = await server.begin_turn(
-                user, asked.conversation, asked.ask, params, asked.params, system=asked.system or ""
+                user, body.conversation, body.turn_request, params, body.params, system=body.system or ""
             )
         except ChatStreamError as error:
             server.metrics.refused(error.code)
             raise
-    exchange = Exchange(request, user, asked.conversation, turn, server.limits.write_timeout, role.enable_dev_tool)
-    outcome.exchange = exchange
+    response = TurnResponse(request, user, body.conversation, turn, server.limits.write_timeout, role.enable_dev_tool)
+    outcome.response = response
 
-    def client_left() -> None:
-        outcome.left = True
+    def on_disconnect() -> None:
+        outcome.disconnected = True
         turn.stop("left")
 
     try:
-        with exchange.held, user.pinned():
-            return await exchange.carry_out(
-                lambda: WRITERS[wire_format](exchange), server.presence, client_left, outcome.failed
+        with response.resources, user.pinned():
+            return await response.send(
+                lambda: WRITERS[wire_format](response), server.disconnects, on_disconnect, outcome.record_failure
             )
     finally:
         turn.stop("left")  # no effect on a turn that has ended
 
 
-@answers_errors
+@json_endpoint
 async def stop(server: Server, request: web.Request) -> web.StreamResponse:
-    """``POST /chat_stream/stop``: stop the running answer of a conversation; its text so far is kept."""
-    asked = await read_body(server, request, ConversationRef)
+    """``POST /chat_stream/stop``: stop the running answer of a conversation and keep its text so far."""
+    body = await read_body(server, request, ConversationRef)
     user = await server.user_session(request)
-    message_id = await server.stop_turn(user, asked.conversation, "stopped")
+    message_id = await server.stop_turn(user, body.conversation, "stopped")
     if message_id is None:
         raise NotRunningHere("No answer of this conversation is running in this process.")
     return json_response({"success": True, "message": "Answer stopped", "message_id": message_id})
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def clear_context(server: Server, request: web.Request) -> web.StreamResponse:
-    """``POST /clear_context``: forget a conversation; an answer under way is stopped and discarded."""
-    asked = await read_body(server, request, ConversationRef)
+    """``POST /clear_context``: delete a conversation, and stop and discard its running answer."""
+    body = await read_body(server, request, ConversationRef)
     user = await server.user_session(request)
-    if await server.clear(user, asked.conversation):
+    if await server.clear(user, body.conversation):
         return json_response({"success": True, "message": "Context successfully cleared"})
     return json_response({"success": False, "message": "no context."})

@@ -1,47 +1,47 @@
-"""The parameters that a user has set for all of the user's answers."""
+"""Endpoints for the generation parameters of a user."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
 from aiochatstream.params import ParamOverrides
-from aiochatstream.web.errors import answers_errors_as_chatstream
+from aiochatstream.web.errors import chatstream_endpoint
 from aiochatstream.web.json import json_response
 from aiochatstream.web.request_models import GenerationParamsChange
 from aiochatstream.web.request_reading import read_body
 from aiochatstream.web.server import Server
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def set_generation_params(server: Server, request: web.Request) -> web.StreamResponse:
-    """``POST /set_generation_params``: change what the user's next answers are made with."""
-    asked = await read_body(server, request, GenerationParamsChange)
+    """``POST /set_generation_params``: change the generation parameters of the user's next answers."""
+    body = await read_body(server, request, GenerationParamsChange)
     user = await server.user_session(request)
     await user.refresh()
-    wanted = server.user_params(user).model_copy(update=asked.changes())
-    server.override(wanted, prefix="")
-    await user.save_params(wanted.model_dump(mode="json", exclude_none=True))
-    return _effective(server, wanted)
+    params = server.user_params(user).model_copy(update=body.changes())
+    server.override(params, prefix="")
+    await user.save_params(params.model_dump(mode="json", exclude_none=True))
+    return _effective_params(server, params)
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def get_generation_params(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /get_generation_params``: what the user's next answers are made with."""
-    return _effective(server, server.user_params(await server.user_session(request)))
+    """``GET /get_generation_params``: the generation parameters of the user's next answers, and their ranges."""
+    return _effective_params(server, server.user_params(await server.user_session(request)))
 
 
-def _effective(server: Server, wanted: ParamOverrides) -> web.Response:
-    """All values, the server's own too, under chatstream's names where it has any, and the ranges that they may be in.
+def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response:
+    """Respond with the values of all parameters, under chatstream's names if it has them, and their allowed ranges.
 
-    A seed of null is a random one.
+    A seed of null means a random seed.
     """
-    others = server.override(wanted).model_dump(mode="json", include=set(ParamOverrides.model_fields))
+    others = server.override(overrides).model_dump(mode="json", include=set(ParamOverrides.model_fields))
     params = {
         "temperature": others.pop("temperature"),
         "top_k_value": others.pop("top_k"),
         "top_p_value": others.pop("top_p"),
         **others,
-        "seed": wanted.seed,
+        "seed": overrides.seed,
     }
     limits = server.param_limits.ranges(server.params)
     return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})

@@ -1,4 +1,4 @@
-"""What was said: to be read, changed, taken away and brought back."""
+"""Endpoints that read, edit, export and import conversations."""
 
 from __future__ import annotations
 
@@ -10,85 +10,85 @@ from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.runtime.turn_request import answer_index
 from aiochatstream.web.auth.origins import check_origin
-from aiochatstream.web.errors import answers_errors
+from aiochatstream.web.errors import json_endpoint
 from aiochatstream.web.json import json_response
-from aiochatstream.web.request_models import CommitRequest, ConversationRef, HistoryChange, HistoryQuery
+from aiochatstream.web.request_models import CommitRequest, ConversationRef, DeleteMessageQuery, HistoryQuery
 from aiochatstream.web.request_reading import read_body, read_import, read_query
 from aiochatstream.web.server import Server
-from aiochatstream.web.streaming.formats import told_of
+from aiochatstream.web.streaming.formats import save_summary
 
 
-@answers_errors
+@json_endpoint
 async def history(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /history``: the conversation as messages; an answer under way is there with state ``running``."""
-    asked = read_query(request, HistoryQuery)
-    if asked.abandon_lost:  # changes the conversation, other than what GET does else
+    """``GET /history``: the messages of a conversation; a running answer has the state ``running``."""
+    query = read_query(request, HistoryQuery)
+    if query.abandon_lost:  # changes the conversation, unlike other GET requests
         check_origin(request, server.allowed_origins)
     user = await server.user_session(request)
-    user.abandon_lost = asked.abandon_lost
-    turn = server.running_turn(user, asked.conversation)
+    user.abandon_lost = query.abandon_lost
+    turn = server.running_turn(user, query.conversation)
     if turn is not None and turn.base is not None:
         conversation = turn.base
         running = _messages(turn.user_text, turn.prefix + turn.text, turn.message_id, "running")
     else:
-        conversation, running = await user.load(asked.conversation), []
+        conversation, running = await user.load(query.conversation), []
         if turn is None and conversation.number:
-            await user.put_in_session(asked.conversation, conversation, answered=True)
+            await user.put_in_session(query.conversation, conversation, answered=True)
     messages = _all_messages(conversation) + running
-    response = json_response({"conversation": asked.conversation, "turn": conversation.number, "messages": messages})
+    response = json_response({"conversation": query.conversation, "turn": conversation.number, "messages": messages})
     if not running:
         response.etag = ETag(str(conversation.number))
     return response
 
 
-@answers_errors
+@json_endpoint
 async def delete_message(server: Server, request: web.Request) -> web.StreamResponse:
-    """``DELETE /history/{message_id}``: forget one answer and the message that it answers."""
-    asked = read_query(request, HistoryChange)
+    """``DELETE /history/{message_id}``: delete an answer and its user message."""
+    query = read_query(request, DeleteMessageQuery)
     user = await server.user_session(request)
     message_id = request.match_info["message_id"]
 
     def change(conversation: Conversation) -> Conversation:
         return conversation.without(answer_index(conversation, message_id, "message_id"))
 
-    kept = await server.rewrite(user, asked.conversation, change, if_turn=asked.if_turn)
-    return _changed(kept)
+    result = await server.rewrite(user, query.conversation, change, if_turn=query.if_turn)
+    return _change_response(result)
 
 
-@answers_errors
+@json_endpoint
 async def export_conversation(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /export``: the conversation as a JSON file, which ``POST /import`` takes again."""
-    asked = read_query(request, ConversationRef)
+    """``GET /export``: the conversation as a JSON file, which ``POST /import`` accepts."""
+    query = read_query(request, ConversationRef)
     user = await server.user_session(request)
-    conversation = await user.load(asked.conversation)
-    name = f'attachment; filename="{asked.conversation}.json"'
-    return json_response({"messages": _all_messages(conversation)}, headers={hdrs.CONTENT_DISPOSITION: name})
+    conversation = await user.load(query.conversation)
+    disposition = f'attachment; filename="{query.conversation}.json"'
+    return json_response({"messages": _all_messages(conversation)}, headers={hdrs.CONTENT_DISPOSITION: disposition})
 
 
-@answers_errors
+@json_endpoint
 async def import_conversation(server: Server, request: web.Request) -> web.StreamResponse:
-    """``POST /import``: put what was exported in the place of a conversation."""
-    asked = await read_import(server, request)
+    """``POST /import``: replace a conversation with an exported one."""
+    body = await read_import(server, request)
     user = await server.user_session(request)
-    kept = await server.rewrite(
+    result = await server.rewrite(
         user,
-        asked.conversation,
-        lambda conversation: conversation.with_turns_of(asked.to_conversation()),
-        if_turn=asked.if_turn,
+        body.conversation,
+        lambda conversation: conversation.with_turns_of(body.to_conversation()),
+        if_turn=body.if_turn,
     )
-    return _changed(kept)
+    return _change_response(result)
 
 
-@answers_errors
+@json_endpoint
 async def commit(server: Server, request: web.Request) -> web.StreamResponse:
-    """``POST /commit``: take the last answer into the cookie, where conversations live there."""
-    asked = await read_body(server, request, CommitRequest)
+    """``POST /commit``: store the last answer in the cookie, if conversations are stored in cookies."""
+    body = await read_body(server, request, CommitRequest)
     user = await server.user_session(request)
-    return _changed(await user.commit(asked.commit))
+    return _change_response(await user.commit(body.commit))
 
 
-def _changed(kept: SaveResult) -> web.Response:
-    return json_response({"success": True, "message": "success", **told_of(kept)})
+def _change_response(result: SaveResult) -> web.Response:
+    return json_response({"success": True, "message": "success", **save_summary(result)})
 
 
 def _all_messages(conversation: Conversation) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The chat page: its files, and its configuration."""
+"""Endpoints for the chat page: its files and its configuration."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from aiohttp import ETag, hdrs, web
 from aiochatstream.errors import NotFound
 from aiochatstream.web.accept import accepts_gzip
 from aiochatstream.web.auth.access import check_access
-from aiochatstream.web.errors import ServerHandler, answers_all_errors, answers_errors
+from aiochatstream.web.errors import ServerHandler, handle_errors, json_endpoint
 from aiochatstream.web.json import json_response
 from aiochatstream.web.page_files import PageFile
 from aiochatstream.web.server import Server
 
-FOR_EVER = "public, max-age=31536000, immutable"
+IMMUTABLE = "public, max-age=31536000, immutable"
 
 
-@answers_errors
+@json_endpoint
 async def webui_index(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /``: the page. A browser asks each time whether it is still the same."""
+    """``GET /``: the chat page. Browsers revalidate it on each visit."""
     files = await server.page.files()
     headers = {
         hdrs.CACHE_CONTROL: "no-cache",
         "Content-Security-Policy": server.page.policy,
         "Referrer-Policy": "same-origin",
         "Cross-Origin-Opener-Policy": "same-origin",
-        "X-DNS-Prefetch-Control": "off",  # no policy stops a browser from looking up the hosts of a model's links
+        "X-DNS-Prefetch-Control": "off",  # browsers resolve the hosts of links in answers, whatever the policy
     }
-    known = request.if_none_match or ()
-    if any(tag.value in (files.version, "*") for tag in known):
+    if any(tag.value in (files.version, "*") for tag in request.if_none_match or ()):
         response = web.Response(status=304, headers=headers)
     else:
         response = _response(request, files.index, headers)
@@ -39,20 +38,20 @@ async def webui_index(server: Server, request: web.Request) -> web.StreamRespons
     return response
 
 
-@answers_all_errors
+@handle_errors
 async def page_file(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /page/{version}/{name}``: a file of the page, the same for everyone and for ever."""
+    """``GET /page/{version}/{name}``: a file of the page, which caches can keep permanently."""
     files = await server.page.files()
     version, name = request.match_info["version"], request.match_info["name"]
     file = files.files.get(name) if version == files.version else None
     if file is None:
         raise NotFound(f"There is nothing at {request.path}.")
-    return _response(request, file, {hdrs.CACHE_CONTROL: FOR_EVER})
+    return _response(request, file, {hdrs.CACHE_CONTROL: IMMUTABLE})
 
 
-@answers_all_errors
+@handle_errors
 async def ui_config(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /ui_config``: the owner's texts and colours, and what this client's role may do."""
+    """``GET /ui_config``: the page's texts and colours, and the rights of the client's role."""
     role = await check_access(server, request, "webui_index")
     config: dict[str, Any] = {
         **server.page.params.model_dump(exclude={"frame_ancestors"}),
@@ -68,17 +67,17 @@ async def ui_config(server: Server, request: web.Request) -> web.StreamResponse:
 PARTS: Mapping[str, ServerHandler[...]] = MappingProxyType(
     {"/page/{version}/{name:.+}": page_file, "/ui_config": ui_config}
 )
-"""What the page is of no use without, by path."""
+"""Handlers that the page needs, by path."""
 
 
 def _response(request: web.Request, file: PageFile, headers: dict[str, str]) -> web.Response:
-    zipped = accepts_gzip(request.headers.getall(hdrs.ACCEPT_ENCODING, ()))
+    use_gzip = accepts_gzip(request.headers.getall(hdrs.ACCEPT_ENCODING, ()))
     response = web.Response(
-        body=file.gzipped if zipped else file.body,
+        body=file.gzipped if use_gzip else file.body,
         content_type=file.content_type,
         charset="utf-8",
         headers={**headers, hdrs.VARY: hdrs.ACCEPT_ENCODING, "X-Content-Type-Options": "nosniff"},
     )
-    if zipped:
+    if use_gzip:
         response.headers[hdrs.CONTENT_ENCODING] = "gzip"
     return response

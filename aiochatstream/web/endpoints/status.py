@@ -1,4 +1,4 @@
-"""Status of the server: probes, load, memory, metrics, and the prompt of an answer."""
+"""Endpoints for the status of the server: probes, load, memory, metrics, and the prompt of an answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp import web
 
 from aiochatstream.errors import Forbidden
 from aiochatstream.runtime.metrics import CONTENT_TYPE
-from aiochatstream.web.errors import answers_errors, answers_errors_as_chatstream
+from aiochatstream.web.errors import chatstream_endpoint, json_endpoint
 from aiochatstream.web.json import COMMON_HEADERS, json_response
 from aiochatstream.web.request_models import ConversationRef
 from aiochatstream.web.request_reading import read_query
@@ -18,26 +18,26 @@ from aiochatstream.web.server import Server
 GIB = 1 << 30
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def get_prompt(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /get_prompt``: what the model was told for the newest answer of a conversation, URL-quoted."""
-    asked = read_query(request, ConversationRef)
+    """``GET /get_prompt``: the prompt of the newest answer of a conversation, URL-quoted."""
+    query = read_query(request, ConversationRef)
     user = await server.user_session(request)
-    turn = server.running_turn(user, asked.conversation)
+    turn = server.running_turn(user, query.conversation)
     if turn is not None and turn.base is not None:
-        told, message = turn.base, turn.user_text
+        history, message = turn.base, turn.user_text
     else:
-        conversation = await user.load(asked.conversation)
+        conversation = await user.load(query.conversation)
         if not conversation.turns:
             return json_response({"success": False, "message": "no prompt", "prompt": None})
-        told, message = conversation.without_last(), conversation.turns[-1].user
-    prompt = quote(await server.prompt_text(told, message), errors="replace")
+        history, message = conversation.without_last(), conversation.turns[-1].user
+    prompt = quote(await server.prompt_text(history, message), errors="replace")
     return json_response({"success": True, "message": "success", "prompt": prompt})
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def get_load(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /get_load``: slots and queue, now; and where the user's own requests stand in it, by conversation."""
+    """``GET /get_load``: current slots and queue, and the queue positions of the user's requests by conversation."""
     user = await server.user_session(request)
     admission = server.admission
     worker = {
@@ -55,9 +55,9 @@ async def get_load(server: Server, request: web.Request) -> web.StreamResponse:
     )
 
 
-@answers_errors_as_chatstream
+@chatstream_endpoint
 async def get_resource_usage(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /get_resource_usage``: memory of this machine and of its GPUs, now, in GiB."""
+    """``GET /get_resource_usage``: current memory of this machine and of its GPUs, in GiB."""
     memory = psutil.virtual_memory()
     gpus = [
         {"index": index, "total_memory": _gib(total), "used_memory": _gib(used)}
@@ -72,26 +72,26 @@ async def get_resource_usage(server: Server, request: web.Request) -> web.Stream
     return json_response({"success": True, "message": "success", "memory_usage": [usage]})
 
 
-def _gib(count: int) -> float:
-    return round(count / GIB, 2)
+def _gib(size: int) -> float:
+    return round(size / GIB, 2)
 
 
-@answers_errors
+@json_endpoint
 async def healthz(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /healthz``: the process is alive."""
+    """``GET /healthz``: liveness of the process."""
     return json_response({"status": "alive"})
 
 
-@answers_errors
+@json_endpoint
 async def readyz(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /readyz``: ready for requests; 503 while loading or draining. ``GET /health`` is the same."""
+    """``GET /readyz``: readiness for requests; 503 while loading or draining. ``GET /health`` is an alias."""
     server.check_ready()
     return json_response({"status": "ready"})
 
 
-@answers_errors
+@json_endpoint
 async def metrics(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /metrics``: Prometheus' text format."""
+    """``GET /metrics``: metrics in Prometheus' text format."""
     if not server.allow_metrics(request):
-        raise Forbidden("/metrics is not for this client.")
+        raise Forbidden("This client may not read /metrics.")
     return web.Response(body=server.metrics.render(), headers={"Content-Type": CONTENT_TYPE, **COMMON_HEADERS})

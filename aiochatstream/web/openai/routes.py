@@ -1,4 +1,4 @@
-"""The endpoints of OpenAI's API as a table."""
+"""Route table of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -13,59 +13,67 @@ from aiochatstream.errors import (
     Starting,
     TooManyRequests,
 )
-from aiochatstream.web.endpoint import EVENTS, JSON, Api
-from aiochatstream.web.openai import answers, chat, completions, models, response_answers, responses
+from aiochatstream.web.endpoint import EVENTS, JSON, Endpoint
+from aiochatstream.web.openai import chat, completions, models, response_models, response_object, responses
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
 
-ANSWERING = (ModelNotFound, NoRecording, ContextLengthExceeded, TooManyRequests, Starting, Draining, EngineFailed)
+GENERATION_ERRORS = (
+    ModelNotFound,
+    NoRecording,
+    ContextLengthExceeded,
+    TooManyRequests,
+    Starting,
+    Draining,
+    EngineFailed,
+)
 
-APIS = {
-    api.name: api
-    for api in (
-        Api(
+ENDPOINTS = {
+    endpoint.name: endpoint
+    for endpoint in (
+        Endpoint(
             "list_models",
             web.get,
             "/models",
             models.list_models,
-            answers={JSON: answers.ModelList},
+            responses={JSON: response_models.ModelList},
             errors=(Starting, Draining),
         ),
-        Api(
+        Endpoint(
             "retrieve_model",
             web.get,
             r"/models/{model:[\s\S]+}",
             models.retrieve_model,
-            answers={JSON: answers.Model},
+            responses={JSON: response_models.Model},
             errors=(ModelNotFound, Starting, Draining),
         ),
-        Api(
+        Endpoint(
             "chat_completions",
             web.post,
             "/chat/completions",
             chat.chat_completions,
             body=ChatCompletionRequest,
-            answers={JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
-            errors=ANSWERING,
+            responses={JSON: response_models.ChatCompletion, EVENTS: response_models.ChatCompletionChunk},
+            errors=GENERATION_ERRORS,
         ),
-        Api(
+        Endpoint(
             "completions",
             web.post,
             "/completions",
             completions.completions,
             body=CompletionRequest,
-            answers={JSON: answers.Completion, EVENTS: answers.CompletionChunk},
-            errors=ANSWERING,
+            responses={JSON: response_models.Completion, EVENTS: response_models.CompletionChunk},
+            errors=GENERATION_ERRORS,
         ),
-        Api(
+        Endpoint(
             "responses",
             web.post,
             "/responses",
             responses.responses,
             body=ResponseRequest,
-            answers={JSON: response_answers.Response, EVENTS: response_answers.ResponseEvent},
-            errors=ANSWERING,
+            responses={JSON: response_object.Response, EVENTS: response_object.ResponseEvent},
+            errors=GENERATION_ERRORS,
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""The endpoints' description as a page: plain HTML, which loads nothing and runs nothing."""
+"""Rendering of the OpenAPI document as a static HTML page, without scripts and external resources."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ CONTENT_SECURITY_POLICY = (
 
 
 ORIGIN = "http://ORIGIN"
-"""Stands in the page for the origin at which it is asked for, such as ``http://127.0.0.1:8080``."""
+"""Placeholder in the page for the origin of the request, such as ``http://127.0.0.1:8080``."""
 
 
 class Description(NamedTuple):
-    """The endpoints of one server in one application, as JSON and as a page that contains :data:`ORIGIN`."""
+    """The endpoints of a server in an application, described as JSON and as a page that contains :data:`ORIGIN`."""
 
     json: bytes
     page: str
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """The page of an OpenAPI document that :mod:`aiochatstream.web.openapi.document` has made."""
+    """Return the page of an OpenAPI document from :mod:`aiochatstream.web.openapi.document`."""
     by_tag: dict[str, list[str]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -69,8 +69,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     parts = [f"<p>{_words(operation['description'])}</p>" if "description" in operation else ""]
     if "parameters" in operation:
         rows = (
-            _row(f"{one['name']} ({one['in']})", one["schema"], required=one.get("required", False))
-            for one in operation["parameters"]
+            _row(f"{param['name']} ({param['in']})", param["schema"], required=param.get("required", False))
+            for param in operation["parameters"]
         )
         parts.append(f"<h3>Parameters</h3><table>{''.join(rows)}</table>")
     command = f"curl {'-X DELETE ' if method == 'delete' else ''}{ORIGIN}{path}"
@@ -88,42 +88,44 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
 
 def _response(status: str, response: Mapping[str, Any]) -> str:
     content = response.get("content", {})
-    kinds = "<br>".join(f"<code>{escape(media)}</code>: {_type(one['schema'])}" for media, one in content.items())
-    return f"<tr><th>{status}</th><td>{escape(response['description'])}</td><td>{kinds}</td></tr>"
+    types = "<br>".join(f"<code>{escape(media)}</code>: {_type(body['schema'])}" for media, body in content.items())
+    return f"<tr><th>{status}</th><td>{escape(response['description'])}</td><td>{types}</td></tr>"
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> str:
     required = schema.get("required", ())
     fields = schema.get("properties", {}).items()
-    rows = "".join(_row(field, one, required=field in required) for field, one in fields)
-    told = f"<p>{_words(schema['description'])}</p>" if "description" in schema else ""
+    rows = "".join(_row(field, field_schema, required=field in required) for field, field_schema in fields)
+    description = f"<p>{_words(schema['description'])}</p>" if "description" in schema else ""
     body = f"<table>{rows}</table>" if rows else f"<p>{_type(schema)}</p>"
-    # within what is folded: a link to it unfolds it then
-    folded = f'<div id="{escape(name)}">{told}{body}</div>'
-    return f"<details><summary><code>{escape(name)}</code></summary>{folded}</details>"
+    # the id is inside the details element, so that a link to it opens the element
+    content = f'<div id="{escape(name)}">{description}{body}</div>'
+    return f"<details><summary><code>{escape(name)}</code></summary>{content}</details>"
 
 
 def _row(name: str, schema: Mapping[str, Any], *, required: bool) -> str:
-    told = next((one["description"] for one in (schema, *schema.get("anyOf", ())) if "description" in one), "")
-    need = "" if required else "optional"
+    options = (schema, *schema.get("anyOf", ()))
+    description = next((option["description"] for option in options if "description" in option), "")
+    optional = "" if required else "optional"
     return (
-        f"<tr><th><code>{escape(name)}</code></th><td>{_type(schema)}</td><td>{need}</td><td>{_words(told)}</td></tr>"
+        f"<tr><th><code>{escape(name)}</code></th><td>{_type(schema)}</td><td>{optional}</td>"
+        f"<td>{_words(description)}</td></tr>"
     )
 
 
 def _words(text: str) -> str:
-    """Text, and code between backticks."""
+    """Return ``text`` as HTML, with the parts between backticks as code."""
     return re.sub("`+([^`]+)`+", r"<code>\1</code>", escape(text))
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """A type in few words, with a link to where more is said."""
+    """Return a short name of the type, with a link to its definition."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rsplit("/", 1)[-1])
         return f'<a href="#{name}">{name}</a>'
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            return " | ".join(dict.fromkeys(map(_type, schema[several])))
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            return " | ".join(dict.fromkeys(map(_type, schema[keyword])))
     if "const" in schema or "enum" in schema:
         values = schema.get("enum", [schema.get("const")])
         return " | ".join(f"<code>{escape(json.dumps(value))}</code>" for value in values)

@@ -1,7 +1,7 @@
-"""The description of the endpoints for programs: https://spec.openapis.org/oas/v3.1.1.html.
+"""The OpenAPI document of the mounted endpoints: https://spec.openapis.org/oas/v3.1.1.html.
 
-It is made of the tables that mount them, of the models that validate, and of the types of what is answered; each
-endpoint that an application has mounted is told, with the path that it has there.
+It is generated from the route tables, the request models and the response types, and contains each endpoint that an
+application has mounted, with its path there.
 """
 
 from __future__ import annotations
@@ -32,74 +32,77 @@ from aiochatstream.errors import (
     UnsupportedMediaType,
 )
 from aiochatstream.web.auth.roles import ALWAYS_ALLOWED
-from aiochatstream.web.endpoint import EVENTS, JSON, Api, BoundHandler
-from aiochatstream.web.openai import answers as openai_answers
+from aiochatstream.web.endpoint import EVENTS, JSON, BoundHandler, Endpoint
+from aiochatstream.web.openai import response_models as openai_models
 from aiochatstream.web.response_models import ErrorBody
 from aiochatstream.web.server import Server
 
 if TYPE_CHECKING:
-    from aiochatstream.web.openai.service import Service
+    from aiochatstream.web.openai.endpoint_context import EndpointContext
 
-OF_BODIES = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
-"""What any body may be refused with."""
+BODY_ERRORS = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
+"""Errors of all endpoints that read a body."""
 
 ROUTE = re.compile(r"``[A-Z]+ [^`]+``: ")
-"""What the docstring of a handler begins with."""
+"""Beginning of each handler's docstring."""
 
 CHAT, OPENAI = "Chat", "OpenAI's API"
 """Tags of the endpoints."""
 
 
-class Mounted(NamedTuple):
-    """One endpoint of an application, and where it is there.
+class MountedEndpoint(NamedTuple):
+    """An endpoint at a path of an application.
 
-    takes_key: whether it answers only who says an API key.
+    requires_key: whether clients must send an API key.
     """
 
-    api: Api
+    endpoint: Endpoint
     tag: str
     method: str
     path: str
-    takes_key: bool
+    requires_key: bool
 
 
-def mounted(server: Server, app: web.Application) -> Iterator[Mounted]:
+def mounted_endpoints(server: Server, app: web.Application) -> Iterator[MountedEndpoint]:
     """Yield the endpoints of ``server`` in ``app``."""
     for route in app.router.routes():
         bound = route.handler
         if route.method == hdrs.METH_HEAD or route.resource is None or not isinstance(bound, BoundHandler):
             continue
         if bound.func is bound.endpoint.handler and bound.args == (server,):
-            service: Service | None = bound.keywords.get("service")
-            takes_key = service is not None and service.keys.needed
-            yield Mounted(bound.endpoint, bound.tag, route.method.lower(), route.resource.canonical, takes_key)
+            context: EndpointContext | None = bound.keywords.get("context")
+            requires_key = context is not None and context.keys.required
+            yield MountedEndpoint(
+                bound.endpoint, bound.tag, route.method.lower(), route.resource.canonical, requires_key
+            )
 
 
-def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str, Any]:
-    """The description. Takes a tenth of a second or so.
+def document(endpoints: Sequence[MountedEndpoint], *, overload_status: int) -> dict[str, Any]:
+    """Return the OpenAPI document of ``endpoints``. Takes about 0.1 s.
 
-    :param overload_status: the status of a full queue.
+    :param overload_status: status of responses if the queue is full.
     """
     types: dict[Any, Any] = {}
-    for api in {one.api.name: one.api for one in endpoints}.values():
-        if api.body is not None:
-            types[api.body] = "validation"
-        types |= dict.fromkeys(api.answers.values(), "serialization")
-    types |= dict.fromkeys((ErrorBody, openai_answers.OpenAIErrorBody), "serialization")
-    known, definitions = TypeAdapter.json_schemas(
-        [(one, mode, TypeAdapter(one)) for one, mode in types.items()],
+    for endpoint in {mounted.endpoint.name: mounted.endpoint for mounted in endpoints}.values():
+        if endpoint.body is not None:
+            types[endpoint.body] = "validation"
+        types |= dict.fromkeys(endpoint.responses.values(), "serialization")
+    types |= dict.fromkeys((ErrorBody, openai_models.OpenAIErrorBody), "serialization")
+    schemas_by_mode, definitions = TypeAdapter.json_schemas(
+        [(type_, mode, TypeAdapter(type_)) for type_, mode in types.items()],
         ref_template="#/components/schemas/{model}",
     )
-    schemas = {one: known[one, mode] for one, mode in types.items()}
+    schemas = {type_: schemas_by_mode[type_, mode] for type_, mode in types.items()}
     paths: dict[str, dict[str, Any]] = {}
     names: Counter[str] = Counter()
-    for one in endpoints:
-        operation = paths.setdefault(one.path, {})[one.method] = _operation(one, schemas, overload_status)
-        if names[one.api.name]:  # mounted in several places
-            operation["operationId"] += f"_{names[one.api.name] + 1}"
-        names[one.api.name] += 1
+    for mounted in endpoints:
+        operation = paths.setdefault(mounted.path, {})[mounted.method] = _operation(mounted, schemas, overload_status)
+        name = mounted.endpoint.name
+        if names[name]:  # mounted at several paths
+            operation["operationId"] += f"_{names[name] + 1}"
+        names[name] += 1
     components = {"schemas": definitions.get("$defs", {})}
-    if any(one.takes_key for one in endpoints):
+    if any(mounted.requires_key for mounted in endpoints):
         components["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
     return {
         "openapi": "3.1.0",
@@ -109,26 +112,27 @@ def document(endpoints: Sequence[Mounted], *, overload_status: int) -> dict[str,
     }
 
 
-def _operation(one: Mounted, schemas: Mapping[Any, dict[str, Any]], overload_status: int) -> dict[str, Any]:
-    api = one.api
-    text = ROUTE.sub("", (api.handler.__doc__ or "").strip(), count=1).replace("``", "`")
+def _operation(mounted: MountedEndpoint, schemas: Mapping[Any, dict[str, Any]], overload_status: int) -> dict[str, Any]:
+    endpoint = mounted.endpoint
+    text = ROUTE.sub("", (endpoint.handler.__doc__ or "").strip(), count=1).replace("``", "`")
     summary, _, description = (text[:1].upper() + text[1:]).partition("\n\n")
-    is_openai = one.tag == OPENAI
+    is_openai = mounted.tag == OPENAI
     operation: dict[str, Any] = {
-        "operationId": api.name,
-        "tags": [one.tag],
+        "operationId": endpoint.name,
+        "tags": [mounted.tag],
         "summary": " ".join(summary.split()),
-        "responses": _responses(api, schemas, overload_status, is_openai=is_openai),
+        "responses": _responses(endpoint, schemas, overload_status, is_openai=is_openai),
     }
     if description:
         operation["description"] = " ".join(description.split())
-    parameters = [*_path_parameters(one.path), *([] if api.query is None else _query_parameters(api.query))]
+    query_parameters = [] if endpoint.query is None else _query_parameters(endpoint.query)
+    parameters = [*_path_parameters(mounted.path), *query_parameters]
     if parameters:
         operation["parameters"] = parameters
-    if api.body is not None:
-        required = any(field.is_required() for field in api.body.model_fields.values())
-        operation["requestBody"] = {"required": required, "content": {JSON: {"schema": schemas[api.body]}}}
-    if one.takes_key:
+    if endpoint.body is not None:
+        required = any(field.is_required() for field in endpoint.body.model_fields.values())
+        operation["requestBody"] = {"required": required, "content": {JSON: {"schema": schemas[endpoint.body]}}}
+    if mounted.requires_key:
         operation["security"] = [{"api_key": []}]
     return operation
 
@@ -144,20 +148,20 @@ def _query_parameters(query: type[BaseModel]) -> Iterator[dict[str, Any]]:
 
 
 def _responses(
-    api: Api, schemas: Mapping[Any, dict[str, Any]], overload_status: int, *, is_openai: bool
+    endpoint: Endpoint, schemas: Mapping[Any, dict[str, Any]], overload_status: int, *, is_openai: bool
 ) -> dict[str, Any]:
-    content = {media: {"schema": schemas[kind]} for media, kind in api.answers.items()}
-    responses: dict[str, Any] = {"200": {"description": _described(api), "content": content}}
-    errors: set[type[ChatStreamError]] = set(api.errors)
-    if api.body is not None:
-        errors.update(OF_BODIES)
-    if api.query is not None:
+    content = {media: {"schema": schemas[kind]} for media, kind in endpoint.responses.items()}
+    responses: dict[str, Any] = {"200": {"description": _describe_success(endpoint), "content": content}}
+    errors: set[type[ChatStreamError]] = set(endpoint.errors)
+    if endpoint.body is not None:
+        errors.update(BODY_ERRORS)
+    if endpoint.query is not None:
         errors.add(InvalidValue)
     if is_openai:
         errors |= {InvalidKey, Forbidden}
-    elif api.name not in ALWAYS_ALLOWED:
+    elif endpoint.name not in ALWAYS_ALLOWED:
         errors |= {Unauthorized, Forbidden, StoreUnavailable, TooManyAttempts}
-    body = {JSON: {"schema": schemas[openai_answers.OpenAIErrorBody if is_openai else ErrorBody]}}
+    body = {JSON: {"schema": schemas[openai_models.OpenAIErrorBody if is_openai else ErrorBody]}}
     for status, codes in sorted(_by_status(errors, overload_status, is_openai=is_openai).items()):
         responses[str(status)] = {"description": "; ".join(codes), "content": body}
         if status in (Unavailable.status, TooManyAttempts.status, overload_status):
@@ -168,17 +172,17 @@ def _responses(
     return responses
 
 
-def _described(api: Api) -> str:
-    return "An event for each piece, where a stream is asked for." if EVENTS in api.answers else "Done."
+def _describe_success(endpoint: Endpoint) -> str:
+    return "Success; a stream contains an event for each piece of text." if EVENTS in endpoint.responses else "Success."
 
 
 def _by_status(errors: set[type[ChatStreamError]], overload_status: int, *, is_openai: bool) -> dict[int, list[str]]:
-    """What each status means, a sentence with each code."""
-    found: dict[int, list[str]] = {}
+    """Return the error codes of each status, each with its meaning."""
+    descriptions: dict[int, list[str]] = {}
     for error in sorted(errors, key=lambda error: error.code):
         status = overload_status if error is TooManyRequests else error.status
         if is_openai and error is InvalidValue:
             status = BadRequest.status
         meaning = (error.__doc__ or "").partition("\n")[0].removesuffix(".")
-        found.setdefault(status, []).append(f"{error.code}: {meaning}")
-    return found
+        descriptions.setdefault(status, []).append(f"{error.code}: {meaning}")
+    return descriptions

@@ -1,1 +1,1 @@
-"""Streamed responses."""
+"""Streamed responses, their wire formats, and clients that disconnect."""

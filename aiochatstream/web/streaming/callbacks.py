@@ -1,4 +1,4 @@
-"""Callbacks of the application, called when a request is over."""
+"""Callbacks of the application, called after a request."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from aiohttp import web
 logger = logging.getLogger(__name__)
 
 Callback = Callable[[web.Request, str], object]
-"""What an application gives to be told ``(request, message)``: a plain function or a coroutine function."""
+"""A plain function or a coroutine function, called with ``(request, message)``."""
 
-LAST_SECONDS = 2.0
-"""How long callbacks that still run may take when the application ends."""
+CLOSE_SECONDS = 2.0
+"""Seconds to wait for running callbacks when the application ends."""
 
 
 class Callbacks:
-    """Calls back, each time in a task of its own: neither a response nor a slot waits for what an app does there."""
+    """Runs callbacks in separate tasks, so that responses and slots do not wait for them."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -34,15 +34,15 @@ class Callbacks:
     ) -> None:
         if not self._tasks:
             return
-        _, late = await asyncio.wait(self._tasks, timeout=LAST_SECONDS)
+        _, late = await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         if late:
-            logger.warning("Cancelling %d callbacks that still run when the application ends.", len(late))
+            logger.warning("The application ends: cancelling %d running callbacks.", len(late))
             for task in late:
                 task.cancel()
-            await asyncio.wait(late, timeout=LAST_SECONDS)
+            await asyncio.wait(late, timeout=CLOSE_SECONDS)
 
     def call(self, callback: Callback, request: web.Request, message: str) -> None:
-        """Have ``callback(request, message)`` called soon. What it raises is logged."""
+        """Schedule ``callback(request, message)``. Its exceptions are logged."""
         task = asyncio.create_task(_call(callback, request, message), name="callback")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,7 +1,7 @@
-"""Notices clients that are gone.
+"""Detection of clients that disconnect.
 
-aiohttp tells a handler of it only at its next write (or cancels it, where ``handler_cancellation`` is on); one that
-waits in the queue, or for a prefill, writes nothing. So one task looks at all connections.
+aiohttp reports a disconnect only at a handler's next write (or cancels the handler, with ``handler_cancellation``). A
+handler that waits for a slot or a prefill does not write. Therefore a task polls all connections.
 """
 
 from __future__ import annotations
@@ -18,35 +18,41 @@ from aiohttp import web
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
-HUNG_UP = getattr(select, "POLLRDHUP", 0)
-"""Linux tells that the other side has closed even where aiohttp reads nothing (a client that sent ahead)."""
+POLLRDHUP = getattr(select, "POLLRDHUP", 0)
+"""Event by which Linux reports a disconnect even if aiohttp has paused reading (a client that pipelines requests)."""
 
 
 def is_gone(request: web.Request) -> bool:
-    """Whether the client of ``request`` has closed its connection."""
+    """Return True if the client of ``request`` has closed its connection."""
     transport = request.transport
     if transport is None or transport.is_closing():
         return True
     connection = transport.get_extra_info("socket")
-    if not HUNG_UP or connection is None:
+    if not POLLRDHUP or connection is None:
         return False
     poll = select.poll()
-    poll.register(connection.fileno(), HUNG_UP)
+    poll.register(connection.fileno(), POLLRDHUP)
     return bool(poll.poll(0))
 
 
-class Presence:
-    """Calls back, within 50 ms, when the client of a watched request is gone."""
+class DisconnectWatcher:
+    """Calls back, within 50 ms, when the client of a watched request disconnects. Its length is the number of requests.
+
+    Usable once, as a context manager.
+    """
 
     def __init__(self) -> None:
         self._watched: dict[object, tuple[web.Request, Callable[[], None]]] = {}
-        self._any = asyncio.Event()
+        self._has_requests = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    def __len__(self) -> int:
+        return len(self._watched)
+
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._look())
+        self._task = asyncio.create_task(self._poll())
         return self
 
     async def __aexit__(
@@ -58,30 +64,30 @@ class Presence:
                 await self._task
 
     @contextmanager
-    def watch(self, request: web.Request, on_gone: Callable[[], None]) -> Iterator[None]:
-        """Call ``on_gone`` once, when the client of ``request`` is gone before the end of the block."""
+    def watch(self, request: web.Request, on_disconnect: Callable[[], None]) -> Iterator[None]:
+        """Call ``on_disconnect`` once, if the client of ``request`` disconnects during the block."""
         watch = object()
-        self._watched[watch] = (request, on_gone)
-        self._any.set()
+        self._watched[watch] = (request, on_disconnect)
+        self._has_requests.set()
         try:
             yield
         finally:
             self._watched.pop(watch, None)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
             if not self._watched:
-                self._any.clear()
-                await self._any.wait()
-            for watch, (request, on_gone) in list(self._watched.items()):
+                self._has_requests.clear()
+                await self._has_requests.wait()
+            for watch, (request, on_disconnect) in list(self._watched.items()):
                 try:
                     if is_gone(request):
                         del self._watched[watch]
-                        on_gone()
+                        on_disconnect()
                         if request.transport is not None:
-                            request.transport.abort()  # what it may have sent ahead is not to be answered
-                except Exception:  # of one request; the others are watched on
-                    logger.exception("A client cannot be watched")
+                            request.transport.abort()  # pipelined requests must not be answered
+                except Exception:  # an error of one request must not end the task
+                    logger.exception("Could not check whether a client has disconnected")
                     self._watched.pop(watch, None)
-                del request, on_gone  # a request must not live on here
-            await asyncio.sleep(LOOK_SECONDS)
+                del request, on_disconnect  # release the request before the next round
+            await asyncio.sleep(POLL_SECONDS)

@@ -1,6 +1,6 @@
-"""How an answer is written down for the client: plain text, server-sent events, one JSON object, or as chatstream did.
+"""Wire formats of answers: plain text, server-sent events, a JSON object, and the formats of chatstream.
 
-Each format is a function of an :class:`Exchange` that consumes the turn's events and returns the response.
+Each format is a function that sends the events of a turn to a :class:`TurnResponse`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from aiochatstream.params import WireFormat
 from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text
 from aiochatstream.runtime.turns import RunningTurn
 from aiochatstream.sessions import UserSession
-from aiochatstream.web.accept import qualities
+from aiochatstream.web.accept import parse_qualities
 from aiochatstream.web.errors import error_body
 from aiochatstream.web.json import dumps, json_response
-from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, Sending
+from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, StreamedResponse
 
 AF_UNIX = getattr(socket, "AF_UNIX", None)
 
@@ -38,42 +38,42 @@ DEV_TOOL_HEADER = "X-ChatStream-API-DevTool-Enabled"
 
 WIRE_HEADER = "X-ChatStream-Wire"
 
-WIRES: dict[str, WireFormat] = {"cumulative-eos": "chatstream", "cumulative": "chatstream-older"}
-"""What the header may say. Both formats are text/plain, so ``Accept`` cannot tell them apart."""
+WIRE_FORMATS: dict[str, WireFormat] = {"cumulative-eos": "chatstream", "cumulative": "chatstream-older"}
+"""Values of the header :data:`WIRE_HEADER`. Both formats are text/plain, so ``Accept`` cannot select them."""
 
 END_TOKEN = "<::EOS::>"  # noqa: S105 - no password
 UNLIKE_END_TOKEN = "<::EOS:: >"  # noqa: S105
 
 
 def wire_format_of(request: web.Request, default: WireFormat) -> WireFormat:
-    """The format that the request's headers choose; ``default`` where they do not.
+    """Return the format that the request's headers select; otherwise ``default``.
 
-    Raises :class:`~aiochatstream.errors.BadRequest` for a wire header that says something unknown.
+    Raises :class:`~aiochatstream.errors.BadRequest` for an unknown value of :data:`WIRE_HEADER`.
     """
-    asked = request.headers.getall(WIRE_HEADER, None)
-    if asked is None:
+    values = request.headers.getall(WIRE_HEADER, None)
+    if values is None:
         return choose_format(request.headers.getall("Accept", []), default)
     try:
-        return WIRES[", ".join(asked)]
+        return WIRE_FORMATS[", ".join(values)]
     except KeyError:
-        raise BadRequest(f"{WIRE_HEADER}: must be {' or '.join(map(repr, WIRES))}, or absent.") from None
+        raise BadRequest(f"{WIRE_HEADER}: must be {' or '.join(map(repr, WIRE_FORMATS))}, or absent.") from None
 
 
 def choose_format(accept: Sequence[str], default: WireFormat) -> WireFormat:
-    """The format that the client's ``Accept`` headers prefer; ``default`` where they name none of ours."""
+    """Return the format that the ``Accept`` headers prefer; ``default`` if they contain no supported media type."""
     best, best_quality = default, 0.0
-    for media_type, quality in qualities(accept).items():
-        chosen = default if media_type == "*/*" else MEDIA_TYPES.get(media_type)
-        if chosen is not None and quality > best_quality:
-            best, best_quality = chosen, quality
+    for media_type, quality in parse_qualities(accept).items():
+        candidate = default if media_type == "*/*" else MEDIA_TYPES.get(media_type)
+        if candidate is not None and quality > best_quality:
+            best, best_quality = candidate, quality
     return best
 
 
-class Exchange(Sending):
-    """One request, its user, and the turn that answers it.
+class TurnResponse(StreamedResponse):
+    """The response to a request that a turn answers.
 
-    :param write_timeout: seconds that the client may take nothing.
-    :param dev_tool: the client's role has the developer's tool.
+    :param write_timeout: maximum seconds for which the client may receive nothing.
+    :param dev_tool: whether the client's role has access to the developer tool.
     """
 
     def __init__(
@@ -87,36 +87,36 @@ class Exchange(Sending):
     ) -> None:
         super().__init__(request, write_timeout)
         self.user, self.conversation, self.turn, self.dev_tool = user, conversation, turn, dev_tool
-        self.held = ExitStack()
-        """What is given back when the exchange is over."""
+        self.resources = ExitStack()
+        """Resources to release after the response."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Those of every format."""
+        """Headers of all formats."""
         return {
             **STREAM_HEADERS,
             MESSAGE_ID_HEADER: self.turn.message_id,
             **({DEV_TOOL_HEADER: "enabled"} if self.dev_tool else {}),
         }
 
-    async def put_in_session(self) -> None:
-        """The session's part, just before a response begins."""
+    async def save_session(self) -> None:
+        """Save the state of the turn in the session, just before the headers are sent."""
         if not self.turn.discarded:
             answered = self.turn.ended.is_set()
             await self.user.put_in_session(self.conversation, self.turn.conversation, answered=answered)
 
-    async def before_headers(self, response: web.StreamResponse) -> None:
-        """The session's cookie goes with them."""
-        await self.put_in_session()
-        await self.user.save_with_stream(response)
-        self.held.enter_context(self.user.pinned())  # a new session has its identity only now
+    async def on_prepare(self, stream: web.StreamResponse) -> None:
+        """Save the session, and set its cookie on ``stream``."""
+        await self.save_session()
+        await self.user.save_with_stream(stream)
+        self.resources.enter_context(self.user.pinned())  # a new session has its identity only now
 
     @contextmanager
     def unbuffered(self) -> Iterator[None]:
-        """In this block, :meth:`taken` waits while the transport holds anything back, not only while it holds much."""
+        """Make :meth:`drain` wait, during the block, until the transport's buffer is empty."""
         transport = self.request.transport
         if transport is None or transport.is_closing():
-            raise ConnectionResetError("The client left before the headers.")
+            raise ConnectionResetError("The client disconnected before the headers were sent.")
         transport.set_write_buffer_limits(high=1, low=0)
         try:
             yield
@@ -124,116 +124,118 @@ class Exchange(Sending):
             if not transport.is_closing():  # the connection may serve more requests
                 transport.set_write_buffer_limits()
 
-    async def taken(self) -> None:
-        """Wait until what was written is on its way. Raises TimeoutError as :meth:`write`."""
+    async def drain(self) -> None:
+        """Wait until the transport has sent the buffered data. Raises TimeoutError as :meth:`write`."""
         transport = self.request.transport
         if transport is not None and transport.get_write_buffer_size():
             async with asyncio.timeout(self.write_timeout):
                 await self.request.writer.drain()
 
 
-async def write_text(exchange: Exchange) -> web.StreamResponse:
-    """Each chunk is the new text only. The headers go out with the first one, so a failure before it has a status."""
-    if hides_cuts(exchange.request):
-        return await _write_whole(exchange, lambda text: text)
-    return await _write_plain(exchange, lambda text: exchange.write("text/plain", text))
+async def write_text(response: TurnResponse) -> web.StreamResponse:
+    """Send each new text as a chunk. The headers are sent with the first, so that an earlier failure has a status."""
+    if hides_truncation(response.request):
+        return await _write_whole(response, lambda text: text)
+    return await _write_plain(response, lambda text: response.write("text/plain", text))
 
 
-def hides_cuts(request: web.Request) -> bool:
-    """Return whether the end of the connection is the end of a body, and no reset tells the client of a cut.
+def hides_truncation(request: web.Request) -> bool:
+    """Return True if the client cannot detect a truncated body.
 
-    So it is in HTTP/1.0 over a unix socket. A stream of events has an end of its own.
+    With HTTP/1.0 the end of the connection ends the body, and a Unix socket cannot be reset. (Event streams have an
+    explicit end.)
     """
     connection = request.get_extra_info("socket")
     return request.version < HttpVersion11 and connection is not None and connection.family == AF_UNIX
 
 
-async def _write_whole(exchange: Exchange, chunk: Callable[[str], str]) -> web.StreamResponse:
-    """All at once with its length, when it is whole."""
-    await _end_of(exchange)
-    return web.Response(text=chunk(exchange.turn.text), headers=exchange.headers)
+async def _write_whole(response: TurnResponse, chunk: Callable[[str], str]) -> web.StreamResponse:
+    """Send the complete answer with its length."""
+    await _wait_for_end(response)
+    return web.Response(text=chunk(response.turn.text), headers=response.headers)
 
 
-async def _end_of(exchange: Exchange) -> Ended:
-    """Wait for the end of the turn, and do the session's part. Raises the error of a turn that failed."""
+async def _wait_for_end(response: TurnResponse) -> Ended:
+    """Wait for the end of the turn, and save the session. Raises the error of a failed turn."""
     while True:
-        event = await exchange.turn.next_event()
+        event = await response.turn.next_event()
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Ended):
-            await exchange.put_in_session()
+            await response.save_session()
             return event
 
 
-async def _write_plain(exchange: Exchange, write: Callable[[str], Awaitable[None]]) -> web.StreamResponse:
-    """From the first text to the end; ``write`` is given each new text."""
+async def _write_plain(response: TurnResponse, write: Callable[[str], Awaitable[None]]) -> web.StreamResponse:
+    """Call ``write`` with each new text, until the end of the turn."""
     while True:
-        event = await exchange.turn.next_event()
+        event = await response.turn.next_event()
         if isinstance(event, Text):
             await write(event.text)
         elif isinstance(event, Ended):
-            return await exchange.finish("text/plain")
+            return await response.finish("text/plain")
         elif isinstance(event, Failed):
-            if exchange.response is None:
+            if response.stream is None:
                 raise event.error
-            exchange.abort()
-            return exchange.response
+            response.abort()
+            return response.stream
 
 
-async def write_cumulative_eos(exchange: Exchange) -> web.StreamResponse:
-    """As chatstream: each chunk is the whole answer so far and the end token.
+async def write_cumulative_eos(response: TurnResponse) -> web.StreamResponse:
+    """Send, as chatstream, the whole answer so far and the end token in each chunk.
 
-    Where the answer itself says the token, a space goes before its ``>``: the client would take it for the end of a
-    chunk and lose what comes before it. So each chunk still begins with the one before; the history has the true text.
+    An end token in the answer itself is sent with a space before its ``>``. Clients would otherwise take it for the end
+    of a chunk and lose the text before it. The history contains the original text.
     """
-    return await _write_cumulative(exchange, lambda text: text.replace(END_TOKEN, UNLIKE_END_TOKEN) + END_TOKEN)
+    return await _write_cumulative(response, lambda text: text.replace(END_TOKEN, UNLIKE_END_TOKEN) + END_TOKEN)
 
 
-async def write_cumulative(exchange: Exchange) -> web.StreamResponse:
-    """As older versions of chatstream: each chunk is the whole answer so far, for clients that take a read for one."""
-    return await _write_cumulative(exchange, lambda text: text)
-
-
-async def _write_cumulative(exchange: Exchange, chunk: Callable[[str], str]) -> web.StreamResponse:
-    """A chunk holds all that came before it, so one is enough for all text that gathered while the last one was being
-    taken: the bytes grow with the square of the answer's length only for a client that keeps up.
+async def write_cumulative(response: TurnResponse) -> web.StreamResponse:
+    """Send, as older versions of chatstream, the whole answer so far in each chunk, for clients that treat each read as
+    a chunk.
     """
-    if hides_cuts(exchange.request):
-        return await _write_whole(exchange, chunk)
-    heard = told = 0
+    return await _write_cumulative(response, lambda text: text)
+
+
+async def _write_cumulative(response: TurnResponse, chunk: Callable[[str], str]) -> web.StreamResponse:
+    # A chunk contains all text before it. While the client receives a chunk, further text accumulates, and one chunk
+    # sends all of it. So the bytes grow with the square of the answer's length only for clients that keep up.
+    if hides_truncation(response.request):
+        return await _write_whole(response, chunk)
+    received = sent = 0
 
     async def write(text: str) -> None:
-        nonlocal heard, told
-        heard += len(text)
-        if heard <= told:
+        nonlocal received, sent
+        received += len(text)
+        if received <= sent:
             return
-        await exchange.open("text/plain")  # may wait for the session's storage: more gathers meanwhile
-        whole = exchange.turn.text  # what the events that wait behind this one will tell is in it
-        await exchange.write("text/plain", chunk(whole))
-        told = len(whole)
-        await exchange.taken()
+        await response.open("text/plain")  # may wait for the session's storage while text accumulates
+        answer = response.turn.text  # includes the text of the pending events
+        await response.write("text/plain", chunk(answer))
+        sent = len(answer)
+        await response.drain()
 
-    with exchange.unbuffered():
-        return await _write_plain(exchange, write)
+    with response.unbuffered():
+        return await _write_plain(response, write)
 
 
-async def write_sse(exchange: Exchange) -> web.StreamResponse:
-    """An event for everything that happens. The headers go out at once, so that queue positions can be shown."""
-    await exchange.open("text/event-stream")
-    with exchange.turn.heartbeats(HEARTBEAT_SECONDS):
+async def write_sse(response: TurnResponse) -> web.StreamResponse:
+    """Send each event of the turn. The headers are sent immediately, so that clients can show queue positions."""
+    await response.open("text/event-stream")
+    with response.turn.heartbeats(HEARTBEAT_SECONDS):
         while True:
-            event = await exchange.turn.next_event()
-            await exchange.write("text/event-stream", sse_event(exchange.turn, event))
+            event = await response.turn.next_event()
+            await response.write("text/event-stream", sse_event(response.turn, event))
             if isinstance(event, Ended | Failed):
-                return await exchange.finish("text/event-stream")
+                return await response.finish("text/event-stream")
 
 
 def sse_event(turn: RunningTurn, event: Event) -> str:
-    """``event`` on the wire."""
+    """Return ``event`` as a server-sent event."""
     name: str
     data: dict[str, Any]
     match event:
-        case Text(text):  # most of them by far
+        case Text(text):  # first and without a dict: the vast majority of events
             return f'event: delta\ndata: {{"text":{dumps(text)}}}\n\n'
         case Heartbeat():
             return HEARTBEAT
@@ -242,46 +244,47 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
         case Started():
             name, data = "start", {"message_id": turn.message_id}
         case Ended():
-            name, data = "done", {"message_id": turn.message_id, **summary(event), **_commit(event.save_result)}
+            name = "done"
+            data = {"message_id": turn.message_id, **answer_summary(event), **_commit_token(event.save_result)}
         case Failed(error):
-            name, data = "error", {"error": error_body(error), **_commit(event.save_result)}
+            name, data = "error", {"error": error_body(error), **_commit_token(event.save_result)}
     return f"event: {name}\ndata: {dumps(data)}\n\n"
 
 
-async def write_json(exchange: Exchange) -> web.StreamResponse:
-    """One object, when all is over."""
-    ended = await _end_of(exchange)
-    body = {"text": exchange.turn.text, "message_id": exchange.turn.message_id, **summary(ended)}
-    return json_response(body, headers=exchange.headers)
+async def write_json(response: TurnResponse) -> web.StreamResponse:
+    """Send a JSON object at the end of the turn."""
+    ended = await _wait_for_end(response)
+    body = {"text": response.turn.text, "message_id": response.turn.message_id, **answer_summary(ended)}
+    return json_response(body, headers=response.headers)
 
 
-def summary(ended: Ended) -> dict[str, Any]:
-    """What there is to tell of an answer besides its text."""
-    told = {} if ended.save_result is None else told_of(ended.save_result)
+def answer_summary(ended: Ended) -> dict[str, Any]:
+    """Return the finish reason, the usage, the timing and the saved state of an answer as JSON."""
+    saved = {} if ended.save_result is None else save_summary(ended.save_result)
     return {
         "finish_reason": ended.finish_reason,
         "usage": ended.usage._asdict(),
         "timing": ended.timing._asdict(),
-        **told,
+        **saved,
     }
 
 
-def told_of(kept: SaveResult) -> dict[str, Any]:
-    """What a client is told of a conversation that was kept."""
-    told: dict[str, Any] = {"turn": kept.conversation.number}
-    if kept.dropped_turns:
-        told["dropped_turns"] = kept.dropped_turns
-    if not kept.stored:
-        told["stored"] = False
-    return told
+def save_summary(result: SaveResult) -> dict[str, Any]:
+    """Return the state of a saved conversation as JSON."""
+    summary: dict[str, Any] = {"turn": result.conversation.number}
+    if result.dropped_turns:
+        summary["dropped_turns"] = result.dropped_turns
+    if not result.stored:
+        summary["stored"] = False
+    return summary
 
 
-def _commit(kept: SaveResult | None) -> dict[str, str]:
-    """What the client of a stream is to send back: its headers went out before the answer was known."""
-    return {} if kept is None or kept.commit is None else {"commit": kept.commit}
+def _commit_token(result: SaveResult | None) -> dict[str, str]:
+    """Return the token for ``POST /commit``, which the client sends back because the headers preceded the answer."""
+    return {} if result is None or result.commit is None else {"commit": result.commit}
 
 
-WRITERS: dict[WireFormat, Callable[[Exchange], Awaitable[web.StreamResponse]]] = {
+WRITERS: dict[WireFormat, Callable[[TurnResponse], Awaitable[web.StreamResponse]]] = {
     "text": write_text,
     "sse": write_sse,
     "json": write_json,

@@ -1,4 +1,4 @@
-"""Sending a response piece by piece to a client that may be slow, or leave."""
+"""Responses that are sent in pieces to clients that may be slow or disconnect."""
 
 from __future__ import annotations
 
@@ -10,101 +10,103 @@ from aiohttp import web
 
 from aiochatstream.web.json import COMMON_HEADERS
 from aiochatstream.web.streaming.active_requests import abort
-from aiochatstream.web.streaming.disconnects import Presence, is_gone
+from aiochatstream.web.streaming.disconnects import DisconnectWatcher, is_gone
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
-"""An event stream with nothing to send gets a comment line this often, so that proxies keep it open."""
+"""Seconds between comment lines in an idle event stream, so that proxies keep it open."""
 
 HEARTBEAT = ": still here\n\n"
 
 BUFFER_BYTES = 1 << 14
-"""A write that leaves less than this in the transport's buffer never waits: it is asyncio's low-water mark."""
+"""asyncio's low-water mark: a write that leaves fewer bytes in the transport's buffer never waits."""
 
 STREAM_HEADERS = {**COMMON_HEADERS, "X-Accel-Buffering": "no"}
 
 
-class Sending:
-    """One request, and the response once its headers are out.
+class StreamedResponse:
+    """A response to a request, sent in pieces.
 
-    :param write_timeout: seconds that the client may take nothing.
+    stream: the aiohttp response, set when its headers are sent.
+
+    :param write_timeout: maximum seconds for which the client may receive nothing.
     """
 
     def __init__(self, request: web.Request, write_timeout: float) -> None:
         self.request, self.write_timeout = request, write_timeout
-        self.response: web.StreamResponse | None = None
+        self.stream: web.StreamResponse | None = None
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Those of the response."""
+        """Headers of the response."""
         return STREAM_HEADERS
 
-    async def before_headers(self, response: web.StreamResponse) -> None:
-        """What is to be done just before the headers go out."""
+    async def on_prepare(self, stream: web.StreamResponse) -> None:
+        """Prepare ``stream``; called just before its headers are sent."""
 
     async def open(self, content_type: str) -> web.StreamResponse:
-        """Send the headers, if they are not out yet."""
-        if self.response is None:
+        """Send the headers, if they are not sent yet. Raises ConnectionResetError if the client has disconnected."""
+        if self.stream is None:
             if is_gone(self.request):
-                raise ConnectionResetError("The client left before the headers.")
-            response = web.StreamResponse(headers=self.headers)
-            response.content_type = content_type
-            response.charset = "utf-8"
-            await self.before_headers(response)
-            await response.prepare(self.request)
-            self.response = response
-        return self.response
+                raise ConnectionResetError("The client disconnected before the headers were sent.")
+            stream = web.StreamResponse(headers=self.headers)
+            stream.content_type = content_type
+            stream.charset = "utf-8"
+            await self.on_prepare(stream)
+            await stream.prepare(self.request)
+            self.stream = stream
+        return self.stream
 
     async def write(self, content_type: str, text: str) -> None:
-        """Send ``text``. Raises TimeoutError when the client takes nothing for too long."""
-        response = await self.open(content_type)
+        """Send ``text``. Raises TimeoutError if the client receives nothing for ``write_timeout`` seconds."""
+        stream = await self.open(content_type)
         data = text.encode()
         transport = self.request.transport
         if transport is not None and transport.get_write_buffer_size() + len(data) < BUFFER_BYTES:
-            await response.write(data)  # cannot wait; a timeout for each piece would cost more than the piece
+            await stream.write(data)  # never waits; a timeout would cost more than the write
         else:
             async with asyncio.timeout(self.write_timeout):
-                await response.write(data)
+                await stream.write(data)
 
     async def finish(self, content_type: str) -> web.StreamResponse:
         """Send the end of the body. Raises TimeoutError as :meth:`write`."""
-        response = await self.open(content_type)
+        stream = await self.open(content_type)
         async with asyncio.timeout(self.write_timeout):
-            await response.write_eof()
-        return response
+            await stream.write_eof()
+        return stream
 
     def abort(self) -> None:
-        """End the connection so that the client cannot take what it has for the whole answer."""
+        """Reset the connection, so that the client cannot mistake a part for the whole answer."""
         abort(self.request)
 
-    async def carry_out(
+    async def send(
         self,
         write: Callable[[], Awaitable[web.StreamResponse]],
-        presence: Presence,
-        on_gone: Callable[[], None],
+        disconnects: DisconnectWatcher,
+        on_disconnect: Callable[[], None],
         on_failure: Callable[[Exception], None] = lambda error: None,
     ) -> web.StreamResponse:
-        """What ``write`` makes of it; where that breaks off after the headers, so does the connection.
+        """Return the response of ``write``. If ``write`` fails after the headers, reset the connection.
 
-        :param on_gone: called when the client is found to be gone, or to take nothing any more.
-        :param on_failure: told of what else keeps the client from its whole answer.
+        :param on_disconnect: called when the client disconnects, or receives nothing for too long.
+        :param on_failure: called with any other error that prevents a complete answer.
 
-        Raises what ``write`` raises before the headers, unless the client left.
+        Raises the errors of ``write`` before the headers, unless the client has disconnected.
         """
         try:
-            with presence.watch(self.request, on_gone):
+            with disconnects.watch(self.request, on_disconnect):
                 return await write()
         except Exception as error:
-            if self.response is None:
+            if self.stream is None:
                 if not isinstance(error, ConnectionError):
                     raise
                 on_failure(error)
-                return web.Response(status=499)  # the client left; nobody reads this
+                return web.Response(status=499)  # not sent: the client has disconnected
             if isinstance(error, ConnectionError | TimeoutError):
-                on_gone()
+                on_disconnect()
             else:
                 on_failure(error)
-                logger.exception("An answer of %s broke off", self.request.path)
+                logger.exception("The response to %s failed after its headers", self.request.path)
             self.abort()
-            return self.response
+            return self.stream

@@ -15,10 +15,9 @@ from aiochatstream import ChatStream, GenerationParams, TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.custom_sampler import sample_function
 from aiochatstream.engines.transformers.sampler import Sampler
-from tests.conftest import StartServer
 from tests.engines.transformers.engine_harness import answer, load_engine
 from tests.engines.transformers.tiny_models import BYTES, reference, some_ids, tiny
-from tests.helpers import PATIENCE, Client, Server
+from tests.helpers import PATIENCE, Client, Server, StartServer
 
 
 class NextIdSampler(TokenSampler):

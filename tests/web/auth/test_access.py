@@ -1,4 +1,4 @@
-"""Who may call what, over real sockets: browsers by their session, agents by a header; phrases grant roles."""
+"""Tests of access checks: roles of browsers by session, roles of agents by a header, and phrases that grant roles."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import json
 import logging
 import threading
 import uuid
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import aiohttp
 import aiohttp_session
 import pytest
 from aiohttp import web
@@ -19,11 +22,22 @@ from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, GenerationParams, MemoryStorage, hash_phrase
 from aiochatstream.errors import SessionsNotSetUp
-from aiochatstream.sessions.cookie_session import MAX_COOKIE_BYTES
-from aiochatstream.web.auth import pass_phrases
+from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
 from aiochatstream.web.auth.rate_limit import ATTEMPTS, phrase_attempts
-from aiochatstream.web.routes import APIS
-from tests.helpers import Client, Server, browser, echo, post_bytes, role_of, serving, sse_events, until
+from aiochatstream.web.routes import ENDPOINTS
+from tests.helpers import (
+    Client,
+    ClientOf,
+    MakeStepper,
+    StartServer,
+    browser,
+    echo,
+    post_bytes,
+    role_of,
+    serving,
+    sse_events,
+    until,
+)
 
 SHA256 = hashlib.sha256(b"hashed").hexdigest()
 
@@ -47,7 +61,7 @@ def storage(kind: str) -> AbstractStorage:
 
 
 def cookie(client: Client) -> str:
-    return next((kept.value for kept in client.session.cookie_jar), "")
+    return next((item.value for item in client.session.cookie_jar), "")
 
 
 async def ask(client: Client, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, Any]]:
@@ -68,16 +82,16 @@ async def agent_says(client: Client, text: str | None, phrase: str | None = None
         return response.status, await response.json(), response.headers
 
 
-async def test_what_a_role_may_not_call_is_a_403_on_the_role_layer(start: Any, client_of: Any) -> None:
+async def test_endpoints_that_a_role_may_not_call_are_a_403(start: StartServer, client_of: ClientOf) -> None:
     roles = {"user": role_of("nothing", allow=["chat_stream"])}
     client = client_of(await start(ChatStream(engine=echo, client_roles=roles)))
-    for api in APIS.values():
-        method = api.route("/", echo).method
-        path = api.path.format(message_id="x")
-        status, body = await ask(client, path, method) if api.name != "metrics" else (200, {})
-        if api.name in ("healthz", "readyz", "metrics"):
+    for endpoint in ENDPOINTS.values():
+        method = endpoint.route("/", echo).method
+        path = endpoint.path.format(message_id="x")
+        status, body = await ask(client, path, method) if endpoint.name != "metrics" else (200, {})
+        if endpoint.name in ("healthz", "readyz", "metrics"):
             assert status == 200
-        elif api.name in ("chat_stream", "commit"):
+        elif endpoint.name in ("chat_stream", "commit"):
             assert (status, body["error"]) == (422, "invalid_value")
         else:
             assert status == 403
@@ -89,61 +103,63 @@ async def test_what_a_role_may_not_call_is_a_403_on_the_role_layer(start: Any, c
             }
 
 
-async def test_a_refusal_comes_before_the_body_is_read_and_before_any_work(start: Any) -> None:
+async def test_access_is_refused_before_the_body_is_read(start: StartServer) -> None:
     roles = {"user": role_of("nothing", allow=[])}
-    server: Server = await start(ChatStream(engine=echo, client_roles=roles))
+    threads = set(threading.enumerate())
+    server = await start(ChatStream(engine=echo, client_roles=roles))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = "POST /chat_stream HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     writer.write(head.encode())  # and no byte of the body
     status = await reader.readline()
     assert status.startswith(b"HTTP/1.1 403 ")
     assert server.idle
-    assert not server.chat_stream._prompt_threads._threads
+    new_threads = set(threading.enumerate()) - threads
+    assert not [thread for thread in new_threads if thread.name.startswith("aiochatstream-prompt")]
     writer.close()
 
 
-async def test_metrics_has_its_own_policy_whatever_the_roles_say(start: Any, client_of: Any) -> None:
+async def test_metrics_have_a_policy_independent_of_roles(start: StartServer, client_of: ClientOf) -> None:
     roles = {"user": role_of("nothing", allow=[])}
     for allowed, status in ((True, 200), (False, 403)):
         chat_stream = ChatStream(
-            engine=echo, client_roles=roles, allow_metrics=lambda request, allowed=allowed: allowed
+            engine=echo, client_roles=roles, allow_metrics=partial(lambda result, _: result, allowed)
         )
         client = client_of(await start(chat_stream))
         async with client.session.get(f"{client.url}/metrics") as response:
             assert response.status == status
 
 
-async def test_the_callback_is_told_of_a_refusal() -> None:
-    told = []
+async def test_the_callback_receives_a_refusal() -> None:
+    messages = []
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles={"user": role_of("nothing", allow=[])})
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream.setup(app)
 
     async def stream(request: web.Request) -> web.StreamResponse:
-        return await chat_stream.handle_chat_stream_request(request, None, lambda _, message: told.append(message))
+        return await chat_stream.handle_chat_stream_request(request, None, lambda _, message: messages.append(message))
 
     app.router.add_post("/chat_stream", stream)
     async with serving(app) as url, browser(url) as client, client.post(user_input="hi") as response:
         assert response.status == 403
-    assert told == ["unknown_error_occurred: forbidden: Denied on role layer."]
+    assert messages == ["unknown_error_occurred: forbidden: Denied on role layer."]
 
 
 @pytest.mark.parametrize("kind", ["memory", "cookie"])
 @pytest.mark.parametrize("talked_before", [False, True])
 async def test_typing_the_phrase_grants_the_role_to_this_session_only(
-    start: Any, client_of: Any, kind: str, talked_before: bool, caplog: pytest.LogCaptureFixture
+    start: StartServer, client_of: ClientOf, kind: str, talked_before: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     calls = []
 
-    def engine(messages: Any, params: Any) -> Any:
+    def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         calls.append(messages)
         return echo(messages, params)
 
     server = await start(ChatStream(engine=engine, client_roles=ROLES), storage(kind))
     client, other = client_of(server), client_of(server)
-    said = ["hi", "hi "] if talked_before else []
+    texts = ["hi", "hi "] if talked_before else []
     if talked_before:
         await client.say("hi")
     await other.say("hi")
@@ -155,9 +171,9 @@ async def test_typing_the_phrase_grants_the_role_to_this_session_only(
     assert cookie(client) not in ("", before)
     assert await may_see_load(client)
     assert not await may_see_load(other)
-    assert await client.texts() == said
+    assert await client.texts() == texts
     await client.say("more")  # the role and the conversation go on
-    assert await client.texts() == [*said, "more", "more "]
+    assert await client.texts() == [*texts, "more", "more "]
     assert await may_see_load(client)
     async with client.post("/clear_context") as response:
         assert (await response.json())["success"] is True
@@ -168,7 +184,9 @@ async def test_typing_the_phrase_grants_the_role_to_this_session_only(
 
 
 @pytest.mark.parametrize(("phrase", "role"), [("sesame", "admin"), ("hashed", "loader"), ("secret wish", "boss")])
-async def test_every_kind_of_secret_grants_its_role(start: Any, client_of: Any, phrase: str, role: str) -> None:
+async def test_every_kind_of_secret_grants_its_role(
+    start: StartServer, client_of: ClientOf, phrase: str, role: str
+) -> None:
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
     assert (await client.say(phrase + "!"))["text"] == f"{phrase}! "
     assert (await client.say(phrase))["text"] == f"New role: '{role}' has been granted"
@@ -176,8 +194,8 @@ async def test_every_kind_of_secret_grants_its_role(start: Any, client_of: Any, 
     assert (await client.say("sesame"))["text"] == GRANTED  # and from one to another
 
 
-async def test_the_session_of_before_is_dead_after_the_grant(start: Any, client_of: Any) -> None:
-    """Who had learned (or planted) the old id has not the role."""
+async def test_the_old_session_id_is_invalid_after_the_grant(start: StartServer, client_of: ClientOf) -> None:
+    # a person who learned, or planted, the old id must not obtain the role
     sessions = MemoryStorage()
     server = await start(ChatStream(engine=echo, client_roles=ROLES), sessions)
     client, thief = client_of(server), client_of(server)
@@ -192,8 +210,8 @@ async def test_the_session_of_before_is_dead_after_the_grant(start: Any, client_
     assert await thief.texts() == []
 
 
-async def test_a_request_whose_body_comes_after_the_grant_is_not_of_the_session_of_before(
-    start: Any, client_of: Any
+async def test_a_request_whose_body_arrives_after_the_grant_cannot_use_the_old_session(
+    start: StartServer, client_of: ClientOf
 ) -> None:
     class Counting(MemoryStorage):
         loads = 0
@@ -212,7 +230,7 @@ async def test_a_request_whose_body_comes_after_the_grant_is_not_of_the_session_
     loads = sessions.loads
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(head)
-    await until(lambda: sessions.loads > loads)  # it was let in by its role, and waits for the body
+    await until(lambda: sessions.loads > loads)  # the access check has passed, and the body is awaited
     await client.say("sesame")
     writer.write(b"{" + body)
     answer = await reader.read()
@@ -222,13 +240,13 @@ async def test_a_request_whose_body_comes_after_the_grant_is_not_of_the_session_
     assert b"secret" not in answer
 
 
-async def test_no_role_is_kept_where_clients_could_write_it_themselves(start: Any) -> None:
-    with pytest.raises(SessionsNotSetUp, match="client_roles: with SimpleCookieStorage everybody"):
+async def test_roles_cannot_be_granted_in_sessions_that_clients_can_edit(start: StartServer) -> None:
+    with pytest.raises(SessionsNotSetUp, match="client_roles: cannot be used with SimpleCookieStorage"):
         await start(ChatStream(engine=echo, client_roles=ROLES), SimpleCookieStorage())
     await start(ChatStream(engine=echo, client_roles={"user": ROLES["user"]}), SimpleCookieStorage())
 
 
-async def test_what_an_app_keeps_in_the_session_survives_the_grant() -> None:
+async def test_an_apps_session_data_survives_the_grant() -> None:
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
     aiohttp_session.setup(app, MemoryStorage())
@@ -248,28 +266,28 @@ async def test_what_an_app_keeps_in_the_session_survives_the_grant() -> None:
         assert await may_see_load(client)
 
 
-async def test_a_full_cookie_makes_room_for_the_role(start: Any, client_of: Any) -> None:
+async def test_a_full_cookie_makes_room_for_the_role(start: StartServer, client_of: ClientOf) -> None:
     roles = {"user": ROLES["user"], "x" * 1500: role_of("ui_pass_phrase", "sesame")}
     client = client_of(await start(ChatStream(engine=echo, client_roles=roles), storage("cookie")))
     for number in range(12):
         await client.say(f"{number} " + "".join(chr(0x4E00 + number * 500 + place) for place in range(100)))
-    (kept,) = client.session.cookie_jar
-    assert len(kept.OutputString()) > MAX_COOKIE_BYTES - 1500
+    (item,) = client.session.cookie_jar
+    assert len(item.OutputString()) > MAX_COOKIE_BYTES - 1500
     await client.say("sesame")
-    (kept,) = client.session.cookie_jar
-    assert len(kept.OutputString()) <= MAX_COOKIE_BYTES
+    (item,) = client.session.cookie_jar
+    assert len(item.OutputString()) <= MAX_COOKIE_BYTES
     assert await may_see_load(client)
     assert (await client.texts())[-1].startswith("11 ")
 
 
-async def test_the_grant_leaves_a_conversation_in_the_cookie_that_another_worker_began(
-    start: Any, client_of: Any
+async def test_the_grant_keeps_a_conversation_that_another_worker_began(
+    start: StartServer, client_of: ClientOf
 ) -> None:
     key = Fernet.generate_key()
-    one, other = [
+    first, other = [
         await start(ChatStream(engine=echo, client_roles=ROLES), EncryptedCookieStorage(Fernet(key))) for _ in range(2)
     ]
-    client = client_of(one)
+    client = client_of(first)
     await client.say("hi")
     client = Client(client.session, other.url)
     await client.say("sesame")
@@ -287,12 +305,12 @@ async def test_the_grant_leaves_a_conversation_in_the_cookie_that_another_worker
         {"X-ChatStream-Wire": "cumulative"},
     ],
 )
-async def test_the_grant_is_told_in_every_format_with_the_headers_of_an_answer(
-    start: Any, client_of: Any, headers: dict[str, str]
+async def test_every_format_reports_the_grant_with_the_headers_of_an_answer(
+    start: StartServer, client_of: ClientOf, headers: dict[str, str]
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
 
-    async def post(text: str) -> Any:
+    async def post(text: str) -> aiohttp.ClientResponse:
         return await client.session.post(f"{client.url}/chat_stream", json={"user_input": text}, headers=headers)
 
     async with await post("hi") as response:
@@ -308,13 +326,13 @@ async def test_the_grant_is_told_in_every_format_with_the_headers_of_an_answer(
             assert events[1][1] == {"text": GRANTED}
             assert events[2][1]["finish_reason"] == "stop"
         elif headers.get("Accept") == "application/json":
-            told = await response.json()
-            assert (told["text"], told["usage"]["completion_tokens"]) == (GRANTED, 0)
+            messages = await response.json()
+            assert (messages["text"], messages["usage"]["completion_tokens"]) == (GRANTED, 0)
         else:
             end = "<::EOS::>" if headers.get("X-ChatStream-Wire") == "cumulative-eos" else ""
             assert await response.text() == GRANTED + end
     assert await may_see_load(client)
-    async with await post("more") as response:  # each answer in this role says it
+    async with await post("more") as response:  # the header is in each answer for this role
         assert response.headers["X-ChatStream-API-DevTool-Enabled"] == "enabled"
         await response.read()
     async with await post("hashed") as response:  # a role without the tool
@@ -322,8 +340,10 @@ async def test_the_grant_is_told_in_every_format_with_the_headers_of_an_answer(
         await response.read()
 
 
-async def test_regenerate_and_messages_that_cannot_be_phrases_are_just_messages(start: Any, client_of: Any) -> None:
-    """chatstream crashes where there is a hashed phrase and a regenerate."""
+async def test_regenerate_and_messages_that_cannot_be_phrases_are_not_compared(
+    start: StartServer, client_of: ClientOf
+) -> None:
+    # chatstream crashes on a regeneration if a phrase is hashed
     server = await start(ChatStream(engine=echo, client_roles=ROLES, num_of_concurrent_executions=1))
     client = client_of(server)
     async with client.post(regenerate=True) as response:
@@ -339,8 +359,8 @@ async def test_regenerate_and_messages_that_cannot_be_phrases_are_just_messages(
     assert not await may_see_load(client)
 
 
-async def test_above_the_limit_messages_are_not_compared_with_one_warning(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_above_the_limit_typed_phrases_are_ignored_with_one_warning(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
@@ -353,14 +373,14 @@ async def test_above_the_limit_messages_are_not_compared_with_one_warning(
     assert not await may_see_load(client)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == [
-        "Messages from 127.0.0.1 are not compared with the roles' phrases for now: more than 30 in 60 seconds."
+        "Too many pass-phrase attempts from 127.0.0.1 (over 30 in 60 s); ignoring phrases from this address for now."
     ]
     now = 60.0
     assert (await client.say("sesame"))["text"] == GRANTED
 
 
-async def test_above_the_limit_of_wrong_header_phrases_none_is_compared_and_right_ones_use_up_nothing(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_above_the_limit_header_phrases_are_refused_and_right_phrases_take_no_attempt(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
@@ -378,12 +398,12 @@ async def test_above_the_limit_of_wrong_header_phrases_none_is_compared_and_righ
         status, refusal = await see_load(phrase)
         assert (status, refusal["error"]) == (429, "too_many_attempts")
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
-    assert (await client.say("sesame"))["text"] == GRANTED  # people at the same address are not agents
+    assert (await client.say("sesame"))["text"] == GRANTED  # typed phrases have separate attempts
     now = 2.0
     assert (await see_load("hashed"))[0] == 200
 
 
-async def test_who_sends_again_until_the_model_is_loaded_has_not_used_up_the_tries(start: Any, client_of: Any) -> None:
+async def test_retries_while_the_model_loads_take_no_attempts(start: StartServer, client_of: ClientOf) -> None:
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
     client = client_of(await start(chat_stream))
     chat_stream.state = "starting"
@@ -395,24 +415,24 @@ async def test_who_sends_again_until_the_model_is_loaded_has_not_used_up_the_tri
 
 
 async def test_a_hashed_phrase_is_compared_off_the_event_loop(
-    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+    start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
-    scrypt = pass_phrases._scrypt
+    scrypt = hashlib.scrypt
 
-    def noting(*given: Any) -> bytes:
+    def recording_scrypt(*args: Any, **kwargs: Any) -> bytes:
         threads.append(threading.current_thread())
-        return scrypt(*given)
+        return scrypt(*args, **kwargs)
 
-    monkeypatch.setattr(pass_phrases, "_scrypt", noting)
+    monkeypatch.setattr(hashlib, "scrypt", recording_scrypt)
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
-    threads.clear()  # the trial at construction
+    threads.clear()  # the validation at construction
     await client.say("hi")
     assert len(threads) == 1
     assert threading.main_thread() not in threads
 
 
-async def test_a_role_that_is_not_to_be_had_any_more_is_lost(start: Any, client_of: Any) -> None:
+async def test_a_granted_role_that_no_longer_exists_is_lost(start: StartServer, client_of: ClientOf) -> None:
     sessions = MemoryStorage()
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES), sessions))
     await client.say("sesame")
@@ -427,7 +447,7 @@ async def test_a_role_that_is_not_to_be_had_any_more_is_lost(start: Any, client_
     assert await may_see_load(Client(client.session, again.url))
 
 
-async def test_an_agent_says_its_phrase_in_a_header(start: Any, client_of: Any) -> None:
+async def test_an_agent_sends_its_phrase_in_a_header(start: StartServer, client_of: ClientOf) -> None:
     client = client_of(await start(ChatStream(engine=echo, client_roles=ROLES)))
     status, answer, headers = await agent_says(client, "hi", "beep")
     assert (status, answer["text"]) == (200, "hi ")
@@ -446,7 +466,9 @@ async def test_an_agent_says_its_phrase_in_a_header(start: Any, client_of: Any) 
         }
 
 
-async def test_an_agent_without_a_phrase_has_the_agents_default_role_or_none(start: Any, client_of: Any) -> None:
+async def test_an_agent_without_a_phrase_has_the_agents_default_role_if_there_is_one(
+    start: StartServer, client_of: ClientOf
+) -> None:
     for roles in (None, ROLES):
         client = client_of(await start(ChatStream(engine=echo, client_roles=roles)))
         assert (await agent_says(client, "hi"))[0] == 401
@@ -456,11 +478,11 @@ async def test_an_agent_without_a_phrase_has_the_agents_default_role_or_none(sta
     client = client_of(await start(ChatStream(engine=echo, client_roles=WITH_AGENTS)))
     assert (await agent_says(client, "hi"))[0] == 200
     assert (await ask(client, "/get_load", **SKIP))[0] == 403
-    assert (await agent_says(client, "hi", "boop"))[0] == 401  # a wrong phrase is not as good as none
+    assert (await agent_says(client, "hi", "boop"))[0] == 401  # a wrong phrase does not grant the default role
 
 
 @pytest.mark.parametrize("kind", ["memory", "cookie"])
-async def test_nothing_of_an_agents_conversation_lasts(start: Any, client_of: Any, kind: str) -> None:
+async def test_an_agents_conversation_is_not_stored(start: StartServer, client_of: ClientOf, kind: str) -> None:
     server = await start(ChatStream(engine=echo, client_roles=WITH_AGENTS), storage(kind))
     client = client_of(server)
     await client.say("mine")
@@ -471,13 +493,14 @@ async def test_nothing_of_an_agents_conversation_lasts(start: Any, client_of: An
         ) as response:
             assert response.status == 200
             assert "Set-Cookie" not in response.headers
-            assert GRANTED not in await response.text()  # phrases typed are for browsers
+            assert GRANTED not in await response.text()  # typed phrases are for browsers
     assert (await agent_says(client, None, regenerate=True))[1]["error"] == "nothing_to_regenerate"
     assert (await ask(client, "/chat_stream/stop", "POST", **SKIP))[1]["error"] == "not_running_here"
     status, cleared = await ask(client, "/clear_context", "POST", **SKIP)
     assert (status, cleared["message"]) == (200, "no context.")
     assert await client.texts() == ["mine", "mine "]
-    assert len(server.chat_stream._memory) == 1
+    async with client.session.get(f"{client.url}/metrics") as response:
+        assert "aiochatstream_sessions 1.0" in await response.text()
     assert server.idle
 
 
@@ -493,7 +516,9 @@ async def test_agents_need_no_sessions_in_the_app() -> None:
             assert "aiohttp_session.setup" in json.loads(await response.text())["detail"]
 
 
-async def test_two_agents_at_once_are_not_one_user(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_concurrent_agents_are_separate_users(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     client = client_of(
         await start(ChatStream(engine=engine, client_roles=WITH_AGENTS, params=GenerationParams(max_new_tokens=1)))

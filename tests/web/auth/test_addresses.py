@@ -1,9 +1,8 @@
-"""Addresses: the same peer is the same one, however a socket or a header writes it."""
+"""Tests of client addresses, in all forms that sockets and headers use."""
 
 from __future__ import annotations
 
 import socket
-from typing import Any
 
 import aiohttp
 import aiohttp_session
@@ -13,13 +12,13 @@ from aiohttp.test_utils import make_mocked_request
 
 from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.sessions.client_address import client_network
-from aiochatstream.web.auth.addresses import comes_from_here
+from aiochatstream.web.auth.addresses import is_local_request
 from tests.helpers import echo, role_of
 
 
 def request_of(remote: str, **headers: str) -> web.Request:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return make_mocked_request("GET", "/metrics", headers=named).clone(remote=remote)
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return make_mocked_request("GET", "/metrics", headers=fields).clone(remote=remote)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def request_of(remote: str, **headers: str) -> web.Request:
         ("@socket", "@socket"),
     ],
 )
-def test_a_client_is_an_ipv4_address_or_a_network_of_ipv6(remote: str, key: str) -> None:
+def test_client_network_is_an_ipv4_address_or_an_ipv6_network(remote: str, key: str) -> None:
     assert client_network(request_of(remote)) == key
 
 
@@ -54,7 +53,7 @@ def test_a_client_is_an_ipv4_address_or_a_network_of_ipv6(remote: str, key: str)
         ("192.0.2.1", {"Host": "localhost"}, False),
         ("64:ff9b::7f00:1", {}, False),
         ("", {}, False),
-        ("127.0.0.1", {"Host": "chat.example.com"}, False),  # a proxy that passes the Host header on
+        ("127.0.0.1", {"Host": "chat.example.com"}, False),  # a proxy that forwards the Host header
         ("127.0.0.1", {"Host": "192.0.2.1"}, False),
         *(
             ("127.0.0.1", {"Host": "localhost", header: "127.0.0.1"}, False)
@@ -62,14 +61,14 @@ def test_a_client_is_an_ipv4_address_or_a_network_of_ipv6(remote: str, key: str)
         ),
     ],
 )
-def test_this_machine_is_told_from_others_and_from_proxies_on_it(
+def test_is_local_request_rejects_other_machines_and_local_proxies(
     remote: str, headers: dict[str, str], here: bool
 ) -> None:
-    assert comes_from_here(request_of(remote, **headers)) == here
+    assert is_local_request(request_of(remote, **headers)) == here
 
 
-async def test_on_a_socket_for_both_protocols_an_ipv4_client_is_itself() -> None:
-    """Metrics are for this machine, and one address's wrong phrases do not use up another's attempts."""
+async def test_a_dual_stack_socket_distinguishes_ipv4_clients() -> None:
+    # metrics are readable from this machine, and each address has its own phrase attempts
     roles = {"user": role_of("nothing"), "agent": role_of("header_phrase", "sesame", use_session=False)}
     chat_stream = ChatStream(engine=echo, client_roles=roles)
     app = web.Application()
@@ -86,9 +85,9 @@ async def test_on_a_socket_for_both_protocols_an_ipv4_client_is_itself() -> None
         await web.SockSite(runner, listener).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
-        async def says(phrase: str, address: str) -> int:
+        async def status_with(phrase: str, address: str) -> int:
             connector = aiohttp.TCPConnector(local_addr=(address, 0))
-            headers: Any = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": phrase}
+            headers = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": phrase}
             async with (
                 aiohttp.ClientSession(connector=connector) as client,
                 client.get(f"{url}/get_load", headers=headers) as response,
@@ -97,9 +96,9 @@ async def test_on_a_socket_for_both_protocols_an_ipv4_client_is_itself() -> None
 
         async with aiohttp.ClientSession() as client, client.get(f"{url}/metrics") as response:
             assert response.status == 200
-        while await says("wrong", "127.0.0.1") == 401:
+        while await status_with("wrong", "127.0.0.1") == 401:
             pass
-        assert await says("sesame", "127.0.0.1") == 429
-        assert await says("sesame", "127.0.0.2") == 200
+        assert await status_with("sesame", "127.0.0.1") == 429
+        assert await status_with("sesame", "127.0.0.2") == 200
     finally:
         await runner.cleanup()

@@ -1,4 +1,4 @@
-"""Host names: a page that makes its own name resolve to this server (DNS rebinding) gets nothing from it."""
+"""Tests of allowed host names: DNS rebinding gives pages no access to the server."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.cli.main import _allowed_hosts, _listen
 from aiochatstream.texts import EN
 from aiochatstream.web.auth.roles import PROBES
-from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
-from aiochatstream.web.routes import APIS
-from tests.helpers import echo
+from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
+from aiochatstream.web.routes import ENDPOINTS
+from tests.helpers import ClientOf, StartServer, echo
 
 REBOUND = {"Host": "evil.example:8080", "Origin": "http://evil.example:8080", "Sec-Fetch-Site": "same-origin"}
-"""Headers of a page that was loaded from this server by a name of the attacker."""
+"""Headers of a page that was loaded from this server by a host name of the attacker."""
 
-ENDPOINTS = [
-    *((name, api.route("/", echo).method, api.path.format(message_id="x")) for name, api in APIS.items()),
+ROUTES = [
+    *(
+        (name, endpoint.route("/", echo).method, endpoint.path.format(message_id="x"))
+        for name, endpoint in ENDPOINTS.items()
+    ),
     ("webui_index", "GET", "/ui_config"),
     *(
-        (name, api.route("/", echo).method, "/v1" + api.path.partition("{")[0])
-        for name, api in OPENAI_APIS.items()
+        (name, endpoint.route("/", echo).method, "/v1" + endpoint.path.partition("{")[0])
+        for name, endpoint in OPENAI_ENDPOINTS.items()
         if name != "retrieve_model"
     ),
     ("retrieve_model", "GET", "/v1/models/x"),
@@ -40,7 +43,7 @@ ANYWHERE = "203.0.113.1"
 
 @asynccontextmanager
 async def listening(kind: str, folder: Path, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of a server on a Unix socket, or on one as ``serve --host`` opens it."""
+    """Yield a client of a server on a Unix socket, or on a socket that ``serve --host`` opens."""
     chat_stream = ChatStream(engine=echo, **options)
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage(secure=True))
@@ -71,9 +74,9 @@ async def status(client: aiohttp.ClientSession, host: str | None, path: str = "/
         return response.status
 
 
-@pytest.mark.parametrize(("name", "method", "path"), ENDPOINTS, ids=[f"{one[1]} {one[2]}" for one in ENDPOINTS])
-async def test_a_rebound_page_gets_nothing_but_the_health_of_the_server(
-    start: Any, client_of: Any, name: str, method: str, path: str
+@pytest.mark.parametrize(("name", "method", "path"), ROUTES, ids=[f"{route[1]} {route[2]}" for route in ROUTES])
+async def test_dns_rebinding_pages_reach_only_the_probes(
+    start: StartServer, client_of: ClientOf, name: str, method: str, path: str
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo, client_roles=None)))
     async with client.session.request(method, client.url + path, json={"user_input": "hi"}, headers=REBOUND) as answer:
@@ -82,21 +85,21 @@ async def test_a_rebound_page_gets_nothing_but_the_health_of_the_server(
             return
         assert answer.status == 403
         assert "Set-Cookie" not in answer.headers
-        told = await answer.text()
-        assert "forbidden" in told
-        assert "allowed_hosts=['evil.example']" in told
-        assert "--allowed-host evil.example" in told
+        text = await answer.text()
+        assert "forbidden" in text
+        assert "allowed_hosts=['evil.example']" in text
+        assert "--allowed-host evil.example" in text
 
 
 @pytest.mark.parametrize("kind", ["127.0.0.1", "::1", "0.0.0.0", "::"])  # noqa: S104
-async def test_by_default_a_connection_to_a_loopback_address_is_for_loopback_names_only(
+async def test_by_default_connections_to_a_loopback_address_allow_loopback_names_only(
     kind: str, tmp_path: Path
 ) -> None:
     async with listening(kind, tmp_path) as client:
         for host in ("localhost", "LOCALHOST.:80", "chat.localhost:1", "127.0.0.1", "127.1.2.3:80", "[::1]:80"):
             assert await status(client, host) == 200, host
-        assert await status(client, None) == 200  # no browser
-        assert await status(client, ANYWHERE) == 200  # an address cannot be made to resolve to another one
+        assert await status(client, None) == 200  # not a browser
+        assert await status(client, ANYWHERE) == 200  # an address is not resolved
         for host in (
             "evil.example",
             "localhost.evil.example",
@@ -113,7 +116,7 @@ async def test_by_default_a_connection_to_a_loopback_address_is_for_loopback_nam
 
 
 @pytest.mark.parametrize("names", [None, ["chat.example.com"]])
-async def test_the_machine_is_reached_by_its_own_name_and_from_containers(
+async def test_the_machines_own_names_and_container_names_are_allowed(
     names: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "Box.office.example")
@@ -134,7 +137,7 @@ async def test_a_machine_without_a_name_allows_no_further_host(
             assert await status(client, host) == 403, host
 
 
-async def test_over_a_unix_socket_the_proxy_decides_by_default(tmp_path: Path) -> None:
+async def test_any_host_is_allowed_over_a_unix_socket_by_default(tmp_path: Path) -> None:
     async with listening("unix", tmp_path) as client:
         assert await status(client, "chat.example.com") == 200
     async with listening("unix", tmp_path, allowed_hosts=["chat.example.com"]) as client:
@@ -143,7 +146,7 @@ async def test_over_a_unix_socket_the_proxy_decides_by_default(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["127.0.0.1", "unix"])
-async def test_an_app_lists_its_names_and_a_name_below_another_by_a_star(kind: str, tmp_path: Path) -> None:
+async def test_allowed_hosts_accepts_names_and_wildcards(kind: str, tmp_path: Path) -> None:
     names = ["Chat.Example.com.", "*.wild.example", "münchen.example", "my_chat"]
     async with listening(kind, tmp_path, allowed_hosts=names) as client:
         for host in (
@@ -167,14 +170,14 @@ async def test_an_app_lists_its_names_and_a_name_below_another_by_a_star(kind: s
         assert await status(client, "anything.example") == 403
 
 
-async def test_an_orchestrators_probe_passes_by_any_name(tmp_path: Path) -> None:
+async def test_probes_pass_with_any_host(tmp_path: Path) -> None:
     async with listening("127.0.0.1", tmp_path, allowed_hosts=["chat.example.com"]) as client:
         for host in ("10.1.2.3:8080", "pod-1.cluster.local", None):
             assert await status(client, host, "/healthz") == 200
             assert await status(client, host, "/readyz") == 200
 
 
-async def test_the_host_of_a_whole_url_and_each_host_header_counts(start: Any) -> None:
+async def test_the_host_of_an_absolute_url_and_every_host_header_are_checked(start: StartServer) -> None:
     server = await start(ChatStream(engine=echo))
 
     async def first_line(target: str, *hosts: str, version: str = "1.1") -> bytes:
@@ -205,7 +208,7 @@ async def test_the_host_of_a_whole_url_and_each_host_header_counts(start: Any) -
         ),
     ],
 )
-def test_what_is_no_host_name_is_a_value_error(names: Any) -> None:
+def test_an_invalid_host_name_is_a_value_error(names: Any) -> None:
     with pytest.raises(ValueError, match=r"allowed_hosts: must be "):
         ChatStream(engine=echo, allowed_hosts=names)
 
@@ -222,7 +225,7 @@ def test_what_is_no_host_name_is_a_value_error(names: Any) -> None:
         ("0.0.0.0", ["chat.example.com"], ["chat.example.com"]),  # noqa: S104
     ],
 )
-def test_the_name_that_serve_listens_on_and_prints_is_allowed(
+def test_the_host_that_serve_listens_on_is_allowed(
     host: str, names: list[str] | None, allowed: list[str] | None
 ) -> None:
     assert _allowed_hosts(host, names) == allowed

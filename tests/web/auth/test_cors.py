@@ -1,4 +1,4 @@
-"""Pages of other origins: none may change anything, unless it is allowed; then it may read the answers, too."""
+"""Tests of CORS: only pages of allowed origins may send unsafe requests, and read the responses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import aiohttp_session
 import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.web.auth.origins import checked_origins
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.auth.origins import normalize_origins
+from aiochatstream.web.endpoint import Endpoint
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import Client, browser, echo, role_of, serving
 
 FRIEND = "https://app.example"
@@ -36,7 +38,7 @@ async def friends_server(
         yield client
 
 
-CHANGING = [
+UNSAFE_ENDPOINTS = [
     ("POST", "/chat_stream"),
     ("POST", "/chat_stream/stop"),
     ("POST", "/clear_context"),
@@ -48,20 +50,20 @@ CHANGING = [
 ]
 
 
-def path_of(api: Any) -> str:
-    path: str = api.path.format(message_id="x")
+def path_of(endpoint: Endpoint) -> str:
+    path: str = endpoint.path.format(message_id="x")
     return path
 
 
-def test_these_are_all_that_change_something() -> None:
-    methods = [(api.route("/", echo).method, path_of(api)) for api in APIS.values()]
-    assert [(method, path) for method, path in methods if method != "GET"] == CHANGING
+def test_unsafe_endpoints_lists_all_endpoints_with_unsafe_methods() -> None:
+    methods = [(endpoint.route("/", echo).method, path_of(endpoint)) for endpoint in ENDPOINTS.values()]
+    assert [(method, path) for method, path in methods if method != "GET"] == UNSAFE_ENDPOINTS
 
 
 @pytest.mark.parametrize(
     ("headers", "passes"),
     [
-        ({}, True),  # no browser
+        ({}, True),  # not a browser
         ({"Sec-Fetch-Site": "same-origin", "Origin": "https://behind.a.proxy"}, True),
         ({"Sec-Fetch-Site": "none"}, True),
         ({"Sec-Fetch-Site": "same-site", "Origin": "https://sibling.example"}, False),
@@ -84,11 +86,11 @@ def test_these_are_all_that_change_something() -> None:
         ({"Origin": FRIEND + ".evil.example", "Host": "here.example"}, False),
     ],
 )
-async def test_only_pages_of_this_host_and_of_allowed_origins_may_change_something(
+async def test_only_pages_of_this_host_and_of_allowed_origins_may_use_unsafe_methods(
     headers: dict[str, str], passes: bool
 ) -> None:
     async with friends_server() as client:
-        for method, path in CHANGING:
+        for method, path in UNSAFE_ENDPOINTS:
             body = {"user_input": "hi"}
             async with client.session.request(method, client.url + path, json=body, headers=headers) as response:
                 if passes:
@@ -97,38 +99,40 @@ async def test_only_pages_of_this_host_and_of_allowed_origins_may_change_somethi
                     refusal = await response.json()
                     assert response.status == 403
                     assert (refusal["error"], refusal["success"]) == ("forbidden", False)
-                    assert "of an origin that this server does not allow" in refusal["detail"]
+                    assert refusal["detail"].startswith("Cross-site request from ")
                     assert "proxy_set_header Host $http_host" in refusal["detail"]
                     assert "allowed_origins" in refusal["detail"]
                     assert "Set-Cookie" not in response.headers
         async with client.session.get(f"{client.url}/history", headers=headers) as response:
-            assert response.status == 200  # what only reads is guarded by the browser
+            assert response.status == 200  # browsers protect the responses to safe methods
 
 
 @pytest.mark.parametrize("sub_app", [False, True])
-@pytest.mark.parametrize("api", APIS.values(), ids=APIS)
-async def test_a_preflight_of_each_endpoint_allows_our_headers(api: Any, sub_app: bool) -> None:
+@pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
+async def test_a_preflight_of_each_endpoint_allows_the_documented_headers(endpoint: Endpoint, sub_app: bool) -> None:
     async with friends_server(sub_app=sub_app) as client:
-        asking = {
+        preflight = {
             "Origin": FRIEND,
-            "Access-Control-Request-Method": api.route("/", echo).method,
+            "Access-Control-Request-Method": endpoint.route("/", echo).method,
             "Access-Control-Request-Headers": (
                 "content-type, x-chatstream-wire, x-fastsession-skip, x-chatstream-auth-header"
             ),
         }
-        async with client.session.options(client.url + path_of(api), headers=asking) as response:
+        async with client.session.options(client.url + path_of(endpoint), headers=preflight) as response:
             assert response.status == 200
             assert response.headers["Access-Control-Allow-Origin"] == FRIEND
             assert response.headers["Access-Control-Allow-Credentials"] == "true"
-            assert response.headers["Access-Control-Allow-Methods"] == asking["Access-Control-Request-Method"]
+            assert response.headers["Access-Control-Allow-Methods"] == preflight["Access-Control-Request-Method"]
             allowed = response.headers["Access-Control-Allow-Headers"].lower().split(",")
-            assert set(allowed) == set(asking["Access-Control-Request-Headers"].split(", "))
+            assert set(allowed) == set(preflight["Access-Control-Request-Headers"].split(", "))
         for change in (
             {"Origin": "https://evil.example"},
             {"Access-Control-Request-Method": "PATCH"},
             {"Access-Control-Request-Headers": "x-else"},
         ):
-            async with client.session.options(client.url + path_of(api), headers={**asking, **change}) as response:
+            async with client.session.options(
+                client.url + path_of(endpoint), headers={**preflight, **change}
+            ) as response:
                 assert response.status == 403
                 assert "Access-Control-Allow-Origin" not in response.headers
 
@@ -140,7 +144,9 @@ async def test_an_allowed_page_may_read_answers_and_errors(accept: str, sub_app:
         sub_app=sub_app, client_roles={"user": role_of("nothing", allow=["chat_stream"])}
     ) as client:
 
-        async def post(body: Any, path: str = "/chat_stream", origin: str = FRIEND) -> Any:
+        async def post(
+            body: dict[str, str], path: str = "/chat_stream", origin: str = FRIEND
+        ) -> aiohttp.ClientResponse:
             headers = {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Accept": accept}
             return await client.session.post(client.url + path, json=body, headers=headers)
 
@@ -164,8 +170,8 @@ async def test_an_allowed_page_may_read_answers_and_errors(accept: str, sub_app:
 
 async def test_without_allowed_origins_there_is_no_cors() -> None:
     async with friends_server(allowed_origins=[]) as client:
-        asking = {"Origin": FRIEND, "Access-Control-Request-Method": "POST"}
-        async with client.session.options(f"{client.url}/chat_stream", headers=asking) as response:
+        preflight = {"Origin": FRIEND, "Access-Control-Request-Method": "POST"}
+        async with client.session.options(f"{client.url}/chat_stream", headers=preflight) as response:
             assert response.status == 405
         async with client.session.get(f"{client.url}/healthz", headers={"Origin": FRIEND}) as response:
             assert "Access-Control-Allow-Origin" not in response.headers
@@ -182,12 +188,12 @@ async def test_without_allowed_origins_there_is_no_cors() -> None:
         ({"samesite": "None", "secure": True}, False),
     ],
 )
-async def test_a_cookie_that_other_sites_pages_do_not_send_is_warned_of(
+async def test_a_cookie_that_browsers_do_not_send_cross_site_logs_a_warning(
     cookie: dict[str, Any], warns: bool, sub_app: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     async with friends_server(storage=MemoryStorage(**cookie), sub_app=sub_app) as client:
-        if sub_app:  # a parent's sessions are seen with the first request
+        if sub_app:  # the sessions of a parent are detected at the first request
             await client.texts()
             await client.texts()
     messages = [record.getMessage() for record in caplog.records]
@@ -206,14 +212,14 @@ async def test_a_cookie_that_other_sites_pages_do_not_send_is_warned_of(
         ("https://日本.jp", "https://xn--wgv71a.jp"),
     ],
 )
-def test_origins_are_taken_as_browsers_write_them(origin: str, normal: str) -> None:
-    assert checked_origins([origin]) == {normal}
+def test_origins_are_normalized_to_the_form_of_browsers(origin: str, normal: str) -> None:
+    assert normalize_origins([origin]) == {normal}
 
 
 @pytest.mark.parametrize(
-    ("origins", "says"),
+    ("origins", "message"),
     [
-        (["*"], r"allowed_origins: '\*' is not possible, because answers belong to a user"),
+        (["*"], r"allowed_origins: must list each origin, not '\*'"),
         (FRIEND, "allowed_origins: must be a list"),
         (None, "allowed_origins: must be a list"),
         *(
@@ -234,6 +240,6 @@ def test_origins_are_taken_as_browsers_write_them(origin: str, normal: str) -> N
         ),
     ],
 )
-def test_what_is_no_origin_is_a_value_error(origins: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_an_invalid_origin_is_a_value_error(origins: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ChatStream(engine=echo, allowed_origins=origins)

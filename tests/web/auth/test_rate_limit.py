@@ -1,11 +1,11 @@
-"""Token buckets: how many at once, how many in a time, and how much is remembered."""
+"""Tests of the token buckets: capacity, refill, and the number of keys."""
 
 from __future__ import annotations
 
 from aiochatstream.web.auth.rate_limit import TokenBuckets
 
 
-def test_a_key_has_its_capacity_at_once_and_again_as_time_goes_by() -> None:
+def test_a_bucket_starts_full_and_refills_over_time() -> None:
     now = 0.0
     buckets = TokenBuckets(capacity=3, seconds=60, clock=lambda: now)
     assert [buckets.take("a") for _ in range(5)] == [True, True, True, False, False]
@@ -16,32 +16,32 @@ def test_a_key_has_its_capacity_at_once_and_again_as_time_goes_by() -> None:
     assert [buckets.take("a") for _ in range(4)] == [True, True, True, False]
 
 
-def test_asking_whether_there_is_a_token_takes_none() -> None:
+def test_allows_takes_no_token() -> None:
     buckets = TokenBuckets(capacity=1, seconds=60, clock=lambda: 0.0)
     assert [buckets.allows("a") for _ in range(3)] == [True] * 3
     assert buckets.take("a")
     assert not buckets.allows("a")
 
 
-def test_an_empty_bucket_is_told_once_until_it_has_been_full_again() -> None:
-    now, told = 0.0, []
-    buckets = TokenBuckets(capacity=2, seconds=2, on_empty=told.append, clock=lambda: now)
+def test_on_empty_is_called_once_until_the_bucket_is_full_again() -> None:
+    now, keys = 0.0, list[str]()
+    buckets = TokenBuckets(capacity=2, seconds=2, on_empty=keys.append, clock=lambda: now)
     for _ in range(5):
         buckets.take("a")
-    assert told == ["a"]
+    assert keys == ["a"]
     now = 1.0
     assert [buckets.take("a") for _ in range(3)] == [True, False, False]
-    assert told == ["a"]
+    assert keys == ["a"]
     now = 9.0
     for _ in range(3):
         buckets.take("a")
-    assert told == ["a", "a"]
+    assert keys == ["a", "a"]
 
 
-def test_no_more_keys_are_known_than_said_and_the_least_recently_used_goes() -> None:
+def test_the_least_recently_used_key_is_dropped() -> None:
     buckets = TokenBuckets(capacity=1, seconds=60, max_keys=2, clock=lambda: 0.0)
     for key in ("a", "b", "a", "c"):
         buckets.take(key)
     assert len(buckets) == 2
     assert not buckets.take("a")
-    assert buckets.take("b")  # forgotten, so full again
+    assert buckets.take("b")  # dropped, so the bucket is full again

@@ -1,4 +1,4 @@
-"""Roles: what is wrong with them shows at construction, and what each may do."""
+"""Tests of roles: validation at construction, allowed endpoints, and phrases."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from aiochatstream import ChatStream, hash_phrase
 from aiochatstream.web.auth.roles import ALWAYS_ALLOWED, Roles
-from aiochatstream.web.routes import APIS
+from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import echo, role_of
 
 DEFAULT = {"apis": {"allow": ["chat_stream"], "auth_method": "nothing", "use_session": True}}
 AGENT = {"apis": {"allow": "all", "auth_method": "nothing", "use_session": False}}
 
 
-def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_none() -> None:
-    roles = Roles(None, APIS)
+def test_without_client_roles_browsers_have_a_default_role_and_agents_none() -> None:
+    roles = Roles(None, ENDPOINTS)
     role = roles.browser_default
     assert role.allow is not None
     assert role.allow | ALWAYS_ALLOWED == {
@@ -39,23 +39,23 @@ def test_without_client_roles_every_browser_has_the_one_role_and_agents_have_non
         "openapi",
         "docs",
     }
-    assert {api for api in APIS if not role.may_call(api)} == {"get_prompt", "get_resource_usage"}
-    for api in ("get_prompt", "get_resource_usage", "unknown"):
-        assert not role.may_call(api)
+    assert {name for name in ENDPOINTS if not role.may_call(name)} == {"get_prompt", "get_resource_usage"}
+    for name in ("get_prompt", "get_resource_usage", "unknown"):
+        assert not role.may_call(name)
     assert not role.enable_dev_tool
     assert not roles.can_be_granted
     assert roles.agent_default is None
 
 
-def test_lists_are_taken_as_written_but_for_health_and_metrics() -> None:
-    role = Roles({"user": DEFAULT}, APIS).browser_default
-    allowed = ["chat_stream", "commit", "healthz", "readyz", "metrics"]  # a commit is a part of chat_stream
-    assert [api for api in APIS if role.may_call(api)] == allowed
-    everything = Roles({"user": role_of("nothing")}, APIS).browser_default
-    assert all(everything.may_call(api) for api in APIS)
+def test_probes_metrics_and_commit_are_allowed_in_addition_to_the_list() -> None:
+    role = Roles({"user": DEFAULT}, ENDPOINTS).browser_default
+    allowed = ["chat_stream", "commit", "healthz", "readyz", "metrics"]  # chat_stream includes commit
+    assert [name for name in ENDPOINTS if role.may_call(name)] == allowed
+    everything = Roles({"user": role_of("nothing")}, ENDPOINTS).browser_default
+    assert all(everything.may_call(name) for name in ENDPOINTS)
 
 
-def test_phrases_give_roles_to_whom_they_are_for() -> None:
+def test_phrases_match_roles_by_kind_of_client() -> None:
     sha256 = hashlib.sha256(b"open").hexdigest()
     roles = Roles(
         {
@@ -67,7 +67,7 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
             "robot": role_of("header_phrase", "beep", use_session=False),
             "android": role_of("header_phrase_sha256", sha256, use_session=False),
         },
-        APIS,
+        ENDPOINTS,
     )
     assert (roles.browser_default.name, roles.agent_default and roles.agent_default.name) == ("user", "agent")
     typed = {text: roles.by_typed_phrase(text) for text in ("sesame", "open", "best", "beep", "")}
@@ -78,20 +78,20 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
         "beep": None,
         "": None,
     }
-    said = {phrase: roles.by_header_phrase(phrase) for phrase in ("beep", "open", "sesame", "")}
-    assert {phrase: role and role.name for phrase, role in said.items()} == {
+    sent = {phrase: roles.by_header_phrase(phrase) for phrase in ("beep", "open", "sesame", "")}
+    assert {phrase: role and role.name for phrase, role in sent.items()} == {
         "beep": "robot",
         "open": "android",
         "sesame": None,
         "": None,
     }
-    assert roles.granted("plain").enable_dev_tool
-    for name in ("gone", "robot", "agent", "user", None, 5):  # not there any more, or not to be had by typing
-        assert roles.granted(name) is roles.browser_default
+    assert roles.by_granted_name("plain").enable_dev_tool
+    for name in ("gone", "robot", "agent", "user", None, 5):  # removed, or not granted by typing
+        assert roles.by_granted_name(name) is roles.browser_default
 
 
 @pytest.mark.parametrize(
-    ("roles", "says"),
+    ("roles", "message"),
     [
         (5, "client_roles: must be a dict"),
         ({}, "exactly one role must be the browsers' default .* not none"),
@@ -101,14 +101,14 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
         ({"": DEFAULT}, "name must be a string of printable characters, not ''"),
         ({"a\n": DEFAULT}, "name must be a string of printable characters"),
         ({5: DEFAULT}, "name must be a string of printable characters, not 5"),
-        ({"x": {}}, r"client_roles\['x'\]: must be a dict with the one key 'apis'"),
-        ({"x": {"apis": {}, "more": 1}}, r"client_roles\['x'\]: must be a dict with the one key 'apis'"),
-        ({"x": {"apis": 1}}, r"client_roles\['x'\]: must be a dict with the one key 'apis'"),
-        ({"x": role_of("nothing", color=1)}, r"client_roles\['x'\]\['apis'\]: 'color' is no field"),
-        ({"x": {"apis": {"auth_method": "nothing"}}}, r"\['x'\].*: allow must be 'all' or a list of API names"),
+        ({"x": {}}, r"client_roles\['x'\]: must be a dict with 'apis' as its only key"),
+        ({"x": {"apis": {}, "more": 1}}, r"client_roles\['x'\]: must be a dict with 'apis' as its only key"),
+        ({"x": {"apis": 1}}, r"client_roles\['x'\]: must be a dict with 'apis' as its only key"),
+        ({"x": role_of("nothing", color=1)}, r"client_roles\['x'\]\['apis'\]: unknown field 'color'"),
+        ({"x": {"apis": {"auth_method": "nothing"}}}, r"\['x'\].*: allow must be 'all' or a list of endpoint names"),
         ({"x": role_of("nothing", allow="chat_stream")}, r"\['x'\].*: allow must be 'all' or a list"),
-        ({"x": role_of("nothing", allow=["chat"])}, r"\['x'\].*: allow names 'chat', but .* chat_stream, "),
-        ({"x": role_of("nothing", allow=[["a"]])}, r"\['x'\].*: allow names \['a'\]"),
+        ({"x": role_of("nothing", allow=["chat"])}, r"\['x'\].*: unknown endpoint 'chat' in allow; .* chat_stream, "),
+        ({"x": role_of("nothing", allow=[["a"]])}, r"\['x'\].*: unknown endpoint \['a'\] in allow"),
         ({"x": role_of()}, r"\['x'\].*: auth_method must be one of nothing, ui_pass_phrase, "),
         ({"x": role_of("password")}, r"\['x'\].*: auth_method must be one of"),
         ({"x": role_of(auth_method=["nothing"])}, r"\['x'\].*: auth_method must be one of"),
@@ -118,7 +118,7 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
         ({"x": role_of("ui_pass_phrase", "")}, r"\['x'\].*: ui_pass_phrase must be one line"),
         (
             {"x": {"apis": {"allow": "all", "auth_method": "nothing", "ui_pass_phrase": "hush"}}},
-            r"\['x'\].*: ui_pass_phrase is a secret that does not go with auth_method 'nothing'",
+            r"\['x'\].*: ui_pass_phrase cannot be used with auth_method 'nothing'",
         ),
         (
             {"x": role_of("ui_pass_phrase_sha256", "hush")},
@@ -130,23 +130,25 @@ def test_phrases_give_roles_to_whom_they_are_for() -> None:
         ),
         (
             {"x": role_of("ui_pass_phrase", "hush", use_session=False)},
-            r"\['x'\].*: use_session must be True where auth_method is 'ui_pass_phrase'",
+            r"\['x'\].*: use_session must be True if auth_method is 'ui_pass_phrase'",
         ),
         (
             {"x": role_of("header_phrase", "hush")},
-            r"\['x'\].*: use_session must be False where auth_method is 'header_phrase'",
+            r"\['x'\].*: use_session must be False if auth_method is 'header_phrase'",
         ),
     ],
 )
-def test_wrong_roles_are_a_value_error_that_names_role_and_field(roles: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says) as refused:
+def test_invalid_roles_are_a_value_error_with_role_and_field(roles: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
         ChatStream(engine=echo, client_roles=roles)
     assert "hush" not in str(refused.value)
 
 
-def test_nothing_shows_a_secret() -> None:
+def test_representations_contain_no_secret() -> None:
     roles = {"user": DEFAULT, "admin": role_of("ui_pass_phrase", "sesame")}
     chat_stream = ChatStream(engine=echo, client_roles=roles)
-    shown = f"{chat_stream!r} {chat_stream.roles!r} {chat_stream.roles.granted('admin')!r} {vars(chat_stream.roles)}"
-    assert "admin (ui_pass_phrase)" in shown
-    assert "sesame" not in shown
+    roles_of_server = chat_stream.roles
+    representations = f"{chat_stream!r} {roles_of_server!r} {roles_of_server.by_granted_name('admin')!r}"
+    representations += str(vars(roles_of_server))
+    assert "admin (ui_pass_phrase)" in representations
+    assert "sesame" not in representations

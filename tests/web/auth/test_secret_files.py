@@ -1,4 +1,4 @@
-"""Files with keys are for their owner."""
+"""Tests of files with secrets, which only their owner should be able to access."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def session_keys(file: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "warns"), [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])
 @pytest.mark.parametrize("read", [session_keys, ApiKeys])
-def test_a_key_file_that_others_can_read_or_change_is_warned_of(
+def test_a_key_file_that_others_can_read_or_change_logs_a_warning(
     read: type[ApiKeys], mode: int, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = Fernet.generate_key()

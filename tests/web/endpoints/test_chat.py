@@ -1,23 +1,23 @@
-"""POST /chat_stream with the real small model, over real sockets."""
+"""Tests of POST /chat_stream with the small model."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import uuid
-from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams, Limits
-from tests.helpers import sse_events
+from tests.helpers import ClientOf, Server, StartServer, sse_events
 
 QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture
-async def server(start: Any, model: Any, tokenizer: Any) -> Any:
+async def server(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
     return await start(
         ChatStream(
             model=model,
@@ -28,8 +28,10 @@ async def server(start: Any, model: Any, tokenizer: Any) -> Any:
     )
 
 
-def reference(model: Any, tokenizer: Any, messages: list[dict[str, str]], max_new_tokens: int = 24) -> list[int]:
-    """The token ids that ``model.generate`` answers with, greedy."""
+def reference(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_new_tokens: int = 24
+) -> list[int]:
+    """Return the token ids of a greedy answer from ``model.generate``."""
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
         output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
@@ -37,8 +39,8 @@ def reference(model: Any, tokenizer: Any, messages: list[dict[str, str]], max_ne
     return ids
 
 
-async def test_the_answer_streams_in_chunks_and_is_what_generate_gives(
-    server: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_the_streamed_answer_equals_the_output_of_generate(
+    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chunks = []
     async with client_of(server).post(user_input=QUESTION) as response:
@@ -52,7 +54,9 @@ async def test_the_answer_streams_in_chunks_and_is_what_generate_gives(
     assert len(chunks) > 1
 
 
-async def test_a_second_turn_sees_the_first(server: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
+async def test_the_prompt_of_a_second_turn_contains_the_first(
+    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     client = client_of(server)
     first = await client.say(QUESTION)
     second = await client.say("Say that again, shorter.")
@@ -66,7 +70,7 @@ async def test_a_second_turn_sees_the_first(server: Any, client_of: Any, model: 
     assert await client.texts() == [QUESTION, first["text"], "Say that again, shorter.", second["text"]]
 
 
-async def test_two_users_at_once_have_two_conversations(server: Any, client_of: Any) -> None:
+async def test_concurrent_users_have_separate_conversations(server: Server, client_of: ClientOf) -> None:
     anna, ben = client_of(server), client_of(server)
     await asyncio.gather(anna.say("My name is Anna."), ben.say("My name is Ben."))
     await asyncio.gather(anna.say("Who am I?"), ben.say("Who am I?"))
@@ -77,7 +81,7 @@ async def test_two_users_at_once_have_two_conversations(server: Any, client_of: 
     assert not any("Ben" in text for text in of_anna)
 
 
-async def test_conversations_of_one_user_are_apart_by_name(server: Any, client_of: Any) -> None:
+async def test_a_users_conversations_are_separated_by_name(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     await client.say("Hello.", conversation="a")
     await client.say("Good evening.", conversation="b")
@@ -86,7 +90,9 @@ async def test_conversations_of_one_user_are_apart_by_name(server: Any, client_o
     assert await client.texts() == []
 
 
-async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer(server: Any, client_of: Any) -> None:
+async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer(
+    server: Server, client_of: ClientOf
+) -> None:
     client = client_of(server)
     first = await client.say("Tell me a number.", params={"temperature": 1.0, "seed": 1})
     again = await client.say(regenerate=True, params={"temperature": 1.0, "seed": 2})
@@ -99,20 +105,20 @@ async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer
 
 
 @pytest.mark.parametrize("text", ["日本の首都はどこですか？", "Say this back to me: 🍣👨‍👩‍👧‍👦🇯🇵", "नमस्ते"])
-async def test_any_script_goes_in_and_comes_out_whole(
-    server: Any, client_of: Any, model: Any, tokenizer: Any, text: str
+async def test_text_of_any_script_is_preserved(
+    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> None:
     client = client_of(server)
     chunks = []
     async with client.post(user_input=text) as response:
         async for chunk, _ in response.content.iter_chunks():
-            chunks.append(chunk.decode())  # fails on half a character
+            chunks.append(chunk.decode())  # fails on an incomplete character
     ids = reference(model, tokenizer, [{"role": "user", "content": text}])
     assert "".join(chunks) == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
     assert await client.texts() == [text, "".join(chunks)]
 
 
-async def test_a_stop_string_ends_the_answer_and_does_not_show_even_in_part(server: Any, client_of: Any) -> None:
+async def test_a_stop_string_ends_the_answer_and_is_never_sent_in_part(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     whole = (await client.say(QUESTION))["text"]
     stop = whole[9:21]  # across several tokens
@@ -125,7 +131,7 @@ async def test_a_stop_string_ends_the_answer_and_does_not_show_even_in_part(serv
     assert answer["finish_reason"] == "stop"
 
 
-async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Any, client_of: Any) -> None:
+async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Server, client_of: ClientOf) -> None:
     answer = await client_of(server).say(QUESTION, params={"max_new_tokens": 17, "ignore_eos": True})
     assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 17)
     natural = await client_of(server).say(QUESTION)
@@ -133,7 +139,7 @@ async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Any, client_o
     assert natural["usage"]["completion_tokens"] < 24
 
 
-async def test_event_stream_tells_start_deltas_and_done(server: Any, client_of: Any) -> None:
+async def test_an_event_stream_contains_start_deltas_and_done(server: Server, client_of: ClientOf) -> None:
     async with client_of(server).post(accept="text/event-stream", user_input=QUESTION) as response:
         assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         message_id = response.headers["X-ChatStream-Last-Generated-Message-Id"]
@@ -149,7 +155,7 @@ async def test_event_stream_tells_start_deltas_and_done(server: Any, client_of: 
     assert 0 <= done["timing"]["queue_s"] <= done["timing"]["ttft_s"] <= done["timing"]["total_s"]
 
 
-async def test_every_format_has_the_headers_of_the_protocol(server: Any, client_of: Any) -> None:
+async def test_every_format_has_the_headers_of_the_protocol(server: Server, client_of: ClientOf) -> None:
     for accept in ("text/plain", "text/event-stream", "application/json"):
         async with client_of(server).post(accept=accept, user_input="Hi", params={"max_new_tokens": 1}) as response:
             await response.read()
@@ -161,7 +167,7 @@ async def test_every_format_has_the_headers_of_the_protocol(server: Any, client_
 
 
 async def test_a_seeded_server_repeats_its_sequence_of_answers(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     sequences = []
     for _ in range(2):
@@ -180,8 +186,8 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
     assert sequences[0][0] != sequences[0][1]
 
 
-async def test_old_turns_leave_the_prompt_before_the_context_is_full(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_old_turns_are_dropped_from_the_prompt_before_the_context_is_full(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chat_stream = ChatStream(
         model=model,
@@ -196,11 +202,11 @@ async def test_old_turns_leave_the_prompt_before_the_context_is_full(
     ]
     assert max(sizes) <= 128 - 4
     assert any(later < earlier for earlier, later in itertools.pairwise(sizes))
-    assert len(await client.history()) == 16  # the user still sees all of it
+    assert len(await client.history()) == 16  # the history still contains all turns
 
 
-async def test_a_message_that_alone_is_too_long_is_a_413_that_says_by_how_much(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_a_message_that_exceeds_the_context_is_a_413_with_the_excess(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chat_stream = ChatStream(
         model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4), limits=Limits(context_len=64)

@@ -1,11 +1,11 @@
-"""Promise 7: no input gives a 500; each wrong one gets an error that names the field and the range."""
+"""Tests of promise 7: no input causes a 500, and errors name the field and its range."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import json
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.params import ParamOverrides
-from tests.helpers import echo, post_bytes
+from tests.helpers import ClientOf, Server, StartServer, echo, post_bytes
 
 
 @pytest.fixture
-async def server(start: Any) -> Any:
+async def server(start: StartServer) -> Server:
     return await start(ChatStream(engine=echo, params=GenerationParams(max_new_tokens=64)), client_max_size=1 << 21)
 
 
-WRONG = [
+INVALID_BODIES = [
     ('{"user_input": "hi"', 400, "bad_request", "The body is not JSON: EOF while parsing"),
     ("\xff\xfe", 400, "bad_request", "not JSON"),
     ('{"user_input": "\\ud800"}', 400, "bad_request", "not JSON"),
@@ -56,7 +56,12 @@ WRONG = [
     ('{"user_input": "hi", "params": {"logit_bias": {"x": 1}}}', 422, "invalid_value", "params.logit_bias: must be"),
     ('{"user_input": "hi", "params": {"logit_bias": {"5": 101}}}', 422, "invalid_value", "params.logit_bias: must be"),
     ('{"user_input": "hi", "edit_message_id": 1}', 422, "invalid_value", "edit_message_id: must be the message id"),
-    ('{"regenerate": true, "edit_message_id": "x"}', 422, "invalid_value", "edit_message_id: goes with user_input"),
+    (
+        '{"regenerate": true, "edit_message_id": "x"}',
+        422,
+        "invalid_value",
+        "edit_message_id: must be used with user_input",
+    ),
     ('{"user_input": "hi", "continue": 1}', 422, "invalid_value", "continue: must be true or false"),
     ('{"regenerate": true, "continue": true}', 422, "invalid_value", "continue: cannot be true together"),
     ('{"user_input": "hi", "if_turn": "3"}', 422, "invalid_value", "if_turn: must be the turn number"),
@@ -64,28 +69,28 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "code", "says"), WRONG)
-async def test_a_wrong_body_gets_a_clear_error(
-    server: Any, client_of: Any, body: str, status: int, code: str, says: str
+@pytest.mark.parametrize(("body", "status", "code", "message"), INVALID_BODIES)
+async def test_an_invalid_body_gets_a_clear_error(
+    server: Server, client_of: ClientOf, body: str, status: int, code: str, message: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
     data = body.encode("latin-1")
     async with client_of(server).session.post(f"{server.url}/chat_stream", data=data, headers=headers) as response:
         error = await response.json()
         assert (response.status, error["error"]) == (status, code)
-        assert says in error["detail"]
+        assert message in error["detail"]
         assert set(error) == {"error", "detail"}
         assert "Set-Cookie" not in response.headers
         assert response.headers["Cache-Control"] == "no-store"
     assert server.idle
 
 
-async def test_unknown_fields_are_ignored_and_null_params_are_defaults(server: Any, client_of: Any) -> None:
+async def test_unknown_fields_are_ignored_and_null_params_are_defaults(server: Server, client_of: ClientOf) -> None:
     answer = await client_of(server).say("hi", something="else", params={"top_k": None, "unknown": 1})
     assert answer["text"] == "hi "
 
 
-async def test_other_media_types_are_refused(server: Any, client_of: Any) -> None:
+async def test_other_media_types_are_refused(server: Server, client_of: ClientOf) -> None:
     session = client_of(server).session
     async with session.post(
         f"{server.url}/chat_stream", data=b"user_input=hi", headers={"Content-Type": "text/x"}
@@ -97,11 +102,11 @@ async def test_other_media_types_are_refused(server: Any, client_of: Any) -> Non
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_over_the_limit_is_a_413(start: Any, client_of: Any, chunked: bool) -> None:
+async def test_a_body_over_the_limit_is_a_413(start: StartServer, client_of: ClientOf, chunked: bool) -> None:
     server = await start(ChatStream(engine=echo, limits=Limits(max_request_bytes=2048)), client_max_size=1 << 30)
-    data: Any = json.dumps({"user_input": "x" * 3000}).encode()
+    data = json.dumps({"user_input": "x" * 3000}).encode()
 
-    async def pieces() -> Any:
+    async def pieces() -> AsyncIterator[bytes]:
         yield data
 
     body = pieces() if chunked else data
@@ -111,7 +116,7 @@ async def test_a_body_over_the_limit_is_a_413(start: Any, client_of: Any, chunke
         assert (await response.json())["error"] == "too_large"
 
 
-async def test_the_apps_own_body_limit_gives_the_same_error(start: Any, client_of: Any) -> None:
+async def test_the_apps_body_limit_gives_the_same_error(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo), client_max_size=1000)
     async with client_of(server).post(user_input="x" * 3000) as response:
         assert response.status == 413
@@ -119,7 +124,7 @@ async def test_the_apps_own_body_limit_gives_the_same_error(start: Any, client_o
 
 
 @pytest.mark.parametrize("data", [b"rubbish", gzip.compress(b'{"user_input": "hi"}')[:15]], ids=["rubbish", "cut off"])
-async def test_a_body_that_is_not_compressed_as_it_says_is_a_400(server: Any, client_of: Any, data: bytes) -> None:
+async def test_an_invalid_compressed_body_is_a_400(server: Server, client_of: ClientOf, data: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = f"POST /chat_stream HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(data)}\r\n"
     writer.write(
@@ -130,7 +135,7 @@ async def test_a_body_that_is_not_compressed_as_it_says_is_a_400(server: Any, cl
     assert b" 400 " in status_line
 
 
-async def test_a_compressed_body_is_read(server: Any, client_of: Any) -> None:
+async def test_a_compressed_body_is_read(server: Server, client_of: ClientOf) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     data = gzip.compress(b'{"user_input": "hi"}')
     async with client_of(server).session.post(f"{server.url}/chat_stream", data=data, headers=headers) as response:
@@ -138,7 +143,7 @@ async def test_a_compressed_body_is_read(server: Any, client_of: Any) -> None:
 
 
 @pytest.mark.parametrize("cookie", [b"\xff\xfe", b"a" * 4000, b"gAAAAA==", b'"', b"\xe3\x81\x82; =;;"])
-async def test_any_cookie_gives_a_fresh_session(server: Any, cookie: bytes) -> None:
+async def test_any_cookie_gives_a_fresh_session(server: Server, cookie: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     request = post_bytes('{"user_input":"hi"}', headers="Connection: close\r\nCookie: AIOHTTP_SESSION=@\r\n")
     writer.write(request.replace(b"@", cookie))
@@ -149,7 +154,7 @@ async def test_any_cookie_gives_a_fresh_session(server: Any, cookie: bytes) -> N
     await writer.wait_closed()
 
 
-async def test_the_query_of_history_is_validated(server: Any, client_of: Any) -> None:
+async def test_the_query_of_history_is_validated(server: Server, client_of: ClientOf) -> None:
     async with client_of(server).session.get(f"{server.url}/history", params={"conversation": "a b"}) as response:
         assert response.status == 422
         assert "conversation" in (await response.json())["detail"]
@@ -166,7 +171,7 @@ SET = st.dictionaries(st.sampled_from(PARAMS), JSON)
 BODY = st.dictionaries(st.sampled_from(FIELDS), JSON | SET, max_size=5) | SET
 
 
-async def test_no_json_and_no_bytes_give_a_500(server: Any, client_of: Any) -> None:
+async def test_no_body_causes_a_500(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     bodies: list[bytes] = []
 

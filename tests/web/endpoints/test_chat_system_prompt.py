@@ -1,18 +1,16 @@
-"""What a request has the model told first."""
+"""Tests of the system prompt of a request."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from aiochatstream import ChatPrompt, ChatStream, GenerationParams
-from tests.helpers import Stepper
+from tests.helpers import ClientOf, MakeStepper, StartServer, Stepper
 
 
 class OwnSystem(ChatPrompt):
     system = "Be brief."
 
 
-async def test_it_takes_the_place_of_the_servers_own_for_that_answer_alone(start: Any, client_of: Any) -> None:
+async def test_the_system_prompt_replaces_the_servers_for_one_answer(start: StartServer, client_of: ClientOf) -> None:
     engine = Stepper()
     engine.allow(100)
     chat_stream = ChatStream(
@@ -24,12 +22,14 @@ async def test_it_takes_the_place_of_the_servers_own_for_that_answer_alone(start
     await client.say(None, regenerate=True, system="Be a dog.")
     for system in ("", None):
         await client.say("three", system=system)
-    systems = [[message["content"] for message in told if message["role"] == "system"] for told in engine.calls]
+    systems = [[message["content"] for message in messages if message["role"] == "system"] for messages in engine.calls]
     assert systems == [["猫として話す。"], ["Be brief."], ["Be a dog."], ["Be brief."], ["Be brief."]]
     assert await client.texts() == ["one", "1 ", "two", "1 ", "three", "1 ", "three", "1 "]
 
 
-async def test_it_has_at_most_10000_characters(start: Any, client_of: Any, stepper: Any) -> None:
+async def test_the_system_prompt_has_at_most_10000_characters(
+    start: StartServer, client_of: ClientOf, stepper: MakeStepper
+) -> None:
     engine = stepper()
     client = client_of(
         await start(ChatStream(engine=engine, allow_system_prompt=True, params=GenerationParams(max_new_tokens=1)))

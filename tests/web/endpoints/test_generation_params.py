@@ -1,4 +1,4 @@
-"""Parameters that a user sets for all of the user's answers, over real sockets and with both kinds of sessions."""
+"""Tests of the generation parameters of a user, with sessions in memory and in cookies."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, GenerationParams, MemoryConversationStore, MemoryStorage
-from aiochatstream.sessions import recent_params
-from aiochatstream.sessions.cookie_session import MAX_COOKIE_BYTES
-from tests.helpers import Client, Server, until
+from aiochatstream import ChatStream, ConversationStore, GenerationParams, MemoryConversationStore, MemoryStorage
+from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
+from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, until
 
 KEY = Fernet.generate_key()
 STORAGES: dict[str, Callable[[], AbstractStorage]] = {
@@ -44,8 +44,8 @@ DEFAULTS = {
 }
 
 
-def tells_params(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
-    """An engine that answers with what it was asked to answer by, but for stop strings, which would end that."""
+def params_engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+    """Yield the parameters as JSON, and then the stop strings, one of which ends the answer."""
     yield params.model_dump_json(exclude={"stop"})
     yield "".join(params.stop)
 
@@ -56,12 +56,11 @@ def storage(request: pytest.FixtureRequest) -> AbstractStorage:
 
 
 @pytest.fixture
-async def server(start: Any, storage: AbstractStorage) -> Server:
-    made: Server = await start(ChatStream(engine=tells_params, params=GenerationParams(temperature=0.5)), storage)
-    return made
+async def server(start: StartServer, storage: AbstractStorage) -> Server:
+    return await start(ChatStream(engine=params_engine, params=GenerationParams(temperature=0.5)), storage)
 
 
-async def put(client: Client, **values: Any) -> dict[str, Any]:
+async def set_params(client: Client, **values: Any) -> dict[str, Any]:
     async with client.post("/set_generation_params", **values) as response:
         body: dict[str, Any] = await response.json()
         assert response.status == 200, body
@@ -70,8 +69,8 @@ async def put(client: Client, **values: Any) -> dict[str, Any]:
         return effective
 
 
-async def refused(client: Client, **values: Any) -> str:
-    """Why; and that it leaves no trace."""
+async def refusal(client: Client, **values: Any) -> str:
+    """Return the detail of a refusal, and check that it sets no cookie."""
     async with client.post("/set_generation_params", **values) as response:
         body = await response.json()
         assert (response.status, body["error"], body["success"]) == (422, "invalid_value", False)
@@ -81,7 +80,7 @@ async def refused(client: Client, **values: Any) -> str:
         return detail
 
 
-async def told(client: Client) -> dict[str, Any]:
+async def get_params(client: Client) -> dict[str, Any]:
     async with client.session.get(f"{client.url}/get_generation_params") as response:
         body: dict[str, Any] = await response.json()
         assert (response.status, body["success"], body["message"]) == (200, True, "success")
@@ -90,21 +89,19 @@ async def told(client: Client) -> dict[str, Any]:
         return effective
 
 
-async def used(client: Client, **params: Any) -> dict[str, Any]:
-    """What an answer was made with."""
+async def params_of_answer(client: Client, **params: Any) -> dict[str, Any]:
+    """Return the parameters of an answer."""
     answer: dict[str, Any] = json.loads((await client.say("hi", params=params))["text"])
     return answer
 
 
-async def test_what_nobody_has_set_is_the_servers_own_and_asking_makes_no_session(
-    server: Server, client_of: Any
+async def test_the_defaults_are_the_servers_and_reading_them_creates_no_session(
+    server: Server, client_of: ClientOf
 ) -> None:
-    assert await told(client_of(server)) == DEFAULTS
+    assert await get_params(client_of(server)) == DEFAULTS
 
 
-async def test_chatstreams_three_and_all_others_are_kept_and_change_the_users_answers_alone(
-    server: Server, client_of: Any
-) -> None:
+async def test_parameters_are_saved_and_change_this_users_answers_only(server: Server, client_of: ClientOf) -> None:
     anna, bert = client_of(server), client_of(server)
     three = {"temperature": 0.25, "top_k_value": 40, "top_p_value": 0.75}
     others = {
@@ -114,35 +111,35 @@ async def test_chatstreams_three_and_all_others_are_kept_and_change_the_users_an
         "seed": 7,
         "repetition_penalty_method": "subtractive",
     }
-    assert await put(anna, **three) == {**DEFAULTS, **three}
-    assert await put(anna, **others) == {**DEFAULTS, **three, **others}
-    assert await told(anna) == {**DEFAULTS, **three, **others}
-    answer = await used(anna)
+    assert await set_params(anna, **three) == {**DEFAULTS, **three}
+    assert await set_params(anna, **others) == {**DEFAULTS, **three, **others}
+    assert await get_params(anna) == {**DEFAULTS, **three, **others}
+    answer = await params_of_answer(anna)
     assert (answer["temperature"], answer["top_k"], answer["top_p"]) == (0.25, 40, 0.75)
-    del others["stop"]  # that it holds shows by its absence
+    del others["stop"]  # it is not in the answer, because it ends the answer
     assert {name: answer[name] for name in others} == others
-    assert await told(bert) == DEFAULTS
-    assert (await used(bert))["temperature"] == 0.5
-    assert await used(anna) == answer, "the user's seed is each answer's"
+    assert await get_params(bert) == DEFAULTS
+    assert (await params_of_answer(bert))["temperature"] == 0.5
+    assert await params_of_answer(anna) == answer, "the user's seed is each answer's"
 
 
-async def test_a_request_counts_more_than_its_user(server: Server, client_of: Any) -> None:
+async def test_parameters_of_a_request_override_those_of_its_user(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
-    await put(client, temperature=0.25, top_k=40, seed=7)
-    answer = await used(client, temperature=1.5, seed=8)
+    await set_params(client, temperature=0.25, top_k=40, seed=7)
+    answer = await params_of_answer(client, temperature=1.5, seed=8)
     assert (answer["temperature"], answer["top_k"], answer["seed"]) == (1.5, 40, 8)
-    assert (await told(client))["temperature"] == 0.25
+    assert (await get_params(client))["temperature"] == 0.25
 
 
-async def test_null_takes_one_back_and_what_is_absent_stays(server: Server, client_of: Any) -> None:
+async def test_null_restores_a_default_and_absent_parameters_stay(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
-    await put(client, temperature=0.25, top_k_value=40, seed=7)
-    assert await put(client, top_k_value=None) == {**DEFAULTS, "temperature": 0.25, "seed": 7}
-    assert await put(client, seed=None, temperature=None) == DEFAULTS
-    assert (await used(client))["seed"] != (await used(client))["seed"]
+    await set_params(client, temperature=0.25, top_k_value=40, seed=7)
+    assert await set_params(client, top_k_value=None) == {**DEFAULTS, "temperature": 0.25, "seed": 7}
+    assert await set_params(client, seed=None, temperature=None) == DEFAULTS
+    assert (await params_of_answer(client))["seed"] != (await params_of_answer(client))["seed"]
 
 
-async def test_what_changes_nothing_writes_no_session(server: Server, client_of: Any) -> None:
+async def test_the_session_is_written_only_if_something_changes(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     for body, writes in (
         ({}, False),
@@ -158,12 +155,12 @@ async def test_what_changes_nothing_writes_no_session(server: Server, client_of:
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         ({"temperature": 2.1}, "temperature: must be a number from 0 (greedy) to 2."),
         ({"top_k_value": 1001}, "top_k_value: must be a whole number from 0 (off) to 1000."),
         ({"top_p_value": -1}, "top_p_value: must be a number from 0 (greedy) to 1 (off)."),
-        ({"top_p_value": 0.5, "top_p": 0.5}, "top_p_value: is another name of top_p; give one of the two."),
+        ({"top_p_value": 0.5, "top_p": 0.5}, "top_p_value: cannot be used together with top_p, its other name."),
         ({"min_p": "x"}, "min_p: must be a number from 0 (off) to 1."),
         ({"max_new_tokens": 257}, "max_new_tokens: must be from 1 to 256 on this server."),
         ({"repetition_penalty": 0}, "repetition_penalty: must be from 0.01 to 10 with the method 'multiplicative'."),
@@ -172,33 +169,33 @@ async def test_what_changes_nothing_writes_no_session(server: Server, client_of:
     ],
     ids=str,
 )
-async def test_what_is_out_of_range_is_refused_and_nothing_of_it_is_kept(
-    server: Server, client_of: Any, values: dict[str, Any], says: str
+async def test_values_out_of_range_are_refused_and_change_nothing(
+    server: Server, client_of: ClientOf, values: dict[str, Any], message: str
 ) -> None:
     client = client_of(server)
-    assert (await refused(client, **values)).startswith(says)
-    await put(client, top_k=3)
-    assert (await refused(client, **values)).startswith(says)
-    assert await told(client) == {**DEFAULTS, "top_k_value": 3}
+    assert (await refusal(client, **values)).startswith(message)
+    await set_params(client, top_k=3)
+    assert (await refusal(client, **values)).startswith(message)
+    assert await get_params(client) == {**DEFAULTS, "top_k_value": 3}
 
 
-async def test_the_servers_narrower_limits_hold_for_users_and_requests(start: Any, client_of: Any) -> None:
+async def test_param_limits_apply_to_users_and_requests(start: StartServer, client_of: ClientOf) -> None:
     limits = {"temperature": (0, 1), "top_k": (1, 500)}
     client = client_of(
-        await start(ChatStream(engine=tells_params, params=GenerationParams(top_k=50), param_limits=limits))
+        await start(ChatStream(engine=params_engine, params=GenerationParams(top_k=50), param_limits=limits))
     )
-    assert await refused(client, temperature=1.1) == "temperature: must be from 0 to 1 on this server."
-    assert await refused(client, top_k_value=0) == "top_k: must be from 1 to 500 on this server."
-    assert (await put(client, temperature=0, top_k_value=500))["top_k_value"] == 500
-    assert (await used(client, top_k=1))["top_k"] == 1
+    assert await refusal(client, temperature=1.1) == "temperature: must be from 0 to 1 on this server."
+    assert await refusal(client, top_k_value=0) == "top_k: must be from 1 to 500 on this server."
+    assert (await set_params(client, temperature=0, top_k_value=500))["top_k_value"] == 500
+    assert (await params_of_answer(client, top_k=1))["top_k"] == 1
     async with client.post(user_input="hi", params={"temperature": 1.5}) as response:
         assert response.status == 422
         assert (await response.json())["detail"] == "params.temperature: must be from 0 to 1 on this server."
 
 
-async def test_the_ranges_that_are_told_are_those_that_hold(start: Any, client_of: Any) -> None:
+async def test_the_returned_ranges_are_the_accepted_ones(start: StartServer, client_of: ClientOf) -> None:
     server = await start(
-        ChatStream(engine=tells_params, params=GenerationParams(top_k=50), param_limits={"top_k": (1, 500)})
+        ChatStream(engine=params_engine, params=GenerationParams(top_k=50), param_limits={"top_k": (1, 500)})
     )
     client = client_of(server)
     async with client.session.get(f"{server.url}/get_generation_params") as response:
@@ -206,49 +203,48 @@ async def test_the_ranges_that_are_told_are_those_that_hold(start: Any, client_o
     assert (limits["max_new_tokens"], limits["top_k"], limits["temperature"]) == ([1, 256], [1, 500], [0, 2])
     for name, (least, most) in limits.items():
         for allowed in (least, most):
-            await put(client, **{name: allowed})
+            await set_params(client, **{name: allowed})
         for beyond in (least - 0.01 if type(least) is float else least - 1, most + 1):
-            assert (await refused(client, **{name: beyond})).startswith(f"{name}: must be"), name
+            assert (await refusal(client, **{name: beyond})).startswith(f"{name}: must be"), name
 
 
-async def test_settings_that_a_server_no_longer_allows_are_as_if_never_set(start: Any, client_of: Any) -> None:
+async def test_settings_that_a_server_no_longer_allows_are_ignored(start: StartServer, client_of: ClientOf) -> None:
     async def worker(**options: Any) -> Server:
-        made: Server = await start(ChatStream(engine=tells_params, **options), STORAGES["cookie"]())
-        return made
+        return await start(ChatStream(engine=params_engine, **options), STORAGES["cookie"]())
 
     client = client_of(await worker())
-    await put(client, temperature=1.5, top_k=3)
+    await set_params(client, temperature=1.5, top_k=3)
     narrower = Client(
         client.session,
         (await worker(params=GenerationParams(temperature=0.5), param_limits={"temperature": (0, 1)})).url,
     )
-    assert await told(narrower) == DEFAULTS
-    assert (await used(narrower))["temperature"] == 0.5
-    assert await put(narrower, top_p=0.5) == {**DEFAULTS, "top_p_value": 0.5}
+    assert await get_params(narrower) == DEFAULTS
+    assert (await params_of_answer(narrower))["temperature"] == 0.5
+    assert await set_params(narrower, top_p=0.5) == {**DEFAULTS, "top_p_value": 0.5}
 
 
-async def test_what_is_in_a_cookie_that_anyone_can_write_gives_no_500(start: Any, client_of: Any) -> None:
+async def test_invalid_settings_in_an_open_cookie_are_ignored(start: StartServer, client_of: ClientOf) -> None:
     server = await start(
-        ChatStream(engine=tells_params, params=GenerationParams(temperature=0.5)), SimpleCookieStorage()
+        ChatStream(engine=params_engine, params=GenerationParams(temperature=0.5)), SimpleCookieStorage()
     )
     for params in (5, {"number": "x"}, {"number": 1, "values": 5}, {"number": 1, "values": {"temperature": "\ud800"}}):
         client = client_of(server)
         data = {"session": {"aiochatstream": {"id": repr(params), "params": params}}, "created": 0}
         client.session.cookie_jar.update_cookies({"AIOHTTP_SESSION": json.dumps(data)})
-        assert await told(client) == DEFAULTS
-        assert (await used(client))["temperature"] == 0.5
-        assert (await put(client, top_k=3))["top_k_value"] == 3
+        assert await get_params(client) == DEFAULTS
+        assert (await params_of_answer(client))["temperature"] == 0.5
+        assert (await set_params(client, top_k=3))["top_k_value"] == 3
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
 @pytest.mark.parametrize("first", [True, False])
-async def test_setting_while_an_answer_is_made_is_not_taken_back_by_its_response(
-    start: Any, client_of: Any, stepper: Any, storage: AbstractStorage, accept: str, first: bool
+async def test_settings_changed_during_an_answer_survive_its_response(
+    start: StartServer, client_of: ClientOf, stepper: MakeStepper, storage: AbstractStorage, accept: str, first: bool
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1, temperature=0.5)), storage)
     client = client_of(server)
-    await put(client, top_k=3)  # there is a session now
+    await set_params(client, top_k=3)  # creates the session
     if not first:
         engine.allow(1)
         await client.say("one")
@@ -261,19 +257,25 @@ async def test_setting_while_an_answer_is_made_is_not_taken_back_by_its_response
     calls = len(engine.calls)
     asking = asyncio.create_task(ask())
     await until(lambda: len(engine.calls) > calls)
-    await put(client, temperature=0.25)
+    await set_params(client, temperature=0.25)
     engine.allow(1)
     await asking
-    wanted = {**DEFAULTS, "max_new_tokens": 1, "top_k_value": 3, "temperature": 0.25}
-    assert await told(client) == wanted
+    expected = {**DEFAULTS, "max_new_tokens": 1, "top_k_value": 3, "temperature": 0.25}
+    assert await get_params(client) == expected
     assert (await client.texts())[-2:] == ["two", "1 "]
-    server.chat_stream._recent_params = recent_params()  # the session itself has them, not only this process
-    assert await told(client) == wanted
+    params = GenerationParams(max_new_tokens=1, temperature=0.5)
+    other = await start(ChatStream(engine=engine, params=params), storage)
+    assert await get_params(Client(client.session, other.url)) == expected  # they are stored in the session
+    assert await get_params(client) == expected
 
 
 @pytest.mark.parametrize("store", [None, MemoryConversationStore()], ids=["no store", "store"])
-async def test_an_app_that_writes_into_its_session_beside_an_answer_takes_nothing_back(
-    stepper: Any, client_of: Any, storage: AbstractStorage, store: Any
+async def test_settings_survive_an_app_that_writes_into_the_session_during_an_answer(
+    start: StartServer,
+    stepper: MakeStepper,
+    client_of: ClientOf,
+    storage: AbstractStorage,
+    store: ConversationStore | None,
 ) -> None:
     app = web.Application()
     aiohttp_session.setup(app, storage)
@@ -296,7 +298,7 @@ async def test_an_app_that_writes_into_its_session_beside_an_answer_takes_nothin
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         await chat_stream.wait_ready()
         client = client_of(Server(chat_stream, runner, f"http://127.0.0.1:{runner.addresses[0][1]}"))
-        await put(client, top_k=3)
+        await set_params(client, top_k=3)
 
         async def ask() -> None:
             async with client.post("/counted", user_input="two") as response:
@@ -304,19 +306,19 @@ async def test_an_app_that_writes_into_its_session_beside_an_answer_takes_nothin
 
         asking = asyncio.create_task(ask())
         await until(lambda: len(engine.calls) == 1)
-        await put(client, temperature=0.25)
+        await set_params(client, temperature=0.25)
         engine.allow(1)
         await asking
-        chat_stream._recent_params = recent_params()
-        found = await told(client)
-        assert (found["top_k_value"], found["temperature"]) == (3, 0.25)
+        other = await start(ChatStream(engine=echo), storage)
+        params = await get_params(Client(client.session, other.url))
+        assert (params["top_k_value"], params["temperature"]) == (3, 0.25)
     finally:
         await runner.cleanup()
 
 
-async def test_the_cookie_stays_within_what_browsers_keep(start: Any, client_of: Any) -> None:
+async def test_settings_keep_the_cookie_within_the_limit_of_browsers(start: StartServer, client_of: ClientOf) -> None:
     server = await start(
-        ChatStream(engine=tells_params, params=GenerationParams(max_new_tokens=1)), STORAGES["cookie"]()
+        ChatStream(engine=params_engine, params=GenerationParams(max_new_tokens=1)), STORAGES["cookie"]()
     )
     client = client_of(server)
     for turn in range(8):
@@ -326,36 +328,38 @@ async def test_the_cookie_stays_within_what_browsers_keep(start: Any, client_of:
     async with client.post("/set_generation_params", logit_bias=bias) as response:
         assert response.status == 200
         assert 2000 < len(response.headers["Set-Cookie"].encode()) <= MAX_COOKIE_BYTES
-    other = Client(client.session, (await start(ChatStream(engine=tells_params), STORAGES["cookie"]())).url)
-    assert (await told(other))["logit_bias"] == bias
+    other = Client(client.session, (await start(ChatStream(engine=params_engine), STORAGES["cookie"]())).url)
+    assert (await get_params(other))["logit_bias"] == bias
     assert (await other.texts())[-2].startswith("7 ")
 
 
-async def test_a_bias_of_a_token_that_the_model_does_not_have_is_refused_at_the_door(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_a_bias_for_an_unknown_token_is_refused_in_requests(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(
         await start(ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=2)))
     )
     sentence = "logit_bias: token id 49152 is out of range; the vocabulary has 49152 tokens."
-    assert await refused(client, logit_bias={"49152": 1}) == sentence
+    assert await refusal(client, logit_bias={"49152": 1}) == sentence
     async with client.post(user_input="hi", params={"logit_bias": {"7": 1, "49152": 1}}) as response:
         assert response.status == 422
         assert (await response.json())["detail"] == f"params.{sentence}"
         assert "Set-Cookie" not in response.headers
-    said = tokenizer(" Paris", add_special_tokens=False)["input_ids"][0]
-    assert (await client.say("hi", params={"logit_bias": {str(said): 100}}))["text"] == " Paris Paris"
+    token = tokenizer(" Paris", add_special_tokens=False)["input_ids"][0]
+    assert (await client.say("hi", params={"logit_bias": {str(token): 100}}))["text"] == " Paris Paris"
 
 
-async def test_a_servers_own_bias_of_a_token_that_the_model_does_not_have_is_refused_at_start_up(
-    start: Any, model: Any, tokenizer: Any
+async def test_a_bias_for_an_unknown_token_is_refused_at_startup(
+    start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     with pytest.raises(ValueError, match=r"^logit_bias: token id 49152 is out of range"):
         await start(ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(logit_bias={49152: 1})))
 
 
-async def test_the_ranges_are_looked_up_once(server: Server, client_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_ranges_are_computed_once(
+    server: Server, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = client_of(server)
-    first = await told(client)
+    first = await get_params(client)
     monkeypatch.setattr(GenerationParams, "model_json_schema", None)
-    assert await told(client) == first
+    assert await get_params(client) == first

@@ -1,4 +1,4 @@
-"""What was said can be read, changed, taken away and brought back, wherever it lives."""
+"""Tests of reading, editing, exporting and importing conversations, in memory and in cookies."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ import io
 import json
 import sys
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
 from aiochatstream.conversations.conversation import MAX_CHARS
 from aiochatstream.conversations.export import ExportedConversation
-from tests.helpers import Client, echo, sse_events, until
+from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events, until
 
 KEY = Fernet.generate_key()
 
-STORAGES = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
+STORAGES: dict[str, Callable[[], AbstractStorage]] = {"memory": MemoryStorage, "cookie": lambda: CookieStorage(KEY)}
+
+StartWith = Callable[..., Awaitable[Server]]
 
 
 @pytest.fixture(params=STORAGES)
-def start_with(start: Any, request: pytest.FixtureRequest) -> Any:
-    """A server for the storage, with an engine that echoes."""
+def start_with(start: StartServer, request: pytest.FixtureRequest) -> StartWith:
+    """Return a function that starts a server with the storage of the test, and by default with an echo engine."""
 
-    async def with_storage(**options: Any) -> Any:
+    async def with_storage(**options: Any) -> Server:
         return await start(ChatStream(**{"engine": echo, **options}), STORAGES[request.param]())
 
     return with_storage
 
 
 @pytest.fixture
-async def client(start_with: Any, client_of: Any) -> Client:
-    """A user who has said three things."""
-    user: Client = client_of(await start_with())
+async def client(start_with: StartWith, client_of: ClientOf) -> Client:
+    """Return a user who has sent three messages."""
+    user = client_of(await start_with())
     for text in ("one", "two", "three"):
         await user.say(text)
     return user
@@ -71,7 +75,7 @@ async def export(client: Client, conversation: str = "main") -> dict[str, Any]:
         return exported
 
 
-async def test_a_deleted_turn_is_gone_and_the_others_stay(client: Client) -> None:
+async def test_deleting_a_turn_keeps_the_others(client: Client) -> None:
     status, answer = await delete(client, (await ids(client))[1])
     assert (status, answer["success"], answer["turn"]) == (200, True, 4)
     assert await client.texts() == ["one", "one ", "three", "three "]
@@ -79,7 +83,7 @@ async def test_a_deleted_turn_is_gone_and_the_others_stay(client: Client) -> Non
     assert await client.texts() == ["one", "one ", "three", "three ", "four", "four "]
 
 
-async def test_what_is_not_there_cannot_be_deleted(client: Client) -> None:
+async def test_deleting_an_unknown_turn_is_a_404(client: Client) -> None:
     status, answer = await delete(client, "nothing")
     assert (status, answer["error"]) == (404, "not_found")
     assert answer["detail"] == "message_id: this conversation has no answer 'nothing'."
@@ -90,7 +94,7 @@ async def test_what_is_not_there_cannot_be_deleted(client: Client) -> None:
     assert len(await client.texts()) == 6
 
 
-async def test_an_edited_message_is_answered_anew_and_what_came_after_it_goes(client: Client) -> None:
+async def test_an_edit_replaces_the_message_and_removes_later_turns(client: Client) -> None:
     second = (await ids(client))[1]
     answer = await client.say("changed", edit_message_id=second)
     assert answer["text"] == "changed "
@@ -100,7 +104,7 @@ async def test_an_edited_message_is_answered_anew_and_what_came_after_it_goes(cl
         assert (await response.json())["detail"].startswith("edit_message_id: this conversation has no answer")
 
 
-async def test_a_failed_edit_leaves_all_as_it_was(start_with: Any, client_of: Any, stepper: Any) -> None:
+async def test_a_failed_edit_changes_nothing(start_with: StartWith, client_of: ClientOf, stepper: MakeStepper) -> None:
     engine = stepper()
     engine.allow(100)
     client = client_of(await start_with(engine=engine, params=GenerationParams(max_new_tokens=1)))
@@ -113,7 +117,7 @@ async def test_a_failed_edit_leaves_all_as_it_was(start_with: Any, client_of: An
     assert await client.history() == before
 
 
-async def test_two_tabs_cannot_overwrite_each_other_unseen(client: Client) -> None:
+async def test_if_turn_prevents_lost_updates_between_tabs(client: Client) -> None:
     seen = await turn_of(client)
     await client.say("from the other tab", if_turn=seen)
     for change in (
@@ -132,13 +136,13 @@ async def test_two_tabs_cannot_overwrite_each_other_unseen(client: Client) -> No
 
 
 @pytest.mark.parametrize("if_turn", ["-1", "x", "1.5", ""])
-async def test_a_turn_number_that_is_none_is_refused(client: Client, if_turn: str) -> None:
+async def test_an_invalid_turn_number_is_refused(client: Client, if_turn: str) -> None:
     status, answer = await delete(client, "x", if_turn=if_turn)
     assert (status, answer["error"]) == (422, "invalid_value")
     assert answer["detail"] == "if_turn: must be the turn number of the conversation, a whole number from 0."
 
 
-async def test_the_done_event_and_the_json_answer_tell_the_turn_number(client: Client) -> None:
+async def test_the_done_event_and_the_json_answer_contain_the_turn_number(client: Client) -> None:
     answer = await client.say("four")
     assert answer["turn"] == await turn_of(client) == 4
     async with client.post(accept="text/event-stream", user_input="five") as response:
@@ -146,8 +150,8 @@ async def test_the_done_event_and_the_json_answer_tell_the_turn_number(client: C
     assert events[-1][1]["turn"] == await turn_of(client) == 5
 
 
-async def test_what_was_exported_can_be_imported_in_another_place(
-    client: Client, start_with: Any, client_of: Any
+async def test_an_export_can_be_imported_by_another_user(
+    client: Client, start_with: StartWith, client_of: ClientOf
 ) -> None:
     exported = await export(client)
     assert [message["content"] for message in exported["messages"]] == await client.texts()
@@ -160,7 +164,7 @@ async def test_what_was_exported_can_be_imported_in_another_place(
     assert (await other.texts("copy"))[-1] == "four "
 
 
-async def test_an_import_takes_the_place_of_what_was_there(client: Client) -> None:
+async def test_an_import_replaces_the_conversation(client: Client) -> None:
     messages = [{"role": "user", "content": "寿司 🍣"}, {"role": "assistant", "content": "", "state": "interrupted"}]
     assert (await put_in(client, messages=messages))[0] == 200
     [user, answer] = await client.history()
@@ -171,7 +175,7 @@ async def test_an_import_takes_the_place_of_what_was_there(client: Client) -> No
     assert await client.history() == []
 
 
-async def test_imported_answers_have_ids_of_their_own(client: Client) -> None:
+async def test_imported_answers_have_unique_ids(client: Client) -> None:
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "message_id": "same"}]
     await put_in(client, messages=turn * 3)
     assert (await ids(client))[0] == "same"
@@ -179,13 +183,16 @@ async def test_imported_answers_have_ids_of_their_own(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "says"),
+    ("messages", "message"),
     [
         (None, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}], "messages: must alternate between user and assistant"),
         ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
-        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user says"),
+        (
+            [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}],
+            "messages: the content of user messages must not be empty",
+        ),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}],
             "messages.1.content: must be a string",
@@ -196,15 +203,15 @@ async def test_imported_answers_have_ids_of_their_own(client: Client) -> None:
         ),
     ],
 )
-async def test_a_wrong_import_is_refused_and_changes_nothing(client: Client, messages: Any, says: str) -> None:
+async def test_an_invalid_import_is_refused_and_changes_nothing(client: Client, messages: Any, message: str) -> None:
     before = await client.history()
     status, answer = await put_in(client, messages=messages)
     assert (status, answer["error"]) == (422, "invalid_value")
-    assert answer["detail"].startswith(says)
+    assert answer["detail"].startswith(message)
     assert await client.history() == before
 
 
-def test_an_import_over_the_greatest_size_is_refused() -> None:
+def test_an_import_above_the_maximum_size_is_refused() -> None:
     text = "x" * (MAX_CHARS // 2)
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     assert len(ExportedConversation.model_validate({"messages": messages}).to_conversation().turns) == 1
@@ -212,7 +219,7 @@ def test_an_import_over_the_greatest_size_is_refused() -> None:
         ExportedConversation.model_validate({"messages": [messages[0], {**messages[1], "content": text + "x"}]})
 
 
-def test_an_import_takes_steps_in_proportion_to_its_length() -> None:
+def test_an_import_takes_linear_time() -> None:
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "message_id": "same"}]
 
     def steps(turns: int) -> int:
@@ -229,7 +236,9 @@ def test_an_import_takes_steps_in_proportion_to_its_length() -> None:
     assert steps(400) < 3 * steps(200)
 
 
-async def test_nothing_is_changed_while_an_answer_is_running(start_with: Any, client_of: Any, stepper: Any) -> None:
+async def test_a_running_answer_blocks_changes(
+    start_with: StartWith, client_of: ClientOf, stepper: MakeStepper
+) -> None:
     engine = stepper()
     server = await start_with(engine=engine, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
@@ -248,8 +257,8 @@ async def test_nothing_is_changed_while_an_answer_is_running(start_with: Any, cl
 
 @pytest.mark.parametrize("ascii_only", [False, True], ids=["as exported", "escaped"])
 @pytest.mark.parametrize("text", ["日", "\x01", "😀", '"', "\\\x01", "{}[],:"], ids=repr)
-async def test_what_was_exported_at_its_greatest_length_can_be_imported(
-    start: Any, client_of: Any, text: str, ascii_only: bool
+async def test_an_export_of_the_maximum_length_can_be_imported(
+    start: StartServer, client_of: ClientOf, text: str, ascii_only: bool
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
     half = "x" + text * (MAX_CHARS // 2 // len(text) - 1)
@@ -265,7 +274,7 @@ async def test_what_was_exported_at_its_greatest_length_can_be_imported(
         assert response.status == 200, await response.text()
 
 
-async def test_an_import_of_more_structure_than_an_export_can_have_is_refused_before_it_is_parsed(
+async def test_an_import_with_too_much_structure_is_refused_before_parsing(
     client: Client,
 ) -> None:
     data = b'{"messages": [' + b"{}," * 1_000_000 + b"{}]}"

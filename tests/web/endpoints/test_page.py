@@ -1,13 +1,9 @@
-"""The chat page as the server sends it: files, headers, what it tells each role, and what its owner may set."""
+"""Tests of serving the chat page: files, headers, the configuration of each role, and ``web_ui_params``."""
 
 from __future__ import annotations
 
-import configparser
-import hashlib
 import re
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import aiohttp
 import aiohttp_session
@@ -18,14 +14,9 @@ from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.web.page_files import FOLDER, PageFiles
 from tests.helpers import browser, echo, role_of, running_server, serving
 
-ROOT = Path(__file__).parents[3]
-
-COMPRESSED_BYTES = 150_000
-"""The most that the whole page may have on the wire."""
-
 
 class Links(HTMLParser):
-    """What a page loads, and what stands inline in it."""
+    """A parser for the URLs that a page loads, and its inline scripts and styles."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -35,9 +26,11 @@ class Links(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        self.urls += [given[name] for name in ("src", "href") if name in given and not given[name].startswith("#")]
-        self.inline += [name for name in given if name.startswith("on") or name == "style"]
+        attributes = {name: value or "" for name, value in attrs}
+        self.urls += [
+            attributes[name] for name in ("src", "href") if name in attributes and not attributes[name].startswith("#")
+        ]
+        self.inline += [name for name in attributes if name.startswith("on") or name == "style"]
         self._inside = tag
 
     def handle_data(self, data: str) -> None:
@@ -48,7 +41,7 @@ class Links(HTMLParser):
         self._inside = ""
 
 
-async def test_the_index_is_asked_for_each_time_and_sent_when_it_changed() -> None:
+async def test_the_index_is_revalidated() -> None:
     async with running_server(ChatStream(engine=echo)) as server, aiohttp.ClientSession() as session:
         async with session.get(server.url) as response:
             assert (response.status, response.content_type) == (200, "text/html")
@@ -63,13 +56,13 @@ async def test_the_index_is_asked_for_each_time_and_sent_when_it_changed() -> No
             assert response.status == 200
 
 
-async def test_the_policy_lets_the_page_load_its_own_files_and_nothing_else() -> None:
+async def test_the_policy_allows_only_files_of_the_page() -> None:
     async with (
         running_server(ChatStream(engine=echo)) as server,
         aiohttp.ClientSession() as session,
         session.get(server.url) as response,
     ):
-        headers, found = response.headers, Links(await response.text())
+        headers, links = response.headers, Links(await response.text())
     policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
     assert policy == {
         "default-src": "'none'",
@@ -86,13 +79,13 @@ async def test_the_policy_lets_the_page_load_its_own_files_and_nothing_else() ->
     }
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-DNS-Prefetch-Control"] == "off", "a host's name can carry what was said"
-    assert found.inline == []
-    assert found.urls
-    assert all(re.fullmatch(r"page/[0-9a-f]{16}/[a-z0-9/.]+", url) for url in found.urls), "relative, and hashed"
+    assert links.inline == []
+    assert links.urls
+    assert all(re.fullmatch(r"page/[0-9a-f]{16}/[a-z0-9/.]+", url) for url in links.urls), "relative, and hashed"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
-async def test_every_file_is_there_may_be_kept_for_ever_and_comes_as_it_is(encoding: str) -> None:
+async def test_every_file_is_served_unchanged_and_cacheable(encoding: str) -> None:
     files = PageFiles.read()
     async with running_server(ChatStream(engine=echo)) as server, aiohttp.ClientSession() as session:
         for name in files.files:
@@ -121,45 +114,8 @@ async def test_other_versions_and_other_files_are_not_found() -> None:
                 assert response.status == 404, path
 
 
-def test_the_version_follows_every_byte(tmp_path: Path) -> None:
-    (tmp_path / "js").mkdir()
-    (tmp_path / "index.html").write_text("<!-- modules --><link href='page/version/a.css' />")
-    (tmp_path / "a.css").write_text("a {}")
-    (tmp_path / "js" / "main.js").write_text("1")
-    first = PageFiles.read(tmp_path)
-    assert first.index.body.decode() == (
-        f'<link rel="modulepreload" href="page/{first.version}/js/main.js" />'
-        f"<link href='page/{first.version}/a.css' />"
-    )
-    assert PageFiles.read(tmp_path).version == first.version
-    (tmp_path / "js" / "main.js").write_text("2")
-    assert PageFiles.read(tmp_path).version != first.version
-
-
-def test_the_whole_page_is_light() -> None:
-    files = PageFiles.read()
-    assert len(files.index.gzipped) + sum(len(file.gzipped) for file in files.files.values()) < COMPRESSED_BYTES
-
-
-def test_the_wheel_holds_what_the_page_is_made_of() -> None:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    patterns = config["options.package_data"]["aiochatstream"].split()
-    packed = {path for pattern in patterns for path in (ROOT / "aiochatstream").glob(pattern)}
-    assert {FOLDER / name for name in ("index.html", *PageFiles.read().files)} <= packed
-    assert set((FOLDER / "vendor").glob("LICENSE-*")) <= packed
-
-
-def test_the_libraries_are_as_their_makers_released_them() -> None:
-    vendor = FOLDER / "vendor"
-    listed = dict(reversed(line.split("  ")) for line in (vendor / "SHA256SUMS").read_text().splitlines())
-    assert {path.relative_to(vendor).as_posix() for path in vendor.rglob("*.js")} <= {name[2:] for name in listed}
-    for name, digest in listed.items():
-        assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest, name
-
-
 @pytest.mark.parametrize("how", ["prefix", "sub-app"])
-async def test_under_a_prefix_every_link_of_the_page_leads_to_a_file(how: str) -> None:
+async def test_every_link_of_the_page_works_under_a_prefix(how: str) -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     aiohttp_session.setup(app, MemoryStorage())
     if how == "prefix":
@@ -178,7 +134,7 @@ async def test_under_a_prefix_every_link_of_the_page_leads_to_a_file(how: str) -
                 assert response.status == 200, link
 
 
-async def test_roles_are_told_what_they_may_do() -> None:
+async def test_ui_config_contains_the_rights_of_the_role() -> None:
     roles = {
         "guest": role_of("nothing", allow=["chat_stream", "webui_index"]),
         "developer": role_of("ui_pass_phrase", "open sesame", enable_dev_tool=True),
@@ -186,18 +142,18 @@ async def test_roles_are_told_what_they_may_do() -> None:
     chat_stream = ChatStream(engine=echo, client_roles=roles, allow_system_prompt=True)
     async with running_server(chat_stream) as server, browser(server.url) as client:
 
-        async def told() -> tuple[Any, ...]:
+        async def rights() -> tuple[object, ...]:
             async with client.session.get(f"{server.url}/ui_config") as response:
                 assert response.headers["Cache-Control"] == "no-store"
                 config = await response.json()
                 return tuple(config[name] for name in ("role", "allow", "dev_tool", "system_prompt"))
 
-        assert await told() == ("guest", ["chat_stream", "webui_index"], False, True)
+        assert await rights() == ("guest", ["chat_stream", "webui_index"], False, True)
         await client.say("open sesame")
-        assert await told() == ("developer", "all", True, True)
+        assert await rights() == ("developer", "all", True, True)
 
 
-async def test_a_role_that_may_not_see_the_page_is_told_so() -> None:
+async def test_the_page_is_a_403_for_roles_without_it() -> None:
     roles = {"guest": role_of("nothing", allow=["chat_stream"])}
     chat_stream = ChatStream(engine=echo, client_roles=roles)
     async with running_server(chat_stream) as server, aiohttp.ClientSession() as session:
@@ -206,7 +162,7 @@ async def test_a_role_that_may_not_see_the_page_is_told_so() -> None:
                 assert (response.status, (await response.json())["error"]) == (403, "forbidden")
 
 
-OWNERS = {
+WEB_UI_PARAMS = {
     "title": {"en": "Help desk", "ja": "ヘルプデスク"},
     "welcome": "How can we help?",
     "avatar": "🐳",
@@ -218,9 +174,9 @@ OWNERS = {
 }
 
 
-async def test_the_owners_texts_and_colours_are_told() -> None:
+async def test_ui_config_contains_the_configured_texts_and_colours() -> None:
     app = web.Application()
-    chat_stream = ChatStream(engine=echo, web_ui_params=OWNERS)
+    chat_stream = ChatStream(engine=echo, web_ui_params=WEB_UI_PARAMS)
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream.add_endpoints(app)
     async with serving(app) as url, aiohttp.ClientSession() as session:
@@ -228,32 +184,13 @@ async def test_the_owners_texts_and_colours_are_told() -> None:
             config = await response.json()
         async with session.get(url) as response:
             policy = response.headers["Content-Security-Policy"]
-    assert {name: config[name] for name in OWNERS if name in config} == {
-        name: value for name, value in OWNERS.items() if name != "frame_ancestors"
+    assert {name: config[name] for name in WEB_UI_PARAMS if name in config} == {
+        name: value for name, value in WEB_UI_PARAMS.items() if name != "frame_ancestors"
     }
     assert policy.endswith("frame-ancestors https://app.example 'self'")
 
 
-@pytest.mark.parametrize(
-    ("params", "says"),
-    [
-        ("dark", "web_ui_params: must be a dict, not 'dark'"),
-        ({"colour": "#fff"}, "web_ui_params: has title, welcome"),
-        ({"accent": "red"}, "web_ui_params.accent: must be a colour as '#1a7f64'"),
-        ({"theme": "blue"}, "web_ui_params.theme: must be 'light' or 'dark'"),
-        ({"title": ""}, "web_ui_params.title: must be a string of 1 to 200 characters"),
-        ({"title": {"fr": "Bonjour"}}, "web_ui_params.title: must be a string"),
-        ({"examples": ["x"] * 9}, "web_ui_params.examples: must be a list of up to 8 strings"),
-        ({"avatar": "https://elsewhere.example/a.png"}, "web_ui_params.avatar: must be 1 to 4 characters"),
-        ({"frame_ancestors": ["*; script-src *"]}, "web_ui_params.frame_ancestors: must be a list of"),
-    ],
-)
-def test_a_wrong_option_of_the_page_is_a_value_error_that_names_it(params: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        ChatStream(engine=echo, web_ui_params=params)
-
-
-async def test_the_page_can_be_left_out() -> None:
+async def test_the_page_can_be_excluded() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream.add_endpoints(app, exclude=["webui_index"])

@@ -1,18 +1,20 @@
-"""What the server tells of itself: load and places in the queue, memory, the prompt."""
+"""Tests of the load, the queue positions, the memory and the prompt."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from typing import Any
 from urllib.parse import quote, unquote
 
 import psutil
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Limits, Prompt
-from tests.helpers import Client, echo, role_of, until
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, role_of, until
 
 ALL = {"user": role_of("nothing")}
-"""Not every browser may see prompts and the machine's memory."""
+"""Roles that allow all endpoints. By default, browsers may not read prompts and the machine's memory."""
 
 GIB = 1 << 30
 
@@ -24,8 +26,8 @@ async def get(client: Client, path: str, **query: str) -> dict[str, Any]:
         return data
 
 
-async def test_the_load_tells_each_user_where_their_own_requests_stand(
-    start: Any, stepper: Any, client_of: Any
+async def test_get_load_returns_the_queue_positions_of_the_user(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(
@@ -37,10 +39,12 @@ async def test_the_load_tells_each_user_where_their_own_requests_stand(
     for client in (first, second):
         engine.allow(1)
         await client.say("so that there is a session")
-    asked = []
+    requests = []
     for client, conversation in ((first, "a"), (second, "b"), (first, "c")):
-        asked.append(asyncio.create_task(client.say("hi", conversation=conversation)))
-        await until(lambda: server.chat_stream.admission.running + server.chat_stream.admission.waiting == len(asked))
+        requests.append(asyncio.create_task(client.say("hi", conversation=conversation)))
+        await until(
+            lambda: server.chat_stream.admission.running + server.chat_stream.admission.waiting == len(requests)
+        )
     assert (await get(first, "/get_load"))["queue_positions"] == {"c": 2}
     assert (await get(second, "/get_load"))["queue_positions"] == {"b": 1}
     load = await get(stranger, "/get_load")
@@ -57,10 +61,10 @@ async def test_the_load_tells_each_user_where_their_own_requests_stand(
         }
     ]
     engine.allow(3)
-    await asyncio.gather(*asked)
+    await asyncio.gather(*requests)
 
 
-async def test_the_memory_of_the_machine_is_told_in_gib(start: Any, client_of: Any) -> None:
+async def test_resource_usage_is_in_gib(start: StartServer, client_of: ClientOf) -> None:
     usage = await get(
         client_of(await start(ChatStream(client_roles=ALL, engine=echo, name="node:7"))), "/get_resource_usage"
     )
@@ -75,11 +79,11 @@ class TwoGpus(Engine):
     def gpu_memory(self) -> list[tuple[int, int, int]]:
         return [(0, 8 * GIB, 3 * GIB), (1, 8 * GIB, GIB // 8)]
 
-    def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         yield Delta("hi", (1,), "stop")
 
 
-async def test_the_memory_of_all_gpus_is_reported(start: Any, client_of: Any) -> None:
+async def test_the_memory_of_all_gpus_is_reported(start: StartServer, client_of: ClientOf) -> None:
     usage = await get(client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus()))), "/get_resource_usage")
     (worker,) = usage["memory_usage"]
     assert worker["num_gpus"] == 2
@@ -89,7 +93,9 @@ async def test_the_memory_of_all_gpus_is_reported(start: Any, client_of: Any) ->
     ]
 
 
-async def test_the_prompt_is_what_the_model_was_told(start: Any, client_of: Any, model: Any, tokenizer: Any) -> None:
+async def test_get_prompt_returns_the_prompt_of_the_model(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     client = client_of(
         await start(
             ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4))
@@ -97,16 +103,16 @@ async def test_the_prompt_is_what_the_model_was_told(start: Any, client_of: Any,
     )
     assert await get(client, "/get_prompt") == {"success": False, "message": "no prompt", "prompt": None}
     await client.say("one & two, 三")
-    told = await get(client, "/get_prompt")
+    body = await get(client, "/get_prompt")
     messages = [{"role": "user", "content": "one & two, 三"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert (told["success"], told["message"]) == (True, "success")
-    assert told["prompt"] == quote(prompt)
-    assert unquote(told["prompt"]) == prompt
+    assert (body["success"], body["message"]) == (True, "success")
+    assert body["prompt"] == quote(prompt)
+    assert unquote(body["prompt"]) == prompt
 
 
-async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages_and_is_there_while_it_answers(
-    start: Any, stepper: Any, client_of: Any
+async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(client_roles=ALL, engine=engine, params=GenerationParams(max_new_tokens=1)))
@@ -125,8 +131,8 @@ async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages_and_i
     assert unquote((await get(client, "/get_prompt"))["prompt"]) == prompt
 
 
-async def test_the_prompt_of_a_message_that_left_few_tokens_for_its_answer_is_told(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+async def test_the_prompt_is_available_for_a_message_that_nearly_fills_the_context(
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(
         await start(

@@ -1,32 +1,31 @@
-"""GET /metrics tells what happened, to whom the app lets in."""
+"""Tests of GET /metrics, of the clients that may read it, and of the log line of an answer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
-from tests.helpers import Client, echo, until
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, until
 
 
 async def figures(client: Client) -> dict[str, float]:
-    """All samples by name, labels in brackets."""
+    """Return the values of all samples by name, with labels in brackets."""
     async with client.session.get(f"{client.url}/metrics") as response:
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         families = list(text_string_to_metric_families(await response.text()))
-    found = {}
+    samples = {}
     for sample in (sample for family in families for sample in family.samples):
         labels = "".join(f"[{value}]" for value in sample.labels.values())
-        found[sample.name.removeprefix("aiochatstream_") + labels] = sample.value
-    return found
+        samples[sample.name.removeprefix("aiochatstream_") + labels] = sample.value
+    return samples
 
 
-async def test_what_happened_is_counted(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_metrics_count_requests_and_tokens(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
     server = await start(
         ChatStream(
@@ -60,7 +59,7 @@ async def test_what_happened_is_counted(start: Any, stepper: Any, client_of: Any
 
 
 class Stepping(Engine):
-    """Tells of one prefill step and two decode steps an answer."""
+    """An engine that reports one prefill step and two decode steps per answer."""
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         self.on_step("prefill", 0.5)
@@ -69,7 +68,7 @@ class Stepping(Engine):
         yield Delta("text", (1,), "stop")
 
 
-async def test_the_engines_steps_are_measured(start: Any, client_of: Any) -> None:
+async def test_metrics_measure_the_engines_steps(start: StartServer, client_of: ClientOf) -> None:
     client = client_of(await start(ChatStream(engine=Stepping())))
     await client.say("Hello")
     now = await figures(client)
@@ -77,29 +76,31 @@ async def test_the_engines_steps_are_measured(start: Any, client_of: Any) -> Non
     assert (now["decode_step_time_seconds_count"], now["decode_step_time_seconds_sum"]) == (2, 0.05)
 
 
-async def test_the_event_loops_lag_is_measured(start: Any, client_of: Any) -> None:
+async def test_metrics_measure_the_event_loops_lag(start: StartServer, client_of: ClientOf) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
     while not (await figures(client))["event_loop_lag_seconds_count"]:
         await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For"])
-async def test_who_comes_through_a_proxy_is_not_let_in(start: Any, client_of: Any, header: str) -> None:
+async def test_clients_behind_a_proxy_may_not_read_metrics(
+    start: StartServer, client_of: ClientOf, header: str
+) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
     async with client.session.get(f"{client.url}/metrics", headers={header: "127.0.0.1"}) as response:
         assert response.status == 403
         assert (await response.json())["error"] == "forbidden"
 
 
-async def test_the_app_can_say_who_is_let_in(start: Any, client_of: Any) -> None:
+async def test_allow_metrics_selects_the_clients(start: StartServer, client_of: ClientOf) -> None:
     client = client_of(await start(ChatStream(engine=echo, allow_metrics=lambda request: "key" in request.query)))
     for query, status in (("", 403), ("?key", 200)):
         async with client.session.get(f"{client.url}/metrics{query}") as response:
             assert response.status == status
 
 
-async def test_an_answer_is_one_log_line_without_its_words(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+async def test_an_answer_is_one_log_line_without_its_text(
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="aiochatstream")
     client = client_of(await start(ChatStream(engine=echo)))

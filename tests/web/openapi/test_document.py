@@ -1,10 +1,11 @@
-"""/openapi.json says what all endpoints do, and they do what it says."""
+"""Tests that the endpoints behave as /openapi.json describes, and of the documentation page."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
@@ -23,10 +25,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from aiochatstream import ChatStream, Limits, MemoryStorage, ScriptedEngine
-from aiochatstream.web.openai.routes import APIS as OPENAI_APIS
+from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
 from aiochatstream.web.openapi import docs_page
-from aiochatstream.web.routes import APIS
-from tests.helpers import Server, echo, role_of, serving
+from aiochatstream.web.routes import ENDPOINTS
+from tests.helpers import Client, ClientOf, Server, StartServer, echo, role_of, serving
 
 EXAMPLES = 12
 """Requests for each endpoint."""
@@ -40,7 +42,7 @@ CHECKS = [
 ]
 
 
-async def document_of(server: Server, client: Any) -> dict[str, Any]:
+async def document_of(server: Server, client: Client) -> dict[str, Any]:
     async with client.session.get(f"{server.url}/openapi.json") as response:
         assert response.status == 200
         document: dict[str, Any] = await response.json()
@@ -48,21 +50,23 @@ async def document_of(server: Server, client: Any) -> dict[str, Any]:
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
-@pytest.mark.parametrize("name", [name for name in (*APIS, *OPENAI_APIS) if name != "openapi"])  # read in each test
-async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, client_of: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in (*ENDPOINTS, *OPENAI_ENDPOINTS) if name != "openapi"]
+)  # read in each test
+async def test_responses_to_generated_requests_match_the_document(
+    start: StartServer, client_of: ClientOf, name: str
+) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
-    api = {**APIS, **OPENAI_APIS}[name]
+    endpoint = {**ENDPOINTS, **OPENAI_ENDPOINTS}[name]
 
     def send() -> None:
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-        operation = next(
-            one.ok() for one in described.get_all_operations() if one.ok().definition.raw["operationId"] == name
-        )
-
+        operations = [result.ok() for result in described.get_all_operations() if isinstance(result, Ok)]
+        (operation,) = [item for item in operations if item.definition.raw["operationId"] == name]
         cases = operation.as_strategy()
-        if api.body is not None or api.query is not None:
-            cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)  # not as described, mostly
+        if endpoint.body is not None or endpoint.query is not None:
+            cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)  # mostly invalid requests
 
         @given(case=cases)
         @settings(
@@ -73,7 +77,7 @@ async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, 
             phases=[Phase.explicit, Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        def check(case: Case) -> None:
+        def check(case: Case[Any]) -> None:
             case.call_and_validate(base_url=server.url, checks=CHECKS)
 
         check()
@@ -82,13 +86,15 @@ async def test_whatever_is_sent_the_answer_is_one_that_is_described(start: Any, 
     assert server.idle
 
 
-async def test_every_endpoint_is_described_with_its_words_its_body_and_its_errors(start: Any, client_of: Any) -> None:
+async def test_every_endpoint_is_described_with_summary_body_and_errors(
+    start: StartServer, client_of: ClientOf
+) -> None:
     server = await start(ChatStream(engine=echo, limits=Limits(overload_status=429)))
     document = await document_of(server, client_of(server))
     described = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
     }
-    assert described.keys() == APIS.keys() | OPENAI_APIS.keys() | {"readyz_2"}  # at /health
+    assert described.keys() == ENDPOINTS.keys() | OPENAI_ENDPOINTS.keys() | {"readyz_2"}  # at /health
     schemathesis.openapi.from_dict(document).validate()  # OpenAPI 3.1
     for operation in described.values():
         assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
@@ -99,32 +105,34 @@ async def test_every_endpoint_is_described_with_its_words_its_body_and_its_error
     assert {"429", "500"} <= described["chat_completions"]["responses"].keys()
     assert described["chat_completions"]["responses"]["429"]["headers"].keys() == {"Retry-After", "Retry-After-Ms"}
     assert "422" not in described["chat_completions"]["responses"]
-    assert not [name for name in document["components"]["schemas"] if "__" in name]  # two of one name
+    assert not [name for name in document["components"]["schemas"] if "__" in name]  # pydantic's duplicate names
 
 
-async def test_what_is_described_is_what_is_mounted_and_where() -> None:
+async def test_the_document_contains_the_mounted_endpoints_with_their_paths() -> None:
     app = web.Application()
-    one, other = ChatStream(engine=echo), ChatStream(engine=echo, namespace="other")
+    first, other = ChatStream(engine=echo), ChatStream(engine=echo, namespace="other")
     aiohttp_session.setup(app, MemoryStorage())
-    app.add_routes(one.routes(include=["chat_stream", "openapi"], prefix="/one"))
+    app.add_routes(first.routes(include=["chat_stream", "openapi"], prefix="/one"))
     other.setup_openai(app, "/other/v1")
     app.add_routes(other.routes(include=["openapi"], prefix="/other"))
-    one.setup(app)
+    first.setup(app)
     async with serving(app) as url:
         paths = {}
         for name in ("one", "other"):
             async with aiohttp.request("GET", f"{url}/{name}/openapi.json") as response:
                 paths[name] = list((await response.json())["paths"])
     assert paths["one"] == ["/one/chat_stream", "/one/openapi.json"]
-    others = ["/other/v1" + re.sub(":.*}", "}", api.path) for api in OPENAI_APIS.values()]
+    others = ["/other/v1" + re.sub(":.*}", "}", endpoint.path) for endpoint in OPENAI_ENDPOINTS.values()]
     assert paths["other"] == [*others, "/other/openapi.json"]
 
 
-async def test_keys_are_described_where_they_are_asked_for(start: Any, client_of: Any) -> None:
+async def test_api_keys_are_described_where_required(start: StartServer, client_of: ClientOf) -> None:
     for keys in (None, ["a-key"]):
         server = await start(ChatStream(engine=echo), api_keys=keys)
         document = await document_of(server, client_of(server))
-        paths = [path for path, (one, *_) in document["paths"].items() if "security" in document["paths"][path][one]]
+        paths = [
+            path for path, (method, *_) in document["paths"].items() if "security" in document["paths"][path][method]
+        ]
         assert ("securitySchemes" in document["components"]) == bool(paths) == (keys is not None)
         assert all(path.startswith("/v1/") for path in paths)
         async with client_of(server).session.get(f"{server.url}/docs") as response:
@@ -133,40 +141,40 @@ async def test_keys_are_described_where_they_are_asked_for(start: Any, client_of
         assert f"curl {server.url}/v1/chat/completions -H" in page
 
 
-async def test_the_page_names_every_endpoint_and_loads_nothing(start: Any, client_of: Any) -> None:
+async def test_the_page_lists_every_endpoint_and_loads_nothing(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).session.get(f"{server.url}/docs") as response:
         page = await response.text()
         policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "script" not in policy
-    for api in APIS.values():
-        assert f"{api.path}</code>" in page
-    for api in OPENAI_APIS.values():
-        assert f"/v1{api.path.partition(':')[0].rstrip('}')}" in page
+    for endpoint in ENDPOINTS.values():
+        assert f"{endpoint.path}</code>" in page
+    for endpoint in OPENAI_ENDPOINTS.values():
+        assert f"/v1{endpoint.path.partition(':')[0].rstrip('}')}" in page
     assert not re.search(r"<script|<link|src=|url\(|href=\"\w+:", page)
     links = set(re.findall(r'href="#([^"]+)"', page))
     assert links <= set(re.findall(r'id="([^"]+)"', page))
 
 
-async def test_roles_may_hide_both(start: Any, client_of: Any) -> None:
+async def test_roles_can_forbid_document_and_page(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo, client_roles={"user": role_of("nothing", allow=["chat_stream"])}))
     for path in ("/openapi.json", "/docs"):
         async with client_of(server).session.get(server.url + path) as response:
             assert response.status == 403
 
 
-async def test_the_page_is_made_once_for_all_names_of_the_server_and_never_on_the_event_loop(
-    start: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+async def test_the_page_is_rendered_once_and_off_the_event_loop(
+    start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
     render = docs_page.render
 
-    def recorded(described: Any) -> str:
+    def recording_render(document: Mapping[str, Any]) -> str:
         threads.append(threading.current_thread())
-        return render(described)
+        return render(document)
 
-    monkeypatch.setattr(docs_page, "render", recorded)
+    monkeypatch.setattr(docs_page, "render", recording_render)
     client = client_of(await start(ChatStream(engine=echo, allowed_hosts=["*.example"])))
     for host in ("one.example", "two.example:81"):
         async with client.session.get(f"{client.url}/docs", headers={"Host": host}) as response:

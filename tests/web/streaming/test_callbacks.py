@@ -1,4 +1,4 @@
-"""The callback of a request: the right one, once, with what became of it."""
+"""Tests of the callback of a request: called once, with the outcome of its request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, Limits, MemoryStorage
-from tests.helpers import Client, Server, echo, until
+from tests.helpers import Client, ClientOf, MakeStepper, PendingResponse, Server, echo, until
 
 pytestmark = pytest.mark.both_loops
 
@@ -26,12 +26,14 @@ ACCEPTS = ["text/plain", "text/event-stream", "application/json"]
 
 Answer = Callable[[ChatStream, web.Request], Awaitable[web.StreamResponse]]
 
+Serve = Callable[..., Awaitable[Server]]
+
 both = pytest.mark.parametrize("handler_cancellation", [False, True], ids=["cancellation off", "cancellation on"])
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Callable[..., Awaitable[Server]]]:
-    """``await serve(chat_stream, answer)``: an app whose one route is ``answer(chat_stream, request)``."""
+async def serve() -> AsyncIterator[Serve]:
+    """Yield a function that serves an app with the single route ``answer(chat_stream, request)``."""
     async with AsyncExitStack() as stack:
 
         async def start(chat_stream: ChatStream, answer: Answer, *, handler_cancellation: bool = False) -> Server:
@@ -52,8 +54,8 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Server]]]:
         yield start
 
 
-class Told:
-    """What the callbacks of the requests were told, by the name that a request has in its header."""
+class Recorder:
+    """The calls of the callbacks: the name in the header of the request, and the message."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, str]] = []
@@ -61,20 +63,20 @@ class Told:
     async def answer(self, chat_stream: ChatStream, request: web.Request) -> web.StreamResponse:
         name = request.headers["X-Name"]
 
-        async def callback(of: web.Request, message: str) -> None:
-            assert of is request
+        async def callback(callback_request: web.Request, message: str) -> None:
+            assert callback_request is request
             await asyncio.sleep(0)
             self.messages.append((name, message))
 
-        def plain_callback(of: web.Request, message: str) -> None:
-            assert of is request
+        def plain_callback(callback_request: web.Request, message: str) -> None:
+            assert callback_request is request
             self.messages.append((name, message))
 
-        chosen = callback if len(name) % 2 else plain_callback
-        return await chat_stream.handle_chat_stream_request(request, callback=chosen)
+        selected = callback if len(name) % 2 else plain_callback
+        return await chat_stream.handle_chat_stream_request(request, callback=selected)
 
 
-def ask(client: Client, name: str = "a", accept: str = "text/plain", **body: Any) -> Any:
+def ask(client: Client, name: str = "a", accept: str = "text/plain", **body: Any) -> PendingResponse:
     headers = {"Accept": accept, "X-Name": name}
     return client.session.post(f"{client.url}/chat_stream", json={"user_input": "hi"} | body, headers=headers)
 
@@ -85,43 +87,43 @@ async def read(client: Client, name: str = "a", accept: str = "text/plain", **bo
         return int(response.status)
 
 
-async def test_of_many_requests_at_once_each_gets_its_own_callback_once(serve: Any, client_of: Any) -> None:
-    told = Told()
-    server = await serve(ChatStream(engine=echo, num_of_concurrent_executions=2, max_queue_size=9), told.answer)
+async def test_each_concurrent_request_gets_its_callback_once(serve: Serve, client_of: ClientOf) -> None:
+    recorder = Recorder()
+    server = await serve(ChatStream(engine=echo, num_of_concurrent_executions=2, max_queue_size=9), recorder.answer)
     names = [f"{number:0{1 + number % 2}}-{number}" for number in range(20)]
     statuses = await asyncio.gather(
         *(read(client_of(server), name, ACCEPTS[number % 3]) for number, name in enumerate(names))
     )
-    await until(lambda: len(told.messages) >= 20)
-    assert Counter(name for name, _ in told.messages) == Counter(names)
-    refused = {name for name, message in told.messages if message != "success"}
+    await until(lambda: len(recorder.messages) >= 20)
+    assert Counter(name for name, _ in recorder.messages) == Counter(names)
+    refused = {name for name, message in recorder.messages if message != "success"}
     assert refused == {name for name, status in zip(names, statuses, strict=True) if status == 503}
     assert all(
         message.startswith("unknown_error_occurred: too_many_requests")
-        for _, message in told.messages
+        for _, message in recorder.messages
         if message != "success"
     )
     assert server.idle
 
 
-def running(server: Server) -> list[Any]:
-    return list(server.chat_stream._turns._turns.values())
-
-
 @both
-async def test_who_leaves_before_or_while_streaming_is_told_of_as_that(
-    serve: Any, stepper: Any, client_of: Any, handler_cancellation: bool
+async def test_callbacks_receive_disconnects_before_and_during_streaming(
+    serve: Serve, stepper: MakeStepper, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
-    told, engine = Told(), stepper()
+    recorder, engine = Recorder(), stepper()
     chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=18)
-    server = await serve(chat_stream, told.answer, handler_cancellation=handler_cancellation)
+    server = await serve(chat_stream, recorder.answer, handler_cancellation=handler_cancellation)
     streaming = [
         asyncio.create_task(read(client_of(server), name, accept))
         for name, accept in (("while-1", ACCEPTS[0]), ("while-22", ACCEPTS[1]))
     ]
     await until(lambda: len(engine.calls) == 2)
-    # whichever thread takes a step, in the end both have begun
-    await until(lambda: engine.allow() or sum(bool(turn.text) for turn in running(server)) == 2)
+
+    def both_have_begun() -> bool:
+        engine.allow()  # either thread may take the step
+        return sum(bool(turn.text) for turn in chat_stream.running_turns) == 2
+
+    await until(both_have_begun)
     waiting = [
         asyncio.create_task(read(client_of(server), f"waits-{number:0{1 + number % 2}}", ACCEPTS[number % 3]))
         for number in range(18)
@@ -129,36 +131,38 @@ async def test_who_leaves_before_or_while_streaming_is_told_of_as_that(
     await until(lambda: chat_stream.admission.waiting == 18)
     for asking in waiting:
         asking.cancel()
-    await until(lambda: len(told.messages) == 18)
-    assert {message for _, message in told.messages} == {BEFORE}
-    assert len({name for name, _ in told.messages}) == 18
-    told.messages.clear()
+    await until(lambda: len(recorder.messages) == 18)
+    assert {message for _, message in recorder.messages} == {BEFORE}
+    assert len({name for name, _ in recorder.messages}) == 18
+    recorder.messages.clear()
     for asking in streaming:
         asking.cancel()
-    await until(lambda: all(turn.ending for turn in running(server)))
+    await until(lambda: all(turn.ending for turn in chat_stream.running_turns))
     engine.allow(100)
-    await until(lambda: server.idle and len(told.messages) == 2)
-    assert dict(told.messages) == {"while-1": WHILE, "while-22": WHILE}
+    await until(lambda: server.idle and len(recorder.messages) == 2)
+    assert dict(recorder.messages) == {"while-1": WHILE, "while-22": WHILE}
     await asyncio.gather(*waiting, *streaming, return_exceptions=True)
 
 
 @pytest.mark.parametrize("accept", ACCEPTS)
-async def test_what_goes_wrong_is_told_with_its_reason(serve: Any, stepper: Any, client_of: Any, accept: str) -> None:
-    told, engine = Told(), stepper(fail_at=1)
-    server = await serve(ChatStream(engine=engine), told.answer)
+async def test_callbacks_receive_errors_with_their_reason(
+    serve: Serve, stepper: MakeStepper, client_of: ClientOf, accept: str
+) -> None:
+    recorder, engine = Recorder(), stepper(fail_at=1)
+    server = await serve(ChatStream(engine=engine), recorder.answer)
     await read(client_of(server), "empty", accept, user_input="")
     engine.allow(2)
     with contextlib.suppress(aiohttp.ClientError):
         await read(client_of(server), "fails", accept)
-    await until(lambda: len(told.messages) == 2)
-    messages = dict(told.messages)
+    await until(lambda: len(recorder.messages) == 2)
+    messages = dict(recorder.messages)
     assert messages["empty"].startswith("unknown_error_occurred: invalid_value: user_input")
     assert messages["fails"].startswith("unknown_error_occurred: internal_server_error")
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_a_callback_that_raises_is_logged_and_harms_nothing(
-    serve: Any, client_of: Any, caplog: pytest.LogCaptureFixture, is_async: bool
+async def test_an_exception_of_a_callback_is_logged_only(
+    serve: Serve, client_of: ClientOf, caplog: pytest.LogCaptureFixture, is_async: bool
 ) -> None:
     def plain(request: web.Request, message: str) -> None:
         raise ZeroDivisionError(f"the app broke on {message}")
@@ -177,10 +181,10 @@ async def test_a_callback_that_raises_is_logged_and_harms_nothing(
     assert server.idle
 
 
-async def test_a_slow_callback_holds_neither_the_slot_nor_the_response_nor_the_shutdown(
-    serve: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_slow_callback_delays_neither_slot_response_nor_shutdown(
+    serve: Serve, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiochatstream.web.streaming.callbacks.LAST_SECONDS", 0.01)
+    monkeypatch.setattr("aiochatstream.web.streaming.callbacks.CLOSE_SECONDS", 0.01)
     called, cancelled = asyncio.Event(), asyncio.Event()
 
     async def forever(request: web.Request, message: str) -> None:
@@ -204,7 +208,7 @@ async def test_a_slow_callback_holds_neither_the_slot_nor_the_response_nor_the_s
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "says"),
+    ("body", "status", "message"),
     [
         ({"user_input": "日本"}, 200, "日本 "),
         ({}, 422, "user_input"),
@@ -222,8 +226,8 @@ async def test_a_slow_callback_holds_neither_the_slot_nor_the_response_nor_the_s
     ],
     ids=lambda value: None if isinstance(value, dict | bytes) else str(value),
 )
-async def test_request_body_takes_the_place_of_the_body_and_is_validated_like_it(
-    serve: Any, client_of: Any, body: dict[str, Any] | bytes, status: int, says: str
+async def test_request_body_replaces_the_body_and_is_validated_like_it(
+    serve: Serve, client_of: ClientOf, body: dict[str, Any] | bytes, status: int, message: str
 ) -> None:
     async def answer(chat_stream: ChatStream, request: web.Request) -> web.StreamResponse:
         assert await request.read()
@@ -232,4 +236,4 @@ async def test_request_body_takes_the_place_of_the_body_and_is_validated_like_it
     server = await serve(ChatStream(engine=echo, limits=Limits(max_request_bytes=1024)), answer)
     async with ask(client_of(server), user_input="what is not asked") as response:
         assert response.status == status
-        assert says in await response.text()
+        assert message in await response.text()

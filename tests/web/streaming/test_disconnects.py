@@ -1,29 +1,36 @@
-"""Promises 2 and 3: a client that leaves frees its place within one step, and nothing is left behind."""
+"""Tests of promises 2 and 3: a disconnect frees the slot or the place in the queue within one step, without leaks."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
-from tests.helpers import Client, echo, post_bytes, sse_events, until
+from aiochatstream.runtime.turns import RunningTurn
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
+from tests.web.raw_requests import sending
 
 pytestmark = pytest.mark.both_loops
 
 both = pytest.mark.parametrize("handler_cancellation", [False, True], ids=["cancellation off", "cancellation on"])
 
 
-@pytest.fixture
-async def leave_after(client_of: Any) -> Any:
-    """Ask, and close the connection as soon as ``condition`` holds."""
+class LeaveAfter(Protocol):
+    async def __call__(self, client: Client, condition: Callable[[], object], accept: str = "text/plain") -> None: ...
 
-    async def ask_and_leave(client: Client, condition: Any, accept: str = "text/plain") -> None:
+
+@pytest.fixture
+async def leave_after() -> LeaveAfter:
+    """Return a function that sends a message, and disconnects as soon as a condition is true."""
+
+    async def ask_and_leave(client: Client, condition: Callable[[], object], accept: str = "text/plain") -> None:
         async def ask() -> None:
             async with client.post(accept=accept, user_input="hi") as response:
                 await response.read()
@@ -39,8 +46,13 @@ async def leave_after(client_of: Any) -> Any:
 
 @both
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_who_leaves_the_queue_frees_the_place_at_once(
-    start: Any, stepper: Any, client_of: Any, leave_after: Any, handler_cancellation: bool, accept: str
+async def test_a_disconnect_in_the_queue_frees_the_place_immediately(
+    start: StartServer,
+    stepper: MakeStepper,
+    client_of: ClientOf,
+    leave_after: LeaveAfter,
+    handler_cancellation: bool,
+    accept: str,
 ) -> None:
     engine = stepper()
     chat_stream = ChatStream(
@@ -53,14 +65,19 @@ async def test_who_leaves_the_queue_frees_the_place_at_once(
     await until(lambda: chat_stream.admission.waiting == 0)  # while the first one still runs
     engine.allow(1)
     await running
-    assert len(engine.calls) == 1  # nothing was generated for who left
+    assert len(engine.calls) == 1  # nothing was generated for the disconnected client
     assert server.idle
 
 
 @both
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_who_leaves_while_streaming_stops_the_generation_within_one_step(
-    start: Any, stepper: Any, client_of: Any, leave_after: Any, handler_cancellation: bool, accept: str
+async def test_a_disconnect_while_streaming_stops_the_generation_within_one_step(
+    start: StartServer,
+    stepper: MakeStepper,
+    client_of: ClientOf,
+    leave_after: LeaveAfter,
+    handler_cancellation: bool,
+    accept: str,
 ) -> None:
     engine = stepper()
     chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0)
@@ -69,7 +86,7 @@ async def test_who_leaves_while_streaming_stops_the_generation_within_one_step(
     engine.allow(3)
     await leave_after(client, lambda: any(turn.text == "1 2 3 " for turn in turns(chat_stream)), accept)
     await until(lambda: any(turn.ending for turn in turns(chat_stream)))
-    assert chat_stream.admission.running == 1  # the thread is still in its step: the slot is not given away
+    assert chat_stream.admission.running == 1  # the thread is still in its step, and keeps the slot
     async with client_of(server).post(user_input="too early") as response:
         assert response.status == 503
     engine.allow(1)
@@ -79,8 +96,13 @@ async def test_who_leaves_while_streaming_stops_the_generation_within_one_step(
 
 
 @both
-async def test_who_leaves_during_prefill_stops_it_within_one_piece(
-    start: Any, client_of: Any, leave_after: Any, model: Any, tokenizer: Any, handler_cancellation: bool
+async def test_a_disconnect_during_prefill_stops_it_within_one_chunk(
+    start: StartServer,
+    client_of: ClientOf,
+    leave_after: LeaveAfter,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    handler_cancellation: bool,
 ) -> None:
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=1, max_queue_size=0)
     server = await start(chat_stream, handler_cancellation=handler_cancellation)
@@ -108,7 +130,7 @@ async def test_who_leaves_during_prefill_stops_it_within_one_piece(
     asking.cancel()
     await until(lambda: all(turn.ending for turn in turns(chat_stream)))
     go_on.release()
-    await until(lambda: server.idle)  # the next piece may have begun by now, but none comes after it
+    await until(lambda: server.idle)  # at most one further chunk has begun
     go_on.release(100)
     assert (await client_of(server).say("And now?", params={"max_new_tokens": 2}))["usage"]["completion_tokens"] > 0
     assert pieces.count(pieces[0]) <= 2
@@ -116,8 +138,8 @@ async def test_who_leaves_during_prefill_stops_it_within_one_piece(
 
 
 @both
-async def test_what_was_said_before_the_client_left_is_kept_as_interrupted(
-    start: Any, stepper: Any, client_of: Any, handler_cancellation: bool
+async def test_the_text_before_a_disconnect_is_saved_as_interrupted(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     engine = stepper()
     server = await start(
@@ -139,8 +161,8 @@ async def test_what_was_said_before_the_client_left_is_kept_as_interrupted(
 
 
 @both
-async def test_after_a_storm_of_aborts_all_gauges_are_zero_and_the_next_one_is_served(
-    start: Any, client_of: Any, handler_cancellation: bool
+async def test_all_gauges_are_zero_after_many_aborts(
+    start: StartServer, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     def slow(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         for _ in range(50):
@@ -166,7 +188,9 @@ async def test_after_a_storm_of_aborts_all_gauges_are_zero_and_the_next_one_is_s
     assert (await client_of(server).say("hi"))["text"] == "word " * 50
 
 
-async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off(start: Any, client_of: Any) -> None:
+async def test_a_client_that_receives_nothing_keeps_no_slot_and_is_disconnected(
+    start: StartServer, client_of: ClientOf
+) -> None:
     calls = []
 
     def flood(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
@@ -181,8 +205,8 @@ async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
     try:
         writer.write(post_bytes('{"user_input":"hi"}'))
-        await until(lambda: calls and server.idle)  # generation is over although next to nothing was read
-        await until(lambda: not chat_stream.presence._watched)
+        await until(lambda: calls and server.idle)  # the generation has ended although hardly anything was read
+        await until(lambda: not len(chat_stream.disconnects))
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(200 * 100_000)
     finally:
@@ -190,7 +214,7 @@ async def test_a_reader_that_takes_nothing_does_not_hold_its_slot_and_is_cut_off
     assert (await client_of(server).session.get(f"{server.url}/healthz")).status == 200
 
 
-async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: Any, client_of: Any) -> None:
+async def test_a_client_can_disconnect_and_send_again_immediately(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     client = client_of(server)
     await client.say("hello")
@@ -201,11 +225,11 @@ async def test_a_client_that_leaves_and_sends_again_at_once_is_served(start: Any
     assert (await client.texts())[-2:] == ["again", "again "]
 
 
-def turns(chat_stream: ChatStream) -> list[Any]:
-    return list(chat_stream._turns._turns.values())
+def turns(chat_stream: ChatStream) -> list[RunningTurn]:
+    return chat_stream.running_turns
 
 
-async def test_a_client_that_sent_ahead_and_left_frees_its_place_too(start: Any, stepper: Any) -> None:
+async def test_a_disconnect_of_a_pipelining_client_frees_the_slot(start: StartServer, stepper: MakeStepper) -> None:
     """aiohttp reads no further while requests are piled up, so it does not see the end of the connection."""
     engine = stepper()
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0))
@@ -218,3 +242,18 @@ async def test_a_client_that_sent_ahead_and_left_frees_its_place_too(start: Any,
     await until(lambda: all(turn.ending for turn in turns(server.chat_stream)))
     engine.allow(1)
     await until(lambda: server.idle)
+
+
+async def test_an_error_of_one_watched_request_does_not_affect_the_others(
+    start: StartServer, stepper: MakeStepper
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1))
+    disconnects = server.chat_stream.disconnects
+    with disconnects.watch(object(), lambda: None):  # type: ignore[arg-type]
+        await until(lambda: not len(disconnects))
+        async with sending(server, post_bytes('{"user_input":"hi"}')):
+            await until(lambda: engine.calls)
+        await until(lambda: server.stopping)
+        engine.allow()
+        await until(lambda: server.idle)

@@ -1,4 +1,4 @@
-"""The formats of chatstream and its older versions, read by clients that know nothing but their descriptions."""
+"""Tests of the formats of chatstream and its older versions, with clients that follow their descriptions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
 import pytest
 
 from aiochatstream import ChatStream, GenerationParams, Limits
-from aiochatstream.web.streaming.formats import END_TOKEN, Exchange
-from tests.helpers import Client, echo, until
+from aiochatstream.web.streaming.formats import END_TOKEN, TurnResponse
+from tests.helpers import Client, ClientOf, MakeStepper, PendingResponse, StartServer, echo, until
 
 pytestmark = pytest.mark.both_loops
 
@@ -31,25 +32,25 @@ JAPANESE = ["フランス", "の首都は", "パリ", "です。", "🗼"]
 
 @dataclass
 class DocumentedClient:
-    """Splits on the token and keeps the last whole piece; what comes after that waits for more."""
+    """A client that splits at the end token, shows the last complete chunk, and buffers the rest."""
 
     shown: list[str] = field(default_factory=list)
-    _waiting: str = ""
-    _decoder: Any = field(default_factory=codecs.getincrementaldecoder("utf-8"))
+    _buffer: str = ""
+    _decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
 
     def feed(self, data: bytes) -> None:
-        *whole, self._waiting = (self._waiting + self._decoder.decode(data)).split("<::EOS::>")
-        if whole:
-            self.shown.append(whole[-1])
+        *chunks, self._buffer = (self._buffer + self._decoder.decode(data)).split("<::EOS::>")
+        if chunks:
+            self.shown.append(chunks[-1])
 
     @property
     def done(self) -> bool:
-        return self._waiting == ""
+        return self._buffer == ""
 
 
 @dataclass
-class Speaker:
-    """An engine that says the pieces one by one, each when the test allows it."""
+class PiecewiseEngine:
+    """An engine that yields each piece when the test allows it."""
 
     pieces: list[str]
     permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -68,26 +69,29 @@ class Speaker:
         self.permits.release(steps)
 
 
-@pytest.fixture
-async def speaker(start: Any) -> AsyncIterator[Callable[[list[str]], Speaker]]:
-    """``speaker(pieces)``; all may speak to their end when the test is over."""
-    made: list[Speaker] = []
+MakePiecewise = Callable[[list[str]], PiecewiseEngine]
 
-    def make(pieces: list[str]) -> Speaker:
-        made.append(Speaker(pieces))
-        return made[-1]
+
+@pytest.fixture
+async def piecewise(start: StartServer) -> AsyncIterator[MakePiecewise]:
+    """Yield a function that returns an engine for some pieces, which may finish after the test."""
+    engines: list[PiecewiseEngine] = []
+
+    def make(pieces: list[str]) -> PiecewiseEngine:
+        engines.append(PiecewiseEngine(pieces))
+        return engines[-1]
 
     yield make
-    for engine in made:
+    for engine in engines:
         engine.allow(10_000)
 
 
-def ask(client: Client, wire: dict[str, str], **body: Any) -> Any:
+def ask(client: Client, wire: dict[str, str], **body: Any) -> PendingResponse:
     return client.session.post(f"{client.url}/chat_stream", json=body, headers=wire)
 
 
-async def chunks_as_they_come(client: Client, wire: dict[str, str], engine: Speaker) -> list[bytes]:
-    """The answer's chunks, where each piece is said only when the one before it has arrived."""
+async def chunks_as_they_come(client: Client, wire: dict[str, str], engine: PiecewiseEngine) -> list[bytes]:
+    """Return the chunks of an answer, allowing each piece after the arrival of the previous one."""
     engine.allow()
     chunks = []
     async with ask(client, wire, user_input="hi") as response:
@@ -98,7 +102,7 @@ async def chunks_as_they_come(client: Client, wire: dict[str, str], engine: Spea
         assert response.headers["X-Accel-Buffering"] == "no"
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         async for chunk, _ in response.content.iter_chunks():
-            if chunk:  # the end comes as an empty one
+            if chunk:  # the end of the body is an empty chunk
                 chunks.append(chunk)
                 engine.allow()
     return chunks
@@ -109,10 +113,10 @@ def prefixes(pieces: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("pieces", [ENGLISH, JAPANESE], ids=["English", "Japanese"])
-async def test_each_chunk_is_the_whole_answer_so_far_and_the_token_however_the_network_cuts_it(
-    start: Any, client_of: Any, speaker: Any, pieces: list[str]
+async def test_each_chunk_is_the_whole_answer_so_far_and_the_end_token(
+    start: StartServer, client_of: ClientOf, piecewise: MakePiecewise, pieces: list[str]
 ) -> None:
-    engine = speaker(pieces)
+    engine = piecewise(pieces)
     client = client_of(await start(ChatStream(engine=engine)))
     chunks = await chunks_as_they_come(client, EOS, engine)
     assert [chunk.decode() for chunk in chunks] == [text + "<::EOS::>" for text in prefixes(pieces)]
@@ -131,9 +135,9 @@ async def test_each_chunk_is_the_whole_answer_so_far_and_the_token_however_the_n
 
 @pytest.mark.parametrize("pieces", [ENGLISH, JAPANESE], ids=["English", "Japanese"])
 async def test_each_read_of_the_older_format_is_the_whole_answer_so_far(
-    start: Any, client_of: Any, speaker: Any, pieces: list[str]
+    start: StartServer, client_of: ClientOf, piecewise: MakePiecewise, pieces: list[str]
 ) -> None:
-    engine = speaker(pieces)
+    engine = piecewise(pieces)
     client = client_of(await start(ChatStream(engine=engine)))
     engine.allow()
     shown = []
@@ -148,7 +152,7 @@ async def test_each_read_of_the_older_format_is_the_whole_answer_so_far(
     ("wire_format", "headers"), [("text", EOS), ("sse", EOS | {"Accept": "text/event-stream"}), ("json", EOS)]
 )
 async def test_the_header_takes_precedence_over_the_option_and_over_accept(
-    start: Any, client_of: Any, wire_format: Any, headers: dict[str, str]
+    start: StartServer, client_of: ClientOf, wire_format: Any, headers: dict[str, str]
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo, wire_format=wire_format)))
     async with ask(client, headers, user_input="a") as response:
@@ -156,8 +160,8 @@ async def test_the_header_takes_precedence_over_the_option_and_over_accept(
 
 
 @pytest.mark.parametrize("value", ["", "sse", "cumulative, cumulative-eos", "CUMULATIVE"])
-async def test_another_value_of_the_header_is_a_400_that_says_what_it_may_be(
-    start: Any, client_of: Any, value: str
+async def test_an_unknown_value_of_the_header_is_a_400_with_the_valid_values(
+    start: StartServer, client_of: ClientOf, value: str
 ) -> None:
     server = await start(ChatStream(engine=echo))
     async with ask(client_of(server), {"X-ChatStream-Wire": value}, user_input="hi") as response:
@@ -177,10 +181,10 @@ async def test_another_value_of_the_header_is_a_400_that_says_what_it_may_be(
         (["cut off: <::EOS::"], "cut off: <::EOS::"),
     ],
 )
-async def test_an_answer_that_says_the_token_breaks_no_framing(
-    start: Any, client_of: Any, speaker: Any, pieces: list[str], arrives: str
+async def test_an_end_token_in_the_answer_does_not_break_the_framing(
+    start: StartServer, client_of: ClientOf, piecewise: MakePiecewise, pieces: list[str], arrives: str
 ) -> None:
-    engine = speaker(pieces)
+    engine = piecewise(pieces)
     client = client_of(await start(ChatStream(engine=engine)))
     chunks = await chunks_as_they_come(client, EOS, engine)
     reader = DocumentedClient()
@@ -194,19 +198,23 @@ async def test_an_answer_that_says_the_token_breaks_no_framing(
 
 
 @both
-async def test_text_that_gathers_before_the_first_chunk_is_sent_once(
-    start: Any, client_of: Any, speaker: Any, monkeypatch: pytest.MonkeyPatch, wire: dict[str, str]
+async def test_text_that_accumulates_before_the_first_chunk_is_sent_once(
+    start: StartServer,
+    client_of: ClientOf,
+    piecewise: MakePiecewise,
+    monkeypatch: pytest.MonkeyPatch,
+    wire: dict[str, str],
 ) -> None:
-    engine = speaker(["word "] * 200)
+    engine = piecewise(["word "] * 200)
 
-    put_in_session = Exchange.put_in_session
+    save_session = TurnResponse.save_session
 
-    async def slowly(exchange: Exchange) -> None:
+    async def slowly(response: TurnResponse) -> None:
         engine.allow(1_000)
-        await until(exchange.turn.ended.is_set)
-        await put_in_session(exchange)
+        await until(response.turn.ended.is_set)
+        await save_session(response)
 
-    monkeypatch.setattr(Exchange, "put_in_session", slowly)
+    monkeypatch.setattr(TurnResponse, "save_session", slowly)
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1_000)))
     engine.allow()
     async with ask(client_of(server), wire, user_input="hi") as response:
@@ -215,21 +223,21 @@ async def test_text_that_gathers_before_the_first_chunk_is_sent_once(
 
 
 @both
-async def test_who_reads_slowly_gets_fewer_chunks_and_the_whole_answer(
-    start: Any, client_of: Any, speaker: Any, wire: dict[str, str]
+async def test_a_slow_client_gets_fewer_chunks_and_the_whole_answer(
+    start: StartServer, client_of: ClientOf, piecewise: MakePiecewise, wire: dict[str, str]
 ) -> None:
-    engine = speaker(["x" * 10_000] * 200)
+    engine = piecewise(["x" * 10_000] * 200)
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1_000)))
 
-    def said() -> int:
-        return max((len(turn.text) for turn in server.chat_stream._turns._turns.values()), default=0)
+    def text_length() -> int:
+        return max((len(turn.text) for turn in server.chat_stream.running_turns), default=0)
 
     engine.allow()
     client = client_of(server)
     async with ask(client, wire, user_input="hi") as response:
-        for step in range(2, 201):  # each is a delta of its own, and nothing of them is read
+        for step in range(2, 201):  # each step is a separate delta, and the client reads nothing
             engine.allow()
-            await until(lambda step=step: said() == step * 10_000)
+            await until(partial(lambda length: text_length() == length, step * 10_000))
         engine.allow()
         await until(lambda: server.idle)
         body = (await response.read()).decode()
@@ -238,8 +246,8 @@ async def test_who_reads_slowly_gets_fewer_chunks_and_the_whole_answer(
 
 
 @both
-async def test_an_answer_that_is_stopped_ends_in_order_with_what_was_said(
-    start: Any, stepper: Any, client_of: Any, wire: dict[str, str]
+async def test_a_stopped_answer_ends_normally_with_its_text(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, wire: dict[str, str]
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine))
@@ -249,19 +257,19 @@ async def test_an_answer_that_is_stopped_ends_in_order_with_what_was_said(
     async with ask(client, wire, user_input="hi") as response:
         assert (await response.content.readany()).decode() == "1 " + end
         stopping = asyncio.create_task(client.post("/chat_stream/stop").__aenter__())
-        await until(lambda: all(turn.ending for turn in server.chat_stream._turns._turns.values()))
+        await until(lambda: all(turn.ending for turn in server.chat_stream.running_turns))
         engine.allow()
         rest = (await response.read()).decode()
         (await stopping).release()
     assert rest in ("", "1 2 " + end)
-    said = "1 2 " if rest else "1 "
-    assert [(m["content"], m.get("state")) for m in await client.history()] == [("hi", None), (said, "interrupted")]
+    text = "1 2 " if rest else "1 "
+    assert [(m["content"], m.get("state")) for m in await client.history()] == [("hi", None), (text, "interrupted")]
     assert server.idle
 
 
 @both
-async def test_an_answer_that_breaks_off_never_looks_complete(
-    start: Any, stepper: Any, client_of: Any, wire: dict[str, str]
+async def test_a_failed_answer_never_looks_complete(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, wire: dict[str, str]
 ) -> None:
     engine = stepper(fail_at=1)
     client = client_of(await start(ChatStream(engine=engine)))
@@ -274,7 +282,7 @@ async def test_an_answer_that_breaks_off_never_looks_complete(
 
 
 @both
-async def test_regenerate_replaces_the_answer(start: Any, client_of: Any, wire: dict[str, str]) -> None:
+async def test_regenerate_replaces_the_answer(start: StartServer, client_of: ClientOf, wire: dict[str, str]) -> None:
     answers = iter(["first", "second"])
 
     def answer(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
@@ -293,7 +301,9 @@ async def test_regenerate_replaces_the_answer(start: Any, client_of: Any, wire: 
 
 
 @both
-async def test_what_is_refused_has_its_status(start: Any, stepper: Any, client_of: Any, wire: dict[str, str]) -> None:
+async def test_refused_requests_have_their_status(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, wire: dict[str, str]
+) -> None:
     engine = stepper(fail_at=0)
     limits = Limits(overload_status=429)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, limits=limits))
