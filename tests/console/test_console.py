@@ -164,7 +164,7 @@ async def test_params_apply_to_the_next_answers(open_: Open) -> None:
         ("/save {folder}/missing/file", "{folder}/missing/file: No such file or directory."),
         ("/load {folder}/missing", "{folder}/missing: No such file or directory."),
         ("/load {folder}/notes", "{folder}/notes is not a conversation file: "),
-        ("/load {folder}/odd", "{folder}/odd is not a conversation file: messages: must be of user and"),
+        ("/load {folder}/odd", "{folder}/odd is not a conversation file: messages: must alternate"),
         ("/regenerate", "This conversation has no message to answer again."),
     ],
 )

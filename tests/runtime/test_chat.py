@@ -129,7 +129,7 @@ async def test_the_locale_selects_the_language_of_log_lines(
         engine.allow(1)
         await anext(answer)
         engine.allow(100)
-    assert "1 件の回答を停止します" in caplog.text
+    assert "1 件の応答を停止します" in caplog.text
     await answer.aclose()
 
 
