@@ -72,9 +72,7 @@ async def test_a_conversation_with_a_running_turn_is_never_evicted(start: Any, c
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_stop_ends_the_answer_and_saves_its_text(
-    start: Any, stepper: Any, client_of: Any, accept: str
-) -> None:
+async def test_stop_ends_the_answer_and_saves_its_text(start: Any, stepper: Any, client_of: Any, accept: str) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_new_tokens=4))
     client = client_of(server)
@@ -402,9 +400,7 @@ async def test_errors_of_chatstream_endpoints_have_both_sets_of_keys(start: Any,
     assert body["message"] == body["detail"]
 
 
-async def test_a_turn_that_begins_during_a_clear_does_not_restore_the_conversation(
-    start: Any, client_of: Any
-) -> None:
+async def test_a_turn_that_begins_during_a_clear_does_not_restore_the_conversation(start: Any, client_of: Any) -> None:
     """With a store that takes its time, as a database does."""
     loading, go_on = asyncio.Event(), asyncio.Event()
 
@@ -442,9 +438,7 @@ async def test_a_complete_answer_is_saved_even_if_the_engine_then_fails(start: A
     assert await client.texts() == ["hi", "whole"]
 
 
-async def test_replacements_apply_across_chunks_to_the_response_and_the_history(
-    start: Any, client_of: Any
-) -> None:
+async def test_replacements_apply_across_chunks_to_the_response_and_the_history(start: Any, client_of: Any) -> None:
     class Lines(AbstractChatPrompt):
         def create_prompt(self) -> str:
             return self.message
@@ -522,7 +516,9 @@ async def test_a_failed_continuation_leaves_the_answer_unchanged(start: Any, ste
     assert await client.history() == before
 
 
-async def test_history_contains_the_whole_answer_during_a_continuation(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_history_contains_the_whole_answer_during_a_continuation(
+    start: Any, stepper: Any, client_of: Any
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, max_new_tokens=2))
     client = client_of(server)
@@ -539,9 +535,7 @@ async def test_history_contains_the_whole_answer_during_a_continuation(start: An
     await going_on
 
 
-async def test_the_model_continues_its_own_text(
-    start: Any, model: Any, tokenizer: Any, client_of: Any
-) -> None:
+async def test_the_model_continues_its_own_text(start: Any, model: Any, tokenizer: Any, client_of: Any) -> None:
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24)
     client = client_of(await start(chat_stream))
     question = "What is the capital of France?"

@@ -168,9 +168,7 @@ async def test_a_commit_token_remains_valid_after_key_rotation(worker: Any, clie
     assert await rotated.texts() == ["one", "one "]
 
 
-async def test_regenerated_and_edited_answers_can_be_committed(
-    worker: Any, client_of: Any, stepper: Any
-) -> None:
+async def test_regenerated_and_edited_answers_can_be_committed(worker: Any, client_of: Any, stepper: Any) -> None:
     engine = stepper()
     client = client_of(await worker(engine=engine, max_new_tokens=2))
     engine.allow(100)
@@ -184,9 +182,7 @@ async def test_regenerated_and_edited_answers_can_be_committed(
     assert await other.texts() == ["another", "1 2 "]
 
 
-async def test_an_answer_too_large_for_a_cookie_is_reported_and_not_stored(
-    worker: Any, client_of: Any
-) -> None:
+async def test_an_answer_too_large_for_a_cookie_is_reported_and_not_stored(worker: Any, client_of: Any) -> None:
     client = client_of(await worker(max_new_tokens=5000, context_len=6000))
     await told(client, "short")
     last = await streamed(client, " ".join(str(number * 7919) for number in range(3000)))
@@ -232,9 +228,7 @@ async def test_after_a_failure_every_worker_continues_with_the_previous_turn(
     await told(other, "three")
 
 
-async def test_a_commit_token_can_extend_an_older_cookie(
-    worker: Any, client_of: Any
-) -> None:
+async def test_a_commit_token_can_extend_an_older_cookie(worker: Any, client_of: Any) -> None:
     client = client_of(await worker())
     await told(client, "one")
     old = {cookie.key: cookie.value for cookie in client.session.cookie_jar}

@@ -56,9 +56,7 @@ def moved(client: Client, server: Server) -> Client:
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_the_cookie_stores_several_turns_encrypted(
-    start_worker: Any, client_of: Any, accept: str
-) -> None:
+async def test_the_cookie_stores_several_turns_encrypted(start_worker: Any, client_of: Any, accept: str) -> None:
     client = client_of(await start_worker())
     for text in ("unmistakable", "two", "three"):
         await ask(client, text, accept)
@@ -100,9 +98,7 @@ async def test_another_worker_reports_answer_elsewhere_and_loses_nothing(
     assert await client.texts() == ["one", "1 2 ", "two", "1 2 "]
 
 
-async def test_clear_context_abandons_a_lost_answer(
-    start_worker: Any, stepper: Any, client_of: Any
-) -> None:
+async def test_clear_context_abandons_a_lost_answer(start_worker: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     client = client_of(await start_worker(engine=engine, max_new_tokens=2))
     await stream(client, engine, "one")
@@ -152,7 +148,9 @@ async def test_history_with_abandon_lost_abandons_a_lost_answer(
     assert await ask(restarted, "three") == "three "
 
 
-async def test_abandon_lost_has_no_effect_in_the_process_that_has_the_answer(start_worker: Any, stepper: Any, client_of: Any) -> None:
+async def test_abandon_lost_has_no_effect_in_the_process_that_has_the_answer(
+    start_worker: Any, stepper: Any, client_of: Any
+) -> None:
     engine = stepper()
     client = client_of(await start_worker(engine=engine, max_new_tokens=2))
     await stream(client, engine, "one")
@@ -177,7 +175,9 @@ async def test_an_answer_is_interrupted_if_its_client_disconnects(
     assert history[0]["content"] == "one"
 
 
-async def test_a_failed_turn_changes_neither_the_cookie_nor_the_history(start_worker: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_failed_turn_changes_neither_the_cookie_nor_the_history(
+    start_worker: Any, stepper: Any, client_of: Any
+) -> None:
     engine = stepper()
     client = client_of(await start_worker(engine=engine, max_new_tokens=1))
     engine.allow(1)
@@ -209,9 +209,7 @@ async def test_concurrent_conversations_of_a_user_are_independent(start_worker: 
 
 
 @pytest.mark.parametrize("word", ["word", "日本語"])
-async def test_the_oldest_turns_are_dropped_to_fit_the_cookie(
-    start_worker: Any, client_of: Any, word: str
-) -> None:
+async def test_the_oldest_turns_are_dropped_to_fit_the_cookie(start_worker: Any, client_of: Any, word: str) -> None:
     server = await start_worker()
     client = client_of(server)
     letters = random.Random(1)  # noqa: S311
@@ -323,9 +321,7 @@ async def test_a_cookie_that_is_not_utf8_is_a_new_user(start_worker: Any, option
     assert b"Set-Cookie" in answer
 
 
-async def test_a_second_conversation_keeps_its_turns_beside_a_large_one(
-    start_worker: Any, client_of: Any
-) -> None:
+async def test_a_second_conversation_keeps_its_turns_beside_a_large_one(start_worker: Any, client_of: Any) -> None:
     client = client_of(await start_worker())
     for turn in range(15):
         async with client.post(user_input=f"{turn} " + " ".join(str(turn * n) for n in range(120))) as response:

@@ -148,9 +148,7 @@ async def test_conversations_can_be_in_a_store_of_the_application(start: Any, cl
     assert await client.texts() == ["one", "one ", "two", "two "]
 
 
-async def test_a_concurrent_change_in_the_store_is_not_overwritten(
-    start: Any, stepper: Any, client_of: Any
-) -> None:
+async def test_a_concurrent_change_in_the_store_is_not_overwritten(start: Any, stepper: Any, client_of: Any) -> None:
     database, engine = Database(), stepper()
     server = await start(ChatStream(engine=engine, conversation_store=database, max_new_tokens=1))
     client = client_of(server)
