@@ -313,9 +313,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert not any(ticket.running for ticket in self.waiting + self.released + following)
         assert not any(ticket.position for ticket in self.released + following)
         assert [ticket.position for ticket in self.waiting] == list(range(1, len(self.waiting) + 1))
-        assert not self.waiting or self.admission.running == self.admission.slots, (
-            "a slot is free"
-        )
+        assert not self.waiting or self.admission.running == self.admission.slots, "a slot is free"
 
 
 AdmissionMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
