@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from aiochatstream.engines.transformers import TransformersEngine
     from aiochatstream.errors import ChatStreamError
-    from aiochatstream.params import GenerationParams
+    from aiochatstream.params import GenerationParams, Limits, ParamLimits
     from aiochatstream.progress import LoadTime
     from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
     from aiochatstream.sessions import CookieStorage, MemoryStorage
@@ -49,9 +49,11 @@ _MODULES = {
     "FeedbackFile": "web.feedback",
     "FunctionEngine": "engines",
     "GenerationParams": "params",
+    "Limits": "params",
     "LoadTime": "progress",
     "MemoryConversationStore": "conversations.memory_store",
     "MemoryStorage": "sessions",
+    "ParamLimits": "params",
     "Prompt": "engines",
     "RecordingEngine": "engines",
     "RedisConversationStore": "conversations.redis_store",
@@ -82,9 +84,11 @@ __all__ = [
     "FeedbackFile",
     "FunctionEngine",
     "GenerationParams",
+    "Limits",
     "LoadTime",
     "MemoryConversationStore",
     "MemoryStorage",
+    "ParamLimits",
     "Prompt",
     "RecordingEngine",
     "RedisConversationStore",

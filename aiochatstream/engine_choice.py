@@ -1,4 +1,4 @@
-"""What a ChatStream is given to answer with: an engine or what to make one of, and a prompt class or what tells it."""
+"""Engine and prompt class from the constructor's arguments."""
 
 from __future__ import annotations
 
@@ -6,56 +6,53 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from aiochatstream.engines import Engine, FunctionEngine, TextFunction, TokenSampler
+from aiochatstream.engines import Engine, FunctionEngine, TextFunction
 from aiochatstream.prompts import AbstractChatPrompt
 
+PromptClassOf = Callable[[Any], type[AbstractChatPrompt]]
+"""Function that returns the prompt class for a tokenizer."""
 
-def prompt_class_of(
-    given: type[AbstractChatPrompt] | Callable[[Any], type[AbstractChatPrompt]], add_special_tokens: bool | None
-) -> Callable[[Any], type[AbstractChatPrompt]]:
-    """What tells the prompt class when the tokenizer is there. Raises TypeError or ValueError for what is none."""
-    if add_special_tokens is not None and not isinstance(add_special_tokens, bool):
-        raise ValueError(f"add_special_tokens: must be True, False or None, not {add_special_tokens!r}.")
 
-    def checked(found: Any, what: str) -> type[AbstractChatPrompt]:
-        if not (inspect.isclass(found) and issubclass(found, AbstractChatPrompt)):
-            raise TypeError(
-                f"chat_prompt_clazz: {what} a subclass of AbstractChatPrompt (the class itself, not an object of it), "
-                f"not {found!r}."
-            )
-        if add_special_tokens is None:
-            return found
-        return type(found.__name__, (found,), {"add_special_tokens": add_special_tokens})
+def choose_prompt_class(chat_prompt_clazz: type[AbstractChatPrompt] | PromptClassOf) -> PromptClassOf:
+    """Return a function that returns the prompt class, and raises TypeError if it is invalid for a tokenizer.
 
-    if callable(given) and not inspect.isclass(given):
-        return lambda tokenizer: checked(given(tokenizer), "the function must return")
-    prompt_class = checked(given, "must be")
+    Raises TypeError if ``chat_prompt_clazz`` is neither a prompt class nor a function.
+    """
+
+    def check(prompt_class: Any, subject: str) -> type[AbstractChatPrompt]:
+        if inspect.isclass(prompt_class) and issubclass(prompt_class, AbstractChatPrompt):
+            return prompt_class
+        raise TypeError(
+            f"chat_prompt_clazz: {subject} a subclass of AbstractChatPrompt (the class itself, not an instance), "
+            f"not {prompt_class!r}."
+        )
+
+    if callable(chat_prompt_clazz) and not inspect.isclass(chat_prompt_clazz):
+        return lambda tokenizer: check(chat_prompt_clazz(tokenizer), "the function must return")
+    prompt_class = check(chat_prompt_clazz, "must be")
     return lambda _: prompt_class
 
 
-def engine_of(
-    engine: Engine | TextFunction | None,
-    model: Any,
-    tokenizer: Any,
-    device: Any,
-    token_sampler: TokenSampler | None,
-) -> Engine:
-    """The engine that is given, or one of the model. Raises TypeError where there is neither, or both."""
-    if engine is not None:
-        if token_sampler is not None:
-            raise TypeError("token_sampler: goes with model and tokenizer; give it to the engine itself.")
-        if model is not None or tokenizer is not None:
-            raise TypeError("engine: takes the place of model and tokenizer; give one or the other.")
-        if isinstance(engine, Engine):
-            return engine
-        if not callable(engine) or inspect.iscoroutinefunction(engine) or inspect.isasyncgenfunction(engine):
-            raise TypeError(
-                f"engine: must be an Engine or a plain generator function of (messages, params), not {engine!r}."
-            )
-        return FunctionEngine(engine)
+def choose_engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, device: Any) -> Engine:
+    """Return ``engine``, or an engine for the model. Raises TypeError for both, for neither, and for other objects."""
+    if engine is None:
+        return transformers_engine(model, tokenizer, device)
+    if model is not None or tokenizer is not None:
+        raise TypeError("engine: must be absent if model and tokenizer are specified.")
+    if isinstance(engine, Engine):
+        return engine
+    if not callable(engine) or inspect.iscoroutinefunction(engine) or inspect.isasyncgenfunction(engine):
+        raise TypeError(
+            f"engine: must be an Engine or a plain generator function of (messages, params), not {engine!r}."
+        )
+    return FunctionEngine(engine)
+
+
+def transformers_engine(model: Any, tokenizer: Any, device: Any, **options: Any) -> Engine:
+    """Return a TransformersEngine. Raises TypeError if the model or the tokenizer is missing."""
     for name, value in (("model", model), ("tokenizer", tokenizer)):
         if value is None:
-            raise TypeError(f"{name}: give a loaded HuggingFace {name}, or a function that loads it.")
+            raise TypeError(f"{name}: must be a loaded HuggingFace {name} or a function that loads it.")
     from aiochatstream.engines.transformers import TransformersEngine  # here, so that importing the package is light
 
-    return TransformersEngine(model, tokenizer, device, token_sampler=token_sampler)
+    return TransformersEngine(model, tokenizer, device, **options)

@@ -14,6 +14,7 @@ from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
 
 WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
+"""Format of an answer."""
 
 STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -338,8 +339,6 @@ class Limits(ServerOptions):
     shutdown_timeout: time that running answers have to finish at shutdown. Below gunicorn's ``graceful_timeout``.
     max_request_bytes: maximum size of a request's body, 1024 to 2**30 bytes. The app's ``client_max_size`` also
         applies.
-    wire_format: format of answers if the request's headers do not choose one: ``text``, ``sse``, ``json``,
-        ``chatstream`` or ``chatstream-older``.
     overload_status: HTTP status of requests that a full queue refuses, 503 or 429.
     """
 
@@ -354,31 +353,7 @@ class Limits(ServerOptions):
     max_request_bytes: Annotated[
         int, Field(ge=1024, le=1 << 30, description="a number of bytes from 1024 to 2**30")
     ] = 1 << 20
-    wire_format: Annotated[
-        WireFormat, Field(description="'text', 'sse', 'json', 'chatstream' or 'chatstream-older'")
-    ] = "text"
     overload_status: Annotated[Literal[503, 429], Field(description="503 or 429")] = 503
-
-
-def choose_overload_status(overload_status: int | None, too_many_request_as_http_error: bool) -> int:
-    """Return the HTTP status of a full queue.
-
-    :param overload_status: None is the default, 503.
-    :param too_many_request_as_http_error: chatstream's option: True is 429. False means status 200 in chatstream, and
-        changes nothing here.
-
-    Raises ValueError if the options contradict each other.
-    """
-    if not isinstance(too_many_request_as_http_error, bool):
-        raise ValueError("too_many_request_as_http_error: must be true or false.")
-    if not too_many_request_as_http_error:
-        return 503 if overload_status is None else overload_status
-    if overload_status not in (None, 429):
-        raise ValueError(
-            f"too_many_request_as_http_error: means overload_status=429, but overload_status is {overload_status!r}; "
-            f"specify only one."
-        )
-    return 429
 
 
 ModelType = TypeVar("ModelType", bound=BaseModel)

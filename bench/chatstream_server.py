@@ -1,4 +1,4 @@
-"""chatstream 0.3.0 serving a model's folder, or its mock answers: run by the python of its own environment."""
+"""A server with chatstream 0.3.0, for a model or for mock answers. Runs in chatstream's own environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 
 def load_model(folder: Path) -> Any:
-    """A model that transformers 5 saved, in transformers 4.39, which looks for two things in other places."""
+    """Load a model saved by transformers 5 with transformers 4.39, which reads two settings elsewhere."""
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = AutoConfig.from_pretrained(folder)
     config.rope_theta = saved.get("rope_parameters", saved)["rope_theta"]
@@ -26,29 +26,29 @@ def load_model(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """A tokenizer that transformers 5 saved: its merges are pairs, which tokenizers 0.15 wants as one string."""
+    """Load a tokenizer saved by transformers 5, whose merges are pairs; tokenizers 0.15 requires strings."""
     saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     saved["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in saved["model"]["merges"]]
-    special = {name: named[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in named}
+    special = {name: config[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in config}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(saved)), **special)
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--slots", type=int, default=2, help="answers that it makes at a time (its own default: 2)")
-    parser.add_argument("--queue", type=int, default=5, help="requests that may wait (its own default: 5)")
+    parser.add_argument("--slots", type=int, default=2, help="concurrent answers (chatstream's default: 2)")
+    parser.add_argument("--queue", type=int, default=5, help="waiting requests (chatstream's default: 5)")
     parser.add_argument("--max-tokens", type=int, default=64)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", type=Path, metavar="FOLDER")
-    what.add_argument("--mock", action="store_true", help="answer with the message's own words, a piece for each")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", type=Path, metavar="FOLDER")
+    source.add_argument("--mock", action="store_true", help="echo the message word by word")
     return parser.parse_args()
 
 
 def main() -> None:
     options = read_options()
-    chosen: dict[str, Any] = (
+    backend: dict[str, Any] = (
         {
             "use_mock_response": True,
             "mock_params": {"type": "echo", "initial_wait_sec": 0, "time_per_token_sec": 0},
@@ -57,7 +57,7 @@ def main() -> None:
         else {"model": load_model(options.model), "tokenizer": load_tokenizer(options.model)}
     )
     chat_stream = ChatStream(
-        **chosen,
+        **backend,
         device=torch.device("cpu"),
         num_gpus=0,
         num_of_concurrent_executions=options.slots,

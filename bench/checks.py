@@ -1,4 +1,4 @@
-"""What a soak is judged by."""
+"""Checks of a soak test."""
 
 from __future__ import annotations
 
@@ -6,41 +6,52 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
+from typing import Any
 
 from common import table
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the verdict. ``measured`` None: it could not be had, which is a fault where it is ``needed``."""
+    """A measured value and its limit. ``measured`` is None if unknown, which fails a ``required`` check."""
 
     name: str
     measured: float | None
     limit: float
     detail: str = ""
-    needed: bool = False
+    required: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "measured": self.measured,
+            "limit": self.limit,
+            "detail": self.detail,
+            "needed": self.required,
+            "word": self.word,
+        }
 
     @property
-    def holds(self) -> bool:
-        return not self.needed if self.measured is None else self.measured <= self.limit
+    def passed(self) -> bool:
+        return not self.required if self.measured is None else self.measured <= self.limit
 
     @property
     def word(self) -> str:
-        if not self.holds:
+        if not self.passed:
             return "FAILED"
         return "not measured" if self.measured is None else "ok"
 
 
 @dataclass
 class Sample:
-    """How the server process was at a moment."""
+    """Resident memory of the server process after a number of requests."""
 
     requests: int
     rss: int
 
 
 def memory_growth(samples: Sequence[Sample]) -> float | None:
-    """KiB per 1,000 requests, over the second half of the requests; None where there are too few."""
+    """Return KiB per 1,000 requests over the second half of the requests; None if there are too few samples."""
     half = [sample for sample in samples if sample.requests >= samples[-1].requests / 2]
     requests = [float(sample.requests) for sample in half]
     if len(set(requests)) < 3:
@@ -49,20 +60,16 @@ def memory_growth(samples: Sequence[Sample]) -> float | None:
 
 
 def render_traffic(actions: Counter[str], outcomes: Counter[str]) -> str:
-    done = [*actions.most_common(), *((f"-> {name}", count) for name, count in outcomes.most_common())]
-    return table(("traffic", "requests"), [(name, str(count)) for name, count in done])
+    counts = [*actions.most_common(), *((f"-> {name}", count) for name, count in outcomes.most_common())]
+    return table(("traffic", "requests"), [(name, str(count)) for name, count in counts])
 
 
-def render_verdict(checks: Sequence[Check], word: str) -> str:
+def render_checks(checks: Sequence[Check], result: str) -> str:
     rows = [
         (check.name, "-" if check.measured is None else f"{check.measured:.0f}", f"{check.limit:.0f}", check.word)
         for check in checks
     ]
-    lines = [table(("check", "measured", "limit", "verdict"), rows)]
-    lines += [f"{check.name}: {check.detail}" for check in checks if not check.holds and check.detail]
-    lines.append(f"\nVERDICT: {word}")
+    lines = [table(("check", "measured", "limit", "result"), rows)]
+    lines += [f"{check.name}: {check.detail}" for check in checks if not check.passed and check.detail]
+    lines.append(f"\nRESULT: {result}")
     return "\n".join(lines)
-
-
-def first(sentences: list[str]) -> str:
-    return sentences[0][:100] if sentences else ""

@@ -1,4 +1,4 @@
-"""What the scripts in this folder share: options, medians, tables and JSON files."""
+"""Shared by the scripts in this folder: options, medians, tables and JSON files."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ INTERRUPTED = 130
 SCHEMA_VERSION = 1
 ROOT = Path(__file__).parent.parent
 PATH = re.compile(r"""(?<![^\s=:,"'(\[])/[^/\s"',)\]]+(?:/[^/\s"',:)\]]+)+""")
-"""An absolute path within other text; what follows http:/ is none."""
+"""An absolute path in other text, but not the part of a URL after ``http:/``."""
 HERE = {Path.home(), ROOT, Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(sys.base_prefix)}
 KNOWN = re.compile(
     "(?:"
     + "|".join(re.escape(str(path)) for path in sorted(HERE, reverse=True) if path != Path(path.anchor))
     + r""")(?![\w.-])(?:/[^/\s"',:;)\]}<>\\]+)*/?"""
 )
-"""A path into a folder that is surely of this machine, whatever stands before it."""
+"""A path into a folder that is certainly on this machine, after any character."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of several rounds, and the least and most of them."""
+    """Median, minimum and maximum of several rounds."""
 
     median: float
     low: float
@@ -52,81 +52,80 @@ class Spread:
         return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """An option's type: a whole number within bounds."""
+def integer(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Return the type of an option that is an integer in a range."""
 
-    def read(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not minimum <= int(text) <= maximum:
+            raise argparse.ArgumentTypeError(f"must be an integer from {minimum} to {maximum}, not {text!r}")
         return int(text)
 
-    return read
+    return parse
 
 
-def number(least: float, most: float) -> Callable[[str], float]:
-    """An option's type: a number within bounds."""
+def number(minimum: float, maximum: float) -> Callable[[str], float]:
+    """Return the type of an option that is a number in a range."""
 
-    def read(text: str) -> float:
+    def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must be a number from {least:g} to {most:g}, not {text!r}")
+        if not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"must be a number from {minimum:g} to {maximum:g}, not {text!r}")
         return value
 
-    return read
+    return parse
 
 
-def wholes(least: int, most: int) -> Callable[[str], list[int]]:
-    """An option's type: whole numbers with commas between them."""
-    read = whole(least, most)
-    return lambda text: [read(part) for part in text.split(",")]
+def integers(minimum: int, maximum: int) -> Callable[[str], list[int]]:
+    """Return the type of an option that is a list of integers, separated by commas."""
+    parse = integer(minimum, maximum)
+    return lambda text: [parse(part) for part in text.split(",")]
 
 
 def json_file(text: str) -> Path:
-    """An option's type: a file that can be written."""
+    """Return the path of a file that can be written."""
     file = Path(text)
     if file.is_dir() or not file.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{file} cannot be written: it is a folder or lies in none")
+        raise argparse.ArgumentTypeError(f"{file} cannot be written: it is a folder, or its folder is missing")
     return file
 
 
-def parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    """A parser that keeps the texts' lines as they are, with the option that every script has."""
-    made = argparse.ArgumentParser(
+def new_parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    """Return a parser with the option ``--json`` that keeps line breaks of the texts."""
+    parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--json", type=json_file, metavar="FILE", help="write everything there, with the environment")
-    return made
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="file for all results, with the environment")
+    return parser
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need: the first to the left, the others to the right."""
+    """Return a table as text. The first column is aligned to the left, the others to the right."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
 
 
 def progress(sentence: str, *, live: bool = False) -> None:
-    """Say on stderr how far it is. ``live``: over the line before, in a terminal."""
-    over = live and sys.stderr.isatty()
-    print(f"{sentence:<100}" if over else sentence, end="\r" if over else "\n", file=sys.stderr, flush=True)
+    """Report progress on stderr. With ``live``, overwrite the line before, if stderr is a terminal."""
+    overwrite = live and sys.stderr.isatty()
+    print(f"{sentence:<100}" if overwrite else sentence, end="\r" if overwrite else "\n", file=sys.stderr, flush=True)
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
-    """Run ``main`` and exit with its code. What else would end the script at once ends it as Ctrl-C does, so that it
-    stops what it started."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would not hear it
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    """Run ``main`` and exit with its code. Treat other terminating signals like Ctrl-C, so that it cleans up."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background jobs ignore it
+    for signal_number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(signal_number) != signal.SIG_IGN:  # nohup
+            signal.signal(signal_number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         sys.exit(main())
     except KeyboardInterrupt:
@@ -134,23 +133,23 @@ def run_script(main: Callable[[], int]) -> NoReturn:
 
 
 def command(script: str) -> str:
-    """The command line as it was typed."""
+    """Return the command line of this process."""
     return shlex.join(["python", f"bench/{script}.py", *sys.argv[1:]])
 
 
 def without_paths(text: str) -> str:
-    """``text`` without the absolute paths of this machine: as seen from this project, elsewhere the last name only."""
+    """Return ``text`` with absolute paths replaced: relative to this project, otherwise by the last name only."""
 
-    def shorten(found: re.Match[str]) -> str:
-        path = Path(os.path.normpath(found[0]))
+    def shorten(match: re.Match[str]) -> str:
+        path = Path(os.path.normpath(match[0]))
         if path.is_relative_to(ROOT):
             return str(path.relative_to(ROOT))
         return "~" if path == Path.home() else path.name
 
-    def shorten_if_here(found: re.Match[str]) -> str:
-        return shorten(found) if Path(found[0]).parent.exists() else found[0]  # of a URL, or in a model's name
+    def shorten_existing(match: re.Match[str]) -> str:
+        return shorten(match) if Path(match[0]).parent.exists() else match[0]  # part of a URL or a model's name
 
-    return PATH.sub(shorten_if_here, KNOWN.sub(shorten, text))
+    return PATH.sub(shorten_existing, KNOWN.sub(shorten, text))
 
 
 def write_json(
@@ -160,12 +159,12 @@ def write_json(
     *,
     interrupted: bool,
     hidden: Collection[str] = (),
-    **more: str,
+    **versions: str,
 ) -> None:
-    """Write ``--json``, where it was asked for. It is meant to be shown: no path of this machine is in it.
+    """Write the file of ``--json``, if it is set, without paths of this machine.
 
-    :param hidden: options that are not told.
-    :param more: versions.
+    :param hidden: options that the file does not contain.
+    :param versions: versions of software besides those of aiochatstream's environment.
     """
     if options.json is None:
         return
@@ -177,7 +176,7 @@ def write_json(
         "interrupted": interrupted,
         "command": command(script),
         "parameters": parameters,
-        "environment": {**environment(), **more},
+        "environment": {**environment(), **versions},
         **results,
     }
     text = without_paths(json.dumps(report, ensure_ascii=False, indent=1, default=str))

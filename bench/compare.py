@@ -1,4 +1,4 @@
-"""``python bench/compare.py SERVER...``: the same work for several servers in turn, and what one is to the other."""
+"""``python bench/compare.py SERVER...``: compare several servers with the same requests, in turn."""
 
 from __future__ import annotations
 
@@ -13,262 +13,280 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from common import FAILED, INTERRUPTED, OK, WRONG_USE, number, parser, progress, run_script, whole, wholes, write_json
+from common import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    WRONG_USE,
+    integer,
+    integers,
+    new_parser,
+    number,
+    progress,
+    run_script,
+    write_json,
+)
 from peers import PEERS, PRESETS
 from ratios import Round, ratios, remarks, render, unique
-from server_process import Program, listening, program
-from server_specs import Contestant, read
+from server_process import ServerProcess, is_listening, running_process
+from server_specs import ServerSpec, parse_spec
 from servers import new_event_loop
 
 from aiochatstream.bench import tokens
 from aiochatstream.bench.command import KEEPALIVE_SECONDS, NotReady, probe
-from aiochatstream.bench.load import Load
+from aiochatstream.bench.load import LoadRun
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.plan import Plan
 from aiochatstream.bench.prompts import Prompts
 from aiochatstream.bench.protocols import PROTOCOLS, Target
 from aiochatstream.bench.request import Clock
+from aiochatstream.extras import MissingExtra
 
 WARM_UP = 2
-"""Requests at once, unmeasured, after a server has started and answered its first."""
+"""Concurrent unmeasured requests after a server has answered its first."""
 POLL_SECONDS = 0.2
 
 HELP = f"""\
-Each SERVER is one of
+SERVER is one of
   NAME of a preset             {", ".join(PRESETS)}
-  NAME[:PROTOCOL]=URL          one that runs
-  NAME[:PROTOCOL]=COMMAND      one that is started, with {{port}} where the port belongs that it shall listen on
+  NAME[:PROTOCOL]=URL          a running server
+  NAME[:PROTOCOL]=COMMAND      a command line that starts a server, with {{port}} for the port to listen on
 PROTOCOL is sse (default), text, openai or chatstream, as in `aiochatstream bench --help`, which defines the metrics.
 
-A server that is started gets a port of its own and is ready when it has answered one request; then {WARM_UP} more warm
-it up. While others have their turn it is paused (SIGSTOP), so that it takes no processor time, but all stay in memory;
-in the end it is stopped with all that it started. A server at a URL is never paused: it should be idle by itself.
+A started server listens on its own port and is ready when it has answered a request; {WARM_UP} more requests warm it
+up. It is paused (SIGSTOP) during the turns of other servers, so that it uses no CPU time, but remains in memory. In the
+end it is stopped with all its child processes. Servers at URLs are not paused and should be idle otherwise.
 
-At each concurrency, --rounds times, each server in turn (A B C A B C ...) is asked the same prompts by so many users,
-each of whom asks again as soon as its answer has ended: greedily, --max-tokens tokens an answer, past the model's end
-token where the server can be told so. The prompts of a round are in no other, so that no cache knows them (unless
---prompts FILE has too few lines, and is begun anew). A round that is cut (--round-seconds) is in no ratio. The tables
-show medians of the rounds (times in milliseconds) and, for each server, its figure over the baseline's in the same
-round: the median of these ratios, with the least and the most in parentheses. Tokens are as the server counts them,
-else as the model's tokenizer does (with a preset or --model), else a token for each piece of text.
+At each concurrency, the servers take turns (A B C A B C ...), --rounds times, with the same prompts. N concurrent users
+each repeat their request as soon as the answer has ended: greedy decoding, --max-tokens tokens, ignoring the model's
+end token if the server supports it. Each round has its own prompts, so that no cache contains them (unless --prompts
+FILE has too few lines and is repeated). Rounds that exceed --round-seconds are cut short and are in no ratio. Tables
+contain medians of the rounds (times in milliseconds), and ratios of each server to the baseline in the same round:
+their median, with minimum and maximum in parentheses. Tokens are counted by the server, otherwise by the model's
+tokenizer (with a preset or --model), otherwise as one per text.
 
-Presets run in environments of their own, made by `python bench/peers.py install NAME` (`python bench/peers.py lines`
-prints what that runs). One that is not installed, or does not start, is not measured, and the others go on.
+Presets run in their own environments, created by `python bench/peers.py install NAME` (`python bench/peers.py lines`
+prints the commands). Presets that are not installed, or do not start, are skipped.
 
-exit codes: 0 two servers or more were measured; 1 fewer; 2 wrong use, or a URL or a COMMAND that cannot be asked;
-130 Ctrl-C (prints what was measured so far)
+exit codes: 0 measured two servers or more; 1 fewer; 2 wrong use, or a failing URL or COMMAND; 130 Ctrl-C (prints the
+results so far)
 """
 
 
 @dataclass
-class Side:
-    """A contestant and what is known of it. ``reason``: why it is not measured, or not any more."""
+class ComparedServer:
+    """A server and its state in the comparison. ``reason``: why it is not measured, or not any further."""
 
-    contestant: Contestant
+    spec: ServerSpec
     target: Target | None = None
-    program: Program | None = None
+    process: ServerProcess | None = None
     reason: str = ""
     faults: Counter[str] = field(default_factory=Counter)
 
     @property
     def name(self) -> str:
-        return self.contestant.name
+        return self.spec.name
 
-    def starts_late(self) -> tuple[bool, bool]:
-        """An order: what is quick, and what may be wrong use, comes first."""
-        return not self.contestant.own, self.contestant.command != ""
+    def start_order(self) -> tuple[bool, bool]:
+        """Return a sort key: servers that start quickly, or may be wrong use, come first."""
+        return not self.spec.custom, self.spec.command != ""
 
 
 class Comparison:
-    """All servers, and the rounds that were measured so far."""
+    """All servers, and the rounds so far."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.sides = [Side(contestant, reason=contestant.missing) for contestant in options.contestants]
+        self.servers = [ComparedServer(spec, reason=spec.missing) for spec in options.specs]
         self.rounds: list[Round] = []
         self._clock = Clock()
         self._prompts = Prompts(options.prompts, options.seed)
-        self._model = Model(options.model)
-        self._count_tokens: tokens.CountTokens | None = None
+        self._model = ModelFiles(options.model)
+        self._token_counter: tokens.TokenCounter | None = None
 
     async def run(self) -> None:
-        """Start, measure, stop. Raises ValueError where a server that the user named cannot be asked."""
-        if self.options.model or any(side.contestant.needs and not side.reason for side in self.sides):
-            self._count_tokens = tokens.load_tokenizer(self._model.folder)
-        with ExitStack() as programs:
+        """Start, measure and stop the servers. Raise ValueError if a server that the user specified fails."""
+        if self.options.model or any(server.spec.model_placeholder and not server.reason for server in self.servers):
+            self._token_counter = tokens.load_tokenizer(self._model.folder)
+        with ExitStack() as processes:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
             try:
                 async with connector:
-                    for side in sorted(self.sides, key=Side.starts_late):
-                        if not side.reason:
-                            await self._prepare(side, connector, programs)
-                    await self._take_turns()
+                    for server in sorted(self.servers, key=ComparedServer.start_order):
+                        if not server.reason:
+                            await self._prepare(server, connector, processes)
+                    await self._run_rounds()
             finally:
-                for side in self.sides:
-                    if side.program is not None and not side.program.ended:
-                        progress(f"stopping {side.name}")
-                        side.program.ask_to_end()
+                for server in self.servers:
+                    if server.process is not None and not server.process.exit_reason:
+                        progress(f"stopping {server.name}")
+                        server.process.terminate()
 
-    async def _prepare(self, side: Side, connector: aiohttp.TCPConnector, programs: ExitStack) -> None:
+    async def _prepare(self, server: ComparedServer, connector: aiohttp.TCPConnector, processes: ExitStack) -> None:
         try:
-            if side.contestant.command:
-                self._start(side, programs)
-            side.target = self._target(side, connector)
+            if server.spec.command:
+                self._start(server, processes)
+            server.target = self._target(server, connector)
             async with asyncio.timeout(self.options.start_seconds):
-                await self._ready(side, side.target)
-                await self._load(side.target, WARM_UP, WARM_UP, first=1).run()
-            if side.program is not None:
-                side.program.pause()
+                await self._wait_ready(server, server.target)
+                await self._new_run(server.target, WARM_UP, WARM_UP, first=1).run()
+            if server.process is not None:
+                server.process.pause()
         except (OSError, RuntimeError, ValueError) as error:  # TimeoutError is an OSError
-            side.reason = str(error) or f"it was not ready within {self.options.start_seconds:g} s"
-        if side.reason and side.contestant.own:
-            raise ValueError(f"{side.name}: {side.reason}")
-        if side.reason:
-            progress(f"{side.name} is not measured: {side.reason}")
-            if side.program is not None:
-                side.program.end()
+            server.reason = str(error) or f"not ready within {self.options.start_seconds:g} s"
+        if server.reason and server.spec.custom:
+            raise ValueError(f"{server.name}: {server.reason}")
+        if server.reason:
+            progress(f"{server.name} is not measured: {server.reason}")
+            if server.process is not None:
+                server.process.stop()
 
-    def _start(self, side: Side, programs: ExitStack) -> None:
-        contestant, options = side.contestant, self.options
-        progress(f"starting {side.name}")
-        fill = {**contestant.fill, "clients": str(max(options.concurrency)), "max_tokens": str(options.max_tokens)}
-        if contestant.needs:
-            fill |= {"model": self._model.folder, "gguf": self._model.gguf}
-        if contestant.needs == "{gguf}" and not self._model.gguf:
-            raise RuntimeError("it takes a .gguf file only")
-        side.program = programs.enter_context(program(contestant.command, fill, contestant.env))
+    def _start(self, server: ComparedServer, processes: ExitStack) -> None:
+        spec, options = server.spec, self.options
+        progress(f"starting {server.name}")
+        placeholders = {
+            **spec.placeholders,
+            "clients": str(max(options.concurrency)),
+            "max_tokens": str(options.max_tokens),
+        }
+        if spec.model_placeholder:
+            placeholders |= {"model": self._model.folder, "gguf": self._model.gguf}
+        if spec.model_placeholder == "{gguf}" and not self._model.gguf:
+            raise RuntimeError("requires a .gguf file")
+        server.process = processes.enter_context(running_process(spec.command, placeholders, spec.env))
 
-    def _target(self, side: Side, connector: aiohttp.TCPConnector) -> Target:
-        contestant, options = side.contestant, self.options
-        told = contestant.protocol != "chatstream"  # whose own settings hold
+    def _target(self, server: ComparedServer, connector: aiohttp.TCPConnector) -> Target:
+        spec, options = server.spec, self.options
+        has_params = spec.protocol != "chatstream"
         plan = Plan(
-            url=side.program.url if side.program else contestant.url,
-            protocol=contestant.protocol,
-            model=self._model.folder if contestant.names_model else None,
-            max_tokens=options.max_tokens if told else None,
-            temperature=0.0 if told else None,
-            ignore_eos=contestant.ignore_eos,
-            timeout=2 * max(options.round_seconds, options.start_seconds),  # those limits are kept here
-            tokenizer=self._model.folder if self._count_tokens else None,
-            extra_body=dict(contestant.extra_body),
+            url=server.process.url if server.process else spec.url,
+            protocol=spec.protocol,
+            model=self._model.folder if spec.names_model else None,
+            max_tokens=options.max_tokens if has_params else None,
+            temperature=0.0 if has_params else None,
+            ignore_eos=spec.ignore_eos,
+            timeout=2 * max(options.round_seconds, options.start_seconds),  # these limits apply first
+            tokenizer=self._model.folder if self._token_counter else None,
+            extra_body=dict(spec.extra_body),
         )
         return Target(plan, PROTOCOLS[plan.protocol], connector, plan.model)
 
-    async def _ready(self, side: Side, target: Target) -> None:
-        """Wait until it answers. Raises RuntimeError where it ends first."""
-        started = side.program
-        while started is not None and not listening(started.port):
-            if started.ended:
-                raise RuntimeError(started.ended)
+    async def _wait_ready(self, server: ComparedServer, target: Target) -> None:
+        """Wait until the server answers. Raise RuntimeError if its process exits before."""
+        process = server.process
+        while process is not None and not is_listening(process.port):
+            if process.exit_reason:
+                raise RuntimeError(process.exit_reason)
             await asyncio.sleep(POLL_SECONDS)
         while True:
             try:
                 await probe(target, self._prompts, self._clock)
                 return
             except ValueError as error:
-                if started is None:
+                if process is None:
                     raise
-                if started.ended:
-                    raise RuntimeError(started.ended) from None
+                if process.exit_reason:
+                    raise RuntimeError(process.exit_reason) from None
                 if not isinstance(error, NotReady):
                     raise
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _take_turns(self) -> None:
+    async def _run_rounds(self) -> None:
         first = 1 + WARM_UP
         for level in self.options.concurrency:
             requests = level * self.options.requests_per_client
             for turn in range(1, self.options.rounds + 1):
-                for side in self.sides:
-                    if not side.reason and side.target is not None:
-                        progress(f"concurrency {level}, round {turn} of {self.options.rounds}: {side.name}")
-                        await self._take_turn(side, self._load(side.target, level, requests, first), turn)
+                for server in self.servers:
+                    if not server.reason and server.target is not None:
+                        progress(f"concurrency {level}, round {turn} of {self.options.rounds}: {server.name}")
+                        await self._run_round(server, self._new_run(server.target, level, requests, first), turn)
                 first += requests
 
-    def _load(self, target: Target, level: int, requests: int, first: int) -> Load:
-        return Load(target, self._prompts, self._clock, level, requests, first_index=first)
+    def _new_run(self, target: Target, level: int, requests: int, first: int) -> LoadRun:
+        return LoadRun(target, self._prompts, self._clock, level, requests, first_index=first)
 
-    async def _take_turn(self, side: Side, load: Load, turn: int) -> None:
-        if side.program is not None:
-            side.program.go_on()
+    async def _run_round(self, server: ComparedServer, run: LoadRun, turn: int) -> None:
+        if server.process is not None:
+            server.process.resume()
         cut = False
         try:
             async with asyncio.timeout(self.options.round_seconds):
-                await load.run()
+                await run.run()
         except TimeoutError:
             cut = True
-        tokens.count(load.records, self._count_tokens)
-        summary = summarize(load)
-        if side.program is not None:
+        tokens.set_token_counts(run.records, self._token_counter)
+        summary = summarize(run)
+        if server.process is not None:
             if summary.failed or cut:
-                await side.program.settle()
-            side.reason = side.program.ended
-            side.program.pause()
-        side.faults.update(summary.reasons)
-        self.rounds.append(Round.of(side.name, summary.concurrency or 0, turn, summary, cut=cut))
+                await server.process.settle()
+            server.reason = server.process.exit_reason
+            server.process.pause()
+        server.faults.update(summary.reasons)
+        self.rounds.append(Round.of(server.name, summary.concurrency or 0, turn, summary, cut=cut))
 
     @property
     def model_name(self) -> str | None:
-        """None: nothing had to know it."""
-        return Path(self._model.folder).name if self._count_tokens else None
+        """Name of the model; None if no server uses it."""
+        return Path(self._model.folder).name if self._token_counter else None
 
-    def as_json(self) -> dict[str, Any]:
-        measured = {one.server for one in self.rounds}
+    def to_json(self) -> dict[str, Any]:
+        measured = {round_.server for round_ in self.rounds}
         return {
             "servers": [
                 {
-                    "name": side.name,
-                    "title": side.contestant.title,
-                    "protocol": side.contestant.protocol,
-                    "versions": side.contestant.versions,
-                    "command": side.contestant.shown,
-                    "note": side.contestant.note,
-                    "measured": side.name in measured,
-                    "reason": side.reason or None,
-                    "faults": side.faults,
+                    "name": server.name,
+                    "title": server.spec.title,
+                    "protocol": server.spec.protocol,
+                    "versions": server.spec.versions,
+                    "command": server.spec.source,
+                    "note": server.spec.note,
+                    "measured": server.name in measured,
+                    "reason": server.reason or None,
+                    "faults": server.faults,
                 }
-                for side in self.sides
+                for server in self.servers
             ],
-            "rounds": [asdict(one) for one in self.rounds],
+            "rounds": [asdict(round_) for round_ in self.rounds],
             "ratios": ratios(self.rounds, self.baseline),
             "remarks": self._remarks(),
         }
 
     @property
     def baseline(self) -> str:
-        """The one that was named, else the first that was measured."""
-        measured = unique(one.server for one in self.rounds)
+        """Name of --baseline, otherwise of the first measured server."""
+        measured = unique(round_.server for round_ in self.rounds)
         return self.options.baseline or (measured[0] if measured else "")
 
     def _remarks(self) -> list[str]:
         lines = remarks(self.rounds, self.options.max_tokens)
-        measured = {one.server for one in self.rounds}
+        measured = {round_.server for round_ in self.rounds}
         if measured and self.baseline not in measured:
-            lines.append(f"{self.baseline}, the baseline, was not measured: there are no ratios")
-        elif measured and not self.options.baseline and self.baseline != self.sides[0].name:
-            lines.append(f"{self.sides[0].name} was not measured: the baseline is {self.baseline}")
+            lines.append(f"no ratios: the baseline {self.baseline} was not measured")
+        elif measured and not self.options.baseline and self.baseline != self.servers[0].name:
+            lines.append(f"{self.servers[0].name} was not measured: the baseline is {self.baseline}")
         return lines
 
     def render(self) -> str:
         parts = [render(self.rounds, self.baseline) or "Nothing was measured."]
         notes = [
-            f"{side.name}: {side.contestant.note}" for side in self.sides if side.contestant.note and not side.reason
+            f"{server.name}: {server.spec.note}" for server in self.servers if server.spec.note and not server.reason
         ]
         notes += self._remarks()
-        for side in self.sides:
-            measured = any(one.server == side.name for one in self.rounds)
-            if side.reason:
-                notes.append(f"{side.name}: {'not measured further' if measured else 'not measured'}: {side.reason}")
-            notes += [f"{side.name}: {count} x {reason}" for reason, count in side.faults.most_common(3)]
+        for server in self.servers:
+            measured = any(round_.server == server.name for round_ in self.rounds)
+            if server.reason:
+                extent = "not measured further" if measured else "not measured"
+                notes.append(f"{server.name}: {extent}: {server.reason}")
+            notes += [f"{server.name}: {count} x {reason}" for reason, count in server.faults.most_common(3)]
         return "\n\n".join([*parts, "\n".join(notes)] if notes else parts)
 
 
-class Model:
-    """What the presets serve, looked for when it is needed: finding the small one takes some seconds."""
+class ModelFiles:
+    """Model of the presets, located on first use, because locating the small model takes some seconds."""
 
     def __init__(self, source: str | None) -> None:
         self._source = source
-        self._found: tuple[str, str] | None = None
+        self._model: tuple[str, str] | None = None
 
     @property
     def folder(self) -> str:
@@ -276,24 +294,24 @@ class Model:
 
     @property
     def gguf(self) -> str:
-        """Empty where it is no .gguf file."""
+        """Path of the .gguf file; empty if the model has another form."""
         return self._find()[1]
 
     def _find(self) -> tuple[str, str]:
-        """Raises ValueError where there is none."""
-        if self._found is None:
+        """Return folder and .gguf file. Raise ValueError if the model is missing."""
+        if self._model is None:
             from aiochatstream.engines.transformers.loading import folder, locate
 
             try:
                 located = locate(self._source)
             except FileNotFoundError as error:
                 raise ValueError(str(error)) from None
-            self._found = folder(located), located if located.endswith(".gguf") else ""
-        return self._found
+            self._model = folder(located), located if located.endswith(".gguf") else ""
+        return self._model
 
 
 def extra_body(text: str) -> tuple[str, dict[str, Any]]:
-    """An option's type: a server's name and a JSON object."""
+    """Parse the name of a server and a JSON object."""
     name, _, raw = text.partition("=")
     try:
         value = json.loads(raw)
@@ -305,53 +323,81 @@ def extra_body(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def read_options() -> argparse.Namespace:
-    made = parser("The same work for several servers in turn, and what one is to the other.", HELP)
-    add = made.add_argument
+    parser = new_parser("Compare several servers with the same requests, in turn.", HELP)
+    add = parser.add_argument
     add("servers", nargs="*", default=list(PRESETS), metavar="SERVER", help="two or more; see below (all presets)")
-    add("--baseline", metavar="NAME", help="what the others are divided by (default: the first measured)")
-    add("--concurrency", type=wholes(1, 4096), default=[1, 4, 8, 16], metavar="1,4,..", help="users (1,4,8,16)")
-    add("--requests-per-client", type=whole(1, 10_000), default=2, metavar="N", help="of a round, on average (2)")
-    add("--max-tokens", type=whole(1, 100_000), default=64, metavar="N", help="of an answer (64)")
-    add("--rounds", type=whole(1, 1000), default=3, metavar="N", help="of each server at each concurrency (3)")
-    add("--round-seconds", type=number(0.1, 86_400), default=300.0, metavar="S", help="then a round is cut (300)")
+    add("--baseline", metavar="NAME", help="denominator of the ratios (default: the first measured server)")
     add(
-        "--start-seconds", type=number(0.1, 86_400), default=600.0, metavar="S", help="until it is ready, at most (600)"
+        "--concurrency",
+        type=integers(1, 4096),
+        default=[1, 4, 8, 16],
+        metavar="1,4,..",
+        help="concurrent users (1,4,8,16)",
+    )
+    add(
+        "--requests-per-client",
+        type=integer(1, 10_000),
+        default=2,
+        metavar="N",
+        help="average requests of a user per round (2)",
+    )
+    add("--max-tokens", type=integer(1, 100_000), default=64, metavar="N", help="tokens of an answer (64)")
+    add(
+        "--rounds",
+        type=integer(1, 1000),
+        default=3,
+        metavar="N",
+        help="rounds of each server at each concurrency (3)",
+    )
+    add(
+        "--round-seconds",
+        type=number(0.1, 86_400),
+        default=300.0,
+        metavar="S",
+        help="maximum duration of a round (300)",
+    )
+    add(
+        "--start-seconds",
+        type=number(0.1, 86_400),
+        default=600.0,
+        metavar="S",
+        help="maximum seconds until a server is ready (600)",
     )
     add("--prompts", default="mixed", metavar="KIND|FILE", help="as in `aiochatstream bench` (mixed)")
-    add("--seed", type=whole(0, 2**31), default=0, metavar="N", help="of the prompts (0)")
-    add("--model", metavar="MODEL", help="of the presets: a folder or a .gguf file (default: the small one)")
-    add("--peers", type=Path, default=PEERS, metavar="DIR", help="where peers.py made environments")
+    add("--seed", type=integer(0, 2**31), default=0, metavar="N", help="seed of the prompts (0)")
+    add("--model", metavar="MODEL", help="model of the presets: a folder or .gguf file (default: the small model)")
+    add("--peers", type=Path, default=PEERS, metavar="DIR", help="folder of the environments of peers.py")
     add(
         "--extra-body",
         type=extra_body,
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help="fields for each request to that server, such as 'mine={\"ignore_eos\": true}'; --json tells them",
+        help="additional fields of requests to a server, for example 'mine={\"ignore_eos\": true}'; reported by --json",
     )
-    options = made.parse_args()
+    options = parser.parse_args()
     try:
-        options.contestants = contestants(options)
+        options.specs = server_specs(options)
         Prompts(options.prompts, options.seed)
     except ValueError as error:
-        made.error(str(error))
+        parser.error(str(error))
     return options
 
 
-def contestants(options: argparse.Namespace) -> list[Contestant]:
-    """The servers that were named. Raises ValueError with one sentence."""
-    read_ones = [read(text, options.peers) for text in options.servers]
-    names = [one.name for one in read_ones]
+def server_specs(options: argparse.Namespace) -> list[ServerSpec]:
+    """Return the servers of the command line. Raise ValueError with a sentence."""
+    specs = [parse_spec(text, options.peers) for text in options.servers]
+    names = [spec.name for spec in specs]
     if len(names) < 2:
-        raise ValueError("a comparison needs two servers or more")
+        raise ValueError("a comparison requires two servers or more")
     if len(unique(names)) < len(names):
-        raise ValueError(f"two servers have one name ({max(names, key=names.count)}): name one of them NAME=...")
-    named = [("baseline", options.baseline or names[0]), *(("extra-body", name) for name, _ in options.extra_body)]
-    for option, name in named:
+        raise ValueError(f"two servers have the name {max(names, key=names.count)}: rename one with NAME=...")
+    references = [("baseline", options.baseline or names[0]), *(("extra-body", name) for name, _ in options.extra_body)]
+    for option, name in references:
         if name not in names:
-            raise ValueError(f"--{option} names {name!r}, which is none of the servers ({', '.join(names)})")
+            raise ValueError(f"--{option} must name one of the servers ({', '.join(names)}), not {name!r}")
     bodies = dict(options.extra_body)
-    return [replace(one, extra_body={**one.extra_body, **bodies.get(one.name, {})}) for one in read_ones]
+    return [replace(spec, extra_body={**spec.extra_body, **bodies.get(spec.name, {})}) for spec in specs]
 
 
 def main() -> int:
@@ -362,18 +408,18 @@ def main() -> int:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(comparison.run())
     except KeyboardInterrupt:
-        print("Interrupted: this is what was measured so far.")
+        print("Interrupted: results so far.")
         code = INTERRUPTED
-    except ValueError as error:
+    except (ValueError, MissingExtra) as error:
         print(f"compare.py: {error}", file=sys.stderr)
         return WRONG_USE
     print(comparison.render())
-    results = comparison.as_json()
-    options.servers = [one.name for one in options.contestants]
+    results = comparison.to_json()
+    options.servers = [spec.name for spec in options.specs]
     options.model, options.baseline = comparison.model_name, comparison.baseline
-    hidden = ("contestants", "peers")  # told of each server, and a folder of this machine
+    hidden = ("specs", "peers")  # the results contain the specs; the other is a folder of this machine
     write_json(options, "compare", results, interrupted=code == INTERRUPTED, hidden=hidden)
-    return code or (OK if len({one.server for one in comparison.rounds}) > 1 else FAILED)
+    return code or (OK if len({round_.server for round_ in comparison.rounds}) > 1 else FAILED)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""``python bench/constrained.py``: choices of whitespace in JSON of a schema, by the answers that a model writes."""
+"""``python bench/constrained.py``: compare whitespace rules for constrained JSON by a model's answers."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common import FAILED, OK, parser, progress, run_script, table, whole, write_json
+from common import FAILED, OK, integer, new_parser, progress, run_script, table, write_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aiochatstream import Constraint, GenerationParams, Prompt
@@ -30,19 +29,19 @@ WHITESPACE: dict[str, dict[str, Any]] = {
     "space or line": {"whitespace_pattern": r"(\n {0,16}| )?"},
     "any": {"whitespace_flexible": True},
 }
-"""Options of llguidance, by the name of the choice."""
+"""Options of llguidance by name of the rule."""
 
 EMPTY = re.compile(r"\[\s*\]|\{\s*\}")
-"""An empty array or object; none of the answers has a string with one."""
+"""An empty array or object. No answer contains one in a string."""
 
 HELP = """\
-Each of 20 prompts is answered greedily, for each choice of whitespace: arrays without minItems, objects with optional
+The model answers 20 prompts greedily with each whitespace rule: arrays without minItems, objects with optional
 properties, and calls of a function that tool_choice forces.
-  empty      there is an empty array or object in the answer
-  valid      the answer has ended by itself, and parses
-  at limit   the answer has reached --max-tokens
+  empty      answers that contain an empty array or object
+  valid      answers that end by themselves and are valid JSON
+  at limit   answers that reach --max-tokens
 
-exit codes: 0 measured; 1 the model failed; 2 wrong use, or there is no such model; 130 Ctrl-C
+exit codes: 0 measured; 1 the model failed; 2 wrong use, or the model is missing; 130 Ctrl-C
 """
 
 
@@ -52,7 +51,7 @@ def array(key: str, item: str = "string") -> dict[str, Any]:
 
 
 def optional(**types: str) -> dict[str, Any]:
-    """Return a schema of an object with these properties, none of them required."""
+    """Return a schema of an object with optional properties."""
     return {"type": "object", "properties": {name: {"type": kind} for name, kind in types.items()}}
 
 
@@ -99,8 +98,8 @@ CALLS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One answer."""
+class ConstrainedAnswer:
+    """An answer and its classification."""
 
     whitespace: str
     question: str
@@ -133,8 +132,8 @@ def json_rule(schema: dict[str, Any], options: dict[str, Any]) -> str:
 
 def answer(
     engine: TransformersEngine, whitespace: str, question: str, prompt: Prompt, params: GenerationParams
-) -> Outcome:
-    """Return what the model answers."""
+) -> ConstrainedAnswer:
+    """Return the model's answer."""
     deltas = list(engine.generate(prompt, params))
     text = "".join(delta.text for delta in deltas)
     at_limit = deltas[-1].finish_reason == "length"
@@ -143,11 +142,11 @@ def answer(
         valid = not at_limit
     except ValueError:
         valid = False
-    return Outcome(whitespace, question, text, EMPTY.search(text) is not None, valid, at_limit)
+    return ConstrainedAnswer(whitespace, question, text, EMPTY.search(text) is not None, valid, at_limit)
 
 
-def measure(engine: TransformersEngine, max_tokens: int) -> list[Outcome]:
-    """Return the answers to all prompts with each choice of whitespace."""
+def measure(engine: TransformersEngine, max_tokens: int) -> list[ConstrainedAnswer]:
+    """Return the answers to all prompts with each whitespace rule."""
     outcomes = []
     with ThreadPoolExecutor(SLOTS) as threads:
         for name, options in WHITESPACE.items():
@@ -161,26 +160,26 @@ def measure(engine: TransformersEngine, max_tokens: int) -> list[Outcome]:
     return outcomes
 
 
-def show(outcomes: list[Outcome]) -> str:
+def summary_table(outcomes: list[ConstrainedAnswer]) -> str:
     """Return the counts as a table."""
     rows = []
     for name in WHITESPACE:
-        own = [one for one in outcomes if one.whitespace == name]
-        counts = (len(own), sum(o.empty for o in own), sum(o.valid for o in own), sum(o.at_limit for o in own))
-        rows.append([name, *map(str, counts)])
+        own = [outcome for outcome in outcomes if outcome.whitespace == name]
+        counts = (sum(getattr(outcome, kind) for outcome in own) for kind in ("empty", "valid", "at_limit"))
+        rows.append([name, str(len(own)), *map(str, counts)])
     return table(["whitespace", "answers", "empty", "valid", "at limit"], rows)
 
 
-def options_of(arguments: list[str]) -> argparse.Namespace:
-    options = parser("Compare choices of whitespace in constrained JSON by the answers of a model.", HELP)
-    options.add_argument("--model", metavar="MODEL", help="a HuggingFace id, a folder or a .gguf file")
-    options.add_argument("--max-tokens", type=whole(16, 800), default=96, help="tokens of an answer (default 96)")
-    options.add_argument("--texts", action="store_true", help="also print the answers")
-    return options.parse_args(arguments)
+def read_options() -> argparse.Namespace:
+    parser = new_parser("Compare whitespace rules for constrained JSON by a model's answers.", HELP)
+    parser.add_argument("--model", metavar="MODEL", help="HuggingFace id, folder or .gguf file")
+    parser.add_argument("--max-tokens", type=integer(16, 800), default=96, help="maximum tokens of an answer (96)")
+    parser.add_argument("--texts", action="store_true", help="print the answers as well")
+    return parser.parse_args()
 
 
 def main() -> int:
-    options = options_of(sys.argv[1:])
+    options = read_options()
     try:
         source = folder(locate(options.model))
     except FileNotFoundError as error:
@@ -193,10 +192,11 @@ def main() -> int:
         engine.load(SLOTS, CONTEXT)
         outcomes = measure(engine, options.max_tokens)
     if options.texts:
-        for one in outcomes:
-            print(f"{one.whitespace}: {one.question}\n  {one.text!r}{' [at limit]' if one.at_limit else ''}")
-    print(show(outcomes))
-    write_json(options, "constrained", {"outcomes": [asdict(one) for one in outcomes]}, interrupted=False)
+        for outcome in outcomes:
+            limit = " [at limit]" if outcome.at_limit else ""
+            print(f"{outcome.whitespace}: {outcome.question}\n  {outcome.text!r}{limit}")
+    print(summary_table(outcomes))
+    write_json(options, "constrained", {"outcomes": [asdict(outcome) for outcome in outcomes]}, interrupted=False)
     return OK if outcomes else FAILED
 
 

@@ -3,7 +3,7 @@
     make fuzz                                              # 10 minutes, divided among the targets
     python bench/fuzz.py schemas cookies --seconds 60 --seed 7
 
-Each target runs in a process of its own, so that a crash is a finding, too. The exit code is 1 if there are findings.
+Each target runs in its own process, so that a crash is also a finding. The exit code is 1 if there are findings.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ def main() -> int:
     options = parser.parse_args()
     targets = options.targets or names
     if options.in_process:
-        print(json.dumps(asdict(run_here(targets[0], options.seconds, options.seed))))
+        print(json.dumps(asdict(run_in_process(targets[0], options.seconds, options.seed))))
         return 0
-    findings = {name: run_apart(name, options.seconds / len(targets), options.seed) for name in targets}
-    for name, found in findings.items():
-        print(f"{name}: {found.tried} inputs, {len(found.faults)} findings")
-        for fault in found.faults:
+    findings = {name: run_in_child(name, options.seconds / len(targets), options.seed) for name in targets}
+    for name, result in findings.items():
+        print(f"{name}: {result.tried} inputs, {len(result.faults)} findings")
+        for fault in result.faults:
             print(f"  {fault}")
-    return int(any(found.faults for found in findings.values()))
+    return int(any(result.faults for result in findings.values()))
 
 
-def run_here(name: str, seconds: float, seed: int) -> Findings:
+def run_in_process(name: str, seconds: float, seed: int) -> Findings:
     """Run the target ``name`` in this process."""
-    found: Findings = importlib.import_module(f"fuzz_targets.{name}").fuzz(seconds, seed)
-    return found
+    result: Findings = importlib.import_module(f"fuzz_targets.{name}").fuzz(seconds, seed)
+    return result
 
 
-def run_apart(name: str, seconds: float, seed: int) -> Findings:
-    """Run the target ``name`` in a child process. The end of that process, or its hanging, is a finding."""
+def run_in_child(name: str, seconds: float, seed: int) -> Findings:
+    """Run the target ``name`` in a child process. If the process crashes or hangs, this is a finding."""
     command = [sys.executable, __file__, name, "--in-process", "--seconds", str(seconds), "--seed", str(seed)]
     try:
-        child = subprocess.run(  # noqa: S603 - our own script
+        child = subprocess.run(  # noqa: S603 - this script
             command, stdout=subprocess.PIPE, text=True, timeout=seconds + GRACE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return Findings(faults=[f"hung for {GRACE_SECONDS} s after its time, seed {seed}"])
     if child.returncode:
-        return Findings(faults=[f"ended with exit code {child.returncode}, seed {seed}"])
+        return Findings(faults=[f"exited with code {child.returncode}, seed {seed}"])
     return Findings(**json.loads(child.stdout.splitlines()[-1]))
 
 

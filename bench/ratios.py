@@ -1,15 +1,15 @@
-"""What a comparison found: rounds, and how each server's stand to the baseline's, pair by pair."""
+"""Rounds of a comparison, and ratios of each server to the baseline, pair by pair."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from common import Spread, table
 
-from aiochatstream.bench.metrics import Distribution, Summary
+from aiochatstream.bench.metrics import Distribution, RunSummary
 from aiochatstream.bench.table import BUSY_GENERATOR
 
 METRICS = {
@@ -22,18 +22,21 @@ METRICS = {
     "itl_p99": ("ITL p99", 1e3, 1),
     "e2e_p50": ("E2E p50", 1e3, 0),
 }
-"""How each is headed, what it is multiplied with to be shown (times: milliseconds), and its digits."""
+"""Title, factor (times in milliseconds) and digits of each metric in tables."""
 
 COUNTING_ERROR = 0.02
-"""A tokenizer that reads an answer's text again may find so many more or fewer tokens than were made."""
+"""Relative error of token counts that a tokenizer derives from the text of an answer."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Round:
-    """One server's turn. Times in seconds; None: nothing is known.
+    """Figures of one server in one round. Times in seconds; None if unknown.
 
-    cut: it took too long and was ended; the latencies are of the requests that had ended, and it is in no ratio.
-    client_cpu: share of one core that the load generator took.
+    cut: the round exceeded its time limit. Its latencies cover the finished requests, and no ratio includes it.
+    client_cpu: share of one core that the load generator used.
     """
 
     server: str
@@ -56,7 +59,7 @@ class Round:
     client_cpu: float
 
     @classmethod
-    def of(cls, server: str, concurrency: int, number: int, summary: Summary, *, cut: bool) -> Round:
+    def of(cls, server: str, concurrency: int, number: int, summary: RunSummary, *, cut: bool) -> Round:
         return cls(
             server=server,
             concurrency=concurrency,
@@ -79,11 +82,11 @@ class Round:
         )
 
     def metric(self, name: str) -> float | None:
-        """One of METRICS."""
+        """Return the value of one of METRICS."""
         if name.endswith("_per_s"):
             return float(getattr(self, name)) if self.ok else None
-        what, _, figure = name.partition("_")
-        distribution = getattr(self, f"{what}_s")
+        latency, _, figure = name.partition("_")
+        distribution = getattr(self, f"{latency}_s")
         return None if distribution is None else float(getattr(distribution, figure))
 
 
@@ -91,84 +94,88 @@ Rounds = Sequence[Round]
 
 
 def pairs(rounds: Rounds, server: str, baseline: str, concurrency: int, metric: str) -> list[float]:
-    """A server's figure over the baseline's of the same round, for each round in which both have it."""
+    """Return the ratios of a server's metric to the baseline's, for each round in which both are known."""
 
     def figures(name: str) -> Mapping[int, float | None]:
-        whole = [one for one in rounds if not one.cut]
-        return {one.round: one.metric(metric) for one in whole if (one.server, one.concurrency) == (name, concurrency)}
+        return {
+            round_.round: round_.metric(metric)
+            for round_ in rounds
+            if not round_.cut and (round_.server, round_.concurrency) == (name, concurrency)
+        }
 
-    theirs, base = figures(server), figures(baseline)
+    values, base_values = figures(server), figures(baseline)
     return [
-        mine / other
-        for number in sorted(theirs)
-        if (mine := theirs[number]) is not None and (other := base.get(number))
+        value / base
+        for number in sorted(values)
+        if (value := values[number]) is not None and (base := base_values.get(number))
     ]
 
 
 def ratios(rounds: Rounds, baseline: str) -> list[dict[str, Any]]:
-    """Of every other server, at each concurrency, in each metric that both have."""
-    found = []
-    for concurrency in unique(one.concurrency for one in rounds):
-        for server in unique(one.server for one in rounds if one.server != baseline):
+    """Return ratios of every other server, at each concurrency, in each metric that is known for both."""
+    results = []
+    for concurrency in unique(round_.concurrency for round_ in rounds):
+        for server in unique(round_.server for round_ in rounds if round_.server != baseline):
             for metric in METRICS:
                 values = pairs(rounds, server, baseline, concurrency, metric)
                 if values:
-                    where = {"server": server, "baseline": baseline, "concurrency": concurrency, "metric": metric}
-                    found.append({**where, **asdict(Spread.of(values)), "pairs": values})
-    return found
+                    key = {"server": server, "baseline": baseline, "concurrency": concurrency, "metric": metric}
+                    results.append({**key, **asdict(Spread.of(values)), "pairs": values})
+    return results
 
 
 def render(rounds: Rounds, baseline: str) -> str:
-    """A table for each concurrency: medians of the rounds, then ratios."""
+    """Return a table for each concurrency: medians of the rounds, then ratios."""
     return "\n\n".join(
-        f"concurrency {concurrency}\n" + _level([one for one in rounds if one.concurrency == concurrency], baseline)
-        for concurrency in unique(one.concurrency for one in rounds)
+        f"concurrency {concurrency}\n"
+        + _level([round_ for round_ in rounds if round_.concurrency == concurrency], baseline)
+        for concurrency in unique(round_.concurrency for round_ in rounds)
     )
 
 
 def _level(rounds: Rounds, baseline: str) -> str:
     head = ["", *(title for title, _, _ in METRICS.values()), "ok", "refused", "failed", "rounds"]
-    servers = unique(one.server for one in rounds)
-    rows = [_medians(server, [one for one in rounds if one.server == server]) for server in servers]
+    servers = unique(round_.server for round_ in rounds)
+    rows = [_medians(server, [round_ for round_ in rounds if round_.server == server]) for server in servers]
     for server in servers:
         if server != baseline:
             cells = [pairs(rounds, server, baseline, rounds[0].concurrency, metric) for metric in METRICS]
-            shown = [Spread.of(values).show(2) if values else "-" for values in cells]
+            texts = [Spread.of(values).show(2) if values else "-" for values in cells]
             if any(cells):
-                rows.append([f"{server} / {baseline}", *shown, "", "", "", str(max(map(len, cells)))])
+                rows.append([f"{server} / {baseline}", *texts, "", "", "", str(max(map(len, cells)))])
     return table(head, rows)
 
 
 def _medians(server: str, rounds: Rounds) -> list[str]:
     cells = []
     for metric, (_, factor, digits) in METRICS.items():
-        values = [value for one in rounds if (value := one.metric(metric)) is not None]
+        values = [value for round_ in rounds if (value := round_.metric(metric)) is not None]
         cells.append(f"{median(values) * factor:,.{digits}f}" if values else "-")
-    counts = [sum(getattr(one, outcome) for one in rounds) for outcome in ("ok", "refused", "failed")]
+    counts = [sum(getattr(round_, outcome) for round_ in rounds) for outcome in ("ok", "refused", "failed")]
     return [server, *cells, *map(str, counts), str(len(rounds))]
 
 
 def remarks(rounds: Rounds, max_tokens: int) -> list[str]:
-    """What a reader of the table has to know besides."""
+    """Return limitations of the figures, a sentence for each."""
     lines = []
-    for server in unique(one.server for one in rounds):
-        own = [one for one in rounds if one.server == server]
-        if cut := sum(one.cut for one in own):
+    for server in unique(round_.server for round_ in rounds):
+        own = [round_ for round_ in rounds if round_.server == server]
+        if cut := sum(round_.cut for round_ in own):
             lines.append(
-                f"{server}: {cut} of {len(own)} rounds took too long and were cut: they are in no ratio, and their "
-                "latencies are of the answers that had ended"
+                f"{server}: {cut} of {len(own)} rounds exceeded the time limit: no ratio includes them, and their "
+                "latencies cover finished answers only"
             )
-        lengths = [one.answer_tokens_mean for one in own if one.answer_tokens_mean is not None]
+        lengths = [round_.answer_tokens_mean for round_ in own if round_.answer_tokens_mean is not None]
         if lengths and abs(median(lengths) - max_tokens) > COUNTING_ERROR * max_tokens:
             lines.append(
-                f"{server}: its answers had {median(lengths):.1f} tokens, not {max_tokens}: answers/s and E2E do not "
-                "compare, tokens/s and TPOT do"
+                f"{server}: the answers had {median(lengths):.1f} tokens, not {max_tokens}: tokens/s and TPOT are "
+                "comparable, answers/s and E2E are not"
             )
-        if (busiest := max(one.client_cpu for one in own)) > BUSY_GENERATOR:
-            lines.append(f"{server}: the load generator took {busiest:.0%} of a core and may be the limit itself")
+        if (busiest := max(round_.client_cpu for round_ in own)) > BUSY_GENERATOR:
+            lines.append(f"{server}: the load generator used {busiest:.0%} of a core and may be the bottleneck")
     return lines
 
 
-def unique(values: Any) -> list[Any]:
-    """In the order in which they come."""
+def unique(values: Iterable[T]) -> list[T]:
+    """Return the distinct values in their order."""
     return list(dict.fromkeys(values))

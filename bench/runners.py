@@ -1,10 +1,10 @@
-"""Two ways to the same answers, with the time of each of their tokens: the engine, and plain ``model.generate``."""
+"""Timed generation of the same answers by the engine and by plain ``model.generate``."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,28 +16,28 @@ import torch
 from aiochatstream import Engine, GenerationParams, Prompt
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 
-Stamps = list[float]
-"""When an answer began, and when each of its tokens came: clock readings in seconds."""
+TokenTimes = list[float]
+"""Start of an answer, then the time of each of its tokens: clock readings in seconds."""
 
-CALM, ENDLESS = 16, 1500
-"""Tokens of an answer until a prompt disturbs it, and more than it has time for."""
+WARM_UP_TOKENS, UNLIMITED = 16, 1500
+"""Tokens of an answer before another prompt arrives, and more tokens than it has time for."""
 
-Side = Callable[[list[list[int]], int], list[Stamps]]
-"""Answers prompts of one length together, with so many tokens each."""
+Runner = Callable[[list[list[int]], int], list[TokenTimes]]
+"""Function that generates answers to prompts of equal length concurrently, with a number of tokens each."""
 
 
-def engine_side(engine: Engine) -> Side:
-    """A thread for each prompt, as in a server."""
+def engine_runner(engine: Engine) -> Runner:
+    """Return a runner with a thread for each prompt, as in a server."""
 
-    def answer(prompts: list[list[int]], tokens: int) -> list[Stamps]:
-        answers: list[Stamps] = []
+    def run(prompts: list[list[int]], tokens: int) -> list[TokenTimes]:
+        answers: list[TokenTimes] = []
         start = threading.Barrier(len(prompts))
 
-        def one(ids: list[int]) -> None:
+        def answer(ids: list[int]) -> None:
             start.wait()
-            answers.append([*stamped(engine, ids, tokens)])
+            answers.append([*token_times(engine, ids, tokens)])
 
-        threads = [threading.Thread(target=one, args=(ids,), daemon=True) for ids in prompts]
+        threads = [threading.Thread(target=answer, args=(ids,), daemon=True) for ids in prompts]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -46,11 +46,13 @@ def engine_side(engine: Engine) -> Side:
             raise RuntimeError("An answer failed in its thread.")
         return answers
 
-    return answer
+    return run
 
 
-def stamped(engine: Engine, ids: list[int], tokens: int, owner: str = "", shared: int = 0) -> Iterator[float]:
-    """When an answer begins, and when each of its tokens comes. The last two: as in :class:`Prompt`."""
+def token_times(
+    engine: Engine, ids: list[int], tokens: int, owner: str = "", shared: int = 0
+) -> Generator[float, None, None]:
+    """Yield the start of an answer, then the time of each token. ``owner`` and ``shared`` are those of Prompt."""
     params = GenerationParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
     yield time.perf_counter()
     for delta in engine.generate(Prompt([], ids, owner=owner, shared_tokens=shared), params):
@@ -60,64 +62,64 @@ def stamped(engine: Engine, ids: list[int], tokens: int, owner: str = "", shared
 
 @dataclass(frozen=True)
 class Stall:
-    """Seconds between tokens of the answers under way: before a prompt arrived, and until its first token."""
+    """Seconds between tokens of running answers: before another prompt arrived, and during its prefill."""
 
     before: list[float]
-    meanwhile: list[float]
+    during: list[float]
 
 
-def stall(engine: Engine, prompts: list[list[int]], disturbing: list[int]) -> Stall:
-    """Some answers; a prompt arrives when each of them has found its pace, and they end when it has been read."""
-    calm = threading.Barrier(len(prompts) + 1)
-    read = threading.Event()
-    answers: list[Stamps] = []
+def measure_stall(engine: Engine, prompts: list[list[int]], long_prompt: list[int]) -> Stall:
+    """Generate answers to ``prompts``; add ``long_prompt`` after some tokens of each; stop after its prefill."""
+    warmed_up = threading.Barrier(len(prompts) + 1)
+    prefilled = threading.Event()
+    answers: list[TokenTimes] = []
 
-    def one(ids: list[int]) -> None:
-        stamps: Stamps = []
-        with closing(stamped(engine, ids, ENDLESS)) as coming:
-            for stamp in coming:
-                stamps.append(stamp)
-                if len(stamps) == CALM:
-                    calm.wait()
-                if read.is_set():
+    def answer(ids: list[int]) -> None:
+        times: TokenTimes = []
+        with closing(token_times(engine, ids, UNLIMITED)) as tokens:
+            for token_time in tokens:
+                times.append(token_time)
+                if len(times) == WARM_UP_TOKENS:
+                    warmed_up.wait()
+                if prefilled.is_set():
                     break
-        answers.append(stamps)
+        answers.append(times)
 
-    threads = [threading.Thread(target=one, args=(ids,), daemon=True) for ids in prompts]
+    threads = [threading.Thread(target=answer, args=(ids,), daemon=True) for ids in prompts]
     for thread in threads:
         thread.start()
-    calm.wait()
-    arrived, first = stamped(engine, disturbing, 1)
-    read.set()
+    warmed_up.wait()
+    start, first = token_times(engine, long_prompt, 1)
+    prefilled.set()
     for thread in threads:
         thread.join()
-    gaps = [pair for _, *stamps in answers for pair in pairwise(stamps)]
+    gaps = [pair for _, *times in answers for pair in pairwise(times)]
     return Stall(
-        [later - earlier for earlier, later in gaps if later < arrived],
-        [later - earlier for earlier, later in gaps if later > arrived and earlier < first],
+        [later - earlier for earlier, later in gaps if later < start],
+        [later - earlier for earlier, later in gaps if later > start and earlier < first],
     )
 
 
-class Stamper:
-    """A streamer for model.generate: the prompts come first, then a token of each."""
+class TimingStreamer:
+    """A streamer for model.generate, which passes the prompts first, then a token of each answer at a time."""
 
     def __init__(self) -> None:
-        self.stamps: Stamps = []
+        self.times: TokenTimes = []
 
-    def put(self, value: Any) -> None:
-        self.stamps.append(time.perf_counter())
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
 
     def end(self) -> None:
         pass
 
 
-def plain_side(model: Any) -> Side:
-    """All prompts as one batch."""
+def plain_runner(model: Any) -> Runner:
+    """Return a runner that passes all prompts to model.generate as one batch."""
 
     @torch.inference_mode()
-    def answer(prompts: list[list[int]], tokens: int) -> list[Stamps]:
-        stamper = Stamper()
-        began = time.perf_counter()
+    def run(prompts: list[list[int]], tokens: int) -> list[TokenTimes]:
+        streamer = TimingStreamer()
+        start = time.perf_counter()
         inputs = torch.tensor(prompts, device=model.device)
         model.generate(
             inputs,
@@ -125,21 +127,21 @@ def plain_side(model: Any) -> Side:
             max_new_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=False,
-            streamer=stamper,
+            streamer=streamer,
             pad_token_id=0,
         )
-        release_idle_threads()  # which would slow the other side down
-        return [[began, *stamper.stamps[1:]]] * len(prompts)
+        release_idle_threads()  # they would slow the engine down
+        return [[start, *streamer.times[1:]]] * len(prompts)
 
-    return answer
-
-
-def ttft(answers: list[Stamps]) -> float:
-    """Seconds to the first token, of a single answer."""
-    ((began, first, *_),) = answers
-    return first - began
+    return run
 
 
-def step_s(answers: list[Stamps]) -> float:
-    """Seconds of the usual step: the median time from one token to the next, of all."""
-    return median(later - earlier for _, *stamps in answers for earlier, later in pairwise(stamps))
+def ttft(answers: list[TokenTimes]) -> float:
+    """Return the seconds to the first token of a single answer."""
+    ((start, first, *_),) = answers
+    return first - start
+
+
+def step_s(answers: list[TokenTimes]) -> float:
+    """Return the median seconds between tokens of all answers."""
+    return median(later - earlier for _, *times in answers for earlier, later in pairwise(times))

@@ -1,4 +1,4 @@
-"""``python bench/screenshots.py``: the pictures of the chat page in docs/screenshots."""
+"""``python bench/screenshots.py``: take the screenshots of the chat page in docs/screenshots."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp_session
 from aiohttp import web
 from browser import ARGUMENTS
-from common import OK, ROOT, WRONG_USE, parser, progress, run_script
+from common import OK, ROOT, WRONG_USE, new_parser, progress, run_script
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 
 FOLDER = ROOT / "docs" / "screenshots"
 
 HELP = """\
-Starts a server that answers without a model, opens its page in headless Chromium, and takes a picture of each state
-that is worth one: talking, waiting, refused, the panels; light and dark, wide and narrow, English and Japanese.
+Starts a server without a model, opens its page in headless Chromium, and takes screenshots of its states: chatting,
+queued, refused, the panels; light and dark, wide and narrow, English and Japanese.
 
-exit codes: 0 taken; 2 wrong use, or no chromium here; 130 Ctrl-C
+exit codes: 0 taken; 2 wrong use, or chromium is missing; 130 Ctrl-C
 """
 
 RAINBOW = """\
@@ -83,42 +84,42 @@ NIJI = """\
 
 
 @dataclass
-class Script:
-    """An engine function that knows a few answers. It holds back what comes after a ``|`` until it is let go."""
+class ScreenshotEngine:
+    """An engine function with fixed answers. Messages with "wait" or "slowly" pause it until ``resume`` is set."""
 
-    go_on: threading.Event
+    resume: threading.Event
 
     def __call__(self, messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
-        asked = messages[-1]["content"]
-        answer = PRIMES if "primes" in asked else NIJI if "虹" in asked else RAINBOW
-        if "wait" in asked:
-            self.go_on.wait()
-        for number, piece in enumerate(re.findall(r"\S+\s*|\s+", answer)):
-            if "slowly" in asked and number == 60:
-                self.go_on.wait()
-            yield piece
+        message = messages[-1]["content"]
+        answer = PRIMES if "primes" in message else NIJI if "虹" in message else RAINBOW
+        if "wait" in message:
+            self.resume.wait()
+        for number, word in enumerate(re.findall(r"\S+\s*|\s+", answer)):
+            if "slowly" in message and number == 60:
+                self.resume.wait()
+            yield word
 
 
 @asynccontextmanager
-async def serving(script: Script, **options: Any) -> AsyncIterator[str]:
-    """The URL of a server that this script answers for."""
+async def serving(engine: ScreenshotEngine, **options: Any) -> AsyncIterator[str]:
+    """Run a server with ``engine`` during the block, and yield its URL."""
     roles = {"developer": {"apis": {"allow": "all", "auth_method": "nothing", "enable_dev_tool": True}}}
-    chat_stream = ChatStream(engine=script, allow_system_prompt=True, client_roles=roles, **options)
+    chat_stream = ChatStream(engine=engine, allow_system_prompt=True, client_roles=roles, **options)
     app = web.Application()
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        script.go_on.set()
+        engine.resume.set()
         await runner.cleanup()
 
 
-class Photographer:
-    """Visits a server as one person after the other, and takes pictures."""
+class Camera:
+    """Opens the page as new users, and takes screenshots."""
 
     def __init__(self, browser: Browser, url: str, folder: Path) -> None:
         self._browser, self._url, self._folder = browser, url, folder
@@ -141,74 +142,73 @@ class Photographer:
         await page.screenshot(path=self._folder / f"{name}.png", animations="disabled")
 
 
-async def say(page: Page, text: str, *, whole: bool = True) -> None:
+async def send(page: Page, text: str, *, complete: bool = True) -> None:
     await page.locator("#message").fill(text)
     await page.locator("#send").click()
-    if whole:
+    if complete:
         await expect(page.locator(".turn").last).to_have_attribute("data-state", "complete")
 
 
-async def talking(camera: Photographer) -> None:
+async def chatting(camera: Camera) -> None:
     for scheme in ("light", "dark"):
         page = await camera.visit(color_scheme=scheme)
-        await say(page, "Why does a rainbow have its colours in that order?")
+        await send(page, "Why does a rainbow have its colours in that order?")
         await page.locator("#new-chat").click()
-        await say(page, "A Python function for the primes below n, please.")
+        await send(page, "A Python function for the primes below n, please.")
         await camera.take(page, f"desktop-{scheme}")
     await page.locator("#open-settings").click()
     await page.locator("#param-temperature").wait_for()
     await camera.take(page, "settings")
 
 
-async def in_japanese(camera: Photographer) -> None:
+async def in_japanese(camera: Camera) -> None:
     await camera.take(await camera.visit(locale="ja-JP"), "welcome-ja")
     page = await camera.phone(locale="ja-JP")
-    await say(page, "虹はどうして見えるのですか？")
+    await send(page, "虹はどうして見えるのですか？")
     await camera.take(page, "phone-ja")
 
 
-async def developing(camera: Photographer) -> None:
+async def developer_panel(camera: Camera) -> None:
     page = await camera.visit(viewport={"width": 1440, "height": 860})
-    await say(page, "Tell me slowly about the rainbow.", whole=False)
+    await send(page, "Tell me slowly about the rainbow.", complete=False)
     await page.locator("#open-dev").click()
     await expect(page.locator("[data-role=events]")).to_contain_text("delta")
     await expect(page.locator("[data-role=prompt]")).to_contain_text("slowly")
     await camera.take(page, "developer")
 
 
-async def refused(camera: Photographer) -> None:
-    """On a server with one slot and one place in the queue, which the first two take."""
-    people = [await camera.phone() for _ in range(2)] + [await camera.visit()]
-    await say(people[0], "Please wait.", whole=False)
-    await expect(people[0].locator(".dots")).to_be_visible()
-    await say(people[1], "Is it my turn?", whole=False)
-    await expect(people[1].locator("[data-role=queue]")).not_to_be_empty()
-    await camera.take(people[1], "queue")
-    await say(people[2], "Nothing that is typed is ever lost.", whole=False)
-    await expect(people[2].locator("[data-role=countdown]")).not_to_be_empty()
-    await camera.take(people[2], "busy")
-    await people[2].context.set_offline(True)
-    await people[2].locator(".refusal button").first.click()
-    await expect(people[2].locator("[data-code=unreachable]")).to_be_visible()
-    await camera.take(people[2], "unreachable")
+async def refused(camera: Camera) -> None:
+    """Take screenshots of a full server with one slot and one place in the queue."""
+    users = [await camera.phone() for _ in range(2)] + [await camera.visit()]
+    await send(users[0], "Please wait.", complete=False)
+    await expect(users[0].locator(".dots")).to_be_visible()
+    await send(users[1], "Is it my turn?", complete=False)
+    await expect(users[1].locator("[data-role=queue]")).not_to_be_empty()
+    await camera.take(users[1], "queue")
+    await send(users[2], "Nothing that is typed is ever lost.", complete=False)
+    await expect(users[2].locator("[data-role=countdown]")).not_to_be_empty()
+    await camera.take(users[2], "busy")
+    await users[2].context.set_offline(True)
+    await users[2].locator(".refusal button").first.click()
+    await expect(users[2].locator("[data-code=unreachable]")).to_be_visible()
+    await camera.take(users[2], "unreachable")
 
 
 async def take_all(chromium: str, folder: Path) -> None:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        for states in ((talking, in_japanese), (developing,), (refused,)):
-            crowded = {"num_of_concurrent_executions": 1, "max_queue_size": 1} if refused in states else {}
-            script = Script(threading.Event())
-            async with serving(script, max_new_tokens=1000, **crowded) as url:
+        for states in ((chatting, in_japanese), (developer_panel,), (refused,)):
+            limits = {"num_of_concurrent_executions": 1, "max_queue_size": 1} if refused in states else {}
+            engine = ScreenshotEngine(threading.Event())
+            async with serving(engine, params=GenerationParams(max_new_tokens=1000), **limits) as url:
                 for state in states:
-                    await state(Photographer(browser, url, folder))
-                script.go_on.set()
+                    await state(Camera(browser, url, folder))
+                engine.resume.set()
         await browser.close()
 
 
 def main() -> int:
-    made = parser("The pictures of the chat page in docs/screenshots.", HELP)
-    made.parse_args()
+    new_parser("Take the screenshots of the chat page in docs/screenshots.", HELP).parse_args()
     chromium = shutil.which("chromium")
     if chromium is None:
         print("screenshots.py: chromium is missing: apt-get install chromium fonts-noto-cjk", file=sys.stderr)

@@ -1,5 +1,4 @@
-"""Programs that serve: started on a port of their own, paused while others have their turn, and ended with all they
-started."""
+"""Server processes: start on a free port, pause during the turns of other servers, stop with all child processes."""
 
 from __future__ import annotations
 
@@ -18,15 +17,15 @@ from typing import IO
 
 import psutil
 
-END_SECONDS = 10.0
-"""Until a server that was asked to end is killed."""
+STOP_SECONDS = 10.0
+"""Seconds between SIGTERM and SIGKILL."""
 SETTLE_SECONDS = 1.0
-"""Until one that crashed is gone, or has let go of requests that were hung up on."""
+"""Seconds until a crashed process has ended, or a running one has stopped requests of disconnected clients."""
 
 
 @dataclass(frozen=True)
-class Program:
-    """A process with a group of its own. What it prints goes to a file, for the sentence that says why it ended."""
+class ServerProcess:
+    """A process in its own process group. A file collects its output, for the reason if it exits."""
 
     popen: subprocess.Popen[bytes]
     port: int
@@ -41,38 +40,38 @@ class Program:
         return psutil.Process(self.popen.pid)
 
     @property
-    def ended(self) -> str:
-        """How it ended, in a clause; empty while it runs."""
+    def exit_reason(self) -> str:
+        """Exit code or signal, and the last line of output, as a clause; empty while the process runs."""
         code = self.popen.poll()
         if code is None:
             return ""
-        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-        said = [line for line in Path(self.log.name).read_text(errors="replace").splitlines() if line.strip()]
-        return f"it ended {how}{f' ({said[-1].strip()[:200]})' if said else ''}"
+        reason = f"exited with code {code}" if code >= 0 else f"terminated by {signal.Signals(-code).name}"
+        lines = [line for line in Path(self.log.name).read_text(errors="replace").splitlines() if line.strip()]
+        return f"{reason}{f' ({lines[-1].strip()[:200]})' if lines else ''}"
 
     async def settle(self) -> None:
-        """Give it the moment between broken connections and the end of the process, or of its work for them."""
+        """Wait for a crashing process to exit, or for a running one to clean up after lost connections."""
         with suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self.popen.wait, SETTLE_SECONDS)
 
     def pause(self) -> None:
-        """Take the processor from it: some servers spin while they have nothing to do."""
+        """Suspend the process group, because some idle servers use CPU time."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def ask_to_end(self) -> None:
-        """It and all it started."""
+    def terminate(self) -> None:
+        """Send SIGTERM to the process group."""
         self._signal(signal.SIGTERM)
-        self.go_on()  # what is paused hears nothing
+        self.resume()  # a suspended process does not handle signals
 
-    def end(self) -> None:
-        """Ask it and all it started to end; kill what has not after a while, or at a second Ctrl-C."""
-        self.ask_to_end()
+    def stop(self) -> None:
+        """Terminate the process group. Kill it after STOP_SECONDS, or at a second Ctrl-C."""
+        self.terminate()
         try:
             with suppress(subprocess.TimeoutExpired):
-                self.popen.wait(END_SECONDS)
+                self.popen.wait(STOP_SECONDS)
         finally:
             self._signal(signal.SIGKILL)
             self.popen.wait()
@@ -83,32 +82,32 @@ class Program:
 
 
 @contextmanager
-def program(command: str, fill: Mapping[str, str], env: Mapping[str, str]) -> Iterator[Program]:
-    """Start ``command`` and end it with the block. Raises RuntimeError where it cannot be started.
+def running_process(command: str, placeholders: Mapping[str, str], env: Mapping[str, str]) -> Iterator[ServerProcess]:
+    """Run ``command`` until the end of the block. Raise RuntimeError if it cannot be started.
 
-    :param command: as in a shell, but without one; ``{port}`` and the names in ``fill`` are replaced in each word.
+    :param command: words with shell quoting, run without a shell. ``{port}`` and ``placeholders`` are substituted.
     """
     port = free_port()
-    words = [replaced(word, {**fill, "port": str(port)}) for word in shlex.split(command)]
+    words = [substitute(word, {**placeholders, "port": str(port)}) for word in shlex.split(command)]
     with tempfile.NamedTemporaryFile(prefix="aiochatstream-bench-") as log:
         try:
-            popen = subprocess.Popen(  # noqa: S603 - what the user named
+            popen = subprocess.Popen(  # noqa: S603 - the user's command
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env), start_new_session=True
             )
         except FileNotFoundError:
-            raise RuntimeError(f"there is no program {words[0]}") from None
+            raise RuntimeError(f"program not found: {words[0]}") from None
         except OSError as error:
             raise RuntimeError(f"{words[0]} cannot be started: {error.strerror}") from None
-        started = Program(popen, port, log)
+        process = ServerProcess(popen, port, log)
         try:
-            yield started
+            yield process
         finally:
-            started.end()
+            process.stop()
 
 
-def replaced(word: str, fill: Mapping[str, str]) -> str:
-    """Only the names that are known: other braces stay as they are."""
-    for name, value in fill.items():
+def substitute(word: str, placeholders: Mapping[str, str]) -> str:
+    """Replace ``{name}`` for each placeholder. Other braces remain."""
+    for name, value in placeholders.items():
         word = word.replace(f"{{{name}}}", value)
     return word
 
@@ -119,7 +118,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def listening(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False

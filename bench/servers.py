@@ -1,7 +1,7 @@
-"""Servers for the other scripts, each in a process of its own.
+"""Servers for the other scripts, each in its own process.
 
-``python bench/servers.py KIND`` serves on a free port of 127.0.0.1, prints its URL when it is ready, and ends when its
-stdin does, so none outlives the script that started it.
+``python bench/servers.py KIND`` listens on a free port of 127.0.0.1 and prints its URL when it is ready. It exits at
+the end of stdin, so that it does not outlive the script that started it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -26,19 +26,19 @@ from typing import Any
 import aiohttp_session
 import psutil
 from aiohttp import web
-from server_process import END_SECONDS
+from server_process import STOP_SECONDS
 
-from aiochatstream import ChatStream, GenerationParams, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 
 START_SECONDS = 180.0
-"""A first load of the small model converts it."""
+"""Maximum seconds until a server is ready. The first load of the small model converts it."""
 LAG_STEP = 0.005
-"""Seconds between two looks at the event loop."""
+"""Seconds between measurements of the event loop's lag."""
 MARK = "~"
-"""Stands once in each piece of an answer, so that a client can count pieces by counting bytes."""
-PIECE = f"word{MARK} "
+"""Character that each chunk contains once, so that a client can count chunks by counting bytes."""
+CHUNK = f"word{MARK} "
 PACE_SECONDS = 0.05
-"""Between two pieces of an answer that is not made at once."""
+"""Seconds between chunks of a paced answer."""
 
 MARKDOWN = """\
 ## A heading with `code` in it
@@ -71,16 +71,16 @@ def fibonacci(count: int) -> list[int]:
 
 """
 
-ENGINES = ("pieces", "paced", "hold", "words", "markdown")
+ENGINES = ("chunks", "paced", "hold", "words", "markdown")
 BARE = ("bare", "bare-at-once", "bare-paced", "bare-hold")
-"""At once: the event loop does not turn between two chunks."""
+"""Kinds without aiochatstream. With ``at-once``, the event loop does not iterate between chunks."""
 
 Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Server:
-    """A server process and where it listens."""
+class BenchServer:
+    """A server process and its URL."""
 
     url: str
     process: psutil.Process
@@ -90,18 +90,18 @@ class Server:
         return int(self.url.rsplit(":", 1)[1])
 
     def cpu_s(self) -> float:
-        """CPU time of all its threads so far."""
+        """Return the CPU time of all threads so far."""
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
     def rss(self) -> int:
-        """Resident memory in bytes."""
+        """Return the resident memory in bytes."""
         return int(self.process.memory_info().rss)
 
 
 @contextmanager
-def started(kind: str, *options: str) -> Iterator[Server]:
-    """Start a server of this kind and end it with the block. Raises RuntimeError where it does not start."""
+def running_server(kind: str, *options: str) -> Iterator[BenchServer]:
+    """Run a server of this kind during the block. Raise RuntimeError if it does not start."""
     command = [sys.executable, str(Path(__file__)), kind, *options]
     popen = subprocess.Popen(  # noqa: S603 - this file
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -113,21 +113,21 @@ def started(kind: str, *options: str) -> Iterator[Server]:
         timer.cancel()
         if not url:
             raise RuntimeError(f"The server {kind!r} did not start.")
-        yield Server(url, psutil.Process(popen.pid))
+        yield BenchServer(url, psutil.Process(popen.pid))
     finally:
         timer.cancel()
         for pipe in (popen.stdin, popen.stdout):
             if pipe is not None:
                 pipe.close()
         try:
-            popen.wait(END_SECONDS)
+            popen.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             popen.kill()
             popen.wait()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed."""
+    """Return an event loop of uvloop if it is installed, otherwise asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -135,52 +135,49 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-# What they answer
+def engine(kind: str, chunks: int) -> Callable[[Messages, GenerationParams], Iterator[str]]:
+    """Return the generator function of ``kind``."""
 
-
-def engine(kind: str, pieces: int) -> Any:
-    """The generator function behind ``kind``."""
-
-    def at_once(messages: Messages, params: GenerationParams) -> Iterator[str]:
-        for _ in range(pieces):
-            yield PIECE
+    def immediate(messages: Messages, params: GenerationParams) -> Iterator[str]:
+        for _ in range(chunks):
+            yield CHUNK
 
     def hold(messages: Messages, params: GenerationParams) -> Iterator[str]:
-        yield PIECE
+        yield CHUNK
         threading.Event().wait()  # until the process ends
         yield ""
 
     def paced(messages: Messages, params: GenerationParams) -> Iterator[str]:
-        for _ in range(pieces):
+        for _ in range(chunks):
             time.sleep(PACE_SECONDS)
-            yield stamped()
+            yield timestamped_chunk()
 
     def words(messages: Messages, params: GenerationParams) -> Iterator[str]:
-        """Echoes, a word each millisecond."""
-        for number in range(pieces):
+        """Echo the message, then yield a number each millisecond."""
+        for number in range(chunks):
             time.sleep(0.001)
             yield f"{messages[-1]['content']} " if number == 0 else f"{number} "
 
     def markdown(messages: Messages, params: GenerationParams) -> Iterator[str]:
-        """What a page has work with, quicker than people read: a word or a line's end each 4 ms."""
-        for piece in islice(cycle(re.findall(r"\S+ ?|\n+ *", MARKDOWN)), pieces):
+        """Yield a word or line end of Markdown each 4 ms, faster than people read."""
+        for text in islice(cycle(re.findall(r"\S+ ?|\n+ *", MARKDOWN)), chunks):
             time.sleep(0.004)
-            yield piece
+            yield text
 
-    return {"pieces": at_once, "hold": hold, "paced": paced, "words": words, "markdown": markdown}[kind]
+    return {"chunks": immediate, "hold": hold, "paced": paced, "words": words, "markdown": markdown}[kind]
 
 
-def stamped() -> str:
-    """A piece that tells when it was made: a clock that all processes of a machine share, in ns."""
+def timestamped_chunk() -> str:
+    """Return a chunk with the time in ns, by a clock that all processes of a machine share."""
     return f"{time.monotonic_ns()}{MARK} "
 
 
-def bare_chunks(wire_format: str, pieces: int) -> list[bytes]:
-    """An answer's chunks as ChatStream writes them."""
+def wire_chunks(wire_format: str, chunks: int) -> list[bytes]:
+    """Return the bytes of an answer, chunk by chunk, as ChatStream writes them."""
     if wire_format == "text":
-        return [PIECE.encode()] * pieces
+        return [CHUNK.encode()] * chunks
     message_id = "00000000-0000-4000-8000-000000000000"
-    usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": pieces}
+    usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": chunks}
     timing = {"queue_s": 0.0001, "ttft_s": 0.0123, "total_s": 0.1234}
     done = {"message_id": message_id, "finish_reason": "stop", "usage": usage, "timing": timing}
 
@@ -189,14 +186,14 @@ def bare_chunks(wire_format: str, pieces: int) -> list[bytes]:
 
     return [
         event("start", {"message_id": message_id}),
-        *[event("delta", {"text": PIECE})] * pieces,
+        *[event("delta", {"text": CHUNK})] * chunks,
         event("done", done),
     ]
 
 
-def bare(wire_format: str, pieces: int, kind: str) -> web.Application:
-    """The least that aiohttp can do: read the request, write each chunk."""
-    chunks = bare_chunks(wire_format, pieces)
+def bare_app(wire_format: str, chunk_count: int, kind: str) -> web.Application:
+    """Return an application that does the minimum with aiohttp: read the request, write each chunk."""
+    chunks = wire_chunks(wire_format, chunk_count)
     content_type = {"text": "text/plain", "sse": "text/event-stream"}[wire_format]
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -206,7 +203,7 @@ def bare(wire_format: str, pieces: int, kind: str) -> web.Application:
         for chunk in chunks:
             if kind == "bare-paced":
                 await asyncio.sleep(PACE_SECONDS)
-                chunk = chunk.replace(PIECE.encode(), stamped().encode())
+                chunk = chunk.replace(CHUNK.encode(), timestamped_chunk().encode())
             await response.write(chunk)
             if kind == "bare-hold":
                 await asyncio.Event().wait()
@@ -220,8 +217,8 @@ def bare(wire_format: str, pieces: int, kind: str) -> web.Application:
     return app
 
 
-def chatting(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
-    """The whole stack."""
+def chat_app(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
+    """Return an application with the whole stack of aiochatstream."""
     limits: dict[str, Any] = {"num_of_concurrent_executions": options.slots, "max_queue_size": options.queue}
     if options.kind == "model":
         from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, loaders, locate
@@ -230,9 +227,12 @@ def chatting(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
         model, tokenizer = loaders(locate(None), device, choose_dtype(device))
         chat_stream = ChatStream(model=model, tokenizer=tokenizer, device=device, **limits)
     else:
-        max_new_tokens = max(256, options.pieces + 1)
+        max_new_tokens = max(256, options.chunks + 1)
         chat_stream = ChatStream(
-            engine=engine(options.kind, options.pieces), max_queue_wait=600.0, max_new_tokens=max_new_tokens, **limits
+            engine=engine(options.kind, options.chunks),
+            limits=Limits(max_queue_wait=600.0),
+            params=GenerationParams(max_new_tokens=max_new_tokens),
+            **limits,
         )
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
@@ -243,29 +243,29 @@ def chatting(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
 
 
 class LoopLag:
-    """How late the event loop runs what is due: looked at each 5 ms. GET /lag gives the list and begins a new one."""
+    """Lag of the event loop, measured each 5 ms. GET /lag returns the measured seconds and starts a new list."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
 
     def setup(self, app: web.Application) -> None:
-        app.router.add_get("/lag", self._tell)
+        app.router.add_get("/lag", self._respond)
         app.cleanup_ctx.append(self._run_in)
 
-    async def _tell(self, request: web.Request) -> web.Response:
-        told, self._seconds = self._seconds, []
-        return web.json_response(told)
+    async def _respond(self, request: web.Request) -> web.Response:
+        seconds, self._seconds = self._seconds, []
+        return web.json_response(seconds)
 
     async def _run_in(self, app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._look())
+        task = asyncio.create_task(self._measure())
         yield
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
 
-    async def _look(self) -> None:
+    async def _measure(self) -> None:
         while True:
-            due = time.perf_counter() + LAG_STEP  # uvloop's own clock knows whole milliseconds only
+            due = time.perf_counter() + LAG_STEP  # uvloop's clock has a resolution of 1 ms
             await asyncio.sleep(LAG_STEP)
             self._seconds.append(max(0.0, time.perf_counter() - due))
 
@@ -273,9 +273,9 @@ class LoopLag:
 async def serve(options: argparse.Namespace) -> None:
     chat_stream: ChatStream | None = None
     if options.kind.startswith("bare"):
-        app = bare(options.format, options.pieces, options.kind)
+        app = bare_app(options.format, options.chunks, options.kind)
     else:
-        app, chat_stream = chatting(options)
+        app, chat_stream = chat_app(options)
     if options.kind == "model":
         LoopLag().setup(app)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
@@ -286,18 +286,23 @@ async def serve(options: argparse.Namespace) -> None:
         if chat_stream is not None:
             await chat_stream.wait_ready()
         print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
-        await stdin_ends()
+        await wait_for_stdin_end()
     finally:
         if options.kind.endswith("hold"):
-            os._exit(0)  # its answers never end
+            os._exit(0)  # the answers never end
         await runner.cleanup()
 
 
-async def stdin_ends() -> None:
-    ended = asyncio.Event()
+async def wait_for_stdin_end() -> None:
+    at_end = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 4096) or ended.set())
-    await ended.wait()
+
+    def read() -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            at_end.set()
+
+    loop.add_reader(sys.stdin.fileno(), read)
+    await at_end.wait()
     loop.remove_reader(sys.stdin.fileno())
 
 
@@ -306,9 +311,9 @@ def main() -> None:
     parser.add_argument("kind", choices=[*ENGINES, "model", *BARE])
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--queue", type=int, default=5)
-    parser.add_argument("--pieces", type=int, default=200)
-    parser.add_argument("--format", choices=["text", "sse"], default="text", help="what a bare server writes")
-    parser.add_argument("--profile", metavar="FILE", help="cProfile of the event loop's thread, for pstats")
+    parser.add_argument("--chunks", type=int, default=200)
+    parser.add_argument("--format", choices=["text", "sse"], default="text", help="format of a bare server")
+    parser.add_argument("--profile", metavar="FILE", help="write a cProfile of the event loop's thread")
     options = parser.parse_args()
     profile = cProfile.Profile() if options.profile else None
     with asyncio.Runner(loop_factory=new_event_loop) as runner:

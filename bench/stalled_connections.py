@@ -1,4 +1,4 @@
-"""Clients that hold on to a server without a word: uploads that stop, and readers that read nothing."""
+"""Stalled connections: unfinished uploads, and clients that do not read their responses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from yarl import URL
 
 UPLOAD_BYTES = 200_000
 REQUESTS = 50
-"""Responses that a reader asks for ahead, more than the sockets between take."""
-MOST_CLIENTS = 20
-"""Beyond these, who came first leaves."""
+"""Pipelined requests of a client that does not read: more responses than the sockets can buffer."""
+MAX_CONNECTIONS = 20
+"""Maximum open connections. The oldest is closed first."""
 
 
-class StallingClients:
-    """Open connections of such clients to the server at ``url``."""
+class StalledConnections:
+    """Stalled connections to the server at ``url``."""
 
     def __init__(self, url: str) -> None:
         address = URL(url)
@@ -25,27 +25,27 @@ class StallingClients:
         self._connections: deque[socket.socket] = deque()
 
     def upload(self) -> None:
-        """Send all of a message but its last byte."""
+        """Send a message without its last byte."""
         body = json.dumps({"user_input": "a" * UPLOAD_BYTES}).encode()
         self._send(
             b"POST /chat_stream", b"Content-Type: application/json\r\nContent-Length: %d" % (len(body) + 1), body
         )
 
-    def ask(self) -> None:
-        """Ask for many long responses, and read none."""
+    def request(self) -> None:
+        """Send many requests with long responses, and read none."""
         self._send(b"GET /openapi.json", b"Accept: */*", b"", times=REQUESTS)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Close all connections."""
         while self._connections:
             self._connections.pop().close()
 
-    def _send(self, what: bytes, header: bytes, body: bytes, times: int = 1) -> None:
-        request = b"%b HTTP/1.1\r\nHost: %b\r\n%b\r\n\r\n%b" % (what, self._host.encode(), header, body)
+    def _send(self, method_and_path: bytes, header: bytes, body: bytes, times: int = 1) -> None:
+        request = b"%b HTTP/1.1\r\nHost: %b\r\n%b\r\n\r\n%b" % (method_and_path, self._host.encode(), header, body)
         connection = socket.create_connection((self._host, self._port), timeout=1)
         connection.setblocking(False)
         self._connections.append(connection)
-        with suppress(BlockingIOError, ConnectionError):  # it has taken what it takes
+        with suppress(BlockingIOError, ConnectionError):  # the buffers are full
             connection.send(request * times)
-        if len(self._connections) > MOST_CLIENTS:
+        if len(self._connections) > MAX_CONNECTIONS:
             self._connections.popleft().close()

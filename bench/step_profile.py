@@ -1,4 +1,4 @@
-"""Where the milliseconds of one decode step go, timed from outside the model: nothing of it is changed."""
+"""Profile of a decoding step, measured with hooks on the unchanged model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from aiochatstream import GenerationParams
@@ -25,8 +26,8 @@ COMPILED = "step, compiled"
 WARM_UP = 3
 
 
-class Steps:
-    """Decode steps of a model that an engine has set up, in this thread, over rows of random tokens."""
+class StepProfiler:
+    """Profiler of decoding steps with an engine's model, in this thread, on rows of arbitrary tokens."""
 
     def __init__(self, model: Any, rows: int, context: int, compiled: PackedForward | None = None) -> None:
         self._model, self._forward, self._compiled = model, PackedForward(model), compiled
@@ -35,15 +36,15 @@ class Steps:
 
     @torch.inference_mode()
     def measure(self, steps: int) -> dict[str, float]:
-        """Median milliseconds of each share, of all together, and of the linear layers alone."""
+        """Return median milliseconds of each share, of their sum, and of the linear layers alone."""
         shares = self._profile(steps)
-        told = {"rows": self._rows, "step": sum(shares.values()), **shares, ALONE: self._alone(steps)}
-        return told if self._compiled is None else {**told, COMPILED: self._whole(self._compiled, steps)}
+        times = {"rows": self._rows, "step": sum(shares.values()), **shares, ALONE: self._time_linears(steps)}
+        return times if self._compiled is None else {**times, COMPILED: self._time_steps(self._compiled, steps)}
 
     def _profile(self, steps: int) -> dict[str, float]:
         samplers = self._samplers()
-        taken: dict[str, list[float]] = {share: [] for share in SHARES}
-        for began, step in self._each(steps):
+        times: dict[str, list[float]] = {share: [] for share in SHARES}
+        for start, step in self._steps(steps):
             prepared = time.perf_counter()
             with self._timed_linears() as linears:
                 logits = self._forward(step)
@@ -51,78 +52,76 @@ class Steps:
             sample(logits, samplers, [[] for _ in samplers])
             sampled = time.perf_counter()
             rest = computed - prepared - linears[0] - step.attention_s
-            shares = (linears[0], step.attention_s, rest, sampled - computed, prepared - began)
+            shares = (linears[0], step.attention_s, rest, sampled - computed, prepared - start)
             for share, seconds in zip(SHARES, shares, strict=True):
-                taken[share].append(seconds * 1000)
-        return {share: median(times[WARM_UP:]) for share, times in taken.items()}
+                times[share].append(seconds * 1000)
+        return {share: median(seconds[WARM_UP:]) for share, seconds in times.items()}
 
-    def _whole(self, forward: PackedForward, steps: int) -> float:
+    def _time_steps(self, forward: PackedForward, steps: int) -> float:
         samplers = self._samplers()
         times = []
-        for began, step in self._each(steps, native=True):
+        for start, step in self._steps(steps, native=True):
             sample(forward(step), samplers, [[] for _ in samplers])
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
         return median(times[WARM_UP:]) * 1000
 
     def _samplers(self) -> list[Sampler]:
         return [Sampler(GenerationParams(max_new_tokens=1, temperature=0.0)) for _ in range(self._rows)]
 
-    def _each(self, steps: int, *, native: bool = False) -> Iterator[tuple[float, _TimedStep]]:
-        """When each step began to be prepared, and the step."""
+    def _steps(self, steps: int, *, native: bool = False) -> Iterator[tuple[float, _TimedStep]]:
+        """Yield the start of each step's preparation, and the step."""
         cache = KVCache(self._layers(), self._rows, self._context + WARM_UP + steps, native=native)
-        for at in range(self._context, self._context + WARM_UP + steps):
-            began = time.perf_counter()
-            chunks = [Chunk(row, at, [at % 100]) for row in range(self._rows)]
-            yield began, _TimedStep(cache, chunks, self._model.device, self._model.dtype)
+        for position in range(self._context, self._context + WARM_UP + steps):
+            start = time.perf_counter()
+            chunks = [Chunk(row, position, [position % 100]) for row in range(self._rows)]
+            yield start, _TimedStep(cache, chunks, self._model.device, self._model.dtype)
 
-    def _alone(self, rounds: int) -> float:
-        widths = {width: torch.randn(1, self._rows, width, dtype=self._model.dtype) for width in self._widths()}
+    def _time_linears(self, rounds: int) -> float:
+        widths = {layer.in_features for layer in self._linears}
+        inputs = {width: torch.randn(1, self._rows, width, dtype=self._model.dtype) for width in widths}
         times = []
         for _ in range(WARM_UP + rounds):
-            began = time.perf_counter()
+            start = time.perf_counter()
             for layer in self._linears:
-                layer(widths[layer.in_features])  # the same object for layers that share their input
-            times.append(time.perf_counter() - began)
+                layer(inputs[layer.in_features])  # layers with the same input share the tensor
+            times.append(time.perf_counter() - start)
         return median(times[WARM_UP:]) * 1000
 
     def _layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of one token."""
-        kept = DynamicCache(config=self._model.config)
-        self._model(input_ids=torch.tensor([[1]], device=self._model.device), past_key_values=kept, use_cache=True)
-        return [(layer.keys, layer.values) for layer in kept.layers]
-
-    def _widths(self) -> set[int]:
-        return {layer.in_features for layer in self._linears}
+        """Return keys and values of one token."""
+        cache = DynamicCache(config=self._model.config)
+        self._model(input_ids=torch.tensor([[1]], device=self._model.device), past_key_values=cache, use_cache=True)
+        return [(layer.keys, layer.values) for layer in cache.layers]
 
     @contextmanager
     def _timed_linears(self) -> Iterator[list[float]]:
-        took, began = [0.0], [0.0]
+        total, start = [0.0], [0.0]
 
-        def before(*_: Any) -> None:
-            began[0] = time.perf_counter()
+        def before(*_: object) -> None:
+            start[0] = time.perf_counter()
 
-        def after(*_: Any) -> None:
-            took[0] += time.perf_counter() - began[0]
+        def after(*_: object) -> None:
+            total[0] += time.perf_counter() - start[0]
 
         with ExitStack() as hooks:
             for layer in self._linears:
                 hooks.enter_context(_removed(layer.register_forward_pre_hook(before)))
                 hooks.enter_context(_removed(layer.register_forward_hook(after)))
-            yield took
+            yield total
 
 
 class _TimedStep(PackedStep):
     attention_s = 0.0
 
     def attend(self, *args: Any, **options: Any) -> torch.Tensor:
-        began = time.perf_counter()
-        answer = super().attend(*args, **options)
-        self.attention_s += time.perf_counter() - began
-        return answer
+        start = time.perf_counter()
+        output = super().attend(*args, **options)
+        self.attention_s += time.perf_counter() - start
+        return output
 
 
 @contextmanager
-def _removed(hook: Any) -> Iterator[None]:
+def _removed(hook: RemovableHandle) -> Iterator[None]:
     try:
         yield
     finally:

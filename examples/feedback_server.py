@@ -15,10 +15,10 @@ async def on_feedback(request, feedback):
 
 
 async def create_app():
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, on_feedback_received=on_feedback)
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, on_feedback=on_feedback)
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
-    chat_stream.append_apis(app, {"include": ["chat_stream", "set_feedback"]})
+    chat_stream.add_endpoints(app, include=["chat_stream", "set_feedback"])
     return app
 
 

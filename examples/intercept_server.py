@@ -4,11 +4,11 @@ import aiohttp_session
 from aiohttp import web
 from simple_server import model, tokenizer
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 
 
 async def create_app():
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=64)
+    chat_stream = ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=64))
 
     async def stream(request):
         body = await request.read()

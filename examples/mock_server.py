@@ -3,17 +3,14 @@
 import aiohttp_session
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, MemoryStorage, ScriptedEngine
 
 
 async def create_app():
-    chat_stream = ChatStream(
-        use_mock_response=True,
-        mock_params={"type": "round", "initial_wait_sec": 0.5, "time_per_token_sec": 0.05},
-    )
+    chat_stream = ChatStream(engine=ScriptedEngine("round", initial_wait_sec=0.5, time_per_token_sec=0.05))
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
-    chat_stream.append_apis(app, {"all": True})
+    chat_stream.add_endpoints(app)
     return app
 
 

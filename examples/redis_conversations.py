@@ -10,9 +10,7 @@ import aiohttp_session
 from aiohttp import web
 from redis.asyncio import Redis
 
-from aiochatstream import ChatStream
-from aiochatstream.conversations.redis_store import RedisConversationStore
-from aiochatstream.sessions.redis_storage import RedisStorage
+from aiochatstream import ChatStream, RedisConversationStore, RedisStorage, ScriptedEngine
 
 
 async def create_app():
@@ -26,12 +24,11 @@ async def create_app():
     app.cleanup_ctx.append(close_redis)  # opened first and closed last, so that running answers can be stored
     aiohttp_session.setup(app, RedisStorage(redis))
     chat_stream = ChatStream(
-        use_mock_response=True,
-        mock_params={"type": "echo", "time_per_token_sec": 0.02},
+        engine=ScriptedEngine("echo", time_per_token_sec=0.02),
         conversation_store=RedisConversationStore(redis),
         name=f"worker {os.getpid()}",
     )
-    chat_stream.append_apis(app, {"all": True})
+    chat_stream.add_endpoints(app)
     return app
 
 

@@ -45,7 +45,7 @@ async def create_app():
     chat_stream = ChatStream(model=model, tokenizer=tokenizer, client_roles=roles())
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
-    chat_stream.append_apis(app, {"all": True})
+    chat_stream.add_endpoints(app)
     return app
 
 

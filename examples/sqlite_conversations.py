@@ -76,7 +76,7 @@ async def create_app(path="conversations.sqlite"):
     aiohttp_session.setup(app, MemoryStorage())
     app.router.add_post("/log_in", log_in)
     app.cleanup_ctx.append(store.open)
-    chat_stream.append_apis(app, {"all": True})
+    chat_stream.add_endpoints(app)
     return app
 
 

@@ -118,6 +118,11 @@ class Client:
             assert response.status == 200, data
             return data
 
+    async def rate(self, **body: Any) -> tuple[int, dict[str, Any]]:
+        """Send feedback, and return the status and the JSON of the response."""
+        async with self.post("/set_feedback", **body) as response:
+            return response.status, await response.json()
+
     async def history(self, conversation: str = "main") -> list[dict[str, Any]]:
         async with self.session.get(f"{self.url}/history", params={"conversation": conversation}) as response:
             assert response.status == 200, await response.text()

@@ -58,8 +58,8 @@ class Process:
         deadline = time.monotonic() + START_PATIENCE
         while not (result := condition()):
             exit_code = self.popen.poll()
-            assert exit_code is None, f"The process ended with {exit_code} before the {event}.{self.output}"
-            assert time.monotonic() < deadline, f"No {event} within {START_PATIENCE:g} seconds.{self.output}"
+            assert exit_code is None, f"The process ended with {exit_code}, waiting for: {event}.{self.output}"
+            assert time.monotonic() < deadline, f"Waited {START_PATIENCE:g} seconds for: {event}.{self.output}"
             time.sleep(0.05)
         return result
 

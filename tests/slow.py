@@ -1,7 +1,8 @@
-"""The marker ``slow``, for tests that use a model, a browser or another program. No test sets it by hand.
+"""The marker ``slow``, for tests that use a model, a browser or another program.
 
-A test is slow if its code, or that of its fixtures and of the helpers it calls, refers to one of :data:`LIBRARIES`.
-Another test that starts a program fails, so that ``-m "not slow"`` never starts one.
+A test is slow if its code, or the code of its fixtures or helpers, refers to one of :data:`LIBRARIES` or
+:data:`FUNCTIONS`. Tests in which the package itself starts a program set the marker. Any other test that starts a
+program fails, so ``-m "not slow"`` never starts one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 LIBRARIES = {"multiprocessing", "playwright", "subprocess", "transformers"}
+
+FUNCTIONS = {"create_subprocess_exec", "create_subprocess_shell", "fork"}
 
 STARTS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
 """Audit events of a program that starts."""
@@ -58,7 +61,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 def _forbid_programs(event: str, arguments: tuple[Any, ...]) -> None:
     if event in STARTS and _running is not None and _running.get_closest_marker("slow") is None:
-        pytest.fail(f"starts a program, which tests.slow does not detect: {event} {arguments[:2]}")
+        pytest.fail(f"a program starts: mark the test as slow ({event} {arguments[:2]})")
 
 
 def _functions(item: pytest.Item) -> Iterator[FunctionType]:
@@ -75,19 +78,23 @@ def _is_slow(function: FunctionType) -> bool:
     seen: set[int] = set()
     remaining: list[Any] = [function]
     while remaining:
-        found = remaining.pop()
-        if id(found) in seen:
+        reference = remaining.pop()
+        if id(reference) in seen:
             continue
-        seen.add(id(found))
-        module = found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None) or ""
+        seen.add(id(reference))
+        module = (
+            reference.__name__ if isinstance(reference, ModuleType) else getattr(reference, "__module__", None) or ""
+        )
         if module.partition(".")[0] in LIBRARIES:
             return True
         if not module.startswith("tests."):
             continue
-        if isinstance(found, type):
-            remaining += vars(found).values()
-        elif isinstance(found, FunctionType):
-            remaining += _references(inspect.unwrap(found))
+        if isinstance(reference, type):
+            remaining += vars(reference).values()
+        elif isinstance(reference, FunctionType):
+            if FUNCTIONS.intersection(_names(inspect.unwrap(reference).__code__)):
+                return True
+            remaining += _references(inspect.unwrap(reference))
     return False
 
 
@@ -95,10 +102,10 @@ def _references(function: FunctionType) -> Iterator[Any]:
     """Yield the global objects that ``function`` refers to, including attributes of modules of tests."""
     names = set(_names(function.__code__))
     for name in names & function.__globals__.keys():
-        found = function.__globals__[name]
-        yield found
-        if isinstance(found, ModuleType) and found.__name__.startswith("tests."):
-            yield from (value for key, value in vars(found).items() if key in names)
+        reference = function.__globals__[name]
+        yield reference
+        if isinstance(reference, ModuleType) and reference.__name__.startswith("tests."):
+            yield from (value for key, value in vars(reference).items() if key in names)
 
 
 def _names(code: CodeType) -> Iterator[str]:

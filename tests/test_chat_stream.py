@@ -1,28 +1,28 @@
-"""Construction: what is wrong is told at once, with the name and the range."""
+"""The constructor: an error names the argument and its range, or its new place."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import logging
+import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-import aiochatstream
 from aiochatstream import (
     AbstractChatPrompt,
     ChatPrompt,
     ChatStream,
-    MemoryConversationStore,
+    GenerationParams,
+    Limits,
+    ParamLimits,
     ScriptedEngine,
-    prompts,
 )
 from aiochatstream.conversations.conversation import Conversation
-from aiochatstream.conversations.user import User
-from aiochatstream.runtime.turn_request import TurnRequest
 from tests.helpers import echo, until
 
 
@@ -33,50 +33,64 @@ from tests.helpers import echo, until
         ({"num_of_concurrent_executions": 2.5}, "num_of_concurrent_executions"),
         ({"num_of_concurrent_executions": True}, "num_of_concurrent_executions"),
         ({"max_queue_size": -1}, "max_queue_size: must be a whole number from 0 to 100000"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"context_len": 15}, "context_len"),
-        ({"context_len": 256, "max_new_tokens": 256}, r"context_len: must be above max_new_tokens \(256\)"),
-        ({"temperature": -0.1}, "temperature: must be a number from 0"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"top_k": 1001}, "top_k"),
-        ({"top_p": 1.01}, "top_p"),
-        ({"repetition_penalty": 0}, "repetition_penalty"),
         (
-            {"repetition_penalty_method": "other"},
-            "repetition_penalty_method: must be 'multiplicative' or 'subtractive'",
+            {"limits": Limits(context_len=256), "params": GenerationParams(max_new_tokens=256)},
+            r"context_len: must be above max_new_tokens \(256\), not 256",
         ),
-        ({"min_p": 1.1}, "min_p"),
-        ({"typical_p": 0}, "typical_p"),
-        ({"presence_penalty": 2.1}, "presence_penalty"),
-        ({"frequency_penalty": -2.1}, "frequency_penalty"),
-        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
-        ({"logit_bias": {1: 101}}, "logit_bias"),
         (
             {"param_limits": {"top_k": (1, 500)}},
             "param_limits: top_k: the range 1 to 500 must include the server's default, 0",
         ),
+        ({"param_limits": ParamLimits(top_k=(1, 500))}, "param_limits: top_k: the range 1 to 500 must include"),
         ({"param_limits": {"heat": (0, 1)}}, "param_limits: unknown parameter 'heat'"),
-        ({"seed": -1}, "seed"),
-        ({"add_special_tokens": 1}, "add_special_tokens: must be True, False or None, not 1"),
-        ({"max_queue_wait": 0}, "max_queue_wait: must be a number of seconds above 0"),
-        ({"max_answer": -5}, "max_answer"),
-        ({"body_timeout": 0}, "body_timeout"),
-        ({"write_timeout": 0}, "write_timeout"),
-        ({"shutdown_timeout": float("nan")}, "shutdown_timeout"),
-        ({"max_request_bytes": 10}, "max_request_bytes"),
-        ({"wire_format": "xml"}, "wire_format: must be 'text', 'sse', 'json', 'chatstream' or 'chatstream-older'"),
-        ({"overload_status": 200}, "overload_status: must be 503 or 429"),
-        ({"overload_status": 200, "too_many_request_as_http_error": False}, "overload_status: must be 503 or 429"),
-        ({"too_many_request_as_http_error": "yes"}, "too_many_request_as_http_error: must be true or false"),
-        (
-            {"too_many_request_as_http_error": True, "overload_status": 503},
-            "too_many_request_as_http_error: means overload_status=429, but overload_status is 503",
-        ),
+        ({"seed": -1}, r"seed: must be a whole number from 0 to 2\*\*63 - 1, not -1"),
+        ({"wire_format": "xml"}, "wire_format: must be 'text', 'sse' or 'json', not 'xml'.$"),
+        ({"wire_format": "chatstream"}, "wire_format: .*, not 'chatstream'; .* aiochatstream.compat.ChatStream"),
+        ({"params": GenerationParams(seed=7)}, "params.seed: must be left out; it is specified for one answer"),
+        ({"params": GenerationParams(stop=("a",))}, "params.stop: must be left out"),
+        ({"params": GenerationParams(logprobs=2)}, "params.logprobs: must be left out"),
     ],
 )
 def test_an_option_out_of_its_range_is_a_value_error_that_names_both(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=f"^{says}"):
         ChatStream(engine=echo, **options)
+
+
+def test_the_signature_can_be_read() -> None:
+    """Options that have moved are no part of it."""
+    parameters = inspect.signature(ChatStream).parameters
+    assert {"model", "tokenizer", "params", "limits"} <= parameters.keys()
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
+    assert all(f":param {name}:" in (ChatStream.__doc__ or "") for name in parameters)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("temperature", "is part of params now: ChatStream(params=GenerationParams(temperature=...))."),
+        ("logit_bias", "is part of params now: ChatStream(params=GenerationParams(logit_bias=...))."),
+        ("context_len", "is part of limits now: ChatStream(limits=Limits(context_len=...))."),
+        ("overload_status", "is part of limits now: ChatStream(limits=Limits(overload_status=...))."),
+        ("record", "is an engine now: ChatStream(engine=RecordingEngine("),
+        ("token_sampler", "is part of the engine now: ChatStream(engine=TransformersEngine("),
+        ("use_mock_response", "is an engine now: ChatStream(engine=ScriptedEngine("),
+        ("mock_params", "is an engine now: ChatStream(engine=ScriptedEngine("),
+        ("add_special_tokens", "is an attribute of the prompt class now"),
+        ("on_feedback_received", "is on_feedback now"),
+        ("request_handler", "is conversation_store now"),
+        ("probe_mode_enabled", "is an option of aiochatstream.compat.ChatStream only"),
+        ("too_many_request_as_http_error", "is an option of aiochatstream.compat.ChatStream only"),
+        ("num_gpus", "is an option of aiochatstream.compat.ChatStream only"),
+    ],
+)
+def test_an_option_that_has_moved_is_a_type_error_with_its_new_place(option: str, says: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(f'{option}: {says}')}"):
+        ChatStream(engine=echo, **{option: None})
+
+
+def test_an_unknown_option_is_pythons_type_error() -> None:
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'temprature'"):
+        ChatStream(engine=echo, temprature=1)  # type: ignore[call-arg]
 
 
 async def answer_async(messages: Any, params: Any) -> Any:
@@ -86,15 +100,16 @@ async def answer_async(messages: Any, params: Any) -> Any:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "model: give a loaded HuggingFace model, or a function"),
-        ({"model": object()}, "tokenizer: give"),
-        ({"engine": echo, "model": object()}, "engine: takes the place of model"),
+        ({}, "model: must be a loaded HuggingFace model or a function"),
+        ({"model": object()}, "tokenizer: must be"),
+        ({"engine": echo, "model": object()}, "engine: must be absent if model and tokenizer are specified"),
         ({"engine": 5}, "engine: must be an Engine or a plain generator function"),
         ({"engine": answer_async}, "engine: must be an Engine or a plain generator function"),
-        ({"engine": echo, "chat_prompt_clazz": ChatPrompt()}, "the class itself, not an object of it"),
+        ({"engine": echo, "chat_prompt_clazz": ChatPrompt()}, "the class itself, not an instance"),
         ({"engine": echo, "chat_prompt_clazz": dict}, "subclass of AbstractChatPrompt"),
         ({"engine": echo, "chat_prompt_clazz": None}, "must be a subclass of AbstractChatPrompt"),
-        ({"engine": echo, "request_handler": object()}, "request_handler: a ConversationStore takes its place"),
+        ({"engine": echo, "params": {"temperature": 0}}, r"params: must be GenerationParams\(...\), not {'temp"),
+        ({"engine": echo, "limits": 5}, r"limits: must be Limits\(...\), not 5"),
         ({"engine": echo, "logger": "mine"}, "logger: must be a logging.Logger, not 'mine'"),
     ],
 )
@@ -105,7 +120,7 @@ def test_a_wrong_kind_of_argument_is_a_type_error_that_says_what_to_give(options
 
 async def test_a_context_longer_than_the_models_is_refused_at_start_up(start: Any, model: Any, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="context_len: must be at most 8192 with this model"):
-        await start(ChatStream(model=model, tokenizer=tokenizer, context_len=9000))
+        await start(ChatStream(model=model, tokenizer=tokenizer, limits=Limits(context_len=9000)))
 
 
 async def test_a_prompt_class_that_does_not_go_with_the_model_is_refused_at_start_up(
@@ -130,7 +145,10 @@ async def test_a_prompt_class_of_ones_own_writes_the_prompt_and_its_stop_strings
             return ["\n"]
 
     chat_stream = ChatStream(
-        model=model, tokenizer=tokenizer, chat_prompt_clazz=Plain, temperature=0, max_new_tokens=32
+        model=model,
+        tokenizer=tokenizer,
+        chat_prompt_clazz=Plain,
+        params=GenerationParams(temperature=0, max_new_tokens=32),
     )
     client = client_of(await start(chat_stream))
     answer = await client.say("The capital of France is Paris. The capital of Japan is")
@@ -139,34 +157,13 @@ async def test_a_prompt_class_of_ones_own_writes_the_prompt_and_its_stop_strings
     assert answer["usage"]["prompt_tokens"] == len(tokenizer(text)["input_ids"])
 
 
-@pytest.mark.parametrize(("option", "begins"), [(None, True), (True, True), (False, False)])
-async def test_the_option_for_special_tokens_counts_more_than_the_prompt_class(
-    model: Any, tokenizer: Any, option: bool | None, begins: bool
-) -> None:
-    class WithBos(AbstractChatPrompt):
-        def create_prompt(self) -> str:
-            return self.message
-
-        def encode(self) -> list[int]:
-            return [1] * self.add_special_tokens + super().encode()  # as a tokenizer that adds a BOS; this one does not
-
-    chat_stream = ChatStream(
-        model=model, tokenizer=tokenizer, chat_prompt_clazz=WithBos, add_special_tokens=option, max_new_tokens=1
-    )
-    async with chat_stream:
-        turn = await chat_stream.begin_turn(User("me", MemoryConversationStore()), "main", TurnRequest("Hello"))
-        assert await turn.wait_ended()
-        assert turn.usage.prompt_tokens == len(tokenizer("Hello")["input_ids"]) + begins
-
-
 async def test_a_function_tells_the_prompt_class_when_the_tokenizer_is_loaded(model: Any, tokenizer: Any) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.chat_template, bare.name_or_path = None, "databricks/dolly-v2-3b"
-    options: dict[str, Any] = {"chat_prompt_clazz": ChatPrompt.for_model, "max_new_tokens": 1}
-    async with ChatStream(model=model, tokenizer=lambda: bare, **options) as chat_stream:
+    async with ChatStream(model=model, tokenizer=lambda: bare, chat_prompt_clazz=ChatPrompt.for_model) as chat_stream:
         await chat_stream.wait_ready()
-        told = await chat_stream.prompt_text(Conversation(), "Hello")
-    assert "### Instruction:\nHello" in told
+        text = await chat_stream.prompt_text(Conversation(), "Hello")
+    assert "### Instruction:\nHello" in text
     with pytest.raises(TypeError, match="chat_prompt_clazz: the function must return a subclass"):
         async with ChatStream(engine=echo, chat_prompt_clazz=lambda _: dict):  # type: ignore[arg-type, return-value]
             pass
@@ -209,12 +206,6 @@ async def test_a_start_that_fails_leaves_nothing_behind() -> None:
             pass
     assert engine.closed == 1
     await until(lambda: asyncio.all_tasks() == tasks)
-
-
-def test_what_chatstream_exports_is_exported_here() -> None:
-    presets = {name for name in prompts.__all__ if name.startswith("ChatPrompt")}
-    assert len(presets) == 12
-    assert {"ChatStream", "AbstractChatPrompt", "LoadTime", *presets} <= set(aiochatstream.__all__)
 
 
 def test_importing_the_package_imports_no_torch() -> None:

@@ -84,11 +84,6 @@ LIMITS: dict[str, Cases] = {
     "write_timeout": SECONDS,
     "shutdown_timeout": SECONDS,
     "max_request_bytes": ([1024, 1 << 30], [1023, (1 << 30) + 1, *NOT_WHOLE], "a number of bytes from 1024 to 2**30"),
-    "wire_format": (
-        ["text", "sse", "json", "chatstream", "chatstream-older"],
-        ["TEXT", "", None],
-        "'text', 'sse', 'json', 'chatstream' or 'chatstream-older'",
-    ),
     "overload_status": ([503, 429], [500, "503", None, True], "503 or 429"),
 }
 
@@ -166,7 +161,6 @@ def test_limits_have_defaults() -> None:
         "write_timeout": 30,
         "shutdown_timeout": 20,
         "max_request_bytes": 1 << 20,
-        "wire_format": "text",
         "overload_status": 503,
     }
 

@@ -1,4 +1,4 @@
-"""The load generator: drives a running server over HTTP and says how fast it is.
+"""The load generator: sends requests to a running server and measures its answers.
 
-Data goes one way: prompts -> load (when) -> asking (one request, by a protocol and its parser) -> metrics -> reports.
+Data flow: prompts -> load (schedule) -> request (one exchange, by a protocol and its parser) -> metrics -> reports.
 """

@@ -1,4 +1,4 @@
-"""The results as JSON and CSV."""
+"""Results as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aiochatstream.bench.load import Load
+from aiochatstream.bench.load import LoadRun
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.plan import Plan
-from aiochatstream.bench.request import Record
+from aiochatstream.bench.request import RequestRecord
 
 SCHEMA = "aiochatstream-bench"
 SCHEMA_VERSION = 1
 
-FIELDS = (
+REQUEST_FIELDS = (
     "concurrency",
     "rate",
     "index",
@@ -44,11 +44,11 @@ FIELDS = (
     "cached_tokens",
     "wire_bytes",
 )
-"""What is told of each request. ``start_s`` counts from the beginning of the run."""
+"""Fields of a request. ``start_s`` is the time since the start of the run."""
 
 
-def as_json(plan: Plan, loads: Sequence[Load], *, interrupted: bool) -> str:
-    """Everything that is known: how it was asked, where, and what came out. Times in seconds."""
+def to_json(plan: Plan, runs: Sequence[LoadRun], *, interrupted: bool) -> str:
+    """Return parameters, environment, figures and all requests as JSON. Times are in seconds."""
     report = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -57,35 +57,35 @@ def as_json(plan: Plan, loads: Sequence[Load], *, interrupted: bool) -> str:
         "parameters": parameters(plan),
         "environment": environment(),
         "runs": [
-            {**asdict(summarize(load)), "records": [request(load, record) for record in load.records]} for load in loads
+            {**asdict(summarize(run)), "records": [request_row(run, record) for record in run.records]} for run in runs
         ],
     }
     return json.dumps(report, ensure_ascii=False, indent=1)
 
 
 def parameters(plan: Plan) -> dict[str, Any]:
-    """What was asked for, without the values of headers (they may be secrets) and the folders of this machine."""
-    told = {name: value for name, value in asdict(plan).items() if name not in ("json", "csv", "html")}
-    told["headers"] = [[name, "..."] for name, _ in plan.headers]
+    """Return the parameters of ``plan`` without values of headers, which may be secret, and without folders."""
+    values = {name: value for name, value in asdict(plan).items() if name not in ("json", "csv", "html")}
+    values["headers"] = [[name, "..."] for name, _ in plan.headers]
     for name in ("prompts", "tokenizer"):
-        if told[name] and Path(told[name]).exists():
-            told[name] = Path(told[name]).name
-    return told
+        if values[name] and Path(values[name]).exists():
+            values[name] = Path(values[name]).name
+    return values
 
 
-def as_csv(loads: Sequence[Load]) -> str:
-    """A line for each request of each run."""
+def to_csv(runs: Sequence[LoadRun]) -> str:
+    """Return CSV with a line for each request of each run."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(text, REQUEST_FIELDS, lineterminator="\n")
     writer.writeheader()
-    for load in loads:
-        level = {"concurrency": load.concurrency, "rate": load.target.plan.rate}
-        writer.writerows({**level, **request(load, record)} for record in load.records)
+    for run in runs:
+        level = {"concurrency": run.concurrency, "rate": run.target.plan.rate}
+        writer.writerows({**level, **request_row(run, record)} for record in run.records)
     return text.getvalue()
 
 
-def request(load: Load, record: Record) -> dict[str, Any]:
-    """One request in plain values."""
+def request_row(run: LoadRun, record: RequestRecord) -> dict[str, Any]:
+    """Return the values of REQUEST_FIELDS for one request."""
     return {
         "index": record.index,
         "user": record.user,
@@ -94,22 +94,22 @@ def request(load: Load, record: Record) -> dict[str, Any]:
         "outcome": record.outcome,
         "reason": record.reason,
         "status": record.status,
-        "start_s": _round(record.started - load.started),
-        "late_s": _round(record.late),
+        "start_s": _round(record.start - run.start),
+        "late_s": _round(record.lateness),
         "ttft_s": _round(record.ttft),
         "tpot_s": _round(record.tpot),
         "e2e_s": _round(record.e2e),
-        "queue_s": _round(record.told.queue_s),
+        "queue_s": _round(record.stats.queue_s),
         "tokens": record.tokens,
-        "pieces": len(record.stamps),
-        "prompt_tokens": record.told.prompt_tokens,
-        "cached_tokens": record.told.cached_tokens,
+        "pieces": len(record.arrivals),
+        "prompt_tokens": record.stats.prompt_tokens,
+        "cached_tokens": record.stats.cached_tokens,
         "wire_bytes": record.wire_bytes,
     }
 
 
 def environment() -> dict[str, Any]:
-    """The machine of the load generator."""
+    """Describe the load generator's machine."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""When requests are made: the closed loop and the open loop."""
+"""Schedules of requests: the closed loop and the open loop."""
 
 from __future__ import annotations
 
@@ -10,84 +10,87 @@ from dataclasses import dataclass, field
 
 from aiochatstream.bench.prompts import Prompts
 from aiochatstream.bench.protocols import Target
-from aiochatstream.bench.request import Clock, Kind, Record, ask
+from aiochatstream.bench.request import Clock, RequestKind, RequestRecord, send_request
 
 DEFAULT_RETRY_AFTER = 1.0
-"""Seconds that a refused user waits where the server does not say how long."""
-LONGEST_REST = 10.0
-"""Seconds that a refused user waits at most, whatever the server says."""
-REST_AFTER_FAILURE = 0.1
-"""Seconds that a user waits after a failure, so that a server that is gone does not make a hot loop."""
-UNKNOWN_LENGTH = 64
-"""Tokens that an answer is taken to have where the server's own setting decides."""
+"""Seconds that a refused user waits if the server sends no Retry-After."""
+MAX_RETRY_AFTER = 10.0
+"""Maximum seconds that a refused user waits, whatever the server requests."""
+FAILURE_WAIT = 0.1
+"""Seconds that a user waits after a failure, so that a dead server does not cause a hot loop."""
+ASSUMED_ANSWER_TOKENS = 64
+"""Assumed length of an answer if the server's own setting determines it."""
 
 
-def gaps(rate: float, burstiness: float, rng: random.Random) -> Iterator[float]:
-    """Seconds from one arrival to the next: gamma distributed with mean 1 / rate and shape ``burstiness``, as in vLLM's
-    benchmark (which also rescales them to a fixed total; here they stay as drawn). Shape 1: a Poisson process."""
+def arrival_gaps(rate: float, burstiness: float, rng: random.Random) -> Iterator[float]:
+    """Yield seconds between successive arrivals, gamma distributed with mean 1 / rate and shape ``burstiness``.
+
+    vLLM's benchmark draws from the same distribution, but rescales the gaps to a fixed total. Shape 1 is a Poisson
+    process.
+    """
     while True:
         yield rng.gammavariate(burstiness, 1 / (rate * burstiness))
 
 
-class Kinds:
-    """Which requests hang up or read slowly: spread evenly over all, in exactly the asked proportions."""
+class KindSchedule:
+    """Kinds of successive requests: aborts and slow readers in exact proportions, evenly spread."""
 
     def __init__(self, abort_fraction: float, slow_fraction: float) -> None:
         self._abort_fraction = abort_fraction
         self._special_fraction = abort_fraction + slow_fraction
-        self._drawn = self._aborts = self._specials = 0
+        self._count = self._aborts = self._specials = 0
 
-    def next(self) -> Kind:
-        """The kind of the next request."""
-        self._drawn += 1
-        if self._specials >= self._owed(self._special_fraction):
+    def next(self) -> RequestKind:
+        """Return the kind of the next request."""
+        self._count += 1
+        if self._specials >= self._quota(self._special_fraction):
             return "plain"
         self._specials += 1
-        if self._aborts >= self._owed(self._abort_fraction):
+        if self._aborts >= self._quota(self._abort_fraction):
             return "slow"
         self._aborts += 1
         return "abort"
 
-    def _owed(self, fraction: float) -> int:
-        return int(self._drawn * fraction + 1e-9)
+    def _quota(self, fraction: float) -> int:
+        return int(self._count * fraction + 1e-9)
 
 
-class Budget:
-    """How many requests may still begin: so many, or those until a deadline, whichever ends first."""
+class RequestBudget:
+    """Number of requests that may still start, limited by a count, a deadline or both."""
 
     def __init__(self, requests: int | None, deadline: float, clock: Clock) -> None:
-        self.taken = 0
-        self.spent = asyncio.Event()
+        self.exhausted = asyncio.Event()
+        self._count = 0
         self._requests = requests
         self._deadline = deadline
         self._clock = clock
 
     def take(self) -> bool:
-        """Take one. False: there is none left."""
-        if self.taken == self._requests or self._clock.now() >= self._deadline:
-            self.spent.set()
+        """Take one request from the budget. Return False if none is left."""
+        if self._count == self._requests or self._clock.now() >= self._deadline:
+            self.exhausted.set()
             return False
-        self.taken += 1
-        if self.taken == self._requests:
-            self.spent.set()
+        self._count += 1
+        if self._count == self._requests:
+            self.exhausted.set()
         return True
 
-    async def rest(self, seconds: float) -> None:
-        """Wait, but not longer than there is something left to take."""
+    async def wait(self, seconds: float) -> None:
+        """Sleep for ``seconds``, or until the budget is exhausted."""
         with suppress(TimeoutError):
             async with asyncio.timeout(min(seconds, self._deadline - self._clock.now())):
-                await self.spent.wait()
+                await self.exhausted.wait()
 
 
 @dataclass
-class Load:
-    """One run against ``target``; what is known of it at any moment. Times are clock readings in seconds.
+class LoadRun:
+    """One run against ``target``, readable while it runs. Times are clock readings in seconds.
 
-    concurrency: None is the open loop.
-    first_index: number of the first request, so that the prompts of later runs are others.
-    records: of requests that ended, in the order of their ends.
-    begun: requests that were sent; those without a record yet are under way, or were when the run was interrupted.
-    cpu_s: CPU time that this process took meanwhile.
+    concurrency: number of users in the closed loop; None for the open loop.
+    first_index: number of the first request, so that each run has its own prompts.
+    records: finished requests, in the order of their ends.
+    sent: number of requests that were sent. Those without a record are running, or were when the run was interrupted.
+    cpu_s: CPU time of this process during the run.
     """
 
     target: Target
@@ -97,52 +100,52 @@ class Load:
     requests: int | None
     duration: float | None = None
     first_index: int = 0
-    records: list[Record] = field(default_factory=list)
-    begun: int = 0
-    started: float = 0.0
-    ended: float = 0.0
+    records: list[RequestRecord] = field(default_factory=list)
+    sent: int = 0
+    start: float = 0.0
+    end: float = 0.0
     cpu_s: float = 0.0
 
     def __post_init__(self) -> None:
         plan = self.target.plan
-        self._kinds = Kinds(plan.abort_fraction, plan.slow_readers)
-        self._rng = random.Random(f"{plan.seed}/{self.first_index}")  # noqa: S311 - nothing here is secret
+        self._kinds = KindSchedule(plan.abort_fraction, plan.slow_readers)
+        self._rng = random.Random(f"{plan.seed}/{self.first_index}")  # noqa: S311 - not security-relevant
 
     @property
     def unfinished(self) -> int:
-        """Requests that have begun and not ended."""
-        return self.begun - len(self.records)
+        """Number of requests that were sent and have not ended."""
+        return self.sent - len(self.records)
 
     async def run(self) -> None:
-        """Make all requests and wait for their ends."""
-        self.started = self.ended = self.clock.now()
-        deadline = float("inf") if self.duration is None else self.started + self.duration
-        self._budget = Budget(self.requests, deadline, self.clock)
+        """Send all requests and wait for their ends."""
+        self.start = self.end = self.clock.now()
+        deadline = float("inf") if self.duration is None else self.start + self.duration
+        self._budget = RequestBudget(self.requests, deadline, self.clock)
         cpu = self.clock.cpu()
         try:
             await (self._open_loop() if self.concurrency is None else self._closed_loop(self.concurrency))
-            self.ended = max([self.started, *(record.ended for record in self.records)])
+            self.end = max([self.start, *(record.end for record in self.records)])
         except asyncio.CancelledError:
-            self.ended = self.clock.now()  # the server was at work until now
+            self.end = self.clock.now()  # the server was busy until now
             raise
         finally:
             self.cpu_s = self.clock.cpu() - cpu
 
     async def _closed_loop(self, concurrency: int) -> None:
-        async def one_after_another() -> None:
+        async def repeat_conversations() -> None:
             while await self._conversation(patient=True):
                 pass
 
         async with asyncio.TaskGroup() as users:
             for _ in range(concurrency):
-                users.create_task(one_after_another())
+                users.create_task(repeat_conversations())
 
     async def _open_loop(self) -> None:
         plan = self.target.plan
         assert plan.rate is not None  # noqa: S101 - see Plan
-        due = self.started
+        due = self.start
         async with asyncio.TaskGroup() as users:
-            for gap in gaps(plan.rate, plan.burstiness or 1.0, self._rng):
+            for gap in arrival_gaps(plan.rate, plan.burstiness or 1.0, self._rng):
                 if not self._budget.take():
                     return
                 users.create_task(self._conversation(due=due))
@@ -150,36 +153,37 @@ class Load:
                 await self.clock.sleep(max(0.0, due - self.clock.now()))
 
     async def _conversation(self, *, due: float | None = None, patient: bool = False) -> bool:
-        """All turns of one new user. False: there was nothing left to ask.
+        """Send all turns of a new user. Return False if the budget is exhausted.
 
-        :param due: when the first request should be sent (open loop); it has been taken from the budget.
-        :param patient: after a refusal, wait as the server says; after a failure, a moment.
+        :param due: time to send the first request (open loop), which was taken from the budget before.
+        :param patient: wait after refusals, as the server requests, and briefly after failures.
         """
         user = self.target.new_user()
         async with user.session:
             for turn in range(1, self.target.plan.turns + 1):
-                late = 0.0
+                lateness = 0.0
                 if due is not None and turn == 1:
-                    late = max(0.0, self.clock.now() - due)
+                    lateness = max(0.0, self.clock.now() - due)
                 elif not self._budget.take():
                     return False
-                record = self._new_record(user.number, turn, late)
-                await ask(self.target, user, self.prompts[record.index], record, self.clock)
+                record = self._new_record(user.number, turn, lateness)
+                await send_request(self.target, user, self.prompts[record.index], record, self.clock)
                 self.records.append(record)
                 if patient:
-                    await self._rest_after(record)
+                    await self._wait_after(record)
         return True
 
-    async def _rest_after(self, record: Record) -> None:
+    async def _wait_after(self, record: RequestRecord) -> None:
         if record.outcome == "refused":
-            told = DEFAULT_RETRY_AFTER if record.retry_after is None else record.retry_after
-            await self._budget.rest(min(told, LONGEST_REST))
+            seconds = DEFAULT_RETRY_AFTER if record.retry_after is None else record.retry_after
+            await self._budget.wait(min(seconds, MAX_RETRY_AFTER))
         elif record.outcome == "failed":
-            await self._budget.rest(REST_AFTER_FAILURE)
+            await self._budget.wait(FAILURE_WAIT)
 
-    def _new_record(self, user: int, turn: int, late: float) -> Record:
-        record = Record(self.first_index + self.begun, user, turn, self._kinds.next(), late=late)
-        self.begun += 1
+    def _new_record(self, user: int, turn: int, lateness: float) -> RequestRecord:
+        record = RequestRecord(self.first_index + self.sent, user, turn, self._kinds.next(), lateness=lateness)
+        self.sent += 1
         if record.kind == "abort":
-            record.abort_after = self._rng.randint(1, max(1, (self.target.plan.max_tokens or UNKNOWN_LENGTH) // 2))
+            tokens = self.target.plan.max_tokens or ASSUMED_ANSWER_TOKENS
+            record.abort_after = self._rng.randint(1, max(1, tokens // 2))
         return record

@@ -1,4 +1,4 @@
-"""From the records of a run to its figures. The definitions are stated in ``aiochatstream bench --help``."""
+"""Figures of a run, computed from its records. ``aiochatstream bench --help`` defines them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean, quantiles
 
-from aiochatstream.bench.load import Load
-from aiochatstream.bench.request import Record
+from aiochatstream.bench.load import LoadRun
+from aiochatstream.bench.request import RequestRecord
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Figures of many values, in the values' unit."""
+    """Mean and percentiles of some values, in the unit of the values."""
 
     count: int
     mean: float
@@ -24,7 +24,10 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Distribution | None:
-        """Of the values that are not None; None where there are none. Linear interpolation between ranks."""
+        """Return the distribution of the values that are not None; None if there are no values.
+
+        Percentiles are interpolated linearly between ranks.
+        """
         known = [value for value in values if value is not None]
         if not known:
             return None
@@ -33,14 +36,14 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One run in figures. Times in seconds, rates per second; None where nothing is known.
+class RunSummary:
+    """Figures of one run. Times in seconds, rates per second; None for unknown figures.
 
-    concurrency, rate: one of them, as the load was.
-    slow: completed requests of slow readers; they are in ``completed``, too.
-    unfinished: under way when the run was interrupted; counted nowhere else.
-    generator_cpu: share of one core that the load generator itself took.
-    token_source: who counted the tokens: server, tokenizer, pieces or mixed.
+    concurrency, rate: the load, as one of the two.
+    slow: completed requests of slow readers, which ``completed`` includes.
+    unfinished: requests that were running when the run was interrupted; no other figure includes them.
+    generator_cpu: share of one core that the load generator used.
+    token_source: source of the token counts: server, tokenizer, pieces or mixed.
     """
 
     concurrency: int | None
@@ -72,17 +75,17 @@ class Summary:
     late_s: Distribution | None
 
 
-def summarize(load: Load) -> Summary:
-    """The figures of ``load``, as far as it has come."""
-    plan, records = load.target.plan, load.records
+def summarize(run: LoadRun) -> RunSummary:
+    """Return the figures of ``run``, which may still be running."""
+    plan, records = run.target.plan, run.records
     completed = [record for record in records if record.outcome == "completed"]
     timed = [record for record in completed if record.kind != "slow"]
     refused = [record for record in records if record.outcome == "refused"]
-    seconds = load.ended - load.started
+    seconds = run.end - run.start
     tokens = sum(record.tokens or 0 for record in completed)
-    good = [record for record in timed if keeps(record, plan.goodput)]
-    return Summary(
-        concurrency=load.concurrency,
+    good = [record for record in timed if meets_goodput(record, plan.goodput)]
+    return RunSummary(
+        concurrency=run.concurrency,
         rate=plan.rate,
         seconds=seconds,
         requests=len(records),
@@ -91,29 +94,29 @@ def summarize(load: Load) -> Summary:
         aborted=sum(record.outcome == "aborted" for record in records),
         refused=len(refused),
         failed=sum(record.outcome == "failed" for record in records),
-        unfinished=load.unfinished,
+        unfinished=run.unfinished,
         reasons=dict(Counter(record.reason for record in records if record.reason).most_common()),
         requests_per_s=_ratio(len(completed), seconds) or 0.0,
         tokens_per_s=_ratio(tokens, seconds) or 0.0,
         goodput_per_s=(_ratio(len(good), seconds) or 0.0) if plan.goodput else None,
         output_tokens=tokens,
-        prompt_tokens=_total(record.told.prompt_tokens for record in completed),
-        cached_tokens=_total(record.told.cached_tokens for record in completed),
+        prompt_tokens=_total(record.stats.prompt_tokens for record in completed),
+        cached_tokens=_total(record.stats.cached_tokens for record in completed),
         token_source=_token_source(completed, with_tokenizer=plan.tokenizer is not None),
         bytes_per_token=_ratio(sum(record.wire_bytes for record in completed), tokens),
-        generator_cpu=_ratio(load.cpu_s, seconds) or 0.0,
+        generator_cpu=_ratio(run.cpu_s, seconds) or 0.0,
         ttft_s=Distribution.of(record.ttft for record in timed),
         tpot_s=Distribution.of(record.tpot for record in timed),
         itl_s=Distribution.of(gap for record in timed for gap in record.gaps),
         e2e_s=Distribution.of(record.e2e for record in timed),
-        queue_s=Distribution.of(record.told.queue_s for record in timed),
+        queue_s=Distribution.of(record.stats.queue_s for record in timed),
         refused_s=Distribution.of(record.e2e for record in refused),
-        late_s=Distribution.of(record.late for record in records) if load.concurrency is None else None,
+        late_s=Distribution.of(record.lateness for record in records) if run.concurrency is None else None,
     )
 
 
-def keeps(record: Record, goodput: Iterable[tuple[str, float]]) -> bool:
-    """Whether ``record`` keeps every limit (milliseconds). A value that it does not have breaks none."""
+def meets_goodput(record: RequestRecord, goodput: Iterable[tuple[str, float]]) -> bool:
+    """Return whether ``record`` meets all limits, in milliseconds. A missing value meets its limit."""
     values = {"ttft": record.ttft, "tpot": record.tpot, "e2e": record.e2e}
     return all((values[name] or 0.0) * 1000 <= limit for name, limit in goodput)
 
@@ -127,7 +130,10 @@ def _total(values: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def _token_source(completed: list[Record], *, with_tokenizer: bool) -> str:
-    told = {record.told.completion_tokens is not None for record in completed}
-    otherwise = "tokenizer" if with_tokenizer else "pieces"
-    return "mixed" if len(told) == 2 else "server" if told == {True} else otherwise
+def _token_source(completed: list[RequestRecord], *, with_tokenizer: bool) -> str:
+    reported = {record.stats.completion_tokens is not None for record in completed}
+    if reported == {True}:
+        return "server"
+    if reported == {True, False}:
+        return "mixed"
+    return "tokenizer" if with_tokenizer else "pieces"

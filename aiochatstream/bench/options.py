@@ -1,4 +1,4 @@
-"""The command line of ``aiochatstream bench``."""
+"""Command-line options of ``aiochatstream bench``."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from aiochatstream.bench.plan import GOODPUT_METRICS, Plan
 DEFAULT_MAX_TOKENS = 64
 
 DESCRIPTION = """\
-Put a running server under load and say how fast it is. Only the URL that is given is asked.
+Load a running server with requests and measure its speed. Requests are sent to URL only.
 
-One request goes ahead, unmeasured: it shows whether URL speaks the protocol. Then, in the closed loop (--concurrency),
-so many users ask, read their answer to its end, and ask again; a refused user first waits as long as Retry-After says,
-up to 10 s. In the open loop (--rate), requests are sent when their time comes, however many are under way.
+A first, unmeasured request checks that the server supports the protocol. In the closed loop (--concurrency), N users
+each send a request, read the answer to its end, and repeat; a refused user waits for Retry-After, at most 10 s. In the
+open loop (--rate), requests are sent on a schedule, however many are still running.
 """
 
 METRICS = """\
-what is measured (vLLM's definitions; time runs from just before a request is sent, connecting included):
+metrics (vLLM's definitions; times start just before a request is sent and include connecting):
   TTFT      time to first token: until the first text arrives
-  TPOT      time per output token after the first, of one request: (E2E - TTFT) / (n - 1), n its tokens
-  ITL       inter-token latency: the gaps between one piece of text and the next, of all requests in one pool; pieces
-            that arrive in one read have a gap near 0
-  E2E       until the body of the answer has ended
-  queue     the wait for a slot, as the server tells it (sse only)
+  TPOT      time per output token after the first, of one request: (E2E - TTFT) / (tokens - 1)
+  ITL       inter-token latency: gaps between successive texts, all requests pooled; texts that arrive in one read have
+            a gap near 0
+  E2E       end-to-end latency: until the end of the answer's body
+  queue     wait for a slot, as reported by the server (sse only)
   requests/s, tokens/s
-            completed requests, and the tokens of their answers, over the time from the first request sent to the last
-            one ended
-  goodput   completed requests per second that keep every limit of --goodput
-  refused   answered with 503 or 429 (or with the error too_many_requests), and the time until that answer
-  failed    anything else that is not a whole answer: another status, a broken connection, --timeout
+            completed requests, and the tokens of their answers, divided by the time from the first request to the last
+            end
+  goodput   completed requests per second that meet all limits of --goodput
+  refused   requests answered with 503 or 429 (or with the error too_many_requests), and the time until that answer
+  failed    other requests without a complete answer: another status, a lost connection, --timeout
   bytes/token
-            of the answers' bodies with their chunk framing, without headers, per token of completed answers
-Percentiles interpolate linearly between the two nearest values (as numpy does). TTFT, TPOT, ITL, E2E and queue are of
-completed requests; clients that hang up or read slowly are counted by themselves, as they would measure themselves.
-Tokens are counted by the server (done event, usage chunk); where it tells nothing, by --tokenizer; without that, each
-piece of text counts as one, and the output says so.
+            size of the bodies with their chunk framing, without headers, per token of completed answers
+Percentiles are interpolated linearly between the two nearest values, as in numpy. TTFT, TPOT, ITL, E2E and queue cover
+completed requests, without slow readers and aborts: those clients would measure themselves.
+Tokens are counted by the server (done event, usage chunk), otherwise by --tokenizer; without both, each text counts as
+one token, and the output notes it.
 
-exit codes: 0 measured; 1 no request was completed; 2 wrong use, or the server cannot be asked; 130 Ctrl-C (prints what
-was measured so far)
+exit codes: 0 measured; 1 no request was completed; 2 wrong use, or the first request failed; 130 Ctrl-C (prints the
+results so far)
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Put the options of the load generator on ``parser``."""
+    """Add the options of the load generator to ``parser``."""
     parser.description, parser.epilog = DESCRIPTION, METRICS
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "aiochatstream bench URL [options]"
@@ -59,109 +59,136 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
 
 
-def read(options: argparse.Namespace) -> Plan:
-    """The plan that the command line describes. Raises ValueError with one sentence."""
+def read_plan(options: argparse.Namespace) -> Plan:
+    """Return the plan that the command line describes. Raise ValueError with a sentence."""
     values = {name: value for name, value in vars(options).items() if name in Plan.__dataclass_fields__}
     if values["protocol"] != "chatstream":
         values["max_tokens"] = values["max_tokens"] or DEFAULT_MAX_TOKENS
         values["temperature"] = values["temperature"] or 0.0
     if values["seed"] is None:
         values["seed"] = random.SystemRandom().randrange(10**6)
-    for many in ("goodput", "headers"):
-        values[many] = tuple(values[many] or ())
+    for name in ("goodput", "headers"):
+        values[name] = tuple(values[name] or ())
     return Plan(**values)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the server").add_argument
-    add("url", metavar="URL", help="such as http://127.0.0.1:8080; the protocol's path is added where it is missing")
+    add("url", metavar="URL", help="for example http://127.0.0.1:8080; the path of the protocol is added if missing")
     add(
         "--protocol",
         default="sse",
         choices=["sse", "text", "openai", "chatstream"],
         help="sse (default) or text: aiochatstream; openai: streamed chat completions (vLLM, transformers serve, "
-        "llama.cpp); chatstream: chatstream 0.3.0, the whole text so far in each piece",
+        "llama.cpp); chatstream: chatstream 0.3.0, which repeats the whole text so far",
     )
-    add("--model", metavar="NAME", help="for openai: the model to ask for (default: the first that /v1/models names)")
-    add("--header", dest="headers", action="append", type=_header, metavar="'NAME: VALUE'", help="send it; repeatable")
-    add("--timeout", type=_number(0.001), default=300.0, metavar="S", help="a request fails after S seconds (300)")
+    add("--model", metavar="NAME", help="model of an openai server (default: the first in /v1/models)")
+    add(
+        "--header",
+        dest="headers",
+        action="append",
+        type=_header,
+        metavar="'NAME: VALUE'",
+        help="header of each request; repeatable",
+    )
+    add("--timeout", type=_number(0.001), default=300.0, metavar="S", help="seconds until a request fails (300)")
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the load").add_argument
-    add("--concurrency", type=_whole(1), metavar="N", help="closed loop with N users at a time (default 1)")
-    add("--sweep", type=_sweep, default=(), metavar="1,2,4", help="one closed-loop run for each concurrency")
-    add("--rate", type=_number(0.000001), metavar="R", help="open loop: R new users a second, Poisson arrivals")
+    add("--concurrency", type=_integer(1), metavar="N", help="closed loop with N concurrent users (default 1)")
+    add("--sweep", type=_sweep, default=(), metavar="1,2,4", help="a closed-loop run for each concurrency")
+    add("--rate", type=_number(0.000001), metavar="R", help="open loop: R new users per second, Poisson arrivals")
     add(
         "--burstiness",
         type=_number(0.01),
         metavar="B",
-        help="the gaps of the open loop are gamma distributed with shape B: 1 (default) is Poisson, less is burstier, "
-        "more is steadier",
+        help="shape of the gamma distribution of the open loop's gaps: 1 (default) is Poisson, lower is burstier, "
+        "higher is steadier",
     )
-    add("--requests", type=_whole(1), metavar="N", help="requests of a run (default 4 a user, at least 16; 32 if open)")
-    add("--duration", type=_number(0.001), metavar="S", help="begin no request after S seconds; those begun are ended")
-    add("--warmup", type=_whole(0), default=0, metavar="N", help="requests before each run that do not count")
-    add("--turns", type=_whole(1), default=1, metavar="N", help="messages of one user, in one conversation (1)")
+    add(
+        "--requests",
+        type=_integer(1),
+        metavar="N",
+        help="requests of a run (default: 4 per user, at least 16; 32 in the open loop)",
+    )
+    add("--duration", type=_number(0.001), metavar="S", help="start no request after S seconds; finish running ones")
+    add("--warmup", type=_integer(0), default=0, metavar="N", help="unmeasured requests before each run")
+    add("--turns", type=_integer(1), default=1, metavar="N", help="messages of a user, in one conversation (1)")
     add(
         "--abort-fraction",
         type=_fraction,
         default=0.0,
         metavar="F",
-        help="of the requests, 0 to 1: hang up midway, after a random part of --max-tokens",
+        help="fraction of requests, 0 to 1, that disconnect after a random part of --max-tokens",
     )
-    add("--slow-readers", type=_fraction, default=0.0, metavar="F", help="of the requests: rest 0.1 s after each chunk")
+    add(
+        "--slow-readers",
+        type=_fraction,
+        default=0.0,
+        metavar="F",
+        help="fraction of requests, 0 to 1, that wait 0.1 s after each chunk",
+    )
 
 
 def _add_requests(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what is asked").add_argument
+    add = parser.add_argument_group("the requests").add_argument
     add(
         "--prompts",
         default="mixed",
         metavar="KIND|FILE",
-        help="mixed (default), en-short, en-long, ja-short or ja-long: built in, each one distinct; or a file, a "
-        "prompt a line (.json: a list of strings), used in turn as they are",
+        help="mixed (default), en-short, en-long, ja-short or ja-long: built in, all distinct; or a file with a prompt "
+        "per line (.json: a list of strings), used unchanged and in turn",
     )
-    add("--max-tokens", type=_whole(1), metavar="N", help=f"tokens of an answer (default {DEFAULT_MAX_TOKENS})")
-    add("--temperature", type=_number(0), metavar="T", help="0 (default) is greedy")
-    add("--ignore-eos", action="store_true", help="have exactly --max-tokens tokens (aiochatstream, vLLM)")
-    add("--extra-body", type=_object, default={}, metavar="JSON", help="fields to add to each request's body")
-    add("--tokenizer", metavar="MODEL", help="HuggingFace id or folder: counts tokens where the server does not tell")
-    add("--seed", type=_whole(0), metavar="N", help="of prompts and arrivals (default: another one each time)")
+    add(
+        "--max-tokens",
+        type=_integer(1),
+        metavar="N",
+        help=f"maximum tokens of an answer (default {DEFAULT_MAX_TOKENS})",
+    )
+    add("--temperature", type=_number(0), metavar="T", help="sampling temperature; 0 (default) is greedy")
+    add("--ignore-eos", action="store_true", help="generate exactly --max-tokens tokens (aiochatstream, vLLM)")
+    add("--extra-body", type=_object, default={}, metavar="JSON", help="additional fields of each request's body")
+    add(
+        "--tokenizer",
+        metavar="MODEL",
+        help="HuggingFace id or folder of a tokenizer that counts tokens if the server does not",
+    )
+    add("--seed", type=_integer(0), metavar="N", help="seed of prompts and arrivals (default: random)")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what comes out, besides the table").add_argument
+    add = parser.add_argument_group("output besides the table").add_argument
     add(
         "--goodput",
         nargs="+",
         type=_goodput,
         metavar="NAME:MS",
-        help=f"count requests that keep these limits in milliseconds, such as ttft:500 tpot:100 "
+        help=f"count requests that meet these limits in milliseconds, for example ttft:500 tpot:100 "
         f"({', '.join(GOODPUT_METRICS)})",
     )
-    add("--json", type=Path, metavar="FILE", help="everything: parameters, environment, metrics, each request")
+    add("--json", type=Path, metavar="FILE", help="parameters, environment, metrics and all requests")
     add("--csv", type=Path, metavar="FILE", help="a line for each request")
-    add("--html", type=Path, metavar="FILE", help="a page with plots, readable offline")
+    add("--html", type=Path, metavar="FILE", help="a self-contained page with plots (needs aiochatstream[bench])")
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least}, not {text!r}")
+def _integer(minimum: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if not re.fullmatch(r"\d+", text) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be an integer, at least {minimum}, not {text!r}")
         return int(text)
 
-    return whole
+    return integer
 
 
-def _number(least: float) -> Callable[[str], float]:
+def _number(minimum: float) -> Callable[[str], float]:
     def number(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = -1
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be a number from {least:g}, not {text!r}")
+        if not minimum <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be a number, at least {minimum:g}, not {text!r}")
         return value
 
     return number
@@ -175,7 +202,7 @@ def _fraction(text: str) -> float:
 
 
 def _sweep(text: str) -> tuple[int, ...]:
-    return tuple(_whole(1)(part) for part in text.split(","))
+    return tuple(_integer(1)(part) for part in text.split(","))
 
 
 def _goodput(text: str) -> tuple[str, float]:

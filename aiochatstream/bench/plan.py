@@ -1,4 +1,4 @@
-"""What to measure: every parameter of a load test, validated in one place."""
+"""Parameters of a load test and their validation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ GOODPUT_METRICS = ("ttft", "tpot", "e2e")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The parameters of a load test. Times in seconds, goodput limits in milliseconds. None: not set.
+    """Parameters of a load test. Times in seconds, goodput limits in milliseconds; None if not set.
 
-    Raises ValueError with one sentence for values that make no sense together.
+    Raise ValueError with a sentence for values that conflict.
     """
 
     url: str
@@ -51,40 +51,40 @@ class Plan:
         self._check_load()
         self._check_protocol()
         if self.abort_fraction + self.slow_readers > 1:
-            raise ValueError("--abort-fraction and --slow-readers are together more than all requests (1).")
+            raise ValueError("--abort-fraction and --slow-readers must not exceed 1 together.")
         for file in (self.json, self.csv, self.html):
             if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-                raise ValueError(f"{file} cannot be written: it is a folder or lies in none.")
+                raise ValueError(f"{file} cannot be written: it is a folder, or its folder is missing.")
 
     def _check_load(self) -> None:
         if self.rate is not None and (self.concurrency is not None or self.sweep):
             raise ValueError(
-                "--rate (open loop: requests come when they come) excludes --concurrency and --sweep (closed loop: "
+                "--rate (open loop: requests are sent on a schedule) excludes --concurrency and --sweep (closed loop: "
                 "each user waits for its answer)."
             )
         if self.sweep and self.concurrency is not None:
-            raise ValueError("--sweep sets the concurrency itself: leave --concurrency away.")
+            raise ValueError("--sweep and --concurrency exclude each other.")
         if self.burstiness is not None and self.rate is None:
-            raise ValueError("--burstiness is about the arrivals of an open loop: it needs --rate.")
+            raise ValueError("--burstiness requires --rate (open loop).")
 
     def _check_protocol(self) -> None:
         if self.protocol == "chatstream":
             fixed = {"max-tokens": self.max_tokens, "temperature": self.temperature, "ignore-eos": self.ignore_eos}
             for option, value in fixed.items():
                 if value:
-                    raise ValueError(f"--{option} cannot be asked of a chatstream server: its own settings hold.")
+                    raise ValueError(f"--{option} cannot be used with --protocol chatstream.")
         if self.model is not None and self.protocol != "openai":
-            raise ValueError("--model goes with --protocol openai: other servers have one model.")
+            raise ValueError("--model requires --protocol openai: other servers have one model.")
 
     @property
     def levels(self) -> tuple[int | None, ...]:
-        """The concurrency of each run; None is the open loop."""
+        """Concurrency of each run; None for the open loop."""
         if self.rate is not None:
             return (None,)
         return self.sweep or (self.concurrency or 1,)
 
     def requests_at(self, level: int | None) -> int | None:
-        """How many requests a run has at most; None where only its duration ends it."""
+        """Return the maximum number of requests of a run; None if only its duration ends it."""
         if self.requests is not None or self.duration is not None:
             return self.requests
         return 32 if level is None else max(16, 4 * level)
@@ -93,11 +93,11 @@ class Plan:
 def _check_url(text: str) -> None:
     try:
         url = URL(text)
-        good = url.scheme in ("http", "https") and bool(url.host)
+        valid = url.scheme in ("http", "https") and bool(url.host)
         secret = url.raw_user is not None or url.raw_password is not None
     except ValueError:
-        good = secret = False
-    if secret:  # not shown
-        raise ValueError("A URL is printed and written to files: name and password belong into a header (--header).")
-    if not good:
-        raise ValueError(f"{text!r} is not a URL of a server, such as http://127.0.0.1:8080.")
+        valid = secret = False
+    if secret:  # the message must not contain it
+        raise ValueError("Reports contain the URL: send user name and password in a header instead (--header).")
+    if not valid:
+        raise ValueError(f"{text!r} is not a URL of a server, for example http://127.0.0.1:8080.")

@@ -1,148 +1,137 @@
-"""Which plots a load test has."""
+"""Plots of a load test: sweeps, distributions and the course of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from aiochatstream.bench import table
-from aiochatstream.bench.load import Load
-from aiochatstream.bench.metrics import Summary
-from aiochatstream.bench.request import Record
-from aiochatstream.bench.svg import COLOURS, Axis, Bar, Point, Series, bars, chart
+from aiochatstream.bench.charts import COLOURS, INK, Axis, Chart, Point, Series, Span, line_chart, timeline
+from aiochatstream.bench.load import LoadRun
+from aiochatstream.bench.metrics import RunSummary
+from aiochatstream.bench.request import RequestRecord
 
-MOST_DOTS = 3000
-MOST_ROWS = 250
+MAX_DOTS = 3000
+MAX_ROWS = 250
 
-QUEUED, WAITING, STREAMING, HUNG_UP, REFUSED, FAILED = (
-    COLOURS[6],
-    COLOURS[1],
-    COLOURS[0],
-    COLOURS[4],
-    COLOURS[3],
-    "#000",
-)
+QUEUED, WAITING, STREAMING, ABORTED, REFUSED, FAILED = *(COLOURS[number] for number in (6, 1, 0, 4, 3)), INK
 LEGEND = (
     ("queued", QUEUED),
-    ("to the first text", WAITING),
+    ("until the first text", WAITING),
     ("streaming", STREAMING),
-    ("hung up", HUNG_UP),
+    ("aborted", ABORTED),
     ("refused", REFUSED),
     ("failed", FAILED),
 )
 
 
-def of_sweep(summaries: Sequence[Summary]) -> list[str]:
-    """How throughput and latency go with the concurrency."""
+def sweep_plots(summaries: Sequence[RunSummary]) -> list[Chart]:
+    """Return plots of throughput and latency over the concurrency."""
     levels = [float(summary.concurrency or 1) for summary in summaries]
-    x = Axis("users at a time (concurrency)", sorted(set(levels)), log=True)
+    x = Axis("concurrent users (log)", log=True, ticks=sorted(set(levels)))
 
-    def against(title: str, unit: str, lines: dict[str, list[float | None]]) -> str:
+    def plot(title: str, unit: str, lines: dict[str, list[float | None]]) -> Chart:
         series = [
-            Series(name, [(at, value) for at, value in zip(levels, values, strict=True) if value is not None], colour)
+            Series(
+                name, [(level, value) for level, value in zip(levels, values, strict=True) if value is not None], colour
+            )
             for (name, values), colour in zip(lines.items(), COLOURS, strict=False)
         ]
-        return chart(title, x, Axis.over(unit, [value for one in series for _, value in one.points]), series)
+        return line_chart(title, x, Axis(unit), series)
 
-    def milliseconds(metric: str) -> dict[str, list[float | None]]:
+    def percentiles(metric: str) -> dict[str, list[float | None]]:
         return {
-            name: [(at := table.known(getattr(summary, metric), name)) and at * 1000 for summary in summaries]
+            name: [_milliseconds(table.figure(getattr(summary, metric), name)) for summary in summaries]
             for name in ("p50", "p95")
         }
 
     return [
-        against(
-            "Throughput", "output tokens per second", {"all users": [summary.tokens_per_s for summary in summaries]}
-        ),
-        against("Requests", "completed requests per second", {"all users": [run.requests_per_s for run in summaries]}),
-        against("Time to first token", "TTFT, milliseconds", milliseconds("ttft_s")),
-        against("Time per output token", "TPOT, milliseconds", milliseconds("tpot_s")),
+        plot("Throughput", "output tokens/s", {"all users": [summary.tokens_per_s for summary in summaries]}),
+        plot("Requests", "completed requests/s", {"all users": [summary.requests_per_s for summary in summaries]}),
+        plot("Time to first token", "TTFT, ms", percentiles("ttft_s")),
+        plot("Time per output token", "TPOT, ms", percentiles("tpot_s")),
     ]
 
 
-def of_distributions(loads: Sequence[Load], names: Sequence[str]) -> list[str]:
-    """The cumulative distribution of each latency, a line for each run."""
-    metrics: dict[str, Callable[[Record], list[float | None]]] = {
+def distribution_plots(runs: Sequence[LoadRun], names: Sequence[str]) -> list[Chart]:
+    """Return the cumulative distribution of each latency, with a line for each run."""
+    metrics: dict[str, Callable[[RequestRecord], list[float | None]]] = {
         "Time to first token (TTFT)": lambda record: [record.ttft],
-        "Gaps between pieces of text (ITL)": lambda record: list(record.gaps),
+        "Gaps between texts (ITL)": lambda record: list(record.gaps),
         "Time per output token (TPOT)": lambda record: [record.tpot],
-        "Whole answers (E2E)": lambda record: [record.e2e],
+        "End-to-end latency (E2E)": lambda record: [record.e2e],
     }
-    drawn = []
+    plots = []
     for title, metric in metrics.items():
         series = [
-            Series(name, cumulative([value for record in timed(load) for value in metric(record)]), colour, "steps")
-            for load, name, colour in zip(loads, names, COLOURS * len(loads), strict=False)
+            Series(name, cumulative([value for record in timed(run) for value in metric(record)]), colour)
+            for run, name, colour in zip(runs, names, COLOURS * len(runs), strict=False)
         ]
-        x = Axis.over("milliseconds", [value for one in series for value, _ in one.points])
-        drawn.append(chart(title, x, Axis("share at or below, %", [0, 25, 50, 75, 100]), series))
-    return drawn
+        share = Axis("values at or below, %", ticks=[0, 25, 50, 75, 100])
+        plots.append(line_chart(title, Axis("ms"), share, series, style="steps"))
+    return plots
 
 
-def over_time(load: Load) -> list[str]:
-    """TTFT and ITL of one run as they came, and the timeline of its requests."""
-    ttft = [(record.stamps[0] - load.started, record.ttft * 1000) for record in timed(load) if record.ttft is not None]
+def course_plots(run: LoadRun) -> list[Chart]:
+    """Return plots of TTFT and ITL over time, and the timeline of the requests."""
+    ttft = [(record.arrivals[0] - run.start, record.ttft * 1000) for record in timed(run) if record.ttft is not None]
     itl = [
-        (at - load.started, gap * 1000)
-        for record in timed(load)
-        for at, gap in zip(record.stamps[1:], record.gaps, strict=True)
+        (arrival - run.start, gap * 1000)
+        for record in timed(run)
+        for arrival, gap in zip(record.arrivals[1:], record.gaps, strict=True)
     ]
-    x = Axis.over("seconds since the run began", [load.ended - load.started])
+    x = Axis("seconds since the start of the run")
 
-    def dots(title: str, unit: str, points: list[Point], colour: str) -> str:
-        shown = points[:: 1 + len(points) // MOST_DOTS]
-        name = f"{len(points)} values" + (f", {len(shown)} of them shown" if len(shown) < len(points) else "")
-        y = Axis.over(unit, [value for _, value in shown])
-        return chart(title, x, y, [Series(name, shown, colour, "dots")])
+    def plot(title: str, unit: str, points: list[Point], colour: str) -> Chart:
+        shown = points[:: 1 + len(points) // MAX_DOTS]
+        name = f"{len(points)} values" + (f" ({len(shown)} shown)" if len(shown) < len(points) else "")
+        return line_chart(title, x, Axis(unit), [Series(name, shown, colour)], style="dots")
 
     return [
-        dots("Time to first token, over time", "TTFT, milliseconds", ttft, COLOURS[0]),
-        dots("Gaps between pieces of text, over time", "ITL, milliseconds", itl, COLOURS[2]),
-        timeline(load, x),
+        plot("Time to first token over time", "TTFT, ms", ttft, COLOURS[0]),
+        plot("Gaps between texts over time", "ITL, ms", itl, COLOURS[2]),
+        request_timeline(run, x),
     ]
 
 
-def timeline(load: Load, x: Axis) -> str:
-    """A row for each request, coloured by phase."""
-    records = sorted(load.records, key=lambda record: record.started)
-    shown = records[:MOST_ROWS]
-    drawn = [
-        Bar(row, begin - load.started, end - load.started, colour)
+def request_timeline(run: LoadRun, x: Axis) -> Chart:
+    """Return a plot with a row for each request, coloured by phase."""
+    records = sorted(run.records, key=lambda record: record.start)
+    shown = records[:MAX_ROWS]
+    spans = [
+        Span(row, start - run.start, end - run.start, colour)
         for row, record in enumerate(shown)
-        for begin, end, colour in phases(record)
+        for start, end, colour in phases(record)
     ]
-    title = (
-        f"Timeline of the requests ({f'the first {len(shown)} of ' if len(shown) < len(records) else ''}{len(records)})"
-    )
-    return bars(title, x, "requests, in the order of their start", len(shown), drawn, LEGEND)
+    count = f"first {len(shown)} of {len(records)}" if len(shown) < len(records) else str(len(records))
+    return timeline(f"Timeline of the requests ({count})", x, Axis("requests, by start"), spans, LEGEND)
 
 
-def phases(record: Record) -> list[tuple[float, float, str]]:
-    """Begin, end and colour of what happened to a request, one after the other."""
-    ends = {"failed": FAILED, "refused": REFUSED, "aborted": HUNG_UP}
-    if not record.stamps:
-        return [(record.started, record.ended, ends.get(record.outcome, WAITING))]
-    first = record.stamps[0]
-    served = min(first, record.started + (record.told.queue_s or 0.0))
+def phases(record: RequestRecord) -> list[tuple[float, float, str]]:
+    """Return start, end and colour of the successive phases of a request."""
+    ends = {"failed": FAILED, "refused": REFUSED, "aborted": ABORTED}
+    if not record.arrivals:
+        return [(record.start, record.end, ends.get(record.outcome, WAITING))]
+    first = record.arrivals[0]
+    dequeued = min(first, record.start + (record.stats.queue_s or 0.0))
     return [
-        (record.started, served, QUEUED),
-        (served, first, WAITING),
-        (first, record.ended, ends.get(record.outcome, STREAMING)),
+        (record.start, dequeued, QUEUED),
+        (dequeued, first, WAITING),
+        (first, record.end, ends.get(record.outcome, STREAMING)),
     ]
 
 
 def cumulative(values: Sequence[float | None]) -> list[Point]:
-    """(milliseconds, per cent of the values that are at or below), at most a few thousand points."""
+    """Return points (milliseconds, percentage of values at or below), at most a few thousand."""
     known = sorted(value * 1000 for value in values if value is not None)
     points = [(value, 100 * (rank + 1) / len(known)) for rank, value in enumerate(known)]
-    thinned = points[:: 1 + len(points) // MOST_DOTS]
+    thinned = points[:: 1 + len(points) // MAX_DOTS]
     return [(known[0], 0.0), *thinned, points[-1]] if known else []
 
 
-def timed(load: Load) -> list[Record]:
-    """The requests whose latencies count, as in metrics.py."""
-    return [record for record in load.records if record.outcome == "completed" and record.kind != "slow"]
+def timed(run: LoadRun) -> list[RequestRecord]:
+    """Return the requests whose latencies count, as in metrics.py."""
+    return [record for record in run.records if record.outcome == "completed" and record.kind != "slow"]
 
 
-def names(summaries: Sequence[Summary]) -> list[str]:
-    """What each run is called in a legend."""
-    return [table.level(summary) for summary in summaries]
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000

@@ -1,4 +1,4 @@
-"""What the users say: built-in messages in English and Japanese, short and long, or those of a file."""
+"""Prompts: built-in ones in English and Japanese, short and long, or those of a file."""
 
 from __future__ import annotations
 
@@ -58,11 +58,14 @@ BUILT_IN["mixed"] = [prompt for group in zip(*BUILT_IN.values(), strict=False) f
 
 
 class Prompts:
-    """Message number ``index`` of a load test. Built-in ones begin with a number of their own, so that no cache of
-    prefixes knows them; those of a file come in turn, as they are."""
+    """Prompts of a load test, by request number.
+
+    Built-in prompts start with a unique number, so that no prefix cache contains them. Prompts of a file are used
+    unchanged and in turn.
+    """
 
     def __init__(self, kind: str, seed: int) -> None:
-        """Raises ValueError where ``kind`` is neither built in nor a readable file with prompts in it."""
+        """Raise ValueError if ``kind`` is neither built in nor a readable file of prompts."""
         self._numbered = kind in BUILT_IN
         self._texts = BUILT_IN[kind] if self._numbered else _read(Path(kind))
         self._seed = seed
@@ -79,13 +82,13 @@ def _read(file: Path) -> list[str]:
         texts = json.loads(content) if file.suffix == ".json" else content.splitlines()
     except OSError as error:
         raise ValueError(
-            f"--prompts {file}: neither built in ({names}) nor a readable file ({error.strerror})."
+            f"--prompts {file}: must be built in ({names}) or a readable file ({error.strerror})."
         ) from None
     except ValueError as error:
         raise ValueError(f"--prompts {file}: {error}.") from None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"--prompts {file}: must hold a JSON list of strings.")
+        raise ValueError(f"--prompts {file}: must be a JSON list of strings.")
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise ValueError(f"--prompts {file}: has no prompts in it.")
+        raise ValueError(f"--prompts {file}: contains no prompts.")
     return texts

@@ -1,4 +1,4 @@
-"""The protocols that the load generator speaks: where a request goes, what it says and how its answer is read."""
+"""Protocols of the load generator: endpoint, request body and parser of the answer."""
 
 from __future__ import annotations
 
@@ -10,43 +10,48 @@ import aiohttp
 from yarl import URL
 
 from aiochatstream.bench.plan import Plan
-from aiochatstream.bench.response_parsers import AnswerReader, CumulativeReader, OpenAIReader, SseReader, TextReader
+from aiochatstream.bench.response_parsers import (
+    ChatEventParser,
+    CumulativeTextParser,
+    OpenAIParser,
+    ResponseParser,
+    TextParser,
+)
 
-Messages = list[dict[str, str]]
-MakeBody = Callable[[Plan, str | None, Messages], dict[str, Any]]
+ChatMessages = list[dict[str, str]]
+BodyBuilder = Callable[[Plan, str | None, ChatMessages], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to ask for a streamed answer.
+    """Protocol of streamed answers.
 
-    make_body: the request's JSON, of the plan, the model's name and the conversation up to the new message.
-    keeps_history: the server remembers the conversation (by cookie); otherwise the client sends it all each time.
+    build_body: builds the JSON of a request from the plan, the model's name and the messages up to the new one.
+    stateful: the server stores the conversation (by cookie); otherwise each request contains all of it.
     """
 
-    title: str
     path: str
     accept: str
-    reader: type[AnswerReader]
-    make_body: MakeBody
-    keeps_history: bool = True
+    parser_class: type[ResponseParser]
+    build_body: BodyBuilder
+    stateful: bool = True
 
     def endpoint(self, url: str) -> URL:
-        """Where to post, for the server's base URL or the endpoint itself."""
+        """Return the endpoint's URL. ``url`` is the server's base URL or the endpoint."""
         base, path = url.rstrip("/"), self.path
         if base.endswith("/v1"):
             path = path.removeprefix("/v1")
         return URL(base if base.endswith(path) else base + path)
 
 
-def own_body(plan: Plan, model: str | None, messages: Messages) -> dict[str, Any]:
+def aiochatstream_body(plan: Plan, model: str | None, messages: ChatMessages) -> dict[str, Any]:
     params: dict[str, Any] = {"max_new_tokens": plan.max_tokens, "temperature": plan.temperature}
     if plan.ignore_eos:
         params["ignore_eos"] = True
     return {"user_input": messages[-1]["content"], "params": params}
 
 
-def openai_body(plan: Plan, model: str | None, messages: Messages) -> dict[str, Any]:
+def openai_body(plan: Plan, model: str | None, messages: ChatMessages) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
         "messages": messages,
@@ -60,52 +65,51 @@ def openai_body(plan: Plan, model: str | None, messages: Messages) -> dict[str, 
     return body
 
 
-def chatstream_body(plan: Plan, model: str | None, messages: Messages) -> dict[str, Any]:
+def chatstream_body(plan: Plan, model: str | None, messages: ChatMessages) -> dict[str, Any]:
     return {"user_input": messages[-1]["content"], "regenerate": False}
 
 
 PROTOCOLS = {
-    "sse": Protocol("aiochatstream's events", "/chat_stream", "text/event-stream", SseReader, own_body),
-    "text": Protocol("aiochatstream's plain text", "/chat_stream", "text/plain", TextReader, own_body),
+    "sse": Protocol("/chat_stream", "text/event-stream", ChatEventParser, aiochatstream_body),
+    "text": Protocol("/chat_stream", "text/plain", TextParser, aiochatstream_body),
     "openai": Protocol(
-        "OpenAI's chat completions",
         "/v1/chat/completions",
         "text/event-stream",
-        OpenAIReader,
+        OpenAIParser,
         openai_body,
-        keeps_history=False,
+        stateful=False,
     ),
-    "chatstream": Protocol("chatstream 0.3.0's text", "/chat_stream", "*/*", CumulativeReader, chatstream_body),
+    "chatstream": Protocol("/chat_stream", "*/*", CumulativeTextParser, chatstream_body),
 }
 
 
 @dataclass
-class User:
-    """One user: a cookie jar, and what was said so far where the server does not keep it."""
+class LoadUser:
+    """A simulated user with a cookie jar, and with the conversation if the server is stateless."""
 
     number: int
     session: aiohttp.ClientSession
-    messages: Messages = field(default_factory=list)
+    messages: ChatMessages = field(default_factory=list)
 
 
 @dataclass
 class Target:
-    """The server under load. Users share its connections, but not their cookies."""
+    """The server under load. Users share connections but not cookies."""
 
     plan: Plan
     protocol: Protocol
     connector: aiohttp.TCPConnector
     model: str | None = None
-    users: int = 0
+    user_count: int = 0
 
     @property
     def endpoint(self) -> URL:
         return self.protocol.endpoint(self.plan.url)
 
-    def new_user(self) -> User:
-        """A user nobody has seen. The caller closes its session."""
-        self.users += 1
-        # chatstream sets Secure cookies; as browsers do for localhost, they are sent back over plain HTTP
+    def new_user(self) -> LoadUser:
+        """Return a user that the server has not seen. The caller closes its session."""
+        self.user_count += 1
+        # chatstream sets Secure cookies; like browsers on localhost, return them over plain HTTP
         jar = aiohttp.CookieJar(unsafe=True, treat_as_secure_origin=self.endpoint.origin())
         session = aiohttp.ClientSession(
             connector=self.connector,
@@ -114,14 +118,14 @@ class Target:
             headers={"Accept": self.protocol.accept, "Accept-Encoding": "identity", **dict(self.plan.headers)},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.plan.timeout),
         )
-        return User(self.users, session)
+        return LoadUser(self.user_count, session)
 
-    def body(self, user: User, prompt: str) -> dict[str, Any]:
-        """The JSON with which ``user`` says ``prompt``."""
+    def body(self, user: LoadUser, prompt: str) -> dict[str, Any]:
+        """Return the JSON of the request that sends ``prompt``."""
         messages = [*user.messages, {"role": "user", "content": prompt}]
-        return {**self.protocol.make_body(self.plan, self.model, messages), **self.plan.extra_body}
+        return {**self.protocol.build_body(self.plan, self.model, messages), **self.plan.extra_body}
 
-    def learn(self, user: User, prompt: str, answer: str) -> None:
-        """``user`` got a complete answer."""
-        if not self.protocol.keeps_history:
+    def add_turn(self, user: LoadUser, prompt: str, answer: str) -> None:
+        """Extend the conversation of ``user``, if the server is stateless."""
+        if not self.protocol.stateful:
             user.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]

@@ -1,7 +1,7 @@
-"""Reading answers from bytes, without any I/O: one reader per protocol.
+"""Parsers of answers, one for each protocol, without I/O.
 
-Bytes may come merged or split in any way. What counts are the protocol's own pieces (an event, a chunk of HTTP, a text
-with its end token), never the reads.
+Texts are counted by the units of the protocol (an event, an HTTP chunk, a text with its end token). How reads divide
+the bytes makes no difference.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from aiochatstream.sse import EventParser, json_object
 from aiochatstream.terminal import one_line
 
 END_TOKEN = b"<::EOS::>"
-"""What ends each piece of chatstream's format."""
+"""Terminator of each text in chatstream's format."""
 
 
-class BadAnswer(Exception):
-    """The server answered, but the answer is broken, incomplete or an error. The message is one clause."""
+class InvalidAnswer(Exception):
+    """Answer that is broken, incomplete or an error. The message is one clause."""
 
 
-class WrongProtocol(BadAnswer):
-    """What came is not this protocol at all."""
+class ProtocolMismatch(InvalidAnswer):
+    """Answer in another protocol."""
 
 
-class Refused(BadAnswer):
-    """The server had no place for the request, and said so in the answer's body. The message is its error code."""
+class RequestRefused(InvalidAnswer):
+    """Refusal of a request by a server that is full. The message is the error code."""
 
 
 @dataclass(slots=True)
-class Told:
-    """What the server itself told of an answer. None: nothing."""
+class ServerStats:
+    """Figures that the server reported about an answer; None if it did not."""
 
     completion_tokens: int | None = None
     prompt_tokens: int | None = None
@@ -40,31 +40,29 @@ class Told:
     queue_s: float | None = None
 
 
-class AnswerReader(ABC):
-    """Turns the body of one answer into its new texts."""
+class ResponseParser(ABC):
+    """Incremental parser of the body of one answer."""
 
     media_type: str
-    """The content type that a body of this protocol has."""
+    """Content type of the protocol's answers."""
 
     def __init__(self) -> None:
-        self.told = Told()
+        self.stats = ServerStats()
 
     @abstractmethod
-    def feed(self, data: bytes, *, chunk_ends: bool) -> list[str]:
-        """Take what arrived; return the texts that are complete by now, none of them empty.
+    def feed(self, data: bytes, *, chunk_end: bool) -> list[str]:
+        """Return the texts that ``data`` completes, without empty ones. Raise InvalidAnswer.
 
-        :param chunk_ends: an HTTP chunk ends with ``data`` (or the body has no chunks).
-
-        Raises BadAnswer.
+        :param chunk_end: an HTTP chunk ends with ``data``, or the body has no chunks.
         """
 
     @abstractmethod
     def finish(self) -> None:
-        """The body has ended well. Raises BadAnswer where the answer has not."""
+        """Raise InvalidAnswer if the answer is not complete. Call this at the end of the body."""
 
 
-class TextReader(AnswerReader):
-    """Our text format: an HTTP chunk is a piece."""
+class TextParser(ResponseParser):
+    """Parser of aiochatstream's plain text, in which an HTTP chunk is a text."""
 
     media_type = "text/plain"
 
@@ -73,13 +71,13 @@ class TextReader(AnswerReader):
         self._pending = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
-    def feed(self, data: bytes, *, chunk_ends: bool) -> list[str]:
+    def feed(self, data: bytes, *, chunk_end: bool) -> list[str]:
         self._pending += data
-        if not chunk_ends:
+        if not chunk_end:
             return []
         text, self._pending = self._decode(self._pending), b""
         if END_TOKEN.decode() in text:
-            raise WrongProtocol(f"the text has {END_TOKEN.decode()} in it, which is --protocol chatstream")
+            raise ProtocolMismatch(f"the text contains {END_TOKEN.decode()}, as with --protocol chatstream")
         return [text] if text else []
 
     def finish(self) -> None:
@@ -89,11 +87,11 @@ class TextReader(AnswerReader):
         try:
             return self._decoder.decode(data, final)
         except UnicodeDecodeError:
-            raise BadAnswer("the text is not UTF-8") from None
+            raise InvalidAnswer("the text is not UTF-8") from None
 
 
-class CumulativeReader(AnswerReader):
-    """chatstream 0.3.0: each piece is the whole answer so far and an end token."""
+class CumulativeTextParser(ResponseParser):
+    """Parser of chatstream 0.3.0's text, which repeats the whole answer so far and an end token each time."""
 
     media_type = "text/plain"
 
@@ -102,26 +100,26 @@ class CumulativeReader(AnswerReader):
         self._pending = b""
         self._text: str | None = None
 
-    def feed(self, data: bytes, *, chunk_ends: bool) -> list[str]:
-        *pieces, self._pending = (self._pending + data).split(END_TOKEN)
-        return [new for piece in pieces if (new := self._newer(piece))]
+    def feed(self, data: bytes, *, chunk_end: bool) -> list[str]:
+        *answers, self._pending = (self._pending + data).split(END_TOKEN)
+        return [text for answer in answers if (text := self._new_text(answer))]
 
     def finish(self) -> None:
         if self._text is None and b"too_many_requests" in self._pending:
-            raise Refused("too_many_requests")
+            raise RequestRefused("too_many_requests")
         if self._text is None or self._pending.strip():
-            beginning = self._pending[:80].decode(errors="replace")
-            error = WrongProtocol if self._text is None else BadAnswer
-            raise error(f"the text does not end with {END_TOKEN.decode()} but with {beginning!r}")
+            rest = self._pending[:80].decode(errors="replace")
+            error = ProtocolMismatch if self._text is None else InvalidAnswer
+            raise error(f"the text must end with {END_TOKEN.decode()}, not with {rest!r}")
 
-    def _newer(self, piece: bytes) -> str:
+    def _new_text(self, answer: bytes) -> str:
         known = self._text or ""
-        self._text = piece.decode(errors="replace")
+        self._text = answer.decode(errors="replace")
         return self._text[len(known) :]
 
 
-class SseReader(AnswerReader):
-    """Our events: queued, start, delta, done, error."""
+class ChatEventParser(ResponseParser):
+    """Parser of aiochatstream's events: queued, start, delta, done, error."""
 
     media_type = "text/event-stream"
 
@@ -130,7 +128,7 @@ class SseReader(AnswerReader):
         self._events = EventParser()
         self._done = False
 
-    def feed(self, data: bytes, *, chunk_ends: bool) -> list[str]:
+    def feed(self, data: bytes, *, chunk_end: bool) -> list[str]:
         texts = []
         for name, raw in self._events.feed(data):
             event = _event_object(raw)
@@ -139,7 +137,7 @@ class SseReader(AnswerReader):
             elif name == "done":
                 self._done = True
                 usage, timing = _part(event, "usage"), _part(event, "timing")
-                self.told = Told(
+                self.stats = ServerStats(
                     _count(usage, "completion_tokens"),
                     _count(usage, "prompt_tokens"),
                     _count(usage, "cached_tokens"),
@@ -147,18 +145,18 @@ class SseReader(AnswerReader):
                 )
             elif name == "error":
                 code = str(_part(event, "error").get("error", "without a code"))
-                raise Refused(code) if code == "too_many_requests" else BadAnswer(f"error event {code}")
+                raise RequestRefused(code) if code == "too_many_requests" else InvalidAnswer(f"error event {code}")
             elif name not in ("queued", "start"):
-                raise WrongProtocol(f"its events are not aiochatstream's ({name or 'they have no name'})")
+                raise ProtocolMismatch(f"unknown event {name!r}" if name else "events without names")
         return [text for text in texts if text]
 
     def finish(self) -> None:
         if not self._done:
-            raise BadAnswer("the events end without `done`")
+            raise InvalidAnswer("the stream ends without a done event")
 
 
-class OpenAIReader(AnswerReader):
-    """Chunks of OpenAI's chat completions."""
+class OpenAIParser(ResponseParser):
+    """Parser of OpenAI's chat completion chunks."""
 
     media_type = "text/event-stream"
 
@@ -167,7 +165,7 @@ class OpenAIReader(AnswerReader):
         self._events = EventParser()
         self._done = False
 
-    def feed(self, data: bytes, *, chunk_ends: bool) -> list[str]:
+    def feed(self, data: bytes, *, chunk_end: bool) -> list[str]:
         texts = []
         for name, raw in self._events.feed(data):
             if raw == "[DONE]":
@@ -175,38 +173,38 @@ class OpenAIReader(AnswerReader):
                 continue
             chunk = _event_object(raw)
             if name == "error" or "error" in chunk:
-                raise BadAnswer(f"error in the stream: {one_line(raw)}")
+                raise InvalidAnswer(f"error in the stream: {one_line(raw)}")
             choices = chunk.get("choices")
             if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-                raise WrongProtocol("its events are not chat completion chunks")
+                raise ProtocolMismatch("the events are not chat completion chunks")
             for choice in choices:
                 delta = _part(choice, "delta")
                 text = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
                 texts.append(str(text))
                 self._done = self._done or choice.get("finish_reason") is not None
-            self._note_usage(_part(chunk, "usage"))
+            self._record_usage(_part(chunk, "usage"))
         return [text for text in texts if text]
 
     def finish(self) -> None:
         if not self._done:
-            raise BadAnswer("the stream ends without a finish_reason or [DONE]")
+            raise InvalidAnswer("the stream ends without a finish_reason or [DONE]")
 
-    def _note_usage(self, usage: dict[str, Any]) -> None:
+    def _record_usage(self, usage: dict[str, Any]) -> None:
         if usage:
             cached = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
-            self.told = Told(_count(usage, "completion_tokens"), _count(usage, "prompt_tokens"), cached)
+            self.stats = ServerStats(_count(usage, "completion_tokens"), _count(usage, "prompt_tokens"), cached)
 
 
 def _event_object(data: str) -> dict[str, Any]:
-    """Return the JSON object of an event. Raise BadAnswer if it has none."""
+    """Return the JSON object of an event. Raise InvalidAnswer if there is none."""
     try:
         return json_object(data)
     except ValueError as error:
-        raise BadAnswer(f"an event is {error}") from None
+        raise InvalidAnswer(f"an event is {error}") from None
 
 
 def _part(event: dict[str, Any], name: str) -> dict[str, Any]:
-    """The object ``name`` of an event; an empty one where there is none."""
+    """Return the object ``name`` of an event, or an empty one."""
     part = event.get(name)
     return part if isinstance(part, dict) else {}
 

@@ -1,31 +1,31 @@
-"""The results in the terminal."""
+"""Results as text for the terminal."""
 
 from __future__ import annotations
 
-from aiochatstream.bench.metrics import Distribution, Summary
+from aiochatstream.bench.metrics import Distribution, RunSummary
 from aiochatstream.bench.plan import Plan
 from aiochatstream.terminal import one_line
 
 BUSY_GENERATOR = 0.7
-"""Share of a core from which on the generator itself may be the limit."""
+"""Share of a core above which the load generator may be the bottleneck."""
 
 TOKEN_SOURCES = {
     "server": "counted by the server",
     "tokenizer": "counted with --tokenizer",
-    "pieces": "not told by the server: each piece of text counts as one token (--tokenizer counts them)",
-    "mixed": "told by the server for some answers only; the others are counted here",
+    "pieces": "not reported by the server: each text counts as one token (--tokenizer counts tokens)",
+    "mixed": "reported by the server for some answers, counted here for the others",
 }
 
 
-def level(summary: Summary) -> str:
-    """What load the run was."""
+def run_name(summary: RunSummary) -> str:
+    """Return the load of the run as its name."""
     if summary.concurrency is None:
         return f"rate {summary.rate:g}/s"
     return f"concurrency {summary.concurrency}"
 
 
-def latencies(summary: Summary) -> list[tuple[str, Distribution]]:
-    """The name of each latency that is known, and its figures in seconds."""
+def latencies(summary: RunSummary) -> list[tuple[str, Distribution]]:
+    """Return names and distributions, in seconds, of the known latencies."""
     named = {
         "TTFT": summary.ttft_s,
         "TPOT": summary.tpot_s,
@@ -33,20 +33,20 @@ def latencies(summary: Summary) -> list[tuple[str, Distribution]]:
         "E2E": summary.e2e_s,
         "queue": summary.queue_s,
         "refused after": summary.refused_s,
-        "sent late by": summary.late_s,
+        "lateness": summary.late_s,
     }
     return [(name, distribution) for name, distribution in named.items() if distribution is not None]
 
 
-def facts(summary: Summary, plan: Plan) -> list[tuple[str, str]]:
-    """The figures that are no latencies."""
+def facts(summary: RunSummary, plan: Plan) -> list[tuple[str, str]]:
+    """Return names and values of the figures besides latencies."""
     outcomes = f"{summary.completed} completed, {summary.refused} refused, {summary.failed} failed"
     if plan.abort_fraction:
-        outcomes += f", {summary.aborted} hung up"
+        outcomes += f", {summary.aborted} aborted"
     if plan.slow_readers:
-        outcomes += f"; {summary.slow} of the completed read slowly"
+        outcomes += f"; {summary.slow} of the completed by slow readers"
     if summary.unfinished:
-        outcomes += f"; {summary.unfinished} under way when interrupted, not counted"
+        outcomes += f"; {summary.unfinished} running at the interruption, not counted"
     rows = [
         ("requests", outcomes),
         ("time", f"{summary.seconds:.2f} s"),
@@ -58,7 +58,7 @@ def facts(summary: Summary, plan: Plan) -> list[tuple[str, str]]:
         rows.append(("goodput", f"{summary.goodput_per_s:.3f} requests/s within {limits}"))
     rows.append(("tokens", f"{summary.output_tokens}, {TOKEN_SOURCES[summary.token_source]}"))
     if summary.prompt_tokens is not None:
-        cached = "" if summary.cached_tokens is None else f", {summary.cached_tokens} of them from a cache"
+        cached = "" if summary.cached_tokens is None else f", {summary.cached_tokens} from a cache"
         rows.append(("prompt tokens", f"{summary.prompt_tokens}{cached}"))
     if summary.bytes_per_token is not None:
         rows.append(("bytes/token", f"{summary.bytes_per_token:.1f}"))
@@ -66,30 +66,30 @@ def facts(summary: Summary, plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def notes(summary: Summary) -> list[str]:
-    """What the reader has to know besides: why requests were not completed, and a generator that was too busy."""
+def notes(summary: RunSummary) -> list[str]:
+    """Return the reasons of incomplete requests, and a warning if the load generator was too busy."""
     lines = [f"{count} x {one_line(reason)}" for reason, count in summary.reasons.items()]
     if summary.generator_cpu > BUSY_GENERATOR:
         lines.append(
-            f"WARNING: the load generator took {summary.generator_cpu:.0%} of a core and may be the limit itself: "
-            "share the load among several of them."
+            f"WARNING: the load generator used {summary.generator_cpu:.0%} of a core and may be the bottleneck. "
+            "Divide the load among several load generators."
         )
     return lines
 
 
-def render(summary: Summary, plan: Plan) -> str:
-    """One run as text."""
-    lines = [f"{level(summary)}, {plan.protocol}, {plan.url}"]
+def render(summary: RunSummary, plan: Plan) -> str:
+    """Return one run as text."""
+    lines = [f"{run_name(summary)}, {plan.protocol}, {plan.url}"]
     lines += [f"  {name:<14} {value}" for name, value in facts(summary, plan)]
-    if measured := latencies(summary):
+    if rows := latencies(summary):
         lines.append("  " + f"{'milliseconds':<14}" + "".join(f"{name:>11}" for name in ("mean", *_PERCENTILES)))
-        lines += [f"  {name:<14}" + "".join(f"{value:>11}" for value in cells(figures)) for name, figures in measured]
+        lines += [f"  {name:<14}" + "".join(f"{value:>11}" for value in cells(figures)) for name, figures in rows]
     lines += [f"  {note}" for note in notes(summary)]
     return "\n".join(lines)
 
 
-def render_sweep(summaries: list[Summary]) -> str:
-    """All runs of a sweep, a line each."""
+def render_sweep(summaries: list[RunSummary]) -> str:
+    """Return the runs of a sweep as a table."""
     heads = (
         "concurrency",
         "completed",
@@ -110,26 +110,26 @@ def render_sweep(summaries: list[Summary]) -> str:
             f"{summary.failed}",
             f"{summary.requests_per_s:.3f}",
             f"{summary.tokens_per_s:.1f}",
-            milliseconds(known(summary.ttft_s, "p50")),
-            milliseconds(known(summary.tpot_s, "p50")),
-            milliseconds(known(summary.e2e_s, "p95")),
+            milliseconds(figure(summary.ttft_s, "p50")),
+            milliseconds(figure(summary.tpot_s, "p50")),
+            milliseconds(figure(summary.e2e_s, "p95")),
         )
         lines.append("  ".join(f"{cell:>11}" for cell in row))
     return "\n".join(lines)
 
 
 def cells(figures: Distribution) -> list[str]:
-    """Mean and percentiles in milliseconds."""
-    return [milliseconds(known(figures, name)) for name in ("mean", *_PERCENTILES)]
+    """Return mean and percentiles in milliseconds, formatted."""
+    return [milliseconds(figure(figures, name)) for name in ("mean", *_PERCENTILES)]
 
 
-def known(figures: Distribution | None, name: str) -> float | None:
-    """One of the figures, in seconds; None where there are none."""
-    return None if figures is None else float(getattr(figures, name))
+def figure(distribution: Distribution | None, name: str) -> float | None:
+    """Return the mean or percentile ``name``; None if there is no distribution."""
+    return None if distribution is None else float(getattr(distribution, name))
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Seconds as milliseconds; a dash for None."""
+    """Format seconds as milliseconds, and None as a dash."""
     return "-" if seconds is None else f"{seconds * 1000:.1f}"
 
 

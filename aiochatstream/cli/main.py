@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import aiohttp_session
 from aiohttp import web
@@ -22,9 +21,10 @@ from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.cli import session_options
 from aiochatstream.console import options as console_options
-from aiochatstream.engines import RecordingEngine, ReplayEngine
+from aiochatstream.engines import Engine, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.extras import MissingExtra, requires_extra
+from aiochatstream.params import GenerationParams, Limits
 from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.runtime.daemon_threads import any_daemon_thread
@@ -88,12 +88,12 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream = ChatStream(
         num_of_concurrent_executions=options.concurrency,
         max_queue_size=options.queue,
-        **_source_of_answers(options, url, texts),
-        record=options.record,
-        max_new_tokens=options.max_new_tokens,
-        context_len=options.context_len,
-        temperature=options.temperature,
-        top_p=options.top_p,
+        engine=_engine(options, url, texts),
+        chat_prompt_clazz=ChatPrompt.for_model if _needs_model(options) else ChatPrompt,
+        params=GenerationParams(
+            max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
+        ),
+        limits=Limits(context_len=options.context_len),
         allow_system_prompt=True,
         allowed_hosts=_allowed_hosts(options.host, options.allowed_host),
         conversation_store=sessions.store,
@@ -150,12 +150,19 @@ def _check_sources(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} cannot be used with {source}, which answers without a model.")
 
 
-def _source_of_answers(options: argparse.Namespace, url: str, texts: Texts) -> dict[str, Any]:
-    """Return the arguments of ChatStream for the model, or for its substitute."""
-    if options.mock is not None:
-        return {"use_mock_response": True, "mock_params": {"type": options.mock}}
+def _needs_model(options: argparse.Namespace) -> bool:
+    return options.mock is None and options.replay is None
+
+
+def _engine(options: argparse.Namespace, url: str, texts: Texts) -> Engine:
+    """Return the engine of the model or of its substitute. Raises ValueError and OSError."""
     if options.replay is not None:
-        return {"engine": ReplayEngine(options.replay)}
+        return ReplayEngine(options.replay)
+    engine = _transformers_engine(options, url, texts) if _needs_model(options) else ScriptedEngine(options.mock)
+    return engine if options.record is None else RecordingEngine(engine, options.record)
+
+
+def _transformers_engine(options: argparse.Namespace, url: str, texts: Texts) -> Engine:
     name = options.model or texts.small_model
     terminal.write(texts.loading.format(model=name, url=url), sys.stdout)
     with terminal.default_ctrl_c():
@@ -168,10 +175,7 @@ def _source_of_answers(options: argparse.Namespace, url: str, texts: Texts) -> d
     dtype = loading.choose_dtype(device, options.dtype)
     model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
     model = LoadTime(name=texts.loading_name.format(name=name), fn=model).__call__
-    prompt = {"chat_prompt_clazz": ChatPrompt.for_model}
-    if options.compile:
-        return {"engine": TransformersEngine(model, tokenizer, compile=True), **prompt}
-    return {"model": model, "tokenizer": tokenizer, **prompt}
+    return TransformersEngine(model, tokenizer, compile=options.compile)
 
 
 def _model_name(options: argparse.Namespace) -> str | None:

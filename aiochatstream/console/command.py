@@ -20,7 +20,7 @@ from aiochatstream.console.options import DEFAULTS
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import PlainScreen, TerminalScreen
 from aiochatstream.errors import ChatStreamError
-from aiochatstream.params import ParamOverrides, validated
+from aiochatstream.params import GenerationParams, Limits, ParamOverrides, validated
 from aiochatstream.progress import show_progress
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.texts import Texts
@@ -100,10 +100,8 @@ async def _open_model(options: dict[str, Any], texts: Texts) -> AsyncIterator[Ba
                     max_queue_size=0,
                     engine=TransformersEngine(*loaders, compile="compile" in options),
                     chat_prompt_clazz=ChatPrompt.for_model,
-                    max_new_tokens=options["max_new_tokens"],
-                    context_len=options.get("context_len"),
-                    temperature=options["temperature"],
-                    top_p=options["top_p"],
+                    params=GenerationParams(**{name: options[name] for name in SAMPLING_OPTIONS}),
+                    limits=Limits(context_len=options.get("context_len")),
                     locale=options["locale"],
                 )
                 await stack.enter_async_context(chat_stream)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import cycle
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -89,22 +89,6 @@ class ScriptedEngine(FunctionEngine):
         self._round = cycle(self._params.answers or ANSWERS)
         self._lock = threading.Lock()
         self._timer = timer or Timer()
-
-    @classmethod
-    def from_mock_params(cls, mock_params: Mapping[str, Any] | None) -> ScriptedEngine:
-        """Create an engine from chatstream's ``mock_params``. Raises TypeError or ValueError that names the field."""
-        if not isinstance(mock_params, Mapping | None):
-            raise TypeError(f"mock_params: must be a dict, not {mock_params!r}.")
-        options = dict(mock_params or {})
-        for name in options:
-            if name not in MockParams.model_fields:
-                raise ValueError(
-                    f"mock_params: unknown key {name!r}; choose from {', '.join(MockParams.model_fields)}."
-                )
-        try:
-            return cls(**options)
-        except ValueError as error:
-            raise ValueError(f"mock_params.{error}") from None
 
     def describe(self) -> dict[str, str]:
         return {"model": f"none; mock answers of type {self._params.type}"}

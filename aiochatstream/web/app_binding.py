@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from types import FunctionType
 
 from aiohttp import web
 from aiohttp_session import STORAGE_KEY, AbstractStorage, SimpleCookieStorage
 
 from aiochatstream.errors import SessionsNotSetUp
-from aiochatstream.sessions import SESSIONS_HINT, MemoryStorage
+from aiochatstream.sessions import SESSIONS_HINT
 from aiochatstream.web.auth.addresses import hosts_of, is_loopback_host
 
 logger = logging.getLogger(__name__)
@@ -121,18 +121,6 @@ def _session_middlewares(app: web.Application) -> Iterator[FunctionType]:
     for middleware in app.middlewares:
         if isinstance(middleware, FunctionType) and middleware.__module__ == "aiohttp_session":
             yield middleware
-
-
-def storage_option(opts: object) -> AbstractStorage:
-    """Return the storage in chatstream's ``opts`` of ``append_middlewares``. Raises ValueError for invalid options."""
-    if not isinstance(opts, Mapping) or not opts.keys() <= {"session_storage"}:
-        raise ValueError("opts: must be a dict with 'session_storage' as its only key.")
-    storage = opts.get("session_storage")
-    if storage is None:
-        return MemoryStorage()
-    if not isinstance(storage, AbstractStorage):
-        raise ValueError(f"session_storage: must be a storage of aiohttp-session, not {storage!r}.")
-    return storage
 
 
 def _bindings_in(app: web.Application) -> Iterator[AppBinding]:

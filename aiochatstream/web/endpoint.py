@@ -50,6 +50,13 @@ class BoundHandler(functools.partial[Awaitable[web.StreamResponse]]):
     tag: str
 
 
+def bind(endpoint: Endpoint, handler: ServerHandler[...], server: Server, tag: str, **options: Any) -> BoundHandler:
+    """Return ``handler`` of ``endpoint``, with ``server`` and ``options`` as its first arguments."""
+    bound = BoundHandler(handler, server, **options)
+    bound.endpoint, bound.tag = endpoint, tag
+    return bound
+
+
 def mount(endpoints: Iterable[Endpoint], server: Server, prefix: str, tag: str, **options: Any) -> list[web.RouteDef]:
     """Return routes that serve ``endpoints`` below ``prefix``. ``options`` are passed to the handlers.
 
@@ -60,7 +67,5 @@ def mount(endpoints: Iterable[Endpoint], server: Server, prefix: str, tag: str, 
     routes = []
     for endpoint in endpoints:
         for path, handler in ((endpoint.path, endpoint.handler), *endpoint.parts.items()):
-            bound = BoundHandler(handler, server, **options)
-            bound.endpoint, bound.tag = endpoint, tag
-            routes.append(endpoint.route(prefix + path, bound))
+            routes.append(endpoint.route(prefix + path, bind(endpoint, handler, server, tag, **options)))
     return routes

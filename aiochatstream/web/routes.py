@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from aiohttp import web
@@ -25,7 +25,7 @@ from aiochatstream.errors import (
     TooManyRequests,
 )
 from aiochatstream.web import request_models, response_models
-from aiochatstream.web.endpoint import EVENTS, JSON, TEXT, Endpoint, mount
+from aiochatstream.web.endpoint import EVENTS, JSON, TEXT, BoundHandler, Endpoint, bind, mount
 from aiochatstream.web.endpoints import chat, docs, feedback, generation_params, history, page, status
 from aiochatstream.web.openapi.document import CHAT
 from aiochatstream.web.server import Server
@@ -197,21 +197,11 @@ def routes(
     return mount(selected, server, prefix, CHAT)
 
 
-def select_routes(server: Server, options: object) -> list[web.RouteDef]:
-    """Return the routes that chatstream's ``options`` of ``append_apis`` select. Raises ValueError for invalid ones."""
-    if not isinstance(options, Mapping):
-        raise ValueError(f"options: must be a dict, not {options!r}.")
-    for key in options:
-        if key not in ("include", "exclude", "all", "web_ui_params"):
-            raise ValueError(f"options: unknown key {key!r}; choose from 'include', 'exclude', 'all', 'web_ui_params'.")
-    choices = [key for key in options if key != "web_ui_params"]
-    if len(choices) != 1:
-        present = " and ".join(map(repr, choices)) or "none"
-        raise ValueError(f"options: must have exactly one of 'include', 'exclude' and 'all', not {present}.")
-    if options.get("all", True) is not True:
-        raise ValueError(f"options: 'all' must be True, not {options['all']!r}.")
-    include, exclude = (_check_names(key, options[key]) if key in options else None for key in ("include", "exclude"))
-    return routes(server, include, exclude)
+def handler(server: Server, name: str) -> BoundHandler:
+    """Return the aiohttp handler of an endpoint of ``server``. Raises ValueError for an unknown name."""
+    if name not in ENDPOINTS:
+        raise ValueError(f"unknown endpoint {name!r}; choose from {', '.join(ENDPOINTS)}.")
+    return bind(ENDPOINTS[name], ENDPOINTS[name].handler, server, CHAT)
 
 
 def _check_names(option: str, names: Any) -> frozenset[str]:

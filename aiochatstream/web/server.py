@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.errors import InvalidValue
-from aiochatstream.params import ParamOverrides
+from aiochatstream.params import ParamOverrides, WireFormat
 from aiochatstream.runtime.chat import Chat
 from aiochatstream.runtime.engine_runtime import RuntimeConfig
 from aiochatstream.runtime.stateless import Stateless
@@ -62,12 +62,16 @@ class Server(Chat, Stateless):
         allow_system_prompt: bool,
         conversation_store: ConversationStore | None,
         identify_user: Callable[[web.Request], Awaitable[str | None]] | None,
-        on_feedback_received: FeedbackCallback | None,
+        on_feedback: FeedbackCallback | None,
         web_ui_params: Mapping[str, Any] | None,
-        num_gpus: int | None,
+        wire_format: WireFormat,
     ) -> None:
         super().__init__(config)
-        self.name, self.num_gpus = name, num_gpus
+        self.name = name
+        self.wire_format = wire_format
+        """Format of answers if the request's headers do not choose one."""
+        self.num_gpus: int | None = None
+        """Number of GPUs that /get_resource_usage reports; None is all."""
         self.roles = Roles(client_roles, endpoints)
         self.phrase_attempts, self.header_attempts = phrase_attempts(), phrase_attempts(warning=HEADER_WARNING)
         self.allowed_hosts = AllowedHosts(allowed_hosts)
@@ -77,7 +81,7 @@ class Server(Chat, Stateless):
         )
         self.allow_metrics, self.allow_system_prompt = allow_metrics, allow_system_prompt
         self.page = Page({} if web_ui_params is None else web_ui_params)
-        self.on_feedback_received, self.ratings = on_feedback_received, Ratings()
+        self.on_feedback, self.ratings = on_feedback, Ratings()
         self.disconnects = DisconnectWatcher()
         self.callbacks = Callbacks()
         self.uploads = Uploads(self.limits.body_timeout, max(TOTAL_BYTES, 2 * self.limits.max_request_bytes))

@@ -1,6 +1,6 @@
 """Fuzz targets: one module each, with ``def fuzz(seconds: float, seed: int) -> Findings``.
 
-``bench/fuzz.py`` runs every module of this folder in a process of its own.
+``bench/fuzz.py`` runs each module of this folder in its own process.
 """
 
 from __future__ import annotations

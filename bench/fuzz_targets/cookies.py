@@ -1,4 +1,4 @@
-"""Session cookies and commit tokens, changed at random: none is an error of the server, none reads another's words."""
+"""Randomly modified session cookies and commit tokens: no server error, no access to another user's conversation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet
 from aiochatstream import ChatStream, CookieStorage
 from fuzz_targets import Findings, rounds, serving
 
-INPUTS_A_ROUND = 200
+INPUTS_PER_ROUND = 200
 
 HISTORY = b"GET /history HTTP/1.1\r\nHost: localhost\r\nCookie: "
 
@@ -24,8 +24,8 @@ Mutation = Callable[[random.Random, bytes, bytes], bytes]
 
 
 @dataclass
-class Talker:
-    """A user with a secret, and what the browser holds of the conversation."""
+class CookieUser:
+    """A user with a secret message, session cookie and commit token."""
 
     secret: str
     cookie: bytes
@@ -33,36 +33,36 @@ class Talker:
 
 
 def fuzz(seconds: float, seed: int) -> Findings:
-    """Send changed cookies and tokens to a server whose conversations live in cookies."""
-    found = Findings()
+    """Send modified cookies and tokens to a server that stores conversations in cookies."""
+    findings = Findings()
     for number in rounds(seconds, seed):
-        asyncio.run(_round(random.Random(number), found, number))  # noqa: S311
-    return found
+        asyncio.run(_round(random.Random(number), findings, number))  # noqa: S311
+    return findings
 
 
-async def _round(rng: random.Random, found: Findings, seed: int) -> None:
+async def _round(rng: random.Random, findings: Findings, seed: int) -> None:
     app = web.Application()
     aiohttp_session.setup(app, CookieStorage(Fernet.generate_key()))
-    ChatStream(engine=lambda messages, params: iter([messages[-1]["content"]])).append_apis(app, {"all": True})
+    ChatStream(engine=lambda messages, params: iter([messages[-1]["content"]])).add_endpoints(app)
     async with serving(app) as port:
-        ann, bob = await _talk(port, "alpha" * rng.randint(1, 300)), await _talk(port, "bravo")
+        ann, bob = await _converse(port, "alpha" * rng.randint(1, 300)), await _converse(port, "bravo")
         if b"alpha" not in (await _send(port, HISTORY + ann.cookie))[1]:
-            found.faults.append(f"seed {seed}: the unchanged cookie has no conversation")
-        for number in range(INPUTS_A_ROUND):
+            findings.faults.append(f"seed {seed}: the unmodified cookie has no conversation")
+        for number in range(INPUTS_PER_ROUND):
             mutation = rng.choice(MUTATIONS)
             cookie = mutation(rng, ann.cookie, bob.cookie)
-            if cookie == bob.cookie:  # begins alike, so that a splice may give the other cookie itself
+            if cookie == bob.cookie:  # equal starts make this possible
                 continue
             fault = await _history(port, cookie)
             if rng.random() < 0.5:
                 token = rng.choice(MUTATIONS)(rng, ann.token, bob.token)
                 fault = fault or await _commit(port, ann.cookie, token)
-            found.tried += 1
+            findings.tried += 1
             if fault is not None:
-                found.faults.append(f"seed {seed}, input {number}, {mutation.__name__}: {fault}")
+                findings.faults.append(f"seed {seed}, input {number}, {mutation.__name__}: {fault}")
 
 
-async def _talk(port: int, secret: str) -> Talker:
+async def _converse(port: int, secret: str) -> CookieUser:
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(cookie_jar=jar) as session:
         url = f"http://127.0.0.1:{port}"
@@ -74,16 +74,16 @@ async def _talk(port: int, secret: str) -> Talker:
                 if line.startswith("data:") and "commit" in line:
                     token = json.loads(line.removeprefix("data:"))["commit"].encode()
         cookie = "; ".join(f"{cookie.key}={cookie.value}" for cookie in jar)
-    return Talker(secret, cookie.encode(), token)
+    return CookieUser(secret, cookie.encode(), token)
 
 
 async def _history(port: int, cookie: bytes) -> str | None:
-    """Return what is wrong with the answer to ``GET /history`` with this cookie."""
+    """Return the fault of the response to ``GET /history`` with this cookie; None if there is none."""
     status, body = await _send(port, HISTORY + cookie)
     if status >= 500:
         return f"status {status} for the cookie {cookie!r}"
     if b"bravo" in body:
-        return f"another user's words for the cookie {cookie!r}"
+        return f"another user's message for the cookie {cookie!r}"
     return None
 
 
@@ -94,7 +94,7 @@ async def _commit(port: int, cookie: bytes, token: bytes) -> str | None:
     status, answer = await _send(port, head, body)
     if status >= 500:
         return f"status {status} for the token {token!r}"
-    return f"another user's words for the token {token!r}" if b"bravo" in answer else None
+    return f"another user's message for the token {token!r}" if b"bravo" in answer else None
 
 
 async def _send(port: int, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
@@ -111,36 +111,36 @@ async def _send(port: int, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
 
 
 def flip(rng: random.Random, text: bytes, other: bytes) -> bytes:
-    """Replace one byte by one that may stand in a header."""
+    """Replace a byte by another that is valid in a header."""
     at = rng.randrange(len(text))
     return text[:at] + bytes([rng.choice(HEADER_BYTES)]) + text[at + 1 :]
 
 
 def cut(rng: random.Random, text: bytes, other: bytes) -> bytes:
-    """Leave out a piece."""
+    """Delete a part."""
     start = rng.randrange(len(text))
     return text[:start] + text[start + rng.randint(1, 50) :]
 
 
 def double(rng: random.Random, text: bytes, other: bytes) -> bytes:
-    """Repeat a piece, up to the whole."""
+    """Repeat the end."""
     start = rng.randrange(len(text))
     return text + text[start:]
 
 
 def splice(rng: random.Random, text: bytes, other: bytes) -> bytes:
-    """Begin with one and continue with the other."""
+    """Join the start of one text and the end of the other."""
     return text[: rng.randrange(len(text))] + other[rng.randrange(1, len(other)) :]
 
 
 def garbage(rng: random.Random, text: bytes, other: bytes) -> bytes:
-    """Send bytes that nobody sealed, under the name of the cookie."""
+    """Replace the value of the cookie by random bytes."""
     name = text.partition(b"=")[0]
     return name + b"=" + bytes(rng.choice(HEADER_BYTES) for _ in range(rng.randint(0, 3000)))
 
 
 def both(rng: random.Random, text: bytes, other: bytes) -> bytes:
-    """Send garbage under the same name before the cookie."""
+    """Put a cookie with the same name and a random value before the cookie."""
     return garbage(rng, text, other) + b"; " + text
 
 

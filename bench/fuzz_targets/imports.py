@@ -1,4 +1,4 @@
-"""Imported conversations: each is refused with a reason, or comes back from the export as it was."""
+"""Imported conversations: the server rejects them with a reason, or exports them unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiohttp import web
 from aiochatstream import ChatStream, MemoryStorage
 from fuzz_targets import Findings, rounds, serving
 
-INPUTS_A_ROUND = 100
+INPUTS_PER_ROUND = 100
 REFUSALS = {400, 413, 422}
 
 ALPHABETS = [
@@ -29,35 +29,35 @@ ALPHABETS = [
 
 def fuzz(seconds: float, seed: int) -> Findings:
     """Import random conversations into a server, export them, and import the export."""
-    found = Findings()
+    findings = Findings()
     for number in rounds(seconds, seed):
-        asyncio.run(_round(random.Random(number), found, number))  # noqa: S311
-    return found
+        asyncio.run(_round(random.Random(number), findings, number))  # noqa: S311
+    return findings
 
 
-async def _round(rng: random.Random, found: Findings, seed: int) -> None:
+async def _round(rng: random.Random, findings: Findings, seed: int) -> None:
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
-    ChatStream(engine=lambda messages, params: iter(["x"])).append_apis(app, {"all": True})
+    ChatStream(engine=lambda messages, params: iter(["x"])).add_endpoints(app)
     jar = aiohttp.CookieJar(unsafe=True)
     async with serving(app) as port, aiohttp.ClientSession(cookie_jar=jar) as session:
-        for number in range(INPUTS_A_ROUND):
+        for number in range(INPUTS_PER_ROUND):
             body = _body(rng)
-            found.tried += 1
+            findings.tried += 1
             if fault := await _fault(session, f"http://127.0.0.1:{port}", body):
-                found.faults.append(f"seed {seed}, input {number}: {fault} for {body[:300]!r}")
+                findings.faults.append(f"seed {seed}, input {number}: {fault} for {body[:300]!r}")
 
 
 async def _fault(session: aiohttp.ClientSession, url: str, body: str) -> str | None:
-    """Return what is wrong with the answers to an import of ``body``; None if nothing is."""
+    """Return the fault of the responses to an import of ``body``; None if there is none."""
     status, answer = await _post(session, url, body)
     if status in REFUSALS:
         return None if json.loads(answer).get("detail") else "a refusal without a reason"
     if status != 200:
         return f"status {status}"
     exported = await _export(session, url)
-    spoken = [(message["role"], message["content"]) for message in json.loads(body)["messages"]]
-    if [(message["role"], message["content"]) for message in json.loads(exported)["messages"]] != spoken:
+    imported = [(message["role"], message["content"]) for message in json.loads(body)["messages"]]
+    if [(message["role"], message["content"]) for message in json.loads(exported)["messages"]] != imported:
         return "another conversation in the export"
     status, _ = await _post(session, url, exported)
     if status != 200:
@@ -77,7 +77,7 @@ async def _export(session: aiohttp.ClientSession, url: str) -> str:
 
 
 def _body(rng: random.Random) -> str:
-    """Return an import as JSON text: mostly one of the right form, with anything at some places."""
+    """Return an import as JSON: mostly valid, otherwise with an arbitrary value in one place."""
     messages: list[Any] = []
     for _ in range(rng.choice([0, 1, 1, 2, 5, 50])):
         messages += [{"role": "user", "content": _text(rng)}, _answer(rng)]
@@ -97,12 +97,12 @@ def _answer(rng: random.Random) -> dict[str, Any]:
 
 
 def _spoil(rng: random.Random, body: dict[str, Any]) -> None:
-    """Put anything in the place of one value."""
+    """Replace one value by an arbitrary one."""
     places: list[tuple[Any, Any]] = [(body, name) for name in (*body, "conversation", "if_turn", "system", "other")]
     for message in body["messages"]:
         places += [(message, name) for name in (*message, "state", "message_id", "tool_calls")]
-    where, name = rng.choice(places)
-    where[name] = _anything(rng, 4)
+    container, name = rng.choice(places)
+    container[name] = _anything(rng, 4)
 
 
 def _anything(rng: random.Random, depth: int) -> Any:

@@ -1,7 +1,7 @@
-"""Markdown in the chat page: random answers, at once and as they grow, through the page's own modules in Chromium.
+"""Markdown in the chat page: random answers, complete and growing, rendered by the page's modules in Chromium.
 
-Promises: no exception; nothing in the DOM that could run, load or navigate; no letter or digit lost; for long texts no
-quadratic time; a text that came in pieces ends as one that came at once.
+Promises: no exception; no element in the DOM that runs scripts, loads resources or navigates; no letter or digit lost;
+no quadratic time for long texts; the same result for a growing text as for the complete text.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ WORDS = (
 )
 
 LONG = 20_000
-"""Characters of a text that is a piece repeated."""
+"""Characters of a text that repeats a short one."""
 
 LONG_MS = 3_000
-"""Milliseconds that such a text may take; quadratic time takes several times as long, and so does a stack's end."""
+"""Maximum milliseconds for such a text. Quadratic time and a stack overflow take several times as long."""
 
 HARNESS = Path(__file__).with_suffix(".html")
 
 
 def fuzz(seconds: float, seed: int) -> Findings:
-    """Draw random texts for ``seconds``."""
+    """Render random texts for ``seconds``."""
     return asyncio.run(_fuzz(seconds, seed))
 
 
@@ -111,25 +111,25 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
         await page.goto(f"http://127.0.0.1:{port}/harness.html")
         await page.locator("body[data-ready]").wait_for(state="attached")
         for number in rounds(seconds, seed):
-            for text, cuts in _texts(random.Random(number)):  # noqa: S311 - inputs, no secrets
+            for text, cuts in _texts(random.Random(number)):  # noqa: S311 - not security-relevant
                 findings.tried += 1
-                told: dict[str, Any] = await page.evaluate("([text, cuts]) => check(text, cuts)", [text, cuts])
-                if told["ms"] > LONG_MS:
-                    told["found"].append(f"took {told['ms']:.0f} ms")
-                if told["found"]:
-                    findings.faults.append(f"seed {number}: {text[:300]!r} ({len(text)}), {told['found'][0]}"[:1500])
+                result: dict[str, Any] = await page.evaluate("([text, cuts]) => check(text, cuts)", [text, cuts])
+                if result["ms"] > LONG_MS:
+                    result["found"].append(f"took {result['ms']:.0f} ms")
+                if result["found"]:
+                    findings.faults.append(f"seed {number}: {text[:300]!r} ({len(text)}), {result['found'][0]}"[:1500])
             if len(findings.faults) >= 20:
                 break
         await browser.close()
     return findings
 
 
-async def _harness(request: web.Request) -> web.Response:
+async def _harness(request: web.Request) -> web.FileResponse:
     return web.FileResponse(HARNESS)
 
 
 def _texts(chance: random.Random) -> Iterator[tuple[str, list[int]]]:
-    """Yield texts, with places where they are cut while they grow."""
+    """Yield texts, with the lengths of their growing prefixes."""
     for _ in range(8):
         text = _mixed(chance, chance.randrange(1, 60))
         yield text, sorted(chance.sample(range(len(text)), min(len(text), 6)))

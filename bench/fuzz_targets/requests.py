@@ -15,22 +15,22 @@ import aiohttp
 import aiohttp_session
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, Limits, MemoryStorage, ScriptedEngine
 from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
 from aiochatstream.web.routes import ENDPOINTS
 from aiochatstream.web.server_log import shorten_client_errors
 from fuzz_targets import Findings, rounds
 
 PATIENCE = 15.0
-"""Seconds until a request counts as hung. The server gives up on bodies and readers after less than one."""
+"""Seconds until a request counts as hung. The server's own timeouts are shorter than one second."""
 
 REQUESTS = 20
-"""Requests of one round, sent at once."""
+"""Concurrent requests of a round."""
 
-ENDPOINTS = [
-    (api.route.__name__.upper(), prefix + api.path)
-    for prefix, apis in (("", ENDPOINTS), ("/v1", OPENAI_ENDPOINTS))
-    for api in apis.values()
+PATHS = [
+    (endpoint.route.__name__.upper(), prefix + endpoint.path)
+    for prefix, endpoints in (("", ENDPOINTS), ("/v1", OPENAI_ENDPOINTS))
+    for endpoint in endpoints.values()
 ]
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get", "G\x00T", "")
 VALUES: tuple[Any, ...] = (
@@ -77,23 +77,23 @@ def fuzz(seconds: float, seed: int) -> Findings:
 async def _fuzz(seconds: float, seed: int) -> Findings:
     findings = Findings()
     unexpected: list[str] = []
-    handler = Unexpected(unexpected)
+    handler = TracebackHandler(unexpected)
     logging.getLogger().addHandler(handler)
     logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
     try:
-        async with _served(auto_decompress=True) as one, _served(auto_decompress=False) as other:
+        async with _served(auto_decompress=True) as decoding, _served(auto_decompress=False) as plain:
             for number in rounds(seconds, seed):
-                rng = random.Random(number)  # noqa: S311 - nothing here is secret
-                port, chat_stream = rng.choice((one, other))
+                rng = random.Random(number)  # noqa: S311 - not security-relevant
+                port, chat_stream = rng.choice((decoding, plain))
                 requests = [_request(rng) for _ in range(REQUESTS)]
                 sent = [_send(port, random.Random(rng.random()), request) for request in requests]  # noqa: S311
-                sent += [_ask(port, random.Random(rng.random())) for _ in range(REQUESTS)]  # noqa: S311
+                sent += [_send_valid(port, random.Random(rng.random())) for _ in range(REQUESTS)]  # noqa: S311
                 findings.tried += len(sent)
-                found = [fault for fault in await asyncio.gather(*sent) if fault]
-                found += await _left(port, chat_stream)
-                found += [*dict.fromkeys(unexpected)]
+                faults = [fault for fault in await asyncio.gather(*sent) if fault]
+                faults += await _nonzero_gauges(port, chat_stream)
+                faults += [*dict.fromkeys(unexpected)]
                 unexpected.clear()
-                findings.faults += [f"seed {number}: {fault}" for fault in found]
+                findings.faults += [f"seed {number}: {fault}" for fault in faults]
                 if len(findings.faults) > 20:
                     break
     finally:
@@ -102,28 +102,26 @@ async def _fuzz(seconds: float, seed: int) -> Findings:
     return findings
 
 
-class Unexpected(logging.Handler):
-    """Collects what is logged with a traceback."""
+class TracebackHandler(logging.Handler):
+    """Collector of log records with a traceback."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, faults: list[str]) -> None:
         super().__init__(logging.ERROR)
-        self._found = found
+        self._faults = faults
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Collect one."""
+        """Collect ``record`` if it has a traceback."""
         if record.exc_info:
-            self._found.append(f"log: {record.getMessage()} {record.exc_info[1]!r}"[:400])
+            self._faults.append(f"log: {record.getMessage()} {record.exc_info[1]!r}"[:400])
 
 
 @asynccontextmanager
 async def _served(*, auto_decompress: bool) -> AsyncIterator[tuple[int, ChatStream]]:
     chat_stream = ChatStream(
-        use_mock_response=True,
-        mock_params={"type": "echo", "initial_wait_sec": 0, "time_per_token_sec": 0},
+        engine=ScriptedEngine("echo", time_per_token_sec=0),
         max_queue_size=2 * REQUESTS,
-        body_timeout=0.5,
-        write_timeout=0.5,
-        on_feedback_received=lambda request, feedback: None,
+        limits=Limits(body_timeout=0.5, write_timeout=0.5),
+        on_feedback=lambda request, feedback: None,
     )
     options = {"auto_decompress": auto_decompress, "keepalive_timeout": 1.0, "lingering_time": 0.2}
     app = web.Application(handler_args=options)
@@ -142,7 +140,7 @@ async def _served(*, auto_decompress: bool) -> AsyncIterator[tuple[int, ChatStre
 
 
 def _value(rng: random.Random, depth: int = 0) -> Any:
-    """Any JSON, with names that the endpoints know."""
+    """Return arbitrary JSON with fields of the endpoints."""
     kind = rng.random()
     if depth > 3 or kind < 0.6:
         return rng.choice(VALUES)
@@ -152,7 +150,7 @@ def _value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def _body(rng: random.Random) -> bytes:
-    """A valid body with some fields changed; now and then changed as bytes, or none at all."""
+    """Return a valid body with some fields changed; sometimes with bytes changed, or random bytes."""
     kind = rng.random()
     if kind < 0.05:
         return rng.randbytes(rng.randrange(60))
@@ -167,8 +165,8 @@ def _body(rng: random.Random) -> bytes:
 
 
 def _request(rng: random.Random) -> bytes:
-    """A request on the wire, wrong in about one way."""
-    method, path = rng.choice(ENDPOINTS)
+    """Return the bytes of a request with about one fault."""
+    method, path = rng.choice(PATHS)
     if rng.random() < 0.1:
         method = rng.choice(METHODS)
     path = path.split("{")[0] + rng.choice(("", "", "x", "%2f%00", "\xff", "/" * 50)) * ("{" in path)
@@ -193,7 +191,7 @@ def _request(rng: random.Random) -> bytes:
 
 
 async def _send(port: int, rng: random.Random, request: bytes) -> str | None:
-    """Send ``request`` in one or two pieces, and read all that comes; or leave early. Return what is wrong."""
+    """Send ``request`` in one or two parts and read the response, or disconnect early. Return the fault."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     at = rng.randrange(len(request)) if rng.random() < 0.3 else len(request)
     got = b""
@@ -203,7 +201,7 @@ async def _send(port: int, rng: random.Random, request: bytes) -> str | None:
                 writer.write(request[:at])
                 await writer.drain()
                 if rng.random() < 0.1:
-                    return None  # it leaves
+                    return None  # disconnect
                 await asyncio.sleep(0)
                 writer.write(request[at:])
                 if rng.random() < 0.1:
@@ -218,9 +216,9 @@ async def _send(port: int, rng: random.Random, request: bytes) -> str | None:
     return f"{status.decode()}: {request[:400]!r}" if status in (b"500", b"504") else None
 
 
-async def _ask(port: int, rng: random.Random) -> str | None:
-    """The same with a client that knows HTTP and keeps cookies. Return what is wrong."""
-    method, path = rng.choice(ENDPOINTS)
+async def _send_valid(port: int, rng: random.Random) -> str | None:
+    """Send a request twice with valid HTTP and with cookies. Return the fault."""
+    method, path = rng.choice(PATHS)
     url = f"http://127.0.0.1:{port}{path.split('{')[0]}"
     body = _body(rng)
     headers = {"Content-Type": "application/json", "Accept": rng.choice(("*/*", "text/event-stream"))}
@@ -238,8 +236,8 @@ async def _ask(port: int, rng: random.Random) -> str | None:
     return None
 
 
-async def _left(port: int, chat_stream: ChatStream) -> list[str]:
-    """Return the gauges that are not as before when all clients are gone."""
+async def _nonzero_gauges(port: int, chat_stream: ChatStream) -> list[str]:
+    """Return the gauges that do not return to zero after all clients have disconnected."""
     gauges: dict[str, int] = {}
     for _ in range(int(PATIENCE / 0.05)):
         gauges = {
@@ -249,7 +247,7 @@ async def _left(port: int, chat_stream: ChatStream) -> list[str]:
             "uploads": len(chat_stream.uploads),
             "bytes of uploads": chat_stream.uploads.bytes,
             "requests": len(chat_stream.active_requests),
-            "watched": len(chat_stream.disconnects._watched),
+            "watched": len(chat_stream.disconnects),
         }
         if not any(gauges.values()):
             break

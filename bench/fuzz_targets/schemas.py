@@ -1,8 +1,8 @@
-"""Schemas, patterns and grammars that break the compiler of grammars, or its process.
+"""Schemas, patterns and grammars that break the grammar compiler or crash its process.
 
-Each input is compiled as the server compiles it, with the tokenizer of the small model, and then followed for some
-tokens. It must be refused with InvalidValue or followed; within bounds of time, and without the end of the process that
-serves all answers. Crashes in trials are the trial's purpose and are no findings.
+Each input is compiled as in the server, with the tokenizer of the small model, and then used for some tokens. The
+compiler must reject it with InvalidValue or accept it, within a time limit, and the process that serves all answers
+must not exit. Crashes in the trial process are expected and are not findings.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ EXAMPLES = 25
 """Inputs of a round."""
 
 MAX_CHARACTERS = 100_000
-"""Length of a part that is repeated; the whole may be somewhat longer."""
+"""Maximum length of a repeated part. The whole text may be slightly longer."""
 
 TOKENS = 40
-"""Tokens that an answer is followed for."""
+"""Tokens that a grammar is used for."""
 
 MAX_SECONDS = 90.0
-"""Seconds of wall-clock time for one input, on a busy machine."""
+"""Maximum seconds of wall-clock time for an input, on a busy machine."""
 
 NUMBERS = st.sampled_from([0, 1, 2, 7, 100, 1000, 10**5, 10**9, 2**63, -1, 0.5, 1e300, 1e-9])
 PATTERNS = st.recursive(
@@ -97,17 +97,17 @@ def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def choices(count: int) -> list[str]:
-    """Return as many strings."""
+    """Return ``count`` strings."""
     return [f"c{number}" for number in range(count)]
 
 
 def times(schema: Any) -> int:
-    """Return how often ``schema`` may be repeated."""
+    """Return the maximum number of repetitions of ``schema``."""
     return MAX_CHARACTERS // (len(json.dumps(schema)) + 1)
 
 
 def nest(drawn: tuple[Any, str, int]) -> Any:
-    """Return a schema within itself many times; by references where JSON could not be nested so deeply."""
+    """Return a schema nested in itself many times, by references because JSON has a depth limit."""
     schema, keyword, depth = drawn
     depth = min(depth, times(schema))
     made: dict[str, Any] = {f"d{depth}": schema}
@@ -119,7 +119,7 @@ def nest(drawn: tuple[Any, str, int]) -> Any:
 
 
 def widen(drawn: tuple[Any, str, int]) -> Any:
-    """Return a schema beside itself many times."""
+    """Return a schema that contains another many times."""
     schema, keyword, width = drawn
     width = min(width, times(schema))
     if keyword == "properties":
@@ -149,7 +149,7 @@ CONSTRAINTS: st.SearchStrategy[Constraint] = st.one_of(
 
 
 def follow(grammars: Grammars, constraint: Constraint, choice: random.Random) -> None:
-    """Compile ``constraint`` and follow it for some tokens. Raises InvalidValue where the server would."""
+    """Compile ``constraint`` and use it for some tokens. Raise InvalidValue if the server would."""
     matcher = grammars.matcher(constraint)
     for _ in range(TOKENS):
         allowed = np.flatnonzero(np.unpackbits(matcher.mask.view(np.uint8), bitorder="little"))
@@ -159,32 +159,32 @@ def follow(grammars: Grammars, constraint: Constraint, choice: random.Random) ->
 
 
 def fuzz(seconds: float, seed: int) -> Findings:
-    """Search for constraints that end or hold up the process that serves all answers."""
+    """Search for constraints that crash or block the process that serves all answers."""
     tokenizer = AutoTokenizer.from_pretrained(small_model())
-    found = Findings()
+    findings = Findings()
     grammars = Grammars(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
     end = time.monotonic() + seconds
 
     def examine(constraint: Constraint) -> None:
         if time.monotonic() > end:
             return
-        found.tried += 1
-        process, began = grammars.process(), time.monotonic()
+        findings.tried += 1
+        process, start = grammars.process(), time.monotonic()
         try:
-            follow(grammars, constraint, random.Random(found.tried))  # noqa: S311 - no secret
+            follow(grammars, constraint, random.Random(findings.tried))  # noqa: S311 - not security-relevant
         except InvalidValue:
             pass
         except Exception as error:  # noqa: BLE001 - any other error is the finding
-            found.faults.append(f"{error!r}: {constraint!r:.2000}")
-        took = time.monotonic() - began
+            findings.faults.append(f"{error!r}: {constraint!r:.2000}")
+        seconds_taken = time.monotonic() - start
         if process.ended:
-            found.faults.append(f"the serving process ended: {constraint!r:.2000}")
-        if took > MAX_SECONDS:
-            found.faults.append(f"took {took:.0f} s: {constraint!r:.2000}")
+            findings.faults.append(f"the serving process exited: {constraint!r:.2000}")
+        if seconds_taken > MAX_SECONDS:
+            findings.faults.append(f"took {seconds_taken:.0f} s: {constraint!r:.2000}")
 
     for number in rounds(seconds, seed):
         checks = list(HealthCheck)
         options = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=checks)
         hypothesis.seed(number)(options(given(CONSTRAINTS)(examine)))()
     grammars.close()
-    return found
+    return findings

@@ -1,5 +1,5 @@
-"""Answers with tool calls, prose and broken JSON, read in pieces: no exception, no text lost, and the same result
-however the text is divided.
+"""Answers with tool calls, prose and broken JSON, parsed in parts: no exception, no text lost, and a result that does
+not depend on the division of the text.
 """
 
 from __future__ import annotations
@@ -65,31 +65,31 @@ VALUES = [
     [{"name": "f"}],
     {"x": {}},
 ]
-MOST_FRAGMENTS = 10
+MAX_FRAGMENTS = 10
 SPLITS = 3
 
 
 def fuzz(seconds: float, seed: int) -> Findings:
-    """Read random answers."""
-    found = Findings()
+    """Parse random answers."""
+    findings = Findings()
     for number in rounds(seconds, seed):
-        chance = random.Random(number)  # noqa: S311 - no secret
+        chance = random.Random(number)  # noqa: S311 - not security-relevant
         text = _answer(chance)
-        found.tried += 1
+        findings.tried += 1
         try:
             fault = _fault(text, chance)
-        except Exception:  # noqa: BLE001 - any is a finding
+        except Exception:  # noqa: BLE001 - any error is a finding
             fault = traceback.format_exc(limit=-2)
         if fault:
-            found.faults.append(f"seed {number}: {fault}: {text!r}")
-            if len(found.faults) >= 20:
-                return found
-    return found
+            findings.faults.append(f"seed {number}: {fault}: {text!r}")
+            if len(findings.faults) >= 20:
+                return findings
+    return findings
 
 
 def _answer(chance: random.Random) -> str:
     makers = (lambda: chance.choice(PROSE), lambda: chance.choice(MARKUP), lambda: _call(chance), lambda: _call(chance))
-    fragments = [chance.choice(makers)() for _ in range(chance.randint(1, MOST_FRAGMENTS))]
+    fragments = [chance.choice(makers)() for _ in range(chance.randint(1, MAX_FRAGMENTS))]
     text = chance.choice(["", "\n", ";"]).join(fragments)
     return text[: chance.randint(0, len(text))] if chance.random() < 0.3 else text
 
@@ -140,7 +140,7 @@ def _read(text: str, cuts: list[int]) -> list[Part]:
 
 
 def _accounts_for(parts: list[Part], text: str) -> bool:
-    """Return whether ``parts`` are all of ``text`` but for tags and separators."""
+    """Return whether ``parts`` contain all of ``text`` except tags and separators."""
     if not parts:
         return GLUE.fullmatch(text) is not None
     part = parts[0]

@@ -1,1 +1,1 @@
-"""The page of results: what each script's JSON looks like to a reader, a section a module."""
+"""The page of results: one module for the section of each script."""

@@ -1,4 +1,4 @@
-"""bench/engine.py's results: the engine without HTTP."""
+"""Section of bench/engine.py: the engine without HTTP."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from typing import Any
 
 from common import Spread
 
-from aiochatstream.bench.svg import COLOURS, Axis, Series, chart
+from aiochatstream.bench.charts import COLOURS, Axis, Chart, Series, line_chart
 from page.section import Report, Section
 
 TITLE = "The engine without HTTP"
 
 PLOTS = {
-    ("prefill", "tokens/s"): ("Reading the prompt", "prompt, tokens", "prompt tokens per second"),
-    ("decode", "ms/step"): ("A step, by the tokens before it", "tokens before", "milliseconds per step"),
-    ("batch", "tokens/s"): ("Several answers at once", "answers at once", "tokens per second, all together"),
-    ("turns", "ms to first token"): ("The next turn", "history, tokens", "TTFT, milliseconds"),
+    ("prefill", "tokens/s"): ("Prefill", "prompt, tokens", "prompt tokens/s"),
+    ("decode", "ms/step"): ("Decoding step by context", "context, tokens", "step, ms"),
+    ("batch", "tokens/s"): ("Batched decoding", "answers in the batch", "tokens/s, all answers"),
+    ("turns", "ms to first token"): ("Second turn", "history, tokens", "TTFT, ms"),
 }
-"""Title and axes by part and unit. Other rows are in the table only."""
+"""Title and axes by part and unit. Other rows appear in the table only."""
 
 
 def write(section: Section, report: Report) -> None:
-    section.say(
-        "The engine and plain `model.generate` read the same random tokens and write greedily, in turn. Shown is the "
-        "median of the rounds (least-most), and the ratio engine over model.generate, pair by pair. `python "
-        "bench/engine.py --help` defines every figure."
+    section.paragraph(
+        "The engine and plain `model.generate` take turns with the same random tokens and greedy decoding. The figures "
+        "are medians of the rounds (min-max), and ratios of engine to model.generate, pair by pair. `python "
+        "bench/engine.py --help` defines the figures."
     )
-    section.circumstances(report)
-    section.points(report.get("left_out", []))
+    section.setup(report)
+    section.bullets(report.get("left_out", []))
     rows, floor = report["rows"], report["floor_ms"]
     if not rows:
-        section.say("No row was completed.")
+        section.paragraph("No row was completed.")
         return
     for (part, unit), (title, x, y) in PLOTS.items():
-        if drawn := [row for row in rows if (row["part"], row["unit"]) == (part, unit)]:
-            section.picture(part, title, _plot(title, x, y, drawn, floor if part == "decode" else 0.0))
+        if plotted := [row for row in rows if (row["part"], row["unit"]) == (part, unit)]:
+            section.plot(part, _plot(title, x, y, plotted, floor if part == "decode" else 0.0))
     section.table(
         ("part", "at", "unit", "engine", "model.generate", "engine / model.generate", "engine / floor"),
         [
@@ -51,20 +51,20 @@ def write(section: Section, report: Report) -> None:
         ],
         names=3,
     )
-    section.say(
-        f"The floor of a step at batch 1 is reading all weights once: {report['weight_bytes'] / 2**20:,.0f} MiB over "
-        f"{report['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, measured in the same run, are {floor:.1f} ms."
+    section.paragraph(
+        f"A step at batch size 1 must read all weights once: {report['weight_bytes'] / 2**20:,.0f} MiB at "
+        f"{report['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, measured in the same run, take {floor:.1f} ms (the floor)."
     )
 
     tables = {
-        "stalls": "What answers under way suffer while a long prompt is read: the gaps between their tokens.",
-        "profiles": "Where the milliseconds of a decode step go, by rows; each is the median of the steps.",
+        "stalls": "Gaps between the tokens of running answers, before and during the prefill of a long prompt.",
+        "profiles": "Milliseconds of the parts of a decoding step, by rows in the batch: medians of the steps.",
     }
     for name, sentence in tables.items():
         if rows := report.get(name, []):
-            section.say(sentence)
+            section.paragraph(sentence)
             section.table(
-                tuple(rows[0]), [tuple(f"{one:.2f}".removesuffix(".00") for one in row.values()) for row in rows]
+                tuple(rows[0]), [tuple(f"{value:.2f}".removesuffix(".00") for value in row.values()) for row in rows]
             )
 
 
@@ -72,16 +72,14 @@ def _has_floor(row: dict[str, Any]) -> bool:
     return (row["part"], row["unit"]) == ("decode", "ms/step")
 
 
-def _plot(title: str, x_label: str, y_label: str, rows: list[dict[str, Any]], floor: float) -> str:
-    places = [int(re.findall(r"\d+", row["at"])[0]) for row in rows]
+def _plot(title: str, x_label: str, y_label: str, rows: list[dict[str, Any]], floor: float) -> Chart:
+    sizes = [int(re.findall(r"\d+", row["at"])[0]) for row in rows]
     series = []
-    for name, side, colour in (("engine", "engine_spread", COLOURS[0]), ("model.generate", "plain_spread", COLOURS[3])):
-        spreads = [Spread(**row[side]) for row in rows]
-        points = [(place, one.median) for place, one in zip(places, spreads, strict=True)]
-        series.append(Series(name, points, colour, whiskers=[(one.low, one.high) for one in spreads]))
-    drawn = [value for one in series for ends in one.whiskers for value in ends]
+    for name, key, colour in (("engine", "engine_spread", COLOURS[0]), ("model.generate", "plain_spread", COLOURS[3])):
+        spreads = [Spread(**row[key]) for row in rows]
+        points = [(size, spread.median) for size, spread in zip(sizes, spreads, strict=True)]
+        series.append(Series(name, points, colour, [(spread.low, spread.high) for spread in spreads]))
     if floor:
-        series.append(Series("floor", [(place, floor) for place in places], COLOURS[6]))
-        drawn.append(floor)
-    x = Axis(f"{x_label} (log)", sorted(set(places)), log=True)
-    return chart(title, x, Axis.over(y_label, drawn), series)
+        series.append(Series("floor", [(size, floor) for size in sizes], COLOURS[6]))
+    x = Axis(f"{x_label} (log)", log=True, ticks=sorted(set(sizes)))
+    return line_chart(title, x, Axis(y_label), series)

@@ -1,4 +1,4 @@
-"""A section of the page as it is written: paragraphs, tables, pictures."""
+"""A section of the page: paragraphs, tables, plots."""
 
 from __future__ import annotations
 
@@ -9,91 +9,93 @@ from typing import Any
 
 from common import Spread
 
+from aiochatstream.bench.charts import Chart
+
 Report = dict[str, Any]
-"""A JSON file of one of the scripts."""
+"""Contents of a script's JSON file."""
 
 
 class Section:
-    """Markdown blocks, and the pictures in them as SVG by file name."""
+    """Markdown blocks, and the SVG files of the plots by name."""
 
     def __init__(self, name: str, title: str) -> None:
         self.name = name
         self.blocks = [f"## {title}"]
-        self.pictures: dict[str, str] = {}
+        self.plots: dict[str, str] = {}
 
     @property
     def markdown(self) -> str:
         return "\n\n".join(self.blocks)
 
-    def say(self, paragraph: str) -> None:
-        self.blocks.append(paragraph)
+    def paragraph(self, text: str) -> None:
+        self.blocks.append(text)
 
-    def points(self, lines: Sequence[str]) -> None:
-        """A list; nothing where there are no lines."""
+    def bullets(self, lines: Sequence[str]) -> None:
+        """Append a list, unless there are no lines."""
         if lines:
             self.blocks.append("\n".join(f"- {line}" for line in lines))
 
-    def code(self, text: str) -> None:
+    def command(self, text: str) -> None:
         self.blocks.append(f"```sh\n{text}\n```")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> None:
-        """names: columns to the left; the others are numbers, to the right. Nothing where there are no rows."""
+        """Append a table, unless there are no rows. The first ``names`` columns are text, the others numbers."""
         if not rows:
             return
-        marks = [":--"] * names + ["--:"] * (len(head) - names)
-        lines = [marks if number == 1 else list(map(cell, row)) for number, row in enumerate([head, marks, *rows])]
+        alignments = [":--"] * names + ["--:"] * (len(head) - names)
+        lines = [list(map(cell, head)), alignments, *(list(map(cell, row)) for row in rows)]
         self.blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
-    def picture(self, kind: str, title: str, svg: str) -> None:
-        file = f"{self.name}-{kind}.svg"
-        self.pictures[file] = svg + "\n"
-        self.blocks.append(f"![{title}]({file})")
+    def plot(self, name: str, chart: Chart) -> None:
+        file = f"{self.name}-{name}.svg"
+        self.plots[file] = chart.svg
+        self.blocks.append(f"![{chart.title}]({file})")
 
-    def circumstances(self, report: Report) -> None:
-        """When, where and how it was measured."""
+    def setup(self, report: Report) -> None:
+        """Append date, machine, versions, parameters and command of the measurement."""
         if report["interrupted"]:
-            self.say("**Interrupted**: this is only what was measured until then.")
-        surroundings = dict(report["environment"])
-        cores, load = surroundings.pop("cores", None), surroundings.pop("load_average", None)
-        machine = [surroundings.pop("cpu", ""), f"{cores} cores", surroundings.pop("system", "")]
+            self.paragraph("**Interrupted**: these are the results until then.")
+        versions = dict(report["environment"])
+        cores, load = versions.pop("cores", None), versions.pop("load_average", None)
+        machine = [versions.pop("cpu", ""), f"{cores} cores", versions.pop("system", "")]
         if load:
-            machine.append(f"load average {', '.join(f'{one:g}' for one in load)} (1, 5, 15 minutes) at the end")
+            machine.append(f"load average {', '.join(f'{value:g}' for value in load)} (1, 5, 15 minutes) at the end")
         created = datetime.fromisoformat(report["created"])
-        self.points(
+        self.bullets(
             [
                 f"measured: {created:%Y-%m-%d %H:%M} {created.tzname()}",
                 f"machine: {', '.join(filter(None, machine))}",
-                f"software: {pairs(surroundings)}",
+                f"software: {pairs(versions)}",
                 f"parameters: {pairs(report['parameters'])}",
             ]
         )
-        self.code(report["command"])
+        self.command(report["command"])
 
 
 def pairs(values: dict[str, Any]) -> str:
-    """Names and values in a line, but those that were not set."""
-    told = [
+    """Return names and values on a line, without values that are not set."""
+    texts = [
         f"{name.replace('_', ' ')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in values.items()
         if value not in (None, [], "", {})
     ]
-    return cell(", ".join(told))
+    return cell(", ".join(texts))
 
 
 def cell(text: str) -> str:
-    """``text`` on one line, with nothing in it that Markdown would take for its own."""
-    for mark, written in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
-        text = text.replace(mark, written)
+    """Return ``text`` on one line, with Markdown's special characters escaped."""
+    for character, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
+        text = text.replace(character, escaped)
     return text
 
 
-def middle(values: Sequence[float | None], digits: int = 1) -> str:
-    """The median; a dash where nothing is known."""
+def format_median(values: Sequence[float | None], digits: int = 1) -> str:
+    """Return the median of the known values, or a dash."""
     known = [value for value in values if value is not None]
     return f"{median(known):,.{digits}f}" if known else "-"
 
 
-def spread(values: Sequence[float | None], digits: int = 1) -> str:
-    """The median with the least and the most, where there is more than one."""
+def format_spread(values: Sequence[float | None], digits: int = 1) -> str:
+    """Return the median of the known values, with minimum and maximum if there are several."""
     known = [value for value in values if value is not None]
-    return Spread.of(known).show(digits) if len(known) > 1 else middle(known, digits)
+    return Spread.of(known).show(digits) if len(known) > 1 else format_median(known, digits)

@@ -1,6 +1,6 @@
-"""A server that does as its arguments say, and notes in a file, shared with others, each request that it got.
+"""A server that logs its requests to a file, which other servers may share, and fails on command.
 
-``python -m tests.bench.fake_server --port N --name NAME --notes FILE``
+``python -m tests.bench.fake_server --port N --name NAME --request-log FILE``
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--notes", type=Path, required=True)
+    parser.add_argument("--request-log", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=4)
-    parser.add_argument("--die-at", type=int, help="the number of the request that ends it")
-    parser.add_argument("--hold-at", type=int, help="the number of the request that gets no answer")
-    parser.add_argument("--child", type=Path, help="start a process that does not hear SIGTERM; write its number there")
+    parser.add_argument("--die-at", type=int, help="number of the request that ends the process")
+    parser.add_argument("--hold-at", type=int, help="number of the request that gets no answer")
+    parser.add_argument("--child", type=Path, help="start a process that ignores SIGTERM; write its pid there")
     options = parser.parse_args()
     if options.child:
         child = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
@@ -36,10 +36,10 @@ def main() -> None:
         nonlocal count
         count += 1
         body = await request.json()
-        with options.notes.open("a", encoding="utf-8") as notes:
-            notes.write(json.dumps([options.name, os.getpid(), body["user_input"]]) + "\n")
+        with options.request_log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps([options.name, os.getpid(), body["user_input"]]) + "\n")
         if count == options.die_at:
-            print("this is my end", flush=True)
+            print("last words", flush=True)
             os._exit(3)
         if count == options.hold_at:
             await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""A server with every fault that a soak looks for. Prints its URL. ``python -m tests.bench.leaky_server``"""
+"""A server with every fault that a soak test detects. Prints its URL. ``python -m tests.bench.leaky_server``"""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import itertools
 import socket
 import threading
-from typing import Any
 
 import aiohttp_session
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from aiochatstream import ChatStream, MemoryStorage
 from tests.helpers import echo
@@ -17,22 +17,22 @@ from tests.helpers import echo
 LEAK_BYTES = 300_000
 FAULT_EVERY = 50
 
-kept: list[Any] = []
+leaked: list[object] = []
 numbers = itertools.count()
 
 
 @web.middleware
-async def leak(request: web.Request, handler: Any) -> web.StreamResponse:
+async def leak(request: web.Request, handler: Handler) -> web.StreamResponse:
     number = next(numbers)
-    kept.append(b"x" * LEAK_BYTES)
+    leaked.append(b"x" * LEAK_BYTES)
     if number % FAULT_EVERY == 0:
-        kept.append(socket.socket())
+        leaked.append(socket.socket())
         threading.Thread(target=threading.Event().wait, daemon=True).start()
     if request.path == "/chat_stream" and number % FAULT_EVERY == 1:
-        raise ValueError("a bug")
-    response: web.StreamResponse = await handler(request)
+        raise ValueError("a defect")
+    response = await handler(request)
     if request.path == "/history" and isinstance(response, web.Response):
-        response.text = (response.text or "").replace("-m1", "-of-somebody-else")
+        response.text = (response.text or "").replace("-m1", "-of-another-user")
     return response
 
 
@@ -44,10 +44,10 @@ def main() -> None:
     chat_stream.setup(app)
     chat_stream.setup_openai(app)
 
-    async def lose_a_slot(app: web.Application) -> None:
+    async def leak_slot(app: web.Application) -> None:
         chat_stream.admission.reserve()
 
-    app.on_startup.append(lose_a_slot)
+    app.on_startup.append(leak_slot)
 
     async def serve() -> None:
         runner = web.AppRunner(app)

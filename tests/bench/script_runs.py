@@ -1,4 +1,4 @@
-"""The scripts in bench/, run as a user runs them."""
+"""Runs of the scripts in bench/, as by a user."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
-class Ran:
+class ScriptRun:
+    """Result of a script: exit code, output and its JSON file (empty if there is none)."""
+
     code: int
     out: str
     err: str
     json: dict[str, Any]
 
 
-def run(script: str, folder: Path, *options: str) -> Ran:
-    """``python bench/SCRIPT OPTIONS --json ...``, to its end."""
+def run(script: str, folder: Path, *options: str) -> ScriptRun:
+    """Run ``python bench/SCRIPT OPTIONS --json ...`` to its end."""
     file = folder / "results.json"
-    done = subprocess.run(
+    process = subprocess.run(
         [PYTHON, str(ROOT / "bench" / script), *options, "--json", str(file)],
         capture_output=True,
         text=True,
@@ -33,5 +35,5 @@ def run(script: str, folder: Path, *options: str) -> Ran:
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
-    told = json.loads(file.read_text()) if file.exists() else {}
-    return Ran(done.returncode, done.stdout, done.stderr, told)
+    report = json.loads(file.read_text()) if file.exists() else {}
+    return ScriptRun(process.returncode, process.stdout, process.stderr, report)

@@ -1,4 +1,4 @@
-"""A server that does what the test says, and a clock that only the test advances."""
+"""A server whose answers a test scripts, and a clock that only the test advances."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
-from aiochatstream.bench.command import Bench
-from aiochatstream.bench.load import Load
+from aiochatstream.bench.command import LoadTest
+from aiochatstream.bench.load import LoadRun
 from aiochatstream.bench.plan import Plan
 from aiochatstream.bench.request import Clock
 from tests.helpers import until
@@ -20,7 +20,7 @@ from tests.helpers import until
 
 @dataclass
 class VirtualTime:
-    """Stands still until it is told. Sleeping takes no time but the virtual one."""
+    """A clock that stands still unless a test or a sleep advances it."""
 
     seconds: float = 1000.0
     cpu: float = 0.0
@@ -31,7 +31,7 @@ class VirtualTime:
         return self.seconds
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(0)  # what is due now comes first
+        await asyncio.sleep(0)  # other tasks that are due run first
         self.seconds += seconds
 
     @property
@@ -41,7 +41,7 @@ class VirtualTime:
 
 @dataclass
 class Exchange:
-    """The server's side of one request. ``number`` counts from 0; the load generator's probe is number 0."""
+    """One request as the server sees it. ``number`` counts from 0, the load generator's probe."""
 
     number: int
     request: web.Request
@@ -54,13 +54,13 @@ class Exchange:
         await self.response.prepare(self.request)
 
     async def send(self, data: str | bytes, *, after: float = 0.0) -> None:
-        """Let ``after`` seconds pass and send a chunk. For one client at a time: waits until it has taken the time."""
+        """Advance the clock by ``after`` seconds and send a chunk. Wait until the client, the only one, has read it."""
         self.time.seconds += after
         reads = self.time.reads
         await self.response.write(data.encode() if isinstance(data, str) else data)
         await until(lambda: self.time.reads > reads)
 
-    def die(self) -> None:
+    def abort(self) -> None:
         assert self.request.transport is not None
         self.request.transport.abort()
 
@@ -69,8 +69,8 @@ Script = Callable[[Exchange], Awaitable[web.StreamResponse | None]]
 
 
 @dataclass
-class Scripted:
-    """A running scripted server, and what it was asked."""
+class ScriptedServer:
+    """A running server, and the requests that it received."""
 
     script: Script
     time: VirtualTime = field(default_factory=VirtualTime)
@@ -85,22 +85,24 @@ class Scripted:
 
     @property
     def prompts(self) -> list[str]:
-        """What was said in the measured requests."""
+        """Messages of the measured requests."""
         return [exchange.body["user_input"] for exchange in self.exchanges[1:]]
 
 
 @asynccontextmanager
 async def scripted(
     script: Script, path: str = "/chat_stream", *, models: Sequence[str] = ()
-) -> AsyncIterator[Scripted]:
-    async def name_models(request: web.Request) -> web.StreamResponse:
+) -> AsyncIterator[ScriptedServer]:
+    """Run a server that answers with ``script`` at ``path``, and lists ``models``."""
+
+    async def list_models(request: web.Request) -> web.StreamResponse:
         return web.json_response({"object": "list", "data": [{"id": model} for model in models]})
 
-    server = Scripted(script)
+    server = ScriptedServer(script)
     app = web.Application()
     app.router.add_post(path, server.handle)
     if models:
-        app.router.add_get("/v1/models", name_models)
+        app.router.add_get("/v1/models", list_models)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
@@ -112,19 +114,20 @@ async def scripted(
         await runner.cleanup()
 
 
-def plan(url: str, **values: Any) -> Plan:
+def plan(url: str, **changes: Any) -> Plan:
+    """Return a plan for one short request, with ``changes`` of its fields."""
     defaults: dict[str, Any] = {"extra_body": {}, "max_tokens": 8, "temperature": 0.0, "requests": 1, "timeout": 20.0}
-    return Plan(url=url, **{**defaults, **values})
+    return Plan(url=url, **{**defaults, **changes})
 
 
-async def measure(server: Scripted, **values: Any) -> Load:
-    """Run a load test against ``server`` in virtual time; return its last run."""
-    bench = Bench(plan(server.url, **values), server.time.clock, progress=False)
-    await bench.run()
-    return bench.loads[-1]
+async def measure(server: ScriptedServer, **changes: Any) -> LoadRun:
+    """Run a load test against ``server`` in virtual time, and return its last run."""
+    test = LoadTest(plan(server.url, **changes), server.time.clock, progress=False)
+    await test.run()
+    return test.runs[-1]
 
 
-def event(name: str, **data: Any) -> str:
+def event(name: str, **data: object) -> str:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
@@ -137,8 +140,9 @@ def done(tokens: int, queue_s: float = 0.0) -> str:
     return event("done", finish_reason="stop", usage=usage, timing={"queue_s": queue_s, "ttft_s": 0, "total_s": 0})
 
 
-async def answer(exchange: Exchange, words: int = 2, tokens: int | None = None) -> None:
-    """A whole answer in one chunk, at once."""
+async def answer(exchange: Exchange, words: int = 2, tokens: int | None = None) -> web.StreamResponse:
+    """Send a complete answer in one chunk."""
     await exchange.open()
     body = "".join(delta(f"{number} ") for number in range(words)) + done(words if tokens is None else tokens)
     await exchange.response.write(body.encode())
+    return exchange.response

@@ -1,4 +1,4 @@
-"""bench/browser.py as a user runs it."""
+"""bench/browser.py, as a user runs it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import pytest
 from tests.bench.script_runs import run
 
 
-def test_it_measures_the_page_and_a_long_answer(tmp_path: Path) -> None:
+def test_the_page_and_a_long_answer_are_measured(tmp_path: Path) -> None:
     if shutil.which("chromium") is None:
         pytest.skip("chromium is missing: apt-get install chromium fonts-noto-cjk")
-    ran = run("browser.py", tmp_path, "--rounds", "2", "--tokens", "200")
-    assert ran.code == 0, ran.err
-    assert "prepaint_ms" in ran.out
-    assert "chromium" in ran.json["environment"]
-    for one in ran.json["rounds"]:
-        assert one["prepaint_ms"] > 0
-        assert 10_000 < one["first_bytes"] <= 150_000, "what the page may weigh"
-        assert one["again_bytes"] < one["first_bytes"] / 5, "the cache holds"
-        assert one["late_bytes"] > 0, "the highlighter comes with the first code"
-        assert one["answer_s"] > 0.8
+    result = run("browser.py", tmp_path, "--rounds", "2", "--tokens", "200")
+    assert result.code == 0, result.err
+    assert "first_paint_ms" in result.out
+    assert "chromium" in result.json["environment"]
+    for figures in result.json["rounds"]:
+        assert figures["first_paint_ms"] > 0
+        assert 10_000 < figures["first_bytes"] <= 150_000, "limit of the page's size"
+        assert figures["again_bytes"] < figures["first_bytes"] / 5, "the second visit uses the cache"
+        assert figures["late_bytes"] > 0, "the first code loads the highlighter"
+        assert figures["answer_s"] > 0.8
 
 
-def test_wrong_use_is_told_in_one_sentence(tmp_path: Path) -> None:
-    ran = run("browser.py", tmp_path, "--tokens", "0")
-    assert ran.code == 2
-    assert ran.err.splitlines()[-1].startswith("browser.py: error: ")
+def test_wrong_use_is_an_error_of_one_sentence(tmp_path: Path) -> None:
+    result = run("browser.py", tmp_path, "--tokens", "0")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("browser.py: error: ")

@@ -1,9 +1,9 @@
-"""bench/compare.py as a user runs it, with servers that do what the test says."""
+"""bench/compare.py, as a user runs it, with scripted servers."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import json
 import os
 import shlex
@@ -13,6 +13,7 @@ import time
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import pytest
@@ -22,251 +23,276 @@ from tests.bench.script_runs import run
 from tests.bench.scripted_server import Exchange, answer, scripted
 from tests.processes import END_PATIENCE, PYTHON, ROOT, free_port, running
 
-FEW = ["--concurrency", "1,2", "--rounds", "2", "--requests-per-client", "1", "--max-tokens", "4"]
+if TYPE_CHECKING:
+    from ratios import Round
+
+SMALL = ["--concurrency", "1,2", "--rounds", "2", "--requests-per-client", "1", "--max-tokens", "4"]
 
 
 def command(folder: Path, name: str, *options: str) -> str:
-    words = [PYTHON, "-m", "tests.bench.fake_server", "--name", name, "--notes", str(folder / "notes"), *options]
+    log = str(folder / "requests")
+    words = [PYTHON, "-m", "tests.bench.fake_server", "--name", name, "--request-log", log, *options]
     return f"{name}={shlex.join(words)} --port {{port}}"
 
 
-def notes(folder: Path) -> list[tuple[str, int, str]]:
-    """Who was asked, with its process, and what; in the order of the requests."""
-    return [tuple(json.loads(line)) for line in (folder / "notes").read_text().splitlines()]
+class LoggedRequest(NamedTuple):
+    """A request in the log of the servers."""
+
+    server: str
+    pid: int
+    prompt: str
 
 
-def turns(asked: list[tuple[str, int, str]]) -> list[tuple[str, set[str]]]:
-    return [(name, {prompt for _, _, prompt in group}) for name, group in groupby(asked, key=lambda note: note[0])]
+def logged_requests(folder: Path) -> list[LoggedRequest]:
+    """Return the requests to all servers in their order."""
+    file = folder / "requests"
+    return [LoggedRequest(*json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def turns(requests: list[LoggedRequest]) -> list[tuple[str, set[str]]]:
+    """Return server and prompts of each turn."""
+    groups = groupby(requests, key=lambda request: request.server)
+    return [(server, {request.prompt for request in group}) for server, group in groups]
 
 
 def test_servers_take_turns_with_the_same_prompts_and_are_stopped(tmp_path: Path) -> None:
-    ran = run("compare.py", tmp_path, command(tmp_path, "a"), command(tmp_path, "b"), *FEW)
-    assert ran.code == 0, ran.err
-    asked = notes(tmp_path)
-    taken = turns(asked)
-    assert [name for name, _ in taken] == ["a", "b"] * 5  # getting ready, then two rounds at both concurrencies
-    assert [len(prompts) for _, prompts in taken] == [3, 3, 1, 1, 1, 1, 2, 2, 2, 2]
-    for mine, theirs in zip(taken[::2], taken[1::2], strict=True):
-        assert mine[1] == theirs[1]
-    said = [prompt for name, _, prompt in asked if name == "a"]
-    assert len(set(said)) == len(said)
-    assert not any(psutil.pid_exists(pid) for _, pid, _ in asked)
+    result = run("compare.py", tmp_path, command(tmp_path, "a"), command(tmp_path, "b"), *SMALL)
+    assert result.code == 0, result.err
+    requests = logged_requests(tmp_path)
+    order = turns(requests)
+    assert [server for server, _ in order] == ["a", "b"] * 5  # warm-up, then two rounds at both concurrencies
+    assert [len(prompts) for _, prompts in order] == [3, 3, 1, 1, 1, 1, 2, 2, 2, 2]
+    for (_, prompts), (_, other_prompts) in zip(order[::2], order[1::2], strict=True):
+        assert prompts == other_prompts
+    sent = [request.prompt for request in requests if request.server == "a"]
+    assert len(set(sent)) == len(sent)
+    assert not any(psutil.pid_exists(request.pid) for request in requests)
 
-    told = ran.json
-    assert told["schema"] == "aiochatstream-bench-compare"
-    assert [(one["server"], one["concurrency"], one["round"]) for one in told["rounds"]] == [
-        (name, level, turn) for level in (1, 2) for turn in (1, 2) for name in ("a", "b")
+    report = result.json
+    assert report["schema"] == "aiochatstream-bench-compare"
+    rounds, ratios = report["rounds"], report["ratios"]
+    assert [(round_["server"], round_["concurrency"], round_["round"]) for round_ in rounds] == [
+        (server, level, turn) for level in (1, 2) for turn in (1, 2) for server in ("a", "b")
     ]
-    assert all((one["ok"], one["refused"], one["failed"]) == (one["concurrency"], 0, 0) for one in told["rounds"])
-    assert {one["answer_tokens_mean"] for one in told["rounds"]} == {4}
-    assert {(one["server"], one["baseline"]) for one in told["ratios"]} == {("b", "a")}
-    assert all(len(one["pairs"]) == 2 and one["low"] <= one["median"] <= one["high"] for one in told["ratios"])
-    assert "b / a" in ran.out
-    assert str(ROOT) not in json.dumps(told)
-    assert str(tmp_path) not in json.dumps(told)
-    assert sys.prefix not in json.dumps(told)
+    for round_ in rounds:
+        assert (round_["ok"], round_["refused"], round_["failed"]) == (round_["concurrency"], 0, 0)
+        assert round_["answer_tokens_mean"] == 4
+    assert {(ratio["server"], ratio["baseline"]) for ratio in ratios} == {("b", "a")}
+    assert all(len(ratio["pairs"]) == 2 and ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in ratios)
+    assert "b / a" in result.out
+    assert str(ROOT) not in json.dumps(report)
+    assert str(tmp_path) not in json.dumps(report)
+    assert sys.prefix not in json.dumps(report)
 
 
-def test_what_a_server_started_is_stopped_with_it(tmp_path: Path) -> None:
+def test_child_processes_of_a_server_are_stopped(tmp_path: Path) -> None:
     child = tmp_path / "child"
     parent = command(tmp_path, "parent", "--child", str(child))
-    ran = run("compare.py", tmp_path, command(tmp_path, "a"), parent, *FEW)
-    assert ran.code == 0, ran.err
+    result = run("compare.py", tmp_path, command(tmp_path, "a"), parent, *SMALL)
+    assert result.code == 0, result.err
     deadline = time.monotonic() + END_PATIENCE
-    while runs(int(child.read_text())):  # it was killed, but is nobody's child any more
+    while is_running(int(child.read_text())):  # killed, and reaped by init
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def test_a_server_that_dies_is_told_and_the_others_go_on(tmp_path: Path) -> None:
-    dying = command(tmp_path, "dying", "--die-at", "5")
-    ran = run("compare.py", tmp_path, command(tmp_path, "a"), dying, *FEW)
-    assert ran.code == 0, ran.err
-    told = {server["name"]: server for server in ran.json["servers"]}
-    assert told["a"]["reason"] is None
-    assert told["dying"]["measured"]
-    assert told["dying"]["reason"] == "it ended with exit code 3 (this is my end)"
-    assert list(told["dying"]["faults"].values()) == [1]
-    rounds = ran.json["rounds"]
-    assert [(one["ok"], one["failed"]) for one in rounds if one["server"] == "dying"] == [(1, 0), (0, 1)]
-    assert len([one for one in rounds if one["server"] == "a"]) == 4
-    assert "dying: not measured further: it ended" in ran.out
+def test_a_crashing_server_is_reported_and_the_others_continue(tmp_path: Path) -> None:
+    crashing = command(tmp_path, "crashing", "--die-at", "5")
+    result = run("compare.py", tmp_path, command(tmp_path, "a"), crashing, *SMALL)
+    assert result.code == 0, result.err
+    servers = {server["name"]: server for server in result.json["servers"]}
+    assert servers["a"]["reason"] is None
+    assert servers["crashing"]["measured"]
+    assert servers["crashing"]["reason"] == "exited with code 3 (last words)"
+    assert list(servers["crashing"]["faults"].values()) == [1]
+    rounds = result.json["rounds"]
+    assert [(round_["ok"], round_["failed"]) for round_ in rounds if round_["server"] == "crashing"] == [(1, 0), (0, 1)]
+    assert len([round_ for round_ in rounds if round_["server"] == "a"]) == 4
+    assert "crashing: not measured further: exited with code 3" in result.out
 
 
 def test_a_peer_that_is_not_installed_is_not_measured(tmp_path: Path) -> None:
-    options = ["--peers", str(tmp_path), *FEW]
-    ran = run("compare.py", tmp_path, "vllm", command(tmp_path, "b"), command(tmp_path, "a"), *options)
-    assert ran.code == 0, ran.err
+    options = ["--peers", str(tmp_path), *SMALL]
+    result = run("compare.py", tmp_path, "vllm", command(tmp_path, "b"), command(tmp_path, "a"), *options)
+    assert result.code == 0, result.err
     sentence = "not installed: python bench/peers.py install vllm"
-    assert f"vllm: not measured: {sentence}" in ran.out
-    assert [(one["measured"], one["reason"]) for one in ran.json["servers"]] == [
+    assert f"vllm: not measured: {sentence}" in result.out
+    assert [(server["measured"], server["reason"]) for server in result.json["servers"]] == [
         (False, sentence),
         (True, None),
         (True, None),
     ]
-    assert {(one["server"], one["baseline"]) for one in ran.json["ratios"]} == {("a", "b")}
-    assert "vllm was not measured: the baseline is b" in ran.json["remarks"]
+    assert {(ratio["server"], ratio["baseline"]) for ratio in result.json["ratios"]} == {("a", "b")}
+    assert "vllm was not measured: the baseline is b" in result.json["remarks"]
 
 
-def test_a_round_that_takes_too_long_is_cut(tmp_path: Path) -> None:
+def test_a_round_that_exceeds_its_time_limit_is_cut_short(tmp_path: Path) -> None:
     options = "--concurrency 2 --rounds 1 --requests-per-client 1 --round-seconds 2 --max-tokens 4"
     holding = command(tmp_path, "holding", "--hold-at", "5")
-    ran = run("compare.py", tmp_path, command(tmp_path, "a"), holding, *options.split())
-    assert ran.code == 0, ran.err
-    one = ran.json["rounds"][1]
-    assert (one["cut"], one["requests"], one["ok"], one["failed"]) == (True, 2, 1, 0)
-    assert one["took_s"] >= 2
-    assert not ran.json["ratios"]
-    assert "1 of 1 rounds took too long and were cut" in ran.json["remarks"][0]
-    assert one["answer_tokens_mean"] == 4
+    result = run("compare.py", tmp_path, command(tmp_path, "a"), holding, *options.split())
+    assert result.code == 0, result.err
+    round_ = result.json["rounds"][1]
+    assert (round_["cut"], round_["requests"], round_["ok"], round_["failed"]) == (True, 2, 1, 0)
+    assert round_["took_s"] >= 2
+    assert not result.json["ratios"]
+    assert "1 of 1 rounds exceeded the time limit" in result.json["remarks"][0]
+    assert round_["answer_tokens_mean"] == 4
 
 
-def test_ctrl_c_prints_what_was_measured_and_stops_what_was_started(tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_results_so_far_and_stops_the_servers(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     servers = [command(tmp_path, "a"), command(tmp_path, "b", "--hold-at", "5")]
-    line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *FEW, "--json", str(file)]
+    line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *SMALL, "--json", str(file)]
     with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}) as compare:
-        noted = tmp_path / "notes"
-        compare.wait_for(lambda: noted.exists() and len(notes(tmp_path)) >= 10, "the request that is held")
+        compare.wait_for(lambda: len(logged_requests(tmp_path)) >= 10, "the request without an answer")
         assert compare.end(signal.SIGINT) == 130, compare.output
-    assert "Interrupted: this is what was measured so far." in compare.out
+    assert "Interrupted: results so far." in compare.out
     assert "b / a" in compare.out
-    told = json.loads(file.read_text())
-    assert told["interrupted"]
-    assert [(one["server"], one["round"]) for one in told["rounds"]] == [("a", 1), ("b", 1), ("a", 2)]
-    assert not any(psutil.pid_exists(pid) for _, pid, _ in notes(tmp_path))
+    report = json.loads(file.read_text())
+    assert report["interrupted"]
+    assert [(round_["server"], round_["round"]) for round_ in report["rounds"]] == [("a", 1), ("b", 1), ("a", 2)]
+    assert not any(psutil.pid_exists(request.pid) for request in logged_requests(tmp_path))
 
 
-def test_a_second_ctrl_c_does_not_wait_for_those_that_do_not_hear(tmp_path: Path) -> None:
-    deaf = f"trap '' TERM; {command(tmp_path, 'b', '--hold-at', '5').partition('=')[2]} & while :; do sleep 1; done"
-    servers = [f"b=/bin/sh -c {shlex.quote(deaf)}", command(tmp_path, "a")]
-    line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *FEW]
+def test_a_second_ctrl_c_kills_servers_that_ignore_sigterm(tmp_path: Path) -> None:
+    b = command(tmp_path, "b", "--hold-at", "5").partition("=")[2]
+    ignoring = f"trap '' TERM; {b} & while :; do sleep 1; done"
+    servers = [f"b=/bin/sh -c {shlex.quote(ignoring)}", command(tmp_path, "a")]
+    line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *SMALL]
     with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}) as compare:
-        noted = tmp_path / "notes"
         compare.wait_for(
-            lambda: noted.exists() and [name for name, _, _ in notes(tmp_path)].count("b") == 5, "the request held"
+            lambda: sum(request.server == "b" for request in logged_requests(tmp_path)) == 5,
+            "the request without an answer",
         )
         compare.popen.send_signal(signal.SIGINT)
         compare.wait_for(lambda: "stopping a" in compare.err, "the end")
         assert compare.end(signal.SIGINT) == 130, compare.output
     assert "Traceback" not in compare.err
-    assert not any(runs(pid) for _, pid, _ in notes(tmp_path))
+    assert not any(is_running(request.pid) for request in logged_requests(tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_whatever_ends_a_script_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_that_end_a_script_stop_its_server(tmp_path: Path, number: signal.Signals) -> None:
     script = (
-        "import os, time\nfrom common import run_script\nfrom server_process import program\n"
+        "import os, time\nfrom common import run_script\nfrom server_process import running_process\n"
         "def main():\n"
-        "    with program('sleep 600', {}, os.environ) as started:\n"
-        "        print(started.popen.pid, flush=True)\n"
+        "    with running_process('sleep 600', {}, os.environ) as process:\n"
+        "        print(process.popen.pid, flush=True)\n"
         "        time.sleep(600)\n"
         "run_script(main)"
     )
     folders = f"{ROOT}{os.pathsep}{ROOT / 'bench'}"
-    with running([PYTHON, "-c", script], tmp_path / "script", env={"PYTHONPATH": folders}) as started:
-        pid = int(started.wait_for(lambda: started.out.strip(), "number"))
-        assert started.end(number) == 130, started.told
-    assert not runs(pid)
+    with running([PYTHON, "-c", script], tmp_path / "script", env={"PYTHONPATH": folders}) as process:
+        pid = int(process.wait_for(lambda: process.out.strip(), "pid"))
+        assert process.end(number) == 130, process.output
+    assert not is_running(pid)
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["ours"], "a comparison needs two servers or more"),
-        (["ours", "ours"], "two servers have one name (ours)"),
-        (["ours", "nonsense"], "'nonsense' is neither a preset"),
+        (["ours"], "a comparison requires two servers or more"),
+        (["ours", "ours"], "two servers have the name ours"),
+        (["ours", "nonsense"], "'nonsense' must be a preset"),
         (["ours", "x=http://"], "'http://' is not a URL"),
-        (["ours", "x=sleep 5"], "a command needs {port}"),
-        (["ours", "x:gopher=http://127.0.0.1:9"], "there is no protocol gopher"),
-        (["ours", "vllm", "--baseline", "x"], "--baseline names 'x', which is none of the servers (ours, vllm)"),
-        (["ours", "vllm", "--extra-body", "x={}"], "--extra-body names 'x'"),
-        (["ours", "vllm", "--rounds", "0"], "must be a whole number from 1"),
-        (["ours", "vllm", "--prompts", "nowhere"], "--prompts nowhere: neither built in"),
+        (["ours", "x=sleep 5"], "a command must contain {port}"),
+        (["ours", "x:gopher=http://127.0.0.1:9"], "not gopher"),
+        (["ours", "vllm", "--baseline", "x"], "--baseline must name one of the servers (ours, vllm), not 'x'"),
+        (["ours", "vllm", "--extra-body", "x={}"], "--extra-body must name one of the servers (ours, vllm), not 'x'"),
+        (["ours", "vllm", "--rounds", "0"], "must be an integer from 1"),
+        (["ours", "vllm", "--prompts", "nowhere"], "--prompts nowhere: must be built in"),
         (["x=http://127.0.0.1:{port}", "y={python} -c 0 {port}"], "x: http://127"),
-        (["x=nosuchprogram {port}", "ours"], "x: there is no program nosuchprogram"),
-        ([f"x={PYTHON} -c 'raise SystemExit(\"no\")' {{port}}", "ours"], "x: it ended with exit code 1 (no)"),
+        (["x=nosuchprogram {port}", "ours"], "x: program not found: nosuchprogram"),
+        ([f"x={PYTHON} -c 'raise SystemExit(\"no\")' {{port}}", "ours"], "x: exited with code 1 (no)"),
         (["ours", "x=foo 'y {port}"], "no closing quotation"),
     ],
 )
-def test_wrong_use_is_told_in_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
+def test_wrong_use_is_an_error_of_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
     words = [word.replace("127.0.0.1:{port}", f"127.0.0.1:{free_port()}") for word in options]
-    ran = run("compare.py", tmp_path, *words)
-    assert ran.code == 2
-    assert sentence in ran.err.splitlines()[-1]
-    assert "Traceback" not in ran.err
+    result = run("compare.py", tmp_path, *words)
+    assert result.code == 2
+    assert sentence in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
 
 
-async def test_a_wrong_protocol_is_told_in_one_sentence(tmp_path: Path) -> None:
-    async def plain(exchange: Exchange) -> None:
-        await answer(exchange)
-
-    async with scripted(plain) as server:
+async def test_a_wrong_protocol_is_an_error_of_one_sentence(tmp_path: Path) -> None:
+    async with scripted(answer) as server:
         urls = [f"a={server.url}", f"b:text={server.url}"]
-        ran = await asyncio.to_thread(run, "compare.py", tmp_path, *urls)
-    assert ran.code == 2
-    assert "the answer is text/event-stream, not text/plain" in ran.err.splitlines()[-1]
+        result = await asyncio.to_thread(run, "compare.py", tmp_path, *urls)
+    assert result.code == 2
+    assert "the answer is text/event-stream, not text/plain" in result.err.splitlines()[-1]
 
 
-async def test_servers_at_urls_are_asked_in_turn(tmp_path: Path) -> None:
-    asked: list[str] = []
+async def test_servers_at_urls_take_turns(tmp_path: Path) -> None:
+    requests: list[str] = []
 
-    async def a(exchange: Exchange) -> None:
-        asked.append("a")
+    async def script_a(exchange: Exchange) -> None:
+        requests.append("a")
         await answer(exchange, 4)
 
-    async def b(exchange: Exchange) -> None:
-        asked.append("b")
+    async def script_b(exchange: Exchange) -> None:
+        requests.append("b")
         await answer(exchange, 4)
 
-    async with scripted(a) as one, scripted(b) as other:
-        ran = await asyncio.to_thread(run, "compare.py", tmp_path, f"a={one.url}", f"b={other.url}", *FEW)
-    assert ran.code == 0, ran.err
-    assert "".join(asked) == "aaabbb" + "abab" + "aabbaabb"
+    async with scripted(script_a) as a, scripted(script_b) as b:
+        result = await asyncio.to_thread(run, "compare.py", tmp_path, f"a={a.url}", f"b={b.url}", *SMALL)
+    assert result.code == 0, result.err
+    assert "".join(requests) == "aaabbb" + "abab" + "aabbaabb"
 
 
 @pytest.fixture
 def ratios(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of that name in bench/."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    spec = importlib.util.find_spec("ratios")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ratios", module)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("ratios")
 
 
-def test_ratios_are_of_the_same_round_and_concurrency(ratios: ModuleType) -> None:
-    def one(
+def test_ratios_compare_the_same_round_and_concurrency(ratios: ModuleType) -> None:
+    def new_round(
         server: str, turn: int, rate: float, ttft: float | None, concurrency: int = 4, *, cut: bool = False
-    ) -> object:
-        known = None if ttft is None else Distribution(1, ttft, ttft, ttft, ttft, ttft)
-        counts = {"requests": 8, "ok": 8, "refused": 0, "failed": 0, "cut": cut, "took_s": 1.0}
-        times = {"ttft_s": known, "tpot_s": None, "itl_s": None, "e2e_s": None, "queue_s": None}
-        rates = {"output_tokens_per_s": rate, "requests_per_s": rate, "answer_tokens_mean": 4.0, "client_cpu": 0.1}
-        return ratios.Round(server=server, concurrency=concurrency, round=turn, **counts, **times, **rates)
+    ) -> Round:
+        round_: Round = ratios.Round(
+            server=server,
+            concurrency=concurrency,
+            round=turn,
+            requests=8,
+            ok=8,
+            refused=0,
+            failed=0,
+            cut=cut,
+            took_s=1.0,
+            output_tokens_per_s=rate,
+            requests_per_s=rate,
+            ttft_s=None if ttft is None else Distribution(1, ttft, ttft, ttft, ttft, ttft),
+            tpot_s=None,
+            itl_s=None,
+            e2e_s=None,
+            queue_s=None,
+            answer_tokens_mean=4.0,
+            client_cpu=0.1,
+        )
+        return round_
 
     rounds = [
-        *(one("a", 1, 10, 0.2), one("b", 1, 20, 0.1)),
-        *(one("a", 2, 40, 0.1), one("b", 2, 60, None)),
-        *(one("a", 3, 10, 0.1), one("b", 3, 10, 0.3)),
-        one("a", 4, 50, 0.5),
-        *(one("a", 5, 10, 0.1), one("b", 5, 90, 0.1, cut=True)),
-        one("a", 1, 1, 0.1, concurrency=8),
+        *(new_round("a", 1, 10, 0.2), new_round("b", 1, 20, 0.1)),
+        *(new_round("a", 2, 40, 0.1), new_round("b", 2, 60, None)),
+        *(new_round("a", 3, 10, 0.1), new_round("b", 3, 10, 0.3)),
+        new_round("a", 4, 50, 0.5),
+        *(new_round("a", 5, 10, 0.1), new_round("b", 5, 90, 0.1, cut=True)),
+        new_round("a", 1, 1, 0.1, concurrency=8),
     ]
-    found = {one["metric"]: one for one in ratios.ratios(rounds, "a")}
-    rate, ttft = found["output_tokens_per_s"], found["ttft_p50"]
+    by_metric = {ratio["metric"]: ratio for ratio in ratios.ratios(rounds, "a")}
+    rate, ttft = by_metric["output_tokens_per_s"], by_metric["ttft_p50"]
     assert (rate["server"], rate["baseline"], rate["concurrency"]) == ("b", "a", 4)
     assert rate["pairs"] == [2.0, 1.5, 1.0]
     assert (rate["median"], rate["low"], rate["high"]) == (1.5, 1.0, 2.0)
     assert ttft["pairs"] == pytest.approx([0.5, 3.0])
-    assert "tpot_p50" not in found
+    assert "tpot_p50" not in by_metric
     assert "1.50 (1.00-2.00)" in ratios.render(rounds, "a")

@@ -1,22 +1,17 @@
-"""The figures, against numbers computed by hand."""
+"""Metrics and plots of a load test, against figures computed by hand."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-
 from aiochatstream.bench import plots, table
-from aiochatstream.bench.metrics import Distribution, keeps, summarize
-from aiochatstream.bench.request import Record
-from aiochatstream.bench.svg import Axis
-from aiochatstream.bench.tokens import count
+from aiochatstream.bench.metrics import Distribution, meets_goodput, summarize
+from aiochatstream.bench.request import RequestRecord
+from aiochatstream.bench.tokens import set_token_counts
 from tests.bench.scripted_server import Exchange, answer, delta, done, measure, plan, scripted
 
 
-def record(*stamps: float, ended: float, tokens: int | None = None, **values: Any) -> Record:
-    """A request that was sent at 0."""
-    return Record(0, 1, 1, outcome="completed", stamps=list(stamps), ended=ended, tokens=tokens, **values)
+def completed(*arrivals: float, end: float, tokens: int | None = None, text: str = "") -> RequestRecord:
+    """Return the record of a completed request that was sent at 0."""
+    return RequestRecord(0, 1, 1, outcome="completed", arrivals=list(arrivals), end=end, tokens=tokens, text=text)
 
 
 def test_percentiles_interpolate_between_the_nearest_values() -> None:
@@ -27,22 +22,22 @@ def test_percentiles_interpolate_between_the_nearest_values() -> None:
     assert Distribution.of([None]) is None
 
 
-def test_tpot_is_the_rest_of_the_time_over_the_rest_of_the_tokens() -> None:
-    assert record(2.0, 3.0, ended=5.0, tokens=4).tpot == 1.0  # (5 - 2) / (4 - 1), however many pieces
-    assert record(2.0, ended=5.0, tokens=1).tpot is None
-    assert record(ended=5.0, tokens=0).tpot is None
+def test_tpot_is_the_time_after_the_first_token_per_further_token() -> None:
+    assert completed(2.0, 3.0, end=5.0, tokens=4).tpot == 1.0  # (5 - 2) / (4 - 1), however many texts
+    assert completed(2.0, end=5.0, tokens=1).tpot is None
+    assert completed(end=5.0, tokens=0).tpot is None
 
 
-def test_goodput_needs_every_limit_kept() -> None:
-    request = record(0.5, ended=2.5, tokens=5)  # TTFT 500 ms, TPOT 500 ms, E2E 2500 ms
-    assert keeps(request, [("ttft", 500), ("tpot", 500), ("e2e", 2500)])
-    assert not keeps(request, [("ttft", 499)])
-    assert not keeps(request, [("ttft", 500), ("tpot", 499)])
-    assert keeps(record(0.5, ended=0.5, tokens=1), [("tpot", 1)])  # one token has no TPOT
+def test_goodput_requires_all_limits_met() -> None:
+    request = completed(0.5, end=2.5, tokens=5)  # TTFT 500 ms, TPOT 500 ms, E2E 2500 ms
+    assert meets_goodput(request, [("ttft", 500), ("tpot", 500), ("e2e", 2500)])
+    assert not meets_goodput(request, [("ttft", 499)])
+    assert not meets_goodput(request, [("ttft", 500), ("tpot", 499)])
+    assert meets_goodput(completed(0.5, end=0.5, tokens=1), [("tpot", 1)])  # one token has no TPOT
 
 
 async def timed(exchange: Exchange) -> None:
-    """Request n has its first text after n seconds, then n gaps of 0.5 s; the probe (0) at once."""
+    """Answer request n with a first text after n seconds, then n gaps of 0.5 s. The probe is request 0."""
     await exchange.open()
     await exchange.send(delta("a"), after=float(exchange.number))
     for _ in range(exchange.number):
@@ -50,11 +45,11 @@ async def timed(exchange: Exchange) -> None:
     await exchange.send(done(exchange.number + 1))
 
 
-async def test_a_run_in_figures() -> None:
+async def test_figures_of_a_run() -> None:
     async with scripted(timed) as server:
-        load = await measure(server, requests=3, goodput=(("ttft", 2000.0), ("tpot", 500.0)))
+        run = await measure(server, requests=3, goodput=(("ttft", 2000.0), ("tpot", 500.0)))
         server.time.cpu = 1.0
-    summary = summarize(load)
+    summary = summarize(run)
     assert (summary.requests, summary.completed, summary.refused, summary.failed) == (3, 3, 0, 0)
     assert summary.ttft_s == Distribution.of([1, 2, 3])
     assert summary.tpot_s == Distribution.of([0.5, 0.5, 0.5])
@@ -63,12 +58,12 @@ async def test_a_run_in_figures() -> None:
     assert summary.seconds == 9.0
     assert summary.requests_per_s == 3 / 9
     assert summary.tokens_per_s == (2 + 3 + 4) / 9
-    assert summary.goodput_per_s == 2 / 9  # the third one's TTFT is 3 s
+    assert summary.goodput_per_s == 2 / 9  # the third TTFT is 3 s
     assert (summary.prompt_tokens, summary.cached_tokens) == (30, 12)
     assert summary.late_s is None
 
 
-async def test_a_generator_that_takes_most_of_a_core_is_warned_of() -> None:
+async def test_a_busy_load_generator_is_warned_about() -> None:
     async def script(exchange: Exchange) -> None:
         exchange.time.seconds += 1.0
         exchange.time.cpu += 0.75
@@ -77,10 +72,10 @@ async def test_a_generator_that_takes_most_of_a_core_is_warned_of() -> None:
     async with scripted(script) as server:
         summary = summarize(await measure(server, requests=4))
     assert summary.generator_cpu == 0.75
-    assert "WARNING: the load generator took 75% of a core" in table.render(summary, plan("http://127.0.0.1"))
+    assert "WARNING: the load generator used 75% of a core" in table.render(summary, plan("http://127.0.0.1"))
 
 
-async def test_no_warning_below_that() -> None:
+async def test_a_less_busy_load_generator_is_not_warned_about() -> None:
     async def script(exchange: Exchange) -> None:
         exchange.time.seconds += 1.0
         exchange.time.cpu += 0.7
@@ -91,35 +86,22 @@ async def test_no_warning_below_that() -> None:
     assert "WARNING" not in table.render(summary, plan("http://127.0.0.1"))
 
 
-def test_tokens_are_the_servers_or_counted_or_pieces() -> None:
-    told, untold, plain = record(1.0, ended=2.0), record(1.0, 1.5, ended=2.0, text="a b c"), record(1.0, 1.5, ended=2.0)
-    told.told.completion_tokens = 9
-    count([told, untold], lambda text: len(text.split()))
-    count([plain], None)
-    assert [one.tokens for one in (told, untold, plain)] == [9, 3, 2]
+def test_tokens_are_counted_by_the_server_else_by_a_tokenizer_else_by_texts() -> None:
+    reported, tokenized = completed(1.0, end=2.0), completed(1.0, 1.5, end=2.0, text="a b c")
+    by_texts = completed(1.0, 1.5, end=2.0)
+    reported.stats.completion_tokens = 9
+    set_token_counts([reported, tokenized], lambda text: len(text.split()))
+    set_token_counts([by_texts], None)
+    assert [record.tokens for record in (reported, tokenized, by_texts)] == [9, 3, 2]
 
 
-@pytest.mark.parametrize(("top", "ticks"), [(7.0, [0, 2, 4, 6, 8]), (0.0, [0]), (100.0, [0, 20, 40, 60, 80, 100])])
-def test_axes_end_at_round_values(top: float, ticks: list[float]) -> None:
-    axis = Axis.over("seconds", [top])
-    assert list(axis.ticks)[: len(ticks)] == ticks
-    assert axis.place(top) <= 1.0
+def test_a_request_has_phases() -> None:
+    request = completed(3.0, 4.0, end=5.0)
+    request.stats.queue_s = 2.0
+    assert [(start, end) for start, end, _ in plots.phases(request)] == [(0, 2), (2, 3), (3, 5)]
+    assert plots.phases(RequestRecord(0, 1, 1, outcome="refused", end=0.5)) == [(0, 0.5, plots.REFUSED)]
 
 
-def test_a_request_is_drawn_in_phases() -> None:
-    request = record(3.0, 4.0, ended=5.0)
-    request.told.queue_s = 2.0
-    assert [(begin, end) for begin, end, _ in plots.phases(request)] == [(0, 2), (2, 3), (3, 5)]
-    assert plots.phases(Record(0, 1, 1, outcome="refused", ended=0.5)) == [(0, 0.5, plots.REFUSED)]
-
-
-def test_cumulative_shares() -> None:
+def test_cumulative_distribution() -> None:
     assert plots.cumulative([0.002, 0.001]) == [(1.0, 0.0), (1.0, 50.0), (2.0, 100.0), (2.0, 100.0)]
     assert plots.cumulative([]) == []
-
-
-def test_a_logarithmic_axis_lies_between_round_values() -> None:
-    assert Axis.powers("", [60, 700]).ticks == pytest.approx([50, 100, 200, 500, 1000])
-    assert Axis.powers("", [0.02]).ticks == pytest.approx([0.02, 0.05])
-    assert Axis.powers("", [1, 100]).ticks == pytest.approx([1, 2, 5, 10, 20, 50, 100])
-    assert Axis.powers("", [10, 1000]).place(100) == pytest.approx(0.5)

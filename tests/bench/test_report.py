@@ -1,4 +1,4 @@
-"""bench/report.py as a user runs it, on JSON made by hand."""
+"""bench/report.py, as a user runs it, with JSON written by hand."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.processes import END_PATIENCE, PYTHON, ROOT
+from tests.processes import PYTHON, ROOT, START_PATIENCE
 
 RESULTS = ROOT / "bench" / "results"
 NAMES = ("compare", "overhead", "engine", "browser", "soak")
-TEXT = "{http://www.w3.org/2000/svg}text"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def times(p50: float) -> dict[str, float]:
     return {"count": 4, "mean": p50, "p50": p50, "p90": p50 * 2, "p95": p50 * 3, "p99": p50 * 4}
 
 
-def compared(server: str, concurrency: int, rate: float, ttft: float | None, **more: int) -> dict[str, Any]:
-    """One round; 64 tokens an answer."""
+def compare_round(server: str, concurrency: int, rate: float, ttft: float | None, **more: int) -> dict[str, Any]:
+    """Return a round with answers of 64 tokens."""
     return {
         "server": server,
         "concurrency": concurrency,
@@ -66,29 +66,29 @@ COMPARE = {
             "command": "other serve",
             "note": "",
             "measured": True,
-            "reason": "it ended by SIGSEGV",
-            "faults": {"the connection broke": 8},
+            "reason": "terminated by SIGSEGV",
+            "faults": {"connection lost": 8},
         },
         {
-            "name": "gone",
-            "title": "Gone",
+            "name": "absent",
+            "title": "Absent",
             "protocol": "openai",
             "versions": None,
-            "command": "gone serve",
+            "command": "absent serve",
             "note": "",
             "measured": False,
             "reason": "It is not installed.",
         },
     ],
     "rounds": [
-        compared("ours", 1, 10.0, 0.1),
-        compared("other", 1, 32.0, 0.2),
-        compared("ours", 1, 40.0, 0.3),
-        compared("other", 1, 32.0, 0.2),
-        compared("ours", 1, 20.0, 0.2),
-        compared("ours", 4, 64.0, 1.0, ok=5, refused=2, failed=1),
-        compared("ours", 4, 64.0, 1.0, ok=7, refused=1),
-        compared("other", 4, 0.0, None, ok=0, failed=6, cut=True),
+        compare_round("ours", 1, 10.0, 0.1),
+        compare_round("other", 1, 32.0, 0.2),
+        compare_round("ours", 1, 40.0, 0.3),
+        compare_round("other", 1, 32.0, 0.2),
+        compare_round("ours", 1, 20.0, 0.2),
+        compare_round("ours", 4, 64.0, 1.0, ok=5, refused=2, failed=1),
+        compare_round("ours", 4, 64.0, 1.0, ok=7, refused=1),
+        compare_round("other", 4, 0.0, None, ok=0, failed=6, cut=True),
     ],
     "remarks": ["other: it was <cut>"],
     "ratios": [
@@ -116,7 +116,7 @@ COMPARE = {
 }
 
 
-def round_of(answers: float, cpu: float, **more: float) -> dict[str, float]:
+def overhead_round(answers: float, cpu: float, **more: float) -> dict[str, float]:
     return {
         "answers_per_s": answers,
         "chunks_per_s": answers * 200,
@@ -130,9 +130,9 @@ OVERHEAD = {
     "answers": {
         "text": {
             "rounds": {
-                "ours": [round_of(10.0, 20.0, first_ms=1.5), round_of(30.0, 30.0, first_ms=2.5)],
-                "bare": [round_of(40.0, 5.0, first_ms=0.5), round_of(40.0, 5.0, first_ms=0.5)],
-                "chatstream": [round_of(5.0, 40.0, first_ms=9.0), round_of(5.0, 40.0, first_ms=9.0)],
+                "ours": [overhead_round(10.0, 20.0, first_ms=1.5), overhead_round(30.0, 30.0, first_ms=2.5)],
+                "bare": [overhead_round(40.0, 5.0, first_ms=0.5), overhead_round(40.0, 5.0, first_ms=0.5)],
+                "chatstream": [overhead_round(5.0, 40.0, first_ms=9.0), overhead_round(5.0, 40.0, first_ms=9.0)],
             },
         },
         "sse": {"rounds": {"ours": [], "bare": []}},
@@ -143,7 +143,7 @@ OVERHEAD = {
 }
 
 
-def row(part: str, at: str, unit: str, engine: float, plain: float) -> dict[str, Any]:
+def engine_row(part: str, at: str, unit: str, engine: float, plain: float) -> dict[str, Any]:
     return {
         "part": part,
         "at": at,
@@ -161,12 +161,12 @@ ENGINE = {
     "bandwidth_bytes_per_s": 32e9,
     "floor_ms": 8.0,
     "rows": [
-        row("prefill", "64 tokens", "tokens/s", 900.0, 300.0),
-        row("decode", "after 32 tokens", "ms/step", 20.0, 40.0),
-        row("decode", "after 512 tokens", "ms/step", 24.0, 48.0),
-        row("batch", "2 at once", "tokens/s", 50.0, 25.0),
-        row("turns", "128 tokens before", "ms to first token", 30.0, 300.0),
-        row("something new", "here", "pints", 2.0, 4.0),
+        engine_row("prefill", "64 tokens", "tokens/s", 900.0, 300.0),
+        engine_row("decode", "after 32 tokens", "ms/step", 20.0, 40.0),
+        engine_row("decode", "after 512 tokens", "ms/step", 24.0, 48.0),
+        engine_row("batch", "2 at once", "tokens/s", 50.0, 25.0),
+        engine_row("turns", "128 tokens before", "ms to first token", 30.0, 300.0),
+        engine_row("something new", "here", "pints", 2.0, 4.0),
     ],
     "stalls": [{"answers": 4, "p50 before, ms": 21.52, "ratio": 2.8}],
     "profiles": [{"rows": 1, "step": 20.04, "linear layers": 15.5}, {"rows": 16, "step": 40.0, "linear layers": 25.0}],
@@ -195,11 +195,18 @@ BROWSER = {
     ]
 }
 
-MADE = {"compare": COMPARE, "overhead": OVERHEAD, "engine": ENGINE, "browser": BROWSER, "soak": SOAK}
+REPORTS: dict[str, dict[str, Any]] = {
+    "compare": COMPARE,
+    "overhead": OVERHEAD,
+    "engine": ENGINE,
+    "browser": BROWSER,
+    "soak": SOAK,
+}
 
 
-def put(folder: Path, name: str, **more: Any) -> None:
-    told = {
+def write_json(folder: Path, name: str, **changes: Any) -> None:
+    """Write the JSON file of a script, with ``changes`` of its fields."""
+    common = {
         "schema": f"aiochatstream-bench-{name}",
         "schema_version": 1,
         "created": "2026-01-02T03:04:05+00:00",
@@ -208,33 +215,33 @@ def put(folder: Path, name: str, **more: Any) -> None:
         "parameters": {"rounds": 3, "parts": ["a", "b"], "model": None},
         "environment": {"cpu": "Abacus", "cores": 2, "load_average": [0.5, 1, 2.25], "system": "Os", "python": "3.99"},
     }
-    (folder / f"{name}.json").write_text(json.dumps(told | MADE[name] | more))
+    (folder / f"{name}.json").write_text(json.dumps(common | REPORTS[name] | changes))
 
 
-def report(folder: Path) -> subprocess.CompletedProcess[str]:
+def run_report(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [PYTHON, str(ROOT / "bench" / "report.py"), str(folder)],
         capture_output=True,
         text=True,
-        timeout=END_PATIENCE,
+        timeout=START_PATIENCE,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
-def written(folder: Path) -> dict[str, bytes]:
+def generated(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".md", ".svg")}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With all files, and the page made from them."""
-    made = tmp_path_factory.mktemp("results")
+    """A folder with all JSON files and the page generated from them."""
+    folder = tmp_path_factory.mktemp("results")
     for name in NAMES:
-        put(made, name)
-    ran = report(made)
-    assert ran.returncode == 0, ran.stderr
-    return made
+        write_json(folder, name)
+    process = run_report(folder)
+    assert process.returncode == 0, process.stderr
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -250,15 +257,15 @@ def lines(folder: Path) -> list[str]:
         "| Other &lt;server> | 1 | 32.0 (32.0-32.0) | 0.50 | 200.0 | 800.0 | 50.0 | 40.0 | 2,000.0 | 64.0 | 2 |  |",
         "| aiochatstream | 4 | 64.0 (64.0-64.0) | 1.00 | 1,000.0 | 4,000.0 | 50.0 | 40.0 | 2,000.0 | 64.0 | 2 "
         "| 3 refused, 1 failed of 16 |",
-        "| Other &lt;server> | 4 | - | 0.00 | - | - | - | - | - | - | 1 (1 cut) | 6 failed, 2 unfinished of 8 |",
-        "- not measured further: it ended by SIGSEGV",
-        "- 8 x the connection broke",
+        "| Other &lt;server> | 4 | - | 0.00 | - | - | - | - | - | - | 1 (1 cut short) | 6 failed, 2 unfinished of 8 |",
+        "- not measured further: terminated by SIGSEGV",
+        "- 8 x connection lost",
         "- other: it was &lt;cut>",
         "| server / baseline | users | output tokens/s | some_other_metric | pairs |",
         "| Other &lt;server> / aiochatstream | 1 | 2.00 (0.80-3.20) | 1.33 (0.67-2.00) | 2 |",
         "**aiochatstream** (protocol sse, torch 9.8): two \\| slots",
-        "**Gone** (protocol openai): not measured. It is not installed.",
-        "The load generator took at most 25% of a core.",
+        "**Absent** (protocol openai): not measured. It is not installed.",
+        "The load generator used at most 25% of a core.",
     ],
 )
 def test_compare_shows_the_figures_of_the_json(lines: list[str], line: str) -> None:
@@ -268,8 +275,8 @@ def test_compare_shows_the_figures_of_the_json(lines: list[str], line: str) -> N
 @pytest.mark.parametrize(
     "line",
     [
-        "| format | server | answers/s | pieces/s | CPU, µs/piece | reads/answer | client, cores | first ms "
-        "| ours / it, answers/s | ours / it, CPU | rounds |",
+        "| format | server | answers/s | chunks/s | CPU, µs/chunk | reads/answer | client, cores | first ms "
+        "| ours / server, answers/s | ours / server, CPU | rounds |",
         "| text | ours | 20.0 (10.0-30.0) | 4,000 (2,000-6,000) | 25.0 (20.0-30.0) | 50 (50-50) | 0.20 (0.20-0.20) "
         "| 2.00 (1.50-2.50) | - | - | 2 |",
         # pairs: 10 / 40 and 30 / 40; 20 / 5 and 30 / 5
@@ -284,7 +291,7 @@ def test_compare_shows_the_figures_of_the_json(lines: list[str], line: str) -> N
         "| ours | 2.00 | 4.00 | 6.00 | 8.00 | 2.00 | 4 |",
     ],
 )
-def test_overhead_shows_whatever_sides_and_figures_the_json_has(lines: list[str], line: str) -> None:
+def test_overhead_shows_all_servers_and_figures_of_the_json(lines: list[str], line: str) -> None:
     assert line in lines
 
 
@@ -298,8 +305,8 @@ def test_overhead_shows_whatever_sides_and_figures_the_json_has(lines: list[str]
         "| 1 | 20.04 | 15.50 |",
         "| answers | p50 before, ms | ratio |",
         "| 4 | 21.52 | 2.80 |",
-        "The floor of a step at batch 1 is reading all weights once: 256 MiB over 32.0 GB/s, measured in the same run, "
-        "are 8.0 ms.",
+        "A step at batch size 1 must read all weights once: 256 MiB at 32.0 GB/s, measured in the same run, take "
+        "8.0 ms (the floor).",
     ],
 )
 def test_engine_shows_the_figures_of_the_json(lines: list[str], line: str) -> None:
@@ -309,7 +316,7 @@ def test_engine_shows_the_figures_of_the_json(lines: list[str], line: str) -> No
 @pytest.mark.parametrize(
     "line",
     [
-        "Verdict: **FAILED**, after 12,345 requests.",
+        "Result: **FAILED**, after 12,345 requests.",
         "| gauges | 0 | 0 | ok |",
         "| memory, KiB per 1,000 | 1,234 | 512 | FAILED |",
         "| threads | - | 5 | not measured |",
@@ -318,7 +325,7 @@ def test_engine_shows_the_figures_of_the_json(lines: list[str], line: str) -> No
         "| refused | 10 |",
     ],
 )
-def test_soak_shows_the_verdict_of_the_json(lines: list[str], line: str) -> None:
+def test_soak_shows_the_result_of_the_json(lines: list[str], line: str) -> None:
     assert line in lines
 
 
@@ -326,8 +333,8 @@ def test_soak_shows_the_verdict_of_the_json(lines: list[str], line: str) -> None
     "line",
     [
         "| first contentful paint, ms | 200 (100-300) |",
-        "| over the wire at the first visit, bytes | 123,456 (123,456-123,456) |",
-        "| tasks of 50 ms or more meanwhile | 2 (0-3) |",
+        "| transferred on the first visit, bytes | 123,456 (123,456-123,456) |",
+        "| tasks of 50 ms or more during the answer | 2 (0-3) |",
         "| something_new | 0.2 (0.2-0.2) |",
     ],
 )
@@ -336,7 +343,7 @@ def test_browser_shows_the_figures_of_the_json(lines: list[str], line: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_section_tells_when_where_and_how_it_was_measured(lines: list[str], name: str) -> None:
+def test_each_section_shows_date_machine_and_command(lines: list[str], name: str) -> None:
     assert f"python bench/{name}.py --rounds 3" in lines
     assert lines.count("- measured: 2026-01-02 03:04 UTC") == len(NAMES)
     assert lines.count(
@@ -346,49 +353,58 @@ def test_each_section_tells_when_where_and_how_it_was_measured(lines: list[str],
     assert lines.count("- parameters: rounds 3, parts a b") == len(NAMES)
 
 
-CONCURRENCY = "users at a time (concurrency, log)"
+CONCURRENCY = "concurrent users (log)"
 AXES = {
-    "compare-throughput.svg": {CONCURRENCY, "output tokens per second, all users"},
-    "compare-ttft-p50.svg": {CONCURRENCY, "TTFT p50, milliseconds (log)"},
-    "compare-ttft-p99.svg": {CONCURRENCY, "TTFT p99, milliseconds (log)"},
-    "compare-tpot-p50.svg": {CONCURRENCY, "TPOT p50, milliseconds (log)"},
-    "compare-itl-p50.svg": {CONCURRENCY, "ITL p50, milliseconds"},
-    "overhead-answers.svg": {"answers per second", "text, chatstream"},
-    "overhead-cpu.svg": {"microseconds of CPU time per piece", "text, chatstream"},
+    "compare-throughput.svg": {CONCURRENCY, "output tokens/s, all users"},
+    "compare-ttft-p50.svg": {CONCURRENCY, "TTFT p50, ms (log)"},
+    "compare-ttft-p99.svg": {CONCURRENCY, "TTFT p99, ms (log)"},
+    "compare-tpot-p50.svg": {CONCURRENCY, "TPOT p50, ms (log)"},
+    "compare-itl-p50.svg": {CONCURRENCY, "ITL p50, ms"},
+    "overhead-answers.svg": {"answers/s", "text, chatstream"},
+    "overhead-cpu.svg": {"CPU time, µs per chunk", "text, chatstream"},
     "overhead-memory.svg": {"KiB per client", "chatstream"},
-    "overhead-lag.svg": {"milliseconds", "idle, p99"},
-    "overhead-added-latency.svg": {"milliseconds", "ours, p50"},
-    "engine-prefill.svg": {"prompt, tokens (log)", "prompt tokens per second"},
-    "engine-decode.svg": {"tokens before (log)", "milliseconds per step", "floor"},
-    "engine-batch.svg": {"answers at once (log)", "tokens per second, all together"},
-    "engine-turns.svg": {"history, tokens (log)", "TTFT, milliseconds"},
+    "overhead-lag.svg": {"ms", "idle, p99"},
+    "overhead-added-latency.svg": {"ms", "ours, p50"},
+    "engine-prefill.svg": {"prompt, tokens (log)", "prompt tokens/s"},
+    "engine-decode.svg": {"context, tokens (log)", "step, ms", "floor"},
+    "engine-batch.svg": {"answers in the batch (log)", "tokens/s, all answers"},
+    "engine-turns.svg": {"history, tokens (log)", "TTFT, ms"},
     "soak-memory.svg": {"requests so far", "resident memory, MiB"},
 }
 
 
-def test_all_plots_are_written_and_shown(folder: Path, lines: list[str]) -> None:
+def test_the_page_shows_all_plots(folder: Path, lines: list[str]) -> None:
     shown = [line.partition("](")[2].removesuffix(")") for line in lines if line.startswith("![")]
-    assert sorted(shown) == sorted(AXES) == sorted(written(folder).keys() - {"README.md"})
+    assert sorted(shown) == sorted(AXES) == sorted(generated(folder).keys() - {"README.md"})
 
 
 @pytest.mark.parametrize("file", AXES)
-def test_a_plot_is_well_formed_and_its_axes_tell_their_units(folder: Path, file: str) -> None:
+def test_a_plot_is_well_formed_and_its_axes_have_units(folder: Path, file: str) -> None:
     root = ElementTree.fromstring((folder / file).read_text())  # noqa: S314 - our own
-    assert {element.text for element in root.iter(TEXT)} >= AXES[file]
-    assert all(int(element.get("font-size", "12")) >= 11 for element in root.iter())
+    assert {element.text for element in root.iter(f"{SVG}text")} >= AXES[file]
     assert "nan" not in (folder / file).read_text()
 
 
 def test_a_plot_draws_the_figures_of_the_json(folder: Path) -> None:
-    # users from 1 at 74 px to 4 at 594 px; tokens/s from 0 at 284 px to 80 at 52 px, so that one is 2.9 px
-    plot = (folder / "compare-throughput.svg").read_text()
-    assert 'd="M74.0 226.0L594.0 98.4"' in plot, "20 at one user, 64 at four"
-    assert "M70.0 255.0h8m-4 0V168.0m-4 0h8" in plot, "from 10 to 40 at one user"
+    root = ElementTree.fromstring((folder / "compare-throughput.svg").read_text())  # noqa: S314 - our own
+    ticks = {}
+    for group in root.iter(f"{SVG}g"):
+        if group.get("id", "").startswith("ytick_"):
+            [mark], [label] = list(group.iter(f"{SVG}use")), list(group.iter(f"{SVG}text"))
+            ticks[float(label.text or "nan")] = float(mark.get("y", "nan"))
+    [clip] = {group.get("clip-path") for group in root.iter(f"{SVG}g") if group.get("clip-path")}
+    marks = [mark for group in root.iter(f"{SVG}g") if group.get("clip-path") == clip for mark in group]
+    ours = [mark for mark in marks if "#0072b2" in mark.get("style", "")]
+    scale = (ticks[0] - ticks[20]) / 20
+    assert {round((ticks[0] - float(mark.get("y", "nan"))) / scale) for mark in ours} == {
+        *(20, 10, 40),  # median, minimum and maximum at one user
+        64,  # at four
+    }
 
 
-def test_files_that_are_absent_are_told_with_the_command_that_measures_them(tmp_path: Path) -> None:
-    put(tmp_path, "soak", interrupted=True)
-    assert report(tmp_path).returncode == 0
+def test_a_missing_file_is_replaced_by_the_command_that_measures_it(tmp_path: Path) -> None:
+    write_json(tmp_path, "soak", interrupted=True)
+    assert run_report(tmp_path).returncode == 0
     page = (tmp_path / "README.md").read_text()
     assert page.count("Not measured yet.") == 6
     for command in ("compare.py --rounds 2", "overhead.py", "engine.py", "engine.py --compile", "browser.py"):
@@ -397,51 +413,51 @@ def test_files_that_are_absent_are_told_with_the_command_that_measures_them(tmp_
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("changes", "sentence"),
     [
-        ({"schema": "something-else"}, "soak.json is no aiochatstream-bench-soak file."),
-        ({"schema_version": 2}, "soak.json has schema_version 2, and this reads 1."),
+        ({"schema": "something-else"}, "soak.json is not JSON of aiochatstream-bench-soak."),
+        ({"schema_version": 2}, "soak.json: schema_version must be 1, not 2."),
         ({"verdict": {}}, "soak.json is not complete: KeyError: 'holds'."),
         ({"samples": [5]}, "soak.json is not complete: TypeError"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_told_in_one_sentence(
-    tmp_path: Path, more: dict[str, Any], sentence: str
+def test_json_of_another_form_is_an_error_of_one_sentence(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
-    put(tmp_path, "soak", **more)
-    ran = report(tmp_path)
-    assert ran.returncode == 2
-    assert sentence in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
-    assert not written(tmp_path)
+    write_json(tmp_path, "soak", **changes)
+    process = run_report(tmp_path)
+    assert process.returncode == 2
+    assert sentence in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert not generated(tmp_path)
 
 
-def test_a_file_that_is_no_json_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_invalid_json_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "soak.json").write_text("{")
-    ran = report(tmp_path)
-    assert ran.returncode == 2
-    assert "soak.json cannot be read" in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
+    process = run_report(tmp_path)
+    assert process.returncode == 2
+    assert "soak.json cannot be read" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
 
 
-def test_the_same_json_gives_the_same_bytes_and_old_plots_go(folder: Path, tmp_path: Path) -> None:
+def test_the_same_json_gives_the_same_bytes_and_outdated_plots_are_deleted(folder: Path, tmp_path: Path) -> None:
     for name in NAMES:
         shutil.copy(folder / f"{name}.json", tmp_path)
-    (tmp_path / "compare-of-before.svg").write_text("<svg/>")
+    (tmp_path / "compare-outdated.svg").write_text("<svg/>")
     (tmp_path / "mine.svg").write_text("<svg/>")
-    assert report(tmp_path).returncode == 0
+    assert run_report(tmp_path).returncode == 0
     (tmp_path / "mine.svg").unlink()
-    assert written(tmp_path) == written(folder)
+    assert generated(tmp_path) == generated(folder)
 
 
-def test_the_committed_page_is_what_the_committed_json_gives(tmp_path: Path) -> None:
+def test_the_committed_page_matches_the_committed_json(tmp_path: Path) -> None:
     for file in RESULTS.glob("*.json"):
         shutil.copy(file, tmp_path)
-    assert report(tmp_path).returncode == 0
-    assert written(tmp_path) == written(RESULTS), "stale: run make bench and commit bench/results"
+    assert run_report(tmp_path).returncode == 0
+    assert generated(tmp_path) == generated(RESULTS), "stale: run make bench and commit bench/results"
 
 
-def test_what_is_recorded_names_no_path_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_reports_contain_no_path_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     without_paths = importlib.import_module("common").without_paths
     (tmp_path / "model").mkdir()
@@ -453,5 +469,5 @@ def test_what_is_recorded_names_no_path_of_this_machine(monkeypatch: pytest.Monk
     assert without_paths(f"file://{home}/a `{home}/b` -I{home}/c @{home}/d >{home}/e {{{home}/none/f}}") == (
         "file://a `b` -Ic @d >e {f}"
     )
-    kept = "http://127.0.0.1:8080/v1/models meta/llama /v1/models tokens/s 1/2"
-    assert without_paths(kept) == kept
+    unchanged = "http://127.0.0.1:8080/v1/models meta/llama /v1/models tokens/s 1/2"
+    assert without_paths(unchanged) == unchanged

@@ -1,26 +1,28 @@
-"""What a client of the soak holds against a server, and what it does not."""
+"""Comparison of a conversation with its expected contents, in the soak test."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from aiochatstream.bench.request import Record
+from aiochatstream.bench.request import RequestOutcome, RequestRecord
 from tests.processes import ROOT
+
+if TYPE_CHECKING:
+    from soak_client import ExpectedHistory
 
 
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
+def expected(monkeypatch: pytest.MonkeyPatch) -> ExpectedHistory:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    return importlib.import_module("soak_client").Memory("c1")
+    history: ExpectedHistory = importlib.import_module("soak_client").ExpectedHistory("c1")
+    return history
 
 
-def ended(outcome: str, status: int | None) -> Record:
-    record = Record(1, 1, 1, "plain")
-    record.outcome, record.status = outcome, status  # type: ignore[assignment]
-    return record
+def finished(outcome: RequestOutcome, status: int | None) -> RequestRecord:
+    return RequestRecord(1, 1, 1, outcome=outcome, status=status)
 
 
 def history(*texts: str) -> list[dict[str, str]]:
@@ -28,16 +30,16 @@ def history(*texts: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status", "wrong"),
+    ("outcome", "status", "differences"),
     [("aborted", None, 0), ("aborted", 200, 1), ("completed", 200, 1)],
-    ids=["hung up before any reply", "hung up within the answer", "answered"],
+    ids=["disconnected before any reply", "disconnected during the answer", "completed"],
 )
-def test_only_what_the_server_may_come_to_later_may_be_there_after_clearing(
-    memory: Any, outcome: str, status: int | None, wrong: int
+def test_only_a_pending_message_may_remain_after_clearing(
+    expected: ExpectedHistory, outcome: RequestOutcome, status: int | None, differences: int
 ) -> None:
-    memory.note("first", ended("completed", 200))
-    memory.note("last", ended(outcome, status))
-    memory.forget()
-    assert memory.compare([]) == []
-    assert len(memory.compare(history("last"))) == wrong
-    assert len(memory.compare(history("first", "last"))) == wrong + 1
+    expected.record("first", finished("completed", 200))
+    expected.record("last", finished(outcome, status))
+    expected.clear()
+    assert expected.differences([]) == []
+    assert len(expected.differences(history("last"))) == differences
+    assert len(expected.differences(history("first", "last"))) == differences + 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.console.terminal import ALT_ENTER, CTRL_C, CTRL_D, Terminal, terminal
 from tests.helpers import Client, Server, Stepper, echo, running_server, until
 
@@ -173,7 +173,7 @@ async def test_the_console_continues_after_the_server_has_stopped(
     stepper: NewStepper,
 ) -> None:
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, shutdown_timeout=0.01)
+    chat_stream = ChatStream(engine=engine, limits=Limits(shutdown_timeout=0.01))
     async with running_server(chat_stream) as server, chatting(server) as typist:
         await typist.enter("Count")
         engine.allow(1)

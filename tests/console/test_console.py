@@ -15,7 +15,7 @@ from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 from pytest_aiohttp.plugin import AiohttpServer
 
-from aiochatstream import ChatStream, CookieStorage, GenerationParams, ScriptedEngine
+from aiochatstream import ChatStream, CookieStorage, GenerationParams, Limits, ScriptedEngine
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
@@ -182,7 +182,7 @@ async def test_an_error_is_one_sentence_and_changes_nothing(
 
 
 async def test_params_are_checked_against_the_limits_of_the_model(local: Open) -> None:
-    console = await local(RecordingEngine(), max_new_tokens=8)
+    console = await local(RecordingEngine(), params=GenerationParams(max_new_tokens=8))
     screen = await enter(console, "/params max_new_tokens 9", "one")
     assert screen.errors == ["params.max_new_tokens: must be from 1 to 8 on this server."]
     assert screen.answers == ["1: one"]
@@ -337,7 +337,9 @@ async def test_an_error_reports_when_to_try_again(kind: str) -> None:
 
 async def test_dropped_and_unstored_turns_are_reported(remote: Open) -> None:
     storage = CookieStorage([Fernet.generate_key()])
-    console = await remote(RecordingEngine(), storage, max_new_tokens=5000, context_len=6000)
+    console = await remote(
+        RecordingEngine(), storage, params=GenerationParams(max_new_tokens=5000), limits=Limits(context_len=6000)
+    )
     counts = [500, 500, 500, 3000]
     await enter(
         console, *(" ".join(str(n * factor) for n in range(count)) for factor, count in enumerate(counts, 7919))

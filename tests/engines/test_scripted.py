@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from aiochatstream import ChatStream, Delta, GenerationParams, Prompt, ScriptedE
 from aiochatstream.engines import DeltaStream
 from aiochatstream.engines.scripted import split_tokens
 from tests.engines.fake_timers import ManualTimer, VirtualTimer
-from tests.helpers import Client, Server, StartServer, echo, until
+from tests.helpers import Client, Server, StartServer, until
 
 
 def prompt(text: str = "Hello") -> Prompt:
@@ -135,54 +134,23 @@ async def test_cancelling_ends_a_long_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mock_params", "message"),
-    [
-        ({"type": "square"}, "mock_params.type: must be 'round', 'echo' or 'long'"),
-        ({"type": None}, "mock_params.type: must be"),
-        ({"initial_wait_sec": -1}, "mock_params.initial_wait_sec: must be a number of seconds from 0 to 86400"),
-        ({"time_per_token_sec": -0.1}, "mock_params.time_per_token_sec: must be a number of seconds from 0 to 86400"),
-        ({"time_per_token_sec": "fast"}, "mock_params.time_per_token_sec"),
-        ({"time_per_token_sec": float("nan")}, "mock_params.time_per_token_sec"),
-        ({"answers": []}, "mock_params.answers: must be a list of one text or more, none of them empty"),
-        ({"answers": ["a", ""]}, "mock_params.answers"),
-        ({"answers": "abc"}, "mock_params.answers"),
-        ({"type": "echo", "answers": ["a"]}, "mock_params.answers: must be None for type 'echo'"),
-        ({"speed": 3}, "mock_params: unknown key 'speed'; choose from type, initial_wait_sec, "),
-    ],
-)
-def test_invalid_mock_params_are_a_value_error_that_names_them(mock_params: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ChatStream(use_mock_response=True, mock_params=mock_params)
-    ChatStream(engine=echo, mock_params=mock_params)  # ignored without use_mock_response
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": echo}, "use_mock_response: takes the place of engine"),
-        ({"mock_params": ["round"]}, "mock_params: must be a dict"),
+        ({"type": "square"}, "type: must be 'round', 'echo' or 'long'"),
+        ({"type": None}, "type: must be"),
+        ({"initial_wait_sec": -1}, "initial_wait_sec: must be a number of seconds from 0 to 86400"),
+        ({"time_per_token_sec": -0.1}, "time_per_token_sec: must be a number of seconds from 0 to 86400"),
+        ({"time_per_token_sec": "fast"}, "time_per_token_sec"),
+        ({"time_per_token_sec": float("nan")}, "time_per_token_sec"),
+        ({"answers": []}, "answers: must be a list of one text or more, none of them empty"),
+        ({"answers": ["a", ""]}, "answers"),
+        ({"answers": "abc"}, "answers"),
+        ({"type": "echo", "answers": ["a"]}, "answers: must be None for type 'echo'"),
     ],
 )
-def test_an_argument_of_a_wrong_type_is_a_type_error(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        ChatStream(use_mock_response=True, **options)
-
-
-async def test_mock_answers_do_not_load_the_model(start: StartServer, client_of: Callable[[Server], Client]) -> None:
-    loaded = threading.Event()
-    chat_stream = ChatStream(
-        model=loaded.set,
-        tokenizer=loaded.set,
-        device="cuda",
-        use_mock_response=True,
-        mock_params={"type": "round", "time_per_token_sec": 0, "answers": ["はい。", "No, thank you."]},
-    )
-    client = client_of(await start(chat_stream))
-    answers = [await client.say("Tea?") for _ in range(3)]
-    assert [body["text"] for body in answers] == ["はい。", "No, thank you.", "はい。"]
-    assert [body["finish_reason"] for body in answers] == ["stop"] * 3
-    assert [body["usage"]["completion_tokens"] for body in answers] == [3, 3, 3]
-    assert not loaded.is_set()
+def test_an_invalid_argument_is_a_value_error_that_names_it(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ScriptedEngine(**options)
 
 
 async def test_stopping_ends_the_wait_for_the_first_token(

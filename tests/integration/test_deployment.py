@@ -255,7 +255,7 @@ async def test_the_documented_middleware_counts_clients_by_their_own_addresses(k
     roles = {"user": role_of("nothing"), "agent": role_of("header_phrase", "sesame", use_session=False)}
     chat_stream = ChatStream(engine=echo, allowed_hosts=[NAME], client_roles=roles)
     aiohttp_session.setup(app, MemoryStorage())
-    chat_stream.append_apis(app, {"all": True})
+    chat_stream.add_endpoints(app)
 
     async def status_with(nginx: Nginx, phrase: str, address: str, forged: str = "") -> int:
         headers = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": phrase}
@@ -319,7 +319,7 @@ async def test_a_unix_socket_needs_no_allowed_hosts(tmp_path: Path) -> None:
     chat_stream = ChatStream(engine=echo)
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
-    chat_stream.append_apis(app, {"all": True})
+    chat_stream.add_endpoints(app)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     try:

@@ -57,7 +57,7 @@ async def test_an_address_with_many_conversations_evicts_its_own() -> None:
     app = web.Application(middlewares=[web.middleware(remote)])
     aiohttp_session.setup(app, MemoryStorage(max_sessions=PLACES))
     chat_stream = ChatStream(engine=echo, conversation_store=MemoryConversationStore(max_conversations=PLACES))
-    chat_stream.append_apis(app, {"all": True})
+    chat_stream.add_endpoints(app)
     app.add_routes([web.post("/login", login), web.get("/account", account)])
     async with serving(app) as url, AsyncExitStack() as stack:
         ann, bob = [await stack.enter_async_context(browser(url)) for _ in range(2)]

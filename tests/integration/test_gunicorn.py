@@ -173,7 +173,7 @@ import time
 import aiohttp_session
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 
 
 def words(messages, params):
@@ -183,7 +183,11 @@ def words(messages, params):
 
 
 async def create_app():
-    chat_stream = ChatStream(engine=words, max_new_tokens=1_000_000, context_len=2_000_000, shutdown_timeout=1.0)
+    chat_stream = ChatStream(
+        engine=words,
+        params=GenerationParams(max_new_tokens=1_000_000),
+        limits=Limits(context_len=2_000_000, shutdown_timeout=1.0),
+    )
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     app.add_routes(chat_stream.routes())

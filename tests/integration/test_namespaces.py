@@ -45,7 +45,7 @@ async def two(
             chat_stream.setup(app)
         else:
             inner = web.Application()
-            chat_stream.append_apis(inner, {"all": True})
+            chat_stream.add_endpoints(inner)
             app.add_subapp(prefix, inner)
     async with serving(app) as url, browser(url) as client:
         yield Client(client.session, f"{url}/a"), Client(client.session, f"{url}/b")
@@ -130,7 +130,7 @@ async def test_a_shared_store_receives_the_namespace() -> None:
 
 
 async def test_the_same_namespace_twice_in_one_app_is_an_error_at_startup() -> None:
-    with pytest.raises(SessionsNotSetUp, match=r"Two ChatStreams .* same namespace '': .* ChatStream\(namespace="):
+    with pytest.raises(SessionsNotSetUp, match=r"Two ChatStreams .* the same namespace ''. .* ChatStream\(namespace="):
         async with two("one app", "memory", {"name": "a"}, {"name": "b"}):
             pass
 
@@ -153,8 +153,8 @@ async def test_sub_apps_with_separate_sessions_need_no_namespace(caplog: pytest.
     app = web.Application()
     for prefix, engine in (("/a", echo), ("/b", shout)):
         inner, chat_stream = web.Application(), ChatStream(engine=engine)
-        chat_stream.append_middlewares(inner, {"session_storage": MemoryStorage(cookie_name=prefix[1:])})
-        chat_stream.append_apis(inner, {"all": True})
+        aiohttp_session.setup(inner, MemoryStorage(cookie_name=prefix[1:]))
+        chat_stream.add_endpoints(inner)
         app.add_subapp(prefix, inner)
     async with serving(app) as url, browser(url) as client:
         first, second = Client(client.session, f"{url}/a"), Client(client.session, f"{url}/b")
@@ -176,8 +176,8 @@ async def test_a_chat_stream_can_be_reused_after_a_failed_startup() -> None:
     for with_sessions in (False, True):
         app = web.Application()
         if with_sessions:
-            chat_stream.append_middlewares(app)
-        chat_stream.append_apis(app, {"all": True})
+            aiohttp_session.setup(app, MemoryStorage())
+        chat_stream.add_endpoints(app)
         runner = web.AppRunner(app)
         if with_sessions:
             await runner.setup()

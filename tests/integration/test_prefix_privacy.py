@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from transformers import PreTrainedModel
 
-from aiochatstream import AbstractChatPrompt, ChatStream
+from aiochatstream import AbstractChatPrompt, ChatStream, GenerationParams
 from aiochatstream.engines.transformers import TransformersEngine
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import Client, ClientOf, Server, StartServer
@@ -47,7 +47,9 @@ MakeChatStream = Callable[..., ChatStream]
 def make(model: PreTrainedModel) -> MakeChatStream:
     def make_chat_stream(*, options: dict[str, Any] | None = None, **more: Any) -> ChatStream:
         engine = TransformersEngine(model, BYTES, optimize=False, **(options or {}))
-        return ChatStream(engine=engine, chat_prompt_clazz=Lines, max_new_tokens=2, temperature=0.0, **more)
+        return ChatStream(
+            engine=engine, chat_prompt_clazz=Lines, params=GenerationParams(max_new_tokens=2, temperature=0.0), **more
+        )
 
     return make_chat_stream
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatPrompt, ChatStream
+from aiochatstream import ChatPrompt, ChatStream, GenerationParams, Limits
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, sse_events, until
 
 pytestmark = pytest.mark.both_loops
@@ -27,7 +27,11 @@ async def test_a_burst_fills_exactly_the_slots_and_the_queue(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     clients = [client_of(server) for _ in range(10)]
     requests = [asyncio.create_task(status_and_headers(client)) for client in clients]
     await until(lambda: sum(request.done() for request in requests) == 8)
@@ -77,7 +81,12 @@ async def test_the_slots_limit_the_concurrent_answers(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, slots: int, queue: int
 ) -> None:
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=slots, max_queue_size=queue, max_new_tokens=1)
+    chat_stream = ChatStream(
+        engine=engine,
+        num_of_concurrent_executions=slots,
+        max_queue_size=queue,
+        params=GenerationParams(max_new_tokens=1),
+    )
     server = await start(chat_stream)
     requests = [asyncio.create_task(status_and_headers(client_of(server))) for _ in range(slots + queue + 2)]
     await until(lambda: sum(request.done() for request in requests) == 2 and len(engine.calls) == slots)
@@ -92,7 +101,11 @@ async def test_waiting_requests_are_served_in_order_and_receive_their_positions(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=3, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     events_of: dict[str, list[Any]] = {}
 
     async def ask(name: str) -> None:
@@ -132,7 +145,7 @@ async def test_a_request_that_waits_too_long_is_refused(
 ) -> None:
     engine = stepper()
     server = await start(
-        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=2, max_queue_wait=0.01)
+        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=2, limits=Limits(max_queue_wait=0.01))
     )
     running = asyncio.create_task(status_and_headers(client_of(server)))
     await until(lambda: engine.calls)
@@ -153,7 +166,7 @@ async def test_an_answer_that_takes_too_long_ends_with_reason_length(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_answer=0.05))
+    server = await start(ChatStream(engine=engine, limits=Limits(max_answer=0.05)))
     engine.allow(1)
     client = client_of(server)
     asking = asyncio.create_task(client.say("hi"))
@@ -168,7 +181,7 @@ async def test_an_answer_that_takes_too_long_ends_with_reason_length(
 async def test_overload_status_can_be_429(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
     server = await start(
-        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, overload_status=429)
+        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, limits=Limits(overload_status=429))
     )
     running = asyncio.create_task(status_and_headers(client_of(server)))
     await until(lambda: engine.calls)
@@ -182,7 +195,11 @@ async def test_overload_status_can_be_429(start: StartServer, stepper: MakeStepp
 
 async def test_get_load_returns_slots_and_queue(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=3, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=2, max_queue_size=3, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     requests = [asyncio.create_task(status_and_headers(client_of(server))) for _ in range(3)]
     await until(lambda: server.chat_stream.admission.waiting == 1)
     client = client_of(server)

@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, ReplayEngine
-from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, sse_events, until
+from aiochatstream import (
+    ChatStream,
+    FunctionEngine,
+    GenerationParams,
+    RecordingEngine,
+    ReplayEngine,
+    TransformersEngine,
+)
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, sse_events, until
 
 QUESTIONS = ["What is the capital of France?", "日本の首都はどこですか？"]
 
@@ -49,7 +56,10 @@ async def recorded(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> list[Any]:
     """Return the answers of the small model, whose recordings are in tmp_path."""
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=16, record=tmp_path)
+    chat_stream = ChatStream(
+        engine=RecordingEngine(TransformersEngine(model, tokenizer), tmp_path),
+        params=GenerationParams(temperature=0, max_new_tokens=16),
+    )
     server = await start(chat_stream)
     recorded = await converse(client_of(server))
     async with client_of(server).session.get(f"{server.url}/metrics") as response:
@@ -64,7 +74,9 @@ async def test_a_recorded_conversation_is_replayed_exactly(
     assert [end["finish_reason"] for _, end in recorded[:4]] != ["stop"] * 4
     assert all(end["usage"]["prompt_tokens"] > 20 for _, end in recorded[:4])
     assert len({"".join(texts) for texts, _ in recorded[:4]}) == 4
-    server = await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None), temperature=0, max_new_tokens=16))
+    server = await start(
+        ChatStream(engine=ReplayEngine(tmp_path, speed=None), params=GenerationParams(temperature=0, max_new_tokens=16))
+    )
     for _ in range(2):
         assert await converse(client_of(server)) == recorded
 
@@ -73,7 +85,9 @@ async def test_a_recorded_conversation_is_replayed_exactly(
 async def test_a_prompt_without_a_recording_is_a_404_and_leaves_no_turn(
     start: StartServer, client_of: ClientOf, recorded: list[Any], tmp_path: Path, accept: str
 ) -> None:
-    client = client_of(await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None), temperature=0)))
+    client = client_of(
+        await start(ChatStream(engine=ReplayEngine(tmp_path, speed=None), params=GenerationParams(temperature=0)))
+    )
     async with client.post(accept=accept, user_input="Who are you?") as response:
         assert response.status == 404
         assert (await response.json())["error"] == "no_recording"
@@ -86,7 +100,9 @@ async def test_concurrent_answers_are_recorded_separately(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, tmp_path: Path
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3, record=tmp_path))
+    server = await start(
+        ChatStream(engine=RecordingEngine(FunctionEngine(engine), tmp_path), params=GenerationParams(max_new_tokens=3))
+    )
     running = [asyncio.create_task(client_of(server).say(text)) for text in ("one", "two")]
     await until(lambda: engine.running == 2)
     engine.allow(6)
@@ -101,7 +117,7 @@ async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_re
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, tmp_path: Path
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, record=tmp_path))
+    server = await start(ChatStream(engine=RecordingEngine(FunctionEngine(engine), tmp_path)))
     client = client_of(server)
     engine.allow(1)
     async with client.post(accept="text/event-stream", user_input="Count.") as response:
@@ -122,25 +138,7 @@ async def test_a_stopped_answer_is_recorded_as_cancelled_and_interrupted_when_re
     assert (await client.history())[1]["state"] == "interrupted"
 
 
-@pytest.mark.parametrize(
-    ("options", "folder"), [({}, "probe"), ({"record": "kept"}, "kept")], ids=["by default", "with record"]
-)
-async def test_chatstreams_probe_mode_records_answers(
-    start: StartServer,
-    client_of: ClientOf,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, Any],
-    folder: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    client = client_of(await start(ChatStream(engine=echo, probe_mode_enabled=True, **options)))
-    await client.say("Hello")
-    assert [path.name for path in files(tmp_path)] == [folder]
-    assert len(files(tmp_path / folder)) == 1
-
-
 async def test_damaged_recordings_are_an_error_at_startup(start: StartServer, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("rubbish")
-    with pytest.raises(ValueError, match=r"notes\.txt is not a recording"):
+    with pytest.raises(ValueError, match=r"notes\.txt is damaged or not a recording"):
         await start(ChatStream(engine=ReplayEngine(tmp_path)))

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientPayloadError, ClientResponse
 from redis.asyncio import Redis
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 from aiochatstream.conversations.redis_store import RedisConversationStore
 from aiochatstream.sessions.redis_storage import RedisStorage
 from tests.helpers import (
@@ -78,7 +78,7 @@ async def test_an_idle_connection_closed_by_redis_fails_no_request(
 async def test_a_conversation_continues_at_either_server(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    here, there = await new_server(), await new_server(engine := stepper(), max_new_tokens=1)
+    here, there = await new_server(), await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1))
     client = client_of(here)
     await client.say("one")
     engine.allow(2)
@@ -95,7 +95,7 @@ async def test_a_conversation_continues_at_either_server(
 async def test_a_conversation_is_busy_at_both_servers_while_an_answer_runs(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=1), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1)), await new_server()
     client = client_of(here)
     engine.allow(1)
     await client.say("one")
@@ -117,7 +117,7 @@ async def test_a_conversation_is_busy_at_both_servers_while_an_answer_runs(
 async def test_stop_reaches_the_other_server_and_frees_the_conversation(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=4), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=4)), await new_server()
     client = client_of(here)
     engine.allow(4)
     await client.say("one")
@@ -141,7 +141,7 @@ async def test_stop_reaches_the_other_server_and_frees_the_conversation(
 async def test_clear_context_discards_the_answer_at_the_other_server(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=4), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=4)), await new_server()
     client = client_of(here)
     engine.allow(4)
     await client.say("one")
@@ -162,7 +162,7 @@ async def test_clear_context_discards_the_answer_at_the_other_server(
 async def test_an_answer_without_its_hold_overwrites_nothing(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper, redis: Redis
 ) -> None:
-    here, there = await new_server(engine := stepper(), max_new_tokens=1), await new_server()
+    here, there = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1)), await new_server()
     client = client_of(here)
     engine.allow(1)
     await client.say("one")
@@ -180,7 +180,7 @@ async def test_an_answer_without_its_hold_overwrites_nothing(
 async def test_servers_with_different_namespaces_are_independent(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
-    first = await new_server(engine := stepper(), max_new_tokens=1, namespace="one")
+    first = await new_server(engine := stepper(), params=GenerationParams(max_new_tokens=1), namespace="one")
     other = await new_server(namespace="other")
     client = client_of(first)
     engine.allow(1)
@@ -298,7 +298,7 @@ async def test_a_session_that_cannot_be_saved_is_a_503(
 async def test_a_running_answer_survives_a_restart_of_redis(
     new_server: NewServer, client_of: ClientOf, stepper: MakeStepper, redis_server: RedisServer, accept: str
 ) -> None:
-    server = await new_server(engine := stepper(), sessions_in_redis=False, max_new_tokens=3)
+    server = await new_server(engine := stepper(), sessions_in_redis=False, params=GenerationParams(max_new_tokens=3))
     client = client_of(server)
     engine.allow(4)
     await client.say("one")
@@ -323,7 +323,7 @@ async def test_an_answer_that_cannot_be_saved_ends_with_an_error(
     accept: str,
 ) -> None:
     monkeypatch.setattr("aiochatstream.conversations.redis_store.SAVE_SECONDS", 0.1)
-    server = await new_server(engine := stepper(), sessions_in_redis=False, max_new_tokens=2)
+    server = await new_server(engine := stepper(), sessions_in_redis=False, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     engine.allow(2)
     await client.say("one")

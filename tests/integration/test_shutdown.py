@@ -21,6 +21,7 @@ from aiochatstream import (
     Delta,
     Engine,
     GenerationParams,
+    Limits,
     MemoryConversationStore,
     MemoryStorage,
     Prompt,
@@ -55,7 +56,9 @@ async def test_draining_refuses_new_and_waiting_requests_and_finishes_running_on
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_new_tokens=2))
+    server = await start(
+        ChatStream(engine=engine, num_of_concurrent_executions=1, params=GenerationParams(max_new_tokens=2))
+    )
     running = asyncio.create_task(client_of(server).say("first"))
     await until(lambda: engine.calls)
     waiting = asyncio.create_task(client_of(server).say("second"))
@@ -79,7 +82,7 @@ async def test_a_shutdown_waits_for_the_running_answer(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     running = asyncio.create_task(client_of(server).say("first"))
     await until(lambda: engine.calls)
     ending = asyncio.create_task(server.runner.cleanup())
@@ -95,7 +98,7 @@ async def test_answers_cut_at_the_shutdown_timeout_are_detectable_and_saved(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, accept: str
 ) -> None:
     engine, store = stepper(), RecordingStore()
-    chat_stream = ChatStream(engine=engine, shutdown_timeout=0.05, conversation_store=store)
+    chat_stream = ChatStream(engine=engine, limits=Limits(shutdown_timeout=0.05), conversation_store=store)
     server = await start(chat_stream)
     async with client_of(server).post(accept="text/event-stream", user_input="cookie") as response:
         assert response.status == 200
@@ -278,7 +281,7 @@ async def test_a_stuck_engine_loses_no_text_and_does_not_delay_the_shutdown(
     start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, store = Stuck(), RecordingStore()
-    server = await start(ChatStream(engine=engine, conversation_store=store, shutdown_timeout=0.01))
+    server = await start(ChatStream(engine=engine, conversation_store=store, limits=Limits(shutdown_timeout=0.01)))
     client = client_of(server)
     async with client.post(accept="text/event-stream", user_input="hello") as response:
         assert response.status == 200
@@ -300,7 +303,7 @@ PROGRAM = """
 import sys, time
 import aiohttp_session
 from aiohttp import web
-from aiochatstream import AbstractChatPrompt, ChatStream, MemoryConversationStore, MemoryStorage
+from aiochatstream import AbstractChatPrompt, ChatStream, Limits, MemoryConversationStore, MemoryStorage
 
 class Store(MemoryConversationStore):
     async def save(self, user_id, name, conversation, **more):
@@ -325,7 +328,7 @@ class StuckPrompt(AbstractChatPrompt):
 app = web.Application()
 aiohttp_session.setup(app, MemoryStorage())
 chat_stream = ChatStream(
-    engine=stuck, chat_prompt_clazz=StuckPrompt, conversation_store=Store(), shutdown_timeout=0.1
+    engine=stuck, chat_prompt_clazz=StuckPrompt, conversation_store=Store(), limits=Limits(shutdown_timeout=0.1)
 )
 app.add_routes(chat_stream.routes())
 chat_stream.setup(app)

@@ -10,7 +10,7 @@ import aiohttp_session
 from aiohttp import web
 from redis.asyncio import Redis
 
-from aiochatstream import ChatStream, GenerationParams, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
 from aiochatstream.conversations.redis_store import RedisConversationStore
 from aiochatstream.sessions.redis_storage import RedisStorage
 
@@ -27,12 +27,12 @@ def main(port: str, redis_url: str | None = None) -> None:
     app = web.Application()
     if redis_url is None:
         aiohttp_session.setup(app, MemoryStorage())
-        chat_stream = ChatStream(engine=endless_answer, shutdown_timeout=0.1)
+        chat_stream = ChatStream(engine=endless_answer, limits=Limits(shutdown_timeout=0.1))
     else:
         redis = Redis.from_url(redis_url)
         aiohttp_session.setup(app, RedisStorage(redis))
         store = RedisConversationStore(redis)
-        chat_stream = ChatStream(engine=endless_answer, shutdown_timeout=0.1, conversation_store=store)
+        chat_stream = ChatStream(engine=endless_answer, limits=Limits(shutdown_timeout=0.1), conversation_store=store)
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
     web.run_app(app, host="127.0.0.1", port=int(port), shutdown_timeout=1)

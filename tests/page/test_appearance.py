@@ -155,7 +155,7 @@ async def test_page_is_accessible_and_not_wider_than_its_window(
     await chat.send_button.click()
     await expect(chat.refusal).to_be_visible()
     await check("refusal")
-    assert {state: found for state, found in results.items() if found} == {}
+    assert {state: problems for state, problems in results.items() if problems} == {}
 
 
 async def test_language_follows_the_browser_and_can_be_changed(start: StartServer, visit: Visit) -> None:

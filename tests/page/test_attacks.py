@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from tests.page.attacks import ATTACKS
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks
@@ -40,7 +40,7 @@ VIOLATIONS = """() => {
 
 
 async def test_attacks_run_no_script_and_make_no_request(start: StartServer, visit: Visit) -> None:
-    server = await start(ChatStream(engine=echo_chunks, max_new_tokens=100_000))
+    server = await start(ChatStream(engine=echo_chunks, params=GenerationParams(max_new_tokens=100_000)))
     chat = ChatPage(await visit(server.url))
     chat.page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     for name, attack in ATTACKS.items():
@@ -52,7 +52,7 @@ async def test_attacks_run_no_script_and_make_no_request(start: StartServer, vis
 
 
 async def test_attacks_in_the_history_are_harmless(start: StartServer, visit: Visit) -> None:
-    server = await start(ChatStream(engine=echo_chunks, max_new_tokens=100_000))
+    server = await start(ChatStream(engine=echo_chunks, params=GenerationParams(max_new_tokens=100_000)))
     chat = ChatPage(await visit(server.url))
     context = chat.page.context
     for attack in ATTACKS.values():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 from tests.nginx_server import NAME, running_nginx
 from tests.page.chat_page import ChatPage
 from tests.page.fixtures import MakeStepper, StartServer, Visit
@@ -21,7 +21,8 @@ async def test_answers_stream_through_nginx_and_survive_a_reload(
 ) -> None:
     engine = stepper()
     server = await start(
-        ChatStream(engine=engine, allowed_hosts=[NAME], max_new_tokens=6), MemoryStorage(secure=kind == "HTTPS")
+        ChatStream(engine=engine, allowed_hosts=[NAME], params=GenerationParams(max_new_tokens=6)),
+        MemoryStorage(secure=kind == "HTTPS"),
     )
     with running_nginx(kind, tmp_path / "nginx", server.url) as nginx:
         chat = ChatPage(await visit(nginx.url, ignore_https_errors=True))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.async_api import expect
 
-from aiochatstream import ChatStream, Feedback
+from aiochatstream import ChatStream, Feedback, GenerationParams
 from tests.helpers import until
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks, numbered_answers
@@ -23,7 +23,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"
 async def test_answer_of_a_real_model_grows_on_the_page(
     start: StartServer, visit: Visit, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    server = await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=12, temperature=0.0))
+    server = await start(
+        ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=12, temperature=0.0))
+    )
     chat = ChatPage(await visit(server.url))
     await chat.page.evaluate(
         """() => {
@@ -154,7 +156,7 @@ async def test_delete_and_clear_ask_for_confirmation(start: StartServer, visit: 
 async def test_feedback_reaches_the_callback(start: StartServer, visit: Visit) -> None:
     received: list[Feedback] = []
     server = await start(
-        ChatStream(engine=echo_chunks, on_feedback_received=lambda request, feedback: received.append(feedback))
+        ChatStream(engine=echo_chunks, on_feedback=lambda request, feedback: received.append(feedback))
     )
     chat = ChatPage(await visit(server.url))
     await chat.ask("Hello")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import Page, expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import until
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks
@@ -74,7 +74,7 @@ async def test_phone_keyboard_opens_only_for_a_tap_into_the_box(
     start: StartServer, visit: Visit, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=4))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
     chat = ChatPage(await visit(server.url, **PHONE))
     page = chat.page
     await expect(chat.message).not_to_be_focused()

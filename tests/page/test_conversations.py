@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.conversations.export import ExportedConversation
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks
@@ -133,7 +133,7 @@ async def test_answer_continues_while_another_conversation_is_shown(
     start: StartServer, visit: Visit, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)))
     chat = ChatPage(await visit(server.url))
     await chat.send("Count")
     engine.allow(2)

@@ -27,7 +27,9 @@ async def test_answer_of_2000_tokens_is_complete_and_announced_by_paragraphs(sta
             time.sleep(0.0005)  # so that the answer arrives in many pieces
             yield word
 
-    chat = ChatPage(await visit((await start(ChatStream(engine=answer, max_new_tokens=2001))).url))
+    chat = ChatPage(
+        await visit((await start(ChatStream(engine=answer, params=GenerationParams(max_new_tokens=2001)))).url)
+    )
     await chat.page.evaluate(
         """() => {
           window.announced = 0;

@@ -49,7 +49,11 @@ async def test_parameters_are_clamped_to_the_limits_and_apply_to_the_next_answer
     start: StartServer, visit: Visit
 ) -> None:
     server = await start(
-        ChatStream(engine=echo_first_message, param_limits={"temperature": (0.5, 1.5)}, max_new_tokens=99)
+        ChatStream(
+            engine=echo_first_message,
+            param_limits={"temperature": (0.5, 1.5)},
+            params=GenerationParams(max_new_tokens=99),
+        )
     )
     chat = ChatPage(await visit(server.url))
     await chat.page.locator("#open-settings").click()
@@ -70,7 +74,9 @@ async def test_parameters_are_clamped_to_the_limits_and_apply_to_the_next_answer
 
 
 async def test_empty_parameter_field_restores_the_default(start: StartServer, visit: Visit) -> None:
-    server = await start(ChatStream(engine=echo_first_message, temperature=0.7, max_new_tokens=99))
+    server = await start(
+        ChatStream(engine=echo_first_message, params=GenerationParams(temperature=0.7, max_new_tokens=99))
+    )
     chat = ChatPage(await visit(server.url))
     await chat.page.locator("#open-settings").click()
     for label, value, expected in (("Temperature", "1.5", "0.7"), ("Maximum length", "5", "99"), ("Top k", "3", "0")):

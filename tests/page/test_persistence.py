@@ -232,7 +232,9 @@ async def test_turn_too_long_for_the_cookie_shows_a_notice(start: StartServer, v
 
 async def test_failed_answer_is_committed_to_the_cookie(start: StartServer, visit: Visit, stepper: MakeStepper) -> None:
     engine = stepper(fail_at=1)
-    server = await start(ChatStream(engine=engine, max_new_tokens=2), CookieStorage(Fernet.generate_key()))
+    server = await start(
+        ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)), CookieStorage(Fernet.generate_key())
+    )
     chat = ChatPage(await visit(server.url))
     engine.allow(2)
     async with chat.page.expect_response("**/commit") as response:

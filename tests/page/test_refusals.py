@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from playwright.async_api import expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import until
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks
@@ -19,7 +19,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"
 
 async def test_queue_position_is_updated_while_waiting(start: StartServer, visit: Visit, stepper: MakeStepper) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(engine=engine, num_of_concurrent_executions=1, params=GenerationParams(max_new_tokens=1))
+    )
     chats = [ChatPage(await visit(server.url)) for _ in range(3)]
 
     def is_waiting(count: int) -> bool:
@@ -42,7 +44,11 @@ async def test_message_refused_by_a_full_queue_is_retried_after_a_countdown(
     start: StartServer, visit: Visit, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     first, second = ChatPage(await visit(server.url)), ChatPage(await visit(server.url))
     engine.allow(1)
     await first.ask("quick")  # so that the server expects a free place soon
@@ -63,7 +69,11 @@ async def test_refused_message_can_be_sent_again_or_returned_to_the_box(
     start: StartServer, visit: Visit, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     first, second = ChatPage(await visit(server.url)), ChatPage(await visit(server.url))
     await first.send("first")
     await until(lambda: engine.calls)
@@ -80,7 +90,9 @@ async def test_refused_message_can_be_sent_again_or_returned_to_the_box(
 
 
 async def test_refused_message_is_shown_in_its_conversation_only(start: StartServer, visit: Visit) -> None:
-    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks, max_request_bytes=2048))).url))
+    chat = ChatPage(
+        await visit((await start(ChatStream(engine=echo_chunks, limits=Limits(max_request_bytes=2048)))).url)
+    )
     await chat.ask("first")
     await chat.page.locator("#new-chat").click()
     await chat.send("x" * 3000)
@@ -97,7 +109,7 @@ async def test_draining_server_refuses_messages_and_completes_running_answers(
     start: StartServer, visit: Visit, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     first, second = ChatPage(await visit(server.url)), ChatPage(await visit(server.url))
     await first.send("first")
     await until(lambda: engine.calls)
@@ -116,7 +128,7 @@ async def test_message_can_be_sent_again_after_an_engine_error(
     start: StartServer, visit: Visit, stepper: MakeStepper
 ) -> None:
     engine = stepper(fail_at=1)
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     chat = ChatPage(await visit(server.url))
     await chat.send("Count")
     engine.allow(2)
@@ -130,7 +142,7 @@ async def test_message_can_be_sent_again_after_an_engine_error(
 
 
 async def test_refusal_shows_the_detail_of_the_server_error(start: StartServer, visit: Visit) -> None:
-    server = await start(ChatStream(engine=echo_chunks, max_request_bytes=2048))
+    server = await start(ChatStream(engine=echo_chunks, limits=Limits(max_request_bytes=2048)))
     chat = ChatPage(await visit(server.url))
     await chat.send("x" * 3000)
     await expect(chat.refusal).to_contain_text("at most 2048 bytes are accepted")

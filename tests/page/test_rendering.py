@@ -61,7 +61,9 @@ async def test_deeply_nested_answer_is_text_and_the_page_keeps_working(
     start: StartServer, visit: Visit, case: str
 ) -> None:
     text = NESTED[case]
-    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks, max_new_tokens=100_000))).url))
+    chat = ChatPage(
+        await visit((await start(ChatStream(engine=echo_chunks, params=GenerationParams(max_new_tokens=100_000)))).url)
+    )
     await chat.ask("before")
     await chat.page.context.request.post(
         chat.page.url + "chat_stream",

@@ -16,7 +16,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 from playwright.async_api import Page, Route, expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import Server, running_server, serving, until
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks
@@ -135,9 +135,18 @@ GATEWAY_ERRORS: dict[str, Reply] = {
 }
 
 
-@pytest.mark.parametrize("failure", [*GATEWAY_ERRORS, "connectionrefused", "connectionreset", "timedout", "failed"])
-async def test_history_is_retried_after_gateway_errors(start: StartServer, visit: Visit, failure: str) -> None:
-    chat = ChatPage(await visit((await start(ChatStream(engine=echo_chunks))).url))
+ABORTS = ("connectionrefused", "connectionreset", "timedout", "failed")
+
+
+async def test_history_is_retried_after_gateway_errors(start: StartServer, visit: Visit) -> None:
+    url = (await start(ChatStream(engine=echo_chunks))).url
+    async with asyncio.TaskGroup() as group:  # concurrently, because each page waits until it retries
+        for failure in (*GATEWAY_ERRORS, *ABORTS):
+            group.create_task(expect_retry(await visit(url), failure))
+
+
+async def expect_retry(page: Page, failure: str) -> None:
+    chat = ChatPage(page)
     await chat.ask("one")
     down = True
 
@@ -149,12 +158,12 @@ async def test_history_is_retried_after_gateway_errors(start: StartServer, visit
         else:
             await route.abort(failure)
 
-    await chat.page.route("**/history*", restarting)
-    await chat.page.reload()
-    await expect(chat.refusal).to_be_visible()
+    await page.route("**/history*", restarting)
+    await page.reload()
+    await expect(chat.refusal, failure).to_be_visible()
     down = False
     await chat.expect_turns("one", "one")
-    await expect(chat.refusal).to_have_count(0)
+    await expect(chat.refusal, failure).to_have_count(0)
 
 
 async def test_message_is_retried_after_a_gateway_error(start: StartServer, visit: Visit) -> None:
@@ -236,7 +245,10 @@ async def test_restart_during_an_answer_loses_only_that_answer_of_a_cookie_histo
     engine = stepper()
 
     def server() -> AbstractAsyncContextManager[Server]:
-        return running_server(ChatStream(engine=engine, max_new_tokens=4), EncryptedCookieStorage(key, samesite="Lax"))
+        return running_server(
+            ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)),
+            EncryptedCookieStorage(key, samesite="Lax"),
+        )
 
     async with AsyncExitStack() as stack:
         async with server() as first:

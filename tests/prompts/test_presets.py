@@ -15,8 +15,8 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from aiochatstream import AbstractChatPrompt, ChatPrompt, Conversation, Turn, prompts
-from aiochatstream.prompts import (
+from aiochatstream import AbstractChatPrompt, ChatPrompt, Conversation, Turn, compat
+from aiochatstream.compat import (
     ChatPromptCyberAgentOpenCalm,
     ChatPromptDatabricksDolly,
     ChatPromptLineCorpJpLargeLmInstSft,
@@ -124,7 +124,7 @@ def test_a_preset_writes_the_format_of_its_model(clazz: type[AbstractChatPrompt]
 
 def test_every_preset_is_exported_and_tested() -> None:
     assert set(GOLDEN) == set(PRESETS.values())
-    assert {clazz.__name__ for clazz in GOLDEN} <= set(prompts.__all__)
+    assert {clazz.__name__ for clazz in GOLDEN} <= set(compat.__all__)
     assert len(GOLDEN) == 11
 
 

@@ -104,9 +104,9 @@ def test_the_metadata_is_valid() -> None:
 
 def test_modules_that_need_no_extra_can_be_imported(environment: Path) -> None:
     command = [environment / "python", "-I", "-c", IMPORT_ALL]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert Path(found["file"]).is_relative_to(environment.parent)
-    assert [name for name in found["failed"] if not name.startswith(NEED_EXTRAS)] == []
+    imported = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert Path(imported["file"]).is_relative_to(environment.parent)
+    assert [name for name in imported["failed"] if not name.startswith(NEED_EXTRAS)] == []
 
 
 @pytest.mark.parametrize(

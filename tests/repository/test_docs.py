@@ -15,7 +15,7 @@ from aiohttp import web
 from cryptography.fernet import Fernet
 
 import aiochatstream
-from aiochatstream import ChatStream, MemoryConversationStore
+from aiochatstream import ChatStream, GenerationParams, Limits, MemoryConversationStore, compat
 from aiochatstream.cli.main import build_parser
 from aiochatstream.console.console import COMMANDS
 from aiochatstream.params import ParamOverrides
@@ -53,7 +53,9 @@ def options_of(command: str) -> list[str]:
     [
         ("index.md", extras()),
         ("options.md", list(inspect.signature(ChatStream).parameters)),
-        ("endpoints.md", [api.path for api in ENDPOINTS.values()]),
+        ("options.md", [*GenerationParams.model_fields, *Limits.model_fields]),
+        ("migrating.md", list(inspect.signature(compat.ChatStream).parameters)),
+        ("endpoints.md", [endpoint.path for endpoint in ENDPOINTS.values()]),
         ("endpoints.md", list(ParamOverrides.model_fields)),
         ("roles.md", list(AUTH_METHODS)),
         ("command.md", [*options_of("serve"), *options_of("chat"), *COMMANDS]),

@@ -1,24 +1,29 @@
-"""Each example, started as a program; the first one is printed in the README."""
+"""Each example; the first one is printed in the README.
+
+The simple server, the mock server and the console run as programs. The applications of the others run in the tests'
+process, with the tests' model: each program would load one of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+import runpy
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
-from examples import simple_server
-from tests.helpers import Client
+from tests.helpers import Client, browser, serving
 from tests.processes import PYTHON, ROOT, START_PATIENCE, Process, ask_when_listening, running
 
 URL = "http://127.0.0.1:8080"
@@ -43,16 +48,19 @@ def prompt_tokens(tokenizer: Any, *contents: str) -> int:
 async def check_two_users_with_a_conversation_each(url: str, tokenizer: Any) -> None:
     """The history shows in the number of tokens that the model is told: exactly the user's own turns."""
     jars = [aiohttp.CookieJar(unsafe=True) for _ in range(2)]
-    async with aiohttp.ClientSession(cookie_jar=jars[0]) as one, aiohttp.ClientSession(cookie_jar=jars[1]) as other:
-        first, second = Client(one, url), Client(other, url)
-        said = await asyncio.gather(first.say(WILHELMINA[0], params=GREEDY), second.say(REX[0], params=GREEDY))
-        histories = [[asked[0], turn["text"]] for asked, turn in zip((WILHELMINA, REX), said, strict=True)]
-        assert [turn["usage"]["prompt_tokens"] for turn in said] == [
+    async with (
+        aiohttp.ClientSession(cookie_jar=jars[0]) as first_session,
+        aiohttp.ClientSession(cookie_jar=jars[1]) as other,
+    ):
+        first, second = Client(first_session, url), Client(other, url)
+        answers = await asyncio.gather(first.say(WILHELMINA[0], params=GREEDY), second.say(REX[0], params=GREEDY))
+        histories = [[questions[0], turn["text"]] for questions, turn in zip((WILHELMINA, REX), answers, strict=True)]
+        assert [turn["usage"]["prompt_tokens"] for turn in answers] == [
             prompt_tokens(tokenizer, WILHELMINA[0]),
             prompt_tokens(tokenizer, REX[0]),
         ]
 
-        said = await asyncio.gather(first.say(WILHELMINA[1], params=GREEDY), second.say(REX[1], params=GREEDY))
+        answers = await asyncio.gather(first.say(WILHELMINA[1], params=GREEDY), second.say(REX[1], params=GREEDY))
         own = [
             prompt_tokens(tokenizer, *histories[0], WILHELMINA[1]),
             prompt_tokens(tokenizer, *histories[1], REX[1]),
@@ -63,22 +71,7 @@ async def check_two_users_with_a_conversation_each(url: str, tokenizer: Any) -> 
         ]
         assert own[0] != others[0]
         assert own[1] != others[1]
-        assert [turn["usage"]["prompt_tokens"] for turn in said] == own
-
-
-def test_two_users_have_a_conversation_each(tokenizer: Any) -> None:
-    async def run() -> None:
-        runner = web.AppRunner(await simple_server.create_app(), shutdown_timeout=1)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            await wait_ready(url)
-            await check_two_users_with_a_conversation_each(url, tokenizer)
-        finally:
-            await runner.cleanup()
-
-    asyncio.run(run())
+        assert [turn["usage"]["prompt_tokens"] for turn in answers] == own
 
 
 async def wait_ready(url: str) -> None:
@@ -132,77 +125,89 @@ def test_started_as_a_program_it_serves_two_users_on_port_8080_and_ends_at_ctrl_
 def test_mock_answers_in_turn(tmp_path: Path) -> None:
     async def talk() -> None:
         async with user() as client:
-            said = [(await client.say("hi", params=FEW))["text"] for _ in range(2)]
-            assert said[0] != said[1]
-            assert all(said)
+            answers = [(await client.say("hi", params=FEW))["text"] for _ in range(2)]
+            assert answers[0] != answers[1]
+            assert all(answers)
 
     with example("mock_server.py", tmp_path):
         asyncio.run(talk())
 
 
-def test_typing_the_phrase_makes_a_developer_and_the_key_a_monitor(tmp_path: Path) -> None:
-    async def talk() -> None:
-        async with user() as client:
-            await client.say("Hello", params=FEW)
-            async with client.session.get(f"{URL}/get_prompt") as response:
-                assert response.status == 403
-            granted = await client.say("open sesame")
-            assert granted["text"] == "New role: 'developer' has been granted"
-            async with client.session.get(f"{URL}/get_prompt") as response:
-                assert response.status == 200
-            assert await client.texts() == ["Hello", (await client.texts())[1]]
-            keys = [("swordfish", 200), ("wrong", 401)]
-            for key, expected in keys:
-                headers = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": key}
-                async with client.session.get(f"{URL}/get_resource_usage", headers=headers) as response:
-                    assert response.status == expected
-
-    with example("roles_server.py", tmp_path, DEVELOPER_PHRASE="open sesame", MONITOR_KEY="swordfish") as process:
-        asyncio.run(wait_ready(URL))
-        asyncio.run(talk())
-        assert "sesame" not in process.output
+ServeExample = Callable[[str], AbstractAsyncContextManager[str]]
 
 
-def test_feedback_is_written_down(tmp_path: Path) -> None:
-    async def talk() -> None:
-        async with user() as client:
-            answer = await client.say("Hello", params=FEW)
-            told = {"message_id": answer["message_id"], "is_like": True, "form_data": {"comment": "とても良い"}}
-            assert await status(client, "/set_feedback", **told) == 200
+@pytest.fixture
+def serve_example(model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServeExample:
+    """``async with serve_example(name) as url`` serves the application of an example from an empty folder."""
+    models = ModuleType("simple_server")
+    vars(models).update(model=lambda: model, tokenizer=lambda: tokenizer)
+    monkeypatch.setitem(sys.modules, "simple_server", models)
+    monkeypatch.chdir(tmp_path)
 
-    with example("feedback_server.py", tmp_path) as process:
-        asyncio.run(wait_ready(URL))
-        asyncio.run(talk())
-        process.wait_for(lambda: "liked" in process.out, "the print of the callback")
+    @asynccontextmanager
+    async def serve(name: str) -> AsyncIterator[str]:
+        async with serving(await runpy.run_path(str(ROOT / "examples" / name))["create_app"]()) as url:
+            yield url
+
+    return serve
+
+
+async def test_typing_the_phrase_makes_a_developer_and_the_key_a_monitor(
+    serve_example: ServeExample, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEVELOPER_PHRASE", "open sesame")
+    monkeypatch.setenv("MONITOR_KEY", "swordfish")
+    async with serve_example("roles_server.py") as url, browser(url) as client:
+        await wait_ready(url)
+        await client.say("Hello", params=FEW)
+        async with client.session.get(f"{url}/get_prompt") as response:
+            assert response.status == 403
+        granted = await client.say("open sesame")
+        assert granted["text"] == "New role: 'developer' has been granted"
+        async with client.session.get(f"{url}/get_prompt") as response:
+            assert response.status == 200
+        assert await client.texts() == ["Hello", (await client.texts())[1]]
+        keys = [("swordfish", 200), ("wrong", 401)]
+        for key, expected in keys:
+            headers = {"X-FastSession-Skip": "skip", "X-ChatStream-Auth-Header": key}
+            async with client.session.get(f"{url}/get_resource_usage", headers=headers) as response:
+                assert response.status == expected
+    assert "sesame" not in "".join(capfd.readouterr())
+
+
+async def test_feedback_is_written_down(
+    serve_example: ServeExample, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with serve_example("feedback_server.py") as url, browser(url) as client:
+        await wait_ready(url)
+        answer = await client.say("Hello", params=FEW)
+        feedback = {"message_id": answer["message_id"], "is_like": True, "form_data": {"comment": "とても良い"}}
+        assert await status(client, "/set_feedback", **feedback) == 200
+    assert f"liked {answer['message_id']}" in capfd.readouterr().out
     assert json.loads((tmp_path / "feedback.jsonl").read_text("utf-8"))["form_data"] == {"comment": "とても良い"}
 
 
-def test_an_application_can_read_the_request_first(tmp_path: Path) -> None:
-    async def talk() -> None:
-        async with user() as client:
-            assert await status(client, "/chat_stream", user_input="my password is tulip") == 422
-            assert (await client.say("Hello", params=FEW))["text"]
-            assert (await client.say(regenerate=True, params=FEW))["text"]
-            for body, code in ((b"[]", 422), (b"hello", 400)):
-                async with client.session.post(f"{URL}/chat_stream", data=body) as response:
-                    assert response.status == code
-
-    with example("intercept_server.py", tmp_path):
-        asyncio.run(wait_ready(URL))
-        asyncio.run(talk())
+async def test_an_application_can_read_the_request_first(serve_example: ServeExample) -> None:
+    async with serve_example("intercept_server.py") as url, browser(url) as client:
+        await wait_ready(url)
+        assert await status(client, "/chat_stream", user_input="my password is tulip") == 422
+        assert (await client.say("Hello", params=FEW))["text"]
+        assert (await client.say(regenerate=True, params=FEW))["text"]
+        for body, code in ((b"[]", 422), (b"hello", 400)):
+            async with client.session.post(f"{url}/chat_stream", data=body) as response:
+                assert response.status == code
 
 
-def test_an_application_is_told_how_each_request_came_out(tmp_path: Path) -> None:
-    async def talk() -> None:
-        async with user() as client:
-            assert await status(client, "/chat_stream", user_input="Hello", params=FEW) == 200
-            assert await status(client, "/chat_stream", user_input="") == 422
-
-    with example("callback_server.py", tmp_path) as process:
-        asyncio.run(wait_ready(URL))
-        asyncio.run(talk())
-        process.wait_for(lambda: "finished: success" in process.out, "the print of the callback")
-        process.wait_for(lambda: "finished: unknown_error_occurred: invalid_value" in process.out, "the other one")
+async def test_an_application_is_told_how_each_request_came_out(
+    serve_example: ServeExample, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with serve_example("callback_server.py") as url, browser(url) as client:
+        await wait_ready(url)
+        assert await status(client, "/chat_stream", user_input="Hello", params=FEW) == 200
+        assert await status(client, "/chat_stream", user_input="") == 422
+    printed = capfd.readouterr().out
+    assert "finished: success" in printed
+    assert "finished: unknown_error_occurred: invalid_value" in printed
 
 
 def test_the_console_answers_what_is_typed() -> None:
@@ -213,41 +218,48 @@ def test_the_console_answers_what_is_typed() -> None:
     assert answer.strip()
 
 
-def test_who_logs_in_finds_the_conversation_again_in_any_browser_and_after_a_restart(tmp_path: Path) -> None:
+async def test_who_logs_in_finds_the_conversation_again_in_any_browser_and_after_a_restart(
+    serve_example: ServeExample,
+) -> None:
     async def log_in(client: Client, name: str) -> None:
         assert await status(client, "/log_in", user=name) == 200
 
-    async def begin() -> None:
-        async with user() as stranger, user() as alice, user() as bob:
-            assert await status(stranger, "/chat_stream", user_input="Hello") == 401
-            await log_in(alice, "alice")
-            await alice.say("one", params=FEW)
-            await log_in(bob, "bob")
-            assert await bob.texts() == []
+    async with (
+        serve_example("sqlite_conversations.py") as url,
+        browser(url) as stranger,
+        browser(url) as alice,
+        browser(url) as bob,
+    ):
+        await wait_loaded(url)
+        assert await status(stranger, "/chat_stream", user_input="Hello") == 401
+        await log_in(alice, "alice")
+        await alice.say("one", params=FEW)
+        await log_in(bob, "bob")
+        assert await bob.texts() == []
+    async with serve_example("sqlite_conversations.py") as url, browser(url) as alice:
+        await wait_loaded(url)
+        await log_in(alice, "alice")
+        assert (await alice.texts())[0] == "one"
+        await alice.say("two", params=FEW)
+        assert (await alice.texts())[2] == "two"
+        assert await status(alice, "/clear_context") == 200
+        assert await alice.texts() == []
 
-    async def go_on() -> None:
-        async with user() as alice:
-            await log_in(alice, "alice")
-            assert (await alice.texts())[0] == "one"
-            await alice.say("two", params=FEW)
-            assert (await alice.texts())[2] == "two"
-            assert await status(alice, "/clear_context") == 200
-            assert await alice.texts() == []
 
-    for talk in (begin, go_on):
-        with example("sqlite_conversations.py", tmp_path):
-            asyncio.run(wait_alive())
-            asyncio.run(talk())
-
-
-async def wait_alive() -> None:
-    """Until the model is loaded, where only those who are logged in may ask."""
+async def wait_loaded(url: str) -> None:
+    """Wait until the model is loaded, if only users who are logged in may send messages."""
     async with aiohttp.ClientSession() as session, asyncio.timeout(START_PATIENCE):
         while True:
-            async with session.get(f"{URL}/readyz") as response:
+            async with session.get(f"{url}/readyz") as response:
                 if response.status == 200:
                     return
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*_*.py")), ids=lambda path: path.name)
+def test_each_server_starts_as_the_simple_server_does(path: Path) -> None:
+    start = EXAMPLE.read_text().splitlines()[-2:]
+    assert path.read_text().splitlines()[-2:] == start
 
 
 def test_the_example_is_short() -> None:

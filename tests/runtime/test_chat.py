@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, ChatStreamError, GenerationParams
+from aiochatstream import ChatStream, ChatStreamError, GenerationParams, Limits
 from aiochatstream.errors import Draining, InvalidValue
 from tests.helpers import EngineFunction, MakeStepper, echo, until
 
@@ -64,7 +64,7 @@ async def test_closing_the_generator_stops_the_engine_and_saves_the_text_so_far(
     stepper: MakeStepper,
 ) -> None:
     engine = stepper()
-    async with ChatStream(engine=engine, max_new_tokens=4) as chat_stream:
+    async with ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)) as chat_stream:
         async with aclosing(chat_stream.handle_console_input("Count")) as answer:
             engine.allow(1)
             assert await anext(answer) == ("1 ", "1 ", "begin")
@@ -111,7 +111,12 @@ async def test_console_input_waits_until_the_model_is_loaded(
     def load_model() -> PreTrainedModel:
         return model
 
-    chat_stream = ChatStream(model=load_model, tokenizer=tokenizer, temperature=0, max_new_tokens=4, context_len=128)
+    chat_stream = ChatStream(
+        model=load_model,
+        tokenizer=tokenizer,
+        params=GenerationParams(temperature=0, max_new_tokens=4),
+        limits=Limits(context_len=128),
+    )
     async with chat_stream:
         assert chat_stream.state == "starting"
         answer = await pieces(chat_stream, "What is the capital of France?")
@@ -123,7 +128,7 @@ async def test_the_locale_selects_the_language_of_log_lines(
     stepper: MakeStepper, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = stepper()
-    async with ChatStream(engine=engine, shutdown_timeout=0.01, locale="ja") as chat_stream:
+    async with ChatStream(engine=engine, limits=Limits(shutdown_timeout=0.01), locale="ja") as chat_stream:
         answer = chat_stream.handle_console_input("Count")
         engine.allow(1)
         await anext(answer)

@@ -20,10 +20,12 @@ from aiochatstream import (
     Delta,
     Engine,
     GenerationParams,
+    Limits,
     MemoryConversationStore,
     MemoryStorage,
     Prompt,
     TokenSampler,
+    TransformersEngine,
 )
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
@@ -37,7 +39,7 @@ async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     engine.allow(2)
     await client.say("first")
@@ -83,7 +85,7 @@ async def test_stop_ends_the_answer_and_saves_its_text(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, accept: str
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=4))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
     client = client_of(server)
     engine.allow(4)
     await client.say("first")
@@ -105,7 +107,7 @@ async def test_a_message_sent_after_a_stop_is_answered(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)))
     client = client_of(server)
     engine.allow(3)
     await client.say("first")
@@ -132,7 +134,9 @@ async def test_a_stopped_answer_without_text_leaves_no_turn(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(engine=engine, num_of_concurrent_executions=1, params=GenerationParams(max_new_tokens=1))
+    )
     client, other = client_of(server), client_of(server)
     engine.allow(1)
     await client.say("first")
@@ -152,7 +156,7 @@ async def test_clear_context_discards_a_running_answer(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     assert await read(client.post("/clear_context")) == '{"success":false,"message":"no context."}'
     engine.allow(2)
@@ -172,7 +176,7 @@ async def test_clear_context_discards_a_running_answer(
 
 async def test_history_marks_a_running_answer(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     engine.allow(3)
     await client.say("first")
@@ -198,7 +202,7 @@ async def test_a_regenerated_answer_replaces_the_old_one_only_if_it_has_text(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)))
     client = client_of(server)
     engine.allow(3)
     await client.say("first")
@@ -230,7 +234,7 @@ async def test_an_engine_error_is_reported_and_leaves_the_history_unchanged(
     fail_at: int,
 ) -> None:
     engine = stepper(fail_at=5)
-    server = await start(ChatStream(engine=engine, max_new_tokens=4))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
     client = client_of(server)
     engine.allow(4)
     await client.say("first")
@@ -370,7 +374,9 @@ async def test_requests_to_a_stopped_engine_are_a_503(
             return self.message
 
     chat_stream = ChatStream(
-        model=tiny(), tokenizer=BYTES, token_sampler=Ending(), chat_prompt_clazz=Bytes, max_new_tokens=9
+        engine=TransformersEngine(tiny(), BYTES, token_sampler=Ending()),
+        chat_prompt_clazz=Bytes,
+        params=GenerationParams(max_new_tokens=9),
     )
     server = await start(chat_stream)
     client = client_of(server)
@@ -393,7 +399,7 @@ async def test_an_answer_without_text_at_its_time_limit_leaves_no_turn(start: St
             while True:
                 yield Delta()
 
-    client = client_of(await start(ChatStream(engine=Silent(), max_answer=0.01)))
+    client = client_of(await start(ChatStream(engine=Silent(), limits=Limits(max_answer=0.01))))
     answer = await client.say("hi")
     assert (answer["text"], answer["finish_reason"]) == ("", "length")
     assert await client.history() == []
@@ -403,7 +409,7 @@ async def test_history_contains_a_running_regeneration_in_place_of_the_old_answe
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     engine.allow(2)
     await client.say("first")
@@ -516,7 +522,7 @@ async def test_continuing_an_interrupted_answer_sends_only_the_new_text(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, accept: str
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await import_interrupted(client, "hello", "1 ")
     before = (await client.history())[1]
@@ -537,7 +543,7 @@ async def test_a_failed_continuation_leaves_the_answer_unchanged(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await import_interrupted(client, "hello", "1 ")
     before = await client.history()
@@ -552,7 +558,7 @@ async def test_history_contains_the_whole_answer_during_a_continuation(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await import_interrupted(client, "hello", "1 ")
     continuing = asyncio.create_task(read(client.post(**CONTINUE)))
@@ -570,7 +576,9 @@ async def test_history_contains_the_whole_answer_during_a_continuation(
 async def test_the_model_continues_its_own_text(
     start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client_of: ClientOf
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24)
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, params=GenerationParams(temperature=0, max_new_tokens=24)
+    )
     client = client_of(await start(chat_stream))
     question = "What is the capital of France?"
     whole = (await client.say(question))["text"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, CookieStorage, Turn
+from aiochatstream import ChatStream, Conversation, CookieStorage, GenerationParams, Limits, Turn
 from aiochatstream.errors import BadRequest
 from aiochatstream.sessions.commit import PURPOSE, Commit
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events
@@ -182,7 +182,7 @@ async def test_regenerated_and_edited_answers_can_be_committed(
     start_worker: StartWorker, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     engine.allow(100)
     await committed(client, "one")
     await committed(client, "two")
@@ -197,7 +197,11 @@ async def test_regenerated_and_edited_answers_can_be_committed(
 async def test_an_answer_too_large_for_a_cookie_is_reported_and_not_stored(
     start_worker: StartWorker, client_of: ClientOf
 ) -> None:
-    client = client_of(await start_worker(ChatStream(engine=echo, max_new_tokens=5000, context_len=6000)))
+    client = client_of(
+        await start_worker(
+            ChatStream(engine=echo, params=GenerationParams(max_new_tokens=5000), limits=Limits(context_len=6000))
+        )
+    )
     await committed(client, "short")
     last = await streamed(client, " ".join(str(number * 7919) for number in range(3000)))
     assert last["stored"] is False
@@ -231,7 +235,7 @@ async def test_after_a_failure_every_worker_continues_with_the_previous_turn(
 ) -> None:
     engine = stepper()
     engine.allow(100)
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await committed(client, "one")
     engine.fail_at = fails_at
     last = await streamed(client, "two")

@@ -10,7 +10,7 @@ import pytest
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, CookieStorage, MemoryConversationStore, Turn
+from aiochatstream import ChatStream, Conversation, CookieStorage, GenerationParams, MemoryConversationStore, Turn
 from aiochatstream.sessions.cookie_session import pack, unpack
 from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
 from tests.helpers import (
@@ -93,7 +93,7 @@ async def test_history_stores_the_last_streamed_answer_in_the_cookie(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     assert await client.texts() == ["one", "1 2 "]
     assert await moved(client, await start_worker()).texts() == ["one", "1 2 "]
@@ -103,7 +103,7 @@ async def test_another_worker_reports_answer_elsewhere_and_loses_nothing(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     other = moved(client, await start_worker())
     for pending in (other.post(user_input="two"), other.session.get(f"{other.url}/history")):
@@ -119,7 +119,7 @@ async def test_clear_context_abandons_a_lost_answer(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     other = moved(client, await start_worker())
     async with other.post("/clear_context") as response:
@@ -134,7 +134,7 @@ async def test_abandon_lost_continues_without_the_answer_of_an_ended_process(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     for text in ("one", "two"):
         await stream(client, engine, text)
         await client.texts()  # stores the answer in the cookie
@@ -151,7 +151,7 @@ async def test_history_with_abandon_lost_abandons_a_lost_answer(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     await client.texts()
     await stream(client, engine, "two")
@@ -171,7 +171,7 @@ async def test_abandon_lost_has_no_effect_in_the_process_that_has_the_answer(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     async with client.session.get(f"{client.url}/history?abandon_lost=true") as response:
         assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
@@ -198,7 +198,7 @@ async def test_a_failed_turn_changes_neither_the_cookie_nor_the_history(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=1)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1))))
     engine.allow(1)
     await ask(client, "one")
     before = cookie(client)
@@ -301,7 +301,7 @@ async def test_a_discarded_answer_does_not_restore_a_cleared_conversation(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start_worker(ChatStream(engine=engine, max_new_tokens=2))
+    server = await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await stream(client, engine, "secret")
     await client.history()
@@ -318,7 +318,7 @@ async def test_a_concurrent_answer_does_not_restore_a_cleared_conversation(
     start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(ChatStream(engine=engine, max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "secret")
     await client.history()
     running = asyncio.create_task(client.say("hi", conversation="other"))

@@ -16,7 +16,7 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, ConversationStore, MemoryStorage
+from aiochatstream import ChatStream, Conversation, ConversationStore, GenerationParams, MemoryStorage
 from aiochatstream.errors import ConversationChanged, SessionsNotSetUp
 from tests.helpers import ClientOf, MakeStepper, StartServer, browser, echo, running_server, serving, until
 
@@ -136,7 +136,9 @@ async def test_a_concurrent_change_in_the_store_is_not_overwritten(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     database, engine = Database(), stepper()
-    server = await start(ChatStream(engine=engine, conversation_store=database, max_new_tokens=1))
+    server = await start(
+        ChatStream(engine=engine, conversation_store=database, params=GenerationParams(max_new_tokens=1))
+    )
     client = client_of(server)
     engine.allow(1)
     await client.say("one")
@@ -185,7 +187,7 @@ async def test_concurrent_first_messages_of_a_session_have_one_user(stepper: Mak
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, max_new_tokens=1)
+    chat_stream = ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1))
     app.add_routes(chat_stream.routes())
     chat_stream.setup(app)
 
@@ -222,7 +224,7 @@ async def app_with_accounts(storage: AbstractStorage) -> AsyncIterator[str]:
 
     app = web.Application()
     aiohttp_session.setup(app, storage)
-    ChatStream(engine=echo, identify_user=account).append_apis(app, {"all": True})
+    ChatStream(engine=echo, identify_user=account).add_endpoints(app)
     async with serving(app) as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""Tests of the route table: selection by name, and mounting with aiohttp's methods or chatstream's."""
+"""Tests of the table of endpoints: selection by name, and mounting with add_routes or add_endpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
-from aiohttp_session import SimpleCookieStorage
 
 from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.web.routes import ENDPOINTS
@@ -30,11 +29,17 @@ def mounted_paths(app: web.Application) -> set[str]:
     return {resource.canonical for resource in app.router.resources()}
 
 
-def test_an_endpoint_has_its_handlers_name_and_a_method_for_apps() -> None:
+def test_an_endpoint_has_the_name_of_its_handler_and_a_handler_for_own_routes() -> None:
     # the access check uses the name of the handler
+    chat_stream = ChatStream(engine=echo)
     for name, endpoint in ENDPOINTS.items():
         assert endpoint.handler.__name__ == name
-        assert callable(getattr(ChatStream, f"handle_{name}_request"))
+        assert chat_stream.handler(name).func is endpoint.handler
+
+
+def test_an_unknown_endpoint_has_no_handler() -> None:
+    with pytest.raises(ValueError, match=r"^unknown endpoint 'chat'; choose from chat_stream, stop, "):
+        ChatStream(engine=echo).handler("chat")
 
 
 def test_routes_are_all_or_the_selected_ones() -> None:
@@ -69,57 +74,43 @@ def test_an_invalid_selection_of_routes_is_a_value_error(chosen: Any, message: s
 @pytest.mark.parametrize(
     ("options", "paths"),
     [
-        ({"all": True}, PATHS),
+        ({}, PATHS),
         ({"include": ["chat_stream", "clear_context"]}, {"/chat_stream", "/clear_context"}),
         ({"exclude": ["metrics"]}, PATHS - {"/metrics"}),
+        ({"include": ["stop"], "prefix": "/support"}, {"/support/chat_stream/stop"}),
     ],
 )
-async def test_append_apis_mounts_the_selected_routes_and_sets_up(options: Any, paths: set[str]) -> None:
+async def test_add_endpoints_mounts_the_selected_ones_and_sets_up(options: Any, paths: set[str]) -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, options)
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app, **options)
     assert mounted_paths(app) == paths
-    async with serving(app) as url, browser(url) as client:
-        assert (await client.say("hello"))["text"] == "hello "
+    async with serving(app):
+        assert chat_stream.state == "ready"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "exactly one of 'include', 'exclude' and 'all', not none"),
-        ({"include": [], "all": True}, "exactly one of .* not 'include' and 'all'"),
-        ({"all": False}, "'all' must be True, not False"),
-        ({"all": "yes"}, "'all' must be True, not 'yes'"),
-        ({"include": ["chat"]}, "include: unknown endpoint 'chat'"),
-        ({"include": "chat_stream"}, "include: must be a list"),
-        ({"exclude": None}, "exclude: must be a list"),
-        ({"all": True, "color": 1}, "unknown key 'color'; choose from 'include'"),
-        ({"all": True, 5: 1}, "unknown key 5; choose from"),
-        ("all", "must be a dict"),
-    ],
-)
-def test_invalid_options_of_append_apis_are_a_value_error_and_mount_nothing(options: Any, message: str) -> None:
+def test_add_endpoints_with_an_unknown_name_changes_nothing() -> None:
     app = web.Application()
-    with pytest.raises(ValueError, match=message):
-        ChatStream(engine=echo).append_apis(app, options)
+    with pytest.raises(ValueError, match="include: unknown endpoint 'chat'"):
+        ChatStream(engine=echo).add_endpoints(app, include=["chat"])
     assert mounted_paths(app) == set()
     assert len(app.on_shutdown) == 0
 
 
 async def test_setup_is_idempotent_for_one_app_and_refused_for_a_second() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"include": ["chat_stream"]})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app, include=["chat_stream"])
     once = (list(app.cleanup_ctx), list(app.on_shutdown))
     chat_stream.setup(app)
-    chat_stream.append_apis(app, {"include": ["history"]})
+    chat_stream.add_endpoints(app, include=["history"])
     assert (list(app.cleanup_ctx), list(app.on_shutdown)) == once
     other = web.Application()
     message = "set up in another application; make one ChatStream for each"
     with pytest.raises(RuntimeError, match=message):
         chat_stream.setup(other)
     with pytest.raises(RuntimeError, match=message):
-        chat_stream.append_apis(other, {"all": True})
+        chat_stream.add_endpoints(other)
     assert mounted_paths(other) == set()
     async with serving(app) as url, browser(url) as client:
         assert (await client.say("hello"))["text"] == "hello "
@@ -131,20 +122,20 @@ async def test_an_apps_own_routes_have_the_errors_and_checks_of_mounted_ones() -
     allow = ["chat_stream", "clear_context", "stop", "history"]
     roles = {"user": {"apis": {"allow": allow, "auth_method": "nothing"}}}
     chat_stream = ChatStream(engine=echo, client_roles=roles)
-    chat_stream.append_middlewares(app)
+    aiohttp_session.setup(app, MemoryStorage())
     chat_stream.setup(app)
 
     async def clear(request: web.Request) -> web.StreamResponse:
-        return await chat_stream.handle_clear_context_request(request)
+        return await chat_stream.handler("clear_context")(request)
 
     app.router.add_post("/api/forget", clear)
     app.router.add_post("/api/talk", chat_stream.handle_chat_stream_request)
-    app.router.add_post("/api/halt", chat_stream.handle_stop_request)
-    app.router.add_get("/api/said", chat_stream.handle_history_request)
-    app.router.add_get("/api/load", chat_stream.handle_get_load_request)
-    app.router.add_get("/api/alive", chat_stream.handle_healthz_request)
-    app.router.add_get("/api/ready", chat_stream.handle_readyz_request)
-    app.router.add_get("/api/figures", chat_stream.handle_metrics_request)
+    app.router.add_post("/api/halt", chat_stream.handler("stop"))
+    app.router.add_get("/api/said", chat_stream.handler("history"))
+    app.router.add_get("/api/load", chat_stream.handler("get_load"))
+    app.router.add_get("/api/alive", chat_stream.handler("healthz"))
+    app.router.add_get("/api/ready", chat_stream.handler("readyz"))
+    app.router.add_get("/api/figures", chat_stream.handler("metrics"))
     async with serving(app) as url, browser(url) as client:
         for path in ("/api/alive", "/api/ready", "/api/figures", "/api/said"):
             async with client.session.get(url + path) as response:
@@ -164,53 +155,3 @@ async def test_an_apps_own_routes_have_the_errors_and_checks_of_mounted_ones() -
         for path in ("/api/talk", "/api/forget", "/api/halt"):
             async with client.session.post(url + path, json={"user_input": "hi"}, headers=foreign) as response:
                 assert (response.status, (await response.json())["error"]) == (403, "forbidden")
-
-
-async def test_start_queue_worker_is_harmless_called_and_awaited() -> None:
-    app, chat_stream = web.Application(), ChatStream(engine=echo)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True})
-    chat_stream.start_queue_worker()
-    awaited = []
-
-    async def startup(app: web.Application) -> None:
-        await chat_stream.start_queue_worker()
-        awaited.append(True)
-
-    app.on_startup.append(startup)
-    async with serving(app) as url, browser(url) as client:
-        assert (await client.say("hello"))["text"] == "hello "
-    assert awaited
-
-
-async def test_append_middlewares_sets_up_the_given_session_storage() -> None:
-    app, chat_stream = web.Application(), ChatStream(engine=echo)
-    chat_stream.append_middlewares(app, {"session_storage": SimpleCookieStorage(cookie_name="MINE")})
-    chat_stream.append_middlewares(app)
-    assert len(app.middlewares) == 1
-    chat_stream.append_apis(app, {"all": True})
-    async with serving(app) as url, browser(url) as client, client.post(user_input="hi") as response:
-        assert list(response.cookies) == ["MINE"]
-
-
-def test_append_middlewares_keeps_an_apps_own_sessions() -> None:
-    app = web.Application()
-    aiohttp_session.setup(app, MemoryStorage())
-    before = list(app.middlewares)
-    ChatStream(engine=echo).append_middlewares(app, {"session_storage": SimpleCookieStorage()})
-    assert list(app.middlewares) == before
-
-
-@pytest.mark.parametrize(
-    ("opts", "message"),
-    [
-        ({"storage": 1}, "'session_storage' as its only key"),
-        ([], "must be a dict"),
-        ({"session_storage": "memory"}, "session_storage: must be a storage of aiohttp-session, not 'memory'"),
-    ],
-)
-def test_invalid_options_of_append_middlewares_are_a_value_error(opts: Any, message: str) -> None:
-    app = web.Application()
-    with pytest.raises(ValueError, match=message):
-        ChatStream(engine=echo).append_middlewares(app, opts)
-    assert len(app.middlewares) == 0

@@ -12,7 +12,9 @@ from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, CookieStorage, Feedback, GenerationParams, MemoryStorage
-from tests.helpers import ClientOf, StartServer, role_of, sse_events
+from aiochatstream.web.server_log import shorten_client_errors
+from tests.helpers import ClientOf, StartServer, echo, role_of, sse_events
+from tests.web.raw_requests import read_response, sending
 
 WORD = "unmistakable"
 
@@ -38,7 +40,7 @@ async def test_no_log_line_contains_messages_or_secrets(
     start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    server = await start(ChatStream(engine=engine, client_roles=ROLES, on_feedback_received=refuse), STORAGES[kind]())
+    server = await start(ChatStream(engine=engine, client_roles=ROLES, on_feedback=refuse), STORAGES[kind]())
     client = client_of(server)
     secrets = {WORD, "sesame", KEY}
 
@@ -67,3 +69,19 @@ async def test_no_log_line_contains_messages_or_secrets(
     assert "The engine failed" in caplog.text
     assert "role 'admin' granted" in caplog.text
     assert [secret for secret in secrets if secret in caplog.text] == []
+
+
+async def test_a_malformed_request_is_logged_in_one_line(start: StartServer, caplog: pytest.LogCaptureFixture) -> None:
+    server = await start(ChatStream(engine=echo))
+    log = logging.getLogger("aiohttp.server")
+    log.addFilter(shorten_client_errors)
+    try:
+        async with sending(server, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n") as reader:
+            assert (await read_response(reader))[0] == 400
+    finally:
+        log.removeFilter(shorten_client_errors)
+    (record,) = (record for record in caplog.records if record.name == "aiohttp.server")
+    assert record.exc_info is None
+    line = record.getMessage()
+    assert "\n" not in line
+    assert len(line) < 300

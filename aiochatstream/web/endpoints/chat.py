@@ -48,7 +48,7 @@ async def _answer(
         body = await read_body(server, request, ChatRequest)
     else:
         body = validate_body(request_body, ChatRequest, max_bytes=server.limits.max_request_bytes)
-    wire_format = wire_format_of(request, server.limits.wire_format)
+    wire_format = wire_format_of(request, server.wire_format)
     user = await server.user_session(request)
     user.abandon_lost = body.abandon_lost
     new_role = await typed_role(server, request, body)

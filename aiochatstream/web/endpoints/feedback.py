@@ -25,7 +25,7 @@ async def set_feedback(server: Server, request: web.Request) -> web.StreamRespon
     if index is None:
         raise NotFound(f"message_id: the conversation {body.conversation!r} has no answer {body.message_id!r}.")
     turn = conversation.turns[index]
-    callback = server.on_feedback_received
+    callback = server.on_feedback
     if callback is not None and server.ratings.count((user.id, turn.message_id), body):
         history = conversation.drop_newest(len(conversation.turns) - index)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,18 +25,26 @@ def load_compiled(family: str) -> TransformersEngine:
     return load_engine(tiny(family, LAYERS), slots=3, context_len=1024, compile=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def compiler() -> None:
     if shutil.which("g++") is None:
         pytest.skip("a C++ compiler is missing: apt-get install g++")
 
 
+@pytest.fixture(scope="module")
+def llama() -> Iterator[TransformersEngine]:
+    engine = load_compiled("Llama")
+    yield engine
+    engine.close()
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch, during compilation
-def test_concurrent_and_repeated_answers_of_compiled_models_are_those_of_generate() -> None:
-    families = ("Llama", "Gemma 2")
-    engines = [load_compiled(family) for family in families]  # engines of two models at the same time
+def test_concurrent_and_repeated_answers_of_compiled_models_are_those_of_generate(
+    llama: TransformersEngine,
+) -> None:
+    engines = {"Llama": llama, "Gemma 2": load_compiled("Gemma 2")}  # engines of two models at the same time
     prompts = [some_ids(length, seed) for seed, length in enumerate([1, 70, 600])]
-    for family, engine in zip(families, engines, strict=True):
+    for family, engine in engines.items():
         plain = tiny(family, LAYERS)
         expected = [reference(copy.deepcopy(plain), ids, 16) for ids in prompts]
         for _ in range(2):  # the second time with cached prefixes
@@ -43,13 +52,13 @@ def test_concurrent_and_repeated_answers_of_compiled_models_are_those_of_generat
             for ids, actual, generated in zip(prompts, answers, expected, strict=True):
                 assert_same(plain, ids, actual, generated)
         assert engine.metrics()["prefix_cache_hits_total"] >= 2
-    for engine in engines:
-        engine.close()
+    engines["Gemma 2"].close()
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_out_of_memory_in_compiled_code_fails_only_the_newest_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = load_compiled("Llama")
+def test_out_of_memory_in_compiled_code_fails_only_the_newest_request(
+    llama: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attend, failures = PackedStep.attend, iter([MemoryError("none left")] * 2)
 
     def failing(*args: Any, **options: Any) -> torch.Tensor:
@@ -57,14 +66,13 @@ def test_out_of_memory_in_compiled_code_fails_only_the_newest_request(monkeypatc
             raise failure
         return attend(*args, **options)
 
-    before = answer(engine, some_ids(5))
+    before = answer(llama, some_ids(5))
     with monkeypatch.context() as patch:
         patch.setattr(PackedStep, "attend", failing)
         with pytest.raises(MemoryError, match="Out of memory in a step of 1 requests: none left"):
-            answer(engine, some_ids(9))  # the first failure drops the prefix cache
+            answer(llama, some_ids(9))  # the first failure drops the prefix cache
         assert next(failures, None) is None
-    assert answer(engine, some_ids(5)) == before
-    engine.close()
+    assert answer(llama, some_ids(5)) == before
 
 
 def test_an_older_torch_is_an_error_that_names_the_required_version(monkeypatch: pytest.MonkeyPatch) -> None:

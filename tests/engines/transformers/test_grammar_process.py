@@ -23,6 +23,8 @@ from aiochatstream.engines.transformers.grammars import MASK_BITS, MAX_BYTES, Gr
 from aiochatstream.errors import InvalidValue
 from tests.helpers import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = Constraint.json_schema({"type": "array", "items": {"type": "integer"}})
 ROOMY = Bounds(stack_bytes=8 << 20, memory_bytes=1 << 30)
 TOO_COMPLEX = "too complex: its compilation must take at most"

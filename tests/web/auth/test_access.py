@@ -133,7 +133,7 @@ async def test_the_callback_receives_a_refusal() -> None:
     messages = []
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles={"user": role_of("nothing", allow=[])})
-    chat_stream.append_middlewares(app)
+    aiohttp_session.setup(app, MemoryStorage())
     chat_stream.setup(app)
 
     async def stream(request: web.Request) -> web.StreamResponse:
@@ -249,8 +249,8 @@ async def test_roles_cannot_be_granted_in_sessions_that_clients_can_edit(start: 
 async def test_an_apps_session_data_survives_the_grant() -> None:
     app = web.Application()
     chat_stream = ChatStream(engine=echo, client_roles=ROLES)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
 
     async def login(request: web.Request) -> web.Response:
         session = await aiohttp_session.get_session(request)
@@ -507,7 +507,7 @@ async def test_an_agents_conversation_is_not_stored(start: StartServer, client_o
 async def test_agents_need_no_sessions_in_the_app() -> None:
     app, inner = web.Application(), web.Application()
     chat_stream = ChatStream(engine=echo, client_roles=WITH_AGENTS)
-    chat_stream.append_apis(inner, {"all": True})
+    chat_stream.add_endpoints(inner)
     app.add_subapp("/chat", inner)
     async with serving(app) as url, browser(f"{url}/chat") as client:
         assert (await agent_says(client, "hi"))[1]["text"] == "hi "
@@ -520,7 +520,9 @@ async def test_concurrent_agents_are_separate_users(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start(ChatStream(engine=engine, client_roles=WITH_AGENTS, max_new_tokens=1)))
+    client = client_of(
+        await start(ChatStream(engine=engine, client_roles=WITH_AGENTS, params=GenerationParams(max_new_tokens=1)))
+    )
     engine.allow(2)
     answers = await asyncio.gather(agent_says(client, "one"), agent_says(client, "two"))
     assert [answer[0] for answer in answers] == [200, 200]

@@ -31,7 +31,7 @@ async def friends_server(
     aiohttp_session.setup(app, MemoryStorage(samesite="None", secure=True) if storage is None else storage)
     if sub_app:
         inner = web.Application()
-    chat_stream.append_apis(inner, {"all": True})
+    chat_stream.add_endpoints(inner)
     if sub_app:
         app.add_subapp("/chat", inner)
     async with serving(app) as url, browser(url + "/chat" * sub_app) as client:

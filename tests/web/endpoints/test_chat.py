@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import ClientOf, Server, StartServer, sse_events
 
 QUESTION = "What is the capital of France?"
@@ -18,7 +18,14 @@ QUESTION = "What is the capital of France?"
 
 @pytest.fixture
 async def server(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
-    return await start(ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=24, max_queue_size=8))
+    return await start(
+        ChatStream(
+            model=model,
+            tokenizer=tokenizer,
+            params=GenerationParams(temperature=0, max_new_tokens=24),
+            max_queue_size=8,
+        )
+    )
 
 
 def reference(
@@ -164,7 +171,15 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
 ) -> None:
     sequences = []
     for _ in range(2):
-        server = await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=8, seed=7, context_len=512))
+        server = await start(
+            ChatStream(
+                model=model,
+                tokenizer=tokenizer,
+                params=GenerationParams(max_new_tokens=8),
+                seed=7,
+                limits=Limits(context_len=512),
+            )
+        )
         client = client_of(server)
         sequences.append([(await client.say("Tell me a story."))["text"], (await client.say(regenerate=True))["text"]])
     assert sequences[0] == sequences[1]
@@ -174,7 +189,12 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
 async def test_old_turns_are_dropped_from_the_prompt_before_the_context_is_full(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, temperature=0, max_new_tokens=4, context_len=128)
+    chat_stream = ChatStream(
+        model=model,
+        tokenizer=tokenizer,
+        params=GenerationParams(temperature=0, max_new_tokens=4),
+        limits=Limits(context_len=128),
+    )
     client = client_of(await start(chat_stream))
     sizes = [
         (await client.say(f"Message number {turn}, and some more words."))["usage"]["prompt_tokens"]
@@ -188,7 +208,9 @@ async def test_old_turns_are_dropped_from_the_prompt_before_the_context_is_full(
 async def test_a_message_that_exceeds_the_context_is_a_413_with_the_excess(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=4, context_len=64)
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4), limits=Limits(context_len=64)
+    )
     server = await start(chat_stream)
     client = client_of(server)
     await client.say("Hello.")

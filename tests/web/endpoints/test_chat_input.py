@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.params import ParamOverrides
 from tests.helpers import ClientOf, Server, StartServer, echo, post_bytes
 
 
 @pytest.fixture
 async def server(start: StartServer) -> Server:
-    return await start(ChatStream(engine=echo, max_new_tokens=64), client_max_size=1 << 21)
+    return await start(ChatStream(engine=echo, params=GenerationParams(max_new_tokens=64)), client_max_size=1 << 21)
 
 
 INVALID_BODIES = [
@@ -103,7 +103,7 @@ async def test_other_media_types_are_refused(server: Server, client_of: ClientOf
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_over_the_limit_is_a_413(start: StartServer, client_of: ClientOf, chunked: bool) -> None:
-    server = await start(ChatStream(engine=echo, max_request_bytes=2048), client_max_size=1 << 30)
+    server = await start(ChatStream(engine=echo, limits=Limits(max_request_bytes=2048)), client_max_size=1 << 30)
     data = json.dumps({"user_input": "x" * 3000}).encode()
 
     async def pieces() -> AsyncIterator[bytes]:

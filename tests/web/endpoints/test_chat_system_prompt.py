@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiochatstream import ChatPrompt, ChatStream
+from aiochatstream import ChatPrompt, ChatStream, GenerationParams
 from tests.helpers import ClientOf, MakeStepper, StartServer, Stepper
 
 
@@ -13,7 +13,9 @@ class OwnSystem(ChatPrompt):
 async def test_the_system_prompt_replaces_the_servers_for_one_answer(start: StartServer, client_of: ClientOf) -> None:
     engine = Stepper()
     engine.allow(100)
-    chat_stream = ChatStream(engine=engine, chat_prompt_clazz=OwnSystem, allow_system_prompt=True, max_new_tokens=1)
+    chat_stream = ChatStream(
+        engine=engine, chat_prompt_clazz=OwnSystem, allow_system_prompt=True, params=GenerationParams(max_new_tokens=1)
+    )
     client = client_of(await start(chat_stream))
     await client.say("one", system="猫として話す。")
     await client.say("two")
@@ -29,7 +31,9 @@ async def test_the_system_prompt_has_at_most_10000_characters(
     start: StartServer, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    client = client_of(await start(ChatStream(engine=engine, allow_system_prompt=True, max_new_tokens=1)))
+    client = client_of(
+        await start(ChatStream(engine=engine, allow_system_prompt=True, params=GenerationParams(max_new_tokens=1)))
+    )
     async with client.post(user_input="hi", system="x" * 10_001) as response:
         assert response.status == 422
         assert (await response.json())["detail"] == "system: must be a string of at most 10000 characters."

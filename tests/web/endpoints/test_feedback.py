@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, FeedbackFile
+from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, GenerationParams
 from aiochatstream.runtime.chat import MAX_PROMPT_TEXTS
-from tests.helpers import Client, ClientOf, StartServer, echo, until
+from tests.helpers import ClientOf, StartServer, echo, until
 
 
 class PlainPrompt(AbstractChatPrompt):
     def create_prompt(self) -> str:
         return "\n".join(f"{role}:" if text is None else f"{role}: {text}" for role, text in self.get_contents())
-
-
-async def give(client: Client, **body: Any) -> tuple[int, dict[str, Any]]:
-    async with client.post("/set_feedback", **body) as response:
-        return response.status, await response.json()
 
 
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
@@ -47,13 +40,17 @@ async def test_the_callback_receives_the_rating_the_answer_and_its_prompt(
 
     callback = coroutine if asynchronous else sync
     chat_stream = ChatStream(
-        model=model, tokenizer=tokenizer, chat_prompt_clazz=PlainPrompt, max_new_tokens=4, on_feedback_received=callback
+        model=model,
+        tokenizer=tokenizer,
+        chat_prompt_clazz=PlainPrompt,
+        params=GenerationParams(max_new_tokens=4),
+        on_feedback=callback,
     )
     client = client_of(await start(chat_stream))
     first, second = await client.say("one"), await client.say("two")
     form = {"comment": "とても良い", "stars": 5}
     for answer, is_like in ((first, True), (second, False)):
-        status, body = await give(client, message_id=answer["message_id"], is_like=is_like, form_data=form)
+        status, body = await client.rate(message_id=answer["message_id"], is_like=is_like, form_data=form)
         assert (status, body) == (
             200,
             {"success": True, "message": "success", "target_message_id": answer["message_id"]},
@@ -69,9 +66,9 @@ async def test_the_callback_receives_the_rating_the_answer_and_its_prompt(
 
 async def test_users_can_rate_only_answers_of_their_own_conversations(start: StartServer, client_of: ClientOf) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *args: received.append(args)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *args: received.append(args)))
     answer = await client_of(server).say("mine")
-    status, body = await give(client_of(server), message_id=answer["message_id"], is_like=True)
+    status, body = await client_of(server).rate(message_id=answer["message_id"], is_like=True)
     assert (status, body["error"], body["success"]) == (404, "not_found", False)
     assert not received
 
@@ -82,7 +79,7 @@ async def test_users_can_rate_only_answers_of_their_own_conversations(start: Sta
 async def test_an_invalid_body_is_refused_with_the_field(
     start: StartServer, client_of: ClientOf, body: dict[str, Any], field: str
 ) -> None:
-    status, answer = await give(client_of(await start(ChatStream(engine=echo))), **body)
+    status, answer = await client_of(await start(ChatStream(engine=echo))).rate(**body)
     assert (status, answer["error"]) == (422, "invalid_value")
     assert answer["detail"].startswith(field)
 
@@ -93,49 +90,19 @@ async def test_an_exception_of_the_callback_is_a_500(
     async def fail(request: web.Request, feedback: Feedback) -> None:
         raise OSError("the disk is full")
 
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail)))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=fail)))
     answer = await client.say("hi")
-    status, body = await give(client, message_id=answer["message_id"], is_like=True)
+    status, body = await client.rate(message_id=answer["message_id"], is_like=True)
     assert (status, body["success"]) == (500, False)
     assert "the disk is full" not in json.dumps(body)
     assert "the disk is full" in caplog.text
     assert await client.texts() == ["hi", "hi "]
 
 
-async def test_a_feedback_file_contains_a_line_for_each_rating_and_is_private(
-    start: StartServer, client_of: ClientOf, tmp_path: Path
-) -> None:
-    path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
-    for text in ("one", "二"):
-        answer = await client.say(text)
-        await give(client, message_id=answer["message_id"], is_like=True, form_data={"line": "a\nb"})
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    assert [line["target_message"] for line in lines] == ["one ", "二 "]
-    assert lines[0]["form_data"] == {"line": "a\nb"}
-    assert lines[0]["time"] <= lines[1]["time"]
-    assert "二" in path.read_text("utf-8")
-    assert path.stat().st_mode & 0o077 == 0
-
-
-async def test_partially_written_feedback_is_a_500(start: StartServer, client_of: ClientOf, tmp_path: Path) -> None:
-    path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path))))
-    answer = await client.say("one")
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1]))  # simulates a full disk
-    try:
-        status, body = await give(client, message_id=answer["message_id"], is_like=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert (status, body["success"]) == (500, False)
-    assert path.stat().st_size == 10
-
-
 @pytest.mark.parametrize("form", ["x" * 16_384, ["あ" * 6_000], {"x" * 20_000: 1}])
 async def test_a_form_above_16_kib_is_refused(start: StartServer, client_of: ClientOf, form: Any) -> None:
     client = client_of(await start(ChatStream(engine=echo)))
-    status, body = await give(client, message_id="x", is_like=True, form_data=form)
+    status, body = await client.rate(message_id="x", is_like=True, form_data=form)
     assert (status, body["detail"]) == (422, "form_data: must be at most 16384 bytes of JSON.")
 
 
@@ -151,11 +118,11 @@ async def test_a_form_with_non_finite_numbers_is_refused(start: StartServer, cli
 
 async def test_text_like_nan_is_accepted(start: StartServer, client_of: ClientOf) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *args: received.append(args)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *args: received.append(args)))
     client = client_of(server)
     answer = await client.say("NaN 1e999 Infinity")
     form = {"comment": "Infinity, NaN and 1e999", "number": 1e200}
-    assert (await give(client, message_id=answer["message_id"], form_data=form))[0] == 200
+    assert (await client.rate(message_id=answer["message_id"], form_data=form))[0] == 200
     assert received[0][1].form_data == form
 
 
@@ -163,17 +130,17 @@ async def test_an_answer_has_at_most_ten_ratings_and_repeated_ratings_count_once
     start: StartServer, client_of: ClientOf
 ) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *args: received.append(args[1].form_data)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *args: received.append(args[1].form_data)))
     client = client_of(server)
     first, second = [(await client.say(text))["message_id"] for text in ("one", "two")]
     for number in range(10):
         for _ in range(3):
-            assert (await give(client, message_id=first, form_data=number))[0] == 200
+            assert (await client.rate(message_id=first, form_data=number))[0] == 200
     for number in (10, 11):
-        status, body = await give(client, message_id=first, form_data=number)
+        status, body = await client.rate(message_id=first, form_data=number)
         assert (status, body["error"]) == (422, "invalid_value")
     assert received == list(range(10))
-    assert (await give(client, message_id=second, form_data=0))[0] == 200
+    assert (await client.rate(message_id=second, form_data=0))[0] == 200
 
 
 async def test_a_rating_can_be_repeated_after_a_failed_callback(start: StartServer, client_of: ClientOf) -> None:
@@ -184,9 +151,9 @@ async def test_a_rating_can_be_repeated_after_a_failed_callback(start: StartServ
         if len(received) == 1:
             raise OSError("the disk is full")
 
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=fail_once)))
+    client = client_of(await start(ChatStream(engine=echo, on_feedback=fail_once)))
     answer = await client.say("hi")
-    assert [(await give(client, message_id=answer["message_id"], is_like=True))[0] for _ in range(3)] == [500, 200, 200]
+    assert [(await client.rate(message_id=answer["message_id"], is_like=True))[0] for _ in range(3)] == [500, 200, 200]
     assert len(received) == 2
 
 
@@ -194,31 +161,14 @@ async def test_a_rating_can_be_repeated_after_a_refusal_before_the_callback(
     start: StartServer, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: list[Any] = []
-    server = await start(ChatStream(engine=echo, on_feedback_received=lambda *args: received.append(args)))
+    server = await start(ChatStream(engine=echo, on_feedback=lambda *args: received.append(args)))
     client = client_of(server)
     answer = await client.say("hi")
     monkeypatch.setattr(server.chat_stream, "_prompt_texts", MAX_PROMPT_TEXTS)
-    assert (await give(client, message_id=answer["message_id"], is_like=True))[0] == 503
+    assert (await client.rate(message_id=answer["message_id"], is_like=True))[0] == 503
     monkeypatch.setattr(server.chat_stream, "_prompt_texts", 0)
-    assert (await give(client, message_id=answer["message_id"], is_like=True))[0] == 200
+    assert (await client.rate(message_id=answer["message_id"], is_like=True))[0] == 200
     assert len(received) == 1
-
-
-async def test_a_full_feedback_file_is_a_503_and_is_logged_once(
-    start: StartServer, client_of: ClientOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "feedback.jsonl"
-    client = client_of(await start(ChatStream(engine=echo, on_feedback_received=FeedbackFile(path, max_bytes=3000))))
-    answer = await client.say("one")
-    statuses = [
-        (await give(client, message_id=answer["message_id"], form_data=[number, "x" * 500]))[0] for number in range(6)
-    ]
-    assert statuses == [200] * (count := statuses.count(200)) + [503] * (6 - count)
-    assert count > 0
-    assert path.stat().st_size <= 3000
-    assert len([record for record in caplog.records if record.name.endswith("feedback")]) == 1
-    path.unlink()
-    assert (await give(client, message_id=answer["message_id"], form_data=6))[0] == 200
 
 
 async def test_prompts_for_feedback_do_not_block_answers(start: StartServer, client_of: ClientOf) -> None:
@@ -233,7 +183,7 @@ async def test_prompts_for_feedback_do_not_block_answers(start: StartServer, cli
                 may_go_on.wait()
             return super().get_messages()
 
-    server = await start(ChatStream(engine=echo, chat_prompt_clazz=Slow, on_feedback_received=lambda *args: None))
+    server = await start(ChatStream(engine=echo, chat_prompt_clazz=Slow, on_feedback=lambda *args: None))
     client = client_of(server)
     messages = [
         message
@@ -243,7 +193,7 @@ async def test_prompts_for_feedback_do_not_block_answers(start: StartServer, cli
     async with client.post("/import", messages=messages) as response:
         assert response.status == 200
     ids = [message["message_id"] for message in await client.history() if message["role"] == "assistant"]
-    ratings = [asyncio.create_task(give(client, message_id=message_id, is_like=True)) for message_id in ids]
+    ratings = [asyncio.create_task(client.rate(message_id=message_id, is_like=True)) for message_id in ids]
     try:
         await until(lambda: sum(task.done() for task in ratings) == 4)
         assert (await client_of(server).say("hello"))["text"] == "hello "

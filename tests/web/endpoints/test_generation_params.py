@@ -57,7 +57,7 @@ def storage(request: pytest.FixtureRequest) -> AbstractStorage:
 
 @pytest.fixture
 async def server(start: StartServer, storage: AbstractStorage) -> Server:
-    return await start(ChatStream(engine=params_engine, temperature=0.5), storage)
+    return await start(ChatStream(engine=params_engine, params=GenerationParams(temperature=0.5)), storage)
 
 
 async def set_params(client: Client, **values: Any) -> dict[str, Any]:
@@ -181,7 +181,9 @@ async def test_values_out_of_range_are_refused_and_change_nothing(
 
 async def test_param_limits_apply_to_users_and_requests(start: StartServer, client_of: ClientOf) -> None:
     limits = {"temperature": (0, 1), "top_k": (1, 500)}
-    client = client_of(await start(ChatStream(engine=params_engine, top_k=50, param_limits=limits)))
+    client = client_of(
+        await start(ChatStream(engine=params_engine, params=GenerationParams(top_k=50), param_limits=limits))
+    )
     assert await refusal(client, temperature=1.1) == "temperature: must be from 0 to 1 on this server."
     assert await refusal(client, top_k_value=0) == "top_k: must be from 1 to 500 on this server."
     assert (await set_params(client, temperature=0, top_k_value=500))["top_k_value"] == 500
@@ -192,7 +194,9 @@ async def test_param_limits_apply_to_users_and_requests(start: StartServer, clie
 
 
 async def test_the_returned_ranges_are_the_accepted_ones(start: StartServer, client_of: ClientOf) -> None:
-    server = await start(ChatStream(engine=params_engine, top_k=50, param_limits={"top_k": (1, 500)}))
+    server = await start(
+        ChatStream(engine=params_engine, params=GenerationParams(top_k=50), param_limits={"top_k": (1, 500)})
+    )
     client = client_of(server)
     async with client.session.get(f"{server.url}/get_generation_params") as response:
         limits = (await response.json())["limits"]
@@ -210,14 +214,19 @@ async def test_settings_that_a_server_no_longer_allows_are_ignored(start: StartS
 
     client = client_of(await worker())
     await set_params(client, temperature=1.5, top_k=3)
-    narrower = Client(client.session, (await worker(temperature=0.5, param_limits={"temperature": (0, 1)})).url)
+    narrower = Client(
+        client.session,
+        (await worker(params=GenerationParams(temperature=0.5), param_limits={"temperature": (0, 1)})).url,
+    )
     assert await get_params(narrower) == DEFAULTS
     assert (await params_of_answer(narrower))["temperature"] == 0.5
     assert await set_params(narrower, top_p=0.5) == {**DEFAULTS, "top_p_value": 0.5}
 
 
 async def test_invalid_settings_in_an_open_cookie_are_ignored(start: StartServer, client_of: ClientOf) -> None:
-    server = await start(ChatStream(engine=params_engine, temperature=0.5), SimpleCookieStorage())
+    server = await start(
+        ChatStream(engine=params_engine, params=GenerationParams(temperature=0.5)), SimpleCookieStorage()
+    )
     for params in (5, {"number": "x"}, {"number": 1, "values": 5}, {"number": 1, "values": {"temperature": "\ud800"}}):
         client = client_of(server)
         data = {"session": {"aiochatstream": {"id": repr(params), "params": params}}, "created": 0}
@@ -233,7 +242,7 @@ async def test_settings_changed_during_an_answer_survive_its_response(
     start: StartServer, client_of: ClientOf, stepper: MakeStepper, storage: AbstractStorage, accept: str, first: bool
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=1, temperature=0.5), storage)
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1, temperature=0.5)), storage)
     client = client_of(server)
     await set_params(client, top_k=3)  # creates the session
     if not first:
@@ -254,7 +263,8 @@ async def test_settings_changed_during_an_answer_survive_its_response(
     expected = {**DEFAULTS, "max_new_tokens": 1, "top_k_value": 3, "temperature": 0.25}
     assert await get_params(client) == expected
     assert (await client.texts())[-2:] == ["two", "1 "]
-    other = await start(ChatStream(engine=engine, max_new_tokens=1, temperature=0.5), storage)
+    params = GenerationParams(max_new_tokens=1, temperature=0.5)
+    other = await start(ChatStream(engine=engine, params=params), storage)
     assert await get_params(Client(client.session, other.url)) == expected  # they are stored in the session
     assert await get_params(client) == expected
 
@@ -270,7 +280,9 @@ async def test_settings_survive_an_app_that_writes_into_the_session_during_an_an
     app = web.Application()
     aiohttp_session.setup(app, storage)
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, max_new_tokens=1, temperature=0.5, conversation_store=store)
+    chat_stream = ChatStream(
+        engine=engine, params=GenerationParams(max_new_tokens=1, temperature=0.5), conversation_store=store
+    )
     chat_stream.setup(app)
 
     async def counted(request: web.Request) -> web.StreamResponse:
@@ -305,7 +317,9 @@ async def test_settings_survive_an_app_that_writes_into_the_session_during_an_an
 
 
 async def test_settings_keep_the_cookie_within_the_limit_of_browsers(start: StartServer, client_of: ClientOf) -> None:
-    server = await start(ChatStream(engine=params_engine, max_new_tokens=1), STORAGES["cookie"]())
+    server = await start(
+        ChatStream(engine=params_engine, params=GenerationParams(max_new_tokens=1)), STORAGES["cookie"]()
+    )
     client = client_of(server)
     for turn in range(8):
         await client.say(f"{turn} " + " ".join(str(turn * number) for number in range(120)))
@@ -322,7 +336,9 @@ async def test_settings_keep_the_cookie_within_the_limit_of_browsers(start: Star
 async def test_a_bias_for_an_unknown_token_is_refused_in_requests(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    client = client_of(await start(ChatStream(model=model, tokenizer=tokenizer, max_new_tokens=2)))
+    client = client_of(
+        await start(ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=2)))
+    )
     sentence = "logit_bias: token id 49152 is out of range; the vocabulary has 49152 tokens."
     assert await refusal(client, logit_bias={"49152": 1}) == sentence
     async with client.post(user_input="hi", params={"logit_bias": {"7": 1, "49152": 1}}) as response:
@@ -337,7 +353,7 @@ async def test_a_bias_for_an_unknown_token_is_refused_at_startup(
     start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     with pytest.raises(ValueError, match=r"^logit_bias: token id 49152 is out of range"):
-        await start(ChatStream(model=model, tokenizer=tokenizer, logit_bias={49152: 1}))
+        await start(ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(logit_bias={49152: 1})))
 
 
 async def test_the_ranges_are_computed_once(

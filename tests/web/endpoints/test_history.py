@@ -14,7 +14,7 @@ import pytest
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, CookieStorage, MemoryStorage
+from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
 from aiochatstream.conversations.conversation import MAX_CHARS
 from aiochatstream.conversations.export import ExportedConversation
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events, until
@@ -107,7 +107,7 @@ async def test_an_edit_replaces_the_message_and_removes_later_turns(client: Clie
 async def test_a_failed_edit_changes_nothing(start_with: StartWith, client_of: ClientOf, stepper: MakeStepper) -> None:
     engine = stepper()
     engine.allow(100)
-    client = client_of(await start_with(engine=engine, max_new_tokens=1))
+    client = client_of(await start_with(engine=engine, params=GenerationParams(max_new_tokens=1)))
     for text in ("one", "two"):
         await client.say(text)
     before = await client.history()
@@ -189,7 +189,10 @@ async def test_imported_answers_have_unique_ids(client: Client) -> None:
         ([{"role": "user", "content": "x"}] * 4001, "messages: must be a list of at most 4000 messages"),
         ([{"role": "user", "content": "x"}], "messages: must alternate between user and assistant"),
         ([{"role": "system", "content": "x"}], "messages.0.role: must be 'user' or 'assistant'"),
-        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "messages: what the user message"),
+        (
+            [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}],
+            "messages: the content of user messages must not be empty",
+        ),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}],
             "messages.1.content: must be a string",
@@ -237,7 +240,7 @@ async def test_a_running_answer_blocks_changes(
     start_with: StartWith, client_of: ClientOf, stepper: MakeStepper
 ) -> None:
     engine = stepper()
-    server = await start_with(engine=engine, max_new_tokens=2)
+    server = await start_with(engine=engine, params=GenerationParams(max_new_tokens=2))
     client = client_of(server)
     engine.allow(2)
     await client.say("one")

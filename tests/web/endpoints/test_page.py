@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import configparser
-import hashlib
 import re
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import aiohttp
 import aiohttp_session
@@ -17,11 +13,6 @@ from aiohttp import web
 from aiochatstream import ChatStream, MemoryStorage
 from aiochatstream.web.page_files import FOLDER, PageFiles
 from tests.helpers import browser, echo, role_of, running_server, serving
-
-ROOT = Path(__file__).parents[3]
-
-COMPRESSED_BYTES = 150_000
-"""Maximum compressed size of the whole page."""
 
 
 class Links(HTMLParser):
@@ -123,44 +114,6 @@ async def test_other_versions_and_other_files_are_not_found() -> None:
                 assert response.status == 404, path
 
 
-def test_the_version_depends_on_every_byte(tmp_path: Path) -> None:
-    (tmp_path / "js").mkdir()
-    (tmp_path / "index.html").write_text("<!-- modules --><link href='page/version/a.css' />")
-    (tmp_path / "a.css").write_text("a {}")
-    (tmp_path / "js" / "main.js").write_text("1")
-    first = PageFiles.read(tmp_path)
-    assert first.index.body.decode() == (
-        f'<link rel="modulepreload" href="page/{first.version}/js/main.js" />'
-        f"<link href='page/{first.version}/a.css' />"
-    )
-    assert PageFiles.read(tmp_path).version == first.version
-    (tmp_path / "js" / "main.js").write_text("2")
-    assert PageFiles.read(tmp_path).version != first.version
-
-
-def test_the_page_is_small() -> None:
-    files = PageFiles.read()
-    assert len(files.index.gzipped) + sum(len(file.gzipped) for file in files.files.values()) < COMPRESSED_BYTES
-
-
-def test_the_wheel_contains_the_files_of_the_page() -> None:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    patterns = config["options.package_data"]["aiochatstream"].split()
-    packed = {path for pattern in patterns for path in (ROOT / "aiochatstream").glob(pattern)}
-    assert {FOLDER / name for name in ("index.html", *PageFiles.read().files)} <= packed
-    assert set((FOLDER / "vendor").glob("LICENSE-*")) <= packed
-
-
-def test_the_vendored_libraries_match_their_checksums() -> None:
-    vendor = FOLDER / "vendor"
-    lines = [line.split("  ") for line in (vendor / "SHA256SUMS").read_text().splitlines()]
-    checksums = {name: digest for digest, name in lines}
-    assert {path.relative_to(vendor).as_posix() for path in vendor.rglob("*.js")} <= {name[2:] for name in checksums}
-    for name, digest in checksums.items():
-        assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest, name
-
-
 @pytest.mark.parametrize("how", ["prefix", "sub-app"])
 async def test_every_link_of_the_page_works_under_a_prefix(how: str) -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
@@ -221,12 +174,11 @@ WEB_UI_PARAMS = {
 }
 
 
-@pytest.mark.parametrize("where", ["constructor", "append_apis"])
-async def test_ui_config_contains_the_configured_texts_and_colours(where: str) -> None:
+async def test_ui_config_contains_the_configured_texts_and_colours() -> None:
     app = web.Application()
-    chat_stream = ChatStream(engine=echo, web_ui_params=WEB_UI_PARAMS if where == "constructor" else None)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"all": True, **({"web_ui_params": WEB_UI_PARAMS} if where == "append_apis" else {})})
+    chat_stream = ChatStream(engine=echo, web_ui_params=WEB_UI_PARAMS)
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
     async with serving(app) as url, aiohttp.ClientSession() as session:
         async with session.get(f"{url}/ui_config") as response:
             config = await response.json()
@@ -238,29 +190,10 @@ async def test_ui_config_contains_the_configured_texts_and_colours(where: str) -
     assert policy.endswith("frame-ancestors https://app.example 'self'")
 
 
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ("dark", "web_ui_params: must be a dict, not 'dark'"),
-        ({"colour": "#fff"}, "web_ui_params: unknown field 'colour'; choose from title, welcome"),
-        ({"accent": "red"}, "web_ui_params.accent: must be a colour as '#1a7f64'"),
-        ({"theme": "blue"}, "web_ui_params.theme: must be 'light' or 'dark'"),
-        ({"title": ""}, "web_ui_params.title: must be a string of 1 to 200 characters"),
-        ({"title": {"fr": "Bonjour"}}, "web_ui_params.title: must be a string"),
-        ({"examples": ["x"] * 9}, "web_ui_params.examples: must be a list of up to 8 strings"),
-        ({"avatar": "https://elsewhere.example/a.png"}, "web_ui_params.avatar: must be 1 to 4 characters"),
-        ({"frame_ancestors": ["*; script-src *"]}, "web_ui_params.frame_ancestors: must be a list of"),
-    ],
-)
-def test_an_invalid_page_option_is_a_value_error_with_its_name(params: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ChatStream(engine=echo, web_ui_params=params)
-
-
 async def test_the_page_can_be_excluded() -> None:
     app, chat_stream = web.Application(), ChatStream(engine=echo)
-    chat_stream.append_middlewares(app)
-    chat_stream.append_apis(app, {"exclude": ["webui_index"]})
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app, exclude=["webui_index"])
     async with serving(app) as url, aiohttp.ClientSession() as session:
         for path in ("/", "/ui_config"):
             async with session.get(url + path) as response:

@@ -8,10 +8,9 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import psutil
-import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
+from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Limits, Prompt
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, role_of, until
 
 ALL = {"user": role_of("nothing")}
@@ -31,7 +30,11 @@ async def test_get_load_returns_the_queue_positions_of_the_user(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=3, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=3, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     first, second, stranger = client_of(server), client_of(server), client_of(server)
     for client in (first, second):
         engine.allow(1)
@@ -80,30 +83,24 @@ class TwoGpus(Engine):
         yield Delta("hi", (1,), "stop")
 
 
-@pytest.mark.parametrize(("num_gpus", "count"), [(None, 2), (1, 1), (0, 0)])
-async def test_num_gpus_limits_the_listed_gpus(
-    start: StartServer, client_of: ClientOf, num_gpus: int | None, count: int
-) -> None:
-    usage = await get(
-        client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus(), num_gpus=num_gpus))), "/get_resource_usage"
-    )
+async def test_the_memory_of_all_gpus_is_reported(start: StartServer, client_of: ClientOf) -> None:
+    usage = await get(client_of(await start(ChatStream(client_roles=ALL, engine=TwoGpus()))), "/get_resource_usage")
     (worker,) = usage["memory_usage"]
-    all_gpus = [
+    assert worker["num_gpus"] == 2
+    assert worker["gpus"] == [
         {"index": 0, "total_memory": 8.0, "used_memory": 3.0},
         {"index": 1, "total_memory": 8.0, "used_memory": 0.12},
     ]
-    assert (worker["num_gpus"], worker["gpus"]) == (count, all_gpus[:count])
-
-
-def test_an_invalid_number_of_gpus_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match=r"^num_gpus: must be a whole number"):
-        ChatStream(engine=echo, num_gpus=-1)
 
 
 async def test_get_prompt_returns_the_prompt_of_the_model(
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    client = client_of(await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, max_new_tokens=4)))
+    client = client_of(
+        await start(
+            ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4))
+        )
+    )
     assert await get(client, "/get_prompt") == {"success": False, "message": "no prompt", "prompt": None}
     await client.say("one & two, 三")
     body = await get(client, "/get_prompt")
@@ -118,7 +115,7 @@ async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(client_roles=ALL, engine=engine, max_new_tokens=1))
+    server = await start(ChatStream(client_roles=ALL, engine=engine, params=GenerationParams(max_new_tokens=1)))
     client = client_of(server)
     engine.allow(1)
     await client.say("first")
@@ -138,7 +135,15 @@ async def test_the_prompt_is_available_for_a_message_that_nearly_fills_the_conte
     start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(
-        await start(ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, context_len=128, max_new_tokens=64))
+        await start(
+            ChatStream(
+                client_roles=ALL,
+                model=model,
+                tokenizer=tokenizer,
+                limits=Limits(context_len=128),
+                params=GenerationParams(max_new_tokens=64),
+            )
+        )
     )
     words = "many " * 60
     answer = await client.say(words, params={"max_new_tokens": 2})

@@ -27,7 +27,11 @@ async def figures(client: Client) -> dict[str, float]:
 
 async def test_metrics_count_requests_and_tokens(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=3))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=1, params=GenerationParams(max_new_tokens=3)
+        )
+    )
     client, other = client_of(server), client_of(server)
     running = asyncio.create_task(client.say("one"))
     await until(lambda: engine.calls)

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from openai import AsyncOpenAI, OpenAI
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import PATIENCE, echo, serving, until
 
 HI = [{"role": "user", "content": "one two three"}]
@@ -96,7 +96,11 @@ async def test_n_answers_take_the_places_that_are_free_and_the_others_follow(
     start: Any, stepper: Any, openai_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=2, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     client, admission = openai_of(server), server.chat_stream.admission
     one = asyncio.create_task(client.chat.completions.create(model="", messages=HI))
     await until(lambda: engine.calls)
@@ -115,7 +119,11 @@ async def test_more_prompts_than_slots_have_their_turn_and_so_do_others_between_
     start: Any, stepper: Any, openai_of: Any
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=2, max_queue_size=1, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=2, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     client, admission = openai_of(server), server.chat_stream.admission
     prompts = [str(number) for number in range(100)]
     many = asyncio.create_task(client.completions.create(model="", prompt=prompts, echo=True))
@@ -136,7 +144,11 @@ async def test_what_waits_for_answers_of_its_own_request_does_not_wait_in_the_qu
     engine = stepper()
     server = await start(
         ChatStream(
-            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1, max_queue_wait=0.01
+            engine=engine,
+            num_of_concurrent_executions=1,
+            max_queue_size=0,
+            params=GenerationParams(max_new_tokens=1),
+            limits=Limits(max_queue_wait=0.01),
         )
     )
     answer = asyncio.create_task(openai_of(server).chat.completions.create(model="", messages=HI, n=2))
@@ -179,7 +191,7 @@ async def test_one_of_n_that_fails_ends_the_others(start: Any, openai_of: Any) -
         finally:
             left.append("closed")
 
-    server = await start(ChatStream(engine=engine, max_new_tokens=1_000_000))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1_000_000)))
     with pytest.raises(openai.InternalServerError, match="The model failed to answer"):
         await openai_of(server).chat.completions.create(model="", messages=HI, n=2, seed=4)
     await until(lambda: server.idle)
@@ -199,7 +211,7 @@ async def test_parameters_reach_the_engine_under_its_own_names(start: Any, opena
         seen.append(params)
         yield "Hello"
 
-    client = openai_of(await start(ChatStream(engine=engine, max_new_tokens=50)))
+    client = openai_of(await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=50))))
     more = {"top_k": -1, "min_p": 0.1, "repetition_penalty": 1.2, "ignore_eos": True, "no_such_field": 1, "store": True}
     await client.chat.completions.create(
         model="",
@@ -272,7 +284,7 @@ async def test_what_cannot_be_done_is_a_400_that_names_the_field(start: Any, ope
 
 
 async def test_each_refusal_is_the_error_that_the_client_has_for_it(start: Any, client_of: Any, openai_of: Any) -> None:
-    server = await start(ChatStream(engine=echo, max_request_bytes=1024))
+    server = await start(ChatStream(engine=echo, limits=Limits(max_request_bytes=1024)))
     client = openai_of(server)
     with pytest.raises(openai.NotFoundError) as refused:
         await client.chat.completions.create(model="gpt-4", messages=HI)
@@ -303,8 +315,8 @@ async def test_a_full_queue_says_when_to_come_back_and_the_client_does(
             engine=engine,
             num_of_concurrent_executions=1,
             max_queue_size=0,
-            max_new_tokens=1,
-            overload_status=status,
+            params=GenerationParams(max_new_tokens=1),
+            limits=Limits(overload_status=status),
         )
     )
     monkeypatch.setattr(server.chat_stream.admission, "retry_after", lambda: 1)
@@ -388,7 +400,13 @@ async def test_who_waits_long_is_kept_awake_and_refused_by_an_event(
     monkeypatch.setattr("aiochatstream.web.openai.answering.HEARTBEAT_SECONDS", 0.01)
     engine = stepper()
     server = await start(
-        ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1, max_queue_wait=1)
+        ChatStream(
+            engine=engine,
+            num_of_concurrent_executions=1,
+            max_queue_size=1,
+            params=GenerationParams(max_new_tokens=1),
+            limits=Limits(max_queue_wait=1),
+        )
     )
     running = asyncio.create_task(openai_of(server).chat.completions.create(model="", messages=HI))
     await until(lambda: engine.calls)

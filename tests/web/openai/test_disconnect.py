@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import until
 
 pytestmark = pytest.mark.both_loops
@@ -92,7 +92,7 @@ async def test_after_200_streams_whose_clients_give_up_all_gauges_are_zero_and_t
 
 async def test_a_shutdown_ends_a_stream_with_an_error(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, shutdown_timeout=0.1))
+    server = await start(ChatStream(engine=engine, limits=Limits(shutdown_timeout=0.1)))
     engine.allow(1)
     async with client_of(server).post("/v1/chat/completions", **BODY, stream=True) as response:
         await response.content.readuntil(b'"1 "')

@@ -9,7 +9,7 @@ import openai
 import pytest
 import torch
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from aiochatstream.web.openai import completions
 from tests.engines.tokenizers import BYTE_FALLBACK
@@ -23,7 +23,9 @@ CONTEXT, CONTINUATION = "The capital of 日本🗼 is", " Tokyo, a city."
 
 @pytest.fixture
 async def served(start: Any, model: Any, tokenizer: Any) -> Server:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=2, max_new_tokens=8)
+    chat_stream = ChatStream(
+        model=model, tokenizer=tokenizer, num_of_concurrent_executions=2, params=GenerationParams(max_new_tokens=8)
+    )
     server: Server = await start(chat_stream)
     return server
 
@@ -99,7 +101,11 @@ async def test_no_work_is_done_for_the_echo_of_a_refused_request(
     made: list[str] = []
     monkeypatch.setattr(completions, "_echo", lambda prompt, *given: made.append(prompt) or completions.Echo(prompt, 0))
     engine = stepper()
-    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, max_new_tokens=1))
+    server = await start(
+        ChatStream(
+            engine=engine, num_of_concurrent_executions=1, max_queue_size=0, params=GenerationParams(max_new_tokens=1)
+        )
+    )
     create = openai_of(server).completions.create
     running = asyncio.create_task(create(model="", prompt="first", echo=True))
     await until(lambda: made == ["first"])
@@ -118,8 +124,10 @@ async def test_no_work_is_done_for_the_echo_of_a_refused_request(
 async def test_offsets_are_those_of_the_echoed_text_and_no_token_is_left_out(
     start: Any, openai_of: Any, tokenizer: Any, offsets: list[int]
 ) -> None:
-    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "temperature": 0.0, "max_new_tokens": 1}
-    server = await start(ChatStream(model=tiny(), tokenizer=tokenizer, **options))
+    params = GenerationParams(temperature=0.0, max_new_tokens=1)
+    server = await start(
+        ChatStream(model=tiny(), tokenizer=tokenizer, chat_prompt_clazz=ChatPromptCyberAgentOpenCalm, params=params)
+    )
     create = openai_of(server, _strict_response_validation=False).completions.create
     ids = tokenizer("ab")["input_ids"]
     for prompt in ("ab", ids):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import Server
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # what loops have to do with it is tested without a model
@@ -40,7 +40,12 @@ TIME = {"type": "function", "function": {"name": "get_time"}}
 @pytest.fixture
 async def served(start: Any, model: Any, tokenizer: Any) -> Server:
     server: Server = await start(
-        ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=4, max_new_tokens=64, temperature=0.0)
+        ChatStream(
+            model=model,
+            tokenizer=tokenizer,
+            num_of_concurrent_executions=4,
+            params=GenerationParams(max_new_tokens=64, temperature=0.0),
+        )
     )
     return server
 

@@ -27,7 +27,14 @@ HI = [{"role": "user", "content": "one two three"}]
 FORMED: dict[str, Any] = {"model": "", "messages": HI, "response_format": {"type": "json_object"}}
 TOOL = {"type": "function", "function": {"name": "f"}}
 SAID = [*HI, {"role": "assistant", "content": "four"}]
-PLAIN: dict[str, Any] = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "max_new_tokens": 1, "temperature": 0.0}
+
+
+def plain(tokenizer: Any, max_new_tokens: int = 1) -> ChatStream:
+    """Return a ChatStream of a small model whose prompt is the text itself."""
+    params = GenerationParams(max_new_tokens=max_new_tokens, temperature=0.0)
+    return ChatStream(model=tiny(), tokenizer=tokenizer, chat_prompt_clazz=ChatPromptCyberAgentOpenCalm, params=params)
+
+
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -310,7 +317,7 @@ async def test_content_of_no_parts_is_none(start: Any, openai_of: Any) -> None:
 
 
 async def test_half_a_surrogate_pair_in_the_arguments_of_a_call_is_a_bad_request(start: Any, openai_of: Any) -> None:
-    create = openai_of(await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **PLAIN))).chat.completions.create
+    create = openai_of(await start(plain(BYTE_FALLBACK))).chat.completions.create
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"city": "\\ud83d"}'}}
     messages = [*HI, {"role": "assistant", "content": "", "tool_calls": [call]}, *HI]
     with pytest.raises(openai.BadRequestError, match="arguments of tool_calls must be JSON without unpaired surrogate"):
@@ -366,8 +373,7 @@ async def test_too_many_answers_are_the_fault_of_n_or_of_the_prompts(start: Any,
 async def test_a_completion_goes_on_in_the_middle_of_a_text(start: Any, openai_of: Any) -> None:
     """A tokenizer of Llama's kind drops the space before the first word of a text; this is not the first."""
     space, a = BYTE_FALLBACK.convert_tokens_to_ids(["▁", "a"])
-    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "max_new_tokens": 1, "temperature": 0.0}
-    server = await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **options))
+    server = await start(plain(BYTE_FALLBACK))
     for token, text in ((space, " "), (a, "a")):
         answer = await openai_of(server).completions.create(model="", prompt="ab", logit_bias={str(token): 100})
         assert answer.choices[0].text == text
@@ -376,8 +382,7 @@ async def test_a_completion_goes_on_in_the_middle_of_a_text(start: Any, openai_o
 async def test_an_answer_of_lone_bytes_is_told_and_its_logprobs_agree(start: Any, openai_of: Any) -> None:
     """But for the last byte, which is half a character where the answer is cut off."""
     byte = BYTE_FALLBACK.convert_tokens_to_ids("<0xE6>")
-    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "max_new_tokens": 41, "temperature": 0.0}
-    create = openai_of(await start(ChatStream(model=tiny(), tokenizer=BYTE_FALLBACK, **options))).completions.create
+    create = openai_of(await start(plain(BYTE_FALLBACK, max_new_tokens=41))).completions.create
     for prompt in ("ab \ufffd", [BYTE_FALLBACK.convert_tokens_to_ids("<0xE6>")]):
         answer = await create(model="", prompt=prompt, logit_bias={str(byte): 100}, logprobs=0)
         choice = answer.choices[0]
@@ -387,8 +392,7 @@ async def test_an_answer_of_lone_bytes_is_told_and_its_logprobs_agree(start: Any
 
 
 async def test_an_answer_that_ends_at_once_streams_no_empty_logprobs(start: Any, openai_of: Any) -> None:
-    options = {"chat_prompt_clazz": ChatPromptCyberAgentOpenCalm, "temperature": 0.0}
-    server = await start(ChatStream(model=tiny(), tokenizer=BYTES, **options))
+    server = await start(plain(BYTES, max_new_tokens=256))
     end = {str(BYTES.eos_token_id): 100}
     client = openai_of(server, _strict_response_validation=False)
     texts = await client.completions.create(model="", prompt="ab", logprobs=1, logit_bias=end, stream=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+import aiohttp_session
 import pytest
 import schemathesis
 from aiohttp import web
@@ -23,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from aiochatstream import ChatStream, ScriptedEngine
+from aiochatstream import ChatStream, Limits, MemoryStorage, ScriptedEngine
 from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
 from aiochatstream.web.openapi import docs_page
 from aiochatstream.web.routes import ENDPOINTS
@@ -88,7 +89,7 @@ async def test_responses_to_generated_requests_match_the_document(
 async def test_every_endpoint_is_described_with_summary_body_and_errors(
     start: StartServer, client_of: ClientOf
 ) -> None:
-    server = await start(ChatStream(engine=echo, overload_status=429))
+    server = await start(ChatStream(engine=echo, limits=Limits(overload_status=429)))
     document = await document_of(server, client_of(server))
     described = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
@@ -110,7 +111,7 @@ async def test_every_endpoint_is_described_with_summary_body_and_errors(
 async def test_the_document_contains_the_mounted_endpoints_with_their_paths() -> None:
     app = web.Application()
     first, other = ChatStream(engine=echo), ChatStream(engine=echo, namespace="other")
-    first.append_middlewares(app)
+    aiohttp_session.setup(app, MemoryStorage())
     app.add_routes(first.routes(include=["chat_stream", "openapi"], prefix="/one"))
     other.setup_openai(app, "/other/v1")
     app.add_routes(other.routes(include=["openapi"], prefix="/other"))

@@ -14,7 +14,7 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, Limits, MemoryStorage
 from tests.helpers import Client, ClientOf, MakeStepper, PendingResponse, Server, echo, until
 
 pytestmark = pytest.mark.both_loops
@@ -233,7 +233,7 @@ async def test_request_body_replaces_the_body_and_is_validated_like_it(
         assert await request.read()
         return await chat_stream.handle_chat_stream_request(request, request_body=body)
 
-    server = await serve(ChatStream(engine=echo, max_request_bytes=1024), answer)
+    server = await serve(ChatStream(engine=echo, limits=Limits(max_request_bytes=1024)), answer)
     async with ask(client_of(server), user_input="what is not asked") as response:
         assert response.status == status
         assert message in await response.text()

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.runtime.turns import RunningTurn
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
+from tests.web.raw_requests import sending
 
 pytestmark = pytest.mark.both_loops
 
@@ -54,7 +55,9 @@ async def test_a_disconnect_in_the_queue_frees_the_place_immediately(
     accept: str,
 ) -> None:
     engine = stepper()
-    chat_stream = ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=1, max_new_tokens=1)
+    chat_stream = ChatStream(
+        engine=engine, num_of_concurrent_executions=1, max_queue_size=1, params=GenerationParams(max_new_tokens=1)
+    )
     server = await start(chat_stream, handler_cancellation=handler_cancellation)
     running = asyncio.create_task(client_of(server).say("first"))
     await until(lambda: engine.calls)
@@ -139,7 +142,9 @@ async def test_the_text_before_a_disconnect_is_saved_as_interrupted(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, handler_cancellation: bool
 ) -> None:
     engine = stepper()
-    server = await start(ChatStream(engine=engine, max_new_tokens=3), handler_cancellation=handler_cancellation)
+    server = await start(
+        ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)), handler_cancellation=handler_cancellation
+    )
     client = client_of(server)
     engine.allow(3)
     await client.say("first")  # so that the user has a cookie
@@ -193,7 +198,9 @@ async def test_a_client_that_receives_nothing_keeps_no_slot_and_is_disconnected(
         for _ in range(200):
             yield "x" * 100_000
 
-    chat_stream = ChatStream(engine=flood, num_of_concurrent_executions=1, max_queue_size=0, write_timeout=0.2)
+    chat_stream = ChatStream(
+        engine=flood, num_of_concurrent_executions=1, max_queue_size=0, limits=Limits(write_timeout=0.2)
+    )
     server = await start(chat_stream)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
     try:
@@ -235,3 +242,18 @@ async def test_a_disconnect_of_a_pipelining_client_frees_the_slot(start: StartSe
     await until(lambda: all(turn.ending for turn in turns(server.chat_stream)))
     engine.allow(1)
     await until(lambda: server.idle)
+
+
+async def test_an_error_of_one_watched_request_does_not_affect_the_others(
+    start: StartServer, stepper: MakeStepper
+) -> None:
+    engine = stepper()
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1))
+    disconnects = server.chat_stream.disconnects
+    with disconnects.watch(object(), lambda: None):  # type: ignore[arg-type]
+        await until(lambda: not len(disconnects))
+        async with sending(server, post_bytes('{"user_input":"hi"}')):
+            await until(lambda: engine.calls)
+        await until(lambda: server.stopping)
+        engine.allow()
+        await until(lambda: server.idle)

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.web.streaming.formats import END_TOKEN, TurnResponse
 from tests.helpers import Client, ClientOf, MakeStepper, PendingResponse, StartServer, echo, until
 
@@ -138,10 +138,10 @@ async def test_each_read_of_the_older_format_is_the_whole_answer_so_far(
     start: StartServer, client_of: ClientOf, piecewise: MakePiecewise, pieces: list[str]
 ) -> None:
     engine = piecewise(pieces)
-    client = client_of(await start(ChatStream(engine=engine, wire_format="chatstream-older")))
+    client = client_of(await start(ChatStream(engine=engine)))
     engine.allow()
     shown = []
-    async with client.post(user_input="hi") as response:
+    async with ask(client, OLDER, user_input="hi") as response:
         while read := await response.content.readany():
             shown.append(read.decode())
             engine.allow()
@@ -149,24 +149,14 @@ async def test_each_read_of_the_older_format_is_the_whole_answer_so_far(
 
 
 @pytest.mark.parametrize(
-    ("wire_format", "headers", "body"),
-    [
-        ("chatstream", {}, "a <::EOS::>"),
-        ("chatstream", {"Accept": "image/png"}, "a <::EOS::>"),
-        ("chatstream", {"Accept": "text/plain"}, "a "),
-        ("chatstream", OLDER, "a "),
-        ("chatstream-older", {}, "a "),
-        ("chatstream-older", EOS, "a <::EOS::>"),
-        ("text", EOS, "a <::EOS::>"),
-        ("sse", EOS | {"Accept": "text/event-stream"}, "a <::EOS::>"),
-    ],
+    ("wire_format", "headers"), [("text", EOS), ("sse", EOS | {"Accept": "text/event-stream"}), ("json", EOS)]
 )
-async def test_the_option_selects_the_format_and_request_headers_override_it(
-    start: StartServer, client_of: ClientOf, wire_format: Any, headers: dict[str, str], body: str
+async def test_the_header_takes_precedence_over_the_option_and_over_accept(
+    start: StartServer, client_of: ClientOf, wire_format: Any, headers: dict[str, str]
 ) -> None:
     client = client_of(await start(ChatStream(engine=echo, wire_format=wire_format)))
     async with ask(client, headers, user_input="a") as response:
-        assert await response.text() == body
+        assert await response.text() == "a <::EOS::>"
 
 
 @pytest.mark.parametrize("value", ["", "sse", "cumulative, cumulative-eos", "CUMULATIVE"])
@@ -225,7 +215,7 @@ async def test_text_that_accumulates_before_the_first_chunk_is_sent_once(
         await save_session(response)
 
     monkeypatch.setattr(TurnResponse, "save_session", slowly)
-    server = await start(ChatStream(engine=engine, max_new_tokens=1_000))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1_000)))
     engine.allow()
     async with ask(client_of(server), wire, user_input="hi") as response:
         chunks = [chunk.decode() async for chunk, _ in response.content.iter_chunks() if chunk]
@@ -237,7 +227,7 @@ async def test_a_slow_client_gets_fewer_chunks_and_the_whole_answer(
     start: StartServer, client_of: ClientOf, piecewise: MakePiecewise, wire: dict[str, str]
 ) -> None:
     engine = piecewise(["x" * 10_000] * 200)
-    server = await start(ChatStream(engine=engine, max_new_tokens=1_000))
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1_000)))
 
     def text_length() -> int:
         return max((len(turn.text) for turn in server.chat_stream.running_turns), default=0)
@@ -315,12 +305,8 @@ async def test_refused_requests_have_their_status(
     start: StartServer, stepper: MakeStepper, client_of: ClientOf, wire: dict[str, str]
 ) -> None:
     engine = stepper(fail_at=0)
-    options: dict[str, Any] = {
-        "num_of_concurrent_executions": 1,
-        "max_queue_size": 0,
-        "too_many_request_as_http_error": True,
-    }
-    server = await start(ChatStream(engine=engine, **options))
+    limits = Limits(overload_status=429)
+    server = await start(ChatStream(engine=engine, num_of_concurrent_executions=1, max_queue_size=0, limits=limits))
 
     async def refusal(**body: Any) -> tuple[int, str]:
         async with ask(client_of(server), wire, **body) as response:
@@ -334,21 +320,3 @@ async def test_refused_requests_have_their_status(
     engine.allow()
     assert await failing == (500, "internal_server_error")
     assert server.idle
-
-
-async def test_too_many_request_as_http_error_false_still_returns_503(
-    start: StartServer, stepper: MakeStepper, client_of: ClientOf
-) -> None:
-    engine = stepper()
-    options: dict[str, Any] = {
-        "num_of_concurrent_executions": 1,
-        "max_queue_size": 0,
-        "too_many_request_as_http_error": False,
-    }
-    server = await start(ChatStream(engine=engine, max_new_tokens=1, **options))
-    running = asyncio.create_task(client_of(server).say("hi"))
-    await until(lambda: engine.calls)
-    async with client_of(server).post(user_input="hi") as response:
-        assert response.status == 503
-    engine.allow()
-    await running

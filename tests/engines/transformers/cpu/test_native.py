@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
 
+pytestmark = pytest.mark.slow
+
 if shutil.which("g++") is None:
     pytest.skip("a C++ compiler is missing: apt-get install g++", allow_module_level=True)
 
@@ -120,7 +122,7 @@ def test_strided_heads_are_read_correctly_and_other_dtypes_are_an_error() -> Non
         step = PackedStep(cache_of(torch.float32), [Chunk(row, 9, [1]) for row in range(2)], CPU, torch.float32)
         results.append(step.attend(0, *tokens, scale=None, window=None, softcap=None))
     assert torch.equal(*results)
-    with pytest.raises(TypeError, match=r"float64 .*float32"):
+    with pytest.raises(TypeError, match=r"query torch\.float64, key torch\.float32"):
         step.attend(0, new[0].double(), *new[1:], scale=None, window=None, softcap=None)
 
 

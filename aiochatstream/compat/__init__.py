@@ -1,5 +1,13 @@
-"""Names of chatstream 0.3.0."""
+"""chatstream 0.3.0's interface: its constructor, methods and prompt classes.
 
+A migrating application changes one import::
+
+    from aiochatstream.compat import ChatStream, ChatPromptTogetherRedPajamaINCITEChat
+"""
+
+from aiochatstream.compat.chat_stream import ChatStream
+from aiochatstream.progress import LoadTime
+from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.prompts.presets import (
     ChatPromptCyberAgentOpenCalm,
     ChatPromptDatabricksDolly,
@@ -15,6 +23,8 @@ from aiochatstream.prompts.presets import (
 )
 
 __all__ = [
+    "AbstractChatPrompt",
+    "ChatPrompt",
     "ChatPromptCyberAgentOpenCalm",
     "ChatPromptDatabricksDolly",
     "ChatPromptLineCorpJpLargeLmInstSft",
@@ -26,4 +36,6 @@ __all__ = [
     "ChatPromptStabilityAiJpGptNeoxInstSft",
     "ChatPromptStockmarkGptNeoxJp",
     "ChatPromptTogetherRedPajamaINCITEChat",
+    "ChatStream",
+    "LoadTime",
 ]

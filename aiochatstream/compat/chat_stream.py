@@ -1,0 +1,242 @@
+"""ChatStream with the constructor and the methods of chatstream 0.3.0."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, ClassVar
+
+import aiohttp_session
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+
+from aiochatstream.chat_stream import ChatStream as BaseChatStream
+from aiochatstream.engine_choice import choose_engine, transformers_engine
+from aiochatstream.engines import RecordingEngine, ScriptedEngine, TokenSampler
+from aiochatstream.params import GenerationParams, Limits, WireFormat
+from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
+from aiochatstream.sessions import MemoryStorage
+from aiochatstream.web.app_binding import has_sessions
+from aiochatstream.web.endpoints import chat, docs, feedback, generation_params, history, page, status
+from aiochatstream.web.page_config import Page
+
+PROBE_FOLDER = "probe"
+
+MOCK_PARAMS = ("type", "initial_wait_sec", "time_per_token_sec", "answers")
+
+ENDPOINT_OPTIONS = ("include", "exclude", "all", "web_ui_params")
+
+
+class ChatStream(BaseChatStream):
+    """:class:`aiochatstream.ChatStream` with chatstream 0.3.0's options, methods and default format.
+
+    All other options are those of :class:`aiochatstream.ChatStream`. The options from ``max_new_tokens`` to
+    ``repetition_penalty_method`` override the fields of ``params``, and ``context_len`` that of ``limits``; None
+    leaves the field unchanged.
+
+    :param token_sampler: :class:`TokenSampler` in place of the built-in sampler.
+    :param num_gpus: number of GPUs that /get_resource_usage reports, 0 or more; None is all.
+    :param too_many_request_as_http_error: True is status 429 for a full queue. False changes nothing: the status is
+        503, where chatstream's is 200.
+    :param use_mock_response: answer without a model, by a :class:`ScriptedEngine`. The model and the tokenizer are then
+        neither required nor loaded.
+    :param mock_params: the arguments of :class:`ScriptedEngine`, as a dict; no effect without ``use_mock_response``.
+    :param add_special_tokens: let the tokenizer add its special tokens (usually a BOS) to the prompt's text; None is
+        the prompt class's own setting. No effect with a chat template, which contains them.
+    :param request_handler: must be None; ``conversation_store`` replaces it.
+    :param probe_mode_enabled: record the answers in the folder ``probe``.
+    :param wire_format: ``chatstream`` (the whole answer so far and an end token in each chunk), ``chatstream-older``
+        (without the token), ``text``, ``sse`` or ``json``.
+
+    Raises TypeError and ValueError as :class:`aiochatstream.ChatStream`, and OSError if answers cannot be recorded.
+    """
+
+    wire_formats: ClassVar = ("text", "sse", "json", "chatstream", "chatstream-older")
+
+    def __init__(
+        self,
+        *,
+        model: Any = None,
+        tokenizer: Any = None,
+        token_sampler: TokenSampler | None = None,
+        num_gpus: int | None = None,
+        device: Any = None,
+        too_many_request_as_http_error: bool = False,
+        use_mock_response: bool = False,
+        mock_params: Mapping[str, Any] | None = None,
+        chat_prompt_clazz: type[AbstractChatPrompt] | Callable[[Any], type[AbstractChatPrompt]] = ChatPrompt,
+        max_new_tokens: int | None = None,
+        context_len: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        repetition_penalty_method: str | None = None,
+        add_special_tokens: bool | None = None,
+        request_handler: None = None,
+        probe_mode_enabled: bool = False,
+        wire_format: WireFormat = "chatstream",
+        **options: Any,
+    ) -> None:
+        if request_handler is not None:
+            raise TypeError(f"request_handler: must be None, not {request_handler!r}; use conversation_store.")
+        if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
+            raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
+        options["params"] = _override(
+            options.get("params") or GenerationParams(),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            repetition_penalty_method=repetition_penalty_method,
+        )
+        options["limits"] = _override(
+            _choose_overload_status(options.get("limits") or Limits(), too_many_request_as_http_error),
+            context_len=context_len,
+        )
+        options["chat_prompt_clazz"] = _set_special_tokens(chat_prompt_clazz, add_special_tokens)
+        engine = options.pop("engine", None)
+        if use_mock_response:
+            if engine is not None:
+                raise TypeError("use_mock_response: must be False if engine is specified.")
+            engine, model, tokenizer = _mock_engine(mock_params), None, None
+        elif token_sampler is not None:
+            if engine is not None:
+                raise TypeError("token_sampler: must be absent if engine is specified; specify it in the engine.")
+            engine = transformers_engine(model, tokenizer, device, token_sampler=token_sampler)
+            model = tokenizer = None
+        if probe_mode_enabled:
+            engine = RecordingEngine(choose_engine(engine, model, tokenizer, device), PROBE_FOLDER)
+            model = tokenizer = None
+        options |= {"engine": engine, "model": model, "tokenizer": tokenizer, "device": device}
+        super().__init__(wire_format=wire_format, **options)  # type: ignore[arg-type]
+        self.num_gpus = num_gpus
+
+    def append_apis(self, app: web.Application, options: Mapping[str, Any]) -> None:
+        """Add endpoints to ``app``: :meth:`add_endpoints` with chatstream's options.
+
+        :param options: exactly one of ``{"include": [names]}``, ``{"exclude": [names]}`` and ``{"all": True}``, and
+            optionally ``"web_ui_params": {...}`` in place of the constructor's.
+
+        Raises ValueError for other options.
+        """
+        if not isinstance(options, Mapping):
+            raise ValueError(f"options: must be a dict, not {options!r}.")
+        for key in options:
+            if key not in ENDPOINT_OPTIONS:
+                raise ValueError(f"options: unknown key {key!r}; choose from {', '.join(ENDPOINT_OPTIONS)}.")
+        choices = [key for key in options if key != "web_ui_params"]
+        if len(choices) != 1:
+            present = " and ".join(map(repr, choices)) or "none"
+            raise ValueError(f"options: must have exactly one of 'include', 'exclude' and 'all', not {present}.")
+        if options.get("all", True) is not True:
+            raise ValueError(f"options: 'all' must be True, not {options['all']!r}.")
+        chosen = {} if choices == ["all"] else {choices[0]: options[choices[0]]}
+        if None in chosen.values():
+            raise ValueError(f"{choices[0]}: must be a list of endpoint names, not None.")
+        self.routes(**chosen)  # raises before anything has changed
+        if "web_ui_params" in options:
+            self.page = Page(options["web_ui_params"])
+        self.add_endpoints(app, **chosen)
+
+    def append_middlewares(self, app: web.Application, opts: Mapping[str, Any] | None = None) -> None:
+        """Set up sessions in ``app``, unless it already has sessions.
+
+        :param opts: ``{"session_storage": a storage of aiohttp-session}``; a :class:`MemoryStorage` by default.
+
+        Raises ValueError for other options.
+        """
+        storage = _session_storage({} if opts is None else opts)
+        if not has_sessions(app):
+            aiohttp_session.setup(app, storage)
+
+    def start_queue_worker(self) -> Awaitable[None]:
+        """Do nothing: :meth:`setup` registers start-up. The result may be awaited."""
+        return _Nothing()
+
+    handle_stop_request = chat.stop
+    handle_clear_context_request = chat.clear_context
+    handle_history_request = history.history
+    handle_delete_message_request = history.delete_message
+    handle_export_conversation_request = history.export_conversation
+    handle_import_conversation_request = history.import_conversation
+    handle_commit_request = history.commit
+    handle_get_prompt_request = status.get_prompt
+    handle_set_feedback_request = feedback.set_feedback
+    handle_set_generation_params_request = generation_params.set_generation_params
+    handle_get_generation_params_request = generation_params.get_generation_params
+    handle_get_load_request = status.get_load
+    handle_get_resource_usage_request = status.get_resource_usage
+    handle_healthz_request = status.healthz
+    handle_readyz_request = status.readyz
+    handle_metrics_request = status.metrics
+    handle_webui_index_request = page.webui_index
+    handle_openapi_request = docs.openapi
+    handle_docs_request = docs.docs
+
+
+class _Nothing:
+    """Awaitable without a result; not awaiting it causes no warning."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+def _override(model: Any, **fields: Any) -> Any:
+    """Return ``model`` with the fields that are not None."""
+    changes = {name: value for name, value in fields.items() if value is not None}
+    return type(model)(**{**dict(model), **changes})
+
+
+def _choose_overload_status(limits: Limits, too_many_request_as_http_error: bool) -> Limits:
+    if not isinstance(too_many_request_as_http_error, bool):
+        raise ValueError(
+            f"too_many_request_as_http_error: must be true or false, not {too_many_request_as_http_error!r}."
+        )
+    if not too_many_request_as_http_error:
+        return limits
+    if "overload_status" in limits.model_fields_set and limits.overload_status != 429:
+        raise ValueError(
+            f"too_many_request_as_http_error: means overload_status=429, but overload_status is "
+            f"{limits.overload_status}; specify only one."
+        )
+    return Limits(**{**dict(limits), "overload_status": 429})
+
+
+def _set_special_tokens(prompt_class: Any, add_special_tokens: bool | None) -> Any:
+    """Return a prompt class, or the function that returns it, with the attribute ``add_special_tokens``."""
+    if add_special_tokens is None:
+        return prompt_class
+    if not isinstance(add_special_tokens, bool):
+        raise ValueError(f"add_special_tokens: must be True, False or None, not {add_special_tokens!r}.")
+    if inspect.isclass(prompt_class) and issubclass(prompt_class, AbstractChatPrompt):
+        return type(prompt_class.__name__, (prompt_class,), {"add_special_tokens": add_special_tokens})
+    if callable(prompt_class) and not inspect.isclass(prompt_class):
+        return lambda tokenizer: _set_special_tokens(prompt_class(tokenizer), add_special_tokens)
+    return prompt_class  # the constructor refuses it
+
+
+def _mock_engine(mock_params: Mapping[str, Any] | None) -> ScriptedEngine:
+    """Return the engine of chatstream's ``mock_params``. Raises TypeError and ValueError that name the field."""
+    if not isinstance(mock_params, Mapping | None):
+        raise TypeError(f"mock_params: must be a dict, not {mock_params!r}.")
+    for name in mock_params or ():
+        if name not in MOCK_PARAMS:
+            raise ValueError(f"mock_params: unknown key {name!r}; choose from {', '.join(MOCK_PARAMS)}.")
+    try:
+        return ScriptedEngine(**dict(mock_params or {}))
+    except ValueError as error:
+        raise ValueError(f"mock_params.{error}") from None
+
+
+def _session_storage(opts: object) -> AbstractStorage:
+    """Return the storage of the options of ``append_middlewares``. Raises ValueError for others."""
+    if not isinstance(opts, Mapping) or not opts.keys() <= {"session_storage"}:
+        raise ValueError("opts: must be a dict with no other key than 'session_storage'.")
+    storage = opts.get("session_storage")
+    if storage is None:
+        return MemoryStorage()
+    if not isinstance(storage, AbstractStorage):
+        raise ValueError(f"session_storage: must be a storage of aiohttp-session, not {storage!r}.")
+    return storage
