@@ -27,8 +27,8 @@ from aiochatstream.web.endpoints import chat
 from aiochatstream.web.feedback import FeedbackCallback
 from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
+from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.keys import ApiKeys
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.callbacks import Callback
@@ -247,9 +247,9 @@ class ChatStream(Server):
         """
         if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
             raise ValueError(f"prefix: must differ for each model, not {prefix!r}; {prefix}/models exists.")
-        service = Service(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
-        added = app.add_routes(mount(openai_routes.ENDPOINTS.values(), self, prefix, OPENAI, service=service))
-        app.middlewares.append(openai_errors.errors_as_openai(added[0]))
+        context = EndpointContext(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
+        added = app.add_routes(mount(openai_routes.ENDPOINTS.values(), self, prefix, OPENAI, context=context))
+        app.middlewares.append(openai_errors.openai_error_middleware(added[0]))
         self._bind(app, sessions=False)
         if self.allowed_origins:
             cors.allow_origins(

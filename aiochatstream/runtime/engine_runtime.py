@@ -102,7 +102,7 @@ class Runtime:
         """Tokens at the beginning of every prompt; set when the engine is loaded."""
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
         self._turns = Turns(self._turn_ended)
-        self._slow_checks = 0
+        self.slow_checks = 0
         self._loading: asyncio.Task[None] | None = None
         self.metrics = Metrics(
             running=lambda: self.admission.running,
@@ -278,13 +278,13 @@ class Runtime:
         if self.engine.checks_quickly(params):
             await self._run_in_prompt_thread(self.engine.check, params)
             return
-        if self._slow_checks >= MAX_SLOW_CHECKS:
+        if self.slow_checks >= MAX_SLOW_CHECKS:
             raise TooManyRequests(f"{MAX_SLOW_CHECKS} unknown schemas are being checked; send this one later.")
-        self._slow_checks += 1
+        self.slow_checks += 1
         try:
             await self._run_in_thread(self._constraint_threads, self.engine.check, params)
         finally:
-            self._slow_checks -= 1
+            self.slow_checks -= 1
 
     async def _run_in_thread(self, threads: Executor, function: Callable[..., Result], *args: Any) -> Result:
         def call() -> Result:

@@ -22,8 +22,8 @@ from aiochatstream import Constraint
 from aiochatstream.engines.transformers import small_model
 from aiochatstream.engines.transformers.grammars import Grammars
 from aiochatstream.errors import InvalidValue
-from aiochatstream.web.openai.chat_request import Function
-from aiochatstream.web.openai.tool_calls import one_call, some_calls
+from aiochatstream.web.openai.chat_request import FunctionDefinition
+from aiochatstream.web.openai.tool_calls import named_call_constraint, required_calls_constraint
 from fuzz_targets import Findings, rounds
 
 EXAMPLES = 25
@@ -135,12 +135,12 @@ SCHEMAS = st.recursive(
     max_leaves=8,
 ).map(lambda schema: schema if isinstance(schema, dict) else {"items": schema})
 FUNCTIONS = st.lists(SCHEMAS, min_size=1, max_size=3).map(
-    lambda schemas: [Function(name=f"f{at}", parameters=schema) for at, schema in enumerate(schemas)]
+    lambda schemas: [FunctionDefinition(name=f"f{at}", parameters=schema) for at, schema in enumerate(schemas)]
 )
 CONSTRAINTS: st.SearchStrategy[Constraint] = st.one_of(
     SCHEMAS.map(Constraint.json_schema),
-    FUNCTIONS.map(lambda functions: one_call(functions[0])),
-    FUNCTIONS.map(lambda functions: some_calls(functions, parallel=True)),
+    FUNCTIONS.map(lambda functions: named_call_constraint(functions[0])),
+    FUNCTIONS.map(lambda functions: required_calls_constraint(functions, parallel=True)),
     PATTERNS.map(lambda pattern: Constraint("regex", pattern)),
     PATTERNS.map(
         lambda pattern: Constraint("lark", f"start: /{pattern}/ start | start start | {json.dumps(pattern)}?")

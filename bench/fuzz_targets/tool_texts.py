@@ -8,7 +8,7 @@ import json
 import random
 import traceback
 
-from aiochatstream.web.openai.tool_calls import DECODER, GLUE, CallPart, CallReader, Part
+from aiochatstream.web.openai.tool_calls import DECODER, SEPARATORS, CallPart, Part, ToolCallParser
 from fuzz_targets import Findings, rounds
 
 NAMES = {"f", "get_weather"}
@@ -126,12 +126,12 @@ def _fault(text: str, chance: random.Random) -> str:
 
 
 def _read(text: str, cuts: list[int]) -> list[Part]:
-    reader = CallReader(NAMES)
+    parser = ToolCallParser(NAMES)
     parts: list[Part] = []
     for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        parts += reader.push(text[begin:end])
+        parts += parser.feed(text[begin:end])
     joined: list[Part] = []
-    for part in [*parts, *reader.end()]:
+    for part in [*parts, *parser.close()]:
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
             joined[-1] += part
         else:
@@ -142,17 +142,17 @@ def _read(text: str, cuts: list[int]) -> list[Part]:
 def _accounts_for(parts: list[Part], text: str) -> bool:
     """Return whether ``parts`` contain all of ``text`` except tags and separators."""
     if not parts:
-        return GLUE.fullmatch(text) is not None
+        return SEPARATORS.fullmatch(text) is not None
     part = parts[0]
     if isinstance(part, str):
         return any(
             text.startswith(part, at)
-            and GLUE.fullmatch(text, 0, at)
+            and SEPARATORS.fullmatch(text, 0, at)
             and _accounts_for(parts[1:], text[at + len(part) :])
             for at in range(len(text))
         )
     at = text.find("{")
-    if at < 0 or not GLUE.fullmatch(text, 0, at):
+    if at < 0 or not SEPARATORS.fullmatch(text, 0, at):
         return False
     value, end = DECODER.raw_decode(text, at)
     return _is(part, value) and _accounts_for(parts[1:], text[end:])

@@ -1,6 +1,6 @@
-"""Tries LangChain and LiteLLM against a real server: `make test-clients`. Prints what works; ends with 1 unless all do.
+"""Tests of LangChain and LiteLLM with a real server: `make test-clients`. The exit status is 1 if a test fails.
 
-Runs in an environment of its own, .venv-clients: these libraries bring many others, which this project does not need.
+The environment .venv-clients is separate, because these libraries have many dependencies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it looks for prices elsewhere
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise it downloads prices
 
 import litellm
 from langchain_openai import ChatOpenAI
@@ -40,7 +40,7 @@ class City(BaseModel):
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Serve the small model; the name of it."""
+    """Serve the small model; yield its name."""
     command = [ROOT / ".venv/bin/python", "-m", "aiochatstream", "serve", "--port", str(PORT), "--temperature", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -57,12 +57,12 @@ def server() -> Iterator[str]:
         process.wait()
 
 
-def tries(model: str) -> dict[str, Callable[[], object]]:
-    """What is tried, by name. Each raises where it does not work."""
+def client_tests(model: str) -> dict[str, Callable[[], object]]:
+    """Return the tests by name. A test that fails raises an exception."""
     settings: dict[str, Any] = {"base_url": BASE, "api_key": "none", "model": model, "max_retries": 0}
     chat, longer = (ChatOpenAI(**settings, max_tokens=tokens) for tokens in (12, 48))
-    through: dict[str, Any] = {"model": f"openai/{model}", "api_base": BASE, "api_key": "none", "max_tokens": 12}
-    through["messages"] = [{"role": "user", "content": QUESTION}]
+    request: dict[str, Any] = {"model": f"openai/{model}", "api_base": BASE, "api_key": "none", "max_tokens": 12}
+    request["messages"] = [{"role": "user", "content": QUESTION}]
     parameters: dict[str, Any] = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}}
     parameters |= {"required": ["city"], "additionalProperties": False}
     weather = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
@@ -94,40 +94,40 @@ def tries(model: str) -> dict[str, Callable[[], object]]:
         assert len(answer.response_metadata["logprobs"]["content"][0]["top_logprobs"]) == 2
 
     def litellm_text() -> None:
-        answer = litellm.completion(**through, seed=1)
+        answer = litellm.completion(**request, seed=1)
         assert "Paris" in answer.choices[0].message.content
         assert answer.usage.prompt_tokens > 0
 
     def litellm_stream() -> None:
-        chunks = litellm.completion(**through, stream=True)
+        chunks = litellm.completion(**request, stream=True)
         assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
     def litellm_many() -> None:
-        assert len(litellm.completion(**through, n=2).choices) == 2
+        assert len(litellm.completion(**request, n=2).choices) == 2
 
     def litellm_schema() -> None:
-        answer = litellm.completion(**{**through, "max_tokens": 48}, response_format=City)
+        answer = litellm.completion(**{**request, "max_tokens": 48}, response_format=City)
         City.model_validate_json(answer.choices[0].message.content)
 
     def litellm_error() -> None:
         try:
-            litellm.completion(**{**through, "max_tokens": 100_000})
+            litellm.completion(**{**request, "max_tokens": 100_000})
         except litellm.BadRequestError as error:
             assert "max_tokens" in str(error)
         else:
-            raise AssertionError("It was not refused.")
+            raise AssertionError("The request was not refused.")
 
     return {name: function for name, function in locals().items() if name.startswith(("langchain_", "litellm_"))}
 
 
 def main() -> int:
-    """Try all; return the exit code."""
+    """Run the tests; return the exit status."""
     failed = 0
     with server() as model:
-        for name, function in tries(model).items():
+        for name, function in client_tests(model).items():
             try:
                 function()
-            except Exception:  # noqa: BLE001 - whatever a client raises
+            except Exception:  # noqa: BLE001 - any exception is a failure
                 failed += 1
                 print(f"FAILED  {name}")
                 traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Chat completions."""
+"""The endpoint of chat completions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from aiohttp import web
 from aiochatstream.constraint import Constraint
 from aiochatstream.prompts import ChatInput
 from aiochatstream.runtime.events import Ended, Text, Usage
-from aiochatstream.web.openai.answering import Answer, answer_with, sse
-from aiochatstream.web.openai.answers import (
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, NamedToolChoice
+from aiochatstream.web.openai.endpoint_context import EndpointContext
+from aiochatstream.web.openai.errors import openai_endpoint
+from aiochatstream.web.openai.generation import ResponseBuilder, generate, sse
+from aiochatstream.web.openai.logprobs import LogprobFormatter
+from aiochatstream.web.openai.response_models import (
     AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
@@ -20,122 +24,119 @@ from aiochatstream.web.openai.answers import (
     ChatCompletionChunk,
     ChatFinish,
     ChoiceLogprobs,
+    CompletionUsage,
     ContentLogprob,
     MessageDelta,
     ToolCall,
     ToolCallDelta,
-    usage_of,
+    total_usage,
 )
-from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, NamedTool
-from aiochatstream.web.openai.errors import answers_openai_errors
-from aiochatstream.web.openai.logprobs import LogprobWriter
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.openai.tool_calls import (
     CallPart,
-    CallReader,
-    OneCallReader,
+    NamedCallParser,
+    OutputParser,
     Part,
-    PlainReader,
-    Reader,
-    WholeReader,
-    one_call,
-    some_calls,
+    PlainTextParser,
+    RequiredCallsParser,
+    ToolCallParser,
+    named_call_constraint,
+    required_calls_constraint,
 )
 from aiochatstream.web.server import Server
 
 NO_PARAMETERS = {"type": "object", "properties": {}}
-"""The schema of a function that has none."""
+"""Schema of a function without parameters, for chat templates."""
 
 
-@answers_openai_errors
-async def chat_completions(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
+@openai_endpoint
+async def chat_completions(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
     """``POST /v1/chat/completions``: the next message of a chat."""
-    asked, owner = await service.read(server, request, ChatCompletionRequest)
-    more: dict[str, Any] = {"constraint": constraint_of(asked)}
-    if asked.logprobs:
-        more["logprobs"] = asked.top_logprobs or 0
-    return await answer_with(
+    body, owner = await context.read_request(server, request, ChatCompletionRequest)
+    params: dict[str, Any] = {"constraint": select_constraint(body)}
+    if body.logprobs:
+        params["logprobs"] = body.top_logprobs or 0
+    return await generate(
         server,
         request,
         ChatInput(
-            [told(message) for message in asked.messages],
-            tools_of(asked),
-            continues=bool(asked.continue_final_message),
+            [template_message(message) for message in body.messages],
+            template_tools(body),
+            continues=bool(body.continue_final_message),
         ),
-        asked.overrides,
-        ChatAnswer(asked, service.name(server), server.engine.tokenizer),
-        stream=bool(asked.stream),
+        body.overrides,
+        ChatCompletionBuilder(body, context.served_name(server), server.engine.tokenizer),
+        stream=bool(body.stream),
         owner=owner,
-        count=asked.n or 1,
-        **more,
+        count=body.n or 1,
+        **params,
     )
 
 
-def told(message: ChatMessage) -> dict[str, Any]:
-    """A message as chat templates know it."""
+def template_message(message: ChatMessage) -> dict[str, Any]:
+    """Return ``message`` in the form that chat templates expect."""
     return {"content": message.refusal or "", **message.model_dump(exclude_none=True, exclude={"refusal"})}
 
 
-def tools_of(asked: ChatCompletionRequest) -> list[dict[str, Any]]:
-    """The tools that the model is told of."""
-    if asked.tool_choice == "none":
+def template_tools(body: ChatCompletionRequest) -> list[dict[str, Any]]:
+    """Return the tools for the chat template; none if the model must not call any."""
+    if body.tool_choice == "none":
         return []
-    tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
-    for tool in tools:  # templates read the properties
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+    for tool in tools:  # templates access the properties
         tool["function"]["parameters"] = tool["function"].get("parameters") or NO_PARAMETERS
     return tools
 
 
-def constraint_of(asked: ChatCompletionRequest) -> Constraint | None:
-    """The form that the answer must have."""
-    functions = [tool.function for tool in asked.tools or ()]
-    if isinstance(asked.tool_choice, NamedTool):
-        name = asked.tool_choice.function.name
-        return one_call(next(function for function in functions if function.name == name))
-    if asked.tool_choice == "required":
-        return some_calls(functions, parallel=asked.parallel_tool_calls is not False)
-    return None if asked.response_format is None else asked.response_format.constraint
+def select_constraint(body: ChatCompletionRequest) -> Constraint | None:
+    """Return the constraint of the answer, by tool_choice or response_format."""
+    functions = [tool.function for tool in body.tools or ()]
+    if isinstance(body.tool_choice, NamedToolChoice):
+        name = body.tool_choice.function.name
+        return named_call_constraint(next(function for function in functions if function.name == name))
+    if body.tool_choice == "required":
+        return required_calls_constraint(functions, parallel=body.parallel_tool_calls is not False)
+    return None if body.response_format is None else body.response_format.constraint
 
 
-def reader_of(asked: ChatCompletionRequest) -> Reader:
-    """What reads the answer."""
-    if isinstance(asked.tool_choice, NamedTool):
-        return OneCallReader(asked.tool_choice.function.name)
-    if not asked.tools or asked.tool_choice == "none":
-        return PlainReader()
-    reader = WholeReader if asked.tool_choice == "required" else CallReader
-    parallel = asked.parallel_tool_calls is not False
-    return reader({tool.function.name for tool in asked.tools}, parallel=parallel)
+def select_parser(body: ChatCompletionRequest) -> OutputParser:
+    """Return a parser for the generated text of one answer."""
+    if isinstance(body.tool_choice, NamedToolChoice):
+        return NamedCallParser(body.tool_choice.function.name)
+    if not body.tools or body.tool_choice == "none":
+        return PlainTextParser()
+    parser = RequiredCallsParser if body.tool_choice == "required" else ToolCallParser
+    parallel = body.parallel_tool_calls is not False
+    return parser({tool.function.name for tool in body.tools}, parallel=parallel)
 
 
-class Choice:
-    """One answer in the making."""
+class ChatChoiceBuilder:
+    """Builder of a choice of a chat completion."""
 
-    def __init__(self, index: int, reader: Reader, logprobs: LogprobWriter | None) -> None:
-        self._index, self._reader, self._logprobs = index, reader, logprobs
-        self._began = False
+    def __init__(self, index: int, parser: OutputParser, formatter: LogprobFormatter | None) -> None:
+        self._index, self._parser, self._formatter = index, parser, formatter
+        self._role_sent = False
         self._texts: list[str] = []
         self._calls: list[ToolCall] = []
-        self._tokens: list[ContentLogprob] = []
+        self._logprobs: list[ContentLogprob] = []
         self.usage = Usage(0, 0, 0)
         self._finish: ChatFinish = "stop"
 
-    def take(self, text: Text) -> list[ChatChunkChoice]:
-        """More of it, as a stream's chunks tell of it."""
-        parts = self._reader.push(text.text)
-        logprobs = None if self._logprobs is None else self._logprobs.of_chat(text.logprobs)
+    def add_text(self, text: Text) -> list[ChatChunkChoice]:
+        """Add a piece of text; return its chunks."""
+        parts = self._parser.feed(text.text)
+        logprobs = None if self._formatter is None else self._formatter.for_chat(text.logprobs)
         return self._chunks(parts, logprobs)
 
     def end(self, ended: Ended) -> list[ChatChunkChoice]:
-        """Its end."""
-        chunks = self._chunks(self._reader.end(), None)
+        """End the choice; return its last chunks."""
+        chunks = self._chunks(self._parser.close(), None)
         self.usage = ended.usage
-        called = self._reader.finish_reason if self._calls else "stop"
-        self._finish = "length" if ended.finish_reason == "length" else called
-        return [*chunks, *self._begin(), self._chunk({}, None, self._finish)]
+        reason = self._parser.finish_reason if self._calls else "stop"
+        self._finish = "length" if ended.finish_reason == "length" else reason
+        return [*chunks, *self._role_chunk(), self._chunk({}, None, self._finish)]
 
-    def whole(self) -> ChatChoice:
-        """All of it."""
+    def choice(self) -> ChatChoice:
+        """Return the whole choice."""
         text = "".join(self._texts)
         message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
         if self._calls:
@@ -143,21 +144,21 @@ class Choice:
         return {
             "index": self._index,
             "message": message,
-            "logprobs": None if self._logprobs is None else {"content": self._tokens, "refusal": None},
+            "logprobs": None if self._formatter is None else {"content": self._logprobs, "refusal": None},
             "finish_reason": self._finish,
         }
 
     def _chunks(self, parts: list[Part], logprobs: list[ContentLogprob] | None) -> list[ChatChunkChoice]:
         deltas: list[MessageDelta] = [self._delta(part) for part in parts]
         if logprobs:
-            self._tokens += logprobs
+            self._logprobs += logprobs
             if not deltas:
                 deltas = [{"content": ""}]
         if not deltas:
             return []
-        told: list[ChoiceLogprobs | None] = [None] * len(deltas)
-        told[0] = {"content": logprobs, "refusal": None} if logprobs else None
-        return [*self._begin(), *(self._chunk(*one) for one in zip(deltas, told, strict=True))]
+        first, *rest = deltas
+        first_logprobs: ChoiceLogprobs | None = {"content": logprobs, "refusal": None} if logprobs else None
+        return [*self._role_chunk(), self._chunk(first, first_logprobs), *(self._chunk(delta, None) for delta in rest)]
 
     def _delta(self, part: Part) -> MessageDelta:
         if isinstance(part, str):
@@ -177,10 +178,10 @@ class Choice:
         self._calls.append(call)
         return {**call, "index": part.index, "function": {"name": part.name, "arguments": part.arguments}}
 
-    def _begin(self) -> list[ChatChunkChoice]:
-        if self._began:
+    def _role_chunk(self) -> list[ChatChunkChoice]:
+        if self._role_sent:
             return []
-        self._began = True
+        self._role_sent = True
         return [self._chunk({"role": "assistant", "content": ""}, None)]
 
     def _chunk(
@@ -189,42 +190,45 @@ class Choice:
         return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
 
-class ChatAnswer(Answer):
-    """A chat completion in the making."""
+class ChatCompletionBuilder(ResponseBuilder):
+    """Builder of a chat completion."""
 
-    prefix = "chatcmpl-"
+    id_prefix = "chatcmpl-"
 
-    def __init__(self, asked: ChatCompletionRequest, model: str, tokenizer: Any) -> None:
-        if asked.max_completion_tokens is not None:
-            self.names = {**self.names, "max_new_tokens": "max_completion_tokens"}
-        if asked.tool_choice not in (None, "none", "auto"):
-            self.names = {**self.names, "constraint": "tools"}
+    def __init__(self, request: ChatCompletionRequest, model: str, tokenizer: Any) -> None:
+        if request.max_completion_tokens is not None:
+            self.field_names = {**self.field_names, "max_new_tokens": "max_completion_tokens"}
+        if request.tool_choice not in (None, "none", "auto"):
+            self.field_names = {**self.field_names, "constraint": "tools"}
         self._model, self._created = model, int(time.time())
-        self._tells_usage = asked.include_usage
-        logprobs = LogprobWriter(tokenizer) if asked.logprobs and tokenizer is not None else None
-        self._choices = [Choice(index, reader_of(asked), logprobs) for index in range(asked.n or 1)]
+        self._include_usage = request.include_usage
+        formatter = LogprobFormatter(tokenizer) if request.logprobs and tokenizer is not None else None
+        self._choices = [ChatChoiceBuilder(index, select_parser(request), formatter) for index in range(request.n or 1)]
 
-    def take(self, index: int, text: Text) -> str:
-        return "".join(map(self._event, self._choices[index].take(text)))
+    def add_text(self, index: int, text: Text) -> str:
+        return "".join(map(self._event, self._choices[index].add_text(text)))
 
-    def end(self, index: int, ended: Ended) -> str:
+    def end_answer(self, index: int, ended: Ended) -> str:
         return "".join(map(self._event, self._choices[index].end(ended)))
 
-    def last(self) -> str:
+    def last_events(self) -> str:
         usage = ""
-        if self._tells_usage:
-            usage = sse(self._chunk([]) | {"usage": usage_of([one.usage for one in self._choices], len(self._choices))})
+        if self._include_usage:
+            usage = sse(self._chunk([]) | {"usage": self._usage()})
         return f"{usage}data: [DONE]\n\n"
 
-    def whole(self) -> ChatCompletion:
+    def body(self) -> ChatCompletion:
         return {
             "id": self.id,
             "object": "chat.completion",
             "created": self._created,
             "model": self._model,
-            "choices": [choice.whole() for choice in self._choices],
-            "usage": usage_of([choice.usage for choice in self._choices], len(self._choices)),
+            "choices": [choice.choice() for choice in self._choices],
+            "usage": self._usage(),
         }
+
+    def _usage(self) -> CompletionUsage:
+        return total_usage([choice.usage for choice in self._choices], len(self._choices))
 
     def _event(self, choice: ChatChunkChoice) -> str:
         return sse(self._chunk([choice]))
@@ -237,4 +241,4 @@ class ChatAnswer(Answer):
             "model": self._model,
             "choices": choices,
         }
-        return {**chunk, "usage": None} if self._tells_usage else chunk
+        return {**chunk, "usage": None} if self._include_usage else chunk

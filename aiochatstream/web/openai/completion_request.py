@@ -7,14 +7,14 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Field, model_validator
 
 from aiochatstream.params import Flag, Logprobs
-from aiochatstream.web.openai.schemas import ChoicesRequest, Count
+from aiochatstream.web.openai.request_models import ChoicesRequest, Count
 
-MOST_ANSWERS = 256
-"""Of one request. To begin so many takes the event loop some milliseconds."""
+MAX_ANSWERS = 256
+"""Maximum number of answers per request. To begin so many blocks the event loop for some milliseconds."""
 
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, fail_fast=True)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, fail_fast=True)]
 Item = TypeVar("Item")
-Several = Annotated[list[Item], Field(min_length=1, max_length=MOST_ANSWERS, fail_fast=True)]
+PromptList = Annotated[list[Item], Field(min_length=1, max_length=MAX_ANSWERS, fail_fast=True)]
 
 
 class CompletionRequest(ChoicesRequest):
@@ -23,8 +23,8 @@ class CompletionRequest(ChoicesRequest):
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",)}
 
     prompt: Annotated[
-        str | Several[str] | Ids | Several[Ids],
-        Field(description=f"a string, a list of token ids, or a list of 1 to {MOST_ANSWERS} of either"),
+        str | PromptList[str] | TokenIds | PromptList[TokenIds],
+        Field(description=f"a string, a list of token ids, or a list of 1 to {MAX_ANSWERS} of either"),
     ]
     echo: Flag | None = None
     logprobs: Logprobs | None = None
@@ -34,26 +34,25 @@ class CompletionRequest(ChoicesRequest):
     ) = None
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         return self.max_tokens or None
 
     @property
-    def texts(self) -> list[str | list[int]]:
-        """The prompts."""
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[one for one in self.prompt if isinstance(one, int)]]
-        return [one for one in self.prompt if not isinstance(one, int)]
+        token_ids = [item for item in self.prompt if isinstance(item, int)]
+        return [token_ids] if token_ids else [item for item in self.prompt if not isinstance(item, int)]
 
     @model_validator(mode="after")
-    def _must_be_possible(self) -> CompletionRequest:
-        prompts, answers = len(self.texts), self.n or 1
-        if prompts * answers > MOST_ANSWERS:
+    def _check_answers(self) -> CompletionRequest:
+        prompts, answers = len(self.prompts), self.n or 1
+        if prompts * answers > MAX_ANSWERS:
             raise ValueError(
-                f"{'prompt' if answers == 1 else 'n'}: must ask for 1 to {MOST_ANSWERS} answers in all, "
+                f"{'prompt' if answers == 1 else 'n'}: must request 1 to {MAX_ANSWERS} answers in total, "
                 f"not {prompts * answers} (prompts: {prompts}, n: {answers})"
             )
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of: must be n, or absent; answers are not ranked here")
+            raise ValueError("best_of: must be n, or absent; this server does not rank answers")
         return self

@@ -1,4 +1,4 @@
-"""Completions: the model goes on with a text, as it is."""
+"""The endpoint of completions, which continue a text."""
 
 from __future__ import annotations
 
@@ -10,95 +10,101 @@ from aiohttp import web
 
 from aiochatstream.prompts import TextInput
 from aiochatstream.runtime.events import Ended, Text, Usage
-from aiochatstream.web.openai.answering import Answer, answer_with, sse
-from aiochatstream.web.openai.answers import (
+from aiochatstream.web.openai.completion_request import CompletionRequest
+from aiochatstream.web.openai.endpoint_context import EndpointContext
+from aiochatstream.web.openai.errors import openai_endpoint
+from aiochatstream.web.openai.generation import ResponseBuilder, generate, sse
+from aiochatstream.web.openai.logprobs import LogprobFormatter, TextOffsets
+from aiochatstream.web.openai.response_models import (
     Completion,
     CompletionChunk,
+    CompletionUsage,
     TextChoice,
     TextChunkChoice,
     TextFinish,
     TextLogprobs,
-    usage_of,
+    total_usage,
 )
-from aiochatstream.web.openai.completion_request import CompletionRequest
-from aiochatstream.web.openai.errors import answers_openai_errors
-from aiochatstream.web.openai.logprobs import LogprobWriter, Offsets
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.server import Server
 
 
-@answers_openai_errors
-async def completions(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
-    """``POST /v1/completions``: what comes after a text."""
-    asked, owner = await service.read(server, request, CompletionRequest)
-    more: dict[str, Any] = {}
-    if asked.logprobs is not None:
-        more |= {"logprobs": asked.logprobs, "prompt_logprobs": bool(asked.echo)}
-    if asked.max_tokens == 0:
-        more["max_new_tokens"] = 0
-    return await answer_with(
+@openai_endpoint
+async def completions(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
+    """``POST /v1/completions``: the continuation of a text."""
+    body, owner = await context.read_request(server, request, CompletionRequest)
+    params: dict[str, Any] = {}
+    if body.logprobs is not None:
+        params |= {"logprobs": body.logprobs, "prompt_logprobs": bool(body.echo)}
+    if body.max_tokens == 0:
+        params["max_new_tokens"] = 0
+    return await generate(
         server,
         request,
-        TextInput(asked.texts),
-        asked.overrides,
-        CompletionAnswer(asked, service.name(server), server.engine.tokenizer),
-        stream=bool(asked.stream),
+        TextInput(body.prompts),
+        body.overrides,
+        CompletionBuilder(body, context.served_name(server), server.engine.tokenizer),
+        stream=bool(body.stream),
         owner=owner,
-        count=asked.n or 1,
-        **more,
+        count=body.n or 1,
+        **params,
     )
 
 
 class Echo(NamedTuple):
-    """The text of a prompt that comes before its answers, and how many characters of its tokens are not in that."""
+    """The text of a prompt before its answers, and the number of characters of its tokens before that text."""
 
     text: str
-    before: int
+    chars_before: int
 
 
-def _echo(prompt: str | list[int], tokenizer: Any, logprobs: LogprobWriter | None) -> Echo:
+def make_echo(prompt: str | list[int], tokenizer: Any, formatter: LogprobFormatter | None) -> Echo:
+    """Return the echo of ``prompt``. Slow for long prompts.
+
+    :param formatter: formatter of the logprobs, if they are requested.
+    """
     text = prompt if isinstance(prompt, str) else str(tokenizer.decode(prompt))
-    if logprobs is None:
+    if formatter is None:
         return Echo(text, 0)
-    return Echo(text, logprobs.before(text, tokenizer(text)["input_ids"] if isinstance(prompt, str) else prompt))
+    token_ids = tokenizer(text)["input_ids"] if isinstance(prompt, str) else prompt
+    return Echo(text, formatter.chars_before(text, token_ids))
 
 
-class Choice:
-    """One answer in the making."""
+class TextChoiceBuilder:
+    """Builder of a choice of a completion."""
 
-    def __init__(self, index: int, logprobs: LogprobWriter | None) -> None:
-        self._index, self._logprobs, self._offsets = index, logprobs, Offsets()
+    def __init__(self, index: int, formatter: LogprobFormatter | None) -> None:
+        self._index, self._formatter, self._offsets = index, formatter, TextOffsets()
         self._text = self._echo = ""
-        self._begins_prompt = False
-        self._told: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        self._expects_first_token = False
+        self._logprobs: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self.usage = Usage(0, 0, 0)
         self._finish: TextFinish = "stop"
 
     def begin_with(self, echo: Echo) -> None:
-        """Let the prompt come before it."""
-        self._echo, self._offsets, self._begins_prompt = echo.text, Offsets(echo.before), True
+        """Insert the prompt before the answer."""
+        self._echo, self._offsets, self._expects_first_token = echo.text, TextOffsets(echo.chars_before), True
 
-    def take(self, text: Text) -> TextChunkChoice:
-        """More of it, as a stream's chunk tells of it."""
+    def add_text(self, text: Text) -> TextChunkChoice:
+        """Add a piece of text; return its chunk."""
         logprobs = None
-        if self._logprobs is not None:
-            logprobs = self._logprobs.of_text(text.logprobs, self._offsets)
-            if self._begins_prompt and logprobs["tokens"]:
-                self._begins_prompt = False
-                logprobs["token_logprobs"][0] = logprobs["top_logprobs"][0] = None  # nothing precedes it
-            for name, values in self._told.items():
+        if self._formatter is not None:
+            logprobs = self._formatter.for_completion(text.logprobs, self._offsets)
+            if self._expects_first_token and logprobs["tokens"]:
+                self._expects_first_token = False
+                logprobs["token_logprobs"][0] = logprobs["top_logprobs"][0] = None  # no token precedes it
+            for name, values in self._logprobs.items():
                 values += logprobs[name]  # type: ignore[literal-required]
         return self._chunk(text.text, logprobs if logprobs and logprobs["tokens"] else None)
 
     def end(self, ended: Ended) -> TextChunkChoice:
-        """Its end."""
+        """End the choice; return its last chunk."""
         self.usage = ended.usage
         self._finish = "length" if ended.finish_reason == "length" else "stop"
         return self._chunk("", None, self._finish)
 
-    def whole(self) -> TextChoice:
-        """All of it."""
-        logprobs = None if self._logprobs is None else self._told
+    def choice(self) -> TextChoice:
+        """Return the whole choice."""
+        logprobs = None if self._formatter is None else self._logprobs
         return {"index": self._index, "text": self._text, "logprobs": logprobs, "finish_reason": self._finish}
 
     def _chunk(self, text: str, logprobs: TextLogprobs | None, finish: TextFinish | None = None) -> TextChunkChoice:
@@ -107,48 +113,52 @@ class Choice:
         return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
-class CompletionAnswer(Answer):
-    """A completion in the making."""
+class CompletionBuilder(ResponseBuilder):
+    """Builder of a completion."""
 
-    prefix = "cmpl-"
+    id_prefix = "cmpl-"
 
-    def __init__(self, asked: CompletionRequest, model: str, tokenizer: Any) -> None:
+    def __init__(self, request: CompletionRequest, model: str, tokenizer: Any) -> None:
         self._model, self._created, self._tokenizer = model, int(time.time()), tokenizer
-        self._tells_usage, self._per_prompt = asked.include_usage, asked.n or 1
-        self._logprobs: LogprobWriter | None = None
-        if asked.logprobs is not None and tokenizer is not None:
-            self._logprobs = LogprobWriter(tokenizer, all_tokens=bool(asked.echo))
-        self._echoed = asked.texts if asked.echo else []
-        self._choices = [Choice(index, self._logprobs) for index in range(len(asked.texts) * self._per_prompt)]
+        self._include_usage, self._per_prompt = request.include_usage, request.n or 1
+        self._formatter: LogprobFormatter | None = None
+        if request.logprobs is not None and tokenizer is not None:
+            self._formatter = LogprobFormatter(tokenizer, all_tokens=bool(request.echo))
+        self._echoed_prompts = request.prompts if request.echo else []
+        count = len(request.prompts) * self._per_prompt
+        self._choices = [TextChoiceBuilder(index, self._formatter) for index in range(count)]
 
     async def prepare(self) -> None:
-        for at, prompt in enumerate(self._echoed):
-            echo = await asyncio.to_thread(_echo, prompt, self._tokenizer, self._logprobs)
-            for choice in self._choices[at * self._per_prompt :][: self._per_prompt]:
+        for number, prompt in enumerate(self._echoed_prompts):
+            echo = await asyncio.to_thread(make_echo, prompt, self._tokenizer, self._formatter)
+            for choice in self._choices[number * self._per_prompt :][: self._per_prompt]:
                 choice.begin_with(echo)
 
-    def take(self, index: int, text: Text) -> str:
-        choice = self._choices[index].take(text)
+    def add_text(self, index: int, text: Text) -> str:
+        choice = self._choices[index].add_text(text)
         return sse(self._chunk([choice])) if choice["text"] or choice["logprobs"] else ""
 
-    def end(self, index: int, ended: Ended) -> str:
+    def end_answer(self, index: int, ended: Ended) -> str:
         return sse(self._chunk([self._choices[index].end(ended)]))
 
-    def last(self) -> str:
+    def last_events(self) -> str:
         usage = ""
-        if self._tells_usage:
-            usage = sse(self._chunk([]) | {"usage": usage_of([one.usage for one in self._choices], self._per_prompt)})
+        if self._include_usage:
+            usage = sse(self._chunk([]) | {"usage": self._usage()})
         return f"{usage}data: [DONE]\n\n"
 
-    def whole(self) -> Completion:
+    def body(self) -> Completion:
         return {
             "id": self.id,
             "object": "text_completion",
             "created": self._created,
             "model": self._model,
-            "choices": [choice.whole() for choice in self._choices],
-            "usage": usage_of([choice.usage for choice in self._choices], self._per_prompt),
+            "choices": [choice.choice() for choice in self._choices],
+            "usage": self._usage(),
         }
+
+    def _usage(self) -> CompletionUsage:
+        return total_usage([choice.usage for choice in self._choices], self._per_prompt)
 
     def _chunk(self, choices: list[TextChunkChoice]) -> CompletionChunk:
         chunk: CompletionChunk = {
@@ -158,4 +168,4 @@ class CompletionAnswer(Answer):
             "model": self._model,
             "choices": choices,
         }
-        return {**chunk, "usage": None} if self._tells_usage else chunk
+        return {**chunk, "usage": None} if self._include_usage else chunk

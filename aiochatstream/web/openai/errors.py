@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, as its clients understand them."""
+"""Errors in the format of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from aiohttp.typedefs import Middleware
 from aiochatstream.errors import ChatStreamError, InvalidValue, LoadFailed, TooManyRequests, Unauthorized
 from aiochatstream.web.errors import P, ServerHandler, handle_errors, json_error_middleware
 from aiochatstream.web.json import json_response
-from aiochatstream.web.openai.answers import OpenAIErrorBody
+from aiochatstream.web.openai.response_models import OpenAIErrorBody
 
 FIELD = re.compile(r"([a-z][a-z_0-9]*(?:\.[a-z_0-9]+)*): ")
-"""The errors of this project begin with the field that they are about."""
+"""Beginning of an error about a field."""
 
 EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "Retry-After-Ms", "X-Should-Retry")
-"""What pages of other origins may read."""
+"""Headers that pages of allowed origins may read."""
 
 
 def error_body(error: ChatStreamError) -> OpenAIErrorBody:
-    """What tells of ``error``."""
+    """Return the JSON of ``error``."""
     message, param = error.detail, None
-    if error.status < 500 and (named := FIELD.match(message)):
-        param = named[1]
+    if error.status < 500 and (match := FIELD.match(message)):
+        param = match[1]
     if isinstance(error, TooManyRequests):
         kind = "rate_limit_error"
     else:
@@ -34,13 +34,16 @@ def error_body(error: ChatStreamError) -> OpenAIErrorBody:
 
 
 def rename_field(error: ChatStreamError, names: Mapping[str, str]) -> None:
-    """Let ``error`` call the field that it is about as ``names`` say, by the name that it has in the engine."""
-    if named := FIELD.match(error.detail):
-        error.detail = f"{names.get(named[1], named[1])}: {error.detail[named.end() :]}"
+    """Replace the field's name at the beginning of ``error``; ``names`` has request names by the engine's names."""
+    if match := FIELD.match(error.detail):
+        error.detail = f"{names.get(match[1], match[1])}: {error.detail[match.end() :]}"
 
 
 def error_response(error: ChatStreamError, overload_status: int) -> web.Response:
-    """The response that tells of ``error``, with what clients go by that try again."""
+    """Return the response for ``error``, with the headers that control the retries of clients.
+
+    :param overload_status: status if the queue is full.
+    """
     status = error.status
     headers = {"X-Request-Id": f"req_{uuid.uuid4().hex}"}
     if isinstance(error, InvalidValue):
@@ -50,25 +53,29 @@ def error_response(error: ChatStreamError, overload_status: int) -> web.Response
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, LoadFailed):
-        headers["X-Should-Retry"] = "false"  # clients of OpenAI's would wait for minutes before they tell
+        headers["X-Should-Retry"] = "false"  # OpenAI's clients would retry for minutes
     if error.retry_after is not None:
         headers |= {"Retry-After": str(error.retry_after), "Retry-After-Ms": str(1000 * error.retry_after)}
     return json_response(error_body(error), status=status, headers=headers)
 
 
-def answers_openai_errors(handler: ServerHandler[P]) -> ServerHandler[P]:
-    """Answer what ``handler`` raises in OpenAI's shape; an unexpected error is logged with an id that is told, too."""
+def openai_endpoint(handler: ServerHandler[P]) -> ServerHandler[P]:
+    """Respond to errors of ``handler`` in OpenAI's format.
+
+    An unexpected error is logged with an id that the response also contains.
+    """
     return handle_errors(handler, error_response)
 
 
-def errors_as_openai(models: web.AbstractRoute) -> Middleware:
-    """Unknown paths and methods below the prefix of a mounted API are answered in OpenAI's shape, too.
+def openai_error_middleware(models_route: web.AbstractRoute) -> Middleware:
+    """Return a middleware that responds to unknown paths and methods of a mounted API in OpenAI's format.
 
-    :param models: that of ``/models`` there; a sub-application puts its own prefix before it later.
+    :param models_route: route of ``/models``, which determines the API's prefix. A parent application may add its own
+        prefix later.
     """
 
-    def concerns(request: web.Request) -> bool:
-        prefix = models.resource.canonical.removesuffix("/models") if models.resource is not None else ""
+    def applies_to(request: web.Request) -> bool:
+        prefix = models_route.resource.canonical.removesuffix("/models") if models_route.resource is not None else ""
         return prefix != "" and f"{request.path}/".startswith(f"{prefix}/")
 
-    return json_error_middleware(error_response, concerns)
+    return json_error_middleware(error_response, applies_to)

@@ -1,4 +1,4 @@
-"""API keys: who may call OpenAI's API here."""
+"""API keys of clients of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -20,72 +20,72 @@ from aiochatstream.web.auth.addresses import PROXY_HEADERS
 from aiochatstream.web.auth.secret_files import read_secrets
 
 KEY = re.compile(r"[!-~]{1,512}")
-"""What a header can carry."""
+"""Keys that can be sent in a header."""
 
 SAFE_LENGTH = 20
-"""Characters of a random key that no one finds by trying."""
+"""Minimum number of characters of a random key that cannot be guessed."""
 
 logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
-    """Compares what a client says with every key, in constant time. Only hashes are kept.
+    """The keys that grant access, compared in constant time. Only their hashes are stored.
 
-    :param keys: the keys, or a path to a file with a key a line (empty lines and those that begin with ``#`` do not
-        count). None: there are none, and everyone may call.
+    :param keys: the keys, or the path of a file with one key per line (empty lines and lines that begin with ``#`` are
+        ignored). None: no key is required.
 
-    Raises ValueError for no key at all and for what cannot be one, which it does not repeat; OSError for a file that
-    cannot be read.
+    Raises ValueError for an empty list and for invalid keys, which the message does not contain, and OSError if the
+    file cannot be read.
     """
 
     def __init__(self, keys: Sequence[str] | os.PathLike[str] | None) -> None:
-        where = "api_keys"
+        source = "api_keys"
         if isinstance(keys, os.PathLike):
-            where = os.fspath(keys)
+            source = os.fspath(keys)
             lines = map(str.strip, read_secrets(Path(keys)).splitlines())
             keys = [line for line in lines if line and not line.startswith("#")]
         if isinstance(keys, str) or not (keys is None or isinstance(keys, Sequence)):
             raise ValueError("api_keys: must be a list of strings, the path of a file, or None.")
         if keys is not None and not keys:
-            raise ValueError(f"{where}: has no key. (Without API keys, everyone may call.)")
-        for at, key in enumerate(keys or (), 1):
+            raise ValueError(f"{source}: must contain at least one key. (With None, no key is required.)")
+        for number, key in enumerate(keys or (), 1):
             if not isinstance(key, str) or not KEY.fullmatch(key):
-                raise ValueError(f"{where}: key {at} must be 1 to 512 printable ASCII characters without spaces.")
+                raise ValueError(f"{source}: key {number} must be 1 to 512 printable ASCII characters without spaces.")
             if len(key) < SAFE_LENGTH:
                 logger.warning(
-                    "%s: key %d has fewer than %d characters and could be guessed: attempts are not limited.",
-                    where,
-                    at,
+                    "%s: key %d has fewer than %d characters; attempts to guess it are not rate limited.",
+                    source,
+                    number,
                     SAFE_LENGTH,
                 )
         self._hashes = None if keys is None else [_hash(key) for key in keys]
         self._connections: WeakKeyDictionary[BaseTransport, str] = WeakKeyDictionary()
 
     @property
-    def needed(self) -> bool:
-        """Whether who calls must say one."""
+    def required(self) -> bool:
+        """True if requests must contain a key."""
         return self._hashes is not None
 
     def __repr__(self) -> str:
         return f"<ApiKeys {'open' if self._hashes is None else len(self._hashes)}>"
 
     def check(self, request: web.Request) -> str:
-        """Return the owner of the request's prompts: its key, or without keys its connection.
+        """Return the owner of the request's prompts: a name of its key or, if no key is required, of its connection.
 
-        Raises :class:`~aiochatstream.errors.InvalidKey` unless the request says one of the keys.
+        Raises :class:`~aiochatstream.errors.InvalidKey` if the key is missing or invalid.
         """
         if self._hashes is None:
-            return self._connection_of(request)
-        scheme, _, said = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        if scheme.lower() != "bearer" or not said.strip():
-            raise InvalidKey("There is no API key: say it in the header 'Authorization: Bearer KEY'.")
-        hashed = _hash(said.strip())
-        if sum([hmac.compare_digest(hashed, key) for key in self._hashes]) == 0:  # all, whichever it is
-            raise InvalidKey("The API key is none of this server's.")
-        return f"key:{hashed.hex()}"
+            return self._connection_owner(request)
+        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise InvalidKey("Missing API key. Send it in the header 'Authorization: Bearer KEY'.")
+        digest = _hash(key.strip())
+        if sum([hmac.compare_digest(digest, valid) for valid in self._hashes]) == 0:  # compare all: constant time
+            raise InvalidKey("Invalid API key.")
+        return f"key:{digest.hex()}"
 
-    def _connection_of(self, request: web.Request) -> str:
-        """Return a random name of the request's connection, or of the request alone if that says less."""
+    def _connection_owner(self, request: web.Request) -> str:
+        """Return a random name of the connection, or of the request if others may share its connection."""
         name = f"connection:{secrets.token_hex(16)}"
         transport = request.transport
         if transport is None or any(header in request.headers for header in PROXY_HEADERS):

@@ -1,4 +1,4 @@
-"""How likely each token was, in the two shapes that OpenAI's API has."""
+"""Log probabilities of tokens, in the two formats of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -7,82 +7,87 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiochatstream.engines import TokenBytes, TokenLogprob
-from aiochatstream.web.openai.answers import ContentLogprob, TextLogprobs, TopLogprob
+from aiochatstream.web.openai.response_models import ContentLogprob, TextLogprobs, TopLogprob
 
 
-class Offsets:
-    """Offsets of the tokens of one answer in its text, in characters. A token may be only a part of one.
+class TextOffsets:
+    """Offsets of an answer's tokens in its text, in characters. A token may be a part of a character.
 
-    :param before: characters of the tokens that are not in the text: a BOS, or the space before a first word.
+    :param start: number of characters of tokens before the text: a BOS, or the space before a first word.
     """
 
-    def __init__(self, before: int = 0) -> None:
+    def __init__(self, start: int = 0) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._characters = -before
+        self._offset = -start
 
-    def next(self, data: bytes) -> int:
-        """Where the next token begins, which stands for ``data``."""
-        begun, before = self._decoder.getstate()[0], self._characters
-        self._characters += len(self._decoder.decode(data))
-        return before + (bool(begun and data) and not _goes_on(begun, data[:1]))
+    def advance(self, data: bytes) -> int:
+        """Return the offset of the next token, whose bytes are ``data``."""
+        partial, offset = self._decoder.getstate()[0], self._offset
+        self._offset += len(self._decoder.decode(data))
+        return offset + (bool(partial and data) and not _continues(partial, data[:1]))
 
 
-def _goes_on(begun: bytes, byte: bytes) -> bool:
-    """Return whether ``byte`` may follow ``begun``, a part of a character."""
+def _continues(partial: bytes, byte: bytes) -> bool:
+    """Return whether ``byte`` can follow ``partial``, the first bytes of a character."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(begun + byte)
+        codecs.getincrementaldecoder("utf-8")().decode(partial + byte)
     except UnicodeDecodeError:
         return False
     return True
 
 
-class LogprobWriter:
-    """Tells the tokens of answers.
+class LogprobFormatter:
+    """Converter of logprobs to OpenAI's formats.
 
-    Special tokens, which have no text (the end of the answer, mostly), are left out, unless all tokens are told: with
-    those of the prompt, where programs count on one entry a token.
+    Special tokens, which have no text (such as the end of the answer), are omitted by default.
 
-    :param tokenizer: the model's.
+    :param all_tokens: also include special tokens, for programs that count the tokens of echoed prompts.
     """
 
     def __init__(self, tokenizer: Any, *, all_tokens: bool = False) -> None:
         self._bytes = TokenBytes(tokenizer)
         self._special = frozenset() if all_tokens else frozenset(tokenizer.all_special_ids)
 
-    def before(self, text: str, ids: Sequence[int]) -> int:
+    def chars_before(self, text: str, ids: Sequence[int]) -> int:
         """Return the number of characters of the tokens ``ids`` before ``text``, their source or their text."""
-        whole = b"".join(map(self._bytes.of, ids)).decode(errors="replace")
-        return len(whole) - len(text) if whole.endswith(text) else max(0, whole.find(text))
+        decoded = b"".join(map(self._bytes.of, ids)).decode(errors="replace")
+        return len(decoded) - len(text) if decoded.endswith(text) else max(0, decoded.find(text))
 
-    def of_chat(self, logprobs: Sequence[TokenLogprob]) -> list[ContentLogprob]:
-        """As chat completions and responses have them."""
+    def for_chat(self, logprobs: Sequence[TokenLogprob]) -> list[ContentLogprob]:
+        """Return ``logprobs`` in the format of chat completions and responses."""
         return [
-            {**self._one(one.token_id, one.logprob), "top_logprobs": [self._one(*top) for top in one.top]}
-            for one in self._told(logprobs)
+            {
+                **self._entry(logprob.token_id, logprob.logprob),
+                "top_logprobs": [self._entry(*top) for top in logprob.top],
+            }
+            for logprob in self._included(logprobs)
         ]
 
-    def of_text(self, logprobs: Sequence[TokenLogprob], offsets: Offsets) -> TextLogprobs:
-        """As completions have them: the token itself is among the likeliest ones, and parts of characters are bytes."""
-        told = self._told(logprobs)
+    def for_completion(self, logprobs: Sequence[TokenLogprob], offsets: TextOffsets) -> TextLogprobs:
+        """Return ``logprobs`` in the format of completions.
+
+        The top logprobs include the token itself. Tokens that are parts of characters are written as bytes.
+        """
+        included = self._included(logprobs)
         return {
-            "tokens": [self._text(one.token_id) for one in told],
-            "token_logprobs": [one.logprob for one in told],
-            "top_logprobs": [self._top(one) for one in told],
-            "text_offset": [max(0, offsets.next(self._bytes.of(one.token_id))) for one in told],
+            "tokens": [self._text(logprob.token_id) for logprob in included],
+            "token_logprobs": [logprob.logprob for logprob in included],
+            "top_logprobs": [self._top_by_text(logprob) for logprob in included],
+            "text_offset": [max(0, offsets.advance(self._bytes.of(logprob.token_id))) for logprob in included],
         }
 
-    def _top(self, logprob: TokenLogprob) -> dict[str, float]:
+    def _top_by_text(self, logprob: TokenLogprob) -> dict[str, float]:
         if not logprob.top:
             return {}
         top: dict[str, float] = {}
-        for id_, value in (*logprob.top, (logprob.token_id, logprob.logprob)):
-            top.setdefault(self._text(id_), value)  # of two tokens with one text, the likelier
+        for token_id, value in (*logprob.top, (logprob.token_id, logprob.logprob)):
+            top.setdefault(self._text(token_id), value)  # the more likely of two tokens with the same text
         return top
 
-    def _told(self, logprobs: Sequence[TokenLogprob]) -> list[TokenLogprob]:
-        return [one for one in logprobs if one.token_id not in self._special]
+    def _included(self, logprobs: Sequence[TokenLogprob]) -> list[TokenLogprob]:
+        return [logprob for logprob in logprobs if logprob.token_id not in self._special]
 
-    def _one(self, token_id: int, logprob: float) -> TopLogprob:
+    def _entry(self, token_id: int, logprob: float) -> TopLogprob:
         data = self._bytes.of(token_id)
         return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 

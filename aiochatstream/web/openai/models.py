@@ -1,29 +1,29 @@
-"""The models that there are: one."""
+"""List and description of the served model."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
 from aiochatstream.web.json import json_response
-from aiochatstream.web.openai.answers import ModelList
-from aiochatstream.web.openai.errors import answers_openai_errors
-from aiochatstream.web.openai.service import Service
+from aiochatstream.web.openai.endpoint_context import EndpointContext
+from aiochatstream.web.openai.errors import openai_endpoint
+from aiochatstream.web.openai.response_models import ModelList
 from aiochatstream.web.server import Server
 
 
-@answers_openai_errors
-async def list_models(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
-    """``GET /v1/models``: the model that is served, in a list."""
-    service.check(server, request)
+@openai_endpoint
+async def list_models(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
+    """``GET /v1/models``: a list of the served model."""
+    context.check_access(server, request)
     server.check_ready()
-    models: ModelList = {"object": "list", "data": [service.describe(server)]}
+    models: ModelList = {"object": "list", "data": [context.describe_model(server)]}
     return json_response(models)
 
 
-@answers_openai_errors
-async def retrieve_model(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
-    """``GET /v1/models/{model}``: one model; the name may have slashes in it."""
-    service.check(server, request)
+@openai_endpoint
+async def retrieve_model(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
+    """``GET /v1/models/{model}``: the served model. Its name may contain slashes."""
+    context.check_access(server, request)
     server.check_ready()
-    service.check_model(server, request.match_info["model"])
-    return json_response(service.describe(server))
+    context.check_model(server, request.match_info["model"])
+    return json_response(context.describe_model(server))

@@ -1,4 +1,4 @@
-"""The body of ``POST /v1/responses``: text in, text out, and nothing kept."""
+"""The body of ``POST /v1/responses``, for text and without state."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.params import STRICT, Flag, Logprobs, MaxNewTokens
-from aiochatstream.web.openai.schemas import (
-    MOST_ITEMS,
-    Content,
+from aiochatstream.web.openai.request_models import (
+    MAX_ITEMS,
     FormatType,
     GenerationRequest,
     MessageRole,
-    Refusing,
-    Text,
+    OpenAIModel,
+    String,
+    TextContent,
 )
 
 LOGPROBS = "message.output_text.logprobs"
+"""Item of ``include`` that requests logprobs."""
 
 
 class InputMessage(BaseModel):
-    """One message of the input."""
+    """A message of the input."""
 
     model_config = STRICT
 
     role: MessageRole
-    content: Content
+    content: TextContent
 
     @model_validator(mode="before")
     @classmethod
-    def _only_messages(cls, data: Any) -> Any:
-        kind = data.get("type", "message") if isinstance(data, dict) else "message"
-        if kind != "message":
-            raise ValueError(f"type: items of type {str(kind)[:40]!r} are not supported; messages are")
+    def _check_type(cls, data: Any) -> Any:
+        item_type = data.get("type", "message") if isinstance(data, dict) else "message"
+        if item_type != "message":
+            raise ValueError(f"type: must be 'message', not {str(item_type)[:40]!r}")
         return data
 
 
@@ -41,34 +42,34 @@ def _as_messages(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-Messages = Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
+MessageList = Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 Input = Annotated[
-    Messages,
-    Field(description=f"a string or a list of 1 to {MOST_ITEMS} messages"),
-    BeforeValidator(_as_messages, json_schema_input_type=str | Messages),
+    MessageList,
+    Field(description=f"a string or a list of 1 to {MAX_ITEMS} messages"),
+    BeforeValidator(_as_messages, json_schema_input_type=str | MessageList),
 ]
 
 
 class TextFormat(BaseModel):
-    """What form the text is to have; a schema does so whatever ``strict`` says."""
+    """Format of the text. It conforms to a schema regardless of ``strict``."""
 
     model_config = STRICT
 
     type: FormatType
-    name: Text | None = None
-    description: Text | None = None
+    name: String | None = None
+    description: String | None = None
     json_schema: dict[str, Any] | None = Field(None, alias="schema", description="a JSON schema, an object")
     strict: Flag | None = None
 
     @model_validator(mode="after")
-    def _have_a_schema(self) -> TextFormat:
+    def _check_schema(self) -> TextFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("schema: goes with type 'json_schema', and the other way round")
+            raise ValueError("schema: must be sent with type 'json_schema', and only then")
         return self
 
 
-class TextOptions(Refusing):
-    """What the text is to be."""
+class TextOptions(OpenAIModel):
+    """Options of the text."""
 
     model_config = STRICT
 
@@ -78,7 +79,7 @@ class TextOptions(Refusing):
 
 
 class ResponseRequest(GenerationRequest):
-    """A response. ``store`` has no effect: nothing is kept, and the answer says so."""
+    """The body of ``POST /v1/responses``. ``store`` has no effect: nothing is stored."""
 
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "previous_response_id": (),
@@ -94,7 +95,7 @@ class ResponseRequest(GenerationRequest):
         "n": (1,),
     }
 
-    ELSEWHERE: ClassVar[dict[str, str]] = {
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
         "messages": "input",
         "max_tokens": "max_output_tokens",
         "max_completion_tokens": "max_output_tokens",
@@ -103,7 +104,7 @@ class ResponseRequest(GenerationRequest):
     }
 
     input: Input
-    instructions: Text | None = None
+    instructions: String | None = None
     max_output_tokens: MaxNewTokens | None = None
     text: TextOptions | None = None
     top_logprobs: Logprobs | None = None
@@ -111,16 +112,16 @@ class ResponseRequest(GenerationRequest):
     metadata: Annotated[dict[str, str], Field(max_length=16, description="an object of up to 16 strings")] | None = None
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         return self.max_output_tokens
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """All that the model is told, as chat templates know it."""
-        first = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        return [*first, *(message.model_dump() for message in self.input)]
+        """The instructions and the input, as messages for chat templates."""
+        system = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        return [*system, *(message.model_dump() for message in self.input)]
 
     @property
     def logprobs(self) -> int | None:
-        """How many of the likeliest tokens are told; None tells nothing."""
+        """Number of the most likely tokens whose logprobs are sent; None: no logprobs."""
         return self.top_logprobs or 0 if self.top_logprobs is not None or LOGPROBS in (self.include or ()) else None

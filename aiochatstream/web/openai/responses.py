@@ -1,4 +1,4 @@
-"""Responses: OpenAI's newer shape of a chat, here without state and for text."""
+"""The endpoint of responses, for text and without state."""
 
 from __future__ import annotations
 
@@ -12,93 +12,96 @@ from aiochatstream.errors import ChatStreamError
 from aiochatstream.prompts import ChatInput
 from aiochatstream.runtime.events import Ended, Text
 from aiochatstream.web.json import dumps
-from aiochatstream.web.openai.answering import Answer, answer_with
-from aiochatstream.web.openai.answers import ContentLogprob
-from aiochatstream.web.openai.errors import answers_openai_errors, error_body
-from aiochatstream.web.openai.logprobs import LogprobWriter
-from aiochatstream.web.openai.response_answers import OutputMessage, OutputText, Response, ResponseUsage, Status
+from aiochatstream.web.openai.endpoint_context import EndpointContext
+from aiochatstream.web.openai.errors import error_body, openai_endpoint
+from aiochatstream.web.openai.generation import ResponseBuilder, generate
+from aiochatstream.web.openai.logprobs import LogprobFormatter
+from aiochatstream.web.openai.request_models import format_constraint
+from aiochatstream.web.openai.response_models import ContentLogprob
+from aiochatstream.web.openai.response_object import OutputMessage, OutputText, Response, ResponseStatus, ResponseUsage
 from aiochatstream.web.openai.response_request import ResponseRequest
-from aiochatstream.web.openai.schemas import constraint_of
-from aiochatstream.web.openai.service import Service
 from aiochatstream.web.server import Server
 
 
-@answers_openai_errors
-async def responses(server: Server, request: web.Request, service: Service) -> web.StreamResponse:
-    """``POST /v1/responses``: the next message of a chat, as a response. Nothing is kept of it."""
-    asked, owner = await service.read(server, request, ResponseRequest)
-    form = None if asked.text is None else asked.text.format
-    return await answer_with(
+@openai_endpoint
+async def responses(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
+    """``POST /v1/responses``: the next message of a chat, as a response object. Nothing is stored."""
+    body, owner = await context.read_request(server, request, ResponseRequest)
+    text_format = None if body.text is None else body.text.format
+    return await generate(
         server,
         request,
-        ChatInput(asked.messages),
-        asked.overrides,
-        ResponseAnswer(asked, service.name(server), server),
-        stream=bool(asked.stream),
+        ChatInput(body.messages),
+        body.overrides,
+        ResponseObjectBuilder(body, context.served_name(server), server),
+        stream=bool(body.stream),
         owner=owner,
-        logprobs=asked.logprobs,
-        constraint=None if form is None else constraint_of(form.type, form.json_schema),
+        logprobs=body.logprobs,
+        constraint=None if text_format is None else format_constraint(text_format.type, text_format.json_schema),
     )
 
 
-class ResponseAnswer(Answer):
-    """A response in the making: one message, of one text."""
+class ResponseObjectBuilder(ResponseBuilder):
+    """Builder of a response object: a message with a single text."""
 
-    prefix = "resp_"
+    id_prefix = "resp_"
 
-    def __init__(self, asked: ResponseRequest, model: str, server: Server) -> None:
-        self.names = {"max_new_tokens": "max_output_tokens", "constraint": "text.format", "logprobs": "top_logprobs"}
+    def __init__(self, request: ResponseRequest, model: str, server: Server) -> None:
+        self.field_names = {
+            "max_new_tokens": "max_output_tokens",
+            "constraint": "text.format",
+            "logprobs": "top_logprobs",
+        }
         self._message_id = f"msg_{uuid.uuid4().hex}"
-        self._asked, self._model, self._created = asked, model, int(time.time())
-        self._temperature = server.params.temperature if asked.temperature is None else asked.temperature
-        self._top_p = server.params.top_p if asked.top_p is None else asked.top_p
+        self._request, self._model, self._created = request, model, int(time.time())
+        self._temperature = server.params.temperature if request.temperature is None else request.temperature
+        self._top_p = server.params.top_p if request.top_p is None else request.top_p
         tokenizer = server.engine.tokenizer
-        self._writer = None if asked.logprobs is None or tokenizer is None else LogprobWriter(tokenizer)
+        self._formatter = None if request.logprobs is None or tokenizer is None else LogprobFormatter(tokenizer)
         self._texts: list[str] = []
         self._logprobs: list[ContentLogprob] = []
-        self._status: Status = "in_progress"
+        self._status: ResponseStatus = "in_progress"
         self._usage: ResponseUsage | None = None
         self._events = 0
 
-    def take(self, index: int, text: Text) -> str:
-        begun = self._begin()
-        logprobs = [] if self._writer is None else self._writer.of_chat(text.logprobs)
+    def add_text(self, index: int, text: Text) -> str:
+        first = self._begin()
+        logprobs = [] if self._formatter is None else self._formatter.for_chat(text.logprobs)
         self._texts.append(text.text)
         self._logprobs += logprobs
-        return begun + self._of_part("response.output_text.delta", delta=text.text, logprobs=logprobs)
+        return first + self._part_event("response.output_text.delta", delta=text.text, logprobs=logprobs)
 
-    def end(self, index: int, ended: Ended) -> str:
-        begun = self._begin()
+    def end_answer(self, index: int, ended: Ended) -> str:
+        first = self._begin()
         self._status = "incomplete" if ended.finish_reason == "length" else "completed"
-        used = ended.usage
+        usage = ended.usage
         self._usage = {
-            "input_tokens": used.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": used.cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": used.completion_tokens,
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": used.prompt_tokens + used.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
         return "".join(
             [
-                begun,
-                self._of_part("response.output_text.done", text=self._part()["text"], logprobs=self._logprobs),
-                self._of_part("response.content_part.done", part=self._part()),
+                first,
+                self._part_event("response.output_text.done", text=self._part()["text"], logprobs=self._logprobs),
+                self._part_event("response.content_part.done", part=self._part()),
                 self._event("response.output_item.done", output_index=0, item=self._message()),
             ]
         )
 
-    def last(self) -> str:
-        return self._event(f"response.{self._status}", response=self.whole())
+    def last_events(self) -> str:
+        return self._event(f"response.{self._status}", response=self.body())
 
-    def failed(self, error: ChatStreamError) -> str:
-        """The event of responses' own, with the key that clients of all endpoints look for."""
-        told = error_body(error)["error"]
-        details = {"code": told["code"], "message": told["message"], "param": told["param"]}
-        return self._event("error", **details, error=told)
+    def failure_event(self, error: ChatStreamError) -> str:
+        """Return the error event of responses, which also contains the error object of the other endpoints."""
+        detail = error_body(error)["error"]
+        return self._event("error", code=detail["code"], message=detail["message"], param=detail["param"], error=detail)
 
-    def whole(self) -> Response:
-        form = None if self._asked.text is None else self._asked.text.format
-        told = {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
+    def body(self) -> Response:
+        text_format = None if self._request.text is None else self._request.text.format
+        format_ = {"type": "text"} if text_format is None else text_format.model_dump(by_alias=True, exclude_none=True)
         return {
             "id": self.id,
             "object": "response",
@@ -107,16 +110,16 @@ class ResponseAnswer(Answer):
             "background": False,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
-            "instructions": self._asked.instructions,
-            "max_output_tokens": self._asked.max_output_tokens,
-            "metadata": self._asked.metadata or {},
+            "instructions": self._request.instructions,
+            "max_output_tokens": self._request.max_output_tokens,
+            "metadata": self._request.metadata or {},
             "model": self._model,
             "output": [] if self._status == "in_progress" else [self._message()],
             "parallel_tool_calls": False,
             "previous_response_id": None,
             "store": False,
             "temperature": self._temperature,
-            "text": {"format": told},
+            "text": {"format": format_},
             "tool_choice": "none",
             "tools": [],
             "top_p": self._top_p,
@@ -130,10 +133,10 @@ class ResponseAnswer(Answer):
         empty: OutputMessage = {**self._message(), "content": []}
         return "".join(
             [
-                self._event("response.created", response=self.whole()),
-                self._event("response.in_progress", response=self.whole()),
+                self._event("response.created", response=self.body()),
+                self._event("response.in_progress", response=self.body()),
                 self._event("response.output_item.added", output_index=0, item=empty),
-                self._of_part("response.content_part.added", part=self._part()),
+                self._part_event("response.content_part.added", part=self._part()),
             ]
         )
 
@@ -154,10 +157,10 @@ class ResponseAnswer(Answer):
             "logprobs": self._logprobs,
         }
 
-    def _of_part(self, kind: str, **data: Any) -> str:
-        return self._event(kind, item_id=self._message_id, output_index=0, content_index=0, **data)
+    def _part_event(self, event_type: str, **data: Any) -> str:
+        return self._event(event_type, item_id=self._message_id, output_index=0, content_index=0, **data)
 
-    def _event(self, kind: str, **data: Any) -> str:
-        event = {"type": kind, "sequence_number": self._events, **data}
+    def _event(self, event_type: str, **data: Any) -> str:
+        event = {"type": event_type, "sequence_number": self._events, **data}
         self._events += 1
-        return f"event: {kind}\ndata: {dumps(event)}\n\n"
+        return f"event: {event_type}\ndata: {dumps(event)}\n\n"

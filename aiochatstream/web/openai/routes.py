@@ -1,4 +1,4 @@
-"""The endpoints of OpenAI's API as a table."""
+"""Route table of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from aiochatstream.errors import (
     TooManyRequests,
 )
 from aiochatstream.web.endpoint import EVENTS, JSON, Endpoint
-from aiochatstream.web.openai import answers, chat, completions, models, response_answers, responses
+from aiochatstream.web.openai import chat, completions, models, response_models, response_object, responses
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
 
-ANSWERING = (ModelNotFound, NoRecording, ContextLengthExceeded, TooManyRequests, Starting, Draining, EngineFailed)
+GENERATION_ERRORS = (
+    ModelNotFound,
+    NoRecording,
+    ContextLengthExceeded,
+    TooManyRequests,
+    Starting,
+    Draining,
+    EngineFailed,
+)
 
 ENDPOINTS = {
-    api.name: api
-    for api in (
+    endpoint.name: endpoint
+    for endpoint in (
         Endpoint(
             "list_models",
             web.get,
             "/models",
             models.list_models,
-            responses={JSON: answers.ModelList},
+            responses={JSON: response_models.ModelList},
             errors=(Starting, Draining),
         ),
         Endpoint(
@@ -37,7 +45,7 @@ ENDPOINTS = {
             web.get,
             r"/models/{model:[\s\S]+}",
             models.retrieve_model,
-            responses={JSON: answers.Model},
+            responses={JSON: response_models.Model},
             errors=(ModelNotFound, Starting, Draining),
         ),
         Endpoint(
@@ -46,8 +54,8 @@ ENDPOINTS = {
             "/chat/completions",
             chat.chat_completions,
             body=ChatCompletionRequest,
-            responses={JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk},
-            errors=ANSWERING,
+            responses={JSON: response_models.ChatCompletion, EVENTS: response_models.ChatCompletionChunk},
+            errors=GENERATION_ERRORS,
         ),
         Endpoint(
             "completions",
@@ -55,8 +63,8 @@ ENDPOINTS = {
             "/completions",
             completions.completions,
             body=CompletionRequest,
-            responses={JSON: answers.Completion, EVENTS: answers.CompletionChunk},
-            errors=ANSWERING,
+            responses={JSON: response_models.Completion, EVENTS: response_models.CompletionChunk},
+            errors=GENERATION_ERRORS,
         ),
         Endpoint(
             "responses",
@@ -64,8 +72,8 @@ ENDPOINTS = {
             "/responses",
             responses.responses,
             body=ResponseRequest,
-            responses={JSON: response_answers.Response, EVENTS: response_answers.ResponseEvent},
-            errors=ANSWERING,
+            responses={JSON: response_object.Response, EVENTS: response_object.ResponseEvent},
+            errors=GENERATION_ERRORS,
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Tool calls: found in what the model writes, or forced by the form that its answer is to have."""
+"""Tool calls: parsed from generated text, or forced by constraints."""
 
 from __future__ import annotations
 
@@ -11,45 +11,48 @@ from typing import Any, Literal
 
 from aiochatstream.constraint import JSON_OPTIONS, Constraint
 from aiochatstream.prompts.tools import BEGIN_CALL, END_CALL
-from aiochatstream.web.openai.chat_request import Function
+from aiochatstream.web.openai.chat_request import FunctionDefinition
 
-MISTRALS = "[TOOL_CALLS]"
-"""What Mistral's models write before a list of calls."""
+MISTRAL_TAG = "[TOOL_CALLS]"
+"""Tag of Mistral's models before a list of calls."""
 
-START = re.compile(rf'{BEGIN_CALL}|{re.escape(MISTRALS)}|(?<=\n)[ \t]{{0,40}}(?:\[\s{{0,40}})?\{{\s{{0,40}}"name"')
-"""From here on, text may be calls: at a tag, or where a line begins as a call does. (Tags that are special tokens have
-no text.)"""
+CALL_START = re.compile(
+    rf'{BEGIN_CALL}|{re.escape(MISTRAL_TAG)}|(?<=\n)[ \t]{{0,40}}(?:\[\s{{0,40}})?\{{\s{{0,40}}"name"'
+)
+"""Possible beginning of calls: a tag, or a line that begins with a call's JSON. (Tags that are special tokens have no
+text.)"""
 
-PARTIAL = re.compile(r'(?<=\n)[ \t]{0,40}(?:\[\s{0,40})?(?:\{\s{0,40}(?:"(?:n(?:a(?:me?)?)?)?)?)?\Z')
-"""The beginning of such a line."""
+PARTIAL_START = re.compile(r'(?<=\n)[ \t]{0,40}(?:\[\s{0,40})?(?:\{\s{0,40}(?:"(?:n(?:a(?:me?)?)?)?)?)?\Z')
+"""Incomplete beginning of such a line, at the end of the text."""
 
-BEFORE = re.compile(rf"(?:\A|\n|{BEGIN_CALL}|{re.escape(MISTRALS)})[\s\[]*\Z")
-"""The text before the first of several calls."""
+BEFORE_FIRST_CALL = re.compile(rf"(?:\A|\n|{BEGIN_CALL}|{re.escape(MISTRAL_TAG)})[\s\[]*\Z")
+"""End of the text before the first of several calls."""
 
-LEAD = re.compile(rf"(?:{BEGIN_CALL}\s{{0,40}}|{re.escape(MISTRALS)}\s{{0,40}})?(?:\[\s{{0,40}})?\Z")
-TRAIL = re.compile(rf"\A(?:\s{{0,40}}\]?\s{{0,40}}{END_CALL}|\s{{0,40}}\])")
-GLUE = re.compile(rf"(?:{re.escape(MISTRALS)}|{BEGIN_CALL}|{END_CALL}|[\s,;\[\]])*")
-"""Separators between calls, which are no text of their own."""
+LEADING_MARKUP = re.compile(rf"(?:{BEGIN_CALL}\s{{0,40}}|{re.escape(MISTRAL_TAG)}\s{{0,40}})?(?:\[\s{{0,40}})?\Z")
+TRAILING_MARKUP = re.compile(rf"\A(?:\s{{0,40}}\]?\s{{0,40}}{END_CALL}|\s{{0,40}}\])")
+SEPARATORS = re.compile(rf"(?:{re.escape(MISTRAL_TAG)}|{BEGIN_CALL}|{END_CALL}|[\s,;\[\]])*")
+"""Separators between calls, which are not part of the text."""
 
 LOOK_BEHIND = 64
-"""Characters before an object that decide whether it may be a call."""
+"""Characters before an object that determine whether it may be a call."""
 
-MOST_FAILURES = 100
-"""Objects that are no JSON, after which all is text: each may take as long as the answer is."""
+MAX_FAILURES = 100
+"""Maximum number of invalid JSON objects in an answer, after which the rest is text: each one may cost a scan of the
+whole answer."""
 
 DECODER = json.JSONDecoder(strict=False)
-"""Small models write line ends and tabs into strings as they are."""
+"""Decoder that accepts unescaped line breaks and tabs in strings, which small models write."""
 
-NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-"""The schema of a function without parameters."""
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Schema of the arguments of a function without parameters."""
 
-MOST_CALLS = 16
-"""In an answer that must call: small models find no end."""
+MAX_CALLS = 16
+"""Maximum number of calls in an answer with ``tool_choice="required"``: small models do not stop by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallPart:
-    """A part of a call. name: of the function, with the first part only."""
+    """A part of a call. name: name of the function, in the first part only."""
 
     index: int
     arguments: str
@@ -57,107 +60,109 @@ class CallPart:
 
 
 Part = str | CallPart
-"""Text for the user, or a part of a call."""
+"""A piece of text, or a part of a call."""
 
 
-class Reader(ABC):
-    """Reads an answer as it is written."""
+class OutputParser(ABC):
+    """Incremental parser of the generated text of one answer."""
 
     finish_reason: Literal["tool_calls", "stop"] = "tool_calls"
-    """The reason for the end of an answer with calls that ends by itself."""
+    """Finish reason of a complete answer with calls."""
 
     @abstractmethod
-    def push(self, text: str) -> list[Part]:
-        """What is certain with ``text``."""
+    def feed(self, text: str) -> list[Part]:
+        """Parse a piece of text; return the parts that are certain."""
 
-    def end(self) -> list[Part]:
-        """What the end of the answer makes certain."""
+    def close(self) -> list[Part]:
+        """End the answer; return the remaining parts."""
         return []
 
 
-class PlainReader(Reader):
-    """Everything is text."""
+class PlainTextParser(OutputParser):
+    """Parser of answers without calls."""
 
-    def push(self, text: str) -> list[Part]:
+    def feed(self, text: str) -> list[Part]:
         return [text] if text else []
 
 
-class CallReader(Reader):
-    """Text and calls, in any order: within the tags that most models learn, or as JSON at the beginning of the answer
-    or of a line.
+class ToolCallParser(OutputParser):
+    """Parser of text and calls in any order.
 
-    What may be a call is held back until the answer ends; where it is none, it is text.
+    Calls are JSON, in the tags that most models use, or at the beginning of the answer or of a line. A possible call
+    and the text after it are held back until the answer ends.
 
-    :param names: the functions that there are.
-    :param parallel: whether there may be several calls; else the first one counts.
+    :param names: names of the functions.
+    :param parallel: return all calls, not only the first one.
     """
 
     def __init__(self, names: Collection[str], *, parallel: bool = True) -> None:
         self._names, self._parallel = names, parallel
-        self._held = ""
+        self._buffer = ""
         self._last = "\n"
-        """The last character that was told; before the first one, as at the beginning of a line."""
+        """Last returned character; at first a line break, as the answer begins a line."""
         self._holds: bool | None = None
-        """True if all further text is held; None until the answer has begun."""
+        """True if all further text is held back; None until the answer begins."""
 
-    def push(self, text: str) -> list[Part]:
-        self._held += text
-        if self._holds is None and (begin := self._held.lstrip()[:1]):
+    def feed(self, text: str) -> list[Part]:
+        self._buffer += text
+        if self._holds is None and (begin := self._buffer.lstrip()[:1]):
             self._holds = begin in ("{", "[")
         if self._holds is not False:
             return []
-        text = self._last + self._held
-        if found := START.search(text, 1):
-            self._holds, safe = True, found.start()
+        text = self._last + self._buffer
+        if match := CALL_START.search(text, 1):
+            self._holds, safe = True, match.start()
         else:
-            partial = PARTIAL.search(text, 1)
-            safe = min(_before(text, BEGIN_CALL), _before(text, MISTRALS), partial.start() if partial else len(text))
-        told, self._held = text[1:safe], text[safe:]
-        self._last = told[-1:] or self._last
-        return [told] if told else []
+            partial = PARTIAL_START.search(text, 1)
+            safe = min(
+                _find_tag(text, BEGIN_CALL), _find_tag(text, MISTRAL_TAG), partial.start() if partial else len(text)
+            )
+        safe_text, self._buffer = text[1:safe], text[safe:]
+        self._last = safe_text[-1:] or self._last
+        return [safe_text] if safe_text else []
 
-    def end(self) -> list[Part]:
-        parts = read_calls(self._held, self._names)
+    def close(self) -> list[Part]:
+        parts = parse_calls(self._buffer, self._names)
         if self._parallel:
             return parts
         return [part for part in parts if isinstance(part, str) or part.index == 0]
 
 
-class WholeReader(CallReader):
-    """Nothing but calls, which the answer's form makes certain unless it is cut off."""
+class RequiredCallsParser(ToolCallParser):
+    """Parser of answers that are constrained to calls. An answer that is cut off is text."""
 
-    def push(self, text: str) -> list[Part]:
-        self._held += text
+    def feed(self, text: str) -> list[Part]:
+        self._buffer += text
         return []
 
-    def end(self) -> list[Part]:
+    def close(self) -> list[Part]:
         try:
-            json.loads(self._held)
+            json.loads(self._buffer)
         except (ValueError, RecursionError):
-            return [self._held] if self._held else []
-        return super().end()
+            return [self._buffer] if self._buffer else []
+        return super().close()
 
 
-class OneCallReader(Reader):
-    """All of the answer is the arguments of this function. As with OpenAI, such an answer ends with "stop"."""
+class NamedCallParser(OutputParser):
+    """Parser of answers that are constrained to the arguments of one function. As with OpenAI, they end with "stop"."""
 
     finish_reason = "stop"
 
     def __init__(self, name: str) -> None:
         self._name: str | None = name
 
-    def push(self, text: str) -> list[Part]:
+    def feed(self, text: str) -> list[Part]:
         if not text:
             return []
         name, self._name = self._name, None
         return [CallPart(0, text, name)]
 
 
-def read_calls(text: str, names: Collection[str]) -> list[Part]:
-    """Return the calls in ``text``, and all other text, in order.
+def parse_calls(text: str, names: Collection[str]) -> list[Part]:
+    """Return the calls in ``text`` and the text between them, in order.
 
-    A call is a JSON object with the name of a function that there is, and with an object of arguments; all else is
-    text, but for tags and separators beside calls.
+    A call is a JSON object with the name of a function and an object of arguments. The tags and separators around calls
+    are omitted.
     """
     parts: list[Part] = []
     calls = done = 0
@@ -171,12 +176,12 @@ def read_calls(text: str, names: Collection[str]) -> list[Part]:
 
 
 def _objects(text: str) -> Iterator[tuple[int, int, Any]]:
-    """Yield the JSON objects where calls may be: begin, end and value."""
+    """Yield the JSON objects that may be calls: start, end and value."""
     end = failures = 0
     at = text.find("{")
-    while at >= 0 and failures < MOST_FAILURES:
-        follows = end and at - end <= LOOK_BEHIND and GLUE.fullmatch(text, end, at)
-        if follows or BEFORE.search(text, max(0, at - LOOK_BEHIND), at):
+    while at >= 0 and failures < MAX_FAILURES:
+        follows = end and at - end <= LOOK_BEHIND and SEPARATORS.fullmatch(text, end, at)
+        if follows or BEFORE_FIRST_CALL.search(text, max(0, at - LOOK_BEHIND), at):
             try:
                 value, end = DECODER.raw_decode(text, at)
             except (ValueError, RecursionError):
@@ -189,7 +194,7 @@ def _objects(text: str) -> Iterator[tuple[int, int, Any]]:
 
 
 def _call(value: Any, names: Collection[str], index: int) -> CallPart | None:
-    """Return the call that a JSON object is, None if it is none."""
+    """Return the call that a JSON object represents, or None."""
     name = value.get("name")
     if not isinstance(name, str) or name not in names:
         return None
@@ -199,40 +204,40 @@ def _call(value: Any, names: Collection[str], index: int) -> CallPart | None:
 
 def _text_between(text: str, *, after_call: bool, before_call: bool) -> list[Part]:
     """Return ``text`` without the tags and separators of the calls before and after it."""
-    if (after_call and GLUE.fullmatch(text)) or not text:
+    if (after_call and SEPARATORS.fullmatch(text)) or not text:
         return []
     if after_call:
-        text = TRAIL.sub("", text, count=1)
+        text = TRAILING_MARKUP.sub("", text, count=1)
     if before_call:
-        lead = LEAD.search(text, max(0, len(text) - 2 * LOOK_BEHIND))
+        lead = LEADING_MARKUP.search(text, max(0, len(text) - 2 * LOOK_BEHIND))
         text = text[: lead.start()] if lead else text
         if not text.strip():
             return []
     return [text] if text else []
 
 
-def _arguments(written: Any) -> str | None:
-    """What a function is called with, as JSON; None where it is nothing to call one with."""
+def _arguments(value: Any) -> str | None:
+    """Return the arguments of a call as JSON, or None if they are invalid."""
     try:
-        arguments = DECODER.decode(written) if isinstance(written, str) else {} if written is None else written
-        told = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        told.encode()  # which half a surrogate pair cannot be
+        arguments = DECODER.decode(value) if isinstance(value, str) else {} if value is None else value
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        text.encode()  # raises UnicodeEncodeError, a ValueError, for unpaired surrogates
     except (ValueError, RecursionError):
         return None
-    return told if isinstance(arguments, dict) else None
+    return text if isinstance(arguments, dict) else None
 
 
-def one_call(function: Function) -> Constraint:
-    """The arguments of ``function``."""
+def named_call_constraint(function: FunctionDefinition) -> Constraint:
+    """Return the constraint to the arguments of ``function``."""
     return Constraint.json_schema(_schema(function))
 
 
-def some_calls(functions: Sequence[Function], *, parallel: bool) -> Constraint:
-    """A list of one call or more of ``functions``; exactly one, unless ``parallel``.
+def required_calls_constraint(functions: Sequence[FunctionDefinition], *, parallel: bool) -> Constraint:
+    """Return the constraint to a list of calls of ``functions``; of a single call unless ``parallel``.
 
-    It is spaced as in the examples that models learn from.
+    The spaces are those of models' training data.
     """
-    more = f'(", " call){{0,{MOST_CALLS - 1}}}' if parallel else ""
+    more = f'(", " call){{0,{MAX_CALLS - 1}}}' if parallel else ""
     lines = [f'start: "[" call {more} "]"', "call: " + " | ".join(f"call_{at}" for at in range(len(functions)))]
     for at, function in enumerate(functions):
         begin = json.dumps(f'{{"name": "{function.name}", "arguments": ')
@@ -241,12 +246,12 @@ def some_calls(functions: Sequence[Function], *, parallel: bool) -> Constraint:
     return Constraint("lark", "\n".join(lines))
 
 
-def _schema(function: Function) -> dict[str, Any]:
-    return function.parameters or NOTHING
+def _schema(function: FunctionDefinition) -> dict[str, Any]:
+    return function.parameters or NO_ARGUMENTS
 
 
-def _before(text: str, tag: str) -> int:
-    """How much of ``text`` comes before ``tag``, or before what may become it."""
+def _find_tag(text: str, tag: str) -> int:
+    """Return the index of ``tag``, or of an incomplete tag at the end of ``text``; the text's length if absent."""
     at = text.find(tag)
     if at >= 0:
         return at

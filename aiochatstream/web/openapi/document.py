@@ -33,12 +33,12 @@ from aiochatstream.errors import (
 )
 from aiochatstream.web.auth.roles import ALWAYS_ALLOWED
 from aiochatstream.web.endpoint import EVENTS, JSON, BoundHandler, Endpoint
-from aiochatstream.web.openai import answers as openai_answers
+from aiochatstream.web.openai import response_models as openai_models
 from aiochatstream.web.response_models import ErrorBody
 from aiochatstream.web.server import Server
 
 if TYPE_CHECKING:
-    from aiochatstream.web.openai.service import Service
+    from aiochatstream.web.openai.endpoint_context import EndpointContext
 
 BODY_ERRORS = (BadRequest, InvalidValue, RequestTimeout, TooLarge, UnsupportedMediaType, TooManyRequests, Draining)
 """Errors of all endpoints that read a body."""
@@ -70,8 +70,8 @@ def mounted_endpoints(server: Server, app: web.Application) -> Iterator[MountedE
         if route.method == hdrs.METH_HEAD or route.resource is None or not isinstance(bound, BoundHandler):
             continue
         if bound.func is bound.endpoint.handler and bound.args == (server,):
-            service: Service | None = bound.keywords.get("service")
-            requires_key = service is not None and service.keys.needed
+            context: EndpointContext | None = bound.keywords.get("context")
+            requires_key = context is not None and context.keys.required
             yield MountedEndpoint(
                 bound.endpoint, bound.tag, route.method.lower(), route.resource.canonical, requires_key
             )
@@ -87,7 +87,7 @@ def document(endpoints: Sequence[MountedEndpoint], *, overload_status: int) -> d
         if endpoint.body is not None:
             types[endpoint.body] = "validation"
         types |= dict.fromkeys(endpoint.responses.values(), "serialization")
-    types |= dict.fromkeys((ErrorBody, openai_answers.OpenAIErrorBody), "serialization")
+    types |= dict.fromkeys((ErrorBody, openai_models.OpenAIErrorBody), "serialization")
     schemas_by_mode, definitions = TypeAdapter.json_schemas(
         [(type_, mode, TypeAdapter(type_)) for type_, mode in types.items()],
         ref_template="#/components/schemas/{model}",
@@ -161,7 +161,7 @@ def _responses(
         errors |= {InvalidKey, Forbidden}
     elif endpoint.name not in ALWAYS_ALLOWED:
         errors |= {Unauthorized, Forbidden, StoreUnavailable, TooManyAttempts}
-    body = {JSON: {"schema": schemas[openai_answers.OpenAIErrorBody if is_openai else ErrorBody]}}
+    body = {JSON: {"schema": schemas[openai_models.OpenAIErrorBody if is_openai else ErrorBody]}}
     for status, codes in sorted(_by_status(errors, overload_status, is_openai=is_openai).items()):
         responses[str(status)] = {"description": "; ".join(codes), "content": body}
         if status in (Unavailable.status, TooManyAttempts.status, overload_status):

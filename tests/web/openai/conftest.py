@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import platform
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
 
 from tests.helpers import Server
+from tests.web.openai.helpers import OpenAIClientOf
+
+platform.processor()  # OpenAI's client calls it, and the first call starts a program
 
 
 @pytest.fixture
-async def openai_of() -> AsyncIterator[Callable[..., AsyncOpenAI]]:
-    """``openai_of(server, ...)`` gives OpenAI's client, which does not try again by itself, and validates what it reads
-    strictly, as it does not by default.
-    """
+async def openai_of() -> AsyncIterator[OpenAIClientOf]:
+    """Yield a function that returns a client of a server."""
     async with AsyncExitStack() as stack:
 
-        def make(server: Server, **options: Any) -> AsyncOpenAI:
-            given = {"base_url": f"{server.url}/v1", "api_key": "none", "max_retries": 0}
-            given |= {"_strict_response_validation": True, **options}
-            client = AsyncOpenAI(**given)
+        def make(server: Server, *, api_key: str = "none", max_retries: int = 0, strict: bool = True) -> AsyncOpenAI:
+            client = AsyncOpenAI(
+                base_url=f"{server.url}/v1",
+                api_key=api_key,
+                max_retries=max_retries,
+                _strict_response_validation=strict,
+            )
             stack.push_async_callback(client.close)
             return client
 

@@ -1,4 +1,4 @@
-"""Calls of tools in what models write."""
+"""Parsing of tool calls in generated text."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 
-from aiochatstream.web.openai.tool_calls import CallPart, CallReader, OneCallReader, Part, Reader, WholeReader
+from aiochatstream.web.openai.tool_calls import (
+    CallPart,
+    NamedCallParser,
+    OutputParser,
+    Part,
+    RequiredCallsParser,
+    ToolCallParser,
+)
 
 NAMES = {"f", "g"}
 CALL, G = '{"name": "f", "arguments": {"x": 1}}', '{"name": "g"}'
 F, G1 = CallPart(0, '{"x": 1}', "f"), CallPart(1, "{}", "g")
 
 
-def read(reader: Reader, text: str, step: int) -> list[Part]:
-    parts = [part for at in range(0, len(text), step) for part in reader.push(text[at : at + step])]
-    parts += reader.end()
+def read(parser: OutputParser, text: str, step: int) -> list[Part]:
+    parts = [part for at in range(0, len(text), step) for part in parser.feed(text[at : at + step])]
+    parts += parser.close()
     joined: list[Part] = []
     for part in parts:
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
@@ -84,59 +91,59 @@ def read(reader: Reader, text: str, step: int) -> list[Part]:
         ("", []),
     ],
 )
-def test_calls_are_found_however_the_text_arrives(text: str, expected: list[Any], step: int) -> None:
-    assert read(CallReader(NAMES), text, step) == expected
+def test_calls_are_parsed_from_pieces_of_any_length(text: str, expected: list[Any], step: int) -> None:
+    assert read(ToolCallParser(NAMES), text, step) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["{" * 50_000, "[" * 50_000, "\n{" * 50_000, "\n" * 50_000 + "{", f"{CALL}" + " " * 50_000 + "{" * 50_000]
 )
-def test_what_is_no_call_is_read_in_bounded_steps(text: str) -> None:
-    tries = []
+def test_text_without_calls_is_parsed_in_bounded_steps(text: str) -> None:
+    attempts: list[int] = []
 
     class Decoder(json.JSONDecoder):
         def raw_decode(self, s: str, idx: int = 0) -> Any:
-            tries.append(idx)
+            attempts.append(idx)
             return super().raw_decode(s, idx)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("aiochatstream.web.openai.tool_calls.DECODER", Decoder(strict=False))
-        parts = read(CallReader(NAMES), text, len(text))
+        parts = read(ToolCallParser(NAMES), text, len(text))
     assert "".join(part for part in parts if isinstance(part, str)) in (text, text.removeprefix(CALL))
-    assert len(tries) <= 102
+    assert len(attempts) <= 102
 
 
-def test_without_parallel_calls_all_text_is_kept() -> None:
+def test_without_parallel_calls_all_text_is_returned() -> None:
     text = f"<tool_call>{CALL}</tool_call> and <tool_call>{G}</tool_call>."
-    assert read(CallReader(NAMES, parallel=False), text, 5) == [F, " and ."]
+    assert read(ToolCallParser(NAMES, parallel=False), text, 5) == [F, " and ."]
 
 
-def test_a_line_that_may_be_a_call_is_held_back_and_others_are_not() -> None:
-    reader = CallReader(NAMES)
-    assert reader.push("a\n") == ["a\n"]
-    assert reader.push("{ x }\n") == ["{ x }\n"]
-    assert reader.push('  {"na') == []
-    assert reader.push("il\n") == ['  {"nail\n']
-    assert reader.push('{"name') == []
-    assert reader.push('": 1} ') == []
-    assert reader.end() == ['{"name": 1} ']
+def test_only_lines_that_may_be_calls_are_held_back() -> None:
+    parser = ToolCallParser(NAMES)
+    assert parser.feed("a\n") == ["a\n"]
+    assert parser.feed("{ x }\n") == ["{ x }\n"]
+    assert parser.feed('  {"na') == []
+    assert parser.feed("il\n") == ['  {"nail\n']
+    assert parser.feed('{"name') == []
+    assert parser.feed('": 1} ') == []
+    assert parser.close() == ['{"name": 1} ']
 
 
-def test_what_is_nested_too_deeply_is_text() -> None:
+def test_too_deeply_nested_json_is_text() -> None:
     text = "[" * 100_000
-    assert read(CallReader(NAMES), text, len(text)) == [text]
+    assert read(ToolCallParser(NAMES), text, len(text)) == [text]
 
 
-def test_text_is_told_as_it_comes() -> None:
-    reader = CallReader(NAMES)
-    assert reader.push("Hello ") == ["Hello "]
-    assert reader.push("a <tool") == ["a "]
-    assert reader.push("s>") == ["<tools>"]
+def test_text_is_returned_immediately() -> None:
+    parser = ToolCallParser(NAMES)
+    assert parser.feed("Hello ") == ["Hello "]
+    assert parser.feed("a <tool") == ["a "]
+    assert parser.feed("s>") == ["<tools>"]
 
 
-def test_forced_calls_are_read_as_what_their_form_makes_them() -> None:
-    parts = read(OneCallReader("f"), '{"x":1}', 2)
+def test_constrained_calls_are_parsed() -> None:
+    parts = read(NamedCallParser("f"), '{"x":1}', 2)
     assert [part.name for part in parts if isinstance(part, CallPart)] == ["f", None, None, None]
     assert json.loads("".join(part.arguments for part in parts if isinstance(part, CallPart))) == {"x": 1}
-    assert read(WholeReader(NAMES), f"[{CALL}]", 4) == [CallPart(0, '{"x": 1}', "f")]
-    assert read(WholeReader(NAMES), f"[{CALL}", 4) == [f"[{CALL}"]  # was cut off
+    assert read(RequiredCallsParser(NAMES), f"[{CALL}]", 4) == [CallPart(0, '{"x": 1}', "f")]
+    assert read(RequiredCallsParser(NAMES), f"[{CALL}", 4) == [f"[{CALL}"]  # cut off

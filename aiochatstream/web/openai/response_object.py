@@ -1,4 +1,4 @@
-"""What ``POST /v1/responses`` answers, as plain dicts with types."""
+"""The response object of ``POST /v1/responses``, and the events of its stream, as typed dicts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from aiochatstream.web.openai.answers import ContentLogprob, ErrorDetail
+from aiochatstream.web.openai.response_models import ContentLogprob, ErrorDetail
 
-Status = Literal["in_progress", "completed", "incomplete"]
+ResponseStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputText(TypedDict):
@@ -22,7 +22,7 @@ class OutputMessage(TypedDict):
     type: Literal["message"]
     id: str
     role: Literal["assistant"]
-    status: Status
+    status: ResponseStatus
     content: list[OutputText]
 
 
@@ -51,7 +51,7 @@ class Response(TypedDict):
     id: str
     object: Literal["response"]
     created_at: int
-    status: Status
+    status: ResponseStatus
     background: bool
     error: None
     incomplete_details: IncompleteDetails | None
@@ -73,7 +73,7 @@ class Response(TypedDict):
 
 
 class ResponseEvent(TypedDict):
-    """An event of the stream; what it has besides depends on its type."""
+    """An event of the stream. Its other fields depend on its type."""
 
     type: Literal[
         "response.created",

@@ -1,8 +1,8 @@
-"""What OpenAI's API answers, as plain dicts with types: they cost nothing for each piece of a stream."""
+"""Typed dicts of responses: plain dicts, because a stream contains many."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -169,20 +169,17 @@ class CompletionChunk(TypedDict):
     usage: NotRequired[CompletionUsage | None]
 
 
-Chunk = ChatCompletionChunk | CompletionChunk | dict[str, Any]
+def total_usage(answers: list[Usage], per_prompt: int = 1) -> CompletionUsage:
+    """Return the total usage of ``answers``, with the tokens of each prompt counted once.
 
-
-def usage_of(answers: list[Usage], per_prompt: int = 1) -> CompletionUsage:
-    """The tokens of all answers; those of a prompt count once for all of its answers.
-
-    :param per_prompt: how many answers each prompt has.
+    :param per_prompt: number of answers to each prompt.
     """
-    firsts = answers[::per_prompt]
-    prompt_tokens = sum(one.prompt_tokens for one in firsts)
-    completion_tokens = sum(one.completion_tokens for one in answers)
+    prompts = answers[::per_prompt]
+    prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
+    completion_tokens = sum(usage.completion_tokens for usage in answers)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in firsts)},
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
     }

@@ -1,7 +1,7 @@
-"""What requests to OpenAI's API may say.
+"""Request models that the endpoints of OpenAI's API share.
 
-Fields that are not here are ignored. Those of OpenAI's that would change the answer, and are not supported, are refused
-(:attr:`Refusing.UNSUPPORTED`); those that would not (a user's name, say) are taken and have no effect.
+Unknown fields are ignored, as are fields of OpenAI's API that do not affect the answer, such as ``user``. Unsupported
+fields that would affect the answer are refused (:attr:`OpenAIModel.UNSUPPORTED`).
 """
 
 from __future__ import annotations
@@ -26,70 +26,70 @@ from aiochatstream.params import (
 )
 
 
-def _list_of_one(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Stops = Annotated[StopStrings, Field(description="a string, or a list of up to 16, of 1 to 128 characters each")]
-Stop = Annotated[StopStrings, BeforeValidator(_list_of_one, json_schema_input_type=str | Stops)]
+StopList = Annotated[StopStrings, Field(description="a string, or a list of up to 16, of 1 to 128 characters each")]
+Stop = Annotated[StopStrings, BeforeValidator(_as_list, json_schema_input_type=str | StopList)]
 TopK = Annotated[int, Field(ge=-1, le=1000, description="a whole number from 1 to 1000; -1 and 0 are off")]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="a whole number from -2**63 to 2**63 - 1")]
 Count = Annotated[int, Field(ge=1, le=128, description="a whole number from 1 to 128")]
-Text = Annotated[str, Field(description="a string")]
+String = Annotated[str, Field(description="a string")]
 
-MOST_ITEMS = 2048
-"""Of a list of messages or texts, as with OpenAI. Lists that may be long fail with the first item that is wrong
-(``fail_fast``): to gather all that is would hold the event loop for seconds."""
+MAX_ITEMS = 2048
+"""Maximum length of a list of messages, as with OpenAI. The validation of long lists stops at the first invalid item
+(``fail_fast``): to collect all errors would block the event loop for seconds."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="1 to 64 of A-Z a-z 0-9 - _ .")]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="1 to 64 of A-Z a-z 0-9 - _ .")]
 
 
 class StreamOptions(BaseModel):
-    """include_usage: one more chunk, before the end, tells the tokens."""
+    """include_usage: send the usage in an additional last chunk."""
 
     model_config = STRICT
 
     include_usage: Flag | None = None
 
 
-class Refusing(BaseModel):
-    """Something of a request where OpenAI knows fields that are not supported here."""
+class OpenAIModel(BaseModel):
+    """Base class of models that refuse unsupported fields of OpenAI's API."""
 
     UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """These, each with the values that change nothing, beside null."""
+    """Unsupported fields, each with its accepted values besides null, which have no effect."""
 
-    ELSEWHERE: ClassVar[dict[str, str]] = {}
-    """Fields of OpenAI's other endpoints, each with what it is called here."""
+    OTHER_NAMES: ClassVar[dict[str, str]] = {}
+    """Fields of OpenAI's other endpoints, each with its name on this endpoint."""
 
-    EMPTY: ClassVar[frozenset[str]] = frozenset({"messages", "input", "prompt", "web_search_options"})
-    """Fields whose empty list or object is a value; every other one is as absent."""
+    MAY_BE_EMPTY: ClassVar[frozenset[str]] = frozenset({"messages", "input", "prompt", "web_search_options"})
+    """Fields in which an empty list or object is a value; in other fields it is treated as absent."""
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_what_would_change_the_answer(cls, data: Any) -> Any:
+    def _refuse_unsupported(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            data = {name: value for name, value in data.items() if name in cls.EMPTY or value not in ([], {})}
-            for field, harmless in cls.UNSUPPORTED.items():
+            data = {name: value for name, value in data.items() if name in cls.MAY_BE_EMPTY or value not in ([], {})}
+            for field, accepted in cls.UNSUPPORTED.items():
                 value = data.get(field)
                 if isinstance(value, dict):
                     value = {name: inner for name, inner in value.items() if inner is not None}
-                if value is not None and value not in harmless:
+                if value is not None and value not in accepted:
                     raise ValueError(f"{field}: is not supported by this server")
-            for field, name in cls.ELSEWHERE.items():
+            for field, name in cls.OTHER_NAMES.items():
                 if data.get(field) is not None:
-                    raise ValueError(f"{field}: is called {name} here")
+                    raise ValueError(f"{field}: must be sent as {name} to this endpoint")
         return data
 
 
-class GenerationRequest(Refusing):
-    """What all requests for an answer have in common. What is absent or null keeps the server's own value.
+class GenerationRequest(OpenAIModel):
+    """Common fields of generation requests. An absent or null field means the server's value.
 
-    model: the name that /v1/models tells; absent or empty, the only one that there is.
+    model: name of the served model, see /v1/models; may be absent or empty.
     """
 
     model_config = STRICT
 
-    model: Text | None = None
+    model: String | None = None
     stream: Flag | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -104,58 +104,58 @@ class GenerationRequest(Refusing):
     ignore_eos: Flag | None = None
 
     @property
-    def most_tokens(self) -> int | None:
-        """What the answer may have."""
+    def max_new_tokens(self) -> int | None:
+        """Maximum number of tokens of an answer; None: the server's value."""
         raise NotImplementedError
 
     @property
     def overrides(self) -> ParamOverrides:
-        """The same for the engine."""
-        same = ParamOverrides.model_fields.keys() & type(self).model_fields.keys()
-        values = {name: getattr(self, name) for name in same}
+        """The parameters by the engine's names."""
+        shared = ParamOverrides.model_fields.keys() & type(self).model_fields.keys()
+        values = {name: getattr(self, name) for name in shared}
         top_k = None if self.top_k is None else max(0, self.top_k)
         seed = None if self.seed is None else self.seed % 2**63
-        return ParamOverrides(**{**values, "max_new_tokens": self.most_tokens, "top_k": top_k, "seed": seed})
+        return ParamOverrides(**{**values, "max_new_tokens": self.max_new_tokens, "top_k": top_k, "seed": seed})
 
 
 class ChoicesRequest(GenerationRequest):
-    """Several answers at once, as the older endpoints make them."""
+    """Common fields of endpoints that can generate several answers."""
 
     n: Count | None = None
     max_tokens: MaxNewTokens | None = None
     stream_options: StreamOptions | None = None
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         return self.max_tokens
 
     @property
     def include_usage(self) -> bool:
-        """Whether the stream tells the tokens."""
+        """True if the stream contains the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @model_validator(mode="after")
-    def _stream_options_go_with_a_stream(self) -> ChoicesRequest:
+    def _check_stream_options(self) -> ChoicesRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: go with stream=true only")
+            raise ValueError("stream_options: must only be sent with stream=true")
         return self
 
 
 class TextPart(BaseModel):
-    """A part of a message."""
+    """A text part of a message."""
 
     model_config = STRICT
 
     type: Literal["text"]
-    text: Text
+    text: String
 
 
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Kinds of parts that are text, and where each has it."""
+"""Types of text parts, each with the name of its text field."""
 
 
-def text_of(content: Any) -> Any:
-    """The parts of a message as one text, a line each."""
+def join_parts(content: Any) -> Any:
+    """Return the content of a message as one string, with a line for each part; None if it has no parts."""
     if content is None or isinstance(content, str):
         return content
     if content == []:
@@ -166,15 +166,15 @@ def text_of(content: Any) -> Any:
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind not in TEXT_PARTS:
-            raise ValueError(f"parts of type {kind[:40]!r} are not supported; this model reads text only")
+            raise ValueError(f"parts of type {kind[:40]!r} are not supported, only text parts")
         text = part.get(TEXT_PARTS[kind]) if isinstance(part, dict) and isinstance(kind, str) else None
         if not isinstance(text, str):
-            raise ValueError("each part must be {'type': 'text', 'text': a string}")
+            raise ValueError("must be parts {'type': 'text', 'text': a string}")
         texts.append(text)
     return "\n".join(texts)
 
 
-Content = Annotated[str, BeforeValidator(text_of, json_schema_input_type=str | list[TextPart])]
+TextContent = Annotated[str, BeforeValidator(join_parts, json_schema_input_type=str | list[TextPart])]
 
 
 MessageRole = Annotated[
@@ -187,18 +187,18 @@ FormatType = Annotated[
 
 
 class JsonSchema(BaseModel):
-    """A JSON schema that an answer is to follow; it does so whatever ``strict`` says."""
+    """A JSON schema to which an answer conforms, regardless of ``strict``."""
 
     model_config = STRICT
 
-    name: Text | None = None
-    description: Text | None = None
+    name: String | None = None
+    description: String | None = None
     json_schema: dict[str, Any] = Field(alias="schema", description="a JSON schema, an object")
     strict: Flag | None = None
 
 
 class ResponseFormat(BaseModel):
-    """What form the answer is to have."""
+    """Format of the answer."""
 
     model_config = STRICT
 
@@ -207,18 +207,18 @@ class ResponseFormat(BaseModel):
 
     @property
     def constraint(self) -> Constraint | None:
-        """The same for the engine."""
-        return constraint_of(self.type, None if self.json_schema is None else self.json_schema.json_schema)
+        """The constraint for the engine."""
+        return format_constraint(self.type, None if self.json_schema is None else self.json_schema.json_schema)
 
     @model_validator(mode="after")
-    def _have_a_schema(self) -> ResponseFormat:
+    def _check_schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema: goes with type 'json_schema', and the other way round")
+            raise ValueError("json_schema: must be sent with type 'json_schema', and only then")
         return self
 
 
-def constraint_of(kind: str, schema: dict[str, Any] | None) -> Constraint | None:
-    """The form that an answer of this format has."""
+def format_constraint(format_type: str, schema: dict[str, Any] | None) -> Constraint | None:
+    """Return the constraint of a response format; None for plain text."""
     if schema is not None:
         return Constraint.json_schema(schema)
-    return Constraint("json_object") if kind == "json_object" else None
+    return Constraint("json_object") if format_type == "json_object" else None
