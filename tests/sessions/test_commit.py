@@ -14,6 +14,7 @@ from aiochatstream import ChatStream, Conversation, CookieStorage, GenerationPar
 from aiochatstream.errors import BadRequest
 from aiochatstream.sessions.commit import PURPOSE, Commit
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events
+from tests.sessions.users import moved
 
 KEY = Fernet.generate_key()
 
@@ -34,11 +35,6 @@ def start_worker(start: StartServer) -> StartWorker:
         return await start(chat_stream or ChatStream(engine=echo), CookieStorage(keys))
 
     return start_worker
-
-
-def moved(client: Client, server: Server) -> Client:
-    """Return the same user, with the same cookies, at another worker."""
-    return Client(client.session, server.url)
 
 
 async def streamed(client: Client, text: str | None = None, **body: Any) -> dict[str, Any]:

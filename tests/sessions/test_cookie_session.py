@@ -24,6 +24,7 @@ from tests.helpers import (
     post_bytes,
     until,
 )
+from tests.sessions.users import moved
 
 KEY = Fernet.generate_key()
 
@@ -63,11 +64,6 @@ async def stream(client: Client, engine: Stepper, text: str) -> None:
     async with client.post(user_input=text) as response:
         engine.allow(1)
         assert await response.text() == "1 2 "
-
-
-def moved(client: Client, server: Server) -> Client:
-    """Return the same user, with the same cookies, at another worker."""
-    return Client(client.session, server.url)
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])

@@ -12,6 +12,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from aiohttp_session import AbstractStorage
 
+from tests.helpers import Client, Server
+
 COOKIE = "AIOHTTP_SESSION"
 
 
@@ -57,6 +59,11 @@ class User:
 
 def cookie_of(response: aiohttp.ClientResponse) -> Morsel[str]:
     return response.cookies[COOKIE]
+
+
+def moved(client: Client, server: Server) -> Client:
+    """Return the same user, with the same cookies, at another worker."""
+    return Client(client.session, server.url)
 
 
 NewStorage = Callable[..., AbstractStorage]
