@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from aiochatstream import MemoryConversationStore
-from aiochatstream.conversations.random_ids import random_id
 from aiochatstream.conversations.user import User, account_id
 from aiochatstream.errors import ConversationChanged
 from tests.conversations.samples import ONE, TWO
 
-RANDOM = random_id()
+RANDOM = "k" * 43
+"""An account name in the form of a random id."""
 
 
 @pytest.mark.parametrize(
