@@ -32,12 +32,12 @@ class Conversation:
     """One conversation. Immutable: each change returns a new one.
 
     turns: oldest first.
-    number: counts every turn that was begun, also those that left no answer. It only ever grows.
+    number: number of turns that have begun, including those without an answer. It only increases.
     turn_id: message id of the turn that began last.
-    first: index of the oldest turn in the prompt. It is the same for many turns, so that the beginning of the
-        prompt is, and its cached keys and values can be used again.
+    first: index of the oldest turn in the prompt. It stays the same for many turns, so that the beginning of the
+        prompt does, and its cached keys and values are reused.
 
-    Number and turn id identify one state of the conversation: if both are equal, nothing was changed.
+    Number and turn id identify one state of the conversation: if both are equal, nothing has changed.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -46,7 +46,7 @@ class Conversation:
     first: int = 0
 
     def begin(self, message_id: str) -> Conversation:
-        """Return the conversation at the beginning of one more turn."""
+        """Return the conversation at the beginning of a new turn."""
         return replace(self, number=self.number + 1, turn_id=message_id)
 
     def without_last(self) -> Conversation:
@@ -101,6 +101,6 @@ class Conversation:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Conversation:
-        """Return the conversation of :meth:`to_dict`. Raises KeyError or TypeError for anything else."""
+        """Return the conversation of :meth:`to_dict`. Raise KeyError or TypeError for other data."""
         turns = tuple(Turn(**turn) for turn in data["turns"])
         return cls(turns, number=data["number"], turn_id=data["begun"], first=data["first"])

@@ -30,7 +30,7 @@ class ExportedMessage(BaseModel):
 
 
 class ExportedConversation(BaseModel):
-    """An exported conversation: user messages and answers in turn. ``system`` is the system prompt, empty if unset."""
+    """An exported conversation: alternating user messages and answers, and the system prompt, empty if unset."""
 
     model_config = STRICT
 
@@ -80,12 +80,12 @@ class ExportedConversation(BaseModel):
         return Conversation(tuple(turns), number=len(turns), turn_id=turns[-1].message_id if turns else "")
 
     def write(self, file: Path) -> None:
-        """Write the conversation to ``file``. Raises OSError."""
+        """Write the conversation to ``file``. Raise OSError."""
         file.write_text(self.model_dump_json(indent=2, exclude_unset=True) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, file: Path) -> ExportedConversation:
-        """Read a conversation from ``file``. Raises OSError, and ValueError if it is not valid."""
+        """Read a conversation from ``file``. Raise OSError, and ValueError if it is not valid."""
         data = file.read_bytes()
         try:
             return cls.model_validate_json(data)

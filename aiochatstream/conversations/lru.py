@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-SWEPT_AT_ONCE = 100
-"""Idle entries dropped at once: a larger number would block the event loop."""
-
+SWEEP_BATCH = 100
+"""Maximum number of idle entries to drop in one call: more would block the event loop."""
 
 COMMON = ""
 """Share of entries that are charged to no client."""
@@ -66,7 +65,7 @@ class BoundedMap:
         return len(self._entries)
 
     def get(self, key: str) -> str | None:
-        """Return the text under ``key`` and mark it as used; None if there is none (any more)."""
+        """Return the text under ``key`` and mark it as used; None if there is none."""
         self.sweep()
         if self._is_idle(key):
             self._drop(key)
@@ -79,7 +78,7 @@ class BoundedMap:
         return entry.value.decode()
 
     def put(self, key: str, text: str, share: str = COMMON) -> None:
-        """Store ``text`` under ``key``. Raises ValueError if it alone is larger than ``max_bytes``.
+        """Store ``text`` under ``key``. Raise ValueError if it alone is larger than ``max_bytes``.
 
         :param share: the share to charge; :data:`COMMON` leaves an existing entry in its share.
         """
@@ -98,7 +97,7 @@ class BoundedMap:
         self._evict()
 
     def pop(self, key: str) -> bool:
-        """Remove ``key``. Return True if it was there."""
+        """Remove ``key``. Return True if it was present."""
         idle = self._is_idle(key)
         return self._drop(key) and not idle
 
@@ -116,10 +115,10 @@ class BoundedMap:
 
     def sweep(self) -> bool:
         """Drop a bounded number of idle entries. Return True if there may be more."""
-        idle = list(islice((key for key in self._idle_keys() if key not in self._pins), SWEPT_AT_ONCE))
+        idle = list(islice((key for key in self._idle_keys() if key not in self._pins), SWEEP_BATCH))
         for key in idle:
             self._drop(key)
-        return len(idle) == SWEPT_AT_ONCE
+        return len(idle) == SWEEP_BATCH
 
     def _drop(self, key: str) -> bool:
         entry = self._entries.pop(key, None)

@@ -84,5 +84,5 @@ class MemoryConversationStore(ConversationStore):
 
 
 def _key(user_id: str, name: str) -> str:
-    """Return a key that no other pair has, whatever characters an account name contains."""
+    """Return a unique key for the pair, which may contain any characters."""
     return json.dumps([user_id, name])

@@ -15,5 +15,5 @@ def random_id() -> str:
 
 
 def is_random_id(value: object) -> TypeGuard[str]:
-    """Return whether ``value`` has the form of :func:`random_id`."""
+    """Return True if ``value`` has the form of :func:`random_id`."""
     return isinstance(value, str) and RANDOM_ID.fullmatch(value) is not None

@@ -41,14 +41,14 @@ class ConversationStore(ABC):
     async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
         """Save ``conversation`` if the stored one has the turn number ``expected_number``, or none is stored.
 
-        Raises :class:`~aiochatstream.errors.ConversationChanged` otherwise, and changes nothing.
+        Raise :class:`~aiochatstream.errors.ConversationChanged` otherwise, and changes nothing.
         """
 
     @abstractmethod
     async def forget(self, user_id: str, name: str) -> bool:
         """Delete the turns of a conversation. Return True if there were any.
 
-        The turn number may stay and continue.
+        The turn number may remain and continue.
         """
 
     @asynccontextmanager

@@ -73,7 +73,7 @@ class Commit:
 
     @classmethod
     def open(cls, token: str, fernet: Fernet | MultiFernet) -> Commit:
-        """Return the commit of a token. Raises BadRequest for anything else, and for an expired token."""
+        """Return the commit of a token. Raise BadRequest for anything else, and for an expired token."""
         try:
             sealed = unseal(token, fernet, EXPIRES_SECONDS)
         except (InvalidToken, ValueError):
