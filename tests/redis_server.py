@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from tests.processes import Process, free_port, running
 
@@ -58,3 +59,9 @@ def running_redis(folder: Path) -> Iterator[RedisServer]:
         server = RedisServer(folder, stack)
         server.start()
         yield server
+
+
+async def only_key(redis: Redis, kind: str) -> str:
+    """Return the only key that contains ``kind``."""
+    [key] = [key async for key in redis.scan_iter(f"*{kind}*")]
+    return str(key, "utf-8")

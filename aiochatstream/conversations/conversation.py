@@ -32,12 +32,12 @@ class Conversation:
     """One conversation. Immutable: each change returns a new one.
 
     turns: oldest first.
-    number: number of turns that have begun, including turns without an answer. It never decreases.
+    number: number of turns that have begun, including turns without an answer. It only increases.
     turn_id: message id of the turn that began last.
-    first: index of the oldest turn in the prompt. It changes rarely, so that the beginning of the prompt stays
-        the same and its cached keys and values can be used again.
+    first: index of the oldest turn in the prompt. It stays the same for many turns, so that the beginning of the
+        prompt does, and its cached keys and values are reused.
 
-    Number and turn id identify one state of the conversation: if both are equal, nothing was changed.
+    Number and turn id identify one state of the conversation: if both are equal, nothing has changed.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -46,7 +46,7 @@ class Conversation:
     first: int = 0
 
     def begin(self, message_id: str) -> Conversation:
-        """Return the conversation after the beginning of a new turn."""
+        """Return the conversation at the beginning of a new turn."""
         return replace(self, number=self.number + 1, turn_id=message_id)
 
     def without_last(self) -> Conversation:

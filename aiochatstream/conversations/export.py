@@ -30,7 +30,7 @@ class ExportedMessage(BaseModel):
 
 
 class ExportedConversation(BaseModel):
-    """An exported conversation: user messages and answers in turn. ``system`` is the system prompt, empty if unset."""
+    """An exported conversation: alternating user messages and answers, and the system prompt, empty if unset."""
 
     model_config = STRICT
 

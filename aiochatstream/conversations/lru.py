@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-SWEPT_AT_ONCE = 100
-"""Maximum number of idle entries that one call drops: a larger number would block the event loop."""
-
+SWEEP_BATCH = 100
+"""Maximum number of idle entries to drop in one call: more would block the event loop."""
 
 COMMON = ""
 """Share of entries that are charged to no client."""
@@ -66,7 +65,7 @@ class BoundedMap:
         return len(self._entries)
 
     def get(self, key: str) -> str | None:
-        """Return the text under ``key`` and mark it as used; None if there is no such entry."""
+        """Return the text under ``key`` and mark it as used; None if there is none."""
         self.sweep()
         if self._is_idle(key):
             self._drop(key)
@@ -116,10 +115,10 @@ class BoundedMap:
 
     def sweep(self) -> bool:
         """Drop a bounded number of idle entries. Return True if there may be more."""
-        idle = list(islice((key for key in self._idle_keys() if key not in self._pins), SWEPT_AT_ONCE))
+        idle = list(islice((key for key in self._idle_keys() if key not in self._pins), SWEEP_BATCH))
         for key in idle:
             self._drop(key)
-        return len(idle) == SWEPT_AT_ONCE
+        return len(idle) == SWEEP_BATCH
 
     def _drop(self, key: str) -> bool:
         entry = self._entries.pop(key, None)

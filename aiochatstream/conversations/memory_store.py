@@ -84,5 +84,5 @@ class MemoryConversationStore(ConversationStore):
 
 
 def _key(user_id: str, name: str) -> str:
-    """Return a key that no other pair has, even if an account name contains special characters."""
+    """Return a unique key for the pair, which may contain any characters."""
     return json.dumps([user_id, name])

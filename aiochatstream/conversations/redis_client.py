@@ -40,7 +40,7 @@ RECONNECTS = 2
 Every command of sessions and conversations is idempotent.
 """
 
-COMMANDS_AT_ONCE = 32
+MAX_COMMANDS = 32
 """Maximum number of concurrent commands; others wait. A client's connection pool refuses more than 100 by default."""
 
 
@@ -52,7 +52,7 @@ class RedisClient:
 
     def __init__(self, redis: Redis, contents: str) -> None:
         self._redis, self._contents = redis, contents
-        self._limit = asyncio.Semaphore(COMMANDS_AT_ONCE)
+        self._limit = asyncio.Semaphore(MAX_COMMANDS)
         closed = (RedisConnectionError, ConnectionError, RuntimeError)
         backoff = ExponentialWithJitterBackoff(cap=0.2, base=0.02)
         self._retry = Retry(backoff, RECONNECTS, supported_errors=closed)  # type: ignore[arg-type]  # accepts all

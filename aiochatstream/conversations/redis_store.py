@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 SAVE_SECONDS = 10.0
 """Seconds to retry saving an answer: no other process has it."""
 
-AGAIN_SECONDS = 0.25
+SAVE_RETRY_SECONDS = 0.25
 """Seconds between two attempts to save an answer."""
 
 RELEASE_SECONDS = 1.0
@@ -119,7 +119,7 @@ class RedisConversationStore(ConversationStore):
             except StoreUnavailable:
                 if now() >= deadline:
                     raise
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(SAVE_RETRY_SECONDS)
 
     async def _put(self, user_id: str, name: str, conversation: Conversation, expected_number: int) -> None:
         text = json.dumps(conversation.to_dict(), ensure_ascii=False, separators=(",", ":"))

@@ -48,7 +48,7 @@ class ConversationStore(ABC):
     async def forget(self, user_id: str, name: str) -> bool:
         """Delete the turns of a conversation. Return True if there were any.
 
-        The turn number may stay and continue.
+        The turn number may remain and continue.
         """
 
     @asynccontextmanager

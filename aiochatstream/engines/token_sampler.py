@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TokenSampler(ABC):
-    """Chooses the next token of each running answer, for ``ChatStream(token_sampler=...)``.
+    """Chooses the next token of each running answer, for ``TransformersEngine(token_sampler=...)``.
 
     One object serves all answers. It is called in a single thread if the model's rows are batched, else in the threads
     of the answers, concurrently.

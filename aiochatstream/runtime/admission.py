@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from aiochatstream.errors import Draining, TooManyRequests
 
 ASSUMED_SECONDS = 5.0
-"""Assumed seconds of an answer until the first one has ended."""
+"""Assumed seconds of an answer, until the first answer has ended."""
 
 SMOOTHING = 0.2
 """Weight of the newest holding time in the running mean behind Retry-After."""
@@ -150,8 +150,8 @@ class Admission:
         self.check_room()
         free = self.slots + self.queue_size - self.running - self.waiting
         if count > min(self.slots, free):
-            held = sum(bool(ticket._followers) for ticket in (*self._running, *self._waiting))
-            free = min(free, self.slots + self.queue_size // 2 - held)
+            used = sum(bool(ticket._followers) for ticket in (*self._running, *self._waiting))
+            free = min(free, self.slots + self.queue_size // 2 - used)
             if free <= 0:
                 raise TooManyRequests(
                     "Other requests for many answers use all the places available to such requests. Try again later, "
@@ -204,9 +204,9 @@ class Admission:
         self._waiting.pop(ticket, None)
         self._running.discard(ticket)
         if answered and ticket._granted_at is not None:
-            held = self._clock() - ticket._granted_at
-            mean = held if self._mean_seconds is None else self._mean_seconds
-            self._mean_seconds = mean + SMOOTHING * (held - mean)
+            seconds = self._clock() - ticket._granted_at
+            mean = seconds if self._mean_seconds is None else self._mean_seconds
+            self._mean_seconds = mean + SMOOTHING * (seconds - mean)
         if ticket._followers:
             self._enqueue(ticket._followers.popleft())
         self._advance()

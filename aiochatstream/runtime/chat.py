@@ -37,7 +37,7 @@ class Chat(Runtime):
 
     def __init__(self, config: RuntimeConfig) -> None:
         super().__init__(config)
-        self._one_prompt_text = asyncio.Lock()
+        self._prompt_text_lock = asyncio.Lock()
         self._prompt_texts = 0
         self._memory = MemoryConversationStore()
         self._console_user = User(random_id(), self._memory)  # no account has this id
@@ -74,13 +74,13 @@ class Chat(Runtime):
             raise TooManyRequests("Too many requests for prompts are waiting.")
         self._prompt_texts += 1
         try:
-            async with self._one_prompt_text:
+            async with self._prompt_text_lock:
                 return await self._run_in_prompt_thread(text)
         finally:
             self._prompt_texts -= 1
 
     async def handle_console_input(self, text: str) -> AsyncGenerator[tuple[str, str, Position], None]:
-        """Answer ``text`` in the one conversation of a program without users.
+        """Answer ``text`` in the only conversation of a program without users.
 
         Yield ``(response_text, updated_text, position)``: the whole answer so far, its new text, and ``begin`` for the
         first text, ``mid`` for the next ones and ``end`` for the last item, without new text. Each answer has one

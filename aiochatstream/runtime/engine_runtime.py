@@ -103,6 +103,7 @@ class Runtime:
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
         self._turns = Turns(self._turn_ended)
         self.slow_checks = 0
+        """Number of requests whose constraint is being checked, or waits for its check."""
         self._loading: asyncio.Task[None] | None = None
         self.metrics = Metrics(
             running=lambda: self.admission.running,

@@ -62,19 +62,19 @@ class Metrics:
         self._refused = self._counter("requests_refused", "Requests refused before any work.", "reason")
         self._finished = self._counter("requests_finished", "Requests that were accepted and ended.", "finished_reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
-        self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were not computed again.")
+        self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts from a cache.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens of answers.")
-        self._queue_time = self._histogram("request_queue_time_seconds", "Accepted until the slot.", LONG)
-        self._ttft = self._histogram("time_to_first_token_seconds", "Accepted until the first text.", LONG)
+        self._queue_time = self._histogram("request_queue_time_seconds", "Time from acceptance to the slot.", LONG)
+        self._ttft = self._histogram("time_to_first_token_seconds", "Time from acceptance to the first text.", LONG)
         self._registry.register(_Figures(engine))
         self._itl = _Gaps()
         self._registry.register(self._itl)
-        self._e2e = self._histogram("e2e_request_latency_seconds", "Accepted until the end.", LONG)
+        self._e2e = self._histogram("e2e_request_latency_seconds", "Time from acceptance to the end.", LONG)
         self._steps = {
             "prefill": self._histogram("prefill_step_time_seconds", "Forward passes that read a prompt.", SHORT),
-            "decode": self._histogram("decode_step_time_seconds", "Forward passes that make a token.", SHORT),
+            "decode": self._histogram("decode_step_time_seconds", "Forward passes that generate a token.", SHORT),
         }
-        self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", SHORT)
+        self._lag = self._histogram("event_loop_lag_seconds", "Delay of timers of the event loop.", SHORT)
 
     def watch_sessions(self, count: Callable[[], int], size: Callable[[], int]) -> None:
         """Add metrics of the conversations in memory: their number, and their bytes."""
@@ -145,7 +145,7 @@ class _Figures(Collector):
     def collect(self) -> Iterator[Metric]:
         for name, value in self._read().items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield kind(f"aiochatstream_{name}", "The engine's own.", value=value)
+            yield kind(f"aiochatstream_{name}", "Figure of the engine.", value=value)
 
 
 class _Gaps(Collector):

@@ -100,10 +100,10 @@ def check_prompt_logprobs(prompts: Sequence[Prompt], params: GenerationParams, c
     """Raise InvalidValue if ``count`` answers to each prompt contain too many logprobs of prompts for one request."""
     if not params.prompt_logprobs:
         return
-    each = 1 + (params.logprobs or 0)
+    per_token = 1 + (params.logprobs or 0)
     tokens = count * sum(len(prompt.token_ids) for prompt in prompts)
-    if tokens * each > MAX_PROMPT_LOGPROBS:
+    if tokens * per_token > MAX_PROMPT_LOGPROBS:
         raise InvalidValue(
-            f"prompt: must have 1 to {MAX_PROMPT_LOGPROBS // each} tokens in total with {each} logprobs each, "
-            f"not {tokens}. Send fewer prompts in a request."
+            f"prompt: must have 1 to {MAX_PROMPT_LOGPROBS // per_token} tokens in total with {per_token} logprobs "
+            f"each, not {tokens}. Send fewer prompts in a request."
         )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiohttp_session import Session
+from aiohttp_session import AbstractStorage, Session
+from cryptography.fernet import Fernet, MultiFernet
 
 
 def is_changed(session: Session) -> bool:
@@ -25,6 +26,12 @@ def replace_contents(session: Session, fresh: Session) -> None:
 def drop_identity(session: Session) -> None:
     """Have the storage give ``session`` a new identity when it is saved."""
     session._identity, session._new = None, True
+
+
+def fernet_of(storage: AbstractStorage) -> Fernet | MultiFernet:
+    """Return the key of a storage of encrypted cookies."""
+    fernet: Fernet | MultiFernet = storage._fernet  # type: ignore[attr-defined]
+    return fernet
 
 
 def set_without_change(session: Session, key: str, value: Any) -> None:

@@ -22,6 +22,7 @@ from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.random_ids import random_id
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ConversationChanged
+from aiochatstream.sessions.aiohttp_session_internals import fernet_of
 from aiochatstream.sessions.commit import Commit
 from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
 from aiochatstream.sessions.user_session import SESSION_KEY, UserSession
@@ -82,8 +83,8 @@ class CookieUserSession(UserSession):
         state of the conversation; then nothing has changed.
         """
         commit = Commit.open(token, self._fernet)
-        ours = commit.name == self._full(commit.name.rpartition("/")[2])
-        if not ours or commit.user_id not in (self.id, *self._earlier_ids):
+        in_namespace = commit.name == self._full(commit.name.rpartition("/")[2])
+        if not in_namespace or commit.user_id not in (self.id, *self._earlier_ids):
             raise ConversationChanged("commit: the token belongs to another session.")
         entry = self._entries.get(commit.name)
         sealed = Conversation() if entry is None else unpack(entry["sealed"])
@@ -91,10 +92,7 @@ class CookieUserSession(UserSession):
             if not entry["awaits_answer"] and (commit.turn is None or commit.turn in sealed.turns):
                 return SaveResult(sealed)  # already there, and not dropped by abandon_lost
             before = sealed
-        elif (sealed.number, sealed.turn_id) == (
-            commit.number,
-            commit.previous_turn_id,
-        ):  # of a later cookie
+        elif (sealed.number, sealed.turn_id) == (commit.number, commit.previous_turn_id):  # the cookie is older
             before = sealed.begin(commit.turn_id)
         else:
             raise ConversationChanged("commit: the token belongs to an earlier turn; the conversation has changed.")
@@ -149,8 +147,7 @@ class CookieUserSession(UserSession):
     @property
     def _fernet(self) -> Fernet | MultiFernet:
         """Key of the cookies."""
-        fernet: Fernet | MultiFernet = self._storage._fernet  # type: ignore[attr-defined]
-        return fernet
+        return fernet_of(self._storage)
 
     @property
     def _budget(self) -> int:

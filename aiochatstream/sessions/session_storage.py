@@ -51,7 +51,9 @@ class SessionStorage(AbstractStorage):
     def put_cookie(self, response: web.StreamResponse, name: str, value: str, max_age: int | None) -> None:
         """Set the cookie ``name`` to ``value``, or delete it if ``value`` is empty."""
         cookie = self.cookie_params
-        attributes: dict[str, Any] = {name: of for name, of in cookie.items() if name not in ("max_age", "expires")}
+        attributes: dict[str, Any] = {
+            key: attribute for key, attribute in cookie.items() if key not in ("max_age", "expires")
+        }
         if value:
             response.set_cookie(name, value, max_age=cookie["max_age"] if max_age is None else max_age, **attributes)
         else:

@@ -29,7 +29,7 @@ from aiochatstream.sessions.encrypted_cookie import CookieStorage
 from aiochatstream.sessions.memory_storage import SHARE, MemoryStorage
 
 SESSION_KEY = "aiochatstream"
-"""The one key of this package in a session."""
+"""Key of this package in a session."""
 
 SESSIONS_HINT = "call aiohttp_session.setup(app, MemoryStorage()) or set up another storage of aiohttp-session"
 

@@ -80,7 +80,7 @@ def test_a_key_file_without_a_key_is_refused(tmp_path: Path, capsys: pytest.Capt
     file = tmp_path / "keys"
     file.write_text("# none yet\n")
     assert main(["serve", "--mock", "echo", "--port", "0", "--api-key-file", str(file)]) == 2
-    assert "has no key" in capsys.readouterr().err
+    assert "must contain at least one key" in capsys.readouterr().err
 
 
 def test_a_variable_without_a_key_is_refused(
@@ -89,7 +89,7 @@ def test_a_variable_without_a_key_is_refused(
     for empty in ("", " \n"):
         monkeypatch.setenv("AIOCHATSTREAM_API_KEYS", empty)
         assert main(["serve", "--mock", "echo", "--port", "0"]) == 2
-        assert "AIOCHATSTREAM_API_KEYS: has no key" in capsys.readouterr().err
+        assert "AIOCHATSTREAM_API_KEYS: must contain at least one key" in capsys.readouterr().err
 
 
 async def talk(url: str, text: str, jar: aiohttp.CookieJar) -> list[str]:

@@ -137,7 +137,7 @@ async def test_statistics_follow_each_answer_and_stats_shows_all(open_: Open) ->
 
 async def test_params_apply_to_the_next_answers(open_: Open) -> None:
     engine = RecordingEngine()
-    console = await open_(engine, temperature=1.5, top_k=7)
+    console = await open_(engine, params=GenerationParams(temperature=1.5, top_k=7))
     screen = await enter(console, "/params", "/params temperature 0.25 stop '[\"二\"]'", "one 二 three")
     assert screen.replies[1].splitlines() == ["temperature 0.25", 'stop ["二"]']
     assert screen.replies[0].startswith("No parameters are set")
@@ -164,7 +164,7 @@ async def test_params_apply_to_the_next_answers(open_: Open) -> None:
         ("/save {folder}/missing/file", "{folder}/missing/file: No such file or directory."),
         ("/load {folder}/missing", "{folder}/missing: No such file or directory."),
         ("/load {folder}/notes", "{folder}/notes is not a conversation file: "),
-        ("/load {folder}/odd", "{folder}/odd is not a conversation file: messages: must be of user and"),
+        ("/load {folder}/odd", "{folder}/odd is not a conversation file: messages: must alternate"),
         ("/regenerate", "This conversation has no message to answer again."),
     ],
 )

@@ -1,4 +1,4 @@
-"""What was said, as data."""
+"""Conversations as plain data."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ def test_with_turn_appends_a_turn_and_keeps_the_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("turns", "first", "turns_then", "first_then"),
+    ("turns", "first", "turns_after", "first_after"),
     [(TURNS, 0, TURNS[:3], 0), (TURNS, 3, TURNS[:3], 3), (TURNS, 4, TURNS[:3], 3), ((), 0, (), 0)],
 )
 def test_without_last_removes_the_last_turn_and_keeps_the_number(
-    turns: tuple[Turn, ...], first: int, turns_then: tuple[Turn, ...], first_then: int
+    turns: tuple[Turn, ...], first: int, turns_after: tuple[Turn, ...], first_after: int
 ) -> None:
     conversation = Conversation(turns, number=9, turn_id="x", first=first).without_last()
-    assert conversation == Conversation(turns_then, number=9, turn_id="x", first=first_then)
+    assert conversation == Conversation(turns_after, number=9, turn_id="x", first=first_after)
 
 
 @pytest.mark.parametrize(
-    ("turns", "first", "turns_then", "first_then"),
+    ("turns", "first", "turns_after", "first_after"),
     [(TURNS, 0, TURNS[1:], 0), (TURNS, 2, TURNS[1:], 1), (TURNS, 4, TURNS[1:], 3), ((), 0, (), 0)],
 )
 def test_drop_oldest_keeps_first_at_the_same_turn(
-    turns: tuple[Turn, ...], first: int, turns_then: tuple[Turn, ...], first_then: int
+    turns: tuple[Turn, ...], first: int, turns_after: tuple[Turn, ...], first_after: int
 ) -> None:
     conversation = Conversation(turns, number=9, turn_id="x", first=first).drop_oldest()
-    assert conversation == Conversation(turns_then, number=9, turn_id="x", first=first_then)
+    assert conversation == Conversation(turns_after, number=9, turn_id="x", first=first_after)
 
 
 def test_drop_oldest_drops_count_turns() -> None:
@@ -78,11 +78,11 @@ def test_drop_oldest_drops_count_turns() -> None:
 
 
 def test_a_conversation_with_too_many_characters_loses_its_oldest_turns() -> None:
-    a_quarter = tuple(Turn("x" * (MAX_CHARS // 8), "y" * (MAX_CHARS // 8), str(number)) for number in range(4))
-    full = Conversation(a_quarter[:3], first=2).with_turn(a_quarter[3])
-    assert full == Conversation(a_quarter, first=2)
-    assert full.with_turn(Turn("", "", "empty")).turns[:-1] == a_quarter
-    assert full.with_turn(Turn("x", "", "4")) == Conversation((*a_quarter[1:], Turn("x", "", "4")), first=1)
+    quarters = tuple(Turn("x" * (MAX_CHARS // 8), "y" * (MAX_CHARS // 8), str(number)) for number in range(4))
+    full = Conversation(quarters[:3], first=2).with_turn(quarters[3])
+    assert full == Conversation(quarters, first=2)
+    assert full.with_turn(Turn("", "", "empty")).turns[:-1] == quarters
+    assert full.with_turn(Turn("x", "", "4")) == Conversation((*quarters[1:], Turn("x", "", "4")), first=1)
     longer = Turn("x" * MAX_CHARS, "y", "5")
     assert full.with_turn(longer) == Conversation((longer,))
 

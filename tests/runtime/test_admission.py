@@ -1,15 +1,14 @@
-"""Slots and the queue for them."""
+"""Slots and the queue."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from aiochatstream.errors import Draining, TooManyRequests
 from aiochatstream.runtime.admission import Admission, Ticket
@@ -42,12 +41,12 @@ def test_a_large_request_takes_at_most_one_place_per_slot() -> None:
 
 
 def test_large_requests_leave_half_of_the_queue_to_others() -> None:
-    """Their places are free for others only when all of their answers have ended, which can take hours."""
+    # a large request returns its places when all of its answers have ended, which can take hours
     admission = Admission(2, 7)
     large = [ticket for _ in range(3) for ticket in admission.reserve_all(256)]
     assert (admission.running, admission.waiting) == (2, 3)
     for _ in range(2):
-        with pytest.raises(TooManyRequests, match="requests for many answers have as many places") as refusal:
+        with pytest.raises(TooManyRequests, match="Other requests for many answers use all places") as refusal:
             admission.reserve_all(256)
         assert refusal.value.retry_after
         small = [admission.reserve() for _ in range(4)]
@@ -59,13 +58,13 @@ def test_large_requests_leave_half_of_the_queue_to_others() -> None:
 def test_other_requests_run_between_two_answers_of_a_large_request() -> None:
     admission = Admission(2, 2)
     many = admission.reserve_all(5)
-    one, other = admission.reserve(), admission.reserve()
+    first, second = admission.reserve(), admission.reserve()
     many[0].release()
-    assert (one.running, other.position, many[2].position) == (True, 1, 2)
+    assert (first.running, second.position, many[2].position) == (True, 1, 2)
     many[1].release()
-    assert (other.running, many[2].position, many[3].position) == (True, 1, 2)
-    one.release()
-    other.release()
+    assert (second.running, many[2].position, many[3].position) == (True, 1, 2)
+    first.release()
+    second.release()
     assert [ticket.running for ticket in many] == [False, False, True, True, False]
     many[2].release()
     assert many[4].running
@@ -130,19 +129,19 @@ def test_a_ticket_that_no_longer_waits_has_no_position(end: str) -> None:
 async def test_positions_yields_each_change_until_the_slot_is_granted() -> None:
     admission = Admission(1, 3)
     running, first, second, last = (admission.reserve() for _ in range(4))
-    told: list[int] = []
+    positions: list[int] = []
 
     async def listen() -> None:
         async for position in last.positions():
-            told.append(position)
+            positions.append(position)
 
     listener = asyncio.create_task(listen())
-    for seen, leaves in ((3, second), (2, running), (1, first)):
-        await until(lambda seen=seen: told[-1:] == [seen])
+    for count, ticket in enumerate((second, running, first), 1):
+        await until(lambda: len(positions) == count)  # noqa: B023 - awaited here
         assert not listener.done()
-        leaves.release()
+        ticket.release()
     await listener
-    assert told == [3, 2, 1]
+    assert positions == [3, 2, 1]
     assert last.running
 
 
@@ -177,12 +176,12 @@ async def test_drain_refuses_new_and_waiting_requests_but_not_running_ones() -> 
     running, first, second = (admission.reserve() for _ in range(3))
     positions = first.positions()
     assert await anext(positions) == 1
-    told = asyncio.create_task(anext(positions))
+    next_position = asyncio.ensure_future(anext(positions))
     admission.drain()
-    for waiter in (told, anext(second.positions())):
+    for waiter in (next_position, anext(second.positions())):
         with pytest.raises(Draining) as refusal:
             await waiter
-        assert refusal.value.retry_after >= 1
+        assert refusal.value.retry_after
     with pytest.raises(Draining):
         admission.reserve()
     assert (running.running, admission.running, admission.waiting) == (True, 1, 0)
@@ -196,15 +195,15 @@ async def test_drain_refuses_new_and_waiting_requests_but_not_running_ones() -> 
 @pytest.mark.parametrize(
     ("slots", "held", "waiting", "seconds"),
     [
-        (1, [], 0, 5),  # nothing is known yet
+        (1, [], 0, 5),  # the assumed time
         (2, [], 0, 3),
         (1, [10.0], 0, 10),
         (1, [10.0], 2, 30),
         (4, [10.0], 1, 5),
-        (1, [10.0, 20.0], 0, 12),  # the newest counts a fifth
+        (1, [10.0, 20.0], 0, 12),  # the newest has a weight of a fifth
         (1, [10.0, 20.0, 2.0], 0, 10),
-        (1, [0.001], 0, 1),  # never below a second
-        (1, [400.0], 1, 600),  # never above ten minutes
+        (1, [0.001], 0, 1),  # at least 1 s
+        (1, [400.0], 1, 600),  # at most 10 minutes
     ],
 )
 def test_retry_after_follows_the_times_that_answers_held_their_slots(
@@ -224,12 +223,12 @@ def test_retry_after_follows_the_times_that_answers_held_their_slots(
 def test_slots_without_an_answer_do_not_count_for_retry_after() -> None:
     now = [0.0]
     admission = Admission(1, 1, clock=lambda: now[0])
-    gone, waiter = admission.reserve(), admission.reserve()
+    running, waiter = admission.reserve(), admission.reserve()
     now[0] = 50.0
     waiter.release()
-    gone.release()
-    gone.release(answered=True)
-    assert admission.retry_after() == 5  # as assumed
+    running.release()
+    running.release(answered=True)
+    assert admission.retry_after() == 5  # the assumed time
 
 
 def test_time_in_the_queue_does_not_count_for_retry_after() -> None:
@@ -243,7 +242,7 @@ def test_time_in_the_queue_does_not_count_for_retry_after() -> None:
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """Any order of coming, leaving and draining, against two lists."""
+    """Reserve, release and drain in any order, compared with a model of lists."""
 
     tickets: Bundle[Ticket] = Bundle("tickets")
 
@@ -253,12 +252,12 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.running: list[Ticket] = []
         self.waiting: list[Ticket] = []
         self.groups: dict[Ticket, list[Ticket]] = {}
-        """Those of the same request that have no place yet."""
-        self.gone: list[Ticket] = []
+        """Tickets of the same request without a place, by ticket."""
+        self.released: list[Ticket] = []
         self.draining = False
 
     @rule(target=tickets, count=st.integers(1, 5))
-    def reserve(self, count: int) -> Any:
+    def reserve(self, count: int) -> MultipleResults[Ticket]:
         slots = self.admission.slots
         free = slots + self.admission.queue_size - len(self.running) - len(self.waiting)
         if self.draining or not free:
@@ -283,11 +282,11 @@ class AdmissionMachine(RuleBasedStateMachine):
     def release(self, ticket: Ticket) -> None:
         ticket.release()
         following = self.groups[ticket]
-        for those in (self.running, self.waiting, following):
+        for tickets in (self.running, self.waiting, following):
             with suppress(ValueError):
-                those.remove(ticket)
-                self.gone.append(ticket)
-                if those is not following and following:
+                tickets.remove(ticket)
+                self.released.append(ticket)
+                if tickets is not following and following:
                     self.waiting.append(following.pop(0))
                 break
         self.grant()
@@ -296,25 +295,25 @@ class AdmissionMachine(RuleBasedStateMachine):
         while self.waiting and len(self.running) < self.admission.slots:
             self.running.append(self.waiting.pop(0))
 
-    @rule(really=st.integers(0, 9))
-    def drain(self, really: int) -> None:
-        if really == 0:  # seldom, as little happens afterwards
+    @rule(number=st.integers(0, 9))
+    def drain(self, number: int) -> None:
+        if number == 0:  # seldom: little can happen afterwards
             self.admission.drain()
             self.draining = True
-            for those in (self.waiting, *self.groups.values()):
-                self.gone += those
-                those.clear()
+            for tickets in (self.waiting, *self.groups.values()):
+                self.released += tickets
+                tickets.clear()
 
     @invariant()
-    def is_as_the_lists_say(self) -> None:
+    def matches_the_model(self) -> None:
         assert self.admission.running == len(self.running) <= self.admission.slots
         assert self.admission.waiting == len(self.waiting) <= self.admission.queue_size
         assert all(ticket.running for ticket in self.running)
-        following = [ticket for those in self.groups.values() for ticket in those]
-        assert not any(ticket.running for ticket in self.waiting + self.gone + following)
-        assert not any(ticket.position for ticket in self.gone + following)
+        following = [ticket for tickets in self.groups.values() for ticket in tickets]
+        assert not any(ticket.running for ticket in self.waiting + self.released + following)
+        assert not any(ticket.position for ticket in self.released + following)
         assert [ticket.position for ticket in self.waiting] == list(range(1, len(self.waiting) + 1))
-        assert not self.waiting or self.admission.running == self.admission.slots, "one waits beside a free slot"
+        assert not self.waiting or self.admission.running == self.admission.slots, "a slot is free"
 
 
 AdmissionMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)

@@ -1,16 +1,16 @@
-"""A chat without an application: ``handle_console_input``."""
+"""Chats without an application: ``handle_console_input``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
-from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, ChatStreamError, Conversation, GenerationParams, Limits
+from aiochatstream import ChatStream, ChatStreamError, GenerationParams, Limits
 from aiochatstream.errors import Draining, InvalidValue
-from tests.helpers import Stepper, echo, until
+from tests.helpers import EngineFunction, MakeStepper, echo, until
 
 Pieces = list[tuple[str, str, str]]
 
@@ -19,11 +19,7 @@ async def pieces(chat_stream: ChatStream, text: str) -> Pieces:
     return [piece async for piece in chat_stream.handle_console_input(text)]
 
 
-async def kept(chat_stream: ChatStream) -> Conversation:
-    return await chat_stream._console_user.load("main")
-
-
-def saying(*texts: str) -> Callable[..., Iterator[str]]:
+def engine_of(*texts: str) -> EngineFunction:
     def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         yield from texts
 
@@ -31,7 +27,7 @@ def saying(*texts: str) -> Callable[..., Iterator[str]]:
 
 
 async def test_console_pieces_are_the_whole_text_the_new_text_and_the_position() -> None:
-    async with ChatStream(engine=saying("東京", "です", "。")) as chat_stream:
+    async with ChatStream(engine=engine_of("東京", "です", "。")) as chat_stream:
         assert await pieces(chat_stream, "日本の首都は？") == [
             ("東京", "東京", "begin"),
             ("東京です", "です", "mid"),
@@ -46,51 +42,57 @@ async def test_console_pieces_are_the_whole_text_the_new_text_and_the_position()
     ids=["one piece", "none"],
 )
 async def test_short_answers_have_one_begin_and_one_end(texts: list[str], expected: Pieces) -> None:
-    async with ChatStream(engine=saying(*texts)) as chat_stream:
+    async with ChatStream(engine=engine_of(*texts)) as chat_stream:
         assert await pieces(chat_stream, "Hello") == expected
 
 
-async def test_each_chat_stream_continues_its_own_console_conversation(stepper: Any) -> None:
-    heard: list[list[str]] = []
+async def test_each_chat_stream_continues_its_own_console_conversation() -> None:
+    prompts: list[list[str]] = []
 
     def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
-        heard.append([message["content"] for message in messages])
+        prompts.append([message["content"] for message in messages])
         yield "ok"
 
     async with ChatStream(engine=engine) as first, ChatStream(engine=engine) as second:
         await pieces(first, "one")
         await pieces(first, "two")
         await pieces(second, "three")
-    assert heard == [["one"], ["one", "ok", "two"], ["three"]]
+    assert prompts == [["one"], ["one", "ok", "two"], ["three"]]
 
 
 async def test_closing_the_generator_stops_the_engine_and_saves_the_text_so_far(
-    stepper: Callable[..., Stepper],
+    stepper: MakeStepper,
 ) -> None:
     engine = stepper()
-    async with ChatStream(engine=engine) as chat_stream:
+    async with ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)) as chat_stream:
         async with aclosing(chat_stream.handle_console_input("Count")) as answer:
             engine.allow(1)
             assert await anext(answer) == ("1 ", "1 ", "begin")
-            engine.allow(1)  # the step that it is in
+            engine.allow(1)  # the running step
         await until(lambda: engine.closed == 1)
-        turn = (await kept(chat_stream)).turns[-1]
-        assert (turn.user, turn.state) == ("Count", "interrupted")
-        assert turn.answer in ("1 ", "1 2 ")
+        engine.allow(4)
+        await pieces(chat_stream, "Again")
+        user, interrupted, _ = engine.calls[-1]
+        assert (user["content"], interrupted["role"]) == ("Count", "assistant")
+        assert interrupted["content"] in ("1 ", "1 2 ")
 
 
 async def test_failures_are_chat_stream_errors_and_do_not_change_the_conversation(
-    stepper: Callable[..., Stepper],
+    stepper: MakeStepper,
 ) -> None:
     engine = stepper(fail_at=1)
     async with ChatStream(engine=engine) as chat_stream:
         engine.allow(2)
         with pytest.raises(ChatStreamError, match="The model failed to answer"):
             await pieces(chat_stream, "Count")
-        assert (await kept(chat_stream)).turns == ()
-        for nothing in ("", "  \n"):
+        for empty in ("", "  \n"):
             with pytest.raises(InvalidValue, match="text: must be a non-empty string"):
-                await pieces(chat_stream, nothing)
+                await pieces(chat_stream, empty)
+        engine.fail_at = 0
+        engine.allow(1)
+        with pytest.raises(ChatStreamError):
+            await pieces(chat_stream, "Again")
+        assert engine.calls[-1] == [{"role": "user", "content": "Again"}]
 
 
 async def test_console_input_outside_async_with_is_an_error() -> None:
@@ -103,8 +105,10 @@ async def test_console_input_outside_async_with_is_an_error() -> None:
         await pieces(chat_stream, "Hello")
 
 
-async def test_console_input_waits_until_the_model_is_loaded(model: Any, tokenizer: Any) -> None:
-    def load_model() -> Any:
+async def test_console_input_waits_until_the_model_is_loaded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def load_model() -> PreTrainedModel:
         return model
 
     chat_stream = ChatStream(
@@ -121,7 +125,7 @@ async def test_console_input_waits_until_the_model_is_loaded(model: Any, tokeniz
 
 
 async def test_the_locale_selects_the_language_of_log_lines(
-    stepper: Callable[..., Stepper], caplog: pytest.LogCaptureFixture
+    stepper: MakeStepper, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = stepper()
     async with ChatStream(engine=engine, limits=Limits(shutdown_timeout=0.01), locale="ja") as chat_stream:
@@ -129,7 +133,7 @@ async def test_the_locale_selects_the_language_of_log_lines(
         engine.allow(1)
         await anext(answer)
         engine.allow(100)
-    assert "1 件の回答を停止します" in caplog.text
+    assert "1 件の応答を停止します" in caplog.text
     await answer.aclose()
 
 

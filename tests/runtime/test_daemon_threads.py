@@ -1,4 +1,4 @@
-"""Daemon threads: as many as there may be, and none keeps the process from ending."""
+"""Pools of daemon threads."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ import pytest
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, any_daemon_thread
 from tests.helpers import PATIENCE
 
+NAME = "aiochatstream-test"
+
+
+def thread_count() -> int:
+    return sum(thread.name.startswith(NAME) for thread in threading.enumerate())
+
 
 def test_jobs_beyond_the_number_of_threads_wait() -> None:
-    executor = DaemonExecutor(2, "aiochatstream-test")
-    both, go_on = threading.Barrier(3), threading.Event()
+    executor = DaemonExecutor(2, NAME)
+    both, may_end = threading.Barrier(3), threading.Event()
 
     def job(number: int) -> int:
         if number < 2:
             both.wait(PATIENCE)
-            assert go_on.wait(PATIENCE)
+            assert may_end.wait(PATIENCE)
         return number
 
     futures = [executor.submit(job, number) for number in range(4)]
     both.wait(PATIENCE)
     assert not any(future.done() for future in futures)
-    assert len(executor._threads) == 2
-    go_on.set()
+    assert thread_count() == 2
+    may_end.set()
     assert [future.result(PATIENCE) for future in futures] == [0, 1, 2, 3]
     executor.shutdown()
     assert not any_daemon_thread()
@@ -36,12 +42,12 @@ def test_jobs_beyond_the_number_of_threads_wait() -> None:
 
 
 def test_idle_threads_are_reused() -> None:
-    executor = DaemonExecutor(8, "aiochatstream-test")
+    executor = DaemonExecutor(8, NAME)
     for number in range(20):
         assert executor.submit(int, number).result(PATIENCE) == number
         assert executor._idle.acquire(timeout=PATIENCE)  # the thread waits for the next job
         executor._idle.release()
-    assert len(executor._threads) == 1
+    assert thread_count() == 1
     executor.shutdown()
 
 
@@ -49,7 +55,7 @@ def test_idle_threads_are_reused() -> None:
 def test_errors_of_a_job_are_raised_by_its_result_and_the_thread_continues(
     error: BaseException,
 ) -> None:
-    executor = DaemonExecutor(1, "aiochatstream-test")
+    executor = DaemonExecutor(1, NAME)
 
     def job() -> None:
         raise error
@@ -61,19 +67,19 @@ def test_errors_of_a_job_are_raised_by_its_result_and_the_thread_continues(
 
 
 def test_shutdown_can_cancel_waiting_jobs() -> None:
-    executor = DaemonExecutor(1, "aiochatstream-test")
-    begun, go_on = threading.Event(), threading.Event()
+    executor = DaemonExecutor(1, NAME)
+    started, may_end = threading.Event(), threading.Event()
 
     def job() -> None:
-        begun.set()
-        assert go_on.wait(PATIENCE)
+        started.set()
+        assert may_end.wait(PATIENCE)
 
     running, waiting = executor.submit(job), executor.submit(int)
-    assert begun.wait(PATIENCE)
+    assert started.wait(PATIENCE)
     executor.shutdown(wait=False, cancel_futures=True)
     with pytest.raises(CancelledError):
         waiting.result(PATIENCE)
-    go_on.set()
+    may_end.set()
     running.result(PATIENCE)
     executor.shutdown()
 
@@ -81,9 +87,9 @@ def test_shutdown_can_cancel_waiting_jobs() -> None:
 STUCK = """
 import threading
 from aiochatstream.runtime.daemon_threads import DaemonExecutor
-executor, begun = DaemonExecutor(1, "aiochatstream-test"), threading.Event()
-executor.submit(lambda: (begun.set(), threading.Event().wait()))
-assert begun.wait()
+executor, started = DaemonExecutor(1, "aiochatstream-test"), threading.Event()
+executor.submit(lambda: (started.set(), threading.Event().wait()))
+assert started.wait()
 """
 
 

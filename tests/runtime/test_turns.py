@@ -1,14 +1,17 @@
-"""Turns of one conversation: never two at once, stopped, cleared, interrupted, failed."""
+"""Turns of a conversation: one at a time, and stopped, cleared, interrupted or failed ones."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-from aiohttp import ClientPayloadError
+from aiohttp import ClientPayloadError, ClientResponse
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import (
     AbstractChatPrompt,
@@ -25,13 +28,15 @@ from aiochatstream import (
     TransformersEngine,
 )
 from tests.engines.transformers.tiny_models import BYTES, tiny
-from tests.helpers import echo, post_bytes, sse_events, until
+from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
 
 pytestmark = pytest.mark.both_loops
 
+CONTINUE: dict[str, Any] = {"continue": True}
+
 
 async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
-    start: Any, stepper: Any, client_of: Any
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
@@ -43,7 +48,7 @@ async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
     async with client.post(user_input="third") as response:
         assert response.status == 409
         assert (await response.json())["error"] == "conversation_busy"
-    other = asyncio.create_task(client.say("elsewhere", conversation="other"))  # turns lock by conversation
+    other = asyncio.create_task(client.say("elsewhere", conversation="other"))  # another conversation
     await until(lambda: len(engine.calls) == 3)
     engine.allow(4)
     await asyncio.gather(running, other)
@@ -51,30 +56,34 @@ async def test_a_second_turn_of_a_conversation_is_refused_while_one_runs(
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_a_conversation_with_a_running_turn_is_never_evicted(start: Any, client_of: Any, accept: str) -> None:
-    begun, may_end = threading.Event(), threading.Event()
+async def test_a_conversation_with_a_running_turn_is_never_evicted(
+    start: StartServer, client_of: ClientOf, accept: str
+) -> None:
+    started, may_end = threading.Event(), threading.Event()
 
     def engine(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         yield "so "
         if messages[-1]["content"] == "two":
-            begun.set()
+            started.set()
             may_end.wait()
         yield "it is"
 
     store, sessions = MemoryConversationStore(max_conversations=1), MemoryStorage(max_sessions=1)
     server = await start(ChatStream(engine=engine, conversation_store=store), sessions)
-    talking, other = client_of(server), client_of(server)
-    await talking.say("one")
-    running = asyncio.create_task(read(talking.post(accept=accept, user_input="two")))
-    await until(begun.is_set)
+    client, other = client_of(server), client_of(server)
+    await client.say("one")
+    running = asyncio.create_task(read(client.post(accept=accept, user_input="two")))
+    await until(started.is_set)
     await other.say("elsewhere")
     may_end.set()
     await running
-    assert await talking.texts() == ["one", "so it is", "two", "so it is"]
+    assert await client.texts() == ["one", "so it is", "two", "so it is"]
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_stop_ends_the_answer_and_saves_its_text(start: Any, stepper: Any, client_of: Any, accept: str) -> None:
+async def test_stop_ends_the_answer_and_saves_its_text(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, accept: str
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
     client = client_of(server)
@@ -94,7 +103,9 @@ async def test_stop_ends_the_answer_and_saves_its_text(start: Any, stepper: Any,
     assert server.idle
 
 
-async def test_a_message_sent_after_a_stop_is_answered(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_message_sent_after_a_stop_is_answered(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)))
     client = client_of(server)
@@ -104,14 +115,14 @@ async def test_a_message_sent_after_a_stop_is_answered(start: Any, stepper: Any,
     await until(lambda: len(engine.calls) == 2)
     stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
     await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
-    again = asyncio.create_task(client.say("third"))  # the one before is still in its last step
+    again = asyncio.create_task(client.say("third"))  # the stopped answer is in its last step
     engine.allow(4)
     await stopping
     assert (await again)["text"] == "1 2 3 "
     assert (await running)["finish_reason"] == "cancelled"
 
 
-async def test_stop_without_a_running_answer_is_a_404(start: Any, client_of: Any) -> None:
+async def test_stop_without_a_running_answer_is_a_404(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).post("/chat_stream/stop") as response:
         assert response.status == 404
@@ -119,7 +130,9 @@ async def test_stop_without_a_running_answer_is_a_404(start: Any, client_of: Any
         assert "Set-Cookie" not in response.headers
 
 
-async def test_a_stopped_answer_without_text_leaves_no_turn(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_stopped_answer_without_text_leaves_no_turn(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(
         ChatStream(engine=engine, num_of_concurrent_executions=1, params=GenerationParams(max_new_tokens=1))
@@ -139,7 +152,9 @@ async def test_a_stopped_answer_without_text_leaves_no_turn(start: Any, stepper:
     await blocking
 
 
-async def test_clear_context_discards_a_running_answer(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_clear_context_discards_a_running_answer(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
@@ -159,7 +174,7 @@ async def test_clear_context_discards_a_running_answer(start: Any, stepper: Any,
     assert engine.calls[-1] == [{"role": "user", "content": "anew"}]
 
 
-async def test_history_marks_a_running_answer(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_history_marks_a_running_answer(start: StartServer, stepper: MakeStepper, client_of: ClientOf) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
@@ -175,7 +190,7 @@ async def test_history_marks_a_running_answer(start: Any, stepper: Any, client_o
     assert (await client.history())[-1]["state"] == "complete"
 
 
-async def test_regenerate_without_a_message_is_a_409(start: Any, client_of: Any) -> None:
+async def test_regenerate_without_a_message_is_a_409(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).post(regenerate=True) as response:
         assert response.status == 409
@@ -184,7 +199,7 @@ async def test_regenerate_without_a_message_is_a_409(start: Any, client_of: Any)
 
 
 async def test_a_regenerated_answer_replaces_the_old_one_only_if_it_has_text(
-    start: Any, stepper: Any, client_of: Any
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=3)))
@@ -211,7 +226,12 @@ async def test_a_regenerated_answer_replaces_the_old_one_only_if_it_has_text(
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
 @pytest.mark.parametrize("fail_at", [0, 2])
 async def test_an_engine_error_is_reported_and_leaves_the_history_unchanged(
-    start: Any, stepper: Any, client_of: Any, caplog: pytest.LogCaptureFixture, accept: str, fail_at: int
+    start: StartServer,
+    stepper: MakeStepper,
+    client_of: ClientOf,
+    caplog: pytest.LogCaptureFixture,
+    accept: str,
+    fail_at: int,
 ) -> None:
     engine = stepper(fail_at=5)
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
@@ -228,7 +248,7 @@ async def test_an_engine_error_is_reported_and_leaves_the_history_unchanged(
             error = events[-1][1]["error"]
         elif accept == "text/plain" and fail_at:
             assert response.status == 200
-            with pytest.raises(ClientPayloadError):  # cut off: it cannot be taken for the whole answer
+            with pytest.raises(ClientPayloadError):  # the response does not look complete
                 await response.read()
             error = None
         else:
@@ -245,7 +265,7 @@ async def test_an_engine_error_is_reported_and_leaves_the_history_unchanged(
     assert (await client.say("second"))["text"] == "1 2 3 4 "
 
 
-async def test_http_1_0_responses_are_not_chunked_and_close_the_connection(start: Any) -> None:
+async def test_http_1_0_responses_are_not_chunked_and_close_the_connection(start: StartServer) -> None:
     server = await start(ChatStream(engine=echo))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(post_bytes('{"user_input":"one two"}', version="1.0"))
@@ -257,7 +277,7 @@ async def test_http_1_0_responses_are_not_chunked_and_close_the_connection(start
     await writer.wait_closed()
 
 
-async def test_a_failed_http_1_0_response_resets_the_connection(start: Any, stepper: Any) -> None:
+async def test_a_failed_http_1_0_response_resets_the_connection(start: StartServer, stepper: MakeStepper) -> None:
     engine = stepper(fail_at=1)
     server = await start(ChatStream(engine=engine))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -272,18 +292,17 @@ async def test_a_failed_http_1_0_response_resets_the_connection(start: Any, step
         writer.transport.abort()
 
 
-async def read(request: Any) -> str:
+async def read(request: AbstractAsyncContextManager[ClientResponse]) -> str:
     async with request as response:
-        text: str = await response.text()
-        return text
+        return await response.text()
 
 
 @pytest.mark.parametrize("raised", [StopIteration(), asyncio.CancelledError(), SystemExit(3), GeneratorExit()])
 async def test_any_engine_error_releases_the_conversation_and_the_slot(
-    start: Any, client_of: Any, raised: BaseException
+    start: StartServer, client_of: ClientOf, raised: BaseException
 ) -> None:
     class Broken(Engine):
-        def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
             raise raised
 
     server = await start(ChatStream(engine=Broken()))
@@ -294,9 +313,11 @@ async def test_any_engine_error_releases_the_conversation_and_the_slot(
     await until(lambda: server.idle)
 
 
-async def test_an_engine_function_that_yields_other_than_text_is_an_error(start: Any, client_of: Any) -> None:
-    def broken(messages: list[dict[str, str]], params: GenerationParams) -> Any:
-        yield 5
+async def test_an_engine_function_that_yields_other_than_text_is_an_error(
+    start: StartServer, client_of: ClientOf
+) -> None:
+    def broken(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
+        yield 5  # type: ignore[misc]
 
     server = await start(ChatStream(engine=broken))
     async with client_of(server).post(user_input="hi") as response:
@@ -305,7 +326,7 @@ async def test_an_engine_function_that_yields_other_than_text_is_an_error(start:
 
 
 async def test_a_prompt_class_error_is_a_500_and_releases_the_place(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     class Broken(AbstractChatPrompt):
         def create_prompt(self) -> str:
@@ -318,7 +339,9 @@ async def test_a_prompt_class_error_is_a_500_and_releases_the_place(
 
 
 @pytest.mark.parametrize("raised", [SystemExit(3), GeneratorExit(), KeyboardInterrupt(), asyncio.CancelledError()])
-async def test_a_prompt_class_cannot_end_the_server(start: Any, client_of: Any, raised: BaseException) -> None:
+async def test_a_prompt_class_cannot_end_the_server(
+    start: StartServer, client_of: ClientOf, raised: BaseException
+) -> None:
     class Ending(AbstractChatPrompt):
         def get_messages(self) -> list[dict[str, str]]:
             if self.message == "end":
@@ -336,10 +359,12 @@ async def test_a_prompt_class_cannot_end_the_server(start: Any, client_of: Any, 
 
 
 async def test_requests_to_a_stopped_engine_are_a_503(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Ending(TokenSampler):
-        def sample(self, logits: Any, token_ids: Any, params: Any) -> Any:
+        def sample(
+            self, logits: Tensor, token_ids: Sequence[Sequence[int]], params: Sequence[GenerationParams]
+        ) -> Tensor:
             if len(token_ids[0]) > 60:
                 raise SystemExit(3)
             return logits.argmax(-1)
@@ -368,9 +393,9 @@ async def test_requests_to_a_stopped_engine_are_a_503(
     assert "The engine has stopped and cannot answer any more." in caplog.text
 
 
-async def test_an_answer_without_text_at_its_time_limit_leaves_no_turn(start: Any, client_of: Any) -> None:
+async def test_an_answer_without_text_at_its_time_limit_leaves_no_turn(start: StartServer, client_of: ClientOf) -> None:
     class Silent(Engine):
-        def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
             while True:
                 yield Delta()
 
@@ -381,7 +406,7 @@ async def test_an_answer_without_text_at_its_time_limit_leaves_no_turn(start: An
 
 
 async def test_history_contains_a_running_regeneration_in_place_of_the_old_answer(
-    start: Any, stepper: Any, client_of: Any
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
@@ -397,7 +422,7 @@ async def test_history_contains_a_running_regeneration_in_place_of_the_old_answe
     assert await client.texts() == ["first", "1 2 "]
 
 
-async def test_errors_of_chatstream_endpoints_have_both_sets_of_keys(start: Any, client_of: Any) -> None:
+async def test_errors_of_chatstream_endpoints_have_both_sets_of_keys(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).post("/clear_context", conversation=5) as response:
         assert response.status == 422
@@ -406,36 +431,39 @@ async def test_errors_of_chatstream_endpoints_have_both_sets_of_keys(start: Any,
     assert body["message"] == body["detail"]
 
 
-async def test_a_turn_that_begins_during_a_clear_does_not_restore_the_conversation(start: Any, client_of: Any) -> None:
-    """With a store that takes its time, as a database does."""
-    loading, go_on = asyncio.Event(), asyncio.Event()
+async def test_a_turn_that_begins_during_a_clear_does_not_restore_the_conversation(
+    start: StartServer, client_of: ClientOf
+) -> None:
+    loading, may_load = asyncio.Event(), asyncio.Event()
 
     class Slow(MemoryConversationStore):
         async def load(self, user_id: str, name: str) -> Conversation | None:
             loaded = await super().load(user_id, name)
             loading.set()
-            await go_on.wait()
+            await may_load.wait()
             return loaded
 
     server = await start(ChatStream(engine=echo, conversation_store=Slow()))
     client = client_of(server)
-    go_on.set()
+    may_load.set()
     await client.say("secret")
-    go_on.clear()
+    may_load.clear()
     loading.clear()
     asking = asyncio.create_task(client.say("next"))
     await loading.wait()
     clearing = asyncio.create_task(read(client.post("/clear_context")))
     await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
-    go_on.set()
+    may_load.set()
     assert '"success":true' in await clearing
     await asking
     assert await client.history() == []
 
 
-async def test_a_complete_answer_is_saved_even_if_the_engine_then_fails(start: Any, client_of: Any) -> None:
+async def test_a_complete_answer_is_saved_even_if_the_engine_then_fails(
+    start: StartServer, client_of: ClientOf
+) -> None:
     class Untidy(Engine):
-        def generate(self, prompt: Prompt, params: GenerationParams) -> Any:
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
             yield Delta("whole", (1,), "stop")
             raise ZeroDivisionError("while cleaning up")
 
@@ -444,7 +472,9 @@ async def test_a_complete_answer_is_saved_even_if_the_engine_then_fails(start: A
     assert await client.texts() == ["hi", "whole"]
 
 
-async def test_replacements_apply_across_chunks_to_the_response_and_the_history(start: Any, client_of: Any) -> None:
+async def test_replacements_apply_across_chunks_to_the_response_and_the_history(
+    start: StartServer, client_of: ClientOf
+) -> None:
     class Lines(AbstractChatPrompt):
         def create_prompt(self) -> str:
             return self.message
@@ -452,35 +482,35 @@ async def test_replacements_apply_across_chunks_to_the_response_and_the_history(
         def get_replacement_when_output(self) -> list[tuple[str, str]]:
             return [("<NL>", "\n")]
 
-    def pieces(messages: list[dict[str, str]], params: GenerationParams) -> Any:
+    def pieces(messages: list[dict[str, str]], params: GenerationParams) -> Iterator[str]:
         yield from ("one<", "NL>two", "<N", "L>", "<NL")
 
     client = client_of(await start(ChatStream(engine=pieces, chat_prompt_clazz=Lines)))
-    said = await client.say("hello")
-    assert said["text"] == "one\ntwo\n<NL"
+    answer = await client.say("hello")
+    assert answer["text"] == "one\ntwo\n<NL"
     assert await client.texts() == ["hello", "one\ntwo\n<NL"]
 
 
-async def test_a_prompt_has_the_owner_of_its_user(start: Any, client_of: Any) -> None:
-    owners = []
+async def test_a_prompt_has_the_owner_of_its_user(start: StartServer, client_of: ClientOf) -> None:
+    owners: list[str] = []
 
     class Owners(Engine):
-        def generate(self, prompt: Prompt, params: GenerationParams) -> Iterator[Delta]:  # type: ignore[override]
+        def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
             owners.append(prompt.owner)
             yield Delta("hi", finish_reason="stop")
 
     server = await start(ChatStream(engine=Owners()))
-    one, other = client_of(server), client_of(server)
-    for client in (one, other, one):
+    first, second = client_of(server), client_of(server)
+    for client in (first, second, first):
         await client.say("hello")
-    await one.say("hello", conversation="another")
+    await first.say("hello", conversation="another")
     assert owners[0] == owners[2] == owners[3] != owners[1]
     assert all(owners)
 
 
-async def bring_interrupted(client: Any, asked: str, answer: str) -> None:
+async def import_interrupted(client: Client, message: str, answer: str) -> None:
     messages = [
-        {"role": "user", "content": asked},
+        {"role": "user", "content": message},
         {"role": "assistant", "content": answer, "state": "interrupted"},
     ]
     async with client.post("/import", messages=messages) as response:
@@ -489,47 +519,49 @@ async def bring_interrupted(client: Any, asked: str, answer: str) -> None:
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
 async def test_continuing_an_interrupted_answer_sends_only_the_new_text(
-    start: Any, stepper: Any, client_of: Any, accept: str
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf, accept: str
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
-    await bring_interrupted(client, "hello", "1 ")
+    await import_interrupted(client, "hello", "1 ")
     before = (await client.history())[1]
     assert (before["content"], before["state"]) == ("1 ", "interrupted")
     engine.allow(2)
-    body = await read(client.post(accept=accept, **{"continue": True}))
+    body = await read(client.post(accept=accept, **CONTINUE))
     assert body.count("1 ") == 1
     assert engine.calls[-1] == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "1 "}]
     after = (await client.history())[1]
     assert (after["content"], after["state"]) == ("1 1 2 ", "complete")
     assert after["message_id"] != before["message_id"]
-    async with client.post(**{"continue": True}) as response:
+    async with client.post(**CONTINUE) as response:
         assert response.status == 409
         assert (await response.json())["error"] == "nothing_to_continue"
 
 
-async def test_a_failed_continuation_leaves_the_answer_unchanged(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_failed_continuation_leaves_the_answer_unchanged(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
-    await bring_interrupted(client, "hello", "1 ")
+    await import_interrupted(client, "hello", "1 ")
     before = await client.history()
     engine.fail_at = 0
     engine.allow(1)
-    async with client.post(**{"continue": True}) as response:
+    async with client.post(**CONTINUE) as response:
         assert response.status == 500
     assert await client.history() == before
 
 
 async def test_history_contains_the_whole_answer_during_a_continuation(
-    start: Any, stepper: Any, client_of: Any
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
-    await bring_interrupted(client, "hello", "1 ")
-    going_on = asyncio.create_task(read(client.post(**{"continue": True})))
+    await import_interrupted(client, "hello", "1 ")
+    continuing = asyncio.create_task(read(client.post(**CONTINUE)))
     engine.allow(1)
     await until(lambda: any(turn.text for turn in server.chat_stream.running_turns))
     messages = await client.history()
@@ -538,10 +570,12 @@ async def test_history_contains_the_whole_answer_during_a_continuation(
         ("1 1 ", "running"),
     ]
     engine.allow(1)
-    await going_on
+    await continuing
 
 
-async def test_the_model_continues_its_own_text(start: Any, model: Any, tokenizer: Any, client_of: Any) -> None:
+async def test_the_model_continues_its_own_text(
+    start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client_of: ClientOf
+) -> None:
     chat_stream = ChatStream(
         model=model, tokenizer=tokenizer, params=GenerationParams(temperature=0, max_new_tokens=24)
     )
@@ -549,8 +583,8 @@ async def test_the_model_continues_its_own_text(start: Any, model: Any, tokenize
     question = "What is the capital of France?"
     whole = (await client.say(question))["text"]
     half = whole[: whole.index(" ", len(whole) // 2)]
-    await bring_interrupted(client, question, half)
-    rest = (await client.say(**{"continue": True}))["text"]
+    await import_interrupted(client, question, half)
+    rest = (await client.say(**CONTINUE))["text"]
     assert rest.startswith(" ")
     assert whole.startswith(half + rest[:10])
     assert await client.texts() == [question, half + rest]

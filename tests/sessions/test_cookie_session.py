@@ -1,34 +1,50 @@
-"""Conversations in an encrypted cookie, over a real server with real cookies."""
+"""Conversations in encrypted cookies of a real server."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Protocol
 
 import pytest
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, Conversation, CookieStorage, GenerationParams, MemoryConversationStore, Turn
-from aiochatstream.sessions.cookie_session import CookieUserSession, pack, unpack
+from aiochatstream.sessions.cookie_session import pack, unpack
 from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
-from tests.helpers import Client, Server, Stepper, echo, post_bytes, until
+from tests.helpers import (
+    Client,
+    ClientOf,
+    MakeStepper,
+    Server,
+    StartServer,
+    Stepper,
+    echo,
+    post_bytes,
+    until,
+)
+from tests.sessions.users import moved
 
 KEY = Fernet.generate_key()
 
 
-@pytest.fixture(params=["aiohttp-session's", "ours"])
-def start_worker(start: Any, request: pytest.FixtureRequest) -> Any:
-    """One more worker process' worth of server, with the same key and an engine that echoes."""
+class StartWorker(Protocol):
+    """Starts another worker with the same key, by default with an engine that echoes."""
 
-    async def worker(**options: Any) -> Server:
-        ours = request.param == "ours"
-        storage = CookieStorage(KEY) if ours else EncryptedCookieStorage(Fernet(KEY), samesite="Lax")
-        server: Server = await start(ChatStream(**{"engine": echo, **options}), storage)
-        return server
+    async def __call__(self, chat_stream: ChatStream | None = None) -> Server: ...
 
-    return worker
+
+@pytest.fixture(params=["CookieStorage", "EncryptedCookieStorage"])
+def start_worker(start: StartServer, request: pytest.FixtureRequest) -> StartWorker:
+    """Return a function that starts another worker, with each kind of storage in turn."""
+
+    async def start_worker(chat_stream: ChatStream | None = None) -> Server:
+        is_own = request.param == "CookieStorage"
+        storage = CookieStorage(KEY) if is_own else EncryptedCookieStorage(Fernet(KEY), samesite="Lax")
+        return await start(chat_stream or ChatStream(engine=echo), storage)
+
+    return start_worker
 
 
 def cookie(client: Client) -> str:
@@ -37,26 +53,23 @@ def cookie(client: Client) -> str:
 
 async def ask(client: Client, text: str, accept: str = "text/plain") -> str:
     async with client.post(accept=accept, user_input=text) as response:
-        body: str = await response.text()
+        body = await response.text()
         assert response.status == 200, body
         return body
 
 
 async def stream(client: Client, engine: Stepper, text: str) -> None:
-    """A turn whose answer ends after its headers went out."""
+    """Stream an answer that ends after the headers were sent."""
     engine.allow(1)
     async with client.post(user_input=text) as response:
         engine.allow(1)
         assert await response.text() == "1 2 "
 
 
-def moved(client: Client, server: Server) -> Client:
-    """The same user with the same cookies, at another worker."""
-    return Client(client.session, server.url)
-
-
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
-async def test_the_cookie_stores_several_turns_encrypted(start_worker: Any, client_of: Any, accept: str) -> None:
+async def test_the_cookie_stores_several_turns_encrypted(
+    start_worker: StartWorker, client_of: ClientOf, accept: str
+) -> None:
     client = client_of(await start_worker())
     for text in ("unmistakable", "two", "three"):
         await ask(client, text, accept)
@@ -64,7 +77,7 @@ async def test_the_cookie_stores_several_turns_encrypted(start_worker: Any, clie
     assert "unmistakable" not in cookie(client)
 
 
-async def test_a_json_response_stores_its_answer_in_the_cookie(start_worker: Any, client_of: Any) -> None:
+async def test_a_json_response_stores_its_answer_in_the_cookie(start_worker: StartWorker, client_of: ClientOf) -> None:
     client = client_of(await start_worker())
     await ask(client, "one", "application/json")
     await ask(client, "two", "application/json")
@@ -73,52 +86,54 @@ async def test_a_json_response_stores_its_answer_in_the_cookie(start_worker: Any
 
 
 async def test_history_stores_the_last_streamed_answer_in_the_cookie(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     assert await client.texts() == ["one", "1 2 "]
     assert await moved(client, await start_worker()).texts() == ["one", "1 2 "]
 
 
 async def test_another_worker_reports_answer_elsewhere_and_loses_nothing(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     other = moved(client, await start_worker())
-    for request in (lambda: other.post(user_input="two"), lambda: other.session.get(f"{other.url}/history")):
-        async with request() as response:
+    for pending in (other.post(user_input="two"), other.session.get(f"{other.url}/history")):
+        async with pending as response:
             assert response.status == 409
             assert (await response.json())["error"] == "answer_elsewhere"
             assert "Set-Cookie" not in response.headers
-    await stream(client, engine, "two")  # the first worker goes on
+    await stream(client, engine, "two")  # the first worker continues
     assert await client.texts() == ["one", "1 2 ", "two", "1 2 "]
 
 
-async def test_clear_context_abandons_a_lost_answer(start_worker: Any, stepper: Any, client_of: Any) -> None:
+async def test_clear_context_abandons_a_lost_answer(
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     other = moved(client, await start_worker())
     async with other.post("/clear_context") as response:
         assert (await response.json())["success"] is True
     assert await ask(other, "two") == "two "
     assert await other.texts() == ["two", "two "]
-    # the first worker still remembers "one", but the cookie is ahead of it
+    # the first worker still has "one" in memory, but the cookie is newer
     assert (await client.texts())[0] == "two"
 
 
 async def test_abandon_lost_continues_without_the_answer_of_an_ended_process(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     for text in ("one", "two"):
         await stream(client, engine, text)
-        await client.texts()  # seals the answer
+        await client.texts()  # stores the answer in the cookie
     await stream(client, engine, "three")
     restarted = moved(client, await start_worker())
     async with restarted.post(user_input="four") as response:
@@ -129,18 +144,18 @@ async def test_abandon_lost_continues_without_the_answer_of_an_ended_process(
 
 
 async def test_history_with_abandon_lost_abandons_a_lost_answer(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     await client.texts()
     await stream(client, engine, "two")
     restarted = moved(client, await start_worker())
     async with restarted.session.get(f"{restarted.url}/history?abandon_lost=perhaps") as response:
         assert (response.status, (await response.json())["error"]) == (422, "invalid_value")
-    elsewhere = {"Sec-Fetch-Site": "cross-site"}  # a link on another site's page
-    async with restarted.session.get(f"{restarted.url}/history?abandon_lost=true", headers=elsewhere) as response:
+    cross_site = {"Sec-Fetch-Site": "cross-site"}  # a link on another site's page
+    async with restarted.session.get(f"{restarted.url}/history?abandon_lost=true", headers=cross_site) as response:
         assert (response.status, (await response.json())["error"]) == (403, "forbidden")
     async with restarted.session.get(f"{restarted.url}/history?abandon_lost=true") as response:
         assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
@@ -149,24 +164,24 @@ async def test_history_with_abandon_lost_abandons_a_lost_answer(
 
 
 async def test_abandon_lost_has_no_effect_in_the_process_that_has_the_answer(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "one")
     async with client.session.get(f"{client.url}/history?abandon_lost=true") as response:
         assert [message["content"] for message in (await response.json())["messages"]] == ["one", "1 2 "]
 
 
 async def test_an_answer_is_interrupted_if_its_client_disconnects(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start_worker(engine=engine)
+    server = await start_worker(ChatStream(engine=engine))
     client = client_of(server)
     engine.allow(1)
     async with client.post(user_input="one") as response:
-        assert response.status == 200  # the cookie is here; leave
+        assert response.status == 200  # the cookie has arrived; disconnect
     await until(lambda: all(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     await until(lambda: server.idle)
@@ -176,10 +191,10 @@ async def test_an_answer_is_interrupted_if_its_client_disconnects(
 
 
 async def test_a_failed_turn_changes_neither_the_cookie_nor_the_history(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=1)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=1))))
     engine.allow(1)
     await ask(client, "one")
     before = cookie(client)
@@ -195,7 +210,9 @@ async def test_a_failed_turn_changes_neither_the_cookie_nor_the_history(
     assert await client.texts() == ["one", "1 ", "three", "1 "]
 
 
-async def test_concurrent_conversations_of_a_user_are_independent(start_worker: Any, client_of: Any) -> None:
+async def test_concurrent_conversations_of_a_user_are_independent(
+    start_worker: StartWorker, client_of: ClientOf
+) -> None:
     client = client_of(await start_worker())
     await ask(client, "first")
     await asyncio.gather(
@@ -209,7 +226,9 @@ async def test_concurrent_conversations_of_a_user_are_independent(start_worker: 
 
 
 @pytest.mark.parametrize("word", ["word", "日本語"])
-async def test_the_oldest_turns_are_dropped_to_fit_the_cookie(start_worker: Any, client_of: Any, word: str) -> None:
+async def test_the_oldest_turns_are_dropped_to_fit_the_cookie(
+    start_worker: StartWorker, client_of: ClientOf, word: str
+) -> None:
     server = await start_worker()
     client = client_of(server)
     letters = random.Random(1)  # noqa: S311
@@ -226,7 +245,7 @@ async def test_the_oldest_turns_are_dropped_to_fit_the_cookie(start_worker: Any,
     assert [int(text.split(" ")[0]) for text in texts[::2]] == list(range(40 - len(texts) // 2, 40))
 
 
-async def test_a_forged_cookie_is_a_new_user(start_worker: Any, client_of: Any) -> None:
+async def test_a_forged_cookie_is_a_new_user(start_worker: StartWorker, client_of: ClientOf) -> None:
     server = await start_worker()
     client = client_of(server)
     await ask(client, "secret", "application/json")
@@ -248,7 +267,7 @@ def test_unpack_restores_a_conversation_packed_in_json_safe_characters() -> None
     assert not set('"\\') & set(packed)
 
 
-async def test_history_is_stable_after_turns_were_dropped(start_worker: Any, client_of: Any) -> None:
+async def test_history_is_stable_after_turns_were_dropped(start_worker: StartWorker, client_of: ClientOf) -> None:
     client = client_of(await start_worker())
     for turn in range(30):
         await ask(client, f"{turn} " + " ".join(str(turn * number) for number in range(120)))
@@ -258,34 +277,33 @@ async def test_history_is_stable_after_turns_were_dropped(start_worker: Any, cli
 
 
 async def test_fitting_a_long_conversation_takes_few_attempts(
-    start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+    start_worker: StartWorker, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = []
-    measure = CookieUserSession._cookie_bytes
+    conversations: list[Conversation] = []
 
-    async def counted(self: Any, entries: Any) -> int:
-        sizes.append(await measure(self, entries))
-        return sizes[-1]
+    def counting_pack(conversation: Conversation) -> str:
+        conversations.append(conversation)
+        return pack(conversation)
 
-    monkeypatch.setattr(CookieUserSession, "_cookie_bytes", counted)
+    monkeypatch.setattr("aiochatstream.sessions.cookie_session.pack", counting_pack)
     client = client_of(await start_worker())
     for turn in range(40):
-        sizes.clear()
+        conversations.clear()
         await ask(client, f"{turn} " + "".join(chr(97 + (turn * number) % 26) for number in range(700)))
-        assert len(sizes) <= 14
+        assert len(conversations) <= 14
 
 
 async def test_a_discarded_answer_does_not_restore_a_cleared_conversation(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    server = await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2))
+    server = await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     client = client_of(server)
     await stream(client, engine, "secret")
     await client.history()
     running = asyncio.create_task(ask(client, "second", "application/json"))
     await until(lambda: len(engine.calls) == 2)
-    clearing = asyncio.create_task(ask_clear(client))
+    clearing = asyncio.create_task(clear(client))
     await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
     engine.allow(1)
     await asyncio.gather(running, clearing)
@@ -293,24 +311,26 @@ async def test_a_discarded_answer_does_not_restore_a_cleared_conversation(
 
 
 async def test_a_concurrent_answer_does_not_restore_a_cleared_conversation(
-    start_worker: Any, stepper: Any, client_of: Any
+    start_worker: StartWorker, stepper: MakeStepper, client_of: ClientOf
 ) -> None:
     engine = stepper()
-    client = client_of(await start_worker(engine=engine, params=GenerationParams(max_new_tokens=2)))
+    client = client_of(await start_worker(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2))))
     await stream(client, engine, "secret")
     await client.history()
     running = asyncio.create_task(client.say("hi", conversation="other"))
     await until(lambda: len(engine.calls) == 2)
-    await ask_clear(client)
+    await clear(client)
     engine.allow(2)
-    await running  # its cookie still holds what was cleared
+    await running  # its cookie still contains the cleared conversation
     assert await client.history() == []
     assert await client.texts("other") == ["hi", "1 2 "]
 
 
-@pytest.mark.parametrize("options", [{}, {"conversation_store": MemoryConversationStore()}], ids=["cookie", "store"])
-async def test_a_cookie_that_is_not_utf8_is_a_new_user(start_worker: Any, options: dict[str, Any]) -> None:
-    server = await start_worker(**options)
+@pytest.mark.parametrize("store", [None, MemoryConversationStore()], ids=["cookie", "store"])
+async def test_a_cookie_that_is_not_utf8_is_a_new_user(
+    start_worker: StartWorker, store: MemoryConversationStore | None
+) -> None:
+    server = await start_worker(ChatStream(engine=echo, conversation_store=store))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     request = post_bytes('{"user_input":"hi"}', headers="Connection: close\r\nCookie: AIOHTTP_SESSION=@\r\n")
     writer.write(request.replace(b"@", b"\xff\xfe"))
@@ -321,7 +341,9 @@ async def test_a_cookie_that_is_not_utf8_is_a_new_user(start_worker: Any, option
     assert b"Set-Cookie" in answer
 
 
-async def test_a_second_conversation_keeps_its_turns_beside_a_large_one(start_worker: Any, client_of: Any) -> None:
+async def test_a_second_conversation_keeps_its_turns_beside_a_large_one(
+    start_worker: StartWorker, client_of: ClientOf
+) -> None:
     client = client_of(await start_worker())
     for turn in range(15):
         async with client.post(user_input=f"{turn} " + " ".join(str(turn * n) for n in range(120))) as response:
@@ -333,7 +355,9 @@ async def test_a_second_conversation_keeps_its_turns_beside_a_large_one(start_wo
     assert len(await client.texts()) >= 4
 
 
-async def test_cleared_conversations_take_no_space_in_the_cookie(start_worker: Any, client_of: Any) -> None:
+async def test_cleared_conversations_take_no_space_in_the_cookie(
+    start_worker: StartWorker, client_of: ClientOf
+) -> None:
     client = client_of(await start_worker())
     for number in range(70):
         await client.say("x", conversation=f"c{number}")
@@ -345,21 +369,21 @@ async def test_cleared_conversations_take_no_space_in_the_cookie(start_worker: A
 
 
 async def test_a_message_too_large_for_a_cookie_is_answered_and_not_compressed(
-    start_worker: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+    start_worker: StartWorker, client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed = []
+    packed: list[int] = []
 
-    def counted(conversation: Conversation) -> str:
+    def counting_pack(conversation: Conversation) -> str:
         packed.append(sum(len(turn.user) for turn in conversation.turns))
         return pack(conversation)
 
-    monkeypatch.setattr("aiochatstream.sessions.cookie_session.pack", counted)
+    monkeypatch.setattr("aiochatstream.sessions.cookie_session.pack", counting_pack)
     client = client_of(await start_worker())
-    assert len(await ask(client, "x " * 200_000)) == 512  # 256 pieces
+    assert len(await ask(client, "x " * 200_000)) == 512  # 256 tokens
     await client.history()
     assert max(packed) <= 32_768
 
 
-async def ask_clear(client: Client) -> None:
+async def clear(client: Client) -> None:
     async with client.post("/clear_context") as response:
         assert response.status == 200

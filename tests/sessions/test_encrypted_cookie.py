@@ -1,4 +1,4 @@
-"""Sessions in encrypted cookies: what is in them, how they are split, and what becomes of those that are not ours."""
+"""Sessions in encrypted cookies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.cookies import SimpleCookie
 from typing import Any
 
@@ -19,7 +19,8 @@ from aiohttp_session import Session
 from cryptography.fernet import Fernet
 
 from aiochatstream import CookieStorage, MemoryStorage
-from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
+from aiochatstream.sessions.encrypted_cookie import Key
+from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES, SessionStorage
 
 KEY, NEW_KEY = Fernet.generate_key().decode(), Fernet.generate_key().decode()
 
@@ -27,7 +28,7 @@ NAME, SECOND = "AIOHTTP_SESSION", "AIOHTTP_SESSION-2"
 
 
 def noise(bytes_: int) -> str:
-    """Text that no compression makes shorter than so many bytes."""
+    """Return text that cannot be compressed to fewer than ``bytes_`` bytes."""
     return base64.b85encode(random.Random(1).randbytes(bytes_)).decode()  # noqa: S311
 
 
@@ -85,10 +86,10 @@ async def test_an_obsolete_second_cookie_is_ignored_and_deleted() -> None:
 
 async def test_mismatched_cookies_are_a_new_session() -> None:
     storage = CookieStorage(KEY)
-    one, other = values(await saved(storage, text=noise(4000))), values(await saved(storage, text=noise(4001)))
-    assert await loaded(storage, {NAME: one[NAME], SECOND: other[SECOND]}) == {}
-    assert await loaded(storage, {NAME: one[NAME]}) == {}
-    assert await loaded(storage, {SECOND: one[SECOND]}) == {}
+    first, second = values(await saved(storage, text=noise(4000))), values(await saved(storage, text=noise(4001)))
+    assert await loaded(storage, {NAME: first[NAME], SECOND: second[SECOND]}) == {}
+    assert await loaded(storage, {NAME: first[NAME]}) == {}
+    assert await loaded(storage, {SECOND: first[SECOND]}) == {}
 
 
 async def test_an_emptied_session_deletes_both_cookies() -> None:
@@ -98,25 +99,27 @@ async def test_an_emptied_session_deletes_both_cookies() -> None:
 
 
 async def test_the_first_key_encrypts_and_all_keys_decrypt() -> None:
-    old = values(await saved(CookieStorage(KEY), word="kept"))
+    old = values(await saved(CookieStorage(KEY), word="stored"))
     rotated = CookieStorage([NEW_KEY, KEY])
-    assert await loaded(rotated, old) == {"word": "kept"}
-    new = values(await saved(rotated, word="kept"))
-    assert await loaded(CookieStorage(NEW_KEY), new) == {"word": "kept"}
+    assert await loaded(rotated, old) == {"word": "stored"}
+    new = values(await saved(rotated, word="stored"))
+    assert await loaded(CookieStorage(NEW_KEY), new) == {"word": "stored"}
     assert await loaded(CookieStorage(KEY), new) == {}
 
 
 def sealed_at(second: int, **data: Any) -> dict[str, str]:
-    """A cookie that a worker made when its clock showed ``second``."""
+    """Return a cookie created by a worker whose clock showed ``second``."""
     text = zlib.compress(json.dumps({"created": second, "session": data}).encode())
     return {NAME: Fernet(KEY).encrypt_at_time(text, second).decode()}
 
 
-@pytest.mark.parametrize(("seconds", "kept"), [(-86_400, False), (-3_590, True), (90, True), (86_400, True)])
+@pytest.mark.parametrize(("seconds", "accepted"), [(-86_400, False), (-3_590, True), (90, True), (86_400, True)])
 @pytest.mark.parametrize("keys", [KEY, [NEW_KEY, KEY]], ids=["one key", "two keys"])
-async def test_a_cookie_of_a_worker_whose_clock_is_ahead_is_accepted(seconds: int, kept: bool, keys: Any) -> None:
-    cookies = sealed_at(int(time.time()) + seconds, word="kept")
-    assert await loaded(CookieStorage(keys, max_age=3_600), cookies) == ({"word": "kept"} if kept else {})
+async def test_a_cookie_of_a_worker_whose_clock_is_ahead_is_accepted(
+    seconds: int, accepted: bool, keys: str | list[str]
+) -> None:
+    cookies = sealed_at(int(time.time()) + seconds, word="stored")
+    assert await loaded(CookieStorage(keys, max_age=3_600), cookies) == ({"word": "stored"} if accepted else {})
 
 
 @pytest.mark.parametrize(
@@ -124,29 +127,31 @@ async def test_a_cookie_of_a_worker_whose_clock_is_ahead_is_accepted(seconds: in
     [KEY, KEY.encode(), base64.urlsafe_b64decode(KEY), Fernet(KEY), [KEY]],
     ids=["text", "bytes", "raw", "Fernet", "list"],
 )
-async def test_keys_are_accepted_in_any_form(key: Any) -> None:
-    assert await loaded(CookieStorage(key), values(await saved(CookieStorage(KEY), word="kept"))) == {"word": "kept"}
+async def test_keys_are_accepted_in_any_form(key: Key | list[Key]) -> None:
+    assert await loaded(CookieStorage(key), values(await saved(CookieStorage(KEY), word="stored"))) == {
+        "word": "stored"
+    }
 
 
 @pytest.mark.parametrize("keys", ["", "short", b"x" * 31, [], [KEY, "short"], [None]])
 def test_an_invalid_key_is_refused_and_not_displayed(keys: Any) -> None:
-    with pytest.raises(ValueError, match=r"^keys: (each must be 32 bytes|must contain at least one key)") as refused:
+    with pytest.raises(ValueError, match=r"^keys: (each must be 32 bytes|must contain at least one key)") as raised:
         CookieStorage(keys)
-    assert "short" not in str(refused.value)
+    assert "short" not in str(raised.value)
 
 
-@pytest.mark.parametrize("most", [255, 8001])
-def test_max_bytes_has_a_range(most: int) -> None:
-    with pytest.raises(ValueError, match=f"^max_bytes: must be from 256 to 8000, not {most}"):
-        CookieStorage(KEY, max_bytes=most)
+@pytest.mark.parametrize("max_bytes", [255, 8001])
+def test_max_bytes_has_a_range(max_bytes: int) -> None:
+    with pytest.raises(ValueError, match=f"^max_bytes: must be from 256 to 8000, not {max_bytes}"):
+        CookieStorage(KEY, max_bytes=max_bytes)
 
 
 def flipped(sealed: str) -> Iterator[str]:
-    """``sealed`` with each bit of what it decodes to flipped, one at a time."""
+    """Yield ``sealed`` with each bit of its decoded bytes flipped, one at a time."""
     data = base64.urlsafe_b64decode(sealed)
-    for at in range(len(data)):
+    for index in range(len(data)):
         for bit in range(8):
-            changed = bytes([*data[:at], data[at] ^ (1 << bit), *data[at + 1 :]])
+            changed = bytes([*data[:index], data[index] ^ (1 << bit), *data[index + 1 :]])
             yield base64.urlsafe_b64encode(changed).decode()
 
 
@@ -176,28 +181,28 @@ async def test_a_token_for_another_purpose_is_a_new_session() -> None:
 
 async def test_a_cookie_expires_after_max_age() -> None:
     storage = CookieStorage(Fernet(KEY), max_age=60)
-    session = Fernet(KEY)
-    [sealed] = values(await saved(storage, word="kept")).values()
-    old = session.encrypt_at_time(session.decrypt(sealed.encode()), 1_000_000_000).decode()
-    assert await loaded(storage, {NAME: sealed}) == {"word": "kept"}
+    fernet = Fernet(KEY)
+    [sealed] = values(await saved(storage, word="stored")).values()
+    old = fernet.encrypt_at_time(fernet.decrypt(sealed.encode()), 1_000_000_000).decode()
+    assert await loaded(storage, {NAME: sealed}) == {"word": "stored"}
     assert await loaded(storage, {NAME: old}) == {}
-    assert await loaded(CookieStorage(KEY), {NAME: old}) == {"word": "kept"}
+    assert await loaded(CookieStorage(KEY), {NAME: old}) == {"word": "stored"}
 
 
-@pytest.mark.parametrize("kind", [MemoryStorage, lambda **options: CookieStorage(KEY, **options)])
-def test_a_secure_cookie_without_domain_and_path_is_bound_to_its_host(kind: Any) -> None:
-    assert kind().cookie_name == NAME
-    assert kind(secure=True).cookie_name == f"__Host-{NAME}"
-    assert kind(secure=True, domain="chat.example").cookie_name == NAME
-    assert kind(secure=True, path="/chat").cookie_name == NAME
-    assert kind(secure=True, cookie_name="mine").cookie_name == "mine"
+@pytest.mark.parametrize("make", [MemoryStorage, lambda **options: CookieStorage(KEY, **options)])
+def test_a_secure_cookie_without_domain_and_path_is_bound_to_its_host(make: Callable[..., SessionStorage]) -> None:
+    assert make().cookie_name == NAME
+    assert make(secure=True).cookie_name == f"__Host-{NAME}"
+    assert make(secure=True, domain="chat.example").cookie_name == NAME
+    assert make(secure=True, path="/chat").cookie_name == NAME
+    assert make(secure=True, cookie_name="mine").cookie_name == "mine"
 
 
 async def test_set_and_deleted_cookies_have_the_same_attributes() -> None:
     storage = CookieStorage(KEY, secure=True)
     both = await saved(storage, text=noise(4000))
-    gone = await saved(storage, cookies=values(both))
-    for cookie in [*both.values(), *gone.values()]:
+    deleted = await saved(storage, cookies=values(both))
+    for cookie in [*both.values(), *deleted.values()]:
         assert (cookie["secure"], cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, True, "Lax", "/")
         assert cookie.key.startswith("__Host-")
-    assert len(gone) == 2
+    assert len(deleted) == 2

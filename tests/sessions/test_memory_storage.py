@@ -1,18 +1,17 @@
-"""Sessions and conversations in memory: what does not fit or is not used goes."""
+"""Sessions in memory."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from aiochatstream import MemoryConversationStore, MemoryStorage
-from tests.sessions.conftest import NewUser
-from tests.sessions.test_session_storage import ONE
-from tests.sessions.users import cookie_of
+from aiochatstream import MemoryStorage
+from tests.sessions.users import NewUser, cookie_of
 
 
-async def test_nothing_is_kept_of_sessions_that_hold_nothing_or_nothing_any_more(new_user: NewUser) -> None:
+async def test_empty_sessions_are_not_stored(new_user: NewUser) -> None:
     storage = MemoryStorage()
     user = await new_user(storage)
     await user.recall()
@@ -37,13 +36,16 @@ async def test_an_idle_session_is_dropped_and_its_id_is_not_adopted(new_user: Ne
     assert cookie_of(await user.remember("red")).value != old
 
 
+TWO_SESSIONS = 2 * len('{"created": 1234567890, "session": {"note": "x"}}')
+
+
 @pytest.mark.parametrize(
-    "bound", [{"max_sessions": 2}, {"max_bytes": 2 * len('{"created": 1234567890, "session": {"note": "x"}}')}]
+    "make", [partial(MemoryStorage, max_sessions=2), partial(MemoryStorage, max_bytes=TWO_SESSIONS)]
 )
 async def test_above_its_limits_the_storage_drops_the_least_recently_used_session(
-    new_user: NewUser, bound: dict[str, Any]
+    new_user: NewUser, make: Callable[[], MemoryStorage]
 ) -> None:
-    storage = MemoryStorage(**bound)
+    storage = make()
     first, second, third = [await new_user(storage) for _ in range(3)]
     await first.remember("1")
     await second.remember("2")
@@ -51,23 +53,3 @@ async def test_above_its_limits_the_storage_drops_the_least_recently_used_sessio
     await third.remember("3")
     assert [await user.recalls() for user in (first, second, third)] == ["1", "nothing", "3"]
     assert len(storage) == 2
-
-
-async def test_the_store_stays_within_its_limits() -> None:
-    now = [0.0]
-    store = MemoryConversationStore(max_conversations=2, idle_seconds=60, clock=lambda: now[0])
-    await store.save("Ann", "main", ONE, expected_number=0)
-    await store.save("Bob", "main", ONE, expected_number=0)
-    await store.load("Ann", "main")
-    now[0] = 30.0
-    await store.save("Cid", "main", ONE, expected_number=0)
-    assert await store.load("Bob", "main") is None
-    assert len(store) == 2
-    now[0] = 61.0
-    assert await store.load("Ann", "main") is None
-    assert await store.load("Cid", "main") == ONE
-    small = MemoryConversationStore(max_bytes=300)
-    for user in ("Ann", "Bob", "Cid"):
-        await small.save(user, "main", ONE, expected_number=0)
-    assert await small.load("Ann", "main") is None
-    assert await small.load("Cid", "main") == ONE

@@ -1,23 +1,16 @@
-"""What every storage of sessions on the server promises, and every store of conversations."""
+"""Storages of sessions on the server: the interface, with each implementation."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
 
 import aiohttp_session
 import pytest
 from aiohttp import web
-from aiohttp_session import AbstractStorage
 
-from aiochatstream import Conversation, ConversationStore, Turn
-from aiochatstream.errors import ConversationChanged
 from tests.helpers import browser, serving
-from tests.sessions.conftest import NewUser
-from tests.sessions.users import COOKIE, cookie_of
-
-NewStorage = Callable[..., AbstractStorage]
+from tests.sessions.users import COOKIE, NewStorage, NewUser, cookie_of
 
 
 async def test_the_cookie_is_a_random_id_hidden_from_scripts_and_other_sites(
@@ -57,12 +50,12 @@ async def test_an_empty_session_sets_no_cookie(new_user: NewUser, new_storage: N
 @pytest.mark.parametrize("unknown", ["A" * 43, "x", "", "../../etc", "%00"])
 async def test_an_unknown_id_is_never_adopted(new_user: NewUser, new_storage: NewStorage, unknown: str) -> None:
     storage = new_storage()
-    given = cookie_of(await (await new_user(storage)).remember("mine", cookie=unknown)).value
-    assert given != unknown
-    assert len(given) == 43
+    identity = cookie_of(await (await new_user(storage)).remember("mine", cookie=unknown)).value
+    assert identity != unknown
+    assert len(identity) == 43
     other = await new_user(storage)
     assert await other.recalls(cookie=unknown) == "nothing"
-    assert await other.recalls(cookie=given) == "mine"
+    assert await other.recalls(cookie=identity) == "mine"
 
 
 async def test_an_emptied_session_and_its_cookie_are_deleted(new_user: NewUser, new_storage: NewStorage) -> None:
@@ -105,42 +98,3 @@ async def test_an_earlier_request_does_not_restore_a_deleted_session(
         go_on.set()
         assert "Set-Cookie" not in (await late).headers
     assert await (await new_user(storage)).recalls(cookie=old) == "nothing"
-
-
-ONE = Conversation((Turn("日本の首都は？", "東京です。🗼", "id 1", "interrupted"),), number=1, turn_id="id 1")
-TWO = ONE.begin("id 2").with_turn(Turn("And of France?", "Paris.", "id 2"))
-
-
-async def test_conversations_are_identified_by_user_and_name(store: ConversationStore) -> None:
-    await store.save("Ann", "main", ONE, expected_number=0)
-    await store.save("Ann", "other", TWO, expected_number=0)
-    assert await store.load("Ann", "main") == ONE
-    assert await store.load("Ann", "other") == TWO
-    assert await store.load("Bob", "main") is None
-    await store.save("Ann/main", "other", ONE, expected_number=0)  # an account of an app, and a name with a namespace
-    assert await store.load("Ann", "main/other") is None
-
-
-async def test_a_save_with_another_expected_number_raises_and_changes_nothing(store: ConversationStore) -> None:
-    await store.save("Ann", "main", ONE, expected_number=0)
-    for wrong in (0, 2):
-        with pytest.raises(ConversationChanged, match=f"is at turn 1, not {wrong}"):
-            await store.save("Ann", "main", TWO, expected_number=wrong)
-        assert await store.load("Ann", "main") == ONE
-    await store.save("Ann", "main", TWO, expected_number=1)
-    assert await store.load("Ann", "main") == TWO
-
-
-async def test_the_first_save_accepts_any_expected_number(store: ConversationStore) -> None:
-    await store.save("Ann", "main", TWO, expected_number=1)
-    assert await store.load("Ann", "main") == TWO
-
-
-async def test_forget_deletes_one_conversation_and_reports_if_it_existed(store: ConversationStore) -> None:
-    await store.save("Ann", "main", ONE, expected_number=0)
-    await store.save("Bob", "main", TWO, expected_number=0)
-    assert await store.forget("Ann", "main")
-    assert not await store.forget("Ann", "main")
-    kept = await store.load("Ann", "main")
-    assert kept is None or not kept.turns
-    assert await store.load("Bob", "main") == TWO

@@ -1,4 +1,4 @@
-"""Who a request is from: sessions of the app, kept untouched, created late."""
+"""Users of requests: sessions and accounts of the application."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from http.cookies import SimpleCookie
 from typing import Any
 
-import aiohttp
 import aiohttp_session
 import pytest
 from aiohttp import web
@@ -19,14 +18,7 @@ from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, Conversation, ConversationStore, GenerationParams, MemoryStorage
 from aiochatstream.errors import ConversationChanged, SessionsNotSetUp
-from tests.helpers import Client, browser, echo, running_server, serving, until
-
-
-async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+from tests.helpers import ClientOf, MakeStepper, StartServer, browser, echo, running_server, serving, until
 
 
 async def test_an_application_without_sessions_does_not_start() -> None:
@@ -49,24 +41,21 @@ async def test_a_subapplication_without_sessions_is_a_500_at_the_first_request(
     sub.add_routes(chat_stream.routes())
     chat_stream.setup(sub)
     app.add_subapp("/chat", sub)
-    runner, url = await serve(app)
-    try:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(f"{url}/chat/chat_stream", json={"user_input": "hi"}) as response,
-        ):
-            body = await response.text()
-            if parent_has_sessions:
-                assert (response.status, body) == (200, "hi ")
-            else:
-                assert response.status == 500
-                assert "aiohttp_session.setup" in body
-                assert "aiohttp_session.setup" in caplog.text
-    finally:
-        await runner.cleanup()
+    async with (
+        serving(app) as url,
+        browser(url) as client,
+        client.post("/chat/chat_stream", user_input="hi") as response,
+    ):
+        body = await response.text()
+        if parent_has_sessions:
+            assert (response.status, body) == (200, "hi ")
+        else:
+            assert response.status == 500
+            assert "aiohttp_session.setup" in body
+            assert "aiohttp_session.setup" in caplog.text
 
 
-async def test_session_keys_of_the_application_are_preserved(client_of: Any) -> None:
+async def test_session_keys_of_the_application_are_preserved() -> None:
     app = web.Application()
     storage = MemoryStorage()
     aiohttp_session.setup(app, storage)
@@ -84,20 +73,15 @@ async def test_session_keys_of_the_application_are_preserved(client_of: Any) -> 
 
     app.router.add_post("/chat_stream", stream)
     app.router.add_get("/visits", visits)
-    runner, url = await serve(app)
-    try:
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
-            client = Client(session, url)
-            for _ in range(3):
-                async with client.post(user_input="hi") as response:
-                    assert await response.text() == "hi "
-            async with session.get(f"{url}/visits") as response:
-                assert await response.json() == {"visits": 3, "keys": ["aiochatstream", "visits"]}
-    finally:
-        await runner.cleanup()
+    async with serving(app) as url, browser(url) as client:
+        for _ in range(3):
+            async with client.post(user_input="hi") as response:
+                assert await response.text() == "hi "
+        async with client.session.get(f"{url}/visits") as response:
+            assert await response.json() == {"visits": 3, "keys": ["aiochatstream", "visits"]}
 
 
-async def test_reading_endpoints_create_no_session(start: Any, client_of: Any) -> None:
+async def test_reading_endpoints_create_no_session(start: StartServer, client_of: ClientOf) -> None:
     storage = MemoryStorage()
     server = await start(ChatStream(engine=echo), storage)
     for path in ("/history", "/get_load", "/healthz", "/readyz"):
@@ -107,7 +91,7 @@ async def test_reading_endpoints_create_no_session(start: Any, client_of: Any) -
     assert len(storage) == 0
 
 
-async def test_the_cookie_contains_only_a_random_id(start: Any, client_of: Any) -> None:
+async def test_the_cookie_contains_only_a_random_id(start: StartServer, client_of: ClientOf) -> None:
     server = await start(ChatStream(engine=echo))
     async with client_of(server).post(user_input="hi") as response:
         value = response.headers["Set-Cookie"]
@@ -118,7 +102,7 @@ async def test_the_cookie_contains_only_a_random_id(start: Any, client_of: Any) 
 
 
 class Database(ConversationStore):
-    """An app's own store, as plain as can be."""
+    """A store of an application."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -130,14 +114,14 @@ class Database(ConversationStore):
     async def save(self, user_id: str, name: str, conversation: Conversation, *, expected_number: int) -> None:
         row = self.rows.get((user_id, name))
         if row is not None and row["number"] != expected_number:
-            raise ConversationChanged("somebody else was faster")
+            raise ConversationChanged("changed by another process")
         self.rows[user_id, name] = conversation.to_dict()
 
     async def forget(self, user_id: str, name: str) -> bool:
         return self.rows.pop((user_id, name), None) is not None
 
 
-async def test_conversations_can_be_in_a_store_of_the_application(start: Any, client_of: Any) -> None:
+async def test_conversations_can_be_in_a_store_of_the_application(start: StartServer, client_of: ClientOf) -> None:
     database = Database()
     server = await start(ChatStream(engine=echo, conversation_store=database), SimpleCookieStorage())
     client = client_of(server)
@@ -148,7 +132,9 @@ async def test_conversations_can_be_in_a_store_of_the_application(start: Any, cl
     assert await client.texts() == ["one", "one ", "two", "two "]
 
 
-async def test_a_concurrent_change_in_the_store_is_not_overwritten(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_a_concurrent_change_in_the_store_is_not_overwritten(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
     database, engine = Database(), stepper()
     server = await start(
         ChatStream(engine=engine, conversation_store=database, params=GenerationParams(max_new_tokens=1))
@@ -163,12 +149,12 @@ async def test_a_concurrent_change_in_the_store_is_not_overwritten(start: Any, s
     row = next(iter(database.rows.values()))
     assert row["number"] == 6
 
-    async def overtaken(user_id: str, name: str) -> Conversation | None:
+    async def load_then_change(user_id: str, name: str) -> Conversation | None:
         loaded = await Database.load(database, user_id, name)
         database.rows[user_id, name]["number"] = 9
         return loaded
 
-    database.load = overtaken  # type: ignore[method-assign]
+    database.load = load_then_change  # type: ignore[method-assign]
     engine.allow(1)
     async with client.post(accept="application/json", user_input="three") as response:
         assert response.status == 409
@@ -177,7 +163,7 @@ async def test_a_concurrent_change_in_the_store_is_not_overwritten(start: Any, s
 
 
 async def test_session_changes_of_the_application_after_the_answer_are_saved() -> None:
-    """The session object that the app holds stays the one that is saved."""
+    # the session object of the application is the one that is saved
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     chat_stream = ChatStream(engine=echo)
@@ -191,17 +177,13 @@ async def test_session_changes_of_the_application_after_the_answer_are_saved() -
         return response
 
     app.router.add_post("/chat_stream", stream)
-    runner, url = await serve(app)
-    try:
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
-            for count in ("1", "2", "3"):
-                async with Client(session, url).post(accept="application/json", user_input="hi") as response:
-                    assert response.headers["X-Answers"] == count
-    finally:
-        await runner.cleanup()
+    async with serving(app) as url, browser(url) as client:
+        for count in ("1", "2", "3"):
+            async with client.post(accept="application/json", user_input="hi") as response:
+                assert response.headers["X-Answers"] == count
 
 
-async def test_concurrent_first_messages_of_a_session_have_one_user(stepper: Any) -> None:
+async def test_concurrent_first_messages_of_a_session_have_one_user(stepper: MakeStepper) -> None:
     app = web.Application()
     aiohttp_session.setup(app, MemoryStorage())
     engine = stepper()
@@ -214,30 +196,25 @@ async def test_concurrent_first_messages_of_a_session_have_one_user(stepper: Any
         return web.Response()
 
     app.router.add_post("/login", login)
-    runner, url = await serve(app)
-    try:
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
-            client = Client(session, url)
-            async with client.post("/login") as response:
-                assert response.status == 200
+    async with serving(app) as url, browser(url) as client:
+        async with client.post("/login") as response:
+            assert response.status == 200
 
-            async def ask(name: str) -> None:
-                async with client.post(accept="text/event-stream", user_input=name, conversation=name) as response:
-                    await response.read()
+        async def ask(name: str) -> None:
+            async with client.post(accept="text/event-stream", user_input=name, conversation=name) as response:
+                await response.read()
 
-            asking = [asyncio.create_task(ask(name)) for name in ("a", "b")]
-            await until(lambda: len(engine.calls) == 2)  # the headers of both are out, no answer is
-            engine.allow(2)
-            await asyncio.gather(*asking)
-            assert await client.texts("a") == ["a", "1 "]
-            assert await client.texts("b") == ["b", "1 "]
-    finally:
-        await runner.cleanup()
+        asking = [asyncio.create_task(ask(name)) for name in ("a", "b")]
+        await until(lambda: len(engine.calls) == 2)  # the headers of both were sent, but no answer
+        engine.allow(2)
+        await asyncio.gather(*asking)
+        assert await client.texts("a") == ["a", "1 "]
+        assert await client.texts("b") == ["b", "1 "]
 
 
 @asynccontextmanager
-async def known_by_header(storage: AbstractStorage) -> AsyncIterator[str]:
-    """The URL of an app that knows its users by the header Account; without one, by their session."""
+async def app_with_accounts(storage: AbstractStorage) -> AsyncIterator[str]:
+    """Yield the URL of an application with accounts, in the header Account. Requests without it have a session only."""
 
     async def account(request: web.Request) -> Any:
         name = request.headers.get("Account")
@@ -255,26 +232,28 @@ async def known_by_header(storage: AbstractStorage) -> AsyncIterator[str]:
 @pytest.mark.parametrize("in_cookie", [False, True])
 async def test_an_account_has_the_same_conversations_in_all_of_its_sessions_only(in_cookie: bool) -> None:
     storage: AbstractStorage = EncryptedCookieStorage(Fernet(Fernet.generate_key())) if in_cookie else MemoryStorage()
-    async with known_by_header(storage) as url, AsyncExitStack() as stack:
-        ann, ann_elsewhere, bob, nobody = [await stack.enter_async_context(browser(url)) for _ in range(4)]
-        for client, name in ((ann, "Ann"), (ann_elsewhere, "Ann"), (bob, "Bob")):
+    async with app_with_accounts(storage) as url, AsyncExitStack() as stack:
+        ann, ann_again, bob, guest = [await stack.enter_async_context(browser(url)) for _ in range(4)]
+        for client, name in ((ann, "Ann"), (ann_again, "Ann"), (bob, "Bob")):
             client.session.headers["Account"] = name
         await ann.say("one")
-        await ann_elsewhere.say("two")
-        await nobody.say("three")
-        assert await ann.texts() == await ann_elsewhere.texts() == ["one", "one ", "two", "two "]
+        await ann_again.say("two")
+        await guest.say("three")
+        assert await ann.texts() == await ann_again.texts() == ["one", "one ", "two", "two "]
         assert await bob.texts() == []
-        assert await nobody.texts() == ["three", "three "]
-        nobody.session.headers["Account"] = "Ann"  # logs in
-        assert await nobody.texts() == await ann.texts()
-        del nobody.session.headers["Account"]  # and out
-        assert await nobody.texts() == ["three", "three "]
+        assert await guest.texts() == ["three", "three "]
+        guest.session.headers["Account"] = "Ann"  # logs in
+        assert await guest.texts() == await ann.texts()
+        del guest.session.headers["Account"]  # and out
+        assert await guest.texts() == ["three", "three "]
 
 
-@pytest.mark.parametrize("ours", [5, {"id": 5}, {"id": "x", "was": 5}, {"id": "x", "was": [5, {}]}, {"was": ["x"]}])
-async def test_invalid_data_in_an_unencrypted_cookie_is_ignored(start: Any, client_of: Any, ours: Any) -> None:
+@pytest.mark.parametrize("data", [5, {"id": 5}, {"id": "x", "was": 5}, {"id": "x", "was": [5, {}]}, {"was": ["x"]}])
+async def test_invalid_data_in_an_unencrypted_cookie_is_ignored(
+    start: StartServer, client_of: ClientOf, data: object
+) -> None:
     client = client_of(await start(ChatStream(engine=echo), SimpleCookieStorage()))
-    cookie = SimpleCookie({"AIOHTTP_SESSION": json.dumps({"session": {"aiochatstream": ours}})})
+    cookie = SimpleCookie({"AIOHTTP_SESSION": json.dumps({"session": {"aiochatstream": data}})})
     client.session.headers["Cookie"] = cookie.output(header="").strip()
     await client.say("hi")
     async with client.post("/clear_context") as response:
@@ -294,8 +273,10 @@ RANDOM = "k" * 43
         (RANDOM, {"id": f"account:{RANDOM}"}),
     ],
 )
-async def test_an_unencrypted_cookie_cannot_read_an_accounts_conversation(account: str, forged: Any) -> None:
-    async with known_by_header(SimpleCookieStorage()) as url, browser(url) as owner, browser(url) as guest:
+async def test_an_unencrypted_cookie_cannot_read_an_accounts_conversation(
+    account: str, forged: dict[str, object]
+) -> None:
+    async with app_with_accounts(SimpleCookieStorage()) as url, browser(url) as owner, browser(url) as guest:
         owner.session.headers["Account"] = account
         await owner.say("secret")
         cookie = SimpleCookie({"AIOHTTP_SESSION": json.dumps({"session": {"aiochatstream": forged}})})
@@ -306,7 +287,7 @@ async def test_an_unencrypted_cookie_cannot_read_an_accounts_conversation(accoun
 
 async def test_account_names_never_collide() -> None:
     names = [RANDOM, f"account:{RANDOM}", f"account:account:{RANDOM}"]
-    async with known_by_header(MemoryStorage()) as url, browser(url) as client:
+    async with app_with_accounts(MemoryStorage()) as url, browser(url) as client:
         for name in names:
             client.session.headers["Account"] = name
             assert await client.texts() == []
@@ -324,10 +305,10 @@ async def test_no_account_has_the_console_conversation() -> None:
 
 
 async def test_an_invalid_account_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    async with known_by_header(MemoryStorage()) as url, browser(url) as client:
+    async with app_with_accounts(MemoryStorage()) as url, browser(url) as client:
         for name, status in (("banned", 401), ("number", 500), ("empty", 500)):
             for path in ("/chat_stream", "/clear_context", "/chat_stream/stop", "/set_generation_params"):
                 client.session.headers["Account"] = name
                 async with client.post(path, user_input="hi") as response:
                     assert response.status == status
-    assert "identify_user: must return a name that is not empty, or None, not ''" in caplog.text
+    assert "identify_user: must return a non-empty string or None, not ''" in caplog.text

@@ -1,9 +1,9 @@
-"""At a login the session gets another identity: who planted or learned the old one is left with what was before."""
+"""Renewal of sessions at a login: the old identity gives no access to later messages."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
 
 import aiohttp_session
 import pytest
@@ -13,7 +13,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
 
 from aiochatstream import ChatStream, ConversationStore, CookieStorage, MemoryConversationStore, MemoryStorage
-from tests.helpers import Client, browser, echo, serving, sse_events
+from tests.helpers import Client, ClientOf, StartServer, browser, echo, serving, sse_events
 
 KEY = Fernet.generate_key()
 
@@ -38,14 +38,14 @@ def app_with_login(storage: AbstractStorage, store: ConversationStore | None = N
     return app
 
 
-APPS = {
+APPS: dict[str, Callable[[], web.Application]] = {
     "memory": lambda: app_with_login(MemoryStorage()),
     "cookie": lambda: app_with_login(CookieStorage(KEY)),
     "aiohttp-session's cookie": lambda: app_with_login(EncryptedCookieStorage(Fernet(KEY))),
     "cookie and a store": lambda: app_with_login(CookieStorage(KEY), MemoryConversationStore()),
 }
 
-everywhere = pytest.mark.parametrize("make", APPS.values(), ids=APPS)
+with_each_storage = pytest.mark.parametrize("make", APPS.values(), ids=APPS)
 
 
 async def log_in(client: Client, headers: dict[str, str] | None = None) -> None:
@@ -55,16 +55,17 @@ async def log_in(client: Client, headers: dict[str, str] | None = None) -> None:
 
 async def who(client: Client) -> str:
     async with client.session.get(f"{client.url}/who") as response:
-        name: str = await response.text()
-        return name
+        return await response.text()
 
 
 def cookies(client: Client) -> dict[str, str]:
     return {cookie.key: cookie.value for cookie in client.session.cookie_jar}
 
 
-@everywhere
-async def test_after_a_login_the_conversation_is_hidden_from_the_old_identity(make: Any) -> None:
+@with_each_storage
+async def test_after_a_login_the_conversation_is_hidden_from_the_old_identity(
+    make: Callable[[], web.Application],
+) -> None:
     async with serving(make()) as url, browser(url) as client, browser(url) as thief:
         await client.say("before")
         thief.session.cookie_jar.update_cookies(cookies(client))
@@ -83,8 +84,8 @@ async def test_after_a_login_the_conversation_is_hidden_from_the_old_identity(ma
         assert await client.texts() == []
 
 
-@everywhere
-async def test_a_streamed_answer_is_preserved_by_a_login(make: Any) -> None:
+@with_each_storage
+async def test_a_streamed_answer_is_preserved_by_a_login(make: Callable[[], web.Application]) -> None:
     async with serving(make()) as url, browser(url) as client:
         async with client.post(accept="text/plain", user_input="before") as response:
             await response.read()
@@ -92,8 +93,8 @@ async def test_a_streamed_answer_is_preserved_by_a_login(make: Any) -> None:
         assert await client.texts() == ["before", "before "]
 
 
-@everywhere
-async def test_a_login_before_the_first_message_starts_a_conversation(make: Any) -> None:
+@with_each_storage
+async def test_a_login_before_the_first_message_starts_a_conversation(make: Callable[[], web.Application]) -> None:
     async with serving(make()) as url, browser(url) as client:
         await log_in(client)
         for text in ("one", "two"):
@@ -145,7 +146,7 @@ async def test_after_a_login_only_the_users_commit_tokens_are_accepted() -> None
     ],
 )
 async def test_a_cookie_sent_over_plain_http_is_logged_once(
-    start: Any, client_of: Any, caplog: pytest.LogCaptureFixture, host: str, secure: bool, warns: bool
+    start: StartServer, client_of: ClientOf, caplog: pytest.LogCaptureFixture, host: str, secure: bool, warns: bool
 ) -> None:
     server = await start(ChatStream(engine=echo, allowed_hosts=["chat.example"]), MemoryStorage(secure=secure))
     client = client_of(server)
@@ -153,6 +154,6 @@ async def test_a_cookie_sent_over_plain_http_is_logged_once(
         for _ in range(2):
             async with client.session.get(f"{server.url}/history", headers={"Host": host}) as response:
                 assert response.status == 200
-    told = [record.message for record in caplog.records if "plain HTTP" in record.message]
-    assert len(told) == int(warns)
-    assert all(host in one for one in told)
+    warnings = [record.message for record in caplog.records if "plain HTTP" in record.message]
+    assert len(warnings) == int(warns)
+    assert all(host in warning for warning in warnings)

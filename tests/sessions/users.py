@@ -1,7 +1,8 @@
-"""Users of a session storage, with cookies over a real server."""
+"""Users of a session storage on a real server, and types of the fixtures in conftest.py."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from http.cookies import Morsel
 from typing import Any
 
@@ -9,6 +10,9 @@ import aiohttp
 import aiohttp_session
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from aiohttp_session import AbstractStorage
+
+from tests.helpers import Client, Server
 
 COOKIE = "AIOHTTP_SESSION"
 
@@ -48,10 +52,22 @@ class User:
         return await self._get("/invalidate", None)
 
     async def _get(self, path: str, cookie: str | None, **query: str) -> aiohttp.ClientResponse:
-        """``cookie`` is an id that this user sends besides those that were given out to it."""
+        """Send a request; ``cookie`` is an id to send in addition to the cookies of the server."""
         headers = None if cookie is None else {"Cookie": f"{COOKIE}={cookie}"}
         return await self._client.get(path, params=query, headers=headers)
 
 
 def cookie_of(response: aiohttp.ClientResponse) -> Morsel[str]:
     return response.cookies[COOKIE]
+
+
+def moved(client: Client, server: Server) -> Client:
+    """Return the same user, with the same cookies, at another worker."""
+    return Client(client.session, server.url)
+
+
+NewStorage = Callable[..., AbstractStorage]
+"""Function that returns a storage of sessions on the server with the given options."""
+
+NewUser = Callable[[AbstractStorage], Awaitable[User]]
+"""Function that returns a new user of a server with the given storage."""

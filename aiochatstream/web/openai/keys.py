@@ -47,7 +47,7 @@ class ApiKeys:
         if isinstance(keys, str) or not (keys is None or isinstance(keys, Sequence)):
             raise ValueError("api_keys: must be a list of strings, the path of a file, or None.")
         if keys is not None and not keys:
-            raise ValueError(f"{source}: must contain at least one key. (With None, no key is required.)")
+            raise ValueError(f"{source}: must contain at least one key.")
         for number, key in enumerate(keys or (), 1):
             if not isinstance(key, str) or not KEY.fullmatch(key):
                 raise ValueError(f"{source}: key {number} must be 1 to 512 printable ASCII characters without spaces.")

@@ -123,7 +123,7 @@ async def test_the_client_does_not_retry_if_the_model_failed_to_load() -> None:
         async with (
             asyncio.timeout(PATIENCE),
             AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
-        ):  # tries again
+        ):  # with the client's default of two retries
             with pytest.raises(openai.InternalServerError, match="The model could not be loaded") as failed:
                 await client.chat.completions.create(model="", messages=HI)
     assert failed.value.code == "starting"
