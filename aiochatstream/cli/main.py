@@ -28,6 +28,7 @@ from aiochatstream.params import GenerationParams, Limits
 from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.runtime.daemon_threads import any_daemon_thread
+from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN
 from aiochatstream.sessions.client_address import parse_address
 from aiochatstream.texts import LOCALES, Texts, locale_from_environment, texts_for
 from aiochatstream.web.errors import json_error_middleware
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Run ``aiochatstream serve``: serve a model until SIGTERM or Ctrl-C."""
-    _check_sources(options)
+    _check_options(options)
     texts = texts_for(options.locale)
     sessions = session_options.configure(options, texts, os.environ)
     api_keys = _api_keys(options.api_key_file)
@@ -135,8 +136,8 @@ def chat(options: argparse.Namespace) -> int:
     return _exit(command.main(options, texts_for(options.locale)))
 
 
-def _check_sources(options: argparse.Namespace) -> None:
-    """Raise ValueError if two options contradict each other."""
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError if options contradict each other, before a model is loaded."""
     source = "--mock" if options.mock is not None else "--replay" if options.replay is not None else None
     for option, is_set in (
         ("--replay", source == "--mock" and options.replay is not None),
@@ -148,6 +149,10 @@ def _check_sources(options: argparse.Namespace) -> None:
     ):
         if source is not None and is_set:
             raise ValueError(f"{option} cannot be used with {source}, which answers without a model.")
+    if source is None and options.context_len is None and options.max_new_tokens >= DEFAULT_CONTEXT_LEN:
+        raise ValueError(
+            f"context_len: must be above max_new_tokens ({options.max_new_tokens}), not {DEFAULT_CONTEXT_LEN}."
+        )
 
 
 def _needs_model(options: argparse.Namespace) -> bool:
