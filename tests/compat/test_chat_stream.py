@@ -256,7 +256,7 @@ async def test_num_gpus_limits_the_reported_gpus(start: Any, client_of: Any, num
     assert (worker["num_gpus"], worker["gpus"]) == (count, all_gpus[:count])
 
 
-async def test_false_as_chatstream_has_it_still_gives_no_200(start: Any, stepper: Any, client_of: Any) -> None:
+async def test_too_many_request_as_http_error_false_still_returns_503(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
     options = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": False}
     server: Server = await start(ChatStream(engine=engine, max_new_tokens=1, **options))

@@ -16,9 +16,9 @@ from tests.helpers import browser, echo, serving
 
 KEY = Fernet.generate_key()
 
-TURN = {"user": "Hello 東京", "answer": "Hello", "message_id": "c", "state": "interrupted"}
+TURN: Any = {"user": "Hello 東京", "answer": "Hello", "message_id": "c", "state": "interrupted"}
 
-CONVERSATION = {"turns": [TURN], "number": 3, "begun": "c", "first": 0}
+CONVERSATION: Any = {"turns": [TURN], "number": 3, "begun": "c", "first": 0}
 
 COMMIT = {
     "user_id": "user",
