@@ -15,7 +15,7 @@ from aiochatstream.engine_choice import PromptClassOf, choose_engine, choose_pro
 from aiochatstream.engines import Engine, TextFunction
 from aiochatstream.errors import Draining
 from aiochatstream.moved_options import explain_moved_options
-from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, WireFormat
+from aiochatstream.params import ANSWER_PARAMS, Capacity, GenerationParams, Limits, ParamLimits, WireFormat
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeConfig
 from aiochatstream.texts import Locale
@@ -33,9 +33,6 @@ from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.callbacks import Callback
 from aiochatstream.web.streaming.disconnects import DisconnectWatcher
-
-ANSWER_PARAMS = ("seed", "stop", "logprobs", "prompt_logprobs", "constraint")
-"""Fields of GenerationParams that only requests set, one answer at a time."""
 
 COMPAT_FORMATS = "; chatstream's formats are options of aiochatstream.compat.ChatStream"
 

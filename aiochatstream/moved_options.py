@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec
 
-from aiochatstream.params import GenerationParams, Limits
+from aiochatstream.params import ANSWER_PARAMS, GenerationParams, Limits
 
 Parameters = ParamSpec("Parameters")
 
@@ -17,7 +17,7 @@ MOVED = {
     **{
         name: f"is part of params now: ChatStream(params=GenerationParams({name}=...))"
         for name in GenerationParams.model_fields
-        if name != "seed"
+        if name not in ANSWER_PARAMS
     },
     "add_special_tokens": "is an attribute of the prompt class now: ChatStream(chat_prompt_clazz=...)",
     "mock_params": "is an engine now: ChatStream(engine=ScriptedEngine(type=..., time_per_token_sec=...))",

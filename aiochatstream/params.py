@@ -304,6 +304,10 @@ class GenerationParams(ServerOptions):
             raise InvalidValue(f"{prefix}{error}") from None
 
 
+ANSWER_PARAMS = ("seed", "stop", "logprobs", "prompt_logprobs", "constraint")
+"""Fields of GenerationParams that only requests set, one answer at a time."""
+
+
 def check_token_ids(field: str, token_ids: Iterable[int], vocabulary_size: int | None) -> None:
     """Raise :class:`~aiochatstream.errors.InvalidValue` that names ``field`` if the model does not have a token id.
 

@@ -23,6 +23,7 @@ from aiochatstream import (
     ScriptedEngine,
 )
 from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.moved_options import MOVED
 from tests.helpers import echo, until
 
 
@@ -88,9 +89,19 @@ def test_an_option_that_has_moved_is_a_type_error_with_its_new_place(option: str
         ChatStream(engine=echo, **{option: None})
 
 
-def test_an_unknown_option_is_pythons_type_error() -> None:
-    with pytest.raises(TypeError, match="got an unexpected keyword argument 'temprature'"):
-        ChatStream(engine=echo, temprature=1)  # type: ignore[call-arg]
+@pytest.mark.parametrize("model", [GenerationParams, Limits])
+def test_an_option_works_in_its_new_place(model: type[GenerationParams] | type[Limits]) -> None:
+    argument = "params" if model is GenerationParams else "limits"
+    moved = [name for name in model.model_fields if name in MOVED]
+    values = {name: getattr(model(), name) for name in moved}
+    assert moved
+    assert getattr(ChatStream(engine=echo, **{argument: model(**values)}), argument) == model()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["temprature", "stop"])
+def test_an_unknown_option_is_pythons_type_error(name: str) -> None:
+    with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{name}'"):
+        ChatStream(engine=echo, **{name: 1})  # type: ignore[arg-type]
 
 
 async def answer_async(messages: Any, params: Any) -> Any:

@@ -83,7 +83,8 @@ class ChatStream(BaseChatStream):
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         options["params"] = _override(
-            options.get("params") or GenerationParams(),
+            options.get("params"),
+            GenerationParams,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -92,8 +93,10 @@ class ChatStream(BaseChatStream):
             repetition_penalty_method=repetition_penalty_method,
         )
         options["limits"] = _override(
-            _choose_overload_status(options.get("limits") or Limits(), too_many_request_as_http_error),
+            options.get("limits"),
+            Limits,
             context_len=context_len,
+            overload_status=_overload_status(options.get("limits"), too_many_request_as_http_error),
         )
         options["chat_prompt_clazz"] = _set_special_tokens(chat_prompt_clazz, add_special_tokens)
         engine = options.pop("engine", None)
@@ -183,25 +186,29 @@ class _Nothing:
         yield from ()
 
 
-def _override(model: Any, **fields: Any) -> Any:
-    """Return ``model`` with the fields that are not None."""
-    changes = {name: value for name, value in fields.items() if value is not None}
-    return type(model)(**{**dict(model), **changes})
+def _override(value: Any, model: type[GenerationParams] | type[Limits], **fields: Any) -> Any:
+    """Return ``value`` (None is ``model()``) with the fields that are not None. An object of another type is unchanged:
+    the constructor refuses it.
+    """
+    value = model() if value is None else value
+    changes = {name: field for name, field in fields.items() if field is not None}
+    return model(**{**dict(value), **changes}) if isinstance(value, model) else value
 
 
-def _choose_overload_status(limits: Limits, too_many_request_as_http_error: bool) -> Limits:
+def _overload_status(limits: Limits | None, too_many_request_as_http_error: bool) -> int | None:
+    """Return 429 for chatstream's option, and None to keep the status of ``limits``."""
     if not isinstance(too_many_request_as_http_error, bool):
         raise ValueError(
             f"too_many_request_as_http_error: must be true or false, not {too_many_request_as_http_error!r}."
         )
     if not too_many_request_as_http_error:
-        return limits
-    if "overload_status" in limits.model_fields_set and limits.overload_status != 429:
+        return None
+    if isinstance(limits, Limits) and "overload_status" in limits.model_fields_set and limits.overload_status != 429:
         raise ValueError(
             f"too_many_request_as_http_error: means overload_status=429, but overload_status is "
             f"{limits.overload_status}; specify only one."
         )
-    return Limits(**{**dict(limits), "overload_status": 429})
+    return 429
 
 
 def _set_special_tokens(prompt_class: Any, add_special_tokens: bool | None) -> Any:

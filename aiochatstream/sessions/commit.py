@@ -24,6 +24,18 @@ EXPIRES_SECONDS = 3600
 PURPOSE = b"commit:"
 """First bytes of the encrypted text of a token, so that a cookie cannot be used as one; no cookie begins with them."""
 
+KEYS = {
+    "user_id": "user_id",
+    "name": "name",
+    "number": "number",
+    "previous_turn_id": "parent",
+    "turn_id": "begun",
+    "turn": "turn",
+    "replaces": "replaces",
+    "context_turns": "told",
+}
+"""Keys of a token's JSON, by attribute. They stay the same, so that other versions can read the token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -68,7 +80,8 @@ class Commit:
 
     def seal(self, fernet: Fernet | MultiFernet) -> str:
         """Return the token."""
-        text = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        data = {KEYS[name]: value for name, value in asdict(self).items()}
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
         return fernet.encrypt(PURPOSE + zlib.compress(text.encode(errors="surrogatepass"), 9)).decode()
 
     @classmethod
@@ -82,7 +95,7 @@ class Commit:
             raise BadRequest("commit: must be a token that this server created within the last hour.")
         data: dict[str, Any] = json.loads(zlib.decompress(sealed.removeprefix(PURPOSE)))
         try:
-            turn = data["turn"]
-            return cls(**{**data, "turn": None if turn is None else Turn(**turn)})
+            values = {name: data[key] for name, key in KEYS.items()}
+            return cls(**{**values, "turn": None if values["turn"] is None else Turn(**values["turn"])})
         except (KeyError, TypeError):
             raise BadRequest("commit: the token was created by another version of the server.") from None

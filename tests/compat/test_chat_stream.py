@@ -139,6 +139,9 @@ def test_an_option_out_of_its_range_is_a_value_error_that_names_it(options: dict
         ({"engine": echo, "chat_prompt_clazz": dict, "add_special_tokens": True}, "chat_prompt_clazz: must be a sub"),
         ({"engine": echo, "min_p": 0.1}, "min_p: is part of params now"),
         ({"use_mock_response": True, "mock_params": ["round"]}, "mock_params: must be a dict"),
+        ({"params": {"top_k": 5}, "temperature": 0.5}, r"params: must be GenerationParams\(...\), not {'top_k': 5}"),
+        ({"limits": {}}, r"limits: must be Limits\(...\), not {}"),
+        ({"limits": {}, "too_many_request_as_http_error": True}, r"limits: must be Limits\(...\), not {}"),
     ],
 )
 def test_an_argument_of_the_wrong_type_is_a_type_error_that_names_it(options: dict[str, Any], says: str) -> None:

@@ -66,7 +66,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     scripts = folder / "bin"
-    install = [scripts / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [scripts / "python", "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "--constraint", ROOT / "constraints.txt", WHEEL], check=True)
     return scripts
 
@@ -112,9 +112,9 @@ def test_modules_that_need_no_extra_can_be_imported(environment: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [
-        (["serve"], "transformers"),
+        (["serve", "--port", "0"], "transformers"),
         (["chat"], "chat"),
-        (["serve", "--session", "redis", "--redis", "redis://x"], "redis"),
+        (["serve", "--port", "0", "--session", "redis", "--redis", "redis://x"], "redis"),
     ],
 )
 def test_a_missing_extra_is_an_error_with_the_command_that_installs_it(
