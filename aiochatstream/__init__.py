@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from aiochatstream.constraint import Constraint
     from aiochatstream.conversations.conversation import Conversation, Turn
     from aiochatstream.conversations.memory_store import MemoryConversationStore
-    from aiochatstream.conversations.redis_store import RedisConversationStore
+    from aiochatstream.conversations.redis_store import RedisConversationStore as RedisConversationStore
     from aiochatstream.conversations.store import ConversationStore
     from aiochatstream.engines import (
         Delta,
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
         TokenLogprob,
         TokenSampler,
     )
-    from aiochatstream.engines.transformers import TransformersEngine
+    from aiochatstream.engines.transformers import TransformersEngine as TransformersEngine
     from aiochatstream.errors import ChatStreamError
     from aiochatstream.params import GenerationParams, Limits, ParamLimits
     from aiochatstream.progress import LoadTime
     from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
     from aiochatstream.sessions import CookieStorage, MemoryStorage
-    from aiochatstream.sessions.redis_storage import RedisStorage
+    from aiochatstream.sessions.redis_storage import RedisStorage as RedisStorage
     from aiochatstream.web.auth.pass_phrases import hash_phrase
     from aiochatstream.web.feedback import Feedback, FeedbackFile
 
@@ -66,7 +66,10 @@ _MODULES = {
     "Turn": "conversations.conversation",
     "hash_phrase": "web.auth.pass_phrases",
 }
-"""Module of each public name, imported at the first use: a program needs only the packages of the names it uses."""
+"""Module of each public name, imported at the first use: a program needs only the packages of the names it uses.
+
+``__all__`` omits the names that need an extra, so that ``import *`` needs none.
+"""
 
 __all__ = [
     "AbstractChatPrompt",
@@ -91,13 +94,10 @@ __all__ = [
     "ParamLimits",
     "Prompt",
     "RecordingEngine",
-    "RedisConversationStore",
-    "RedisStorage",
     "ReplayEngine",
     "ScriptedEngine",
     "TokenLogprob",
     "TokenSampler",
-    "TransformersEngine",
     "Turn",
     "__version__",
     "hash_phrase",
@@ -113,4 +113,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})

@@ -9,7 +9,7 @@ import logging
 import re
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -86,7 +86,7 @@ def test_the_signature_can_be_read() -> None:
 )
 def test_an_option_that_has_moved_is_a_type_error_with_its_new_place(option: str, says: str) -> None:
     with pytest.raises(TypeError, match=f"^{re.escape(f'{option}: {says}')}"):
-        ChatStream(engine=echo, **{option: None})
+        ChatStream(engine=echo, **cast(Any, {option: None}))
 
 
 @pytest.mark.parametrize("model", [GenerationParams, Limits])

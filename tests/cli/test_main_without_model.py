@@ -43,7 +43,7 @@ def test_another_process_replays_recorded_mock_answers(tmp_path: Path) -> None:
         assert ask(f"{url}/chat_stream", body).text == answer.text
         unknown = ask(f"{url}/chat_stream", {"user_input": "Say something else."})
         assert (unknown.status, unknown.json["error"]) == (404, "no_recording")
-        assert rows_of(process.out)["model"] == f"none; 1 recorded answers of {folder}"
+        assert rows_of(process.out)["model"] == f"none; 1 recorded answers in {folder}"
         assert process.end() == 0
         assert "Traceback" not in process.err
 

@@ -41,7 +41,16 @@ class City(BaseModel):
 @contextmanager
 def server() -> Iterator[str]:
     """Serve the small model; yield its name."""
-    command = [ROOT / ".venv/bin/python", "-m", "aiochatstream", "serve", "--port", str(PORT), "--temperature", "0"]
+    command = [
+        str(ROOT / ".venv/bin/python"),
+        "-m",
+        "aiochatstream",
+        "serve",
+        "--port",
+        str(PORT),
+        "--temperature",
+        "0",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + START_SECONDS

@@ -258,7 +258,11 @@ async def test_num_gpus_limits_the_reported_gpus(start: Any, client_of: Any, num
 
 async def test_too_many_request_as_http_error_false_still_returns_503(start: Any, stepper: Any, client_of: Any) -> None:
     engine = stepper()
-    options = {"num_of_concurrent_executions": 1, "max_queue_size": 0, "too_many_request_as_http_error": False}
+    options: dict[str, Any] = {
+        "num_of_concurrent_executions": 1,
+        "max_queue_size": 0,
+        "too_many_request_as_http_error": False,
+    }
     server: Server = await start(ChatStream(engine=engine, max_new_tokens=1, **options))
     running = asyncio.create_task(client_of(server).say("hi"))
     await until(lambda: engine.calls)

@@ -66,7 +66,15 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     scripts = folder / "bin"
-    install = [scripts / "python", "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install: list[str | Path] = [
+        scripts / "python",
+        "-I",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     subprocess.run([*install, "--constraint", ROOT / "constraints.txt", WHEEL], check=True)
     return scripts
 
@@ -103,7 +111,7 @@ def test_the_metadata_is_valid() -> None:
 
 
 def test_modules_that_need_no_extra_can_be_imported(environment: Path) -> None:
-    command = [environment / "python", "-I", "-c", IMPORT_ALL]
+    command: list[str | Path] = [environment / "python", "-I", "-c", IMPORT_ALL]
     imported = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert Path(imported["file"]).is_relative_to(environment.parent)
     assert [name for name in imported["failed"] if not name.startswith(NEED_EXTRAS)] == []
