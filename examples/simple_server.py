@@ -4,7 +4,7 @@ import aiohttp_session
 from aiohttp import web
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aiochatstream import ChatPrompt, ChatStream, GenerationParams, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 from aiochatstream.engines.transformers import choose_device, choose_dtype, small_model
 
 device = choose_device()  # a GPU, if there is one
@@ -19,14 +19,9 @@ def tokenizer():
 
 
 async def create_app():
+    params = GenerationParams(temperature=0.2, top_p=0.7)
     chat_stream = ChatStream(
-        num_of_concurrent_executions=2,
-        max_queue_size=5,
-        model=model,
-        tokenizer=tokenizer,
-        device=device,
-        chat_prompt_clazz=ChatPrompt,
-        params=GenerationParams(temperature=0.2, top_p=0.7),
+        num_of_concurrent_executions=2, max_queue_size=5, model=model, tokenizer=tokenizer, device=device, params=params
     )
 
     async def stream(request):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -218,14 +218,16 @@ def test_a_name_belongs_to_one_class() -> None:
 
 @pytest.mark.parametrize("name", list(aiochatstream._MODULES))
 def test_public_names_are_documented(name: str) -> None:
-    public: Any = getattr(aiochatstream, name)
-    if not (inspect.isclass(public) or inspect.isfunction(public)):
-        return  # an alias of a type
-    assert public.__doc__, f"{name} has no docstring"
-    for attribute, value in vars(public).items() if inspect.isclass(public) else ():
+    public = getattr(aiochatstream, name)
+    if inspect.isfunction(public):
+        assert public.__doc__
+    if not inspect.isclass(public):
+        return  # a function, or an alias of a type
+    assert public.__doc__
+    for attribute, value in vars(public).items():
         if inspect.isfunction(value) and not attribute.startswith("_"):
-            documented = any(getattr(vars(base).get(attribute), "__doc__", None) for base in public.__mro__)
-            implements = public.__mro__[-2].__module__.startswith("aiohttp_session")  # which has no docstrings
+            documented = any(getattr(vars(base).get(attribute), "__doc__", None) for base in inspect.getmro(public))
+            implements = inspect.getmro(public)[-2].__module__.startswith("aiohttp_session")  # which has no docstrings
             assert documented or implements, f"{name}.{attribute} has no docstring"
 
 
