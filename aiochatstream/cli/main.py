@@ -24,7 +24,7 @@ from aiochatstream.console import options as console_options
 from aiochatstream.engines import Engine, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.extras import MissingExtra, requires_extra
-from aiochatstream.params import GenerationParams, Limits
+from aiochatstream.params import Capacity, GenerationParams, Limits
 from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.runtime.daemon_threads import any_daemon_thread
@@ -81,20 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(options: argparse.Namespace) -> int:
     """Run ``aiochatstream serve``: serve a model until SIGTERM or Ctrl-C."""
     _check_options(options)
+    capacity = Capacity(num_of_concurrent_executions=options.concurrency, max_queue_size=options.queue)
+    params = GenerationParams(
+        max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
+    )
+    limits = Limits(context_len=options.context_len)
     texts = texts_for(options.locale)
     sessions = session_options.configure(options, texts, os.environ)
     api_keys = _api_keys(options.api_key_file)
     listener = _listen(options.host, options.port, texts)
     url = _url(options.host, listener.getsockname()[1])
     chat_stream = ChatStream(
-        num_of_concurrent_executions=options.concurrency,
-        max_queue_size=options.queue,
+        num_of_concurrent_executions=capacity.num_of_concurrent_executions,
+        max_queue_size=capacity.max_queue_size,
         engine=_engine(options, url, texts),
         chat_prompt_clazz=ChatPrompt.for_model if _needs_model(options) else ChatPrompt,
-        params=GenerationParams(
-            max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
-        ),
-        limits=Limits(context_len=options.context_len),
+        params=params,
+        limits=limits,
         allow_system_prompt=True,
         allowed_hosts=_allowed_hosts(options.host, options.allowed_host),
         conversation_store=sessions.store,
@@ -149,10 +152,9 @@ def _check_options(options: argparse.Namespace) -> None:
     ):
         if source is not None and is_set:
             raise ValueError(f"{option} cannot be used with {source}, which answers without a model.")
-    if source is None and options.context_len is None and options.max_new_tokens >= DEFAULT_CONTEXT_LEN:
-        raise ValueError(
-            f"context_len: must be above max_new_tokens ({options.max_new_tokens}), not {DEFAULT_CONTEXT_LEN}."
-        )
+    context_len = options.context_len or DEFAULT_CONTEXT_LEN
+    if source is None and options.max_new_tokens >= context_len:
+        raise ValueError(f"context_len: must be above max_new_tokens ({options.max_new_tokens}), not {context_len}.")
 
 
 def _needs_model(options: argparse.Namespace) -> bool:
