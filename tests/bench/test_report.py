@@ -190,8 +190,8 @@ SOAK = {
 
 BROWSER = {
     "rounds": [
-        {"prepaint_ms": 100.4, "first_bytes": 123456, "long_tasks": 0, "something_new": 0.25},
-        {"prepaint_ms": 300.0, "first_bytes": 123456, "long_tasks": 3, "something_new": 0.25},
+        {"first_paint_ms": 100.4, "first_bytes": 123456, "long_tasks": 0, "something_new": 0.25},
+        {"first_paint_ms": 300.0, "first_bytes": 123456, "long_tasks": 3, "something_new": 0.25},
     ]
 }
 

@@ -60,7 +60,7 @@ def test_a_prompt_class_writes_alternating_messages(tokenizer: PreTrainedTokeniz
     text = text_of(ChatInput([USER, ANSWER, USER]), Transcript(), tokenizer)
     assert text == "Be kind.\nuser: Q\nassistant: A\nuser: Hello\nassistant: Hi!\nuser: Hello\nassistant: "
     assert text_of(ChatInput([SYSTEM, USER]), Transcript(), tokenizer).startswith("Be short.\nuser: Q")
-    with pytest.raises(InvalidValue, match="messages: must be an optional system message, then user and assistant"):
+    with pytest.raises(InvalidValue, match="messages: must be an optional system message, then alternating user"):
         text_of(ChatInput([USER, USER]), Transcript(), tokenizer)
 
 
