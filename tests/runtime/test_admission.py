@@ -46,7 +46,7 @@ def test_large_requests_leave_half_of_the_queue_to_others() -> None:
     large = [ticket for _ in range(3) for ticket in admission.reserve_all(256)]
     assert (admission.running, admission.waiting) == (2, 3)
     for _ in range(2):
-        with pytest.raises(TooManyRequests, match="Other requests for many answers use all places") as refusal:
+        with pytest.raises(TooManyRequests, match="Other requests for many answers use all the places") as refusal:
             admission.reserve_all(256)
         assert refusal.value.retry_after
         small = [admission.reserve() for _ in range(4)]

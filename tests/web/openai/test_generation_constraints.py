@@ -79,7 +79,7 @@ async def test_only_excess_slow_checks_are_refused(
     create = openai_of(server).chat.completions.create
     checking = [asyncio.create_task(create(**CONSTRAINED)) for _ in range(2)]
     await until(lambda: server.chat_stream.slow_checks == 2)
-    with pytest.raises(openai.InternalServerError, match="schemas are being checked") as refused:
+    with pytest.raises(openai.InternalServerError, match="schemas are being compiled") as refused:
         await create(**CONSTRAINED)
     assert refused.value.status_code == 503
     assert (await create(model="", messages=HI)).choices
