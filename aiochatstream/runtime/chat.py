@@ -20,8 +20,8 @@ from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.admission import Ticket
 from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig
 from aiochatstream.runtime.events import Ended, Event, Failed, Text
+from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.runtime.turn_request import TurnRequest, check_turn
-from aiochatstream.runtime.turns import RunningTurn
 
 Position = Literal["begin", "mid", "end"]
 """Position of a piece in the answer of :meth:`Chat.handle_console_input`."""

@@ -32,7 +32,8 @@ from aiochatstream.runtime.admission import Admission, Ticket
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_thread
 from aiochatstream.runtime.events import Ended, Failed
 from aiochatstream.runtime.metrics import Metrics
-from aiochatstream.runtime.turns import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn, Turns
+from aiochatstream.runtime.running_turn import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn
+from aiochatstream.runtime.turns import Turns
 from aiochatstream.texts import Locale, texts_for
 
 State = Literal["starting", "ready", "draining", "failed"]

@@ -48,7 +48,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A tick of :meth:`~aiochatstream.runtime.turns.RunningTurn.heartbeats`."""
+    """A heartbeat of :meth:`~aiochatstream.runtime.running_turn.RunningTurn.heartbeats`."""
 
 
 @dataclass(frozen=True, slots=True)

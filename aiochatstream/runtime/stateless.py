@@ -10,7 +10,7 @@ from aiochatstream.errors import ContextLengthExceeded, InvalidValue
 from aiochatstream.params import GenerationParams, ParamOverrides, check_token_ids
 from aiochatstream.prompts import AbstractChatPrompt, ChatInput, TextInput
 from aiochatstream.runtime.engine_runtime import Runtime
-from aiochatstream.runtime.turns import RunningTurn
+from aiochatstream.runtime.running_turn import RunningTurn
 
 MAX_PROMPT_LOGPROBS = 65_536
 """Maximum number of logprobs of all prompts of a request, which are in memory until its response is sent."""

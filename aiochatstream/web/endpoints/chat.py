@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from aiochatstream.errors import ChatStreamError, InvalidValue, NotRunningHere
-from aiochatstream.runtime.turns import RunningTurn
+from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.web.auth.access import check_access
 from aiochatstream.web.auth.role_grants import typed_role
 from aiochatstream.web.errors import chatstream_endpoint, handle_errors, json_endpoint

@@ -14,7 +14,7 @@ from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import ParamOverrides
 from aiochatstream.prompts import ChatInput, TextInput
 from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Text
-from aiochatstream.runtime.turns import RunningTurn
+from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
 from aiochatstream.web.server import Server

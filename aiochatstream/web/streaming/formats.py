@@ -17,7 +17,7 @@ from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import BadRequest
 from aiochatstream.params import WireFormat
 from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text
-from aiochatstream.runtime.turns import RunningTurn
+from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.sessions import UserSession
 from aiochatstream.web.accept import parse_qualities
 from aiochatstream.web.errors import error_body

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.runtime.turns import RunningTurn
+from aiochatstream.runtime.running_turn import RunningTurn
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
 from tests.web.raw_requests import sending
 
