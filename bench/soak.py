@@ -354,8 +354,10 @@ class Soak:
         async def send_and_disconnect(number: int) -> str:
             request = asyncio.create_task(send(number))
             await asyncio.wait_for(all_sent.wait(), 60)
+            # 0 for the last sender, which cannot be answered yet.
+            seconds = DISCONNECT_SECONDS * (count - 1 - number) / count
             try:
-                return await asyncio.wait_for(request, DISCONNECT_SECONDS * (number + 1) / count)
+                return await asyncio.wait_for(request, seconds)
             except TimeoutError:
                 return "disconnected"
 

@@ -134,6 +134,7 @@ async def test_all_actions_work_with_the_keyboard(start: StartServer, visit: Vis
     await expect(chat.button("edit")).to_be_focused()
     await tab_to(chat.page, "Settings", "Shift+Tab")
     await keys.press("Enter")
+    await expect(chat.page.get_by_label("Temperature")).to_be_visible()  # the server's answer draws the parameters
     await tab_to(chat.page, "Temperature")
     await keys.press("Escape")
     await tab_to(chat.page, "New chat", "Shift+Tab")

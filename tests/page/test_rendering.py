@@ -159,6 +159,7 @@ async def test_only_turns_near_the_screen_are_rendered(start: StartServer, visit
     assert 0 < await drawn.count() < 60
     await expect(chat.answer(0)).to_have_text("Answer *0*\n\n- one\n- two")
     await chat.page.locator("#scroll").evaluate("(element) => element.scrollTo(0, 0)")
+    await chat.page.wait_for_function("document.getElementById('scroll').scrollTop === 0")
     await expect(chat.answer(0).locator("em")).to_have_text("0")
     await expect(chat.button("delete", 0)).to_have_count(1)
     assert await drawn.count() < 120
