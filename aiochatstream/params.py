@@ -69,6 +69,9 @@ StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=128)]],
     Field(max_length=16, description="a list of up to 16 strings of 1 to 128 characters"),
 ]
+ThinkingLevel = Literal["off", "low", "medium", "high", "auto"]
+Thinking = Annotated[ThinkingLevel, Field(description="'off', 'low', 'medium', 'high' or 'auto'")]
+MaxThinkingTokens = Annotated[int, Field(ge=0, le=1_000_000, description="a whole number of tokens from 0 to 1000000")]
 Flag = Annotated[bool, Field(description="true or false")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, description="a number of seconds above 0, up to 86400")]
 
@@ -97,6 +100,9 @@ class ParamOverrides(BaseModel):
     seed: 0 to 2**63 - 1. The same seed and prompt reproduce an answer; in half precision only in the same batch.
     stop: up to 16 strings that end the answer and are not part of it.
     ignore_eos: continue after the end-of-sequence token, to exactly ``max_new_tokens`` tokens (for load tests).
+    thinking: ``off``, ``low``, ``medium`` or ``high``, for models whose chat template has a switch for thoughts before
+        the answer; ``auto`` is the template's default. Templates that know only on and off use on for all levels.
+    max_thinking_tokens: maximum length of a thought in tokens, after which it is closed and the answer begins.
     """
 
     model_config = STRICT
@@ -116,6 +122,8 @@ class ParamOverrides(BaseModel):
     seed: Seed | None = None
     stop: StopStrings | None = None
     ignore_eos: Flag | None = None
+    thinking: Thinking | None = None
+    max_thinking_tokens: MaxThinkingTokens | None = None
 
 
 Range = tuple[float, float]
@@ -263,6 +271,8 @@ class GenerationParams(ServerOptions):
     seed: Seed = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    thinking: Thinking = "auto"
+    max_thinking_tokens: MaxThinkingTokens | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: bool = False
     constraint: Constraint | None = None

@@ -1,6 +1,6 @@
 """Engines that generate text."""
 
-from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt, StepKind, TokenLogprob
+from aiochatstream.engines.base import Delta, Engine, FinishReason, Prompt, StepKind, TokenLogprob, ToolCall
 from aiochatstream.engines.function import FunctionEngine, TextFunction
 from aiochatstream.engines.recording import RecordingEngine, ReplayEngine
 from aiochatstream.engines.scripted import ScriptedEngine
@@ -23,4 +23,5 @@ __all__ = [
     "TokenBytes",
     "TokenLogprob",
     "TokenSampler",
+    "ToolCall",
 ]

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from aiochatstream.errors import InvalidValue
 from aiochatstream.params import GenerationParams
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "thinking_length", "cancelled"]
+"""End of the answer; maximum length reached in the answer, or while the model was still thinking; stopped."""
 
 StepKind = Literal["prefill", "decode"]
 
@@ -27,6 +28,9 @@ class Prompt:
     owner: the user, for an engine that caches prompts per user. Prefixed with the kind of user, for example
         ``account:anna`` or ``session:...``, so that different kinds never collide.
     shared_tokens: number of tokens at the beginning that come from the server and are equal for all owners.
+    chat: True if the new text is a message of a chat, in which the model may think and call tools; False for a plain
+        text.
+    tools: functions that the model may call, as in OpenAI's API. Without any, calls are text.
     """
 
     messages: list[dict[str, str]]
@@ -34,6 +38,8 @@ class Prompt:
     continued: bool = False
     owner: str = ""
     shared_tokens: int = 0
+    chat: bool = True
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +56,28 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A complete call of a tool.
+
+    name: name of the function.
+    arguments: a JSON object, as text.
+    text: the call as the model wrote it, with its marks: the text to show if the call is not accepted.
+    """
+
+    name: str
+    arguments: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New text and tokens of one step. The text may be empty: an incomplete character is held back.
 
+    Only one of ``text``, ``thinking`` and ``tool_calls`` is not empty, so that a sequence of deltas has their order.
+
+    thinking: text of the model's thoughts, which is not part of the answer.
+    tool_calls: calls of tools.
+    thinking_tokens: number of ``token_ids`` that belong to thoughts, including their marks.
     cached_tokens: number of prompt tokens that were loaded from a cache; in one delta of the answer, else 0.
     prompt_tokens: number of prompt tokens, reported by an engine without a tokenizer; in one delta, else 0.
     logprobs: one entry for each of ``token_ids`` if the parameters request logprobs. The prompt's logprobs come first,
@@ -65,6 +90,9 @@ class Delta:
     cached_tokens: int = 0
     prompt_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    thinking_tokens: int = 0
 
 
 class Engine(ABC):

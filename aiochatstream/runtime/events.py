@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from aiochatstream.conversations.user import SaveResult
-from aiochatstream.engines import FinishReason, TokenLogprob
+from aiochatstream.engines import FinishReason, TokenLogprob, ToolCall
 from aiochatstream.errors import ChatStreamError
 
 
 class Usage(NamedTuple):
-    """Tokens of the prompt, of the prompt from a cache, and of the answer."""
+    """Tokens of the prompt, of the prompt from a cache, of the answer, and of the thoughts in the answer."""
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    thinking_tokens: int = 0
 
 
 class Timing(NamedTuple):
@@ -47,6 +48,20 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """A piece of the model's thoughts."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalls:
+    """Calls of tools, at this position of the answer."""
+
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A heartbeat of :meth:`~aiochatstream.runtime.running_turn.RunningTurn.heartbeats`."""
 
@@ -72,4 +87,4 @@ class Failed:
     save_result: SaveResult | None = None
 
 
-Event = Queued | Started | Text | Heartbeat | Ended | Failed
+Event = Queued | Started | Text | Thinking | ToolCalls | Heartbeat | Ended | Failed

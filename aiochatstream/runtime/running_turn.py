@@ -21,7 +21,19 @@ from aiochatstream.conversations.user import SaveResult
 from aiochatstream.engines import Delta, DeltaStream, FinishReason
 from aiochatstream.errors import ChatStreamError, Draining, EngineFailed, TooManyRequests
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text, Timing, Usage
+from aiochatstream.runtime.events import (
+    Ended,
+    Event,
+    Failed,
+    Heartbeat,
+    Queued,
+    Started,
+    Text,
+    Thinking,
+    Timing,
+    ToolCalls,
+    Usage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +88,8 @@ class RunningTurn:
     prefix: str = ""
     """Text of the answer before this turn, which continues it."""
     text: str = ""
+    thinking: str = ""
+    """The model's thoughts so far."""
     conversation: Conversation = field(default_factory=Conversation)
     """The conversation as it was saved last: without the answer until :attr:`ended`."""
     base: Conversation | None = None
@@ -90,7 +104,7 @@ class RunningTurn:
         self._granted: float | None = None
         self._first_text: float | None = None
         self._last_text: float | None = None
-        self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
+        self._prompt_tokens = self._completion_tokens = self._cached_tokens = self._thinking_tokens = 0
         self.last: Ended | Failed | None = None
         """The last event; None until :attr:`ended`."""
         self._stop_reason: StopReason | None = None
@@ -227,7 +241,7 @@ class RunningTurn:
         whole = self._finish_reason not in (None, "cancelled")
         if job.save is not None and (whole or self.text):
             state: AnswerState = "complete" if whole else "interrupted"
-            turn = Turn(job.user_text, self.prefix + self.text, self.message_id, state)
+            turn = Turn(job.user_text, self.prefix + self.text, self.message_id, state, self.thinking)
             result = await self._save(job.save(job.base.with_turn(turn)))
         else:
             result = await self._save(job.save_unanswered and job.save_unanswered())
@@ -272,7 +286,8 @@ class RunningTurn:
         self._completion_tokens += len(delta.token_ids)
         self._cached_tokens += delta.cached_tokens
         self._prompt_tokens += delta.prompt_tokens
-        if delta.text:
+        self._thinking_tokens += delta.thinking_tokens
+        if delta.text or delta.thinking:
             now = self._loop.time()
             if self._last_text is None:
                 self._first_text = now
@@ -280,6 +295,11 @@ class RunningTurn:
                 on_gap(now - self._last_text)
             self._last_text = now
             self.text += delta.text
+            self.thinking += delta.thinking
+        if delta.thinking:
+            self._emit(Thinking(delta.thinking))
+        if delta.tool_calls:
+            self._emit(ToolCalls(delta.tool_calls))
         if delta.text or delta.logprobs:
             self._emit(Text(delta.text, delta.logprobs))
         self._finish_reason = delta.finish_reason or self._finish_reason
@@ -292,7 +312,7 @@ class RunningTurn:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self._prompt_tokens, self._cached_tokens, self._completion_tokens)
+        return Usage(self._prompt_tokens, self._cached_tokens, self._completion_tokens, self._thinking_tokens)
 
     @property
     def timing(self) -> Timing:

@@ -16,7 +16,7 @@ from aiohttp import HttpVersion11, web
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import BadRequest
 from aiochatstream.params import WireFormat
-from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text
+from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text, Thinking, ToolCalls
 from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.sessions import UserSession
 from aiochatstream.web.accept import parse_qualities
@@ -237,6 +237,10 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
     match event:
         case Text(text):  # first and without a dict: the vast majority of events
             return f'event: delta\ndata: {{"text":{dumps(text)}}}\n\n'
+        case Thinking(text):
+            return f'event: thinking\ndata: {{"text":{dumps(text)}}}\n\n'
+        case ToolCalls(calls):  # only /v1 offers tools: for chats without any, calls are text
+            name, data = "delta", {"text": "".join(call.text for call in calls)}
         case Heartbeat():
             return HEARTBEAT
         case Queued(position):
