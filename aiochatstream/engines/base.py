@@ -107,6 +107,10 @@ class Engine(ABC):
     vocab_size: int | None = None
     """Number of the model's token ids, set by :meth:`load`; None if unknown."""
 
+    response_template: dict[str, Any] | None = None
+    """Marks of thoughts and tool calls in answers, in the format of transformers' ``tokenizer.response_template``; set
+    by :meth:`load`. With None, and for a text that is not a chat, an answer is all text."""
+
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
     """Callback after each forward pass, in any thread: its kind and its duration in seconds. Set by ChatStream."""
 
