@@ -101,15 +101,15 @@ class Engine(ABC):
     tokenizer: Any = None
     """HuggingFace tokenizer of :attr:`Prompt.token_ids`, set by :meth:`load`; None for an engine without one."""
 
+    response_template: dict[str, Any] | None = None
+    """Template in transformers' format by which the engine reads thoughts and calls of tools, set by :meth:`load`; None
+    if both are text."""
+
     max_context_len: int | None = None
     """Maximum number of tokens of prompt and answer together; None if unknown."""
 
     vocab_size: int | None = None
     """Number of the model's token ids, set by :meth:`load`; None if unknown."""
-
-    response_template: dict[str, Any] | None = None
-    """Marks of thoughts and tool calls in answers, in the format of transformers' ``tokenizer.response_template``; set
-    by :meth:`load`. With None, and for a text that is not a chat, an answer is all text."""
 
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
     """Callback after each forward pass, in any thread: its kind and its duration in seconds. Set by ChatStream."""
