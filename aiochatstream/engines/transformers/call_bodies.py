@@ -10,9 +10,8 @@ import regex
 
 from aiochatstream.engines.transformers.json_scanner import InvalidJSON, ObjectScanner
 from aiochatstream.engines.transformers.marked_text import MarkedText
-from aiochatstream.engines.transformers.response_template import SEPARATORS, Field, Mark
+from aiochatstream.engines.transformers.response_template import MAX_MARK_LENGTH, Field, Mark
 
-BEFORE_OBJECT = regex.compile(SEPARATORS)
 LIST_END = regex.compile(r"(?:\s*\])?")
 
 MAX_FAILURES = 100
@@ -92,25 +91,29 @@ class ObjectsBody(CallBody):
         if self._object is None:
             return self.invalid if final else None
         end, body = self._object
+        following = self.field.separators.match(source.text, end).end()
+        if following - end > MAX_MARK_LENGTH:
+            return CallEnd(end, body)
         if self.field.close_object is not None:
             close, may_change = self.field.close_object.match(source, end, final=final)
             if may_change:
                 return None
             if close is not None:
                 return CallEnd(close.end(), body)
-        following = BEFORE_OBJECT.match(source.text, end).end()
         if following == len(source.text):
             return CallEnd(following, body) if final else None
         if source.text[following] == "{" and not self.field.names_call:
             self._at, self._scanner, self._object = following, None, None
             self.invalid = CallEnd(following + 1)
             return CallEnd(end, body, more=True)
-        return CallEnd(LIST_END.match(source.text, end).end(), body)
+        return CallEnd(end if self.field.names_call else LIST_END.match(source.text, end).end(), body)
 
     def _scan(self, source: MarkedText) -> tuple[int, str] | None:
         """Return the current object, or None if it is incomplete."""
         if self._scanner is None:
-            self._at = BEFORE_OBJECT.match(source.text, self._at).end()
+            self._at = self.field.separators.match(source.text, self._at).end()
+            if self._at - self._body > MAX_MARK_LENGTH:
+                raise InvalidJSON
             if self._at == len(source.text):
                 return None
             self._scanner = ObjectScanner(self._at, self.field.delimiters, bare_keys=self.field.bare_keys)

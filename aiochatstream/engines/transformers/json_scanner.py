@@ -19,6 +19,9 @@ NAME = regex.compile(r"\w+")
 MAX_WORD = 400
 """Maximum length of a number or of a key without quotes."""
 
+MAX_DEPTH = 100
+"""Maximum number of objects and lists within each other."""
+
 CLOSING = {"{": "}", "[": "]"}
 
 
@@ -72,7 +75,7 @@ class ObjectScanner:
         char = source.text[self._at]
         if char in CLOSING:
             self._require("value", "item")
-            if not self._stack and char == "[":
+            if len(self._stack) == MAX_DEPTH or (not self._stack and char == "["):
                 raise InvalidJSON
             self._stack.append(CLOSING[char])
             self._accept(char, "first key" if char == "{" else "item")

@@ -126,7 +126,7 @@ class ResponseReader:
         self._field = template.implicit
         self._call: CallBody | None = None
         self._invalid_calls = 0
-        self._space = ""
+        self._spaces: list[str] = []
         """Whitespace that belongs to the format if a mark follows."""
         self._lead: str | None = None
         """Text to return instead of the next whitespace, which follows a mark; None to return the whitespace."""
@@ -173,8 +173,8 @@ class ResponseReader:
             self._end_call(self._call, self._call.invalid)
         while self._step(final=True):
             pass
-        if self._space:
-            self._return(self._space)
+        if self._spaces:
+            self._return(self._take_spaces())
         return self._take_parts()
 
     def _read_prefix(self, prefix: str) -> None:
@@ -182,7 +182,7 @@ class ResponseReader:
         for text, control in self._source.split(prefix):
             self.feed(text, control=control)
         self._at = self._search_from = len(self._source.text)
-        self._call, self._space = None, ""
+        self._call, self._spaces = None, []
 
     def _append(self, text: str, *, control: bool) -> None:
         self._source.append(text, control=control)
@@ -241,7 +241,7 @@ class ResponseReader:
 
     def _marks(self) -> Iterator[tuple[Field, bool]]:
         """Yield the fields whose marks count in this region, and whether it is the open mark."""
-        if self._field is None or self._field.kind == "content":
+        if self._kind == "content" or self._field is self._template.implicit:
             for field in self._template.fields:
                 if field.kind != "call" or (self._names and self._invalid_calls < MAX_INVALID_CALLS):
                     yield field, True
@@ -250,7 +250,7 @@ class ResponseReader:
 
     def _enter(self, field: Field | None) -> None:
         """Enter the region of ``field``, after a mark."""
-        self._space, self._field, self._lead = "", field, None
+        self._spaces, self._field, self._lead = [], field, None
         if self._strips:
             join = None if field is None else field.join
             self._lead = join if self._kind in self._begun else ""
@@ -308,14 +308,21 @@ class ResponseReader:
 
     def _write(self, text: str) -> None:
         """Return ``text``, except for whitespace at its end, which may precede a mark."""
-        text = self._space + text
         visible = text.rstrip(WHITESPACE) if self._strips else text
-        self._space = text[len(visible) :]
-        if not visible:
-            return
-        if self._lead is not None:
-            visible, self._lead = self._lead + visible.lstrip(WHITESPACE), None
-        self._return(visible)
+        if visible:
+            spaces = self._take_spaces()
+            if self._lead is None:
+                self._return(spaces + visible)
+            else:
+                self._return(self._lead + visible.lstrip(WHITESPACE))
+                self._lead = None
+        if len(visible) < len(text):
+            self._spaces.append(text[len(visible) :])
+
+    def _take_spaces(self) -> str:
+        spaces = "".join(self._spaces)
+        self._spaces.clear()
+        return spaces
 
     def _return(self, text: str) -> None:
         kind = self._kind

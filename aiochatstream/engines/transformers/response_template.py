@@ -85,6 +85,7 @@ class Field:
     parse: function that returns transformers' message fields for a call's body and the groups of its open mark.
     is_json: the body of a call consists of JSON objects, whose dialect ``delimiters`` and ``bare_keys`` describe.
     names_call: the open mark contains the call's name, so that the body is one object of arguments.
+    separators: compiled pattern of the text before, between and after the objects of a call.
     close_object: close mark with the whitespace or separators before it.
     argument: mark of one argument of a call in tags; None for other calls.
     """
@@ -99,6 +100,7 @@ class Field:
     delimiters: Sequence[tuple[str, str]]
     bare_keys: bool
     names_call: bool
+    separators: Any
     close_object: Mark | None
     argument: Mark | None
 
@@ -179,6 +181,8 @@ def _compile_field(field: Any, kind: Kind) -> Field:
     arguments = field.content_args
     if not isinstance(arguments, dict):
         raise ValueError(f"Field '{field.name}': content_args must be a dict, not {type(arguments).__name__}")
+    if kind == "call" and open_pattern is None:
+        raise ValueError(f"Field '{field.name}': calls must have 'open' or 'open_pattern'")
     is_json = kind == "call" and field.content == "json"
     names_call = field.open_re is not None and "name" in field.open_re.groupindex
     argument = arguments.get("tag_pattern") if kind == "call" and field.content == "xml-inline" else None
@@ -195,6 +199,7 @@ def _compile_field(field: Any, kind: Kind) -> Field:
         delimiters=[(begin, end) for begin, end in arguments.get("string_delims", [])],
         bare_keys=bool(arguments.get("unquoted_keys", False)),
         names_call=names_call,
+        separators=regex.compile(separators),
         close_object=None if close_pattern is None else Mark(rf"{separators}(?:{close_pattern})"),
         argument=None if argument is None else Mark(rf"\s*(?:{argument})", max_length=math.inf),
     )
