@@ -184,6 +184,7 @@ class FullEngine(Engine):
     def load(self, slots: int, context_len: int) -> None:
         self.loaded = (slots, context_len)
         self.tokenizer, self.max_context_len = "tokenizer", 77
+        self.response_template = {"fields": {}}
         self.on_step("prefill", 0.5)
 
     def close(self) -> None:

@@ -39,9 +39,8 @@ class AnswerDeltas:
         :param last: True if the maximum length is reached.
         """
         reader, thinking_tokens = self._reader, self._reader.thinking_tokens
-        is_eos = token_id in self._eos_ids
-        if is_eos or (token_id in self._stop_ids and reader.region == "content"):
-            parts = reader.end(token_id if is_eos else None)
+        if token_id in self._eos_ids or (token_id in self._stop_ids and reader.region == "content"):
+            parts = reader.end()
             self._finish_reason = "stop"
         else:
             parts = reader.step(token_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
 from typing import Any
 
 from aiochatstream.engines.base import Prompt
@@ -24,17 +23,20 @@ class AnswerFormat:
 
     :param spec: response template in transformers' format.
 
-    Raises ValueError if the template is invalid.
+    Raises ValueError that names ``response_template`` if the template is invalid.
     """
 
-    def __init__(self, tokenizer: Any, spec: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Any, spec: dict[str, Any]) -> None:
         self._tokenizer = tokenizer
         added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
         special = {id_: str(tokenizer.convert_ids_to_tokens(id_)) for id_ in tokenizer.all_special_ids}
         special |= {id_: str(token) for id_, token in added.items() if token.special}
         others = {id_: str(token) for id_, token in added.items() if set(str(token)) & set(string.punctuation)}
         self.control_tokens: dict[int, str] = others | special
-        self.template = load_response_template(spec, set(self.control_tokens.values()), set(special.values()))
+        try:
+            self.template = load_response_template(spec, set(self.control_tokens.values()), set(special.values()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # transformers checks only the outline
+            raise ValueError(f"response_template: {error}.") from error
 
     def reader(self, prompt: Prompt) -> TemplateReader:
         """Return a reader of a new answer to ``prompt``."""
@@ -48,12 +50,10 @@ class AnswerFormat:
         return [] if mark is None else list(self._tokenizer.encode(mark, add_special_tokens=False))
 
 
-def find_template(tokenizer: Any, model_type: str, template: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def find_template(tokenizer: Any, model_type: str, template: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the response template of a model's answers; None if there is none.
 
     :param template: template of the application, which takes precedence over the checkpoint's and the table's.
     """
-    for spec in (template, getattr(tokenizer, "response_template", None)):
-        if spec is not None:
-            return spec if isinstance(spec, dict) else dict(spec)
-    return find_response_template(model_type, tokenizer)
+    spec: dict[str, Any] | None = getattr(tokenizer, "response_template", None) if template is None else template
+    return find_response_template(model_type, tokenizer) if spec is None else spec

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from aiochatstream.engines.transformers.detokenizing import Detokenizer
-from aiochatstream.engines.transformers.response_reader import Part, Region, ResponseReader, Text
+from aiochatstream.engines.transformers.response_reader import Part, Region, ResponseReader, Text, Thinking
 
 
 class AnswerReader(Protocol):
@@ -29,11 +29,8 @@ class AnswerReader(Protocol):
     def step(self, token_id: int) -> list[Part]:
         """Add a token; return the parts of the answer that later tokens cannot change."""
 
-    def end(self, token_id: int | None) -> list[Part]:
-        """End the answer; return the last parts.
-
-        :param token_id: end-of-sequence token, which may be a mark; None if the answer was stopped.
-        """
+    def end(self) -> list[Part]:
+        """End the answer at a token that ends it; return the last parts."""
 
     def cut_off(self) -> list[Part]:
         """End the answer at its maximum length; return the last parts, without an incomplete character."""
@@ -52,7 +49,7 @@ class PlainReader:
     def step(self, token_id: int) -> list[Part]:
         return [Text(self._detokenizer.step(token_id))]
 
-    def end(self, token_id: int | None) -> list[Part]:
+    def end(self) -> list[Part]:
         return [Text(self._detokenizer.end())]
 
     def cut_off(self) -> list[Part]:
@@ -87,11 +84,13 @@ class TemplateReader:
             self.in_thought = self.region == "thinking"
         return parts
 
-    def end(self, token_id: int | None) -> list[Part]:
-        parts = [] if token_id is None or token_id not in self._control_tokens else self.step(token_id)
-        parts += self._reader.feed(self._detokenizer.end())
+    def end(self) -> list[Part]:
+        parts = self._reader.feed(self._detokenizer.end())
         return parts + self._reader.close(cut_off=False)
 
     def cut_off(self) -> list[Part]:
         parts = self._reader.feed(self._detokenizer.end(cut_off=True))
-        return parts + self._reader.close(cut_off=True)
+        parts += self._reader.close(cut_off=True)
+        if self.in_thought:  # incomplete marks between the thought and the content
+            return [Thinking(part.text) for part in parts]
+        return parts
