@@ -41,9 +41,11 @@ class AnswerPhase:
         self._close_ids = answer_format.ids_of(answer_format.template.close_thinking)
         self._eos_ids, self._mask_size = list(eos_ids), -(-vocab_size // MASK_BITS)
         self._forced: deque[int] = deque()
-        may_think = params.thinking != "off" and self._budget != 0 and not prompt.continued
-        has_open_token = bool(self._open_ids) and self._open_ids[0] in answer_format.control_tokens
-        self._may_open = may_think and has_open_token and self._reader.region == "content"
+        control = answer_format.control_tokens
+        closed = control.keys() & self._close_ids & set(prompt.token_ids[-len(self._close_ids) - 1 :])
+        may_think = params.thinking != "off" and self._budget != 0 and not closed and not prompt.continued
+        begins = self._reader.region == "content" and bool(self._open_ids) and self._open_ids[0] in control
+        self._may_open = may_think and begins
         """True at the first token, if it may begin a thought instead of the content."""
         self._matching = False
         """True from the beginning of the content on, if there is a grammar."""
@@ -110,9 +112,10 @@ class AnswerPhase:
 
 def _changed(mask: NDArray[np.int32], tokens: Collection[int], *, allowed: bool) -> NDArray[np.int32]:
     """Return ``mask``, changed for ``tokens``."""
-    bits = mask.view(np.uint8)
+    octets = mask.view(np.uint8)
     for token in tokens:
-        if token < 8 * len(bits):
-            bit = 1 << token % 8
-            bits[token // 8] = bits[token // 8] | bit if allowed else bits[token // 8] & ~bit & 0xFF
+        if allowed:
+            octets[token // 8] |= 1 << token % 8
+        else:
+            octets[token // 8] &= 0xFF ^ 1 << token % 8
     return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,10 +70,11 @@ class Script(TokenSampler):
 
     def __init__(self) -> None:
         self._texts: dict[int, list[int]] = {}
+        self._seeds = itertools.count(1)
 
     def add(self, text: str | list[int]) -> int:
         """Add the text, or the tokens, of an answer; return its seed."""
-        seed = len(self._texts) + 1
+        seed = next(self._seeds)
         self._texts[seed] = ids_of(text) if isinstance(text, str) else text
         return seed
 
