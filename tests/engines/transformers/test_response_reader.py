@@ -365,6 +365,7 @@ def test_responses_of_each_format_are_read(
 
 
 @given(st.sampled_from(GOLDEN), st.data())
+@settings(deadline=None)
 def test_responses_are_read_with_cuts_anywhere(golden: tuple[str, str, str, Expected], data: st.DataObject) -> None:
     family, prompt, response, expected = golden
     tokens = tokens_of(family, response)
@@ -431,7 +432,7 @@ def without_marks(family: str, text: str) -> str:
 
 
 @given(responses())
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @example(("qwen3", [("<think>", True), (" ", False), ("</think>", True)], [False] * 3, True))
 def test_no_character_is_lost(response: tuple[str, list[tuple[str, bool]], list[bool], bool]) -> None:
     family, tokens, cuts, cut_off = response
