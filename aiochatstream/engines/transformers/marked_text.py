@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 
@@ -64,15 +63,6 @@ class MarkedText:
             if self.text.endswith(literal[:length]):
                 return None, len(self.text) - length
         return None, len(self.text)
-
-    def split(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Yield the pieces of ``text``, and whether each is a control token."""
-        end = 0
-        for match in self._token_pattern.finditer(text) if self._token_pattern is not None else ():
-            yield text[end : match.start()], False
-            yield match.group(), True
-            end = match.end()
-        yield text[end:], False
 
     def _is_genuine(self, start: int, end: int) -> bool:
         if self._token_pattern is None:

@@ -88,7 +88,7 @@ def _read(template: ResponseTemplate, *texts: str) -> list[Part]:
     reader = ResponseReader(template)
     parts: list[Part] = []
     for text in texts:
-        for piece, control in MarkedText(template.token_pattern).split(text):
+        for piece, control in template.split(text):
             parts += reader.feed(piece, control=control)
     return parts
 
@@ -157,7 +157,7 @@ class ResponseReader:
         :param control: ``text`` is a control token of the vocabulary. Other text never is one, even if it looks alike.
         """
         if control:
-            if text not in self._template.hidden:
+            if self._call is not None or text not in self._template.hidden:
                 self._append(text, control=True)
         else:
             for start in range(0, len(text), MAX_MARK_LENGTH):
@@ -179,7 +179,7 @@ class ResponseReader:
 
     def _read_prefix(self, prefix: str) -> None:
         """Enter the region in which the prompt ends."""
-        for text, control in self._source.split(prefix):
+        for text, control in self._template.split(prefix):
             self.feed(text, control=control)
         self._at = self._search_from = len(self._source.text)
         self._call, self._spaces = None, []

@@ -112,7 +112,7 @@ class ResponseTemplate:
     fields: its fields that have an open mark.
     implicit: content that needs no open mark; None if content has one, as in Harmony.
     token_pattern: compiled pattern of the control tokens in marks, or None.
-    hidden: control tokens that are not shown.
+    hidden: control tokens that are not shown, except in the arguments of calls.
     open_thinking: text that begins a thought; None if the template has no thoughts or no fixed text begins them.
     close_thinking: text that ends a thought and begins the content; None if no known text does.
     """
@@ -130,6 +130,15 @@ class ResponseTemplate:
         if self.library_template.start_anchor_re.search(prefix) is None:
             return ""
         return str(self.library_template.truncate_past_last_anchor(prefix))
+
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Yield the pieces of ``text``, and whether each is a control token of a mark."""
+        end = 0
+        for match in self.token_pattern.finditer(text) if self.token_pattern is not None else ():
+            yield text[end : match.start()], False
+            yield match.group(), True
+            end = match.end()
+        yield text[end:], False
 
     def coercer(self, tools: Sequence[Mapping[str, Any]]) -> Callable[[Any], Any]:
         """Return a function that converts the arguments of parsed calls to the types in ``tools``."""
