@@ -30,7 +30,7 @@ def test_the_first_token_is_discarded_and_the_rest_is_not_generated(first: Delta
         yield first
         raise AssertionError
 
-    params = GenerationParams(max_new_tokens=0)
+    params = GenerationParams().model_copy(update={"max_new_tokens": 0})
     deltas = list(prefill_only(generate, Prompt([], [1]), params))
     assert deltas == [Delta(logprobs=(TokenLogprob(1, 0.0),)), Delta(finish_reason="length")]
     assert counts == [1]

@@ -334,9 +334,9 @@ def damage(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage_file", "message"),
     [
-        (damage(lambda lines: lines[:-1]), "is damaged: it does not contain the 5 deltas"),
-        (damage(lambda lines: [*lines, lines[-1]]), "is damaged: it does not contain the 5 deltas"),
-        (damage(lambda lines: [*lines[:-1], '{"seconds":9.0}']), "is damaged: it does not contain the 5 deltas"),
+        (damage(lambda lines: lines[:-1]), "is damaged: it does not contain the 7 deltas"),
+        (damage(lambda lines: [*lines, lines[-1]]), "is damaged: it does not contain the 7 deltas"),
+        (damage(lambda lines: [*lines[:-1], '{"seconds":9.0}']), "is damaged: it does not contain the 7 deltas"),
         (
             damage(lambda lines: [*lines[:2], lines[2][:9], *lines[3:]]),
             "damaged or not a recording: line 3: Invalid JSON",
