@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +15,8 @@ import aiohttp_session
 from aiohttp import web
 from aiohttp_session import AbstractStorage
 
-from aiochatstream import ChatStream, GenerationParams, MemoryStorage
+from aiochatstream import ChatStream, Delta, Engine, GenerationParams, MemoryStorage, Prompt
+from aiochatstream.engines import FinishReason
 
 PATIENCE = 20.0
 """Seconds to wait for something that should happen immediately."""
@@ -178,6 +179,36 @@ class Stepper:
 
     def allow(self, steps: int = 1) -> None:
         self._permits.release(steps)
+
+
+class DeltaEngine(Engine):
+    """An engine whose answers consist of ``deltas``, and end with ``finish_reason``.
+
+    :param stepwise: True makes each delta wait for :meth:`allow`.
+
+    params: parameters of each answer.
+    """
+
+    def __init__(self, *deltas: Delta, finish_reason: FinishReason = "stop", stepwise: bool = False) -> None:
+        self.params: list[GenerationParams] = []
+        self._deltas, self._finish_reason, self._stepwise = deltas, finish_reason, stepwise
+        self._permits = threading.Semaphore(0)
+
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
+        self.params.append(params)
+        for delta in self._deltas:
+            while self._stepwise and not self._permits.acquire(timeout=0.01):
+                yield Delta()  # so that the answer can be stopped
+            yield delta
+        yield Delta(finish_reason=self._finish_reason)
+
+    def allow(self, steps: int = 1) -> None:
+        self._permits.release(steps)
+
+
+def thought(text: str) -> Delta:
+    """Return a piece of a thought: one token."""
+    return Delta(thinking=text, token_ids=(0,), thinking_tokens=1)
 
 
 def post_bytes(body: str, *, path: str = "/chat_stream", version: str = "1.1", headers: str = "") -> bytes:

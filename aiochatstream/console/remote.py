@@ -16,7 +16,7 @@ from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides
-from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
+from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Thinking, Timing, Usage
 from aiochatstream.sse import EventParser, json_object
 from aiochatstream.terminal import one_line, os_error_reason
 from aiochatstream.texts import Texts
@@ -188,12 +188,14 @@ def _parse_event(name: str, data: dict[str, Any]) -> Event:
     match name:
         case "delta":
             return Text(str(data["text"]))
+        case "thinking":
+            return Thinking(str(data["text"]))
         case "queued":
             return Queued(int(data["position"]))
         case "start":
             return Started()
         case "done":
-            usage = Usage(*(data["usage"][field] for field in Usage._fields))
+            usage = Usage(**{field: data["usage"][field] for field in Usage._fields if field in data["usage"]})
             timing = Timing(*(data["timing"][field] for field in Timing._fields))
             return Ended(data["finish_reason"], usage, timing, _save_result(data))
         case "error":
