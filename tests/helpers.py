@@ -16,7 +16,6 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 
 from aiochatstream import ChatStream, Delta, Engine, GenerationParams, MemoryStorage, Prompt
-from aiochatstream.engines import FinishReason
 
 PATIENCE = 20.0
 """Seconds to wait for something that should happen immediately."""
@@ -182,33 +181,39 @@ class Stepper:
 
 
 class DeltaEngine(Engine):
-    """An engine whose answers consist of ``deltas``, and end with ``finish_reason``.
+    """An engine that yields ``deltas`` as every answer, with parameters of any kind.
 
-    :param stepwise: True makes each delta wait for :meth:`allow`.
+    An Event among them delays the rest until the test sets it.
 
-    params: parameters of each answer.
+    prompts: the prompts, oldest first.
     """
 
-    def __init__(self, *deltas: Delta, finish_reason: FinishReason = "stop", stepwise: bool = False) -> None:
-        self.params: list[GenerationParams] = []
-        self._deltas, self._finish_reason, self._stepwise = deltas, finish_reason, stepwise
-        self._permits = threading.Semaphore(0)
+    def __init__(self, *deltas: Delta | threading.Event, response_template: dict[str, Any] | None = None) -> None:
+        self.deltas, self.response_template = deltas, response_template
+        self.prompts: list[Prompt] = []
+
+    def check(self, params: GenerationParams) -> None:
+        pass
 
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
-        self.params.append(params)
-        for delta in self._deltas:
-            while self._stepwise and not self._permits.acquire(timeout=0.01):
-                yield Delta()  # so that the answer can be stopped
-            yield delta
-        yield Delta(finish_reason=self._finish_reason)
-
-    def allow(self, steps: int = 1) -> None:
-        self._permits.release(steps)
+        self.prompts.append(prompt)
+        for delta in self.deltas:
+            if isinstance(delta, Delta):
+                yield delta
+            elif not delta.wait(PATIENCE):
+                raise TimeoutError("The test did not set the event.")
 
 
-def thought(text: str) -> Delta:
-    """Return a piece of a thought: one token."""
-    return Delta(thinking=text, token_ids=(0,), thinking_tokens=1)
+THOUGHTFUL = (
+    Delta(thinking="Let me ", token_ids=(1, 2), thinking_tokens=2),
+    Delta(thinking="see.", token_ids=(3, 4), thinking_tokens=2),
+    Delta("It is ", (5, 6)),
+    Delta("four.", (7,), "stop"),
+)
+"""Deltas of an answer with a thought."""
+
+STUCK_THOUGHT = (Delta(thinking="Let me ", token_ids=(1,), thinking_tokens=1), Delta(finish_reason="thinking_length"))
+"""Deltas of an answer whose tokens end inside the thought."""
 
 
 def post_bytes(body: str, *, path: str = "/chat_stream", version: str = "1.1", headers: str = "") -> bytes:

@@ -195,12 +195,17 @@ def _parse_event(name: str, data: dict[str, Any]) -> Event:
         case "start":
             return Started()
         case "done":
-            usage = Usage(**{field: data["usage"][field] for field in Usage._fields if field in data["usage"]})
+            usage = _parse_usage(data["usage"])
             timing = Timing(*(data["timing"][field] for field in Timing._fields))
             return Ended(data["finish_reason"], usage, timing, _save_result(data))
         case "error":
             return Failed(ChatStreamError(str(data["error"]["detail"])), _save_result(data))
     raise ValueError(f"unknown event {name!r}")
+
+
+def _parse_usage(data: dict[str, Any]) -> Usage:
+    thinking_tokens = data.get("thinking_tokens", 0)  # absent from older servers
+    return Usage(data["prompt_tokens"], data["cached_tokens"], data["completion_tokens"], thinking_tokens)
 
 
 def _save_result(data: dict[str, Any]) -> SaveResult:

@@ -168,6 +168,7 @@ class Chat(Runtime):
             base=chat_prompt.conversation,
             user_text=turn_input.message,
             prefix=turn_input.prefix,
+            prefix_thinking=turn_input.prefix_thinking,
             save=functools.partial(user.save, name, loaded=loaded),
             save_unanswered=functools.partial(user.save_unanswered, name, before, loaded=loaded),
         )

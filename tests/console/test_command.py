@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, Delta, GenerationParams
+from aiochatstream import ChatStream, GenerationParams
 from tests.console.terminal import terminal
-from tests.helpers import DeltaEngine, Server, echo, serving, thought, until
+from tests.helpers import THOUGHTFUL, DeltaEngine, Server, echo, serving, until
 from tests.processes import PYTHON, ROOT, free_port
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -55,8 +55,8 @@ async def test_each_line_is_a_message_of_one_conversation_and_stdout_contains_th
 
 
 async def test_thoughts_are_not_written(start: Start) -> None:
-    server = await start(ChatStream(engine=DeltaEngine(thought("Hm."), Delta("Yes."))))
-    assert await run_filter("Is it?\n", server.url) == (0, "Yes.\n", "")
+    server = await start(ChatStream(engine=DeltaEngine(*THOUGHTFUL)))
+    assert await run_filter("Two and two?\n", server.url) == (0, "It is four.\n", "")
 
 
 async def test_a_failed_line_is_reported_on_stderr_and_by_the_exit_code(start: Start) -> None:

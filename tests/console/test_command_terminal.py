@@ -12,7 +12,7 @@ import pytest
 
 from aiochatstream import ChatStream, Delta, GenerationParams, Limits
 from tests.console.terminal import ALT_ENTER, CTRL_C, CTRL_D, Terminal, terminal
-from tests.helpers import Client, DeltaEngine, Server, Stepper, echo, running_server, thought, until
+from tests.helpers import STUCK_THOUGHT, Client, DeltaEngine, Server, Stepper, echo, running_server, until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -82,8 +82,8 @@ async def test_a_chat_from_the_first_message_to_ctrl_d(echo_server: Server) -> N
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
 async def test_thoughts_are_dim_and_end_before_the_answer(start: Start, term: str) -> None:
-    engine = DeltaEngine(thought("Let me [b]see\x1b[31m: "), thought("two\n\nlines"), Delta("The answer"))
-    server = await start(ChatStream(engine=engine))
+    deltas = (Delta(thinking="Let me [b]see\x1b[31m: "), Delta(thinking="two\n\nlines"), Delta("The answer"))
+    server = await start(ChatStream(engine=DeltaEngine(*deltas, Delta(finish_reason="stop"))))
     with terminal("chat", server.url, TERM=term) as opened:
         typist = Typist(opened)
         await typist.enter("Is it?")
@@ -96,10 +96,10 @@ async def test_thoughts_are_dim_and_end_before_the_answer(start: Start, term: st
 
 
 async def test_a_thought_that_reaches_the_maximum_length_in_japanese(start: Start) -> None:
-    server = await start(ChatStream(engine=DeltaEngine(thought("ええと"), finish_reason="thinking_length")))
+    server = await start(ChatStream(engine=DeltaEngine(*STUCK_THOUGHT)))
     async with chatting(server, lc_all="ja_JP.UTF-8") as typist:
-        await typist.enter("なぜ")
-        await typist.read("^ええと$")
+        await typist.enter("2 足す 2 は？")
+        await typist.read("^Let me $")
         await typist.read("^（応答の前の思考中に、長さの上限で打ち切りました）$")
         await typist.read("^1 トークン · うち思考 1 トークン · ")
 

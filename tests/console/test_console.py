@@ -15,7 +15,7 @@ from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 from pytest_aiohttp.plugin import AiohttpServer
 
-from aiochatstream import ChatStream, CookieStorage, Delta, GenerationParams, Limits, ScriptedEngine
+from aiochatstream import ChatStream, CookieStorage, GenerationParams, Limits, ScriptedEngine
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.local import LocalBackend
@@ -23,7 +23,7 @@ from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import Screen
 from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.texts import EN
-from tests.helpers import DeltaEngine, Stepper, running_server, thought, until
+from tests.helpers import STUCK_THOUGHT, THOUGHTFUL, DeltaEngine, Stepper, running_server, until
 
 
 class RecordingScreen(Screen):
@@ -140,18 +140,17 @@ async def test_statistics_follow_each_answer_and_stats_shows_all(open_: Open) ->
 
 
 async def test_thoughts_are_separate_from_the_answer_and_counted(open_: Open) -> None:
-    console = await open_(DeltaEngine(thought("Hm, "), thought("so."), Delta("Yes", (1,))))
-    screen = await enter(console, "Is it?", "/stats", "/params thinking low", "Really?")
-    assert (screen.thoughts, screen.answers) == ("Hm, so." * 2, ["Yes", "Yes"])
-    assert screen.notes[0].startswith("3 tokens · 2 of them for thinking · ")
-    assert screen.replies[0].splitlines()[1].startswith("all 1: 3 tokens · 2 of them for thinking · ")
-    assert screen.replies[1] == 'thinking "low"'
-    assert [message.content for message in (await console.backend.save()).messages] == ["Is it?", "Yes", "Really?", "Yes"]
+    console = await open_(DeltaEngine(*THOUGHTFUL))
+    screen = await enter(console, "Two and two?", "/stats")
+    assert (screen.thoughts, screen.answers) == ("Let me see.", ["It is four."])
+    assert screen.notes[0].startswith("7 tokens · 4 of them for thinking · ")
+    assert screen.replies[0].splitlines()[1].startswith("all 1: 7 tokens · 4 of them for thinking · ")
+    assert (await console.backend.save()).messages[1].content == "It is four."
 
 
 async def test_a_note_says_that_the_maximum_length_was_reached_while_thinking(open_: Open) -> None:
-    console = await open_(DeltaEngine(thought("Hm, "), finish_reason="thinking_length"))
-    screen = await enter(console, "Is it?")
+    console = await open_(DeltaEngine(*STUCK_THOUGHT))
+    screen = await enter(console, "Two and two?")
     assert screen.notes[0] == EN.cut_thinking
     assert (screen.answers, console.draft) == ([], "")
 
