@@ -50,9 +50,11 @@ class Texts:
     queued: str
     stopped: str
     cut: str
+    cut_thinking: str
     dropped: str
     not_stored: str
     tokens: str
+    thinking_tokens: str
     rate: str
     first: str
     prompt_tokens: str
@@ -125,9 +127,11 @@ EN = Texts(
     queued="waiting, position {position} in the queue",
     stopped="(stopped)",
     cut="(cut off at the maximum length)",
+    cut_thinking="(cut off at the maximum length while thinking, before the answer)",
     dropped="(context full: the {count} oldest turns were dropped)",
     not_stored="(too long to store: the conversation is unchanged)",
     tokens="{count} tokens",
+    thinking_tokens="{count} of them for thinking",
     rate="{rate:.1f} tokens/s",
     first="first after {seconds:.2f} s",
     prompt_tokens="{count} prompt tokens, {cached} of them cached",
@@ -194,9 +198,11 @@ JA = Texts(
     queued="順番待ち: {position} 番目",
     stopped="（停止しました）",
     cut="（長さの上限で打ち切りました）",
+    cut_thinking="（応答の前の思考中に、長さの上限で打ち切りました）",
     dropped="（コンテキストがいっぱいのため、古いやり取りを {count} 件削除しました）",
     not_stored="（長すぎて保存できません。会話は変更されていません）",
     tokens="{count} トークン",
+    thinking_tokens="うち思考 {count} トークン",
     rate="{rate:.1f} トークン/秒",
     first="最初まで {seconds:.2f} 秒",
     prompt_tokens="プロンプト {count} トークン（うちキャッシュ済み {cached}）",

@@ -26,7 +26,7 @@ from aiochatstream.errors import (
     TooManyRequests,
     Unavailable,
 )
-from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides
+from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides, ThinkingLevel
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
 from aiochatstream.runtime.admission import Admission, Ticket
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_thread
@@ -119,6 +119,14 @@ class Runtime:
     def running_turns(self) -> list[RunningTurn]:
         """The turns of this process that wait or generate, of all users."""
         return list(self._turns)
+
+    @property
+    def thinking_levels(self) -> tuple[ThinkingLevel, ...]:
+        """Values of ``thinking`` that change the prompt and that requests may set; empty if there are none.
+
+        They are known when the engine is loaded.
+        """
+        return ()
 
     async def __aenter__(self) -> Self:
         await self._start()
