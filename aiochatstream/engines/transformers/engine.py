@@ -24,7 +24,7 @@ from aiochatstream.engines.transformers.answer_format import AnswerFormat, find_
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.answer_reader import AnswerReader, PlainReader
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.batch_check import BatchCheck, CannotBatch
+from aiochatstream.engines.transformers.batch_check import BatchCheck, CannotBatch, is_distributed
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.cpu.prepacked_linear import prepack_linears
 from aiochatstream.engines.transformers.custom_sampler import sample_function
@@ -35,7 +35,9 @@ from aiochatstream.engines.transformers.loading import cpu_supports
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.sequential import SequentialDecoder
+from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.params import GenerationParams
+from aiochatstream.texts import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ class TransformersEngine(Engine):
     :param model: a causal language model, or a function that loads one. The engine owns it: while it serves, the engine
         replaces its attention and possibly its linear layers.
     :param tokenizer: the model's tokenizer, or a function that loads it.
-    :param device: device to move the model to; None for its current device.
+    :param device: device to move the model to; None for its current device. It is ignored for a model whose layers
+        were distributed over several devices (``device_map``).
     :param optimize: True stores the weights of linear layers in the layout of the CPU's kernels. Weights that the
         embedding shares are then stored twice.
     :param kv_cache_bytes: size of the keys and values of all rows, allocated at the start; with less than all rows
@@ -127,9 +130,10 @@ class TransformersEngine(Engine):
     def load(self, slots: int, context_len: int) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()
-        if self._device is not None and not is_on(model, torch.device(self._device)):
-            model = model.to(self._device)
+        if self._device is not None:
+            model = move(model, torch.device(self._device))
         self._model = model.eval()
+        self._weight_bytes = weight_bytes(model)  # before layers are replaced
         if model.device.type == "cpu" and not cpu_supports(model.dtype):
             dtype = str(model.dtype).removeprefix("torch.")
             logger.warning("%s is slow on this CPU. Load the model with dtype=torch.float32.", dtype)
@@ -184,6 +188,7 @@ class TransformersEngine(Engine):
             "model": Path(name).name if Path(name).is_dir() else name,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "weights": format_bytes(self._weight_bytes),
         }
 
     def check(self, params: GenerationParams) -> None:
@@ -341,6 +346,16 @@ def is_loader(value: Any) -> bool:
 def is_on(model: Any, device: torch.device) -> bool:
     """Return True if ``model`` is on ``device``. A device without an index matches all devices of its type."""
     return bool(model.device.type == device.type and device.index in (None, model.device.index))
+
+
+def move(model: Any, device: torch.device) -> Any:
+    """Return ``model`` on ``device``, unless ``device_map`` distributed its layers over several devices."""
+    if is_on(model, device):
+        return model
+    if is_distributed(model):
+        logger.warning("device: %s is ignored, because device_map distributed the layers of the model.", device)
+        return model
+    return model.to(device)
 
 
 def free_bytes(device: torch.device) -> int:
