@@ -259,7 +259,7 @@ class ParamLimits:
         return {"max_new_tokens": (1, defaults.max_new_tokens), **ranges, **dict(self.items())}
 
     def check_template_arguments(self, override: ParamOverrides, prefix: str) -> None:
-        """Raise :class:`~aiochatstream.errors.InvalidValue` if ``thinking`` or ``chat_template_kwargs`` are not allowed.
+        """Raise :class:`~aiochatstream.errors.InvalidValue` for ``thinking`` or a variable that is not allowed.
 
         :param prefix: prefix of the parameter's name in errors.
         """
@@ -386,8 +386,9 @@ class GenerationParams(ServerOptions):
 def _merge_template_arguments(
     thinking: ThinkingLevel, template_kwargs: dict[str, Any], override: ParamOverrides
 ) -> tuple[ThinkingLevel, dict[str, Any]]:
-    """Return ``thinking`` and ``template_kwargs`` with ``override`` applied: its switch of thoughts replaces the other's,
-    whichever of the two ways each uses.
+    """Return ``thinking`` and ``template_kwargs`` with ``override`` applied.
+
+    Its switch of thoughts, a level or a variable, replaces both of the other's.
     """
     if override.thinking not in (None, "auto"):
         template_kwargs = {name: value for name, value in template_kwargs.items() if name not in THINKING_VARIABLES}

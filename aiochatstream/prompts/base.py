@@ -225,9 +225,7 @@ class AbstractChatPrompt(ABC):
             return dataclasses.replace(turn, user=marked(turn.user), answer=marked(turn.answer), thinking=thinking)
 
         first = self.conversation.first
-        turns = [
-            turn if index < first else marked_turn(turn) for index, turn in enumerate(self.conversation.turns)
-        ]
+        turns = [turn if index < first else marked_turn(turn) for index, turn in enumerate(self.conversation.turns)]
         copied.conversation = dataclasses.replace(self.conversation, turns=tuple(turns))
         return copied
 
@@ -246,5 +244,5 @@ class AbstractChatPrompt(ABC):
 
 
 def without_thoughts(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return ``messages`` with role and content only."""
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    """Return ``messages`` without the field of :meth:`AbstractChatPrompt.get_messages` for thoughts."""
+    return [{key: text for key, text in message.items() if key != "reasoning_content"} for message in messages]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiochatstream.errors import InvalidValue
-from aiochatstream.params import GenerationParams, ThinkingLevel
+from aiochatstream.params import THINKING_LEVELS, GenerationParams, ThinkingLevel
 from aiochatstream.prompts.template_traits import as_parts, refusals, traits_of
 
 FLAGS = ("enable_thinking", "thinking")
@@ -65,12 +65,13 @@ class TemplateArguments:
         off: list[ThinkingLevel] = ["off"] if self.flag is not None or "off" in self.efforts else []
         return ("auto", *off, *on_levels)
 
-    @property
-    def distinct_levels(self) -> tuple[ThinkingLevel, ...]:
-        """The :attr:`levels` that differ: of equal ones only ``high``."""
+    def distinct_levels(self, allowed: Collection[ThinkingLevel] = THINKING_LEVELS) -> tuple[ThinkingLevel, ...]:
+        """Return the allowed :attr:`levels` that differ: of equal ones only the highest."""
+        levels = tuple(level for level in self.levels if level in allowed)
         if self.efforts:
-            return self.levels
-        return tuple(level for level in self.levels if level not in ("low", "medium"))
+            return levels
+        on_levels = [level for level in levels if level in ON_LEVELS]
+        return (*(level for level in levels if level not in ON_LEVELS), *on_levels[-1:])
 
     def check(self, params: GenerationParams, prefix: str) -> None:
         """Raise :class:`~aiochatstream.errors.InvalidValue` for a level or a variable that the template does not know.
@@ -98,11 +99,12 @@ class TemplateArguments:
         return values | params.chat_template_kwargs
 
 
-def nearest_level(level: ThinkingLevel, levels: tuple[ThinkingLevel, ...]) -> ThinkingLevel | None:
-    """Return the lowest of ``levels`` from ``level`` on, or else the highest; None if there is no level but ``auto``."""
+def nearest_level(level: ThinkingLevel, levels: Sequence[ThinkingLevel]) -> ThinkingLevel | None:
+    """Return the lowest of ``levels`` that is not below ``level``, else the highest; None for ``auto`` only."""
     order: tuple[ThinkingLevel, ...] = ("off", *ON_LEVELS)
-    available = [candidate for candidate in order if candidate in levels]
-    return next((each for each in available if order.index(each) >= order.index(level)), next(reversed(available), None))
+    above = [candidate for candidate in order[order.index(level) :] if candidate in levels]
+    below = [candidate for candidate in reversed(order[: order.index(level)]) if candidate in levels]
+    return next(iter(above + below), None)
 
 
 def _efforts(tokenizer: Any, *, parts: bool) -> frozenset[ThinkingLevel]:
