@@ -86,7 +86,7 @@ class FeedbackResponse(SuccessResponse):
 
 class GenerationParamsResponse(SuccessResponse):
     generation_params: dict[str, Any]
-    limits: dict[str, list[float]]
+    limits: dict[str, list[float] | list[str]]
 
 
 class WorkerLoad(TypedDict):
