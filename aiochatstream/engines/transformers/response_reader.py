@@ -18,7 +18,17 @@ from aiochatstream.engines.transformers.response_template import (
     compile_response_template,
 )
 
-__all__ = ["ContentText", "Part", "Region", "ResponseReader", "ResponseTemplate", "Thought", "load_response_template"]
+__all__ = [
+    "ContentText",
+    "Part",
+    "Region",
+    "ResponseReader",
+    "ResponseTemplate",
+    "Text",
+    "Thinking",
+    "Thought",
+    "load_response_template",
+]
 
 Region = Literal["thinking", "content", "call", "other"]
 """Region of a response. ``other`` is outside of all fields, if the template marks where content begins (Harmony)."""
@@ -58,6 +68,8 @@ class Thought:
 
     text: str
 
+
+Text, Thinking = ContentText, Thought  # former names
 
 Part = ContentText | Thought | ToolCall
 """A piece of a response."""
