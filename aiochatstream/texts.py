@@ -30,6 +30,8 @@ class Texts:
     ready: str
     row_model: str
     row_device: str
+    row_weights: str
+    dequantized: str
     row_concurrency: str
     row_queue: str
     row_context: str
@@ -108,6 +110,8 @@ EN = Texts(
     ready="\nReady on {url}",
     row_model="  model        {model}",
     row_device="  device       {device}, {dtype}",
+    row_weights="  weights      {weights}",
+    dequantized="dequantised: {disk} on disk, {memory} in memory",
     row_concurrency="  concurrency  {slots} answers at a time",
     row_queue="  queue        {places} waiting requests; further ones get {status}",
     row_context="  context      {context} tokens, including {answer} for the answer",
@@ -179,6 +183,8 @@ JA = Texts(
     ready="\n準備ができました: {url}",
     row_model="  モデル        {model}",
     row_device="  デバイス      {device}, {dtype}",
+    row_weights="  重み          {weights}",
+    dequantized="量子化を解除: ディスク上 {disk}、メモリー上 {memory}",
     row_concurrency="  同時生成数    {slots} 件",
     row_queue="  待ち行列      {places} 件まで待機。それを超えると {status} を返します",
     row_context="  コンテキスト  {context} トークン（うち応答 {answer}）",
@@ -250,6 +256,17 @@ def texts_for(locale: Locale) -> Texts:
     if locale not in LOCALES:
         raise ValueError(f"locale: must be {' or '.join(map(repr, LOCALES))}, not {locale!r}.")
     return TEXTS[locale]
+
+
+def format_bytes(count: int) -> str:
+    """Return a size with a decimal unit and three digits or more, for example ``538 MB`` or ``1.50 GB``."""
+    size, unit = float(count), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    digits = 0 if unit == "bytes" or size >= 100 else 1 if size >= 10 else 2
+    return f"{size:.{digits}f} {unit}"
 
 
 def locale_from_environment(environment: Mapping[str, str]) -> Locale:

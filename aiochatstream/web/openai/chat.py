@@ -25,11 +25,11 @@ from aiochatstream.web.openai.response_models import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatFinish,
+    ChatToolCall,
     ChoiceLogprobs,
     CompletionUsage,
     ContentLogprob,
     MessageDelta,
-    ToolCall,
     ToolCallDelta,
     total_usage,
 )
@@ -130,7 +130,7 @@ class ChatChoiceBuilder:
         self._role_sent = False
         self._texts: list[str] = []
         self._thoughts: list[str] = []
-        self._calls: list[ToolCall] = []
+        self._calls: list[ChatToolCall] = []
         self._logprobs: list[ContentLogprob] = []
         self.usage = Usage(0, 0, 0)
         self._finish: ChatFinish = "stop"
@@ -197,7 +197,7 @@ class ChatChoiceBuilder:
         if part.name is None:
             self._calls[part.index]["function"]["arguments"] += part.arguments
             return {"index": part.index, "function": {"arguments": part.arguments}}
-        call: ToolCall = {
+        call: ChatToolCall = {
             "id": f"call_{uuid.uuid4().hex[:24]}",
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},

@@ -75,7 +75,7 @@ class CalledFunction(TypedDict):
     arguments: str
 
 
-class ToolCall(TypedDict):
+class ChatToolCall(TypedDict):
     id: str
     type: Literal["function"]
     function: CalledFunction
@@ -89,7 +89,7 @@ class AssistantMessage(TypedDict):
     refusal: None
     reasoning_content: NotRequired[str]
     reasoning: NotRequired[str]
-    tool_calls: NotRequired[list[ToolCall]]
+    tool_calls: NotRequired[list[ChatToolCall]]
 
 
 class ChatChoice(TypedDict):

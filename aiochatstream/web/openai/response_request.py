@@ -39,21 +39,18 @@ class InputItem(BaseModel):
     def _check_type(cls, data: Any) -> Any:
         item_type = data.get("type", "message") if isinstance(data, dict) else "message"
         if item_type == "reasoning":
-            return {"type": "reasoning", "role": "assistant", "content": _join_thoughts(data)}
+            return {"type": "reasoning", "role": "assistant", "content": _thoughts_of(data)}
         if item_type != "message":
             raise ValueError(f"type: must be 'message' or 'reasoning', not {str(item_type)[:40]!r}")
         return data
 
 
-def _join_thoughts(item: dict[str, Any]) -> str:
-    """Return the text of a reasoning item; empty if it is encrypted. Raise ValueError for an invalid one."""
-    texts = []
-    for part in item.get("content") or item.get("summary") or []:
-        text = part.get("text") if isinstance(part, dict) else None
-        if not isinstance(text, str):
-            raise ValueError("content: must be a list of parts {'type': 'reasoning_text', 'text': a string}")
-        texts.append(text)
-    return "\n".join(texts)
+def _thoughts_of(item: dict[str, Any]) -> Any:
+    """Return the content of a reasoning item as a message's; empty if it is encrypted."""
+    content = item.get("content") or item.get("summary") or ""
+    if not isinstance(content, list):
+        return content
+    return [{**part, "type": "text"} if isinstance(part, dict) else part for part in content]
 
 
 def _as_messages(value: Any) -> Any:
