@@ -64,7 +64,7 @@ class Stateless(Runtime):
             prompt = self._with_owner(prompt, owner, has_server_prefix=has_server_prefix)
             seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + index % count) % 2**63
             answer_params = params.model_copy(update={"seed": seed, "max_new_tokens": max_new_tokens})
-            job = self._job(prompt, answer_params, ticket, replacements)
+            job = self._job(prompt, answer_params, ticket, replacements, accepts_tool_calls=bool(prompt.tools))
             self._turns.start("", turn.message_id, job)
         return turns
 
@@ -83,7 +83,12 @@ class Stateless(Runtime):
         if chat_prompt.tokenizer is not None and model_input.too_long(self.context_len):
             raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
         encoded = model_input.encode(chat_prompt)
-        prompts = [Prompt(messages, ids, continued=model_input.continues) for messages, ids in encoded]
+        is_chat = isinstance(model_input, ChatInput)
+        tools = tuple(model_input.tools) if isinstance(model_input, ChatInput) else ()
+        prompts = [
+            Prompt(messages, ids, continued=model_input.continues, chat=is_chat, tools=tools)
+            for messages, ids in encoded
+        ]
         if chat_prompt.tokenizer is None:
             return [(prompt, params.max_new_tokens) for prompt in prompts]
         check_token_ids(

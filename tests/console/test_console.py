@@ -404,3 +404,28 @@ async def test_a_message_sent_again_abandons_the_lost_answer(aiohttp_server: Aio
     async with ServerBackend(str(server.make_url("/")), EN) as backend:
         await enter(Console(backend, RecordingScreen(), EN), "hello", "hello", "next")
     assert [body.get("abandon_lost", False) for body in bodies] == [False, True, False]
+
+
+@pytest.mark.parametrize("thinking_tokens", [{}, {"thinking_tokens": 2}])
+async def test_answers_of_older_servers_without_thinking_tokens_are_readable(
+    thinking_tokens: dict[str, int], aiohttp_server: AiohttpServer
+) -> None:
+    async def history(request: web.Request) -> web.Response:
+        return web.json_response({"messages": []})
+
+    async def answer(request: web.Request) -> web.Response:
+        usage = {"prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 3, **thinking_tokens}
+        timing = {"queue_s": 0.0, "ttft_s": 0.1, "total_s": 0.2}
+        done = {"message_id": "1", "finish_reason": "stop", "usage": usage, "timing": timing}
+        events = [("thinking", {"text": "Hm."}), ("delta", {"text": "Hello"}), ("done", done)]
+        text = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
+        return web.Response(text=text, content_type="text/event-stream")
+
+    app = web.Application()
+    app.add_routes([web.get("/history", history), web.post("/chat_stream", answer)])
+    server = await aiohttp_server(app)
+    async with ServerBackend(str(server.make_url("/")), EN) as backend:
+        console = Console(backend, RecordingScreen(), EN)
+        screen = await enter(console, "hello", "/stats")
+    assert (screen.answers[:1], screen.errors) == (["Hello"], [])
+    assert console.stats.answers[0].usage.thinking_tokens == thinking_tokens.get("thinking_tokens", 0)

@@ -40,7 +40,10 @@ class MessageToolCall(BaseModel):
 
 
 class ChatMessage(OpenAIModel):
-    """A message of a chat. A refusal replaces the content; an assistant's message may have neither."""
+    """A message of a chat. A refusal replaces the content; an assistant's message may have neither.
+
+    reasoning_content, reasoning: thoughts of an assistant's message, under either name; ignored for other roles.
+    """
 
     model_config = STRICT
 
@@ -52,9 +55,16 @@ class ChatMessage(OpenAIModel):
     ]
     content: TextContent | None = None
     refusal: String | None = None
+    reasoning_content: String | None = None
+    reasoning: String | None = None
     name: String | None = None
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: String | None = None
+
+    @property
+    def thoughts(self) -> str:
+        """Thoughts before the answer; empty if there are none."""
+        return (self.reasoning_content or self.reasoning or "") if self.role == "assistant" else ""
 
     @model_validator(mode="after")
     def _check_role(self) -> ChatMessage:
