@@ -20,8 +20,8 @@ from aiochatstream import terminal
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.cli import session_options
+from aiochatstream.console import model_options, prompt_options
 from aiochatstream.console import options as console_options
-from aiochatstream.console import prompt_options
 from aiochatstream.engines import Engine, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.extras import MissingExtra, requires_extra
@@ -49,6 +49,8 @@ OPTIONS = {
     "--context-len": "context_len",
     "--top-p": "top_p",
     "--allowed-host": "allowed_hosts",
+    "--device-map": "device_map",
+    "--trust-remote-code": "trust_remote_code",
     "--chat-template-kwargs": "chat_template_kwargs",
 }
 """Options and the arguments of ChatStream whose names they replace in errors."""
@@ -118,7 +120,7 @@ def serve(options: argparse.Namespace) -> int:
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
             return
-        terminal.write(_announcement(chat_stream, url, texts), sys.stdout)
+        terminal.write(_announcement(chat_stream, options.model, url, texts), sys.stdout)
 
     async def start_announcing(app: web.Application) -> None:
         tasks.append(asyncio.create_task(announce()))
@@ -152,8 +154,7 @@ def _check_options(options: argparse.Namespace) -> None:
         ("--replay", source == "--mock" and options.replay is not None),
         ("--record", source == "--replay" and options.record is not None),
         ("MODEL", options.model is not None),
-        ("--device", options.device != "auto"),
-        ("--dtype", options.dtype != "auto"),
+        *((f"--{name.replace('_', '-')}", name in options) for name in model_options.NAMES),
         ("--compile", options.compile),
         *((f"--{name.replace('_', '-')}", vars(options)[name] is not None) for name in prompt_options.NAMES),
     ):
@@ -186,9 +187,7 @@ def _transformers_engine(options: argparse.Namespace, url: str, texts: Texts) ->
             loading,
         )
 
-    device = loading.choose_device(options.device)
-    dtype = loading.choose_dtype(device, options.dtype)
-    model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
+    model, tokenizer = loading.loaders(options.model, model_options.load_options(vars(options)))
     model = LoadTime(name=texts.loading_name.format(name=name), fn=model).__call__
     tokenizer = prompt_options.with_chat_template(tokenizer, options.chat_template)
     return TransformersEngine(model, tokenizer, compile=options.compile)
@@ -252,7 +251,7 @@ def _allowed_hosts(host: str, names: list[str] | None) -> list[str] | None:
     return [*(names or ()), host]
 
 
-def _announcement(chat_stream: ChatStream, url: str, texts: Texts) -> str:
+def _announcement(chat_stream: ChatStream, source: str | None, url: str, texts: Texts) -> str:
     engine, capacity = chat_stream.engine, chat_stream.capacity
     description = engine.describe()
     body = '{"user_input": "What is the capital of Japan?"}'
@@ -263,7 +262,11 @@ def _announcement(chat_stream: ChatStream, url: str, texts: Texts) -> str:
         texts.row_queue.format(places=capacity.max_queue_size, status=chat_stream.limits.overload_status),
     ]
     if "device" in description:
-        lines.insert(2, texts.row_device.format(device=description["device"], dtype=description["dtype"]))
+        weights = model_options.describe_weights(source, description["weights"], texts)
+        lines[2:2] = [
+            texts.row_device.format(device=description["device"], dtype=description["dtype"]),
+            texts.row_weights.format(weights=weights),
+        ]
     if engine.tokenizer is not None:
         context, answer = chat_stream.context_len, chat_stream.params.max_new_tokens
         lines.append(texts.row_context.format(context=context, answer=answer))
@@ -341,8 +344,7 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="host name that clients may use, for example chat.example.com behind a proxy; repeatable",
     )
     add("--port", type=_port, default=8080, help="port to listen on; 0 selects a free port")
-    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="device of the model")
-    add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="data type of the model")
+    model_options.add_arguments(parser)
     add(
         "--compile",
         action="store_true",

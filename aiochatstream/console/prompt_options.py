@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, CompletionsOnly
 from aiochatstream.prompts.presets import FORMATS, find_format
@@ -18,14 +18,8 @@ REMEDY = f"--prompt NAME ({', '.join(FORMATS)}, or the name of a model) or --cha
 """Options for a model without a chat template."""
 
 
-class Parser(Protocol):
-    """An argparse parser, or one of its groups."""
-
-    add_argument: Callable[..., Any]
-
-
-def add_arguments(parser: Parser) -> None:
-    """Add the options to ``parser``. Absent ones are None."""
+def add_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add the options to a parser or a group. Absent ones are None."""
     add = parser.add_argument
     add(
         "--prompt",
