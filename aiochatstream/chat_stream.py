@@ -19,6 +19,7 @@ from aiochatstream.params import ANSWER_PARAMS, Capacity, GenerationParams, Limi
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeConfig
 from aiochatstream.texts import Locale
+from aiochatstream.validation import alternatives
 from aiochatstream.web import routes
 from aiochatstream.web.auth import cors
 from aiochatstream.web.auth.addresses import is_local_request
@@ -134,7 +135,7 @@ class ChatStream(Server):
         _check(params, limits, seed, logger)
         if wire_format not in self.wire_formats:
             raise ValueError(
-                f"wire_format: must be {_alternatives(self.wire_formats)}, not {wire_format!r}"
+                f"wire_format: must be {alternatives(self.wire_formats)}, not {wire_format!r}"
                 f"{COMPAT_FORMATS if wire_format in get_args(WireFormat) else ''}."
             )
         context_len = limits.context_len or DEFAULT_CONTEXT_LEN
@@ -303,8 +304,3 @@ def _check(params: GenerationParams, limits: Limits, seed: int | None, logger: l
         GenerationParams(seed=seed)  # the same range
     if logger is not None and not isinstance(logger, logging.Logger):
         raise TypeError(f"logger: must be a logging.Logger, not {logger!r}.")
-
-
-def _alternatives(values: Sequence[str]) -> str:
-    *first, last = map(repr, values)
-    return f"{', '.join(first)} or {last}"

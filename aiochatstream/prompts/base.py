@@ -75,6 +75,8 @@ class AbstractChatPrompt(ABC):
         self.message = ""
         self.open_answer = ""
         """Text of an answer to continue, without the input replacements; follows :meth:`create_prompt` directly."""
+        self.open_thinking = ""
+        """Thoughts before :attr:`open_answer`."""
         self.tokenizer: Any = None
         self.template_kwargs: dict[str, Any] = {}
         """Values of variables of the chat template, for classes that use it."""
@@ -214,6 +216,7 @@ class AbstractChatPrompt(ABC):
 
         copied = copy.copy(self)
         copied.message = marked(self.message)
+        copied.open_thinking = str(mark(self.open_thinking))
         if (system := marked(self.system)) != self.system:  # system may be a property without a setter
             copied.system = system
         copied.template_kwargs = {name: mark(value) for name, value in self.template_kwargs.items()}

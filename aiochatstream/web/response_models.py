@@ -86,7 +86,9 @@ class FeedbackResponse(SuccessResponse):
 
 class GenerationParamsResponse(SuccessResponse):
     generation_params: dict[str, Any]
-    limits: dict[str, list[float] | list[str]]
+    limits: dict[str, list[float]]
+    thinking_levels: list[str]
+    template_variables: list[str]
 
 
 class WorkerLoad(TypedDict):
