@@ -37,6 +37,7 @@ class Texts:
     row_context: str
     row_recording: str
     row_openai: str
+    row_no_chats: str
     usage: str
     cannot_listen: str
     key_file_without_cookie: str
@@ -52,9 +53,11 @@ class Texts:
     queued: str
     stopped: str
     cut: str
+    cut_thinking: str
     dropped: str
     not_stored: str
     tokens: str
+    thinking_tokens: str
     rate: str
     first: str
     prompt_tokens: str
@@ -115,6 +118,8 @@ EN = Texts(
     row_context="  context      {context} tokens, including {answer} for the answer",
     row_recording="  recording    all answers, in {folder}",
     row_openai="  OpenAI API   {url}",
+    row_no_chats="  chats        none: the model has no chat template. Only /v1/completions works; for chats, set\n"
+    "               {options}",
     usage="\nTo chat, open {url} in a browser, or run\n  {command}\nCtrl-C stops the server.",
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
     key_file_without_cookie="--secret-key-file and --dev require --session cookie.",
@@ -129,9 +134,11 @@ EN = Texts(
     queued="waiting, position {position} in the queue",
     stopped="(stopped)",
     cut="(cut off at the maximum length)",
+    cut_thinking="(cut off at the maximum length while thinking, before the answer)",
     dropped="(context full: the {count} oldest turns were dropped)",
     not_stored="(too long to store: the conversation is unchanged)",
     tokens="{count} tokens",
+    thinking_tokens="{count} of them for thinking",
     rate="{rate:.1f} tokens/s",
     first="first after {seconds:.2f} s",
     prompt_tokens="{count} prompt tokens, {cached} of them cached",
@@ -186,6 +193,8 @@ JA = Texts(
     row_context="  コンテキスト  {context} トークン（うち応答 {answer}）",
     row_recording="  記録          すべての応答を {folder} に保存します",
     row_openai="  OpenAI の API {url}",
+    row_no_chats="  会話          不可（チャットテンプレートがなく、/v1/completions だけを使えます）。会話の形式は\n"
+    "                {options} で指定します",
     usage="\n会話するには、ブラウザーで {url} を開くか、次のコマンドを実行します。\n  {command}\nCtrl-C で終了します。",
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
     key_file_without_cookie="--secret-key-file と --dev は --session cookie と一緒に指定します。",
@@ -200,9 +209,11 @@ JA = Texts(
     queued="順番待ち: {position} 番目",
     stopped="（停止しました）",
     cut="（長さの上限で打ち切りました）",
+    cut_thinking="（応答の前の思考中に、長さの上限で打ち切りました）",
     dropped="（コンテキストがいっぱいのため、古いやり取りを {count} 件削除しました）",
     not_stored="（長すぎて保存できません。会話は変更されていません）",
     tokens="{count} トークン",
+    thinking_tokens="うち思考 {count} トークン",
     rate="{rate:.1f} トークン/秒",
     first="最初まで {seconds:.2f} 秒",
     prompt_tokens="プロンプト {count} トークン（うちキャッシュ済み {cached}）",

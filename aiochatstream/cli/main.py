@@ -20,7 +20,7 @@ from aiochatstream import terminal
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.cli import session_options
-from aiochatstream.console import model_options
+from aiochatstream.console import model_options, prompt_options
 from aiochatstream.console import options as console_options
 from aiochatstream.engines import Engine, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.errors import ChatStreamError
@@ -51,6 +51,7 @@ OPTIONS = {
     "--allowed-host": "allowed_hosts",
     "--device-map": "device_map",
     "--trust-remote-code": "trust_remote_code",
+    "--chat-template-kwargs": "chat_template_kwargs",
 }
 """Options and the arguments of ChatStream whose names they replace in errors."""
 
@@ -86,8 +87,12 @@ def serve(options: argparse.Namespace) -> int:
     _check_options(options)
     capacity = Capacity(num_of_concurrent_executions=options.concurrency, max_queue_size=options.queue)
     params = GenerationParams(
-        max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        chat_template_kwargs={} if options.chat_template_kwargs is None else options.chat_template_kwargs,
     )
+    prompt_class_of = prompt_options.prompt_class_of(options.prompt, completes=True)
     limits = Limits(context_len=options.context_len)
     texts = texts_for(options.locale)
     sessions = session_options.configure(options, texts, os.environ)
@@ -98,7 +103,7 @@ def serve(options: argparse.Namespace) -> int:
         num_of_concurrent_executions=capacity.num_of_concurrent_executions,
         max_queue_size=capacity.max_queue_size,
         engine=_engine(options, url, texts),
-        chat_prompt_clazz=ChatPrompt.for_model if _needs_model(options) else ChatPrompt,
+        chat_prompt_clazz=prompt_class_of if _needs_model(options) else ChatPrompt,
         params=params,
         limits=limits,
         allow_system_prompt=True,
@@ -151,9 +156,11 @@ def _check_options(options: argparse.Namespace) -> None:
         ("MODEL", options.model is not None),
         *((f"--{name.replace('_', '-')}", name in options) for name in model_options.NAMES),
         ("--compile", options.compile),
+        *((f"--{name.replace('_', '-')}", vars(options)[name] is not None) for name in prompt_options.NAMES),
     ):
         if source is not None and is_set:
             raise ValueError(f"{option} cannot be used with {source}, which answers without a model.")
+    prompt_options.check_combination(options.prompt, options.chat_template)
     context_len = options.context_len or DEFAULT_CONTEXT_LEN
     if source is None and options.max_new_tokens >= context_len:
         raise ValueError(f"context_len: must be above max_new_tokens ({options.max_new_tokens}), not {context_len}.")
@@ -182,6 +189,7 @@ def _transformers_engine(options: argparse.Namespace, url: str, texts: Texts) ->
 
     model, tokenizer = loading.loaders(options.model, model_options.load_options(vars(options)))
     model = LoadTime(name=texts.loading_name.format(name=name), fn=model).__call__
+    tokenizer = prompt_options.with_chat_template(tokenizer, options.chat_template)
     return TransformersEngine(model, tokenizer, compile=options.compile)
 
 
@@ -265,6 +273,8 @@ def _announcement(chat_stream: ChatStream, source: str | None, url: str, texts: 
     if isinstance(engine, RecordingEngine):
         lines.append(texts.row_recording.format(folder=engine.folder))
     lines.append(texts.row_openai.format(url=f"{url}{OPENAI_PREFIX}"))
+    if not chat_stream.chats:
+        lines.append(texts.row_no_chats.format(options=prompt_options.REMEDY))
     command = f"curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     return "\n".join([*lines, texts.usage.format(url=url, command=command)])
 
@@ -347,6 +357,7 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--record", type=Path, metavar="FOLDER", help="record every answer in this folder")
     add("--replay", type=Path, metavar="FOLDER", help="replay the answers recorded in this folder, without a model")
+    prompt_options.add_arguments(parser)
     add("--concurrency", type=int, default=2, metavar="N", help="answers generated concurrently")
     add("--queue", type=int, default=5, metavar="N", help="waiting requests beyond these; further ones get 503")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer")

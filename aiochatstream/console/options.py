@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from aiochatstream.console import model_options
+from aiochatstream.console import model_options, prompt_options
 
 DESCRIPTION = """\
 Talk to a model in this process or to a running aiochatstream server. In a terminal, /help lists the commands. If stdin
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, metavar="P", help="0 (greedy) to 1, off (0.7; with a URL: the server's)")
     group = parser.add_argument_group("a model in this process")
     model_options.add_arguments(group)
+    prompt_options.add_arguments(group)
     add = group.add_argument
     add("--compile", action="store_true", default=None, help="compile the model: faster answers, slower start")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")

@@ -26,8 +26,7 @@ from transformers import ByT5Tokenizer
 from aiochatstream import Delta, GenerationParams, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
-from aiochatstream.engines.transformers import TransformersEngine, choose_dtype, sampling, scheduler
-from aiochatstream.engines.transformers import engine as engine_module
+from aiochatstream.engines.transformers import TransformersEngine, answer_deltas, choose_dtype, sampling, scheduler
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear
 from aiochatstream.engines.transformers.engine import is_on
@@ -239,7 +238,7 @@ def test_an_error_in_stop_strings_fails_only_its_own_answer(
                 raise ZeroDivisionError
             return super().push(text)
 
-    monkeypatch.setattr(engine_module, "StopStrings", FailingStopStrings)
+    monkeypatch.setattr(answer_deltas, "StopStrings", FailingStopStrings)
     other = tiny_engine.generate(Prompt([], some_ids(9)), GenerationParams(temperature=0, max_new_tokens=24))
     first = next(other)
     with pytest.raises(ZeroDivisionError):
