@@ -22,6 +22,7 @@ class TokenUsage(TypedDict):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    thinking_tokens: int
 
 
 class ResponseTiming(TypedDict):
@@ -31,7 +32,10 @@ class ResponseTiming(TypedDict):
 
 
 class ChatResponse(TypedDict):
+    """An answer. thinking: the model's thoughts, absent if there are none."""
+
     text: str
+    thinking: NotRequired[str]
     message_id: str
     finish_reason: FinishReason
     usage: TokenUsage
@@ -63,6 +67,7 @@ class HistoryMessage(TypedDict):
     content: str
     message_id: NotRequired[str]
     state: NotRequired[Literal["complete", "interrupted", "running"]]
+    thinking: NotRequired[str]
 
 
 class HistoryResponse(TypedDict):
@@ -81,7 +86,7 @@ class FeedbackResponse(SuccessResponse):
 
 class GenerationParamsResponse(SuccessResponse):
     generation_params: dict[str, Any]
-    limits: dict[str, list[float]]
+    limits: dict[str, list[float] | list[str]]
 
 
 class WorkerLoad(TypedDict):

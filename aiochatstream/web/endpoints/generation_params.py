@@ -33,6 +33,7 @@ async def get_generation_params(server: Server, request: web.Request) -> web.Str
 def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response:
     """Respond with the values of all parameters, under chatstream's names if it has them, and their allowed ranges.
 
+    The limits of ``thinking`` and ``chat_template_kwargs`` are lists of levels and of names, empty if there are none.
     A seed of null means a random seed.
     """
     others = server.override(overrides).model_dump(mode="json", include=set(ParamOverrides.model_fields))
@@ -43,5 +44,9 @@ def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response
         **others,
         "seed": overrides.seed,
     }
-    limits = server.param_limits.ranges(server.params)
+    limits = {
+        **server.param_limits.ranges(server.params),
+        "thinking": server.thinking_levels,
+        "chat_template_kwargs": server.template_variables,
+    }
     return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})
