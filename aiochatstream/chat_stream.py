@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from aiohttp import web
 
+from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engine_choice import PromptClassOf, choose_engine, choose_prompt_class
 from aiochatstream.engines import Engine, TextFunction
@@ -32,7 +33,7 @@ from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.server import Server
-from aiochatstream.web.streaming.callbacks import Callback
+from aiochatstream.web.streaming.callbacks import CONVERSATION, Callback
 from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 
 COMPAT_FORMATS = "; chatstream's formats are options of aiochatstream.compat.ChatStream"
@@ -268,9 +269,15 @@ class ChatStream(Server):
             ``success`` (also for an answer that its user stopped), ``client_disconnected_before_streaming`` (no text
             was sent), ``client_disconnected_while_streaming``, or ``unknown_error_occurred`` with the reason, also for
             refused requests. A plain function runs on the event loop and should be fast; a coroutine function may be
-            slow. Exceptions are logged.
+            slow. Exceptions are logged. :meth:`conversation_of` returns the conversation.
         """
         return await chat.chat_stream(self, request, request_body, callback)
+
+    def conversation_of(self, request: web.Request) -> Conversation | None:
+        """Return the conversation as saved after the answer to ``request``, for the callback of
+        :meth:`handle_chat_stream_request`; None if no answer has begun.
+        """
+        return request.get(CONVERSATION)
 
     def _bind(self, app: web.Application, *, sessions: bool) -> None:
         if self.app_binding.bind(app, sessions=sessions):

@@ -144,7 +144,7 @@ class Chat(Runtime):
         chat_prompt = self._prompt_class()
         if system:
             chat_prompt.set_system(system)
-        params = self.override(*overrides, stop=tuple(chat_prompt.get_stop_strs()))
+        params = self.override(*overrides, stop=chat_prompt.stop_strings())
         turn = await self._begin(user, name)
         ticket: Ticket | None = None
         try:

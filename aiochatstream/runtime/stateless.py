@@ -38,7 +38,7 @@ class Stateless(Runtime):
         if is_chat:
             self._check_chats()
         chat_prompt = self._prompt_class()
-        stop = tuple(chat_prompt.get_stop_strs()) if is_chat else ()
+        stop = chat_prompt.stop_strings() if is_chat else ()
         params = self.override(overrides, stop=stop, prefix="").model_copy(update=more)
         self.admission.check_room()
         await self._check(params)  # may take seconds; nothing is reserved yet
