@@ -7,6 +7,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from aiochatstream.engines import FinishReason
+from aiochatstream.params import ParamSource
 
 
 class ErrorBody(TypedDict):
@@ -80,8 +81,11 @@ class FeedbackResponse(SuccessResponse):
 
 
 class GenerationParamsResponse(SuccessResponse):
+    """Effective parameters. limits: minimum and maximum of the numbers. sources: origin of each parameter's value."""
+
     generation_params: dict[str, Any]
     limits: dict[str, list[float]]
+    sources: dict[str, ParamSource]
 
 
 class WorkerLoad(TypedDict):

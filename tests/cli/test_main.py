@@ -290,7 +290,7 @@ WRONG_USAGE = [
     Case("a folder without recordings", "--replay {folder}/empty", "There are no recordings in .*/empty"),
     Case("a missing folder of recordings", "--replay {folder}/missing", "There is no folder .*/missing"),
     Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),
-    Case("more new tokens than any context by default", "--max-new-tokens 3000", r"\b2048\b"),
+    Case("more new tokens than the model's context", "--max-new-tokens 9000", r"^aiochatstream: --max-new.*\b8192\b"),
 ]
 
 FAILURES = [

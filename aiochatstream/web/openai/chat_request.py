@@ -6,12 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from aiochatstream.params import Flag, Logprobs, MaxNewTokens
+from aiochatstream.params import Flag, Logprobs
 from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
     ChoicesRequest,
     FunctionName,
+    MaxTokens,
     OpenAIModel,
     ResponseFormat,
     String,
@@ -124,7 +125,7 @@ class ChatCompletionRequest(ChoicesRequest):
         list[ChatMessage],
         Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True, description=f"a list of 1 to {MAX_ITEMS} messages"),
     ]
-    max_completion_tokens: MaxNewTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: Flag | None = None
     top_logprobs: Logprobs | None = None
     response_format: ResponseFormat | None = None
