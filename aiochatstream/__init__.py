@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ScriptedEngine,
         TokenLogprob,
         TokenSampler,
+        ToolCall,
     )
     from aiochatstream.engines.transformers import TransformersEngine as TransformersEngine
     from aiochatstream.errors import ChatStreamError
@@ -62,6 +63,7 @@ _MODULES = {
     "ScriptedEngine": "engines",
     "TokenLogprob": "engines",
     "TokenSampler": "engines",
+    "ToolCall": "engines",
     "TransformersEngine": "engines.transformers",
     "Turn": "conversations.conversation",
     "hash_phrase": "web.auth.pass_phrases",
@@ -98,6 +100,7 @@ __all__ = [
     "ScriptedEngine",
     "TokenLogprob",
     "TokenSampler",
+    "ToolCall",
     "Turn",
     "__version__",
     "hash_phrase",

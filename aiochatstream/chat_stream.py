@@ -70,9 +70,9 @@ class ChatStream(Server):
         further options of models.
     :param params: :class:`GenerationParams` of answers, unless the request or its user sets others. Sampling parameters
         that it does not set have the values in the model's generation_config, if there are any.
-    :param param_limits: ranges that requests and users may set, if they are to be narrower than the full ranges:
-        ``ParamLimits(temperature=(0, 1), top_k=(1, 500))``, or a dict of the same content. They must include the
-        values in ``params``.
+    :param param_limits: values that requests and users may set, if they are to be fewer than the full ranges:
+        ``ParamLimits(temperature=(0, 1), top_k=(1, 500), thinking=("off", "low"))``, or a dict of the same content.
+        They must include the values in ``params``.
     :param limits: :class:`Limits` of time and size; None is ``Limits()``.
     :param allow_system_prompt: allow requests to set the system prompt (``system``).
     :param seed: seed of the sequence from which answers get their own seeds, 0 to 2**63 - 1; None is random.
@@ -119,7 +119,7 @@ class ChatStream(Server):
         chat_prompt_clazz: type[AbstractChatPrompt] | PromptClassOf = ChatPrompt,
         engine: Engine | TextFunction | None = None,
         params: GenerationParams | None = None,
-        param_limits: ParamLimits | Mapping[str, Sequence[float]] | None = None,
+        param_limits: ParamLimits | Mapping[str, Sequence[Any]] | None = None,
         limits: Limits | None = None,
         allow_system_prompt: bool = False,
         seed: int | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ import aiohttp_session
 from aiohttp import web
 from aiohttp_session import AbstractStorage
 
-from aiochatstream import ChatStream, GenerationParams, MemoryStorage
+from aiochatstream import ChatStream, Delta, Engine, GenerationParams, MemoryStorage, Prompt
 
 PATIENCE = 20.0
 """Seconds to wait for something that should happen immediately."""
@@ -178,6 +178,42 @@ class Stepper:
 
     def allow(self, steps: int = 1) -> None:
         self._permits.release(steps)
+
+
+class DeltaEngine(Engine):
+    """An engine that yields ``deltas`` as every answer, with parameters of any kind.
+
+    An Event among them delays the rest until the test sets it.
+
+    prompts: the prompts, oldest first.
+    """
+
+    def __init__(self, *deltas: Delta | threading.Event, response_template: dict[str, Any] | None = None) -> None:
+        self.deltas, self.response_template = deltas, response_template
+        self.prompts: list[Prompt] = []
+
+    def check(self, params: GenerationParams) -> None:
+        pass
+
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
+        self.prompts.append(prompt)
+        for delta in self.deltas:
+            if isinstance(delta, Delta):
+                yield delta
+            elif not delta.wait(PATIENCE):
+                raise TimeoutError("The test did not set the event.")
+
+
+THOUGHTFUL = (
+    Delta(thinking="Let me ", token_ids=(1, 2), thinking_tokens=2),
+    Delta(thinking="see.", token_ids=(3, 4), thinking_tokens=2),
+    Delta("It is ", (5, 6)),
+    Delta("four.", (7,), "stop"),
+)
+"""Deltas of an answer with a thought."""
+
+STUCK_THOUGHT = (Delta(thinking="Let me ", token_ids=(1,), thinking_tokens=1), Delta(finish_reason="thinking_length"))
+"""Deltas of an answer whose tokens end inside the thought."""
 
 
 def post_bytes(body: str, *, path: str = "/chat_stream", version: str = "1.1", headers: str = "") -> bytes:

@@ -24,7 +24,8 @@ open loop (--rate), requests are sent on a schedule, however many are still runn
 
 METRICS = """\
 metrics (vLLM's definitions; times start just before a request is sent and include connecting):
-  TTFT      time to first token: until the first text arrives
+  TTFT      time to first token: until the first text arrives, of the answer or of a thought before it (thoughts are
+            texts and tokens like others, except that plain text and chatstream's format do not contain them)
   TPOT      time per output token after the first, of one request: (E2E - TTFT) / (tokens - 1)
   ITL       inter-token latency: gaps between successive texts, all requests pooled; texts that arrive in one read have
             a gap near 0

@@ -119,7 +119,7 @@ class CumulativeTextParser(ResponseParser):
 
 
 class ChatEventParser(ResponseParser):
-    """Parser of aiochatstream's events: queued, start, delta, done, error."""
+    """Parser of aiochatstream's events: queued, start, thinking, delta, done, error. Thoughts count as texts."""
 
     media_type = "text/event-stream"
 
@@ -132,7 +132,7 @@ class ChatEventParser(ResponseParser):
         texts = []
         for name, raw in self._events.feed(data):
             event = _event_object(raw)
-            if name == "delta":
+            if name in ("delta", "thinking"):
                 texts.append(str(event.get("text", "")))
             elif name == "done":
                 self._done = True
@@ -156,7 +156,7 @@ class ChatEventParser(ResponseParser):
 
 
 class OpenAIParser(ResponseParser):
-    """Parser of OpenAI's chat completion chunks."""
+    """Parser of OpenAI's chat completion chunks. Thoughts count as texts."""
 
     media_type = "text/event-stream"
 

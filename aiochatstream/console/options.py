@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from aiochatstream.console import model_options, prompt_options
 from aiochatstream.params import GenerationParams, Temperature, TopP
 
 DESCRIPTION = """\
@@ -13,7 +14,7 @@ or stdout is not a terminal, the command is a filter: each line of stdin is a me
 is written to stdout and ends with a newline, and the exit code is 1 if an answer fails.
 """
 
-DEFAULTS = {"device": "auto", "dtype": "auto", "system": ""}
+DEFAULTS = {"system": ""}
 """Defaults for a model in this process."""
 
 SAMPLING_OPTIONS = ("max_new_tokens", "temperature", "top_p")
@@ -28,7 +29,8 @@ class ModelParams(GenerationParams):
     @classmethod
     def of(cls, options: dict[str, Any]) -> ModelParams:
         """Return the parameters that the options specify. Raise ValueError."""
-        return cls(**{name: options[name] for name in SAMPLING_OPTIONS if options.get(name) is not None})
+        names = (*SAMPLING_OPTIONS, "chat_template_kwargs")
+        return cls(**{name: options[name] for name in names if options.get(name) is not None})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="0 (greedy) to 1, off (the model's own, or 0.7; with a URL: the server's)",
     )
-    add = parser.add_argument_group("a model in this process").add_argument
-    add("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="device of the model (auto)")
-    add("--dtype", choices=["auto", "float32", "float16", "bfloat16"], help="data type of the model (auto)")
+    group = parser.add_argument_group("a model in this process")
+    model_options.add_arguments(group)
+    prompt_options.add_arguments(group)
+    add = group.add_argument
     add("--compile", action="store_true", default=None, help="compile the model: faster answers, slower start")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (as many as model and memory allow)")
     add("--system", metavar="TEXT", help="system prompt")

@@ -16,7 +16,7 @@ from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import AnswerElsewhere, ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides
-from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Timing, Usage
+from aiochatstream.runtime.events import Ended, Event, Failed, Queued, Started, Text, Thinking, Timing, Usage
 from aiochatstream.sse import EventParser, json_object
 from aiochatstream.terminal import one_line, os_error_reason
 from aiochatstream.texts import Texts
@@ -188,17 +188,24 @@ def _parse_event(name: str, data: dict[str, Any]) -> Event:
     match name:
         case "delta":
             return Text(str(data["text"]))
+        case "thinking":
+            return Thinking(str(data["text"]))
         case "queued":
             return Queued(int(data["position"]))
         case "start":
             return Started()
         case "done":
-            usage = Usage(*(data["usage"][field] for field in Usage._fields))
+            usage = _parse_usage(data["usage"])
             timing = Timing(*(data["timing"][field] for field in Timing._fields))
             return Ended(data["finish_reason"], usage, timing, _save_result(data))
         case "error":
             return Failed(ChatStreamError(str(data["error"]["detail"])), _save_result(data))
     raise ValueError(f"unknown event {name!r}")
+
+
+def _parse_usage(data: dict[str, Any]) -> Usage:
+    thinking_tokens = data.get("thinking_tokens", 0)  # absent from older servers
+    return Usage(data["prompt_tokens"], data["cached_tokens"], data["completion_tokens"], thinking_tokens)
 
 
 def _save_result(data: dict[str, Any]) -> SaveResult:

@@ -17,7 +17,7 @@ MessageId = Annotated[
 
 
 class ExportedMessage(BaseModel):
-    """One message. Only answers have ``message_id`` and ``state``."""
+    """One message. Only answers have ``message_id``, ``state`` and ``thinking``, the model's thoughts."""
 
     model_config = STRICT
 
@@ -27,6 +27,7 @@ class ExportedMessage(BaseModel):
     state: Literal["complete", "interrupted", "running"] = Field(
         default="complete", description="'complete' or 'interrupted'"
     )
+    thinking: str = Field(default="", description="a string")
 
 
 class ExportedConversation(BaseModel):
@@ -46,7 +47,7 @@ class ExportedConversation(BaseModel):
             raise ValueError("messages: must alternate between user and assistant")
         if any(message.role == "user" and not message.content.strip() for message in self.messages):
             raise ValueError("messages: the content of user messages must not be empty")
-        if sum(len(message.content) for message in self.messages) > MAX_CHARS:
+        if sum(len(message.content) + len(message.thinking) for message in self.messages) > MAX_CHARS:
             raise ValueError(f"messages: must have at most {MAX_CHARS} characters in total")
         return self
 
@@ -61,8 +62,11 @@ class ExportedConversation(BaseModel):
         messages = []
         for turn in conversation.turns:
             messages.append(ExportedMessage(role="user", content=turn.user))
+            thoughts = {"thinking": turn.thinking} if turn.thinking else {}
             messages.append(
-                ExportedMessage(role="assistant", content=turn.answer, message_id=turn.message_id, state=turn.state)
+                ExportedMessage(
+                    role="assistant", content=turn.answer, message_id=turn.message_id, state=turn.state, **thoughts
+                )
             )
         return cls(messages=messages, **({"system": system} if system else {}))
 
@@ -76,7 +80,7 @@ class ExportedConversation(BaseModel):
             if message_id in ids:
                 message_id = str(uuid.uuid4())
             ids.add(message_id)
-            turns.append(Turn(user.content, answer.content, message_id, state))
+            turns.append(Turn(user.content, answer.content, message_id, state, answer.thinking))
         return Conversation(tuple(turns), number=len(turns), turn_id=turns[-1].message_id if turns else "")
 
     def write(self, file: Path) -> None:

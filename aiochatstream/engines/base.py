@@ -102,6 +102,10 @@ class Engine(ABC):
     tokenizer: Any = None
     """HuggingFace tokenizer of :attr:`Prompt.token_ids`, set by :meth:`load`; None for an engine without one."""
 
+    response_template: dict[str, Any] | None = None
+    """Template in transformers' format by which the engine reads thoughts and calls of tools, set by :meth:`load`; None
+    if both are text."""
+
     max_context_len: int | None = None
     """Maximum number of tokens of prompt and answer together; None if unknown."""
 

@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
-from aiochatstream.conversations.conversation import Conversation
+from aiochatstream.conversations.conversation import Conversation, Turn
 from aiochatstream.prompts.control_tokens import Mark, encode_prompt
 
 
@@ -76,6 +76,8 @@ class AbstractChatPrompt(ABC):
         self.open_answer = ""
         """Text of an answer to continue, without the input replacements; follows :meth:`create_prompt` directly."""
         self.tokenizer: Any = None
+        self.template_kwargs: dict[str, Any] = {}
+        """Values of variables of the chat template, for classes that use it."""
         self._examples: list[tuple[str, str]] = []
         self.build_initial_prompt(self)
         if self.message:
@@ -126,23 +128,32 @@ class AbstractChatPrompt(ABC):
         :param opts: accepted for compatibility with chatstream, and ignored.
         """
         contents = []
-        for user, answer in self._past():
-            contents += [Content(self.requester, user), Content(self.responder, answer)]
+        for turn in self._past():
+            contents += [Content(self.requester, turn.user), Content(self.responder, turn.answer)]
         return [*contents, Content(self.requester, self.replace_input(self.message)), Content(self.responder, None)]
 
     def get_messages(self) -> list[dict[str, str]]:
         """Return chat messages: dicts of role (system, user, assistant) and content, oldest first.
 
-        The last one is the new user message, or :attr:`open_answer` if it is not empty.
+        The last one is the new user message, or :attr:`open_answer` if it is not empty. Answers also have their
+        thoughts, as ``reasoning_content``, if the prompt contains them (:attr:`contains_thoughts`).
         """
         messages = [{"role": "system", "content": self.replace_input(self.system)}] if self.system else []
-        for user, answer in self._past():
-            messages.append({"role": "user", "content": user})
-            messages.append({"role": "assistant", "content": answer})
+        contains_thoughts = self.contains_thoughts
+        for turn in self._past():
+            messages.append({"role": "user", "content": turn.user})
+            messages.append({"role": "assistant", "content": turn.answer})
+            if turn.thinking and contains_thoughts:
+                messages[-1]["reasoning_content"] = turn.thinking
         messages.append({"role": "user", "content": self.replace_input(self.message)})
         if self.open_answer:
             messages.append({"role": "assistant", "content": self.replace_input(self.open_answer)})
         return messages
+
+    @property
+    def contains_thoughts(self) -> bool:
+        """True if the prompt contains the thoughts of earlier answers; False unless a chat template reads them."""
+        return False
 
     def get_stop_strs(self) -> list[str]:
         """Return the strings that end the answer and are not part of it, such as the user's name."""
@@ -205,20 +216,33 @@ class AbstractChatPrompt(ABC):
         copied.message = marked(self.message)
         if (system := marked(self.system)) != self.system:  # system may be a property without a setter
             copied.system = system
+        copied.template_kwargs = {name: mark(value) for name, value in self.template_kwargs.items()}
         copied._examples = [(marked(user), marked(answer)) for user, answer in self._examples]
+        contains_thoughts = self.contains_thoughts
+
+        def marked_turn(turn: Turn) -> Turn:
+            thinking = str(mark(turn.thinking)) if contains_thoughts else ""
+            return dataclasses.replace(turn, user=marked(turn.user), answer=marked(turn.answer), thinking=thinking)
+
         first = self.conversation.first
-        turns = [
-            turn if index < first else dataclasses.replace(turn, user=marked(turn.user), answer=marked(turn.answer))
-            for index, turn in enumerate(self.conversation.turns)
-        ]
+        turns = [turn if index < first else marked_turn(turn) for index, turn in enumerate(self.conversation.turns)]
         copied.conversation = dataclasses.replace(self.conversation, turns=tuple(turns))
         return copied
 
-    def _past(self) -> list[tuple[str, str]]:
-        """Return the example turns and the turns of the conversation as (user message, answer).
+    def _past(self) -> list[Turn]:
+        """Return the example turns and the turns of the conversation.
 
-        The input replacements apply to both: the conversation stores answers with the output replacements.
+        The input replacements apply to messages and answers: the conversation stores answers with the output
+        replacements. Thoughts are stored as the model wrote them.
         """
         turns = self.conversation.turns[self.conversation.first :] if self.chat_mode_enabled else ()
-        past = [*self._examples, *((turn.user, turn.answer) for turn in turns)]
-        return [(self.replace_input(user), self.replace_input(answer)) for user, answer in past]
+        examples = (Turn(user, answer, "") for user, answer in self._examples)
+        return [
+            Turn(self.replace_input(turn.user), self.replace_input(turn.answer), "", thinking=turn.thinking)
+            for turn in (*examples, *turns)
+        ]
+
+
+def without_thoughts(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return ``messages`` without the field of :meth:`AbstractChatPrompt.get_messages` for thoughts."""
+    return [{key: text for key, text in message.items() if key != "reasoning_content"} for message in messages]

@@ -3,9 +3,10 @@
 ========================================================== ============ ==============================================
 aiochatstream_num_requests_running, _waiting               gauge        slots in use, and length of the queue
 aiochatstream_requests_refused_total {reason}              counter      refused requests, by error code
-aiochatstream_requests_finished_total {finished_reason}    counter      stop, length, cancelled, or the error's code
+aiochatstream_requests_finished_total {finished_reason}    counter      finish reason, or the error's code
 aiochatstream_prompt_tokens_total, _cached_tokens_total    counter      prompt tokens, and those from a cache
 aiochatstream_generation_tokens_total                      counter      tokens of answers
+aiochatstream_thinking_tokens_total                        counter      tokens of thoughts, a part of the former
 aiochatstream_request_queue_time_seconds                   histogram    acceptance to slot
 aiochatstream_time_to_first_token_seconds                  histogram    acceptance to first text
 aiochatstream_inter_token_latency_seconds                  histogram    time between pieces of text
@@ -64,6 +65,7 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts from a cache.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens of answers.")
+        self._thinking_tokens = self._counter("thinking_tokens", "Tokens of answers that are thoughts.")
         self._queue_time = self._histogram("request_queue_time_seconds", "Time from acceptance to the slot.", LONG)
         self._ttft = self._histogram("time_to_first_token_seconds", "Time from acceptance to the first text.", LONG)
         self._registry.register(_Figures(engine))
@@ -100,6 +102,7 @@ class Metrics:
         prompt_tokens: int,
         cached_tokens: int,
         completion_tokens: int,
+        thinking_tokens: int,
         queue_s: float,
         ttft_s: float | None,
         total_s: float,
@@ -109,6 +112,7 @@ class Metrics:
         self._prompt_tokens.inc(prompt_tokens)
         self._cached_tokens.inc(cached_tokens)
         self._generation_tokens.inc(completion_tokens)
+        self._thinking_tokens.inc(thinking_tokens)
         self._queue_time.observe(queue_s)
         self._e2e.observe(total_s)
         if ttft_s is not None:

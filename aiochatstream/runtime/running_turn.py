@@ -54,8 +54,10 @@ class Job:
     before: conversation that remains if there is no answer.
     base: conversation to which the answer is added; it differs from ``before`` if an answer is replaced.
     prefix: text that the answer begins with.
+    prefix_thinking: thoughts before that text.
     prompt_tokens: length of the prompt.
     generate: starts the generation, and passes each delta to its argument.
+    accepts_tool_calls: False if the client offers no tools; calls are then text.
     save: saves a conversation; None for an answer without a conversation.
     save_unanswered: records the end of a turn without an answer; None for an answer without a conversation.
     on_gap: called with the seconds between two pieces of text.
@@ -68,9 +70,11 @@ class Job:
     base: Conversation = field(default_factory=Conversation)
     user_text: str = ""
     prefix: str = ""
+    prefix_thinking: str = ""
     prompt_tokens: int
     ticket: Ticket
     generate: Callable[[Callable[[Delta], None]], DeltaStream]
+    accepts_tool_calls: bool = False
     save: Callable[[Conversation], Awaitable[SaveResult]] | None = None
     save_unanswered: Callable[[], Awaitable[SaveResult]] | None = None
     on_gap: Callable[[float], None]
@@ -87,6 +91,8 @@ class RunningTurn:
     user_text: str = ""
     prefix: str = ""
     """Text of the answer before this turn, which continues it."""
+    prefix_thinking: str = ""
+    """The model's thoughts before this turn."""
     text: str = ""
     thinking: str = ""
     """The model's thoughts so far."""
@@ -193,7 +199,7 @@ class RunningTurn:
     def accept(self, job: Job) -> None:
         """Set the job that :meth:`run` performs."""
         self._job = job
-        self.user_text, self.prefix = job.user_text, job.prefix
+        self.user_text, self.prefix, self.prefix_thinking = job.user_text, job.prefix, job.prefix_thinking
         self._prompt_tokens = job.prompt_tokens
         self.base = job.base
         self.conversation = job.before
@@ -225,8 +231,8 @@ class RunningTurn:
 
     async def _conclude(self, job: Job, failure: Exception | None) -> Ended | Failed:
         """Save the answer, and return the last event."""
-        if self._timed_out and self.text and self._finish_reason is None:
-            self._finish_reason = "length"
+        if self._timed_out and (self.text or self.thinking) and self._finish_reason is None:
+            self._finish_reason = "length" if self.text else "thinking_length"
         if self.discarded:
             return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
@@ -241,7 +247,8 @@ class RunningTurn:
         whole = self._finish_reason not in (None, "cancelled")
         if job.save is not None and (whole or self.text):
             state: AnswerState = "complete" if whole else "interrupted"
-            turn = Turn(job.user_text, self.prefix + self.text, self.message_id, state, self.thinking)
+            thinking = self.prefix_thinking + self.thinking
+            turn = Turn(job.user_text, self.prefix + self.text, self.message_id, state, thinking)
             result = await self._save(job.save(job.base.with_turn(turn)))
         else:
             result = await self._save(job.save_unanswered and job.save_unanswered())
@@ -275,33 +282,37 @@ class RunningTurn:
         if self._stop_reason is not None:
             return
         self._emit(Started())
-        self._stream = job.generate(functools.partial(self._add, job.on_gap))
+        self._stream = job.generate(functools.partial(self._add, job))
         limit = self._loop.call_later(job.max_answer, self._time_out)
         try:
             await self._stream.wait()
         finally:
             limit.cancel()
 
-    def _add(self, on_gap: Callable[[float], None], delta: Delta) -> None:
+    def _add(self, job: Job, delta: Delta) -> None:
         self._completion_tokens += len(delta.token_ids)
         self._cached_tokens += delta.cached_tokens
         self._prompt_tokens += delta.prompt_tokens
         self._thinking_tokens += delta.thinking_tokens
-        if delta.text or delta.thinking:
+        text, calls = delta.text, delta.tool_calls
+        if calls and not job.accepts_tool_calls:
+            text, calls = text + "".join(call.text for call in calls), ()
+        if text or delta.thinking or calls:
             now = self._loop.time()
             if self._last_text is None:
                 self._first_text = now
             else:
-                on_gap(now - self._last_text)
+                job.on_gap(now - self._last_text)
             self._last_text = now
-            self.text += delta.text
+            self.text += text
             self.thinking += delta.thinking
         if delta.thinking:
             self._emit(Thinking(delta.thinking))
-        if delta.tool_calls:
-            self._emit(ToolCalls(delta.tool_calls))
-        if delta.text or delta.logprobs:
-            self._emit(Text(delta.text, delta.logprobs))
+        if calls:
+            self._emit(ToolCalls(calls))
+        logprobs = delta.logprobs[delta.thinking_tokens :]  # a thought precedes the text
+        if text or logprobs:
+            self._emit(Text(text, logprobs))
         self._finish_reason = delta.finish_reason or self._finish_reason
 
     def _time_out(self) -> None:

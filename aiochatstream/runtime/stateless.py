@@ -35,8 +35,10 @@ class Stateless(Runtime):
         Raise :class:`~aiochatstream.errors.ChatStreamError` if the request is refused; then nothing has changed.
         """
         self.check_ready()
-        chat_prompt = self._prompt_class()
         is_chat = isinstance(model_input, ChatInput)
+        if is_chat:
+            self._check_chats()
+        chat_prompt = self._prompt_class()
         stop = tuple(chat_prompt.get_stop_strs()) if is_chat else ()
         if overrides.max_new_tokens is not None and not self.limits.strict_max_tokens:
             most = min(overrides.max_new_tokens, self.params.max_new_tokens)
@@ -59,12 +61,13 @@ class Stateless(Runtime):
             raise
         replaces = is_chat and params.constraint is None  # a replacement could violate the constraint
         replacements = chat_prompt.get_replacement_when_output() if replaces else []
+        has_server_prefix = model_input.has_server_prefix and not overrides.chat_template_kwargs
         for index, (turn, ticket) in enumerate(zip(turns, tickets, strict=True)):
             prompt, max_new_tokens = prompts[index // count]
-            prompt = self._with_owner(prompt, owner, has_server_prefix=model_input.has_server_prefix)
+            prompt = self._with_owner(prompt, owner, has_server_prefix=has_server_prefix)
             seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + index % count) % 2**63
             answer_params = params.model_copy(update={"seed": seed, "max_new_tokens": max_new_tokens})
-            job = self._job(prompt, answer_params, ticket, replacements)
+            job = self._job(prompt, answer_params, ticket, replacements, accepts_tool_calls=bool(prompt.tools))
             self._turns.start("", turn.message_id, job)
         return turns
 
@@ -79,11 +82,16 @@ class Stateless(Runtime):
 
         :param needed: number of tokens that the context must leave for an answer; None for at least 1.
         """
-        chat_prompt.tokenizer = self.engine.tokenizer
+        self._prepare(chat_prompt, params)
         if chat_prompt.tokenizer is not None and model_input.too_long(self.context_len):
             raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
         encoded = model_input.encode(chat_prompt)
-        prompts = [Prompt(messages, ids, continued=model_input.continues) for messages, ids in encoded]
+        is_chat = isinstance(model_input, ChatInput)
+        tools = tuple(model_input.tools) if isinstance(model_input, ChatInput) else ()
+        prompts = [
+            Prompt(messages, ids, continued=model_input.continues, chat=is_chat, tools=tools)
+            for messages, ids in encoded
+        ]
         if chat_prompt.tokenizer is None:
             return [(prompt, params.max_new_tokens) for prompt in prompts]
         check_token_ids(

@@ -15,11 +15,13 @@ class TurnInput(NamedTuple):
     base: conversation to which message and answer are added.
     message: user message to answer.
     prefix: text that the answer begins with; not empty for a continuation.
+    prefix_thinking: thoughts before that text.
     """
 
     base: Conversation
     message: str
     prefix: str = ""
+    prefix_thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class TurnRequest:
         if self.continues:
             if last is None or last.state != "interrupted":
                 raise NothingToContinue("The last answer of this conversation was not interrupted.")
-            return TurnInput(conversation.without_last(), last.user, last.answer)
+            return TurnInput(conversation.without_last(), last.user, last.answer, last.thinking)
         if self.message is None:
             if last is None:
                 raise NothingToRegenerate("This conversation has no message to answer again.")

@@ -80,7 +80,8 @@ class Commit:
 
     def seal(self, fernet: Fernet | MultiFernet) -> str:
         """Return the token."""
-        data = {KEYS[name]: value for name, value in asdict(self).items()}
+        values = asdict(self) | {"turn": None if self.turn is None else self.turn.to_dict()}
+        data = {KEYS[name]: value for name, value in values.items()}
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
         return fernet.encrypt(PURPOSE + zlib.compress(text.encode(errors="surrogatepass"), 9)).decode()
 

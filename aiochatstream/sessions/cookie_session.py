@@ -1,5 +1,7 @@
 """Conversations in an encrypted cookie.
 
+Thoughts are not stored: they would leave too little room for the conversation.
+
 Headers are sent before an answer is known, so the cookie of a streamed answer names the turn that it waits for. A
 commit token adds the answer to the cookie. For clients that send no token, the next response does: until then, the
 answer is in the bounded memory of this process. A process that has neither refuses with 409 ``answer_elsewhere``, and
@@ -61,6 +63,7 @@ class CookieUserSession(UserSession):
 
     async def save(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
         name = self._full(name)
+        conversation = conversation.without_thoughts()
         if not await self._fits_alone(name, conversation):
             left = await self.save_unanswered(name, loaded.begin(conversation.turn_id), loaded=loaded)
             return left._replace(stored=False)
@@ -99,6 +102,7 @@ class CookieUserSession(UserSession):
         return await self._put(commit.name, commit.applied_to(before), answered=True)
 
     async def rewrite(self, name: str, conversation: Conversation, *, loaded: Conversation) -> SaveResult:
+        conversation = conversation.without_thoughts()
         await self._remember(self._full(name), conversation)
         return await self._put(self._full(name), conversation, answered=True)
 

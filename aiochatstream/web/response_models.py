@@ -23,6 +23,7 @@ class TokenUsage(TypedDict):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    thinking_tokens: int
 
 
 class ResponseTiming(TypedDict):
@@ -32,7 +33,10 @@ class ResponseTiming(TypedDict):
 
 
 class ChatResponse(TypedDict):
+    """An answer. thinking: the model's thoughts, absent if there are none."""
+
     text: str
+    thinking: NotRequired[str]
     message_id: str
     finish_reason: FinishReason
     usage: TokenUsage
@@ -64,6 +68,7 @@ class HistoryMessage(TypedDict):
     content: str
     message_id: NotRequired[str]
     state: NotRequired[Literal["complete", "interrupted", "running"]]
+    thinking: NotRequired[str]
 
 
 class HistoryResponse(TypedDict):
@@ -81,10 +86,10 @@ class FeedbackResponse(SuccessResponse):
 
 
 class GenerationParamsResponse(SuccessResponse):
-    """Effective parameters. limits: minimum and maximum of the numbers. sources: origin of each parameter's value."""
+    """limits: minimum and maximum of each number, and lists of other values. sources: origin of each value."""
 
     generation_params: dict[str, Any]
-    limits: dict[str, list[float]]
+    limits: dict[str, list[float] | list[str]]
     sources: dict[str, ParamSource]
 
 

@@ -126,3 +126,14 @@ def test_values_of_unexpected_types_are_ignored_or_invalid(odd: str) -> None:
         assert isinstance(parser.stats.completion_tokens, int | None)
     with pytest.raises(InvalidAnswer):
         ChatEventParser().feed(f'event: error\ndata: {{"error": {odd}}}\n\n'.encode(), chunk_end=False)
+
+
+def test_thoughts_are_texts() -> None:
+    thought = event("thinking", text="Hm. ")
+    assert parse(ChatEventParser(), [f"{event('start')}{thought}{delta('Yes.')}{done(2, 0)}".encode()]) == [
+        "Hm. ",
+        "Yes.",
+    ]
+    choices = [{"index": 0, "delta": {"reasoning_content": "Hm. ", "reasoning": "Hm. "}, "finish_reason": None}]
+    chunks = f"data: {json.dumps({'choices': choices})}\n\n{chunk('Yes.')}{STOPPED}"
+    assert parse(OpenAIParser(), [chunks.encode()]) == ["Hm. ", "Yes."]

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from aiochatstream import ChatStream, GenerationParams
 from tests.console.terminal import terminal
-from tests.helpers import Server, echo, serving, until
+from tests.helpers import THOUGHTFUL, DeltaEngine, Server, echo, serving, until
 from tests.processes import PYTHON, ROOT, free_port
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -52,6 +52,11 @@ async def test_each_line_is_a_message_of_one_conversation_and_stdout_contains_th
         "こんにちは 世界 ",
         "/two words",
     ]
+
+
+async def test_thoughts_are_not_written(start: Start) -> None:
+    server = await start(ChatStream(engine=DeltaEngine(*THOUGHTFUL)))
+    assert await run_filter("Two and two?\n", server.url) == (0, "It is four.\n", "")
 
 
 async def test_a_failed_line_is_reported_on_stderr_and_by_the_exit_code(start: Start) -> None:

@@ -20,7 +20,7 @@ TURNS = tuple(Turn(f"question {number}", f"answer {number}", f"id {number}") for
     st.builds(
         Conversation,
         turns=st.lists(
-            st.builds(Turn, st.text(), st.text(), st.text(), st.sampled_from(["complete", "interrupted"]))
+            st.builds(Turn, st.text(), st.text(), st.text(), st.sampled_from(["complete", "interrupted"]), st.text())
         ).map(tuple),
         number=st.integers(0),
         turn_id=st.text(),
@@ -103,3 +103,16 @@ def test_changes_do_not_modify_the_conversation_in_place() -> None:
     conversation = Conversation(TURNS[:2], number=2, turn_id="id 1", first=1)
     conversation.begin("x").with_turn(TURNS[2]).without_last().drop_oldest().starting_at(0)
     assert conversation == Conversation(TURNS[:2], number=2, turn_id="id 1", first=1)
+
+
+def test_thoughts_count_for_the_maximum_size() -> None:
+    conversation = Conversation((Turn("a", "b", "1", thinking="c" * MAX_CHARS),)).with_turn(Turn("a", "b", "2"))
+    assert [turn.message_id for turn in conversation.turns] == ["2"]
+
+
+def test_data_without_thoughts_have_no_such_key() -> None:
+    with_thought = Conversation((Turn("a", "b", "1"), Turn("c", "d", "2", thinking="e")))
+    old, new = with_thought.to_dict()["turns"]
+    assert old == {"user": "a", "answer": "b", "message_id": "1", "state": "complete"}  # as before there were thoughts
+    assert new == {"user": "c", "answer": "d", "message_id": "2", "state": "complete", "thinking": "e"}
+    assert with_thought.without_thoughts() == Conversation((Turn("a", "b", "1"), Turn("c", "d", "2")))

@@ -19,7 +19,7 @@ ARGUMENTS = [
     f"--host-resolver-rules=MAP {NAME} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 
-TIMEOUT_MS = 10_000
+TIMEOUT_MS = 30_000
 """Milliseconds to wait for an expected state of the page."""
 
 

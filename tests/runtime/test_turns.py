@@ -28,7 +28,19 @@ from aiochatstream import (
     TransformersEngine,
 )
 from tests.engines.transformers.tiny_models import BYTES, tiny
-from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
+from tests.helpers import (
+    STUCK_THOUGHT,
+    THOUGHTFUL,
+    Client,
+    ClientOf,
+    DeltaEngine,
+    MakeStepper,
+    StartServer,
+    echo,
+    post_bytes,
+    sse_events,
+    until,
+)
 
 pytestmark = pytest.mark.both_loops
 
@@ -508,10 +520,10 @@ async def test_a_prompt_has_the_owner_of_its_user(start: StartServer, client_of:
     assert all(owners)
 
 
-async def import_interrupted(client: Client, message: str, answer: str) -> None:
+async def import_interrupted(client: Client, message: str, answer: str, thinking: str = "") -> None:
     messages = [
         {"role": "user", "content": message},
-        {"role": "assistant", "content": answer, "state": "interrupted"},
+        {"role": "assistant", "content": answer, "state": "interrupted", "thinking": thinking},
     ]
     async with client.post("/import", messages=messages) as response:
         assert response.status == 200
@@ -588,3 +600,100 @@ async def test_the_model_continues_its_own_text(
     assert rest.startswith(" ")
     assert whole.startswith(half + rest[:10])
     assert await client.texts() == [question, half + rest]
+
+
+async def test_a_thought_that_uses_all_tokens_is_saved_with_an_empty_answer(
+    start: StartServer, client_of: ClientOf
+) -> None:
+    engine = DeltaEngine(*STUCK_THOUGHT)
+    client = client_of(await start(ChatStream(engine=engine)))
+    assert (await client.say("one"))["finish_reason"] == "thinking_length"
+    last = (await client.history())[-1]
+    assert (last["content"], last["thinking"], last["state"]) == ("", "Let me ", "complete")
+    engine.deltas = THOUGHTFUL
+    await client.say("two")
+    assert [message["content"] for message in engine.prompts[-1].messages] == ["one", "", "two"]
+    assert await client.texts() == ["one", "", "two", "It is four."]
+
+
+async def test_a_thought_that_takes_too_long_is_saved_with_an_empty_answer(
+    start: StartServer, client_of: ClientOf
+) -> None:
+    timed_out = threading.Event()
+    engine = DeltaEngine(STUCK_THOUGHT[0], timed_out, *THOUGHTFUL)
+    server = await start(ChatStream(engine=engine, limits=Limits(max_answer=0.05)))
+    client = client_of(server)
+    answering = asyncio.create_task(client.say("one"))
+    await until(lambda: any(turn.thinking and turn.ending for turn in server.chat_stream.running_turns))
+    timed_out.set()
+    assert (await answering)["finish_reason"] == "thinking_length"
+    assert (await client.history())[-1]["state"] == "complete"
+
+
+async def test_history_contains_the_thought_so_far(start: StartServer, client_of: ClientOf) -> None:
+    may_answer = threading.Event()
+    engine = DeltaEngine(*THOUGHTFUL)
+    server = await start(ChatStream(engine=engine))
+    client = client_of(server)
+    await client.say("zero")
+    engine.deltas = (THOUGHTFUL[0], may_answer, *THOUGHTFUL[1:])
+    answering = asyncio.create_task(client.say("one"))
+    await until(lambda: any(turn.thinking for turn in server.chat_stream.running_turns))
+    running = (await client.history())[-1]
+    assert (running["content"], running["thinking"], running["state"]) == ("", "Let me ", "running")
+    may_answer.set()
+    await answering
+    assert (await client.history())[-1]["thinking"] == "Let me see."
+
+
+async def test_an_answer_that_is_stopped_in_its_thought_is_not_saved(start: StartServer, client_of: ClientOf) -> None:
+    may_end = threading.Event()
+    engine = DeltaEngine(*THOUGHTFUL)
+    server = await start(ChatStream(engine=engine))
+    client = client_of(server)
+    await client.say("zero")
+    engine.deltas = (THOUGHTFUL[0], may_end, *THOUGHTFUL)
+    answering = asyncio.create_task(client.say("one"))
+    await until(lambda: any(turn.thinking for turn in server.chat_stream.running_turns))
+    stopping = asyncio.create_task(read(client.post("/chat_stream/stop")))
+    await until(lambda: any(turn.ending for turn in server.chat_stream.running_turns))
+    may_end.set()
+    await stopping
+    answer = await answering
+    assert (answer["finish_reason"], answer["text"]) == ("cancelled", "")
+    assert await client.texts() == ["zero", "It is four."]
+
+
+async def test_a_continued_answer_keeps_its_earlier_thought(start: StartServer, client_of: ClientOf) -> None:
+    may_end = threading.Event()
+    engine = DeltaEngine(Delta(thinking="Well."), Delta("four"), may_end, Delta("!", finish_reason="stop"))
+    server = await start(ChatStream(engine=engine))
+    client = client_of(server)
+    await import_interrupted(client, "hello", "It is ", thinking="Let me see.")
+    continuing = asyncio.create_task(client.say(**CONTINUE))
+    await until(lambda: any(turn.text for turn in server.chat_stream.running_turns))
+    running = (await client.history())[-1]
+    assert (running["content"], running["thinking"]) == ("It is four", "Let me see.Well.")
+    may_end.set()
+    answer = await continuing
+    assert (answer["text"], answer["thinking"]) == ("four!", "Well.")
+    after = (await client.history())[-1]
+    assert (after["content"], after["thinking"]) == ("It is four!", "Let me see.Well.")
+
+
+async def test_regenerating_and_editing_replace_the_thought(start: StartServer, client_of: ClientOf) -> None:
+    engine = DeltaEngine(*THOUGHTFUL)
+    client = client_of(await start(ChatStream(engine=engine)))
+    await client.say("one")
+    engine.deltas = (Delta(thinking="Again."), Delta("Five.", finish_reason="stop"))
+    await client.say(regenerate=True)
+    last = (await client.history())[-1]
+    assert (last["content"], last["thinking"]) == ("Five.", "Again.")
+    engine.deltas = (Delta("Six.", finish_reason="stop"),)
+    await client.say("two", edit_message_id=last["message_id"])
+    assert "thinking" not in (await client.history())[-1]
+
+
+async def test_the_time_to_the_first_token_ends_with_the_first_thought(start: StartServer, client_of: ClientOf) -> None:
+    client = client_of(await start(ChatStream(engine=DeltaEngine(*STUCK_THOUGHT))))
+    assert (await client.say("one"))["timing"]["ttft_s"] is not None

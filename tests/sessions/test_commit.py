@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -10,10 +13,10 @@ from typing import Any, Protocol
 import pytest
 from cryptography.fernet import Fernet
 
-from aiochatstream import ChatStream, Conversation, CookieStorage, GenerationParams, Limits, Turn
+from aiochatstream import ChatStream, Conversation, CookieStorage, Delta, GenerationParams, Limits, Turn
 from aiochatstream.errors import BadRequest
 from aiochatstream.sessions.commit import PURPOSE, Commit
-from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events
+from tests.helpers import Client, ClientOf, DeltaEngine, MakeStepper, Server, StartServer, echo, sse_events
 from tests.sessions.users import moved
 
 KEY = Fernet.generate_key()
@@ -269,3 +272,23 @@ def test_a_commit_without_an_answer_adds_no_turn() -> None:
     before = replace(COMMIT, turn=None)
     conversation = before.applied_to(COMMIT.applied_to(before.applied_to(Conversation())))
     assert [turn.user for turn in conversation.turns] == ["Hello"]
+
+
+def test_a_token_without_thoughts_is_readable_by_earlier_versions() -> None:
+    fernet = Fernet(KEY)
+    token = COMMIT.seal(fernet)
+    data = json.loads(zlib.decompress(fernet.decrypt(token.encode()).removeprefix(PURPOSE)))
+    assert data["turn"] == {"user": "Hello", "answer": "Hi", "message_id": "id", "state": "complete"}
+
+
+async def test_a_committed_answer_has_no_thoughts(start_worker: StartWorker, client_of: ClientOf) -> None:
+    thought = os.urandom(20_000).hex()  # no cookie could hold it
+    deltas = (Delta(thinking=thought), Delta("Hi", finish_reason="stop"))
+    client = client_of(await start_worker(ChatStream(engine=DeltaEngine(*deltas))))
+    last = await streamed(client, "one")
+    assert "stored" not in last
+    assert len(last["commit"]) < 1000
+    client = moved(client, await start_worker())
+    assert (await commit(client, last["commit"]))[0] == 200
+    assert [message.get("thinking") for message in await client.history()] == [None, None]
+    assert await client.texts() == ["one", "Hi"]

@@ -29,7 +29,13 @@ async def history(server: Server, request: web.Request) -> web.StreamResponse:
     turn = server.running_turn(user, query.conversation)
     if turn is not None and turn.base is not None:
         conversation = turn.base
-        running = _messages(turn.user_text, turn.prefix + turn.text, turn.message_id, "running")
+        running = _messages(
+            turn.user_text,
+            turn.prefix + turn.text,
+            turn.message_id,
+            "running",
+            turn.prefix_thinking + turn.thinking,
+        )
     else:
         conversation, running = await user.load(query.conversation), []
         if turn is None and conversation.number:
@@ -95,12 +101,12 @@ def _all_messages(conversation: Conversation) -> list[dict[str, Any]]:
     return [
         message
         for turn in conversation.turns
-        for message in _messages(turn.user, turn.answer, turn.message_id, turn.state)
+        for message in _messages(turn.user, turn.answer, turn.message_id, turn.state, turn.thinking)
     ]
 
 
-def _messages(user: str, answer: str, message_id: str, state: str) -> list[dict[str, Any]]:
-    return [
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": answer, "message_id": message_id, "state": state},
-    ]
+def _messages(user: str, answer: str, message_id: str, state: str, thinking: str) -> list[dict[str, Any]]:
+    message = {"role": "assistant", "content": answer, "message_id": message_id, "state": state}
+    if thinking:
+        message["thinking"] = thinking
+    return [{"role": "user", "content": user}, message]

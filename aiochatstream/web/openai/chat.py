@@ -9,25 +9,27 @@ from typing import Any
 from aiohttp import web
 
 from aiochatstream.constraint import Constraint
+from aiochatstream.engines import Engine
 from aiochatstream.prompts import ChatInput
-from aiochatstream.runtime.events import Ended, Text, Usage
+from aiochatstream.runtime.events import Ended, Text, Thinking, ToolCalls, Usage
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, NamedToolChoice
 from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.errors import openai_endpoint
 from aiochatstream.web.openai.generation import ResponseBuilder, generate, sse
 from aiochatstream.web.openai.logprobs import LogprobFormatter
 from aiochatstream.web.openai.response_models import (
+    AT_MAXIMUM_LENGTH,
     AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatFinish,
+    ChatToolCall,
     ChoiceLogprobs,
     CompletionUsage,
     ContentLogprob,
     MessageDelta,
-    ToolCall,
     ToolCallDelta,
     total_usage,
 )
@@ -63,8 +65,8 @@ async def chat_completions(server: Server, request: web.Request, context: Endpoi
             template_tools(body),
             continues=bool(body.continue_final_message),
         ),
-        body.overrides,
-        ChatCompletionBuilder(body, context.served_name(server), server.engine.tokenizer),
+        body.overrides_for(server.thinking_levels),
+        ChatCompletionBuilder(body, context.served_name(server), server.engine),
         stream=bool(body.stream),
         owner=owner,
         count=body.n or 1,
@@ -73,8 +75,10 @@ async def chat_completions(server: Server, request: web.Request, context: Endpoi
 
 
 def template_message(message: ChatMessage) -> dict[str, Any]:
-    """Return ``message`` in the form that chat templates expect."""
-    return {"content": message.refusal or "", **message.model_dump(exclude_none=True, exclude={"refusal"})}
+    """Return ``message`` in the form that chat templates expect, with thoughts as ``reasoning_content``."""
+    fields = message.model_dump(exclude_none=True, exclude={"refusal", "reasoning", "reasoning_content"})
+    thoughts = {"reasoning_content": message.thoughts} if message.thoughts else {}
+    return {"content": message.refusal or "", **fields, **thoughts}
 
 
 def template_tools(body: ChatCompletionRequest) -> list[dict[str, Any]]:
@@ -98,15 +102,24 @@ def select_constraint(body: ChatCompletionRequest) -> Constraint | None:
     return None if body.response_format is None else body.response_format.constraint
 
 
-def select_parser(body: ChatCompletionRequest) -> OutputParser:
-    """Return a parser for the generated text of one answer."""
+def select_parser(body: ChatCompletionRequest, *, text_may_be_call: bool) -> OutputParser:
+    """Return a parser for one answer.
+
+    :param text_may_be_call: False if the engine reads the calls itself.
+    """
     if isinstance(body.tool_choice, NamedToolChoice):
         return NamedCallParser(body.tool_choice.function.name)
     if not body.tools or body.tool_choice == "none":
         return PlainTextParser()
-    parser = RequiredCallsParser if body.tool_choice == "required" else ToolCallParser
-    parallel = body.parallel_tool_calls is not False
-    return parser({tool.function.name for tool in body.tools}, parallel=parallel)
+    names, parallel = {tool.function.name for tool in body.tools}, body.parallel_tool_calls is not False
+    if body.tool_choice == "required":
+        return RequiredCallsParser(names, parallel=parallel)
+    return ToolCallParser(names, parallel=parallel, text_may_be_call=text_may_be_call)
+
+
+def reads_calls(engine: Engine) -> bool:
+    """Return True if ``engine`` reads calls of tools itself: its text then contains none."""
+    return engine.response_template is not None and "tool_calls" in engine.response_template["fields"]
 
 
 class ChatChoiceBuilder:
@@ -116,7 +129,8 @@ class ChatChoiceBuilder:
         self._index, self._parser, self._formatter = index, parser, formatter
         self._role_sent = False
         self._texts: list[str] = []
-        self._calls: list[ToolCall] = []
+        self._thoughts: list[str] = []
+        self._calls: list[ChatToolCall] = []
         self._logprobs: list[ContentLogprob] = []
         self.usage = Usage(0, 0, 0)
         self._finish: ChatFinish = "stop"
@@ -127,18 +141,31 @@ class ChatChoiceBuilder:
         logprobs = None if self._formatter is None else self._formatter.for_chat(text.logprobs)
         return self._chunks(parts, logprobs)
 
+    def add_thinking(self, thinking: Thinking) -> list[ChatChunkChoice]:
+        """Add a piece of the thoughts; return its chunks."""
+        self._thoughts.append(thinking.text)
+        delta: MessageDelta = {"reasoning_content": thinking.text, "reasoning": thinking.text}
+        return [*self._role_chunk(), self._chunk(delta, None)]
+
+    def add_calls(self, calls: ToolCalls) -> list[ChatChunkChoice]:
+        """Add calls of tools; return their chunks."""
+        return self._chunks([part for call in calls.calls for part in self._parser.add_call(call)], None)
+
     def end(self, ended: Ended) -> list[ChatChunkChoice]:
         """End the choice; return its last chunks."""
         chunks = self._chunks(self._parser.close(), None)
         self.usage = ended.usage
         reason = self._parser.finish_reason if self._calls else "stop"
-        self._finish = "length" if ended.finish_reason == "length" else reason
+        self._finish = "length" if ended.finish_reason in AT_MAXIMUM_LENGTH else reason
         return [*chunks, *self._role_chunk(), self._chunk({}, None, self._finish)]
 
     def choice(self) -> ChatChoice:
         """Return the whole choice."""
         text = "".join(self._texts)
         message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
+        if self._thoughts:
+            thoughts = "".join(self._thoughts)
+            message |= {"reasoning_content": thoughts, "reasoning": thoughts}
         if self._calls:
             message |= {"content": text or None, "tool_calls": self._calls}
         return {
@@ -170,7 +197,7 @@ class ChatChoiceBuilder:
         if part.name is None:
             self._calls[part.index]["function"]["arguments"] += part.arguments
             return {"index": part.index, "function": {"arguments": part.arguments}}
-        call: ToolCall = {
+        call: ChatToolCall = {
             "id": f"call_{uuid.uuid4().hex[:24]}",
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},
@@ -195,18 +222,29 @@ class ChatCompletionBuilder(ResponseBuilder):
 
     id_prefix = "chatcmpl-"
 
-    def __init__(self, request: ChatCompletionRequest, model: str, tokenizer: Any) -> None:
+    def __init__(self, request: ChatCompletionRequest, model: str, engine: Engine) -> None:
         if request.max_completion_tokens is not None:
             self.field_names = {**self.field_names, "max_new_tokens": "max_completion_tokens"}
         if request.tool_choice not in (None, "none", "auto"):
             self.field_names = {**self.field_names, "constraint": "tools"}
         self._model, self._created = model, int(time.time())
         self._include_usage = request.include_usage
+        tokenizer = engine.tokenizer
         formatter = LogprobFormatter(tokenizer) if request.logprobs and tokenizer is not None else None
-        self._choices = [ChatChoiceBuilder(index, select_parser(request), formatter) for index in range(request.n or 1)]
+        text_may_be_call = not reads_calls(engine)
+        self._choices = [
+            ChatChoiceBuilder(index, select_parser(request, text_may_be_call=text_may_be_call), formatter)
+            for index in range(request.n or 1)
+        ]
 
     def add_text(self, index: int, text: Text) -> str:
         return "".join(map(self._event, self._choices[index].add_text(text)))
+
+    def add_thinking(self, index: int, thinking: Thinking) -> str:
+        return "".join(map(self._event, self._choices[index].add_thinking(thinking)))
+
+    def add_calls(self, index: int, calls: ToolCalls) -> str:
+        return "".join(map(self._event, self._choices[index].add_calls(calls)))
 
     def end_answer(self, index: int, ended: Ended) -> str:
         return "".join(map(self._event, self._choices[index].end(ended)))

@@ -6,11 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from aiochatstream.params import Flag, Logprobs
+from aiochatstream.params import ChatTemplateKwargs, Flag, Logprobs
 from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
     ChoicesRequest,
+    Effort,
     FunctionName,
     MaxTokens,
     OpenAIModel,
@@ -40,7 +41,10 @@ class MessageToolCall(BaseModel):
 
 
 class ChatMessage(OpenAIModel):
-    """A message of a chat. A refusal replaces the content; an assistant's message may have neither."""
+    """A message of a chat. A refusal replaces the content; an assistant's message may have neither.
+
+    reasoning_content, reasoning: thoughts of an assistant's message, under either name; ignored for other roles.
+    """
 
     model_config = STRICT
 
@@ -52,9 +56,16 @@ class ChatMessage(OpenAIModel):
     ]
     content: TextContent | None = None
     refusal: String | None = None
+    reasoning_content: String | None = None
+    reasoning: String | None = None
     name: String | None = None
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: String | None = None
+
+    @property
+    def thoughts(self) -> str:
+        """Thoughts before the answer; empty if there are none."""
+        return (self.reasoning_content or self.reasoning or "") if self.role == "assistant" else ""
 
     @model_validator(mode="after")
     def _check_role(self) -> ChatMessage:
@@ -115,7 +126,6 @@ class ChatCompletionRequest(ChoicesRequest):
         "functions": ([],),
         "function_call": ("none", "auto"),
         "web_search_options": (),
-        "reasoning_effort": ("none",),
         "verbosity": ("medium",),
         "moderation": (),
         "echo": (False,),
@@ -136,12 +146,18 @@ class ChatCompletionRequest(ChoicesRequest):
         | None
     ) = None
     parallel_tool_calls: Flag | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
     continue_final_message: Flag | None = None
     add_generation_prompt: Flag | None = None
 
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def effort(self) -> str | None:
+        return self.reasoning_effort
 
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatCompletionRequest:

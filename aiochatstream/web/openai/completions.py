@@ -16,6 +16,7 @@ from aiochatstream.web.openai.errors import openai_endpoint
 from aiochatstream.web.openai.generation import ResponseBuilder, generate, sse
 from aiochatstream.web.openai.logprobs import LogprobFormatter, TextOffsets
 from aiochatstream.web.openai.response_models import (
+    AT_MAXIMUM_LENGTH,
     Completion,
     CompletionChunk,
     CompletionUsage,
@@ -99,7 +100,7 @@ class TextChoiceBuilder:
     def end(self, ended: Ended) -> TextChunkChoice:
         """End the choice; return its last chunk."""
         self.usage = ended.usage
-        self._finish = "length" if ended.finish_reason == "length" else "stop"
+        self._finish = "length" if ended.finish_reason in AT_MAXIMUM_LENGTH else "stop"
         return self._chunk("", None, self._finish)
 
     def choice(self) -> TextChoice:

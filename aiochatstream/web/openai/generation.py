@@ -13,7 +13,7 @@ from aiohttp import web
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import ParamOverrides
 from aiochatstream.prompts import ChatInput, TextInput
-from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Text
+from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Text, Thinking, ToolCalls
 from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.web.json import dumps, json_response
 from aiochatstream.web.openai.errors import error_body, rename_field
@@ -45,6 +45,14 @@ class ResponseBuilder(ABC):
     def add_text(self, index: int, text: Text) -> str:
         """Add a piece of an answer; return its events."""
 
+    def add_thinking(self, index: int, thinking: Thinking) -> str:
+        """Add a piece of the thoughts before an answer; return its events. Plain texts have no thoughts."""
+        return ""
+
+    def add_calls(self, index: int, calls: ToolCalls) -> str:
+        """Add calls of tools; return their events. There are none unless the request contains tools."""
+        return ""
+
     @abstractmethod
     def end_answer(self, index: int, ended: Ended) -> str:
         """End an answer; return the events of its end."""
@@ -56,6 +64,19 @@ class ResponseBuilder(ABC):
     @abstractmethod
     def body(self) -> Any:
         """Return the JSON of a response without a stream, when all answers have ended."""
+
+    def add_event(self, index: int, event: Event) -> str:
+        """Add an event of an answer; return its events in the stream."""
+        match event:
+            case Text():
+                return self.add_text(index, event)
+            case Thinking():
+                return self.add_thinking(index, event)
+            case ToolCalls():
+                return self.add_calls(index, event)
+            case Ended():
+                return self.end_answer(index, event)
+        return ""
 
     def failure_event(self, error: ChatStreamError) -> str:
         """Return the event of a failure, the last one of its stream."""
@@ -81,8 +102,8 @@ async def generate(
 ) -> web.StreamResponse:
     """Generate the answers and send the response of ``builder``, until the end or until the client disconnects.
 
-    The headers of a stream are sent with the first text, so that an earlier failure has an HTTP status; if the first
-    text takes long, with the first heartbeat.
+    The headers of a stream are sent with the first text or thought, so that an earlier failure has an HTTP status; if
+    both take long, with the first heartbeat.
 
     :param owner: owner of the prompts.
     :param count: answers per prompt.
@@ -165,13 +186,7 @@ async def _write_stream(
                         raise event.error
                     await response.write(EVENTS, builder.failure_event(event.error))
                     return await response.finish(EVENTS)
-                text = ""
-                if isinstance(event, Text):
-                    text = builder.add_text(index, event)
-                elif isinstance(event, Heartbeat):
-                    text = HEARTBEAT
-                elif isinstance(event, Ended):
-                    text = builder.end_answer(index, event)
+                text = HEARTBEAT if isinstance(event, Heartbeat) else builder.add_event(index, event)
                 if text:
                     await response.write(EVENTS, text)
         await response.write(EVENTS, builder.last_events())
@@ -186,10 +201,7 @@ async def _write_body(
             if isinstance(event, Failed):
                 rename_field(event.error, builder.field_names)
                 raise event.error
-            if isinstance(event, Text):
-                builder.add_text(index, event)
-            elif isinstance(event, Ended):
-                builder.end_answer(index, event)
+            builder.add_event(index, event)
     return json_response(builder.body(), headers=response.headers)
 
 

@@ -11,6 +11,9 @@ from aiochatstream.runtime.events import Usage
 ChatFinish = Literal["stop", "length", "tool_calls"]
 TextFinish = Literal["stop", "length"]
 
+AT_MAXIMUM_LENGTH = ("length", "thinking_length")
+"""The engine's finish reasons that OpenAI calls "length"."""
+
 
 class ErrorDetail(TypedDict):
     message: str
@@ -40,11 +43,16 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+
+
 class CompletionUsage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TopLogprob(TypedDict):
@@ -67,17 +75,21 @@ class CalledFunction(TypedDict):
     arguments: str
 
 
-class ToolCall(TypedDict):
+class ChatToolCall(TypedDict):
     id: str
     type: Literal["function"]
     function: CalledFunction
 
 
 class AssistantMessage(TypedDict):
+    """A message of the model. reasoning_content, reasoning: its thoughts, twice because clients read either."""
+
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    tool_calls: NotRequired[list[ToolCall]]
+    reasoning_content: NotRequired[str]
+    reasoning: NotRequired[str]
+    tool_calls: NotRequired[list[ChatToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -111,6 +123,8 @@ class ToolCallDelta(TypedDict):
 class MessageDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str | None]
+    reasoning_content: NotRequired[str]
+    reasoning: NotRequired[str]
     tool_calls: NotRequired[list[ToolCallDelta]]
 
 
@@ -182,4 +196,5 @@ def total_usage(answers: list[Usage], per_prompt: int = 1) -> CompletionUsage:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
+        "completion_tokens_details": {"reasoning_tokens": sum(usage.thinking_tokens for usage in answers)},
     }

@@ -26,6 +26,24 @@ class OutputMessage(TypedDict):
     content: list[OutputText]
 
 
+class ReasoningText(TypedDict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(TypedDict):
+    """The model's thoughts. summary: empty, because the content is complete."""
+
+    type: Literal["reasoning"]
+    id: str
+    status: ResponseStatus
+    summary: list[Any]
+    content: list[ReasoningText]
+
+
+OutputItem = OutputMessage | ReasoningItem
+
+
 class IncompleteDetails(TypedDict):
     reason: Literal["max_output_tokens"]
 
@@ -59,7 +77,7 @@ class Response(TypedDict):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: None
     store: bool
@@ -80,6 +98,8 @@ class ResponseEvent(TypedDict):
         "response.in_progress",
         "response.output_item.added",
         "response.content_part.added",
+        "response.reasoning_text.delta",
+        "response.reasoning_text.done",
         "response.output_text.delta",
         "response.output_text.done",
         "response.content_part.done",
@@ -93,8 +113,8 @@ class ResponseEvent(TypedDict):
     output_index: NotRequired[int]
     content_index: NotRequired[int]
     item_id: NotRequired[str]
-    item: NotRequired[OutputMessage]
-    part: NotRequired[OutputText]
+    item: NotRequired[OutputItem]
+    part: NotRequired[OutputText | ReasoningText]
     delta: NotRequired[str]
     text: NotRequired[str]
     logprobs: NotRequired[list[ContentLogprob]]

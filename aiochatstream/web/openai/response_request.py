@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
@@ -10,6 +10,7 @@ from aiochatstream.params import Flag, Logprobs
 from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
+    Effort,
     FormatType,
     GenerationRequest,
     MaxTokens,
@@ -23,11 +24,15 @@ LOGPROBS = "message.output_text.logprobs"
 """Item of ``include`` that requests logprobs."""
 
 
-class InputMessage(BaseModel):
-    """A message of the input."""
+class InputItem(BaseModel):
+    """A message of the input, or the thoughts before an assistant's message, which have the same role.
+
+    Thoughts are sent as the output contains them: with the type ``reasoning``, and parts as content or summary.
+    """
 
     model_config = STRICT
 
+    type: Literal["message", "reasoning"] = "message"
     role: MessageRole
     content: TextContent
 
@@ -35,20 +40,30 @@ class InputMessage(BaseModel):
     @classmethod
     def _check_type(cls, data: Any) -> Any:
         item_type = data.get("type", "message") if isinstance(data, dict) else "message"
+        if item_type == "reasoning":
+            return {"type": "reasoning", "role": "assistant", "content": _thoughts_of(data)}
         if item_type != "message":
-            raise ValueError(f"type: must be 'message', not {str(item_type)[:40]!r}")
+            raise ValueError(f"type: must be 'message' or 'reasoning', not {str(item_type)[:40]!r}")
         return data
+
+
+def _thoughts_of(item: dict[str, Any]) -> Any:
+    """Return the content of a reasoning item as a message's; empty if it is encrypted."""
+    content = item.get("content") or item.get("summary") or ""
+    if not isinstance(content, list):
+        return content
+    return [{**part, "type": "text"} if isinstance(part, dict) else part for part in content]
 
 
 def _as_messages(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-MessageList = Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+ItemList = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 Input = Annotated[
-    MessageList,
+    ItemList,
     Field(description=f"a string or a list of 1 to {MAX_ITEMS} messages"),
-    BeforeValidator(_as_messages, json_schema_input_type=str | MessageList),
+    BeforeValidator(_as_messages, json_schema_input_type=str | ItemList),
 ]
 
 
@@ -80,6 +95,14 @@ class TextOptions(OpenAIModel):
     format: TextFormat | None = None
 
 
+class ReasoningOptions(BaseModel):
+    """Options of thoughts. ``summary`` and others have no effect."""
+
+    model_config = STRICT
+
+    effort: Effort | None = None
+
+
 class ResponseRequest(GenerationRequest):
     """The body of ``POST /v1/responses``. ``store`` has no effect: nothing is stored."""
 
@@ -91,7 +114,6 @@ class ResponseRequest(GenerationRequest):
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "truncation": ("disabled",),
-        "reasoning": ({}, {"effort": "none"}),
         "moderation": (),
         "image": (),
         "n": (1,),
@@ -109,19 +131,42 @@ class ResponseRequest(GenerationRequest):
     instructions: String | None = None
     max_output_tokens: MaxTokens | None = None
     text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
     top_logprobs: Logprobs | None = None
     include: list[str] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16, description="an object of up to 16 strings")] | None = None
+
+    @model_validator(mode="after")
+    def _check_input(self) -> ResponseRequest:
+        if all(item.type == "reasoning" for item in self.input):
+            raise ValueError("input: must contain a message")
+        return self
 
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_output_tokens
 
     @property
+    def effort(self) -> str | None:
+        return None if self.reasoning is None else self.reasoning.effort
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
-        """The instructions and the input, as messages for chat templates."""
-        system = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        return [*system, *(message.model_dump() for message in self.input)]
+        """The instructions and the input, as messages for chat templates. Thoughts belong to the assistant's message
+        that follows them; others are ignored.
+        """
+        messages = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        thoughts = ""
+        for item in self.input:
+            if item.type == "reasoning":
+                thoughts += item.content
+                continue
+            message: dict[str, Any] = {"role": item.role, "content": item.content}
+            if thoughts and item.role == "assistant":
+                message["reasoning_content"] = thoughts
+            messages.append(message)
+            thoughts = ""
+        return messages
 
     @property
     def logprobs(self) -> int | None:

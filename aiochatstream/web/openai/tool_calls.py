@@ -1,4 +1,4 @@
-"""Tool calls: parsed from generated text, or forced by constraints."""
+"""Tool calls: read by the engine, parsed from generated text, or forced by constraints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from aiochatstream.constraint import JSON_OPTIONS, Constraint
+from aiochatstream.engines import ToolCall
 from aiochatstream.prompts.tools import BEGIN_CALL, END_CALL
 from aiochatstream.web.openai.chat_request import FunctionDefinition
 
@@ -73,6 +74,10 @@ class OutputParser(ABC):
     def feed(self, text: str) -> list[Part]:
         """Parse a piece of text; return the parts that are certain."""
 
+    def add_call(self, call: ToolCall) -> list[Part]:
+        """Add a call that the engine has read; return the parts that are certain. By default, it is text."""
+        return self.feed(call.text)
+
     def close(self) -> list[Part]:
         """End the answer; return the remaining parts."""
         return []
@@ -93,10 +98,13 @@ class ToolCallParser(OutputParser):
 
     :param names: names of the functions.
     :param parallel: return all calls, not only the first one.
+    :param text_may_be_call: False if the engine reads the calls: then text is never parsed.
     """
 
-    def __init__(self, names: Collection[str], *, parallel: bool = True) -> None:
-        self._names, self._parallel = names, parallel
+    def __init__(self, names: Collection[str], *, parallel: bool = True, text_may_be_call: bool = True) -> None:
+        self._names, self._parallel, self._text_may_be_call = names, parallel, text_may_be_call
+        self._calls_read = 0
+        """Number of calls that the engine has read."""
         self._buffer = ""
         self._last = "\n"
         """Last returned character; at first a line break, as the answer begins a line."""
@@ -104,6 +112,8 @@ class ToolCallParser(OutputParser):
         """True if all further text is held back; None until the answer begins."""
 
     def feed(self, text: str) -> list[Part]:
+        if not self._text_may_be_call:
+            return [text] if text else []
         self._buffer += text
         if self._holds is None and (begin := self._buffer.lstrip()[:1]):
             self._holds = begin in ("{", "[")
@@ -121,6 +131,16 @@ class ToolCallParser(OutputParser):
         self._last = safe_text[-1:] or self._last
         return [safe_text] if safe_text else []
 
+    def add_call(self, call: ToolCall) -> list[Part]:
+        parts: list[Part] = [self._buffer] if self._buffer else []
+        self._buffer, self._text_may_be_call = "", False  # the engine reads the calls
+        if call.name not in self._names:
+            return [*parts, call.text]
+        self._calls_read += 1
+        if self._parallel or self._calls_read == 1:
+            parts.append(CallPart(self._calls_read - 1, call.arguments, call.name))
+        return parts
+
     def close(self) -> list[Part]:
         parts = parse_calls(self._buffer, self._names)
         if self._parallel:
@@ -134,6 +154,9 @@ class RequiredCallsParser(ToolCallParser):
     def feed(self, text: str) -> list[Part]:
         self._buffer += text
         return []
+
+    def add_call(self, call: ToolCall) -> list[Part]:
+        return self.feed(call.text)
 
     def close(self) -> list[Part]:
         try:

@@ -16,7 +16,7 @@ from aiohttp import HttpVersion11, web
 from aiochatstream.conversations.user import SaveResult
 from aiochatstream.errors import BadRequest
 from aiochatstream.params import WireFormat
-from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text, Thinking, ToolCalls
+from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Queued, Started, Text, Thinking
 from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.sessions import UserSession
 from aiochatstream.web.accept import parse_qualities
@@ -133,7 +133,7 @@ class TurnResponse(StreamedResponse):
 
 
 async def write_text(response: TurnResponse) -> web.StreamResponse:
-    """Send each new text as a chunk. The headers are sent with the first, so that an earlier failure has a status."""
+    """Send each new text as a chunk; see :func:`_write_plain` for the headers."""
     if hides_truncation(response.request):
         return await _write_whole(response, lambda text: text)
     return await _write_plain(response, lambda text: response.write("text/plain", text))
@@ -167,18 +167,25 @@ async def _wait_for_end(response: TurnResponse) -> Ended:
 
 
 async def _write_plain(response: TurnResponse, write: Callable[[str], Awaitable[None]]) -> web.StreamResponse:
-    """Call ``write`` with each new text, until the end of the turn."""
-    while True:
-        event = await response.turn.next_event()
-        if isinstance(event, Text):
-            await write(event.text)
-        elif isinstance(event, Ended):
-            return await response.finish("text/plain")
-        elif isinstance(event, Failed):
-            if response.stream is None:
-                raise event.error
-            response.abort()
-            return response.stream
+    """Call ``write`` with each new text, until the end of the turn.
+
+    The headers are sent with the first text, so that an earlier failure has a status; during a long thought, which this
+    format cannot show, with the first heartbeat, so that the connection does not seem dead.
+    """
+    with response.turn.heartbeats(HEARTBEAT_SECONDS):
+        while True:
+            event = await response.turn.next_event()
+            if isinstance(event, Text):
+                await write(event.text)
+            elif isinstance(event, Heartbeat) and response.turn.thinking:
+                await response.open("text/plain")
+            elif isinstance(event, Ended):
+                return await response.finish("text/plain")
+            elif isinstance(event, Failed):
+                if response.stream is None:
+                    raise event.error
+                response.abort()
+                return response.stream
 
 
 async def write_cumulative_eos(response: TurnResponse) -> web.StreamResponse:
@@ -239,8 +246,6 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
             return f'event: delta\ndata: {{"text":{dumps(text)}}}\n\n'
         case Thinking(text):
             return f'event: thinking\ndata: {{"text":{dumps(text)}}}\n\n'
-        case ToolCalls(calls):  # only /v1 offers tools: for chats without any, calls are text
-            name, data = "delta", {"text": "".join(call.text for call in calls)}
         case Heartbeat():
             return HEARTBEAT
         case Queued(position):
@@ -258,7 +263,9 @@ def sse_event(turn: RunningTurn, event: Event) -> str:
 async def write_json(response: TurnResponse) -> web.StreamResponse:
     """Send a JSON object at the end of the turn."""
     ended = await _wait_for_end(response)
-    body = {"text": response.turn.text, "message_id": response.turn.message_id, **answer_summary(ended)}
+    turn = response.turn
+    thoughts = {"thinking": turn.thinking} if turn.thinking else {}
+    body = {"text": turn.text, **thoughts, "message_id": turn.message_id, **answer_summary(ended)}
     return json_response(body, headers=response.headers)
 
 

@@ -17,7 +17,18 @@ from cryptography.fernet import Fernet
 from aiochatstream import ChatStream, CookieStorage, GenerationParams, MemoryStorage
 from aiochatstream.conversations.conversation import MAX_CHARS
 from aiochatstream.conversations.export import ExportedConversation
-from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, sse_events, until
+from tests.helpers import (
+    THOUGHTFUL,
+    Client,
+    ClientOf,
+    DeltaEngine,
+    MakeStepper,
+    Server,
+    StartServer,
+    echo,
+    sse_events,
+    until,
+)
 
 KEY = Fernet.generate_key()
 
@@ -281,3 +292,31 @@ async def test_an_import_with_too_much_structure_is_refused_before_parsing(
     headers = {"Content-Type": "application/json"}
     async with client.session.post(f"{client.url}/import", data=io.BytesIO(data), headers=headers) as response:
         assert (response.status, (await response.json())["error"]) == (413, "too_large")
+
+
+async def test_thoughts_are_stored_and_exported_except_in_cookies(start: StartServer, client_of: ClientOf) -> None:
+    client = client_of(await start(ChatStream(engine=DeltaEngine(*THOUGHTFUL))))
+    await client.say("one")
+    assert (await client.history())[1]["thinking"] == "Let me see."
+    exported = await export(client)
+    assert exported["messages"] == await client.history()
+    status, _ = await put_in(client, conversation="copy", **exported)
+    assert status == 200
+    assert await client.history("copy") == await client.history()
+    client = client_of(await start(ChatStream(engine=DeltaEngine(*THOUGHTFUL)), CookieStorage(KEY)))
+    assert (await client.say("one"))["thinking"] == "Let me see."
+    assert "thinking" not in (await client.history())[1]
+    assert (await put_in(client, **exported))[0] == 200
+    assert [message.get("thinking") for message in await client.history()] == [None, None]
+
+
+async def test_an_import_with_invalid_thoughts_is_refused(client: Client) -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "thinking": 1}]
+    status, answer = await put_in(client, messages=messages)
+    assert (status, answer["detail"]) == (422, "messages.1.thinking: must be a string.")
+
+
+def test_thoughts_count_for_the_maximum_size_of_an_import() -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "thinking": "y" * MAX_CHARS}]
+    with pytest.raises(ValueError, match="messages: must have at most 1048576 characters in total"):
+        ExportedConversation.model_validate({"messages": messages})

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
-from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, until
+from tests.helpers import THOUGHTFUL, Client, ClientOf, DeltaEngine, MakeStepper, StartServer, echo, until
 
 
 async def figures(client: Client) -> dict[str, float]:
@@ -109,3 +109,10 @@ async def test_an_answer_is_one_log_line_without_its_text(
     assert line.startswith(f"answer {answer['message_id']} finished_reason=stop prompt_tokens=0 cached_tokens=0")
     assert "completion_tokens=2 " in line
     assert "secret" not in caplog.text
+
+
+async def test_tokens_of_thoughts_are_counted(start: StartServer, client_of: ClientOf) -> None:
+    client = client_of(await start(ChatStream(engine=DeltaEngine(*THOUGHTFUL))))
+    await client.say("one")
+    now = await figures(client)
+    assert (now["generation_tokens_total"], now["thinking_tokens_total"]) == (7, 4)

@@ -47,3 +47,7 @@ def tool(name: str, parameters: dict[str, Any] | None = None) -> Any:
     """Return a function tool, of any type because OpenAI's client has one type per endpoint."""
     function = {"name": name} if parameters is None else {"name": name, "parameters": parameters}
     return {"type": "function", "function": function}
+
+
+CALLS_TEMPLATE: dict[str, Any] = {"fields": {"tool_calls": {}}}
+"""Response template of an engine that reads calls; only the engine itself uses its contents."""

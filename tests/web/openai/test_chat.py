@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
 from openai import AsyncStream
 from openai.types.chat import ChatCompletionMessageFunctionToolCallParam, ChatCompletionMessageParam
 
-from aiochatstream import ChatPrompt, ChatStream
+from aiochatstream import ChatPrompt, ChatStream, Delta, TokenLogprob, ToolCall
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
+from aiochatstream.web.openai.chat import template_message
+from aiochatstream.web.openai.chat_request import ChatMessage
 from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import tiny
-from tests.helpers import ClientOf, StartServer, echo
-from tests.web.openai.helpers import HI, ConstrainedEngine, OpenAIClientOf, SpyEngine, tool
+from tests.helpers import STUCK_THOUGHT, THOUGHTFUL, ClientOf, DeltaEngine, StartServer, echo
+from tests.web.openai.helpers import CALLS_TEMPLATE, HI, ConstrainedEngine, OpenAIClientOf, SpyEngine, tool
 
 CALL: ChatCompletionMessageFunctionToolCallParam = {
     "id": "1",
@@ -149,3 +151,150 @@ async def test_replacements_do_not_apply_to_constrained_answers(start: StartServ
     assert plain.choices[0].message.content == '{"a": "b\nc"}'
     constrained = await create(model="", messages=HI, response_format={"type": "json_object"})
     assert json.loads(constrained.choices[0].message.content or "") == {"a": "b<NL>c"}
+
+
+async def test_thoughts_are_the_reasoning_of_a_message(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(await start(ChatStream(engine=DeltaEngine(*THOUGHTFUL)))).chat.completions.create
+    answer = (await create(model="", messages=HI)).to_dict()
+    [choice] = cast("list[dict[str, Any]]", answer["choices"])
+    assert choice["message"]["content"] == "It is four."
+    assert choice["message"]["reasoning_content"] == choice["message"]["reasoning"] == "Let me see."
+    assert cast("dict[str, Any]", answer["usage"])["completion_tokens_details"] == {"reasoning_tokens": 4}
+    stream = await create(model="", messages=HI, stream=True, stream_options={"include_usage": True})
+    chunks = [chunk async for chunk in stream]
+    deltas = [chunk.choices[0].delta.to_dict() for chunk in chunks[:-1]]
+    assert deltas == [
+        {"role": "assistant", "content": ""},
+        {"reasoning_content": "Let me ", "reasoning": "Let me "},
+        {"reasoning_content": "see.", "reasoning": "see."},
+        {"content": "It is "},
+        {"content": "four."},
+        {},
+    ]
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens_details is not None
+    assert usage.completion_tokens_details.reasoning_tokens == 4
+
+
+async def test_answers_without_thoughts_have_no_reasoning(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    answer = (
+        await openai_of(await start(ChatStream(engine=echo))).chat.completions.create(model="", messages=HI)
+    ).to_dict()
+    [choice] = cast("list[dict[str, Any]]", answer["choices"])
+    assert choice["message"].keys() == {"role", "content", "refusal"}
+    assert cast("dict[str, Any]", answer["usage"])["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
+async def test_a_thought_that_uses_all_tokens_has_the_finish_reason_length(
+    start: StartServer, openai_of: OpenAIClientOf
+) -> None:
+    create = openai_of(await start(ChatStream(engine=DeltaEngine(*STUCK_THOUGHT)))).chat.completions.create
+    [choice] = (await create(model="", messages=HI)).choices
+    assert (choice.finish_reason, choice.message.content) == ("length", "")
+
+
+async def test_logprobs_of_thoughts_are_omitted(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    class WithTokenizer(DeltaEngine):
+        tokenizer = BYTE_FALLBACK
+        vocab_size = len(BYTE_FALLBACK)
+
+    def delta(text: str, *, thinking: bool) -> Delta:
+        token_id = BYTE_FALLBACK(text, add_special_tokens=False)["input_ids"][-1]
+        fields = {"thinking": text, "thinking_tokens": 1} if thinking else {"text": text}
+        return Delta(token_ids=(token_id,), logprobs=(TokenLogprob(token_id, -1.0),), **fields)
+
+    deltas = [delta("a", thinking=True), delta("b", thinking=False), Delta(finish_reason="stop")]
+    create = openai_of(
+        await start(ChatStream(engine=WithTokenizer(*deltas), chat_prompt_clazz=ChatPromptCyberAgentOpenCalm))
+    ).chat.completions.create
+    [choice] = (await create(model="", messages=HI, logprobs=True)).choices
+    assert choice.message.content == "b"
+    assert choice.logprobs is not None
+    assert [logprob.token for logprob in choice.logprobs.content or ()] == ["b"]
+
+
+@pytest.mark.parametrize("fields", [{"reasoning_content": "Hm."}, {"reasoning": "Hm."}])
+async def test_templates_receive_the_thoughts_of_assistant_messages(fields: dict[str, str]) -> None:
+    message = ChatMessage.model_validate({"role": "assistant", "content": "four", **fields})
+    assert template_message(message) == {"role": "assistant", "content": "four", "reasoning_content": "Hm."}
+    message = ChatMessage.model_validate({"role": "user", "content": "four", **fields})
+    assert template_message(message) == {"role": "user", "content": "four"}
+
+
+async def test_invalid_thoughts_of_messages_are_refused(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(await start(ChatStream(engine=echo))).chat.completions.create
+    message: Any = {"role": "assistant", "content": "four", "reasoning": {"text": "Hm."}}
+    with pytest.raises(openai.BadRequestError, match=r"messages\.1\.reasoning: must be a string"):
+        await create(model="", messages=[*HI, message, *HI])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("template", [CALLS_TEMPLATE, None])
+async def test_calls_that_the_engine_reads_are_tool_calls(
+    start: StartServer, openai_of: OpenAIClientOf, stream: bool, template: dict[str, Any] | None
+) -> None:
+    calls = (ToolCall("f", '{"x":1}', "<f>"), ToolCall("unknown", "{}", "<unknown>"), ToolCall("f", "{}", "<f2>"))
+    engine = DeltaEngine(
+        Delta(thinking="I call f."),
+        Delta("Wait. "),
+        *(Delta(tool_calls=(call,)) for call in calls),
+        Delta(finish_reason="stop"),
+        response_template=template,
+    )
+    create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
+    answer = await create(model="", messages=HI, tools=[tool("f")], stream=stream)
+    functions: list[Any]
+    if isinstance(answer, AsyncStream):
+        choices = [choice async for chunk in answer for choice in chunk.choices]
+        content = "".join(choice.delta.content or "" for choice in choices)
+        functions = [call.function for choice in choices for call in choice.delta.tool_calls or ()]
+        finish_reason = choices[-1].finish_reason
+        assert [call.index for choice in choices for call in choice.delta.tool_calls or ()] == [0, 1]
+    else:
+        [choice] = answer.choices
+        content, finish_reason = choice.message.content or "", choice.finish_reason
+        functions = [call.function for call in choice.message.tool_calls or () if call.type == "function"]
+    assert [(function.name, function.arguments) for function in functions] == [("f", '{"x":1}'), ("f", "{}")]
+    assert (content, finish_reason) == ("Wait. <unknown>", "tool_calls")
+    assert [tool_["function"]["name"] for tool_ in engine.prompts[0].tools] == ["f"]
+
+
+async def test_text_is_parsed_if_the_engines_template_reads_no_calls(
+    start: StartServer, openai_of: OpenAIClientOf
+) -> None:
+    text = '<tool_call>{"name": "f"}</tool_call>'
+    for template, finish_reason in (({"fields": {"thinking": {}}}, "tool_calls"), (CALLS_TEMPLATE, "stop")):
+        engine = DeltaEngine(Delta(text, finish_reason="stop"), response_template=template)
+        create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
+        [choice] = (await create(model="", messages=HI, tools=[tool("f")])).choices
+        assert choice.finish_reason == finish_reason
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": [tool("f")], "tool_choice": "none"}])
+async def test_calls_are_text_if_no_tool_may_be_called(
+    start: StartServer, openai_of: OpenAIClientOf, more: dict[str, Any]
+) -> None:
+    engine = DeltaEngine(Delta(tool_calls=(ToolCall("f", "{}", "<f>"),)), Delta(finish_reason="stop"))
+    [choice] = (
+        await openai_of(await start(ChatStream(engine=engine))).chat.completions.create(model="", messages=HI, **more)
+    ).choices
+    assert (choice.message.content, choice.finish_reason, engine.prompts[0].tools) == ("<f>", "stop", ())
+
+
+async def test_forced_calls_follow_the_thought(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    forced: list[tuple[Any, str, str]] = [
+        ("required", '[{"name": "f", "arguments": {}}]', "tool_calls"),
+        ({"type": "function", "function": {"name": "f"}}, "{}", "stop"),
+    ]
+    for choice, text, finish_reason in forced:
+        engine = DeltaEngine(
+            Delta(thinking="Hm."), Delta(text), Delta(finish_reason="stop"), response_template=CALLS_TEMPLATE
+        )
+        create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
+        [answer] = (await create(model="", messages=HI, tools=[tool("f")], tool_choice=choice)).choices
+        calls: list[Any] = answer.message.tool_calls or []
+        [call] = calls
+        assert (call.function.name, call.function.arguments) == ("f", "{}")
+        assert answer.finish_reason == finish_reason
+        assert answer.message.to_dict()["reasoning"] == "Hm."

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from aiochatstream import ToolCall
 from aiochatstream.web.openai.tool_calls import (
     CallPart,
     NamedCallParser,
@@ -147,3 +148,36 @@ def test_constrained_calls_are_parsed() -> None:
     assert json.loads("".join(part.arguments for part in parts if isinstance(part, CallPart))) == {"x": 1}
     assert read(RequiredCallsParser(NAMES), f"[{CALL}]", 4) == [CallPart(0, '{"x": 1}', "f")]
     assert read(RequiredCallsParser(NAMES), f"[{CALL}", 4) == [f"[{CALL}"]  # cut off
+
+
+READ_F, READ_H = ToolCall("f", '{"x":1}', "<f>"), ToolCall("h", "{}", "<h>")
+"""A call of a known and of an unknown function, as the engine reads them."""
+
+
+def test_calls_that_the_engine_has_read_are_not_parsed_again() -> None:
+    parser = ToolCallParser(NAMES, text_may_be_call=False)
+    assert parser.feed(CALL) == [CALL]
+    assert parser.add_call(READ_F) == [CallPart(0, '{"x":1}', "f")]
+    assert parser.add_call(READ_H) == ["<h>"]
+    assert parser.feed("\n") == ["\n"]
+    assert parser.add_call(READ_F) == [CallPart(1, '{"x":1}', "f")]
+    assert parser.close() == []
+
+
+def test_without_parallel_calls_only_the_first_call_that_the_engine_has_read_is_returned() -> None:
+    parser = ToolCallParser(NAMES, parallel=False, text_may_be_call=False)
+    assert [parser.add_call(call) for call in (READ_H, READ_F, READ_F)] == [["<h>"], [CallPart(0, '{"x":1}', "f")], []]
+
+
+def test_text_is_not_parsed_after_a_call_that_the_engine_has_read() -> None:
+    parser = ToolCallParser(NAMES)
+    assert parser.feed(f"{CALL}\n") == []  # may be a call
+    assert parser.add_call(READ_F) == [f"{CALL}\n", CallPart(0, '{"x":1}', "f")]
+    assert parser.feed(CALL) == [CALL]
+    assert parser.close() == []
+
+
+@pytest.mark.parametrize("parser", [NamedCallParser("f"), RequiredCallsParser(NAMES)])
+def test_forced_calls_are_parsed_from_the_text_only(parser: OutputParser) -> None:
+    call = ToolCall("g", "{}", f"[{CALL}]")
+    assert [*parser.add_call(call), *parser.close()] in ([CallPart(0, f"[{CALL}]", "f")], [F])
