@@ -41,6 +41,9 @@ DEFAULTS = {
     "seed": None,
     "stop": [],
     "ignore_eos": False,
+    "thinking": "auto",
+    "chat_template_kwargs": {},
+    "max_thinking_tokens": None,
 }
 
 
