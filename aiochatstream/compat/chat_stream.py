@@ -272,8 +272,10 @@ def _override(value: Any, model: type[GenerationParams] | type[Limits], **fields
     the constructor refuses it.
     """
     value = model() if value is None else value
-    changes = {name: field for name, field in fields.items() if field is not None}
-    return model(**{**dict(value), **changes}) if isinstance(value, model) else value
+    if not isinstance(value, model):
+        return value
+    specified = {name: getattr(value, name) for name in value.model_fields_set}  # others may depend on the model
+    return type(value)(**specified | {name: field for name, field in fields.items() if field is not None})
 
 
 def _overload_status(limits: Limits | None, too_many_request_as_http_error: bool) -> int | None:
