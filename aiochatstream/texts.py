@@ -30,11 +30,14 @@ class Texts:
     ready: str
     row_model: str
     row_device: str
+    row_weights: str
+    dequantized: str
     row_concurrency: str
     row_queue: str
     row_context: str
     row_recording: str
     row_openai: str
+    row_no_chats: str
     usage: str
     cannot_listen: str
     key_file_without_cookie: str
@@ -50,9 +53,11 @@ class Texts:
     queued: str
     stopped: str
     cut: str
+    cut_thinking: str
     dropped: str
     not_stored: str
     tokens: str
+    thinking_tokens: str
     rate: str
     first: str
     prompt_tokens: str
@@ -106,11 +111,15 @@ EN = Texts(
     ready="\nReady on {url}",
     row_model="  model        {model}",
     row_device="  device       {device}, {dtype}",
+    row_weights="  weights      {weights}",
+    dequantized="dequantised: {disk} on disk, {memory} in memory",
     row_concurrency="  concurrency  {slots} answers at a time",
     row_queue="  queue        {places} waiting requests; further ones get {status}",
     row_context="  context      {context} tokens, including {answer} for the answer",
     row_recording="  recording    all answers, in {folder}",
     row_openai="  OpenAI API   {url}",
+    row_no_chats="  chats        none: the model has no chat template. Only /v1/completions works; for chats, set\n"
+    "               {options}",
     usage="\nTo chat, open {url} in a browser, or run\n  {command}\nCtrl-C stops the server.",
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
     key_file_without_cookie="--secret-key-file and --dev require --session cookie.",
@@ -125,9 +134,11 @@ EN = Texts(
     queued="waiting, position {position} in the queue",
     stopped="(stopped)",
     cut="(cut off at the maximum length)",
+    cut_thinking="(cut off at the maximum length while thinking, before the answer)",
     dropped="(context full: the {count} oldest turns were dropped)",
     not_stored="(too long to store: the conversation is unchanged)",
     tokens="{count} tokens",
+    thinking_tokens="{count} of them for thinking",
     rate="{rate:.1f} tokens/s",
     first="first after {seconds:.2f} s",
     prompt_tokens="{count} prompt tokens, {cached} of them cached",
@@ -175,11 +186,15 @@ JA = Texts(
     ready="\n準備ができました: {url}",
     row_model="  モデル        {model}",
     row_device="  デバイス      {device}, {dtype}",
+    row_weights="  重み          {weights}",
+    dequantized="量子化を解除: ディスク上 {disk}、メモリー上 {memory}",
     row_concurrency="  同時生成数    {slots} 件",
     row_queue="  待ち行列      {places} 件まで待機。それを超えると {status} を返します",
     row_context="  コンテキスト  {context} トークン（うち応答 {answer}）",
     row_recording="  記録          すべての応答を {folder} に保存します",
     row_openai="  OpenAI の API {url}",
+    row_no_chats="  会話          不可（チャットテンプレートがなく、/v1/completions だけを使えます）。会話の形式は\n"
+    "                {options} で指定します",
     usage="\n会話するには、ブラウザーで {url} を開くか、次のコマンドを実行します。\n  {command}\nCtrl-C で終了します。",
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
     key_file_without_cookie="--secret-key-file と --dev は --session cookie と一緒に指定します。",
@@ -194,9 +209,11 @@ JA = Texts(
     queued="順番待ち: {position} 番目",
     stopped="（停止しました）",
     cut="（長さの上限で打ち切りました）",
+    cut_thinking="（応答の前の思考中に、長さの上限で打ち切りました）",
     dropped="（コンテキストがいっぱいのため、古いやり取りを {count} 件削除しました）",
     not_stored="（長すぎて保存できません。会話は変更されていません）",
     tokens="{count} トークン",
+    thinking_tokens="うち思考 {count} トークン",
     rate="{rate:.1f} トークン/秒",
     first="最初まで {seconds:.2f} 秒",
     prompt_tokens="プロンプト {count} トークン（うちキャッシュ済み {cached}）",
@@ -244,6 +261,17 @@ def texts_for(locale: Locale) -> Texts:
     if locale not in LOCALES:
         raise ValueError(f"locale: must be {' or '.join(map(repr, LOCALES))}, not {locale!r}.")
     return TEXTS[locale]
+
+
+def format_bytes(count: int) -> str:
+    """Return a size with a decimal unit and three digits or more, for example ``538 MB`` or ``1.50 GB``."""
+    size, unit = float(count), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    digits = 0 if unit == "bytes" or size >= 100 else 1 if size >= 10 else 2
+    return f"{size:.{digits}f} {unit}"
 
 
 def locale_from_environment(environment: Mapping[str, str]) -> Locale:

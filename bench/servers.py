@@ -221,11 +221,10 @@ def chat_app(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
     """Return an application with the whole stack of aiochatstream."""
     limits: dict[str, Any] = {"num_of_concurrent_executions": options.slots, "max_queue_size": options.queue}
     if options.kind == "model":
-        from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, loaders, locate
+        from aiochatstream.engines.transformers.loading import loaders
 
-        device = choose_device()
-        model, tokenizer = loaders(locate(None), device, choose_dtype(device))
-        chat_stream = ChatStream(model=model, tokenizer=tokenizer, device=device, **limits)
+        model, tokenizer = loaders(None)
+        chat_stream = ChatStream(model=model, tokenizer=tokenizer, **limits)
     else:
         max_new_tokens = max(256, options.chunks + 1)
         chat_stream = ChatStream(

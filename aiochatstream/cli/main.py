@@ -20,6 +20,7 @@ from aiochatstream import terminal
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.cli import session_options
+from aiochatstream.console import model_options, prompt_options
 from aiochatstream.console import options as console_options
 from aiochatstream.engines import Engine, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.errors import ChatStreamError
@@ -48,6 +49,9 @@ OPTIONS = {
     "--context-len": "context_len",
     "--top-p": "top_p",
     "--allowed-host": "allowed_hosts",
+    "--device-map": "device_map",
+    "--trust-remote-code": "trust_remote_code",
+    "--chat-template-kwargs": "chat_template_kwargs",
 }
 """Options and the arguments of ChatStream whose names they replace in errors."""
 
@@ -83,8 +87,12 @@ def serve(options: argparse.Namespace) -> int:
     _check_options(options)
     capacity = Capacity(num_of_concurrent_executions=options.concurrency, max_queue_size=options.queue)
     params = GenerationParams(
-        max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        chat_template_kwargs={} if options.chat_template_kwargs is None else options.chat_template_kwargs,
     )
+    prompt_class_of = prompt_options.prompt_class_of(options.prompt, completes=True)
     limits = Limits(context_len=options.context_len)
     texts = texts_for(options.locale)
     sessions = session_options.configure(options, texts, os.environ)
@@ -95,7 +103,7 @@ def serve(options: argparse.Namespace) -> int:
         num_of_concurrent_executions=capacity.num_of_concurrent_executions,
         max_queue_size=capacity.max_queue_size,
         engine=_engine(options, url, texts),
-        chat_prompt_clazz=ChatPrompt.for_model if _needs_model(options) else ChatPrompt,
+        chat_prompt_clazz=prompt_class_of if _needs_model(options) else ChatPrompt,
         params=params,
         limits=limits,
         allow_system_prompt=True,
@@ -112,7 +120,7 @@ def serve(options: argparse.Namespace) -> int:
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
             return
-        terminal.write(_announcement(chat_stream, url, texts), sys.stdout)
+        terminal.write(_announcement(chat_stream, options.model, url, texts), sys.stdout)
 
     async def start_announcing(app: web.Application) -> None:
         tasks.append(asyncio.create_task(announce()))
@@ -146,12 +154,13 @@ def _check_options(options: argparse.Namespace) -> None:
         ("--replay", source == "--mock" and options.replay is not None),
         ("--record", source == "--replay" and options.record is not None),
         ("MODEL", options.model is not None),
-        ("--device", options.device != "auto"),
-        ("--dtype", options.dtype != "auto"),
+        *((f"--{name.replace('_', '-')}", name in options) for name in model_options.NAMES),
         ("--compile", options.compile),
+        *((f"--{name.replace('_', '-')}", vars(options)[name] is not None) for name in prompt_options.NAMES),
     ):
         if source is not None and is_set:
             raise ValueError(f"{option} cannot be used with {source}, which answers without a model.")
+    prompt_options.check_combination(options.prompt, options.chat_template)
     context_len = options.context_len or DEFAULT_CONTEXT_LEN
     if source is None and options.max_new_tokens >= context_len:
         raise ValueError(f"context_len: must be above max_new_tokens ({options.max_new_tokens}), not {context_len}.")
@@ -178,10 +187,9 @@ def _transformers_engine(options: argparse.Namespace, url: str, texts: Texts) ->
             loading,
         )
 
-    device = loading.choose_device(options.device)
-    dtype = loading.choose_dtype(device, options.dtype)
-    model, tokenizer = loading.loaders(loading.locate(options.model), device, dtype)
+    model, tokenizer = loading.loaders(options.model, model_options.load_options(vars(options)))
     model = LoadTime(name=texts.loading_name.format(name=name), fn=model).__call__
+    tokenizer = prompt_options.with_chat_template(tokenizer, options.chat_template)
     return TransformersEngine(model, tokenizer, compile=options.compile)
 
 
@@ -243,7 +251,7 @@ def _allowed_hosts(host: str, names: list[str] | None) -> list[str] | None:
     return [*(names or ()), host]
 
 
-def _announcement(chat_stream: ChatStream, url: str, texts: Texts) -> str:
+def _announcement(chat_stream: ChatStream, source: str | None, url: str, texts: Texts) -> str:
     engine, capacity = chat_stream.engine, chat_stream.capacity
     description = engine.describe()
     body = '{"user_input": "What is the capital of Japan?"}'
@@ -254,13 +262,19 @@ def _announcement(chat_stream: ChatStream, url: str, texts: Texts) -> str:
         texts.row_queue.format(places=capacity.max_queue_size, status=chat_stream.limits.overload_status),
     ]
     if "device" in description:
-        lines.insert(2, texts.row_device.format(device=description["device"], dtype=description["dtype"]))
+        weights = model_options.describe_weights(source, description["weights"], texts)
+        lines[2:2] = [
+            texts.row_device.format(device=description["device"], dtype=description["dtype"]),
+            texts.row_weights.format(weights=weights),
+        ]
     if engine.tokenizer is not None:
         context, answer = chat_stream.context_len, chat_stream.params.max_new_tokens
         lines.append(texts.row_context.format(context=context, answer=answer))
     if isinstance(engine, RecordingEngine):
         lines.append(texts.row_recording.format(folder=engine.folder))
     lines.append(texts.row_openai.format(url=f"{url}{OPENAI_PREFIX}"))
+    if not chat_stream.chats:
+        lines.append(texts.row_no_chats.format(options=prompt_options.REMEDY))
     command = f"curl -N {url}/chat_stream -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     return "\n".join([*lines, texts.usage.format(url=url, command=command)])
 
@@ -330,8 +344,7 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="host name that clients may use, for example chat.example.com behind a proxy; repeatable",
     )
     add("--port", type=_port, default=8080, help="port to listen on; 0 selects a free port")
-    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="device of the model")
-    add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="data type of the model")
+    model_options.add_arguments(parser)
     add(
         "--compile",
         action="store_true",
@@ -344,6 +357,7 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--record", type=Path, metavar="FOLDER", help="record every answer in this folder")
     add("--replay", type=Path, metavar="FOLDER", help="replay the answers recorded in this folder, without a model")
+    prompt_options.add_arguments(parser)
     add("--concurrency", type=int, default=2, metavar="N", help="answers generated concurrently")
     add("--queue", type=int, default=5, metavar="N", help="waiting requests beyond these; further ones get 503")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer")

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiochatstream import terminal
 from aiochatstream.chat_stream import ChatStream
+from aiochatstream.console import model_options, prompt_options
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.lines import on_sigint, read_pipe, read_terminal
@@ -20,9 +21,9 @@ from aiochatstream.console.options import DEFAULTS
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import PlainScreen, TerminalScreen
 from aiochatstream.errors import ChatStreamError
+from aiochatstream.extras import MissingExtra
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides
 from aiochatstream.progress import show_progress
-from aiochatstream.prompts import ChatPrompt
 from aiochatstream.texts import Texts
 from aiochatstream.validation import validated
 
@@ -30,7 +31,7 @@ FAILED = 1
 INTERRUPTED = 130
 
 SAMPLING_OPTIONS = ("max_new_tokens", "temperature", "top_p")
-MODEL_OPTIONS = ("device", "dtype", "compile", "context_len", "system")
+MODEL_OPTIONS = (*model_options.NAMES, "compile", "context_len", "system", *prompt_options.NAMES)
 
 
 def main(options: argparse.Namespace, texts: Texts) -> int:
@@ -90,25 +91,30 @@ async def _open_model(options: dict[str, Any], texts: Texts) -> AsyncIterator[Ba
 
     source = options.get("target")
     name = source or texts.small_model
-    device = loading.choose_device(options["device"])
-    dtype = loading.choose_dtype(device, options["dtype"])
-    loaders = loading.loaders(loading.locate(source), device, dtype)
+    prompt_options.check_combination(options.get("prompt"), options.get("chat_template"))
+    prompt_class_of = prompt_options.prompt_class_of(options.get("prompt"))
+    load_model, load_tokenizer = loading.loaders(source, model_options.load_options(options))
+    load_tokenizer = prompt_options.with_chat_template(load_tokenizer, options.get("chat_template"))
     async with AsyncExitStack() as stack:
         try:
             with show_progress(texts.loading_name.format(name=name)):
                 chat_stream = ChatStream(
                     num_of_concurrent_executions=1,
                     max_queue_size=0,
-                    engine=TransformersEngine(*loaders, compile="compile" in options),
-                    chat_prompt_clazz=ChatPrompt.for_model,
-                    params=GenerationParams(**{name: options[name] for name in SAMPLING_OPTIONS}),
+                    engine=TransformersEngine(load_model, load_tokenizer, compile="compile" in options),
+                    chat_prompt_clazz=prompt_class_of,
+                    params=GenerationParams(
+                        **{name: options[name] for name in SAMPLING_OPTIONS},
+                        chat_template_kwargs=options.get("chat_template_kwargs", {}),
+                    ),
                     limits=Limits(context_len=options.get("context_len")),
                     locale=options["locale"],
                 )
                 await stack.enter_async_context(chat_stream)
                 await chat_stream.wait_ready()
-        except (OSError, ValueError):
+        except (OSError, ValueError, MissingExtra):
             raise
         except Exception as error:  # loading a model may raise any error
             raise ChatStreamError(str(error) or repr(error)) from error
-        yield LocalBackend(chat_stream, name, options["system"])
+        weights = model_options.describe_weights(source, chat_stream.engine.describe()["weights"], texts)
+        yield LocalBackend(chat_stream, f"{name} ({weights})", options["system"])

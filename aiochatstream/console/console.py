@@ -18,7 +18,7 @@ from aiochatstream.console.stats import Stats
 from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.errors import ChatStreamError, Unavailable
 from aiochatstream.params import ParamOverrides
-from aiochatstream.runtime.events import Ended, Failed, Queued, Text
+from aiochatstream.runtime.events import Ended, Failed, Queued, Text, Thinking
 from aiochatstream.texts import Texts
 from aiochatstream.validation import validated
 
@@ -82,6 +82,8 @@ class Console:
                 match event:
                     case Queued(position):
                         self.screen.wait(self.texts.queued.format(position=position))
+                    case Thinking(text):
+                        self.screen.think(text)
                     case Text(text):
                         self.screen.write(text)
                         self.draft = ""
@@ -133,7 +135,11 @@ class Console:
             self.draft = ""
         self.stats.add(event)
         self.screen.end()
-        notes = {"cancelled": self.texts.stopped, "length": self.texts.cut}
+        notes = {
+            "cancelled": self.texts.stopped,
+            "length": self.texts.cut,
+            "thinking_length": self.texts.cut_thinking,
+        }
         if event.finish_reason in notes:
             self.screen.note(notes[event.finish_reason])
         if event.save_result is not None and event.save_result.dropped_turns:

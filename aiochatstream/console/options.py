@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from aiochatstream.console import model_options, prompt_options
+
 DESCRIPTION = """\
 Talk to a model in this process or to a running aiochatstream server. In a terminal, /help lists the commands. If stdin
 or stdout is not a terminal, the command is a filter: each line of stdin is a message of one conversation, each answer
 is written to stdout and ends with a newline, and the exit code is 1 if an answer fails.
 """
 
-DEFAULTS = {"device": "auto", "dtype": "auto", "max_new_tokens": 256, "temperature": 0.2, "top_p": 0.7, "system": ""}
+DEFAULTS = {"max_new_tokens": 256, "temperature": 0.2, "top_p": 0.7, "system": ""}
 """Defaults for a model in this process."""
 
 
@@ -27,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, metavar="N", help="maximum tokens of an answer (256; with a URL: the server's)")
     add("--temperature", type=float, metavar="T", help="0 (greedy) to 2 (0.2; with a URL: the server's)")
     add("--top-p", type=float, metavar="P", help="0 (greedy) to 1, off (0.7; with a URL: the server's)")
-    add = parser.add_argument_group("a model in this process").add_argument
-    add("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="device of the model (auto)")
-    add("--dtype", choices=["auto", "float32", "float16", "bfloat16"], help="data type of the model (auto)")
+    group = parser.add_argument_group("a model in this process")
+    model_options.add_arguments(group)
+    prompt_options.add_arguments(group)
+    add = group.add_argument
     add("--compile", action="store_true", default=None, help="compile the model: faster answers, slower start")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
     add("--system", metavar="TEXT", help="system prompt")

@@ -23,6 +23,10 @@ class Screen(ABC):
         """Show that an answer is pending, until anything else is written. ``reason`` may be empty."""
 
     @abstractmethod
+    def think(self, text: str) -> None:
+        """Write a chunk of the model's thoughts."""
+
+    @abstractmethod
     def write(self, text: str) -> None:
         """Write a chunk of the answer."""
 
@@ -54,9 +58,12 @@ class Screen(ABC):
 
 
 class PlainScreen(Screen):
-    """Output of a filter: answers go to stdout, errors and replies to stderr, without decoration."""
+    """Output of a filter: answers without thoughts go to stdout, errors and replies to stderr, without decoration."""
 
     def wait(self, reason: str) -> None:
+        pass
+
+    def think(self, text: str) -> None:
         pass
 
     def write(self, text: str) -> None:
@@ -81,6 +88,8 @@ class TerminalScreen(Screen):
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._status: Status | None = None
+        self._thinking = False
+        """True while the last line belongs to a thought."""
 
     def wait(self, reason: str) -> None:
         text = Text(reason, style="dim")
@@ -90,13 +99,27 @@ class TerminalScreen(Screen):
         else:
             self._status.update(text)
 
+    def think(self, text: str) -> None:
+        self._stop_waiting()
+        if not self._thinking:
+            self._end_line()
+        self._thinking = True
+        self._console.print(Text(terminal.without_controls(text), style="dim"), end="")
+        self._in_line = not text.endswith("\n")
+
     def write(self, text: str) -> None:
         self._stop_waiting()
+        if self._thinking:
+            self._end_line()
         self._write(text)
 
     def end(self) -> None:
         self._stop_waiting()
         self._end_line()
+
+    def _end_line(self) -> None:
+        super()._end_line()
+        self._thinking = False
 
     def note(self, text: str) -> None:
         self._print(text, "dim")

@@ -41,6 +41,9 @@ class Stats:
     @staticmethod
     def _parts(answers: list[Ended], texts: Texts) -> list[str]:
         parts = [texts.tokens.format(count=sum(answer.usage.completion_tokens for answer in answers))]
+        thoughts = sum(answer.usage.thinking_tokens for answer in answers)
+        if thoughts:
+            parts.append(texts.thinking_tokens.format(count=thoughts))
         tokens, seconds = map(sum, zip(*map(rate, answers), strict=True))
         if tokens:
             parts.append(texts.rate.format(rate=tokens / seconds))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Generator
 from contextlib import closing
 
@@ -18,7 +17,7 @@ def prefill_only(
     """Yield the deltas of the prompt, for example its logprobs, and discard the token that follows the prefill."""
     with closing(generate(prompt, params.model_copy(update={"max_new_tokens": 1}))) as deltas:
         for delta in deltas:
-            if delta.text or delta.token_ids or delta.finish_reason:
-                yield dataclasses.replace(delta, text="", token_ids=(), logprobs=(), finish_reason="length")
+            if delta.text or delta.thinking or delta.tool_calls or delta.token_ids or delta.finish_reason:
+                yield Delta("", (), "length", delta.cached_tokens, delta.prompt_tokens)
                 return
             yield delta

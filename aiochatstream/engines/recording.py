@@ -65,7 +65,7 @@ class RecordingEngine(Engine):
     def load(self, slots: int, context_len: int) -> None:
         self._engine.load(slots, context_len)
         self.tokenizer, self.max_context_len = self._engine.tokenizer, self._engine.max_context_len
-        self.vocab_size = self._engine.vocab_size
+        self.vocab_size, self.response_template = self._engine.vocab_size, self._engine.response_template
 
     def close(self) -> None:
         self._engine.close()

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aiochatstream.engines.base import Delta, FinishReason
+from aiochatstream.engines.base import Delta, FinishReason, ToolCall
 from aiochatstream.params import GenerationParams
 
 SUFFIX = ".jsonl"
@@ -58,9 +58,12 @@ class RecordedDelta(BaseModel):
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     prompt_tokens: int = 0
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    thinking_tokens: int = 0
 
     def delta(self) -> Delta:
-        return Delta(self.text, self.token_ids, self.finish_reason, self.cached_tokens, self.prompt_tokens)
+        return Delta(**{name: value for name, value in self if name != "seconds"})
 
 
 def new_file_name() -> str:
@@ -79,14 +82,8 @@ def write(recording: Recording, path: Path) -> None:
     )
     lines = [header.model_dump_json()]
     for seconds, delta in recording.steps:
-        line = RecordedDelta(
-            seconds=round(seconds, 6),
-            text=delta.text,
-            token_ids=delta.token_ids,
-            finish_reason=delta.finish_reason,
-            cached_tokens=delta.cached_tokens,
-            prompt_tokens=delta.prompt_tokens,
-        )
+        fields = {name: getattr(delta, name) for name in RecordedDelta.model_fields if name != "seconds"}
+        line = RecordedDelta(seconds=round(seconds, 6), **fields)
         lines.append(line.model_dump_json(exclude_defaults=True))
     data = "".join(f"{line}\n" for line in lines).encode()
     partial = path.with_name(f".{path.name}.partial")

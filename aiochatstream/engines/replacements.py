@@ -55,10 +55,15 @@ class Replacements:
 def apply_replacements(
     answer: Callable[[], Generator[Delta, None, None]], pairs: Sequence[tuple[str, str]]
 ) -> Generator[Delta, None, None]:
-    """Yield the deltas of ``answer()`` with replacements in their text."""
+    """Yield the deltas of ``answer()`` with replacements in their text, but not in thoughts and tool calls."""
     replacements = Replacements(pairs)
     with closing(answer()) as deltas:
         for delta in deltas:
+            if delta.thinking or delta.tool_calls:  # text before and after it is not joined
+                if text := replacements.flush():
+                    yield Delta(text)
+                yield delta
+                continue
             text = replacements.push(delta.text)
             if delta.finish_reason is not None:
                 text += replacements.flush()

@@ -26,7 +26,8 @@ class TokenSampler(ABC):
         """Return the next token id of each row, as a sequence of integers or a tensor [rows].
 
         :param logits: [rows, vocabulary], float32, on the model's device: the model's logits for the next token, -inf
-            for tokens that the answer's constraint excludes. A copy that may be modified.
+            for tokens that the answer's constraint excludes. A copy that may be modified. (A token that closes a
+            thought of ``max_thinking_tokens`` replaces the returned one.)
         :param token_ids: token ids of each row so far, prompt and answer; must not be modified.
         :param params: parameters of each row, including ``seed``; none of them has been applied.
 

@@ -32,7 +32,7 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     length = len(prompt.message) + len(prompt.open_answer)
     if length > max_chars:
         raise TooLarge(f"{newest}: must have at most {max_chars} characters, not {length}.")
-    prompt.conversation = _drop_beyond(prompt.conversation, max_chars)
+    prompt.conversation = _drop_beyond(prompt.conversation, max_chars, thoughts=prompt.contains_thoughts)
     room = context_len - max_new_tokens
     ids = prompt.encode()
     if len(ids) <= room:
@@ -56,11 +56,14 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     return ids
 
 
-def _drop_beyond(conversation: Conversation, max_chars: int) -> Conversation:
-    """Return ``conversation`` without the oldest turns that exceed ``max_chars`` characters."""
+def _drop_beyond(conversation: Conversation, max_chars: int, *, thoughts: bool) -> Conversation:
+    """Return ``conversation`` without the oldest turns that exceed ``max_chars`` characters.
+
+    :param thoughts: True if thoughts count.
+    """
     first, chars = len(conversation.turns), 0
     for turn in reversed(conversation.turns[conversation.first :]):
-        chars += len(turn.user) + len(turn.answer)
+        chars += turn.chars if thoughts else len(turn.user) + len(turn.answer)
         if chars > max_chars:
             break
         first -= 1

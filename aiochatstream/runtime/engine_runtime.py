@@ -26,8 +26,18 @@ from aiochatstream.errors import (
     TooManyRequests,
     Unavailable,
 )
-from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides
-from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
+from aiochatstream.params import (
+    THINKING_LEVELS,
+    THINKING_VARIABLES,
+    Capacity,
+    GenerationParams,
+    Limits,
+    ParamLimits,
+    ParamOverrides,
+    ThinkingLevel,
+)
+from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, CompletionsOnly, TemplateArguments, fit
+from aiochatstream.prompts.base import without_thoughts
 from aiochatstream.runtime.admission import Admission, Ticket
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_thread
 from aiochatstream.runtime.events import Ended, Failed
@@ -65,7 +75,7 @@ class RuntimeConfig:
     params: default parameters of answers.
     capacity: number of concurrent answers and waiting requests.
     limits: limits of time and size.
-    param_limits: ranges that requests may set.
+    param_limits: values that requests may set.
     seed: seed of the sequence of the answers' seeds; None for a random one.
     locale: language of log lines for operators.
     logger: logger of loading, answers and shutdown.
@@ -99,6 +109,9 @@ class Runtime:
         self._prompt_class_of = config.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
         """Set when the engine is loaded."""
+        self._template_arguments: TemplateArguments | None = None
+        """Arguments that the prompt class supports; None until the engine is loaded, and for an engine without a
+        tokenizer, which receives all parameters itself."""
         self._server_prefix: list[int] = []
         """Tokens at the beginning of every prompt; set when the engine is loaded."""
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
@@ -119,6 +132,33 @@ class Runtime:
     def running_turns(self) -> list[RunningTurn]:
         """The turns of this process that wait or generate, of all users."""
         return list(self._turns)
+
+    @property
+    def chats(self) -> bool:
+        """False if the model has no format of chats, and only completes texts. Known once it is loaded."""
+        return not issubclass(self._prompt_class, CompletionsOnly)
+
+    @property
+    def thinking_levels(self) -> tuple[ThinkingLevel, ...]:
+        """Levels of ``thinking`` that differ for this model and that requests may choose, in ascending order after
+        ``auto``; empty if its chat template has no switch for thoughts, and until it is loaded.
+
+        For a template that knows only on and off, ``high`` is on, unless the server allows only a lower level.
+        """
+        arguments = self._template_arguments or TemplateArguments()
+        return arguments.distinct_levels(self.param_limits.thinking or THINKING_LEVELS)
+
+    @property
+    def template_variables(self) -> tuple[str, ...]:
+        """Variables of the chat template that requests may set in ``chat_template_kwargs``."""
+        names = (self._template_arguments or TemplateArguments()).names
+        limits = self.param_limits
+        return tuple(
+            name
+            for name in names
+            if (limits.chat_template_kwargs is None or name in limits.chat_template_kwargs)
+            and (limits.thinking is None or name not in THINKING_VARIABLES)
+        )
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -217,10 +257,16 @@ class Runtime:
     def override(
         self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), prefix: str = "params."
     ) -> GenerationParams:
-        """Return :meth:`GenerationParams.override` of the server's parameters, within its limits."""
-        return self.params.override(
+        """Return :meth:`GenerationParams.override` of the server's parameters, within its limits.
+
+        Raise :class:`~aiochatstream.errors.InvalidValue` also for arguments that the chat template does not support.
+        """
+        params = self.params.override(
             *overrides, stop=stop, limits=self.param_limits, vocabulary_size=self.engine.vocab_size, prefix=prefix
         )
+        if self._template_arguments is not None:
+            self._template_arguments.check(params, prefix)
+        return params
 
     def _job(
         self,
@@ -256,10 +302,21 @@ class Runtime:
         """Return the prompt of an answer. Call it in a thread: templates and tokenizers block."""
         self.engine.check(params)
         ids: list[int] = []
-        chat_prompt.tokenizer = self.engine.tokenizer
+        self._prepare(chat_prompt, params)
         if chat_prompt.tokenizer is not None:
             ids = fit(chat_prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
-        return Prompt(chat_prompt.get_messages(), ids, continued=bool(chat_prompt.open_answer))
+        return Prompt(without_thoughts(chat_prompt.get_messages()), ids, continued=bool(chat_prompt.open_answer))
+
+    def _prepare(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> None:
+        """Set the tokenizer of ``chat_prompt``, and the arguments of its template."""
+        chat_prompt.tokenizer = self.engine.tokenizer
+        if self._template_arguments is not None:
+            chat_prompt.template_kwargs = self._template_arguments.values(params)
+
+    def _check_chats(self) -> None:
+        """Raise :class:`~aiochatstream.errors.BadRequest` if the model only completes texts."""
+        if not self.chats:
+            CompletionsOnly.refuse()
 
     def _with_owner(self, prompt: Prompt, owner: str, *, has_server_prefix: bool) -> Prompt:
         """Return ``prompt`` as a prompt of ``owner``.
@@ -306,8 +363,8 @@ class Runtime:
         text = " ".join(f"{name}={value}" for name, value in figures.items())
         self.logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, text)
 
-    def _check_logit_bias(self) -> None:
-        """Check the server's ``logit_bias`` against the vocabulary, whose size is known only after loading."""
+    def _check_params(self) -> None:
+        """Check the server's own parameters against the vocabulary and the template, which are known after loading."""
         try:
             self.override(ParamOverrides(logit_bias=self.params.logit_bias), prefix="")
         except InvalidValue as error:
@@ -331,16 +388,27 @@ class Runtime:
             self.context_len = min(self.context_len, limit)
         if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
             raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
-        self._check_logit_bias()
         self._prompt_class = self._prompt_class_of(self.engine.tokenizer)
+        self._template_arguments = self._find_template_arguments()
+        self._check_params()
         self._server_prefix = self._find_server_prefix()
         self.engine.share(self._server_prefix)
 
+    def _find_template_arguments(self) -> TemplateArguments | None:
+        """Return the arguments that the prompt class supports: none without a chat template."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            return None
+        has_template = issubclass(self._prompt_class, ChatPrompt) and getattr(tokenizer, "chat_template", None)
+        return TemplateArguments.of(tokenizer) if has_template else TemplateArguments()
+
     def _find_server_prefix(self) -> list[int]:
-        """Return the tokens at the beginning of all prompts.
+        """Return the tokens at the beginning of all prompts of chats.
 
         Raise the error of a prompt class that does not match the model, before the first request does.
         """
+        if not self.chats:
+            return []
         prompts = []
         for conversation in (Conversation(), PROBE_CONVERSATION):
             chat_prompt = self._prompt_class()

@@ -34,9 +34,11 @@ class Stateless(Runtime):
         Raise :class:`~aiochatstream.errors.ChatStreamError` if the request is refused; then nothing has changed.
         """
         self.check_ready()
-        chat_prompt = self._prompt_class()
         is_chat = isinstance(model_input, ChatInput)
-        stop = tuple(chat_prompt.get_stop_strs()) if is_chat else ()
+        if is_chat:
+            self._check_chats()
+        chat_prompt = self._prompt_class()
+        stop = chat_prompt.stop_strings() if is_chat else ()
         params = self.override(overrides, stop=stop, prefix="").model_copy(update=more)
         self.admission.check_room()
         await self._check(params)  # may take seconds; nothing is reserved yet
@@ -56,9 +58,10 @@ class Stateless(Runtime):
             raise
         replaces = is_chat and params.constraint is None  # a replacement could violate the constraint
         replacements = chat_prompt.get_replacement_when_output() if replaces else []
+        has_server_prefix = model_input.has_server_prefix and not overrides.chat_template_kwargs
         for index, (turn, ticket) in enumerate(zip(turns, tickets, strict=True)):
             prompt, max_new_tokens = prompts[index // count]
-            prompt = self._with_owner(prompt, owner, has_server_prefix=model_input.has_server_prefix)
+            prompt = self._with_owner(prompt, owner, has_server_prefix=has_server_prefix)
             seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + index % count) % 2**63
             answer_params = params.model_copy(update={"seed": seed, "max_new_tokens": max_new_tokens})
             job = self._job(prompt, answer_params, ticket, replacements, accepts_tool_calls=bool(prompt.tools))
@@ -76,7 +79,7 @@ class Stateless(Runtime):
 
         :param max_new_tokens: number of tokens that the client requests; None for the number that fits.
         """
-        chat_prompt.tokenizer = self.engine.tokenizer
+        self._prepare(chat_prompt, params)
         if chat_prompt.tokenizer is not None and model_input.too_long(self.context_len):
             raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
         encoded = model_input.encode(chat_prompt)

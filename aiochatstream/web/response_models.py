@@ -87,6 +87,8 @@ class FeedbackResponse(SuccessResponse):
 class GenerationParamsResponse(SuccessResponse):
     generation_params: dict[str, Any]
     limits: dict[str, list[float]]
+    thinking_levels: list[str]
+    template_variables: list[str]
 
 
 class WorkerLoad(TypedDict):

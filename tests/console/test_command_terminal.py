@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from aiochatstream import ChatStream, GenerationParams, Limits
+from aiochatstream import ChatStream, Delta, GenerationParams, Limits
 from tests.console.terminal import ALT_ENTER, CTRL_C, CTRL_D, Terminal, terminal
-from tests.helpers import Client, Server, Stepper, echo, running_server, until
+from tests.helpers import STUCK_THOUGHT, Client, DeltaEngine, Server, Stepper, echo, running_server, until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -78,6 +78,30 @@ async def test_a_chat_from_the_first_message_to_ctrl_d(echo_server: Server) -> N
         typist.type(CTRL_D)
         assert await typist.wait_ended() == 0
         assert "Traceback" not in typist.terminal.text
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
+async def test_thoughts_are_dim_and_end_before_the_answer(start: Start, term: str) -> None:
+    deltas = (Delta(thinking="Let me [b]see\x1b[31m: "), Delta(thinking="two\n\nlines"), Delta("The answer"))
+    server = await start(ChatStream(engine=DeltaEngine(*deltas, Delta(finish_reason="stop"))))
+    with terminal("chat", server.url, TERM=term) as opened:
+        typist = Typist(opened)
+        await typist.enter("Is it?")
+        await typist.read(r"^Let me \[b\]see\[31m: two\n\nlines\nThe answer\n")
+        await typist.enter("/exit")
+        assert await typist.wait_ended() == 0
+    dim = [b"\x1b[2m", b"\x1b[0m"] if term != "dumb" else [b"", b""]
+    assert b"lines".join(dim) + b"\r\nThe answer\r\n" in opened.raw
+    assert b"\x1b[31m" not in opened.raw
+
+
+async def test_a_thought_that_reaches_the_maximum_length_in_japanese(start: Start) -> None:
+    server = await start(ChatStream(engine=DeltaEngine(*STUCK_THOUGHT)))
+    async with chatting(server, lc_all="ja_JP.UTF-8") as typist:
+        await typist.enter("2 足す 2 は？")
+        await typist.read("^Let me $")
+        await typist.read("^（応答の前の思考中に、長さの上限で打ち切りました）$")
+        await typist.read("^1 トークン · うち思考 1 トークン · ")
 
 
 async def test_alt_enter_and_pasted_newlines_form_one_message() -> None:

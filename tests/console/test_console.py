@@ -23,7 +23,7 @@ from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import Screen
 from aiochatstream.conversations.export import ExportedConversation
 from aiochatstream.texts import EN
-from tests.helpers import Stepper, running_server, until
+from tests.helpers import STUCK_THOUGHT, THOUGHTFUL, DeltaEngine, Stepper, running_server, until
 
 
 class RecordingScreen(Screen):
@@ -36,9 +36,13 @@ class RecordingScreen(Screen):
         self.errors: list[str] = []
         self.answer = ""
         """Text of the answer so far."""
+        self.thoughts = ""
 
     def wait(self, reason: str) -> None:
         pass
+
+    def think(self, text: str) -> None:
+        self.thoughts += text
 
     def write(self, text: str) -> None:
         self.answer += text
@@ -133,6 +137,22 @@ async def test_statistics_follow_each_answer_and_stats_shows_all(open_: Open) ->
     assert last.startswith("last answer: 2 tokens")
     assert every.startswith("all 2: 4 tokens")
     assert every.endswith("0 prompt tokens, 0 of them cached")
+
+
+async def test_thoughts_are_separate_from_the_answer_and_counted(open_: Open) -> None:
+    console = await open_(DeltaEngine(*THOUGHTFUL))
+    screen = await enter(console, "Two and two?", "/stats")
+    assert (screen.thoughts, screen.answers) == ("Let me see.", ["It is four."])
+    assert screen.notes[0].startswith("7 tokens · 4 of them for thinking · ")
+    assert screen.replies[0].splitlines()[1].startswith("all 1: 7 tokens · 4 of them for thinking · ")
+    assert (await console.backend.save()).messages[1].content == "It is four."
+
+
+async def test_a_note_says_that_the_maximum_length_was_reached_while_thinking(open_: Open) -> None:
+    console = await open_(DeltaEngine(*STUCK_THOUGHT))
+    screen = await enter(console, "Two and two?")
+    assert screen.notes[0] == EN.cut_thinking
+    assert (screen.answers, console.draft) == ([], "")
 
 
 async def test_params_apply_to_the_next_answers(open_: Open) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from aiochatstream import Constraint, Delta, Engine, GenerationParams, Prompt, RecordingEngine, ReplayEngine
 from aiochatstream.engines import DeltaStream
+from aiochatstream.engines.base import ToolCall
 from aiochatstream.errors import InvalidValue, NoRecording
 from tests.engines.fake_timers import ManualTimer, VirtualTimer
 from tests.helpers import PATIENCE, until
@@ -25,9 +26,11 @@ PARAMS = GenerationParams(stop=("終わり",), seed=2**63 - 1)
 
 DELTAS = [
     Delta(cached_tokens=5),
+    Delta(token_ids=(5, 6), thinking="考える\u2028", thinking_tokens=2),
     Delta("東京は\u2028", (1, 2)),
     Delta("", (3,)),
     Delta('🍣 "\n', (4,)),
+    Delta("", (9,), tool_calls=(ToolCall("f", '{"a": "🍣"}', "<call>"), ToolCall("g", "{}", "g()"))),
     Delta("", (), "stop"),
 ]
 
@@ -94,6 +97,17 @@ def test_replay_takes_the_recorded_time_divided_by_the_speed(
     timed = [(timer.time, delta) for delta in replay(tmp_path, speed=speed, timer=timer).generate(prompt(), PARAMS)]
     assert [time for time, delta in timed if delta.text or delta.finish_reason] == pytest.approx(expected)
     assert max(after - before for before, after in pairwise([0.0, *(time for time, _ in timed)])) <= 0.05
+
+
+def test_files_from_before_thoughts_and_tool_calls_are_replayed(tmp_path: Path) -> None:
+    record(tmp_path, Delta("a", (1,)), Delta("", (), "stop"))
+    (file,) = tmp_path.iterdir()
+    header, *steps = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert all(not step.keys() & {"thinking", "tool_calls", "thinking_tokens"} for step in steps)
+    for name in ("thinking", "max_thinking_tokens"):
+        del header["params"][name]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in (header, *steps)), "utf-8")
+    assert text_of(replay(tmp_path)) == "a"
 
 
 def test_a_file_contains_json_lines_and_is_readable_only_by_its_owner(tmp_path: Path) -> None:
@@ -170,6 +184,7 @@ class FullEngine(Engine):
     def load(self, slots: int, context_len: int) -> None:
         self.loaded = (slots, context_len)
         self.tokenizer, self.max_context_len = "tokenizer", 77
+        self.response_template = {"fields": {}}
         self.on_step("prefill", 0.5)
 
     def close(self) -> None:
@@ -196,6 +211,7 @@ def test_other_methods_are_those_of_the_wrapped_engine(tmp_path: Path) -> None:
     engine.load(3, 100)
     assert inner.loaded == (3, 100)
     assert (engine.tokenizer, engine.max_context_len) == ("tokenizer", 77)
+    assert engine.response_template == {"fields": {}}
     assert (engine.metrics(), engine.describe()) == ({"batch_size": 3.0}, {"model": "full"})
     list(engine.generate(prompt(), PARAMS))
     assert steps == [("prefill", 0.5), ("decode", 0.25)]
@@ -318,9 +334,9 @@ def damage(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage_file", "message"),
     [
-        (damage(lambda lines: lines[:-1]), "is damaged: it does not contain the 5 deltas"),
-        (damage(lambda lines: [*lines, lines[-1]]), "is damaged: it does not contain the 5 deltas"),
-        (damage(lambda lines: [*lines[:-1], '{"seconds":9.0}']), "is damaged: it does not contain the 5 deltas"),
+        (damage(lambda lines: lines[:-1]), "is damaged: it does not contain the 7 deltas"),
+        (damage(lambda lines: [*lines, lines[-1]]), "is damaged: it does not contain the 7 deltas"),
+        (damage(lambda lines: [*lines[:-1], '{"seconds":9.0}']), "is damaged: it does not contain the 7 deltas"),
         (
             damage(lambda lines: [*lines[:2], lines[2][:9], *lines[3:]]),
             "damaged or not a recording: line 3: Invalid JSON",

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiochatstream.engines.replacements import Replacements
+from aiochatstream.engines.base import Delta, ToolCall
+from aiochatstream.engines.replacements import Replacements, apply_replacements
 
 
 def replace_all(text: str, pairs: list[tuple[str, str]]) -> str:
@@ -82,3 +83,22 @@ def test_flush_returns_the_pending_text_once() -> None:
 def test_an_empty_string_cannot_be_replaced() -> None:
     with pytest.raises(ValueError, match="empty string"):
         Replacements([("a", "b"), ("", "x")])
+
+
+def test_thoughts_and_tool_calls_are_not_replaced_and_text_around_them_is_not_joined() -> None:
+    call = ToolCall("f", "{}", "<NL>")
+    deltas = [
+        Delta("a<N", (1,)),
+        Delta(thinking="<NL>", token_ids=(2,)),
+        Delta("L><N", (3,)),
+        Delta(tool_calls=(call,), token_ids=(4,), finish_reason="stop"),
+    ]
+    replaced = list(apply_replacements(lambda: (delta for delta in deltas), [("<NL>", "\n")]))
+    assert replaced == [
+        Delta("a", (1,)),
+        Delta("<N"),
+        Delta(thinking="<NL>", token_ids=(2,)),
+        Delta("L>", (3,)),
+        Delta("<N"),
+        Delta(tool_calls=(call,), token_ids=(4,), finish_reason="stop"),
+    ]

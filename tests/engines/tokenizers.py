@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 TEXTS = [
     "Hello, how are you?",
@@ -36,3 +38,54 @@ IN_PYTHON = ByT5Tokenizer()
 def ids_of(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+class SpaceMovingTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
+    """A tokenizer in Python whose spaces depend on both neighbours, as in tokenizers with SentencePiece's symbols.
+
+    A token for a word begins with a space, which disappears at the beginning of the text, after a mark, an opening
+    bracket or a Japanese character, and before a Japanese character. Single bytes form characters.
+    """
+
+    WORDS = ("▁a", "▁the", "▁n", "▁'", "'t", "'", "ve", "▁", "▁▁", "b", ".", "▁.", "▁(", ")", "日", "▁本", "東", "\n")
+    MARKS = ("<think>", "</think>")
+
+    def __init__(self, **options: Any) -> None:
+        tokens = ["<unk>", "</s>", *self.WORDS, *(f"<0x{byte:02X}>" for byte in range(256)), *self.MARKS]
+        self._ids = {token: at for at, token in enumerate(tokens)}
+        self._tokens = tokens
+        super().__init__(
+            unk_token="<unk>",  # noqa: S106
+            eos_token="</s>",  # noqa: S106
+            additional_special_tokens=list(self.MARKS),
+            **options,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._tokens)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self._ids)
+
+    def _tokenize(self, text: str, **options: Any) -> list[str]:
+        return [f"<0x{byte:02X}>" for byte in text.encode()]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._ids.get(token, 0)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._tokens[index]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        data = b"".join(
+            bytes.fromhex(token[3:5]) if token.startswith("<0x") else token.replace("▁", " ").encode()
+            for token in tokens
+        )
+        text = data.decode(errors="replace")
+        japanese = "[\u3040-\u9fff]"
+        return re.sub(f"^ |(?<=[(>]) |(?<={japanese}) | (?={japanese})", "", text)
+
+
+SPACE_MOVING = SpaceMovingTokenizer()
+CLEANING = SpaceMovingTokenizer(clean_up_tokenization_spaces=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from aiochatstream.engines.base import StepKind
+from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.grammars import Matcher
@@ -88,7 +89,7 @@ class Batch:
         self,
         prompt: list[int],
         params: GenerationParams,
-        matcher: Matcher | None = None,
+        matcher: Matcher | AnswerPhase | None = None,
         owner: str = "",
         shared_tokens: int = 0,
     ) -> Request:

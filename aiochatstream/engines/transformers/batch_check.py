@@ -20,8 +20,8 @@ UNSUPPORTED_ROPES = {"dynamic", "longrope"}
 CHECK_TOKENS = 100
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 TOLERANCE_HALF = 0.5
-"""Maximum difference of logits relative to their own spread, by dtype and for half precision. In half precision, two
-correct computations differ by about 0.1, while unrelated logits differ by 1.4."""
+"""Maximum difference of logits relative to their own spread, by dtype, and for half precision and quantised weights. In
+half precision, two correct computations differ by about 0.1, while unrelated logits differ by 1.4."""
 
 
 class CannotBatch(Exception):
@@ -48,7 +48,8 @@ class BatchCheck:
     def verify(self, forward: PackedForward, *, native: bool = False) -> None:
         """Compute the reference sequences as packed rows, in several chunks. Raise CannotBatch if results differ."""
         cache = KVCache(self.layers, 2, CHECK_TOKENS, native=native)
-        tolerance = TOLERANCE.get(self._model.dtype, TOLERANCE_HALF)
+        quantized = getattr(self._model, "is_quantized", False)
+        tolerance = TOLERANCE_HALF if quantized else TOLERANCE.get(self._model.dtype, TOLERANCE_HALF)
         with torch.inference_mode():
             for expected, logits in zip(self._expected, self._compute_packed(forward, cache), strict=True):
                 if not (logits - expected).float().norm() <= tolerance * (expected - expected.mean()).float().norm():
@@ -68,6 +69,8 @@ class BatchCheck:
         accepted = inspect.signature(model.forward).parameters
         if not model._supports_attention_backend or "past_key_values" not in accepted:
             raise CannotBatch("its attention cannot be replaced")
+        if is_distributed(model):
+            raise CannotBatch("its layers are on several devices")
         if not set(getattr(config, "layer_types", None) or BATCHED_LAYERS) <= BATCHED_LAYERS:
             raise CannotBatch("it has layers without attention or with chunked attention")
         ropes = getattr(config, "rope_parameters", None) or {}
@@ -93,3 +96,8 @@ class BatchCheck:
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         return window is not None and "sliding_attention" in kinds
+
+
+def is_distributed(model: Any) -> bool:
+    """Return True if ``device_map`` placed the layers of ``model`` on several devices."""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1

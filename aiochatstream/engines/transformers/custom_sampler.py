@@ -35,6 +35,9 @@ def sample_function(token_sampler: TokenSampler | None) -> SampleFunction:
         tokens = [operator.index(number) for number in numbers]
         if len(tokens) != rows or not all(0 <= token < vocab_size for token in tokens):
             raise ValueError(f"token_sampler: must return {rows} ids below {vocab_size}, not {result!r}.")
+        for row, sampler in enumerate(samplers):
+            if sampler.matcher is not None and sampler.matcher.forced_token is not None:
+                tokens[row] = sampler.matcher.forced_token
         for sampler, token in zip(samplers, tokens, strict=True):
             if sampler.matcher is not None and not sampler.matcher.allows(token):
                 raise ValueError(f"token_sampler: must not return {token}, which the answer's constraint excludes.")

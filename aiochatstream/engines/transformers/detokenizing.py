@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from aiochatstream.engines.replacements import Replacements
 from aiochatstream.engines.token_bytes import TokenBytes
 
 REPLACEMENT = "\ufffd"
@@ -15,20 +16,37 @@ CONTEXT_TOKENS = 8
 """Number of preceding tokens that may influence the text of the next one: for example, a word at the start of a text
 has no space before it."""
 
+WINDOW_TOKENS = 16
+"""Number of tokens that are decoded together before the window moves on."""
+
 MAX_CHARACTER_TOKENS = 4
 """Maximum number of bytes, and thus of tokens, of a character."""
 
+MAX_HELD_SPACES = 4
+"""Maximum number of spaces at the end of a text that a tokenizer may move or remove when the next token follows."""
+
+CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+"""Texts around which transformers' ``clean_up_tokenization`` removes spaces, one after another."""
+
 
 class Detokenizer(ABC):
-    """Converts the tokens of one answer to text. Special tokens have no text."""
+    """Converts the tokens of one answer to text. Special tokens have no text, unless they are marks."""
 
     @abstractmethod
     def step(self, token_id: int) -> str:
         """Add a token; return the text that later tokens cannot change, possibly empty."""
 
     @abstractmethod
-    def end(self) -> str:
-        """Return the pending text at the end of the answer: U+FFFD for an incomplete character."""
+    def mark(self, token_id: int, name: str) -> str:
+        """Add a control token that is text; return the pending text before its ``name``."""
+
+    @abstractmethod
+    def end(self, *, cut_off: bool = False) -> str:
+        """Return the pending text at the end of the answer.
+
+        :param cut_off: True omits an incomplete character, so that the answer can be continued; False returns U+FFFD
+            for it.
+        """
 
 
 def detokenizer(tokenizer: Any, before: Sequence[int] = ()) -> Detokenizer:
@@ -37,11 +55,12 @@ def detokenizer(tokenizer: Any, before: Sequence[int] = ()) -> Detokenizer:
     :param before: token ids that the answer continues; empty if it starts a text. They may end within a character,
         which the answer completes or leaves incomplete.
     """
+    is_fast = getattr(tokenizer, "is_fast", False)
     special = frozenset(tokenizer.all_special_ids)
+    if is_fast:  # the backend also omits special tokens without a role
+        special |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     preceding = [token_id for token_id in before[-CONTEXT_TOKENS * 2 :] if token_id not in special]
-    if getattr(tokenizer, "is_fast", False):
-        return _ByteDetokenizer(tokenizer, special, preceding)
-    return _WindowDetokenizer(tokenizer, special, preceding)
+    return (_ByteDetokenizer if is_fast else _WindowDetokenizer)(tokenizer, special, preceding)
 
 
 class _ByteDetokenizer(Detokenizer):
@@ -71,7 +90,14 @@ class _ByteDetokenizer(Detokenizer):
         self._last = [token_id]
         return text
 
-    def end(self) -> str:
+    def mark(self, token_id: int, name: str) -> str:
+        text = self.end()
+        self._last = [token_id]
+        return text
+
+    def end(self, *, cut_off: bool = False) -> str:
+        if cut_off:
+            return ""
         if self._prompt_bytes:  # not part of the answer
             added, self._prompt_bytes, self._added_bytes = self._added_bytes, b"", b""
             self._decoder = _decoder()
@@ -98,45 +124,68 @@ class _ByteDetokenizer(Detokenizer):
         return self._bytes.of(token_id) if self._bytes.is_position_independent(token_id) else None
 
     def _after_last(self, token_id: int) -> str:
-        before = self._backend.decode(self._last, skip_special_tokens=True)
-        text: str = self._backend.decode([*self._last, token_id], skip_special_tokens=True)
+        before = self._backend.decode(self._last, skip_special_tokens=False)  # the last token may be a mark
+        text: str = self._backend.decode([*self._last, token_id], skip_special_tokens=False)
         return text[len(before) :]
 
 
 class _WindowDetokenizer(Detokenizer):
-    """Detokenizer for tokenizers written in Python. It decodes a short window of the last tokens twice per step.
+    """Detokenizer for tokenizers written in Python, whose ``decode`` is only known as a whole.
 
-    The window starts with text that was already returned, so that a special treatment of a text's first token (such as
-    a leading space) does not affect new text.
+    It decodes a window of the last tokens at each step. The window starts with tokens whose text was already returned,
+    so that a special treatment of a text's first token (such as a leading space) does not affect new text. The end of
+    the text is pending as long as the next token may change it.
     """
 
     def __init__(self, tokenizer: Any, special: frozenset[int], before: list[int]) -> None:
         self._tokenizer, self._special = tokenizer, special
+        self._options: dict[str, bool] = {}
+        self._clean_up: list[Replacements] = []
+        if getattr(tokenizer, "clean_up_tokenization_spaces", False):
+            self._options["clean_up_tokenization_spaces"] = False
+            self._clean_up = [Replacements([(text, text.strip(" "))]) for text in CLEAN_UP]
         self._ids = self._at_character_start(before)
-        self._returned = len(self._ids)
+        self._returned = len(self._decode(self._ids))
+        """Number of characters of the window's text that were returned."""
 
     def step(self, token_id: int) -> str:
         if token_id in self._special:
             return ""
         self._ids.append(token_id)
-        text = self._new_text(len(self._ids))
-        if not text or text.endswith(REPLACEMENT):
-            pending = len(self._ids) - self._returned
-            # of this many tokens, the oldest one can no longer become a character
-            return self._return_until(self._returned + 1) if pending >= MAX_CHARACTER_TOKENS else ""
-        return self._return_until(len(self._ids))
+        text = self._decode(self._ids)
+        return self._cleaned(self._take(text, len(text) - _pending_length(text)))
 
-    def end(self) -> str:
-        return self._return_until(len(self._ids))
+    def mark(self, token_id: int, name: str) -> str:
+        self._ids.append(token_id)
+        text = self._decode(self._ids)
+        at = text.find(name, self._returned)
+        before = self._take(text, at if at >= 0 else len(text))
+        self._returned += len(name) if at >= 0 else 0
+        return self._cleaned(before, final=True)
 
-    def _return_until(self, end: int) -> str:
-        """Return the new text of the tokens up to ``end``, and move the window."""
-        text = self._new_text(end)
-        self._ids, self._returned = self._ids[self._returned :], end - self._returned
+    def end(self, *, cut_off: bool = False) -> str:
+        text = self._decode(self._ids)
+        return self._cleaned(self._take(text, len(text.rstrip(REPLACEMENT)) if cut_off else len(text)), final=True)
+
+    def _take(self, text: str, end: int) -> str:
+        """Return the new part of the window's ``text`` before ``end``, and move the window."""
+        new = text[self._returned : end]
+        self._returned += len(new)
+        if len(self._ids) >= WINDOW_TOKENS:
+            self._move(text[self._returned :])
+        return new
+
+    def _move(self, pending: str) -> None:
+        """Drop the oldest tokens, unless this would change the text that is ``pending``."""
+        last = self._ids[-CONTEXT_TOKENS:]
+        text = self._decode(last)
+        if text.endswith(pending):
+            self._ids, self._returned = last, len(text) - len(pending)
+
+    def _cleaned(self, text: str, *, final: bool = False) -> str:
+        for replacements in self._clean_up:
+            text = replacements.push(text) + (replacements.flush() if final else "")
         return text
-
-    def _new_text(self, end: int) -> str:
-        return self._decode(self._ids[:end])[len(self._decode(self._ids[: self._returned])) :]
 
     def _at_character_start(self, ids: list[int]) -> list[int]:
         for length in range(CONTEXT_TOKENS, CONTEXT_TOKENS + MAX_CHARACTER_TOKENS):
@@ -146,7 +195,14 @@ class _WindowDetokenizer(Detokenizer):
         return last
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, **self._options))
+
+
+def _pending_length(text: str) -> int:
+    """Return the number of characters at the end of ``text`` that the next token may change."""
+    replacements = min(len(text) - len(text.rstrip(REPLACEMENT)), MAX_CHARACTER_TOKENS - 1)
+    before = text[: len(text) - replacements]
+    return replacements + min(len(before) - len(before.rstrip(" ")), MAX_HELD_SPACES)
 
 
 def _decoder() -> codecs.IncrementalDecoder:

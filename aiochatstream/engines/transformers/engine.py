@@ -17,22 +17,27 @@ import psutil
 import torch
 
 from aiochatstream.engines.base import Delta, Engine, Prompt, TokenLogprob
-from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import attention
+from aiochatstream.engines.transformers.answer_deltas import AnswerDeltas
+from aiochatstream.engines.transformers.answer_format import AnswerFormat, find_template
+from aiochatstream.engines.transformers.answer_phase import AnswerPhase
+from aiochatstream.engines.transformers.answer_reader import AnswerReader, PlainReader
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.batch_check import BatchCheck, CannotBatch
+from aiochatstream.engines.transformers.batch_check import BatchCheck, CannotBatch, is_distributed
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.cpu.prepacked_linear import prepack_linears
 from aiochatstream.engines.transformers.custom_sampler import sample_function
 from aiochatstream.engines.transformers.detokenizing import detokenizer
-from aiochatstream.engines.transformers.grammars import Grammars
+from aiochatstream.engines.transformers.grammars import Grammars, Matcher
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.loading import cpu_supports
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.sequential import SequentialDecoder
+from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.params import GenerationParams
+from aiochatstream.texts import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +64,8 @@ class TransformersEngine(Engine):
     :param model: a causal language model, or a function that loads one. The engine owns it: while it serves, the engine
         replaces its attention and possibly its linear layers.
     :param tokenizer: the model's tokenizer, or a function that loads it.
-    :param device: device to move the model to; None for its current device.
+    :param device: device to move the model to; None for its current device. It is ignored for a model whose layers
+        were distributed over several devices (``device_map``).
     :param optimize: True stores the weights of linear layers in the layout of the CPU's kernels. Weights that the
         embedding shares are then stored twice.
     :param kv_cache_bytes: size of the keys and values of all rows, allocated at the start; with less than all rows
@@ -77,6 +83,8 @@ class TransformersEngine(Engine):
         Python headers. The first start takes a minute longer; later ones use torch's cache folder
         (TORCHINDUCTOR_CACHE_DIR).
     :param token_sampler: replaces the built-in sampler.
+    :param response_template: marks of thoughts and tool calls in the model's answers, in transformers' format. None for
+        the tokenizer's own; without one, for the template of the model's family, if it is known.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class TransformersEngine(Engine):
         max_step_ms: float | None = None,
         compile: bool = False,  # noqa: A002 - the name in transformers and torch
         token_sampler: TokenSampler | None = None,
+        response_template: dict[str, Any] | None = None,
     ) -> None:
         for name, value in (("kv_cache_bytes", kv_cache_bytes), ("max_step_ms", max_step_ms)):
             if value is not None and not value > 0:
@@ -107,6 +116,8 @@ class TransformersEngine(Engine):
         self.decoder: Batch | SequentialDecoder | None = None
         """Decoder of the loaded model; None before :meth:`load` and after :meth:`close`."""
         self._grammars: Grammars | None = None
+        self._answer_format: AnswerFormat | None = None
+        self._own_template = response_template
         self._close_batch: weakref.finalize[..., Any] | None = None
         self._max_step = None if max_step_ms is None else max_step_ms / 1000
         self._sample = sample_function(token_sampler)
@@ -119,15 +130,19 @@ class TransformersEngine(Engine):
     def load(self, slots: int, context_len: int) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()
-        if self._device is not None and not is_on(model, torch.device(self._device)):
-            model = model.to(self._device)
+        if self._device is not None:
+            model = move(model, torch.device(self._device))
         self._model = model.eval()
+        self._weight_bytes = weight_bytes(model)  # before layers are replaced
         if model.device.type == "cpu" and not cpu_supports(model.dtype):
             dtype = str(model.dtype).removeprefix("torch.")
             logger.warning("%s is slow on this CPU. Load the model with dtype=torch.float32.", dtype)
         self._eos_ids = self._find_eos_ids()
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         self._special_ids = {str(token): id_ for id_, token in added.items() if token.special}
+        self.response_template = find_template(self.tokenizer, model.config.model_type, self._own_template)
+        if self.response_template is not None:
+            self._answer_format = AnswerFormat(self.tokenizer, self.response_template)
         self._embeddings = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
         outputs = getattr(model.get_output_embeddings(), "out_features", sys.maxsize)
         vocab_size = min(self._embeddings, outputs)
@@ -173,6 +188,7 @@ class TransformersEngine(Engine):
             "model": Path(name).name if Path(name).is_dir() else name,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "weights": format_bytes(self._weight_bytes),
         }
 
     def check(self, params: GenerationParams) -> None:
@@ -187,12 +203,12 @@ class TransformersEngine(Engine):
         if self.decoder is None or self._grammars is None:
             raise RuntimeError("The engine is not loaded.")
         self._check_ids(prompt, params)
-        text_of = detokenizer(self.tokenizer, prompt.token_ids if prompt.continued else ())
-        stops = StopStrings(params.stop)
         # special tokens have no text
         stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}
-        matcher = None if params.constraint is None else self._grammars.matcher(params.constraint)
+        eos_ids = () if params.ignore_eos else self._eos_ids
+        deltas = AnswerDeltas(self._reader(prompt), params.stop, stop_ids, eos_ids)
         owner = "" if self._share_prefixes else prompt.owner
+        matcher = self._matcher(prompt, params)
         answer = self.decoder.submit(prompt.token_ids, params, matcher, owner, prompt.shared_tokens)
         left = params.max_new_tokens
         cached_tokens = 0
@@ -210,18 +226,26 @@ class TransformersEngine(Engine):
                     continue
                 left -= 1
                 logprobs = () if params.logprobs is None else (answer.logprobs.popleft(),)
-                if token_id in stop_ids or (token_id in self._eos_ids and not params.ignore_eos):
-                    text, _ = stops.push(text_of.end())
-                    yield Delta(text + stops.flush(), (token_id,), "stop", logprobs=logprobs)
+                yield from deltas.step(token_id, logprobs, last=not left)
+                if deltas.finished:
                     return
-                text, stopped = stops.push(text_of.step(token_id))
-                if stopped:
-                    yield Delta(text, (token_id,), "stop", logprobs=logprobs)
-                    return
-                if not left:  # an incomplete character is omitted, so that the answer can be continued
-                    yield Delta(text + stops.flush(), (token_id,), "length", logprobs=logprobs)
-                    return
-                yield Delta(text, (token_id,), logprobs=logprobs)
+
+    def _reader(self, prompt: Prompt) -> AnswerReader:
+        """Return the reader of a new answer."""
+        if prompt.chat and self._answer_format is not None:
+            return self._answer_format.reader(prompt)
+        return PlainReader(detokenizer(self.tokenizer, prompt.token_ids if prompt.continued else ()))
+
+    def _matcher(self, prompt: Prompt, params: GenerationParams) -> Matcher | AnswerPhase | None:
+        """Return the constraint of the tokens of a new answer."""
+        grammars = self._grammars
+        matcher = None if params.constraint is None or grammars is None else grammars.matcher(params.constraint)
+        if self._answer_format is None or not prompt.chat:
+            return matcher
+        if matcher is None and params.max_thinking_tokens is None:
+            return None
+        vocab_size = max(self.vocab_size or 0, len(self.tokenizer))
+        return AnswerPhase(self._answer_format, prompt, params, matcher, self._eos_ids, vocab_size)
 
     def _check_ids(self, prompt: Prompt, params: GenerationParams) -> None:
         """Raise ValueError for an empty prompt or an invalid token id, which on a GPU would be a permanent error."""
@@ -302,7 +326,7 @@ class TransformersEngine(Engine):
     def _warm_up(self, prompt_tokens: int) -> None:
         for options in WARM_UP_PARAMS if prompt_tokens > 0 else ():
             params = GenerationParams(max_new_tokens=3, ignore_eos=True, **options)
-            deque(self.generate(Prompt([], [0] * prompt_tokens), params), maxlen=0)
+            deque(self.generate(Prompt([], [0] * prompt_tokens, chat=False), params), maxlen=0)
         release_idle_threads()
 
     def _find_eos_ids(self) -> frozenset[int]:
@@ -322,6 +346,16 @@ def is_loader(value: Any) -> bool:
 def is_on(model: Any, device: torch.device) -> bool:
     """Return True if ``model`` is on ``device``. A device without an index matches all devices of its type."""
     return bool(model.device.type == device.type and device.index in (None, model.device.index))
+
+
+def move(model: Any, device: torch.device) -> Any:
+    """Return ``model`` on ``device``, unless ``device_map`` distributed its layers over several devices."""
+    if is_on(model, device):
+        return model
+    if is_distributed(model):
+        logger.warning("device: %s is ignored, because device_map distributed the layers of the model.", device)
+        return model
+    return model.to(device)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -72,6 +72,9 @@ NAMES: dict[ConstraintKind, str] = {
 class Matcher:
     """The state of one answer in its grammar. Masks are computed concurrently with the model."""
 
+    forced_token: int | None = None
+    """None: a mask that allows a single token excludes all others."""
+
     def __init__(self, grammars: Grammars, constraint: Constraint, number: int) -> None:
         self._grammars, self._constraint, self._number = grammars, constraint, number
         self._tokens: list[int] = []

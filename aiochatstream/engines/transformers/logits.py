@@ -55,19 +55,20 @@ def apply_penalties(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Seq
 
 @torch.inference_mode()
 def apply_masks(logits: torch.Tensor, samplers: Sequence[Sampler], raw_logits: torch.Tensor) -> torch.Tensor:
-    """Return ``logits`` [rows, vocabulary] in float32, with -inf for tokens that a row's grammar excludes.
+    """Return ``logits`` [rows, vocabulary] in float32, with -inf for tokens that a row's matcher excludes.
 
     The input is not modified.
 
-    :param raw_logits: the model's logits, for rows in which penalties have excluded all tokens that the grammar allows.
+    :param raw_logits: the model's logits, for rows in which penalties have excluded all tokens that the matcher allows.
     """
     matchers = {row: sampler.matcher for row, sampler in enumerate(samplers) if sampler.matcher is not None}
-    if not matchers:
+    masks = {row: mask for row, matcher in matchers.items() if (mask := matcher.mask) is not None}
+    if not masks:
         return logits
-    masks = np.stack([matcher.mask for matcher in matchers.values()]).view(np.uint8)
-    bits = np.unpackbits(masks, axis=1, count=logits.shape[-1], bitorder="little")
+    stacked = np.stack(list(masks.values())).view(np.uint8)
+    bits = np.unpackbits(stacked, axis=1, count=logits.shape[-1], bitorder="little")
     excluded = torch.from_numpy(bits == 0).to(logits.device)
-    rows = device_tensor(list(matchers), logits.device)
+    rows = device_tensor(list(masks), logits.device)
     masked = logits.index_select(0, rows).masked_fill(excluded, -torch.inf)
     none_left = masked.amax(dim=-1, keepdim=True) == -torch.inf
     fallback = raw_logits.index_select(0, rows).float().masked_fill(excluded, -torch.inf)

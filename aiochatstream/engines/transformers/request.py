@@ -7,6 +7,7 @@ from collections.abc import Generator
 from queue import SimpleQueue
 
 from aiochatstream.engines.base import TokenLogprob
+from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.sampler import Sampler
 from aiochatstream.params import GenerationParams
@@ -36,7 +37,7 @@ class Request:
         self,
         prompt: list[int],
         params: GenerationParams,
-        matcher: Matcher | None = None,
+        matcher: Matcher | AnswerPhase | None = None,
         owner: str = "",
         shared_tokens: int = 0,
     ) -> None:

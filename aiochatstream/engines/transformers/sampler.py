@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.params import GenerationParams
 
@@ -18,7 +19,7 @@ class Sampler:
     Each draw uses one number of the answer's own sequence, so that other rows do not influence it.
     """
 
-    def __init__(self, params: GenerationParams, matcher: Matcher | None = None) -> None:
+    def __init__(self, params: GenerationParams, matcher: Matcher | AnswerPhase | None = None) -> None:
         self.params, self.matcher = params, matcher
         self.greedy = params.temperature < GREEDY_BELOW
         self.has_repetition_penalty = params.repetition_penalty != (

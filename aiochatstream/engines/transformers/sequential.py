@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from aiochatstream.engines.base import StepKind, TokenLogprob
+from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
 from aiochatstream.engines.transformers.sampler import Sampler
@@ -89,7 +90,7 @@ class SequentialDecoder:
         self,
         prompt: list[int],
         params: GenerationParams,
-        matcher: Matcher | None = None,
+        matcher: Matcher | AnswerPhase | None = None,
         owner: str = "",
         shared_tokens: int = 0,
     ) -> SequentialAnswer:

@@ -4,6 +4,7 @@ import { acquireSlot } from "./slots.js";
 import { IDLE_TIMEOUT_MS, readEvents } from "./stream.js";
 
 /** @typedef {import("./stream.js").ServerEvent} ServerEvent */
+/** @typedef {"auto" | "off" | "low" | "medium" | "high"} ThinkingLevel */
 
 /**
  * @typedef {object} HistoryMessage
@@ -11,6 +12,7 @@ import { IDLE_TIMEOUT_MS, readEvents } from "./stream.js";
  * @property {string} content
  * @property {string} [message_id]
  * @property {"complete" | "interrupted" | "running"} [state]
+ * @property {string} [thinking] the model's thoughts before the answer
  */
 
 /**
@@ -27,6 +29,8 @@ import { IDLE_TIMEOUT_MS, readEvents } from "./stream.js";
  * @property {"all" | string[]} allow
  * @property {boolean} dev_tool
  * @property {boolean} system_prompt
+ * @property {ThinkingLevel} thinking the server's default
+ * @property {ThinkingLevel[] | null} thinking_levels that requests may set; null: not yet known, because the model is loading
  */
 
 /**

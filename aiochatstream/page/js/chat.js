@@ -4,7 +4,7 @@ import { ApiError, errorOf } from "./api.js";
 import { Commits } from "./commits.js";
 import { Delivery, RECOVER_MS, STOPPED } from "./delivery.js";
 import { drain } from "./stream.js";
-import { fieldsOf, turnsOf, turnsWith } from "./turns.js";
+import { endThought, fieldsOf, think, turnsOf, turnsWith } from "./turns.js";
 
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {import("./store.js").Store} Store */
@@ -25,7 +25,7 @@ const MAX_EVENTS = 1000;
 const CLEARED = "cleared";
 
 /**
- * Events: `change` (turns were added, removed or changed state), `text` (the newest answer grew), `event` (the server
+ * Events: `change` (turns were added, removed or changed state), `text` (the newest answer or its thoughts grew), `event` (the server
  * sent an event), `restore` (a message without an answer; detail: its text), `server-message` (a message from the server
  * itself; detail: its text), `turns-dropped` (the oldest turns were dropped), `not-stored` (the newest turn is too long to
  * be stored), `stream-limit` (the request waits for other streams of this browser), `no-cookies` (the server does not
@@ -55,16 +55,19 @@ export class Chat extends EventTarget {
   #store;
   #commits;
   #delivery;
+  #params;
 
   /**
    * @param {Api} api
    * @param {Store} store
    * @param {string} id
+   * @param {() => Record<string, unknown>} params returns the generation parameters of the next request
    */
-  constructor(api, store, id) {
+  constructor(api, store, id, params = () => ({})) {
     super();
     this.#api = api;
     this.#store = store;
+    this.#params = params;
     this.#commits = new Commits(api, store, id);
     this.#delivery = new Delivery(store, id, {
       retry: (request) => void this.submit(request),
@@ -145,9 +148,10 @@ export class Chat extends EventTarget {
       return;
     }
     this.#cancelTimers();
-    const answerBefore = turn.answer;
+    const { answer: answerBefore, thinking: thinkingBefore } = turn;
     const undo = () => {
       turn.answer = answerBefore;
+      turn.thinking = thinkingBefore;
       turn.state = "interrupted"; // the state of a turn that is being continued
       this.turns = before;
     };
@@ -277,6 +281,7 @@ export class Chat extends EventTarget {
         const { event, data } = next.value;
         this.#record(event, data, startTime);
         if (event === "delta") this.#grow(turn, data.text);
+        else if (event === "thinking") this.#think(turn, data.text);
         else if (event === "queued") this.#setPosition(data.position);
         else if (event === "start") this.#setPosition(0, turn, data.message_id);
         else if (event === "done") return data;
@@ -292,6 +297,7 @@ export class Chat extends EventTarget {
       const { reason } = signal;
       throw error instanceof ApiError ? error : reason instanceof ApiError ? reason : connectionLost();
     } finally {
+      endThought(turn);
       void drain(events);
     }
     throw connectionLost();
@@ -300,12 +306,14 @@ export class Chat extends EventTarget {
   /** @param {TurnRequest} request */
   #body(request) {
     const system = this.#store.system(this.id);
+    const params = this.#params();
     const noTurnNumber = this.#turnNumber === null || this.#store.cookiesWork === false;
     return {
       conversation: this.id,
       ...fieldsOf(request),
       ...(noTurnNumber ? {} : { if_turn: this.#turnNumber }),
       ...(system ? { system } : {}),
+      ...(Object.keys(params).length ? { params } : {}),
     };
   }
 
@@ -315,6 +323,21 @@ export class Chat extends EventTarget {
    */
   #grow(turn, text) {
     turn.answer += text;
+    endThought(turn);
+    this.#grown(turn);
+  }
+
+  /**
+   * @param {Turn} turn
+   * @param {string} text
+   */
+  #think(turn, text) {
+    think(turn, text);
+    this.#grown(turn);
+  }
+
+  /** @param {Turn} turn */
+  #grown(turn) {
     if (turn.state !== "writing") {
       turn.state = "writing";
       this.#store.touch(this.id, ""); // #finish sets the title: the message may be a pass phrase

@@ -61,9 +61,10 @@ export function parseConversation(text) {
  * @param {number} index
  * @returns {HistoryMessage}
  */
-function parseMessage({ role, content, message_id, state = "complete" }, index) {
+function parseMessage({ role, content, message_id, state = "complete", thinking }, index) {
   if (role !== (index % 2 ? "assistant" : "user") || typeof content !== "string") throw new TypeError("invalid message");
   if (role === "user") return { role, content };
   const id = typeof message_id === "string" && message_id ? { message_id } : {};
-  return { role, content, ...id, state: state === "complete" ? "complete" : "interrupted" };
+  const thoughts = typeof thinking === "string" && thinking ? { thinking } : {};
+  return { role, content, ...id, state: state === "complete" ? "complete" : "interrupted", ...thoughts };
 }

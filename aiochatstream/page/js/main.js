@@ -15,6 +15,7 @@ import { Drawer, setUpDrawers } from "./view/drawers.js";
 import { askConfirmation, notice, reportErrors, setUpNotices } from "./view/notices.js";
 import { SettingsPanel } from "./view/settings.js";
 import { Sidebar } from "./view/sidebar.js";
+import { ThinkingLevelBox } from "./view/thinking_level.js";
 import { Thread } from "./view/thread.js";
 
 /** @typedef {import("./api.js").Config} Config */
@@ -25,7 +26,7 @@ const CONFIG_RETRY_MS = 3000;
 /** The configuration until the server's is loaded: the minimal page. @type {Config} */
 let config = {
   title: null, welcome: null, avatar: "", accent: null, accent_dark: null, examples: null, locale: null, theme: null,
-  role: "", allow: [], dev_tool: false, system_prompt: false,
+  role: "", allow: [], dev_tool: false, system_prompt: false, thinking: "auto", thinking_levels: null,
 };
 
 /** Return true if the user's role may call an endpoint. @param {string} name */
@@ -61,6 +62,8 @@ const thread = new Thread(
 const composer = new Composer(store, () => {
   /** @type {HTMLElement | null} */ (document.querySelector(".turn:last-child [data-action=edit]"))?.click();
 });
+
+const thinkingLevel = new ThinkingLevelBox(store);
 
 const sidebar = new Sidebar(store, {
   open: (id) => {
@@ -111,7 +114,7 @@ function current() {
   const id = store.current;
   let chat = chats.get(id);
   if (!chat) {
-    chat = new Chat(api, store, id);
+    chat = new Chat(api, store, id, () => thinkingLevel.params);
     chats.set(id, chat);
     addListeners(chat);
     void chat.load();
@@ -126,7 +129,8 @@ function addListeners(chat) {
     if (chat.answering !== answering) {
       answering = chat.answering;
       sidebar.draw();
-      if (!answering && chat.devTool && !config.dev_tool) void refreshConfig();
+      const outdated = (chat.devTool && !config.dev_tool) || config.thinking_levels === null;
+      if (!answering && outdated) void refreshConfig();
     }
     if (chat.id === store.current) drawHeading();
   });
@@ -189,6 +193,7 @@ function applySettings() {
   byId("open-dev").hidden = !config.dev_tool;
   byId("import").hidden = !may("import_conversation");
   thread.welcome(config);
+  thinkingLevel.show(config);
   sidebar.draw();
 }
 

@@ -12,6 +12,7 @@
  * @property {"" | "light" | "dark"} [theme] empty: the system's theme
  * @property {"en" | "ja"} [locale]
  * @property {boolean} [stats] show times under each answer
+ * @property {import("./api.js").ThinkingLevel} [thinking]
  * @property {boolean} [sidebar] false: hidden in wide windows
  */
 

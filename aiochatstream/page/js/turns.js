@@ -6,16 +6,22 @@
  * @typedef {object} Turn a message and its answer
  * @property {string} user
  * @property {string} answer
+ * @property {string} thinking the model's thoughts; empty: none, or not stored
+ * @property {number | null} [thinkingSince] time at which the running thought began, on the clock of performance.now();
+ *   null: no thought is running
+ * @property {number} [thinkingMs] duration of the thoughts, in the tab that received them
  * @property {string | null} id the answer's message id
  * @property {"waiting" | "writing" | "running" | "complete" | "interrupted"} state
- *   waiting: no text yet; writing: this tab receives the answer; running: another tab receives it
+ *   waiting: no text yet; writing: this tab receives the thoughts or the answer; running: another tab receives them
  * @property {string} [finish] finish reason
  * @property {Usage} [usage]
  * @property {Timing} [timing]
  * @property {boolean | null} [like]
  */
 
-/** @typedef {{ prompt_tokens: number, cached_tokens: number, completion_tokens: number }} Usage */
+/**
+ * @typedef {{ prompt_tokens: number, cached_tokens: number, completion_tokens: number, thinking_tokens?: number }} Usage
+ */
 /** @typedef {{ queue_s: number, ttft_s: number, total_s: number }} Timing seconds */
 
 /**
@@ -36,9 +42,14 @@ export function turnsOf(messages, known) {
   /** @type {Turn[]} */
   const turns = [];
   let user = "";
-  for (const { role, content, message_id: id = null, state = "complete" } of messages) {
-    if (role === "user") user = content;
-    else turns.push(Object.assign(byId.get(id) ?? {}, { user, answer: content, id, state }));
+  for (const { role, content, message_id: id = null, state = "complete", thinking } of messages) {
+    if (role === "user") {
+      user = content;
+      continue;
+    }
+    const turn = byId.get(id);
+    const thoughts = thinking ?? turn?.thinking ?? ""; // cookies do not store them
+    turns.push(Object.assign(turn ?? {}, { user, answer: content, thinking: thoughts, id, state }));
   }
   return turns;
 }
@@ -62,7 +73,24 @@ export function turnsWith(turns, request) {
 
 /** @param {string} user @returns {Turn} */
 function newTurn(user) {
-  return { user, answer: "", id: null, state: "waiting" };
+  return { user, answer: "", thinking: "", id: null, state: "waiting" };
+}
+
+/**
+ * Add `text` to the thoughts of `turn`.
+ * @param {Turn} turn
+ * @param {string} text
+ */
+export function think(turn, text) {
+  turn.thinking += text;
+  turn.thinkingSince ??= performance.now() - (turn.thinkingMs ?? 0);
+}
+
+/** Note that the thought of `turn` has ended, if one is running. @param {Turn} turn */
+export function endThought(turn) {
+  if (typeof turn.thinkingSince !== "number") return;
+  turn.thinkingMs = performance.now() - turn.thinkingSince;
+  turn.thinkingSince = null;
 }
 
 /**

@@ -33,7 +33,8 @@ async def get_generation_params(server: Server, request: web.Request) -> web.Str
 def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response:
     """Respond with the values of all parameters, under chatstream's names if it has them, and their allowed ranges.
 
-    A seed of null means a random seed.
+    A seed of null means a random seed. ``thinking_levels`` and ``template_variables`` list the values of ``thinking``
+    and the names in ``chat_template_kwargs`` that requests may set, none if the chat template has none.
     """
     others = server.override(overrides).model_dump(mode="json", include=set(ParamOverrides.model_fields))
     params = {
@@ -43,5 +44,13 @@ def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response
         **others,
         "seed": overrides.seed,
     }
-    limits = server.param_limits.ranges(server.params)
-    return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})
+    return json_response(
+        {
+            "success": True,
+            "message": "success",
+            "generation_params": params,
+            "limits": server.param_limits.ranges(server.params),
+            "thinking_levels": server.thinking_levels,
+            "template_variables": server.template_variables,
+        }
+    )

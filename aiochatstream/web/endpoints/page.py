@@ -60,6 +60,8 @@ async def ui_config(server: Server, request: web.Request) -> web.StreamResponse:
         "dev_tool": role.enable_dev_tool,
         "system_prompt": server.allow_system_prompt,
         "max_new_tokens": server.params.max_new_tokens,
+        "thinking": server.params.thinking,
+        "thinking_levels": None if server.state == "starting" else list(server.thinking_levels),
     }
     return json_response(config)
 

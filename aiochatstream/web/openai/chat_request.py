@@ -6,11 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from aiochatstream.params import Flag, Logprobs, MaxNewTokens
+from aiochatstream.params import ChatTemplateKwargs, Flag, Logprobs, MaxNewTokens
 from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
     ChoicesRequest,
+    Effort,
     FunctionName,
     OpenAIModel,
     ResponseFormat,
@@ -124,7 +125,6 @@ class ChatCompletionRequest(ChoicesRequest):
         "functions": ([],),
         "function_call": ("none", "auto"),
         "web_search_options": (),
-        "reasoning_effort": ("none",),
         "verbosity": ("medium",),
         "moderation": (),
         "echo": (False,),
@@ -145,12 +145,18 @@ class ChatCompletionRequest(ChoicesRequest):
         | None
     ) = None
     parallel_tool_calls: Flag | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
     continue_final_message: Flag | None = None
     add_generation_prompt: Flag | None = None
 
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def effort(self) -> str | None:
+        return self.reasoning_effort
 
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatCompletionRequest:

@@ -26,8 +26,7 @@ from transformers import ByT5Tokenizer
 from aiochatstream import Delta, GenerationParams, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
-from aiochatstream.engines.transformers import TransformersEngine, choose_dtype, sampling, scheduler
-from aiochatstream.engines.transformers import engine as engine_module
+from aiochatstream.engines.transformers import TransformersEngine, answer_deltas, choose_dtype, sampling, scheduler
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear
 from aiochatstream.engines.transformers.engine import is_on
@@ -239,7 +238,7 @@ def test_an_error_in_stop_strings_fails_only_its_own_answer(
                 raise ZeroDivisionError
             return super().push(text)
 
-    monkeypatch.setattr(engine_module, "StopStrings", FailingStopStrings)
+    monkeypatch.setattr(answer_deltas, "StopStrings", FailingStopStrings)
     other = tiny_engine.generate(Prompt([], some_ids(9)), GenerationParams(temperature=0, max_new_tokens=24))
     first = next(other)
     with pytest.raises(ZeroDivisionError):
@@ -636,7 +635,12 @@ def test_loader_functions_are_called_in_load() -> None:
     assert sorted(calls) == ["model", "tokenizer"]
     assert engine.tokenizer is BYTES
     assert engine.max_context_len == 2048
-    assert engine.describe() == {"model": "Qwen2ForCausalLM", "device": "cpu", "dtype": "float32"}
+    assert engine.describe() == {
+        "model": "Qwen2ForCausalLM",
+        "device": "cpu",
+        "dtype": "float32",
+        "weights": "323 kB",
+    }
     assert not TransformersEngine(tiny(), BYTES).loads_slowly
 
 
@@ -652,6 +656,18 @@ def test_loader_functions_are_called_in_load() -> None:
 )
 def test_is_on_compares_the_index_only_if_the_device_has_one(model_device: str, device: str, expected: bool) -> None:
     assert is_on(SimpleNamespace(device=torch.device(model_device)), torch.device(device)) == expected
+
+
+def test_a_model_with_a_device_map_is_not_moved_and_decodes_sequentially(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny()
+    model.hf_device_map = {"model.layers.0": "cpu", "model.layers.1": "disk"}  # as accelerate sets it
+    engine = TransformersEngine(model, BYTES, "meta")
+    engine.load(slots=2, context_len=64)
+    assert model.device.type == "cpu"
+    assert "device: meta is ignored, because device_map distributed the layers" in caplog.text
+    assert "cannot be batched (its layers are on several devices)" in caplog.text
+    assert answer(engine, some_ids(8), max_new_tokens=4) == reference(model, some_ids(8), 4)
+    engine.close()
 
 
 def test_operations_that_the_device_does_not_support_are_an_error_at_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
+from typing import TypeGuard
 from weakref import WeakValueDictionary
 
 import torch
@@ -98,8 +99,8 @@ register(
 def prepack_linears(model: nn.Module) -> int:
     """Replace the linear layers of ``model`` in place; return their number.
 
-    Their plain weights are freed, unless an embedding shares them. Layers of a dtype without kernels on this CPU are
-    not replaced.
+    Their plain weights are freed, unless an embedding shares them. Quantised layers, and layers of a dtype without
+    kernels on this CPU, are not replaced.
     """
     supported = {dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if _can_prepack(dtype)}
     count = 0
@@ -107,7 +108,7 @@ def prepack_linears(model: nn.Module) -> int:
         plain = {
             name: child
             for name, child in parent.named_children()
-            if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in supported
+            if _is_plain(child) and child.weight.device.type == "cpu" and child.weight.dtype in supported
         }
         siblings = [names for names in SIBLINGS if _are_compatible([plain.get(name) for name in names])]
         singles = [(name,) for name in plain if not any(name in names for names in siblings)]
@@ -117,6 +118,16 @@ def prepack_linears(model: nn.Module) -> int:
                 setattr(parent, name, PrepackedLinear(weights, index))
         count += len(plain)
     return count
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return True for a linear layer whose class, forward pass and weight are torch's own.
+
+    Quantisation libraries replace either of them: the class (bitsandbytes, GPTQ), the forward pass of an object
+    (compressed-tensors), or the class of the weight (torchao).
+    """
+    has_own_forward = "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
+    return type(module) is nn.Linear and not has_own_forward and type(module._parameters.get("weight")) is nn.Parameter
 
 
 def _are_compatible(linears: Sequence[nn.Linear | None]) -> bool:

@@ -8,6 +8,10 @@ const SUFFIX = { one: "st", two: "nd", few: "rd", other: "th" };
 /** @param {number} number */
 const ordinal = (number) => `${number}${SUFFIX[ordinals.select(number)]}`;
 
+/** @param {number} seconds */
+const duration = (seconds) =>
+  seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+
 export const en = {
   // around the conversation
   skip: "Skip to the message box",
@@ -47,6 +51,13 @@ export const en = {
   send: "Send",
   stop: "Stop",
   hint_keys: "Press Enter to send, Shift+Enter for a new line.",
+  thinking_level: "Thinking",
+  thinking_auto: "Auto",
+  thinking_off: "Off",
+  thinking_on: "On",
+  thinking_low: "Low",
+  thinking_medium: "Medium",
+  thinking_high: "High",
 
   // turns
   you: "You",
@@ -56,6 +67,12 @@ export const en = {
   elsewhere: "This answer is being generated in another tab.",
   interrupted: "The answer was interrupted.",
   cut_off: "The answer was cut off at the maximum length.",
+  cut_off_thinking:
+    "The maximum length was reached while thinking, before the answer. Increase it in the settings, or reduce thinking.",
+  thinking: "Thinking",
+  thinking_time: (/** @type {number} */ seconds) => `, ${duration(seconds)}`,
+  thought_time: (/** @type {number} */ seconds) => `Thought for ${duration(seconds)}`,
+  thoughts: "Thoughts",
   complete: "The answer is complete.",
   copy: "Copy",
   copied: "Copied",
@@ -72,9 +89,10 @@ export const en = {
   thanks: "Thank you.",
   delete: "Delete this message and its answer",
   times: "Tokens and times",
-  stats: (/** @type {{ tokens: number, rate: string | null, first: string, cached: number }} */ s) =>
+  stats: (/** @type {{ tokens: number, thoughts: number, rate: string | null, first: string, cached: number }} */ s) =>
     [
       `${s.tokens} ${s.tokens === 1 ? "token" : "tokens"}`,
+      s.thoughts ? `${s.thoughts} of them for thinking` : "",
       s.rate && `${s.rate} tokens/s`,
       `first token after ${s.first} s`,
       s.cached ? `${s.cached} prompt tokens from the cache` : "",

@@ -1,5 +1,9 @@
 // 日本語。
 
+/** @param {number} seconds */
+const duration = (seconds) =>
+  seconds < 60 ? `${seconds} 秒` : `${Math.floor(seconds / 60)} 分 ${seconds % 60} 秒`;
+
 /** @type {import("../i18n.js").Texts} */
 export const ja = {
   skip: "メッセージ欄へ移動",
@@ -38,6 +42,13 @@ export const ja = {
   send: "送信",
   stop: "停止",
   hint_keys: "Enter で送信、Shift+Enter で改行します。",
+  thinking_level: "思考",
+  thinking_auto: "自動",
+  thinking_off: "オフ",
+  thinking_on: "オン",
+  thinking_low: "弱",
+  thinking_medium: "中",
+  thinking_high: "強",
 
   you: "あなた",
   assistant: "アシスタント",
@@ -46,6 +57,11 @@ export const ja = {
   elsewhere: "この応答は別のタブで生成中です。",
   interrupted: "応答は中断されました。",
   cut_off: "応答が最大長に達したため、途中で終了しました。",
+  cut_off_thinking: "応答の前の思考中に最大長に達しました。設定で最大長を増やすか、思考を減らしてください。",
+  thinking: "思考中",
+  thinking_time: (seconds) => ` ${duration(seconds)}`,
+  thought_time: (seconds) => `${duration(seconds)}間思考しました`,
+  thoughts: "思考の過程",
   complete: "応答が完了しました。",
   copy: "コピー",
   copied: "コピーしました",
@@ -65,6 +81,7 @@ export const ja = {
   stats: (s) =>
     [
       `${s.tokens} トークン`,
+      s.thoughts ? `うち思考 ${s.thoughts} トークン` : "",
       s.rate && `${s.rate} トークン/秒`,
       `最初のトークンまで ${s.first} 秒`,
       s.cached ? `プロンプト ${s.cached} トークンは再計算なし` : "",

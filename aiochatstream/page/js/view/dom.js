@@ -38,6 +38,7 @@ const PATHS = {
   stop: "M8 8h8v8H8z",
   down: "M12 5v13m-6-6l6 6 6-6",
   copy: "M9 9h10v11H9zM5 15V4h10",
+  chevron: "M9 6l6 6-6 6",
   check: "M5 12.5l4.5 4.5L19 7.5",
   edit: "M5 19h3.5L19 8.5 15.5 5 5 15.5V19ZM13 7.5l3.5 3.5",
   again: "M19 12a7 7 0 1 1-2.200-5.100M19 4v4h-4",

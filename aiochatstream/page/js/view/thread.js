@@ -51,6 +51,7 @@ export class Thread {
     this.#scroll.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     this.#scroll.addEventListener("wheel", (event) => this.#onScrollInput(event.deltaY < 0 && !event.ctrlKey), { passive: true });
     this.#scroll.addEventListener("keydown", (event) => this.#onKey(event));
+    this.#turns.addEventListener("click", (event) => this.#onClick(event));
     this.#latest.addEventListener("click", () => this.follow());
     const resized = new ResizeObserver(() => this.#keepEnd()); // runs after layout, so that it forces no additional layout
     for (const element of [this.#turns, this.#state, this.#scroll]) resized.observe(element);
@@ -90,7 +91,7 @@ export class Thread {
   /** Scroll to the end, and follow the answer. */
   follow() {
     this.#follow(true);
-    this.#latest.hidden = true;
+    this.#drawLatest();
     this.#scrollToEnd();
   }
 
@@ -232,6 +233,19 @@ export class Thread {
 
   #onScroll() {
     this.#updateFollowing();
+    this.#drawLatest();
+  }
+
+  /**
+   * Keep the place of a thought that the user unfolds, instead of following the end, unless it is still running.
+   * @param {MouseEvent} event
+   */
+  #onClick({ target }) {
+    const thought = target instanceof Element && target.closest("summary")?.closest("details:not([open], .running)");
+    if (thought) this.#follow(false);
+  }
+
+  #drawLatest() {
     this.#latest.hidden = this.#following || !this.#empty.hidden;
   }
 
@@ -269,6 +283,7 @@ export class Thread {
   #keepEnd() {
     this.#updateFollowing();
     if (this.#following) this.#scrollToEnd();
+    this.#drawLatest();
   }
 
   #scrollToEnd() {

@@ -7,6 +7,7 @@ import { currentLocale, t } from "../i18n.js";
 import { avatar } from "./avatar.js";
 import { feedbackForm } from "./feedback.js";
 import { h, iconButton, textButton } from "./dom.js";
+import { ThoughtView } from "./thought.js";
 
 /** @typedef {import("../turns.js").Turn} Turn */
 
@@ -38,6 +39,7 @@ const LINE_LENGTH = 70;
 export class TurnView {
   #controls;
   #blocks;
+  #thought;
   #text = h("div", { class: "answer plain", dir: "auto", "data-role": "answer" });
   #waiting = h("div", { class: "waiting" });
   #note = h("div", { class: "note" });
@@ -61,6 +63,7 @@ export class TurnView {
     this.turn = turn;
     this.#controls = controls;
     this.#blocks = new Blocks(this.#text, announceBlock);
+    this.#thought = new ThoughtView(turn);
     this.element = h("li", { class: "turn" }, [
       h("h2", { class: "visually-hidden", "data-text": "you" }, [t("you")]),
       h("div", { class: "user" }, [this.#bubble]),
@@ -82,6 +85,7 @@ export class TurnView {
     this.#text.removeAttribute("dir"); // each block has its own
     this.#bubble.after(this.#userActions);
     this.#reply.before(avatar());
+    this.#text.before(this.#thought.element);
     this.#reply.append(this.#waiting, this.#note, this.#stats, this.#actions);
   }
 
@@ -94,9 +98,10 @@ export class TurnView {
     this.#bubble.textContent = turn.user;
   }
 
-  /** Show new text of the answer. */
+  /** Show new text of the answer and its thoughts. */
   grow() {
     this.#makeInteractive();
+    this.#thought.update();
     this.#blocks.show(this.turn.answer, !this.#inProgress);
   }
 
@@ -153,9 +158,10 @@ export class TurnView {
   #drawNote({ last, answering }) {
     const { state, finish } = this.turn;
     const interrupted = state === "interrupted";
-    const cut = state === "complete" && finish === "length";
+    const cut = state === "complete" && (finish === "length" || finish === "thinking_length");
+    const reason = finish === "thinking_length" ? t("cut_off_thinking") : t("cut_off");
     this.#note.hidden = !interrupted && !cut;
-    this.#note.replaceChildren(h("span", {}, [interrupted ? t("interrupted") : t("cut_off")]));
+    this.#note.replaceChildren(h("span", {}, [interrupted ? t("interrupted") : reason]));
     if (interrupted && last && !answering) {
       this.#note.append(textButton(t("continue"), this.#controls.continueAnswer, "quiet small", "forward"));
     }
@@ -170,6 +176,7 @@ export class TurnView {
     const rate = seconds > 0 && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / seconds : null;
     this.#stats.textContent = t("stats", {
       tokens: usage.completion_tokens,
+      thoughts: usage.thinking_tokens ?? 0,
       rate: rate === null ? null : rate.toFixed(1),
       first: timing.ttft_s.toFixed(2),
       cached: usage.cached_tokens,
@@ -187,7 +194,7 @@ export class TurnView {
     this.#actions.hidden = this.#inProgress;
     if (this.#inProgress) return;
     const copy = iconButton("copy", t("copy"), () => copyText(turn.answer, copy), { "data-action": "copy" });
-    this.#actions.replaceChildren(copy);
+    this.#actions.replaceChildren(...(turn.answer ? [copy] : []));
     /** @param {Parameters<typeof iconButton>} button */
     const add = (...button) => this.#actions.append(iconButton(...button));
     if (last && !answering) add("again", t("regenerate"), this.#controls.regenerate, { "data-action": "regenerate" });

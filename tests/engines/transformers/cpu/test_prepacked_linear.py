@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear, PrepackedWeights, prepack_linears
+from tests.engines.transformers.test_weights import Int8Weight
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -75,6 +78,42 @@ def test_only_plain_linear_layers_are_replaced() -> None:
     assert isinstance(nested[0], PrepackedLinear)
     assert type(model["own"]) is Subclass
     assert [name for name, _ in model.named_parameters()] == ["own.weight", "own.bias", "norm.weight", "norm.bias"]
+
+
+def patched_linear() -> nn.Linear:
+    """Return a layer with a forward pass of its own, as compressed-tensors and accelerate's hooks replace it."""
+    layer = nn.Linear(8, 8)
+    layer.forward = lambda inputs: nn.Linear.forward(layer, inputs) * 2  # type: ignore[method-assign, assignment]
+    return layer
+
+
+def hooked_linear() -> nn.Linear:
+    layer = nn.Linear(8, 8)
+    layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+    return layer
+
+
+def packed_linear() -> nn.Linear:
+    """Return a layer without a weight, as compressed-tensors packs it into another tensor."""
+    layer = nn.Linear(8, 8)
+    del layer.weight
+    return layer
+
+
+def subclass_linear() -> nn.Linear:
+    """Return a layer whose weight is not a plain tensor, as with torchao."""
+    layer = nn.Linear(8, 8, bias=False)
+    weight = Int8Weight(torch.ones(8, 8, dtype=torch.int8), torch.ones(8, 1))
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize("make", [patched_linear, hooked_linear, packed_linear, subclass_linear])
+def test_layers_of_quantisation_libraries_are_not_replaced(make: Callable[[], nn.Linear]) -> None:
+    layer = make()
+    model = nn.ModuleDict({"q_proj": layer, "k_proj": nn.Linear(8, 8), "v_proj": nn.Linear(8, 8)})
+    assert prepack_linears(model) == 2
+    assert model["q_proj"] is layer
 
 
 def test_an_embedding_keeps_a_shared_weight() -> None:

@@ -1,0 +1,121 @@
+"""Phases of an answer with thoughts: a budget for the thoughts, and a grammar that begins with the content."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiochatstream.engines.base import Prompt
+from aiochatstream.engines.transformers.answer_format import AnswerFormat
+from aiochatstream.engines.transformers.grammars import MASK_BITS, Matcher
+from aiochatstream.engines.transformers.response_reader import Region
+from aiochatstream.params import GenerationParams
+
+
+class AnswerPhase:
+    """Constraint of the tokens of an answer with thoughts.
+
+    A thought that reaches ``max_thinking_tokens`` is closed: the tokens that close it are forced. The grammar applies
+    from the beginning of the content; before it, the answer cannot end.
+
+    :param matcher: grammar of the content; None allows any text.
+    :param eos_ids: tokens that end an answer.
+    :param vocab_size: number of tokens in masks.
+    """
+
+    def __init__(
+        self,
+        answer_format: AnswerFormat,
+        prompt: Prompt,
+        params: GenerationParams,
+        matcher: Matcher | None,
+        eos_ids: Collection[int],
+        vocab_size: int,
+    ) -> None:
+        self._reader = answer_format.reader(prompt)
+        self._budget, self._matcher = params.max_thinking_tokens, matcher
+        self._open_ids = answer_format.ids_of(answer_format.template.open_thinking)
+        self._close_ids = answer_format.ids_of(answer_format.template.close_thinking)
+        self._eos_ids, self._mask_size = list(eos_ids), -(-vocab_size // MASK_BITS)
+        self._forced: deque[int] = deque()
+        control = answer_format.control_tokens
+        closed = control.keys() & self._close_ids & set(prompt.token_ids[-len(self._close_ids) - 1 :])
+        may_think = params.thinking != "off" and self._budget != 0 and not closed and not prompt.continued
+        begins = self._reader.region == "content" and bool(self._open_ids) and self._open_ids[0] in control
+        self._may_open = may_think and begins
+        """True at the first token, if it may begin a thought instead of the content."""
+        self._matching = False
+        """True from the beginning of the content on, if there is a grammar."""
+        self._enter("content")
+
+    @property
+    def forced_token(self) -> int | None:
+        """The token that must follow; None if there is a choice."""
+        return self._forced[0] if self._forced else None
+
+    @property
+    def mask(self) -> NDArray[np.int32] | None:
+        """Mask of the tokens that may follow, as :attr:`Matcher.mask`; None allows all.
+
+        Raise the errors of :attr:`Matcher.mask`.
+        """
+        if self._forced:
+            return _changed(np.zeros(self._mask_size, np.int32), [self._forced[0]], allowed=True)
+        if self._matcher is None:
+            return None
+        if not self._matching:
+            return _changed(np.full(self._mask_size, -1, np.int32), self._eos_ids, allowed=False)
+        mask = self._matcher.mask
+        return _changed(mask.copy(), self._open_ids[:1], allowed=True) if self._may_open else mask
+
+    def allows(self, token: int) -> bool:
+        """Return True if ``token`` may follow."""
+        mask = self.mask
+        return mask is None or bool(mask[token // MASK_BITS] >> token % MASK_BITS & 1)
+
+    def advance(self, token: int) -> None:
+        """Append ``token``, which must be allowed."""
+        opens, self._may_open = self._may_open and token == self._open_ids[0], False
+        if opens:
+            self._matching = False
+            self._forced.extend(self._open_ids[1:])
+        elif self._forced:
+            self._forced.popleft()
+        if self._matching and self._matcher is not None:
+            self._matcher.advance(token)  # no thought follows
+            return
+        region = self._reader.region
+        try:
+            self._reader.step(token)
+        except Exception:  # noqa: BLE001 - the reader of the answer's own thread raises it as well
+            return
+        self._enter(region, token)
+
+    def _enter(self, previous: Region, token: int = -1) -> None:
+        """Force the tokens that must follow, or apply the grammar, in the reader's region.
+
+        :param previous: region before ``token``.
+        """
+        if self._forced:
+            return
+        region = self._reader.region
+        if region == "thinking":
+            if self._budget is not None and self._reader.thinking_tokens >= self._budget:
+                self._forced.extend(self._close_ids)
+        elif previous == "thinking" and self._matcher is not None and token in self._close_ids:
+            self._forced.extend(self._close_ids[self._close_ids.index(token) + 1 :])  # for example to the final channel
+        self._matching = self._matcher is not None and region == "content" and not self._forced
+
+
+def _changed(mask: NDArray[np.int32], tokens: Collection[int], *, allowed: bool) -> NDArray[np.int32]:
+    """Return ``mask``, changed for ``tokens``."""
+    octets = mask.view(np.uint8)
+    for token in tokens:
+        if allowed:
+            octets[token // 8] |= 1 << token % 8
+        else:
+            octets[token // 8] &= 0xFF ^ 1 << token % 8
+    return mask
