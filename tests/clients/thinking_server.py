@@ -31,8 +31,10 @@ class ScriptedThoughts(Engine):
 MODELS: dict[str, Callable[[], ChatStream]] = {
     "scripted-thoughts": lambda: ChatStream(engine=ScriptedThoughts()),
 }
-"""Functions that load the models, by name. Asked for the weather in Paris with a tool ``get_weather``, a model thinks and
-calls it; asked for the capital of France, it thinks and answers.
+"""Functions that load the models, by name.
+
+If the user asks for the weather in Paris and offers a tool ``get_weather``, a model thinks and calls it; without tools,
+it thinks and answers with a sentence about Paris.
 """
 
 
