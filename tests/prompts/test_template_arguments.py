@@ -133,7 +133,7 @@ def test_variables_take_precedence_over_the_level() -> None:
 def test_only_allowed_levels_are_distinct() -> None:
     assert arguments_of(QWEN).distinct_levels(("off", "low", "medium")) == ("off", "medium")
     assert arguments_of(GPT_OSS).distinct_levels(("off", "low", "medium")) == ("low", "medium")
-    assert arguments_of(PLAIN).distinct_levels(("off",)) == ()
+    assert arguments_of(PLAIN).distinct_levels(("off", "low")) == ()
 
 
 @pytest.mark.parametrize(
