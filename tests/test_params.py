@@ -91,6 +91,8 @@ SECONDS: Cases = (
     "a number of seconds above 0, up to 86400",
 )
 
+FLAG: Cases = ([True, False], [1, 0, "true", None], "true or false")
+
 CAPACITY: dict[str, Cases] = {
     "num_of_concurrent_executions": ([1, 1024], [0, 1025, None, *NOT_WHOLE], "a whole number from 1 to 1024"),
     "max_queue_size": ([0, 100_000], [-1, 100_001, None, *NOT_WHOLE], "a whole number from 0 to 100000"),
@@ -98,10 +100,12 @@ CAPACITY: dict[str, Cases] = {
 
 LIMITS: dict[str, Cases] = {
     "context_len": (
-        [None, 16, 10_000_000],
-        [15, 10_000_001, *NOT_WHOLE],
-        "a whole number of tokens from 16 to 10000000",
+        [None, "max", 16, 10_000_000],
+        [15, 10_000_001, "min", *NOT_WHOLE],
+        "a whole number of tokens from 16 to 10000000, or 'max'",
     ),
+    "fill_context": FLAG,
+    "strict_max_tokens": FLAG,
     "max_queue_wait": SECONDS,
     "max_answer": SECONDS,
     "body_timeout": SECONDS,
@@ -179,6 +183,8 @@ def test_constructors_raise_one_sentence(construct: Callable[[], object], senten
 def test_limits_have_defaults() -> None:
     assert Limits().model_dump() == {
         "context_len": None,
+        "fill_context": False,
+        "strict_max_tokens": False,
         "max_queue_wait": 60,
         "max_answer": 300,
         "body_timeout": 30,

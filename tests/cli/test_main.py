@@ -79,6 +79,7 @@ def test_the_announcement_lists_model_device_queue_and_context(server: Process) 
     assert rows["device"].startswith(f"{device}")
     if isinstance(dtype, torch.dtype):
         assert rows["device"].endswith(f", {dtype}".replace("torch.", ""))
+    assert re.fullmatch(r"dequantised: \d+ MB on disk, \d+ MB in memory", rows["weights"])
     assert re.search(r"\b3\b", rows["concurrency"])
     assert re.search(r"\b7\b.*\b503\b", rows["queue"])
     assert re.search(r"\b512\b.*\b24\b", rows["context"])
@@ -322,7 +323,7 @@ WRONG_USAGE = [
     Case("variables that are a list", "--chat-template-kwargs [1]", r"--chat-template-kwargs: must be .*, not \[1\]"),
     Case("a prompt of a mock", "--mock echo --prompt plain", "--prompt cannot be used with --mock"),
     Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),
-    Case("more new tokens than any context by default", "--max-new-tokens 3000", r"\b2048\b"),
+    Case("more new tokens than the model's context", "--max-new-tokens 9000", r"^aiochatstream: --max-new.*\b8192\b"),
 ]
 
 FAILURES = [
@@ -335,7 +336,7 @@ FAILURES = [
     Case(
         "an id that cannot be loaded",
         "nobody/has-this-model",
-        "couldn't connect to 'https://huggingface.co'",
+        "nobody/has-this-model is not in the cache folder, and huggingface.co cannot be reached",
         {"HF_HUB_OFFLINE": "1", "HF_HOME": "{folder}/hub"},
     ),
 ]

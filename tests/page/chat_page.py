@@ -41,6 +41,17 @@ class ChatPage:
     def answer(self, number: int = -1) -> Locator:
         return self.turn(number).locator("[data-role=answer]")
 
+    def thought(self, number: int = -1) -> Locator:
+        """The element that folds the thoughts."""
+        return self.turn(number).locator("details.thought")
+
+    def thought_line(self, number: int = -1) -> Locator:
+        """The line that is always visible."""
+        return self.thought(number).locator("summary")
+
+    def thought_text(self, number: int = -1) -> Locator:
+        return self.turn(number).locator("[data-role=thought]")
+
     def button(self, action: str, number: int = -1) -> Locator:
         return self.turn(number).locator(f"[data-action={action}]")
 

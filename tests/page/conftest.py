@@ -16,11 +16,11 @@ import pytest_asyncio
 from aiohttp_session import AbstractStorage
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, Delta
 from tests.helpers import Server, Stepper, running_server
 from tests.page.browser import ARGUMENTS, TIMEOUT_MS, record_problems
-from tests.page.engines import PiecewiseEngine
-from tests.page.fixtures import ContextOptions, MakePiecewise, MakeStepper, StartServer, Visit
+from tests.page.engines import DeltaStepper, PiecewiseEngine
+from tests.page.fixtures import ContextOptions, MakeDeltaStepper, MakePiecewise, MakeStepper, StartServer, Visit
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -89,6 +89,19 @@ def piecewise(start: StartServer) -> Iterator[MakePiecewise]:
 
     def make(*pieces: str) -> PiecewiseEngine:
         engines.append(PiecewiseEngine(*pieces))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.next(1000)
+
+
+@pytest.fixture
+def delta_stepper(start: StartServer) -> Iterator[MakeDeltaStepper]:
+    engines: list[DeltaStepper] = []
+
+    def make(*deltas: Delta) -> DeltaStepper:
+        engines.append(DeltaStepper(*deltas))
         return engines[-1]
 
     yield make

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
-from aiochatstream import GenerationParams
+from aiochatstream import Delta, Engine, GenerationParams, Prompt
 
 Messages = list[dict[str, str]]
 
@@ -46,3 +46,32 @@ class PiecewiseEngine:
 
     def next(self, count: int = 1) -> None:
         self._permits.release(count)
+
+
+class DeltaStepper(Engine):
+    """An engine that yields its next delta when the test releases it; answers share the deltas.
+
+    params: parameters of each answer.
+    """
+
+    def __init__(self, *deltas: Delta) -> None:
+        self.params: list[GenerationParams] = []
+        self._deltas = iter(deltas)
+        self._permits = threading.Semaphore(0)
+
+    def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
+        self.params.append(params)
+        for delta in self._deltas:
+            self._permits.acquire()
+            yield delta
+            if delta.finish_reason:
+                return
+        yield Delta(finish_reason="stop")
+
+    def next(self, count: int = 1) -> None:
+        self._permits.release(count)
+
+
+def thought(text: str) -> Delta:
+    """Return a piece of a thought: one token."""
+    return Delta(thinking=text, token_ids=(0,), thinking_tokens=1)

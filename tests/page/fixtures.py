@@ -7,9 +7,9 @@ from typing import Literal, Protocol, TypedDict, Unpack
 from aiohttp_session import AbstractStorage
 from playwright.async_api import Page, ViewportSize
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, Delta
 from tests.helpers import Server, Stepper
-from tests.page.engines import PiecewiseEngine
+from tests.page.engines import DeltaStepper, PiecewiseEngine
 
 
 class ContextOptions(TypedDict, total=False):
@@ -47,3 +47,9 @@ class MakePiecewise(Protocol):
     """Returns an engine that yields each piece on request, and the rest after the test."""
 
     def __call__(self, *pieces: str) -> PiecewiseEngine: ...
+
+
+class MakeDeltaStepper(Protocol):
+    """Returns an engine that yields each delta on request, and the rest after the test."""
+
+    def __call__(self, *deltas: Delta) -> DeltaStepper: ...

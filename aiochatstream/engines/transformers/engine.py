@@ -29,6 +29,7 @@ from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.cpu.prepacked_linear import prepack_linears
 from aiochatstream.engines.transformers.custom_sampler import sample_function
 from aiochatstream.engines.transformers.detokenizing import detokenizer
+from aiochatstream.engines.transformers.generation_config import params_of
 from aiochatstream.engines.transformers.grammars import Grammars, Matcher
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.loading import cpu_supports
@@ -36,7 +37,7 @@ from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.sequential import SequentialDecoder
 from aiochatstream.engines.transformers.weights import weight_bytes
-from aiochatstream.params import GenerationParams
+from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
 from aiochatstream.texts import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class TransformersEngine(Engine):
     def stopped(self) -> bool:
         return self.decoder is not None and self.decoder.stopped
 
-    def load(self, slots: int, context_len: int) -> None:
+    def load(self, slots: int, context_len: int | None) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()
         if self._device is not None:
@@ -137,6 +138,7 @@ class TransformersEngine(Engine):
         if model.device.type == "cpu" and not cpu_supports(model.dtype):
             dtype = str(model.dtype).removeprefix("torch.")
             logger.warning("%s is slow on this CPU. Load the model with dtype=torch.float32.", dtype)
+        self.default_params = params_of(model.generation_config)
         self._eos_ids = self._find_eos_ids()
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         self._special_ids = {str(token): id_ for id_, token in added.items() if token.special}
@@ -149,15 +151,16 @@ class TransformersEngine(Engine):
         self.vocab_size = None if vocab_size == sys.maxsize else vocab_size
         text_config = model.config.get_text_config(decoder=True)
         self.max_context_len = getattr(text_config, "max_position_embeddings", None)
-        context_len = min(context_len, self.max_context_len or context_len)
+        limit = self.max_context_len or context_len or DEFAULT_CONTEXT_LEN
+        length = limit if context_len is None else min(context_len, limit)
         try:
-            self.decoder = self._create_batch(slots, context_len)
+            self.decoder = self._create_batch(slots, length)
         except CannotBatch as reason:
             kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
             logger.warning("%s cannot be batched (%s); requests are decoded one at a time.", kind, reason)
             self.decoder = SequentialDecoder(model, self.on_step, self._sample)
         self._grammars = Grammars(self.tokenizer, self.vocab_size, self._eos_ids)
-        self._warm_up(min(WARM_UP_TOKENS, min(context_len, self.max_context_len or context_len) - 2))
+        self._warm_up(min(WARM_UP_TOKENS, min(length, self.max_context_len or length) - 2))
 
     def close(self) -> None:
         self.decoder = None

@@ -129,6 +129,25 @@ async def test_parameters_are_saved_and_change_this_users_answers_only(server: S
     assert await params_of_answer(anna) == answer, "the user's seed is each answer's"
 
 
+async def test_sources_name_the_origin_of_each_value(server: Server, client_of: ClientOf) -> None:
+    client = client_of(server)
+
+    async def sources() -> dict[str, str]:
+        async with client.session.get(f"{client.url}/get_generation_params") as response:
+            body = await response.json()
+        assert body["sources"].keys() == body["generation_params"].keys()
+        origins: dict[str, str] = body["sources"]
+        return origins
+
+    unset = await sources()
+    assert {name for name, source in unset.items() if source != "default"} == {"temperature"}
+    assert unset["temperature"] == "app"
+    async with client.post("/set_generation_params", top_k_value=40, temperature=0.5, seed=7) as response:
+        changed = (await response.json())["sources"]
+    assert changed == await sources()
+    assert changed == {**unset, "top_k_value": "user", "temperature": "user", "seed": "user"}
+
+
 async def test_parameters_of_a_request_override_those_of_its_user(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     await set_params(client, temperature=0.25, top_k=40, seed=7)
@@ -207,6 +226,7 @@ async def test_the_returned_ranges_are_the_accepted_ones(start: StartServer, cli
     async with client.session.get(f"{server.url}/get_generation_params") as response:
         limits = (await response.json())["limits"]
     assert (limits["max_new_tokens"], limits["top_k"], limits["temperature"]) == ([1, 256], [1, 500], [0, 2])
+    assert limits.pop("thinking") == limits.pop("chat_template_kwargs") == []
     for name, (least, most) in limits.items():
         for allowed in (least, most):
             await set_params(client, **{name: allowed})

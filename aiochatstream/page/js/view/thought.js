@@ -18,8 +18,9 @@ export class ThoughtView {
   /** @param {Turn} turn */
   constructor(turn) {
     this.#turn = turn;
-    this.element = h("details", { class: "thought", ontoggle: () => this.#drawText() }, [
-      h("summary", {}, [icon("chevron"), h("span", {}, [this.#label, this.#seconds]), this.#dots]),
+    const line = h("span", {}, [this.#label, this.#seconds]);
+    this.element = h("details", { class: "thought" }, [
+      h("summary", { onclick: () => this.#drawText() }, [icon("chevron"), line, this.#dots]), // drawn before it unfolds
       this.#text,
     ]);
     this.update();
@@ -30,7 +31,7 @@ export class ThoughtView {
     this.element.hidden = !this.#turn.thinking;
     if (this.element.hidden) return;
     this.#drawSummary();
-    this.#drawText();
+    if (this.element.open) this.#drawText();
   }
 
   #drawSummary() {
@@ -55,10 +56,10 @@ export class ThoughtView {
     }, 1000 - (elapsed % 1000));
   }
 
-  /** Append the new text, if it is unfolded. Each line is an element, so that the others need no new layout. */
+  /** Append the new text. Each line is an element, so that the others need no new layout. */
   #drawText() {
     const { thinking } = this.#turn;
-    if (!this.element.open || thinking === this.#drawn) return;
+    if (thinking === this.#drawn) return;
     if (!thinking.startsWith(this.#drawn)) {
       this.#text.replaceChildren();
       this.#drawn = "";
