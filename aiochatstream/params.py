@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
-from aiochatstream.validation import STRICT, describe_argument, validated
+from aiochatstream.validation import STRICT, alternatives, describe_argument, validated
+
+DEFAULT_CONTEXT_LEN = 2048
 
 WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 """Format of an answer."""
 
 MAX_LOGIT_BIASES = 300
+MAX_TEMPLATE_KWARGS = 32
+MAX_TEMPLATE_KWARGS_BYTES = 8192
+
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+THINKING_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
+"""Variables of chat templates that switch thoughts: two that are true or false, and one with levels."""
 
 
 def _limit_logit_biases(value: Any) -> Any:
     """Raise ValueError for too many entries before pydantic validates each, which would block the event loop."""
     if isinstance(value, Sized) and len(value) > MAX_LOGIT_BIASES:
         raise ValueError("too many entries")
+    return value
+
+
+def _check_template_kwargs(value: dict[str, Any]) -> dict[str, Any]:
+    """Raise ValueError for too many or invalid names, and for values that are not JSON or too large."""
+    if len(value) > MAX_TEMPLATE_KWARGS or not all(map(IDENTIFIER.fullmatch, value)):
+        raise ValueError("invalid names")
+    try:
+        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("not JSON") from None
+    if size > MAX_TEMPLATE_KWARGS_BYTES:
+        raise ValueError("too large")
     return value
 
 
@@ -37,7 +61,10 @@ def bool_from_text(value: Any) -> Any:
 
 
 # Each range is defined once. An error quotes its description: "field: must be <description>."
-MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole number of tokens from 1 to 1000000")]
+MAX_NEW_TOKENS = 1_000_000
+MaxNewTokens = Annotated[
+    int, Field(ge=1, le=MAX_NEW_TOKENS, description=f"a whole number of tokens from 1 to {MAX_NEW_TOKENS}")
+]
 Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]
 TopK = Annotated[int, Field(ge=0, le=1000, description="a whole number from 0 (off) to 1000")]
 TopP = Annotated[float, Field(ge=0, le=1, description="a number from 0 (greedy) to 1 (off)")]
@@ -70,7 +97,16 @@ StopStrings = Annotated[
     Field(max_length=16, description="a list of up to 16 strings of 1 to 128 characters"),
 ]
 ThinkingLevel = Literal["off", "low", "medium", "high", "auto"]
+THINKING_LEVELS: tuple[ThinkingLevel, ...] = get_args(ThinkingLevel)
 Thinking = Annotated[ThinkingLevel, Field(description="'off', 'low', 'medium', 'high' or 'auto'")]
+ChatTemplateKwargs = Annotated[
+    dict[str, Any],
+    AfterValidator(_check_template_kwargs),
+    Field(
+        description=f"an object of up to {MAX_TEMPLATE_KWARGS} variables with JSON values, of at most "
+        f"{MAX_TEMPLATE_KWARGS_BYTES} bytes in total"
+    ),
+]
 MaxThinkingTokens = Annotated[int, Field(ge=0, le=1_000_000, description="a whole number of tokens from 0 to 1000000")]
 Flag = Annotated[bool, Field(description="true or false")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, description="a number of seconds above 0, up to 86400")]
@@ -102,6 +138,8 @@ class ParamOverrides(BaseModel):
     ignore_eos: continue after the end-of-sequence token, to exactly ``max_new_tokens`` tokens (for load tests).
     thinking: ``off``, ``low``, ``medium`` or ``high``, for models whose chat template has a switch for thoughts before
         the answer; ``auto`` is the template's default. Templates that know only on and off use on for all levels.
+    chat_template_kwargs: variables of the model's chat template, up to 32 names with JSON values, 8192 bytes in total;
+        in addition to the server's own. A variable that switches thoughts takes precedence over ``thinking``.
     max_thinking_tokens: maximum length of a thought in tokens, after which it is closed and the answer begins.
     """
 
@@ -123,8 +161,12 @@ class ParamOverrides(BaseModel):
     stop: StopStrings | None = None
     ignore_eos: Flag | None = None
     thinking: Thinking | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
     max_thinking_tokens: MaxThinkingTokens | None = None
 
+
+ParamSource = Literal["user", "app", "model", "default"]
+"""Origin of a parameter's value: the user, the application, the model's own settings, or a default of this package."""
 
 Range = tuple[float, float]
 """Minimum and maximum, both inclusive."""
@@ -135,14 +177,17 @@ ABOVE_ZERO = 0.01
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ParamLimits:
-    """Ranges that a server allows in requests: (minimum, maximum) for each parameter; None allows the full range.
+    """Values that a server allows in requests; None allows all.
 
     ::
 
-        ParamLimits(temperature=(0, 1), top_k=(1, 500))
+        ParamLimits(temperature=(0, 1), top_k=(1, 500), thinking=("off", "low"))
 
-    Each range lies within the range of :class:`ParamOverrides`. The maximum of ``max_new_tokens`` is always the
-    server's own value. Raises ValueError that names the parameter.
+    Numbers have a range (minimum, maximum) within the range of :class:`ParamOverrides`. The maximum of
+    ``max_new_tokens`` is always the server's own value. Raises ValueError that names the parameter.
+
+    thinking: levels that requests may choose. ``chat_template_kwargs`` must then not switch thoughts.
+    chat_template_kwargs: names that requests may set; ``()`` for none.
     """
 
     temperature: Range | None = None
@@ -154,6 +199,8 @@ class ParamLimits:
     presence_penalty: Range | None = None
     frequency_penalty: Range | None = None
     no_repeat_ngram_size: Range | None = None
+    thinking: tuple[ThinkingLevel, ...] | None = None
+    chat_template_kwargs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, limits in self.items():
@@ -163,14 +210,19 @@ class ParamLimits:
                 validated(ParamOverrides, {name: bound})
             if None in limits or limits[0] > limits[1]:
                 raise ValueError(f"{name}: must be (minimum, maximum), not {limits!r}.")
+        levels, names = self.thinking, self.chat_template_kwargs
+        if levels is not None and not (isinstance(levels, tuple) and levels and set(levels) <= set(THINKING_LEVELS)):
+            raise ValueError(f"thinking: must be a tuple of levels from {', '.join(THINKING_LEVELS)}, not {levels!r}.")
+        if names is not None and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"chat_template_kwargs: must be a tuple of names, not {names!r}.")
 
     @classmethod
     def of(
-        cls, param_limits: ParamLimits | Mapping[str, Sequence[float]] | None, defaults: GenerationParams
+        cls, param_limits: ParamLimits | Mapping[str, Sequence[Any]] | None, defaults: GenerationParams
     ) -> ParamLimits:
         """Return the limits that ChatStream's argument ``param_limits`` specifies.
 
-        :param defaults: the server's own parameters, which the ranges must include.
+        :param defaults: the server's own parameters, which the limits must include.
 
         Raise ValueError that names the parameter.
         """
@@ -182,6 +234,10 @@ class ParamLimits:
                     raise ValueError(
                         f"{name}: the range {minimum} to {maximum} must include the server's default, {default}."
                     )
+            if limits.thinking is not None and defaults.thinking not in limits.thinking:
+                raise ValueError(
+                    f"thinking: {', '.join(limits.thinking)} must include the server's default, {defaults.thinking}."
+                )
         except ValueError as error:
             raise ValueError(f"param_limits: {error}") from None
         return limits
@@ -196,8 +252,8 @@ class ParamLimits:
         return cls(**{name: tuple(pair) if isinstance(pair, list) else pair for name, pair in param_limits.items()})
 
     def items(self) -> list[tuple[str, Range]]:
-        """Return the names and ranges of the limited parameters."""
-        pairs = ((name, getattr(self, name)) for name in LIMITED)
+        """Return the names and ranges of the limited numbers."""
+        pairs = ((name, getattr(self, name)) for name in NUMBERS)
         return [(name, limits) for name, limits in pairs if limits is not None]
 
     def ranges(self, defaults: GenerationParams) -> dict[str, Range]:
@@ -210,15 +266,31 @@ class ParamLimits:
             ranges["repetition_penalty"] = (ABOVE_ZERO, ranges["repetition_penalty"][1])
         return {"max_new_tokens": (1, defaults.max_new_tokens), **ranges, **dict(self.items())}
 
+    def check_template_arguments(self, override: ParamOverrides, prefix: str) -> None:
+        """Raise :class:`~aiochatstream.errors.InvalidValue` for ``thinking`` or a variable that is not allowed.
+
+        :param prefix: prefix of the parameter's name in errors.
+        """
+        if self.thinking is not None and override.thinking not in (None, *self.thinking):
+            raise InvalidValue(f"{prefix}thinking: must be {alternatives(self.thinking)} on this server.")
+        for name in override.chat_template_kwargs or ():
+            field = f"{prefix}chat_template_kwargs.{name}"
+            if self.thinking is not None and name in THINKING_VARIABLES:
+                raise InvalidValue(f"{field}: must be absent; this server limits thinking.")
+            if self.chat_template_kwargs is not None and name not in self.chat_template_kwargs:
+                names = ", ".join(self.chat_template_kwargs) or "no variables"
+                raise InvalidValue(f"{field}: must be absent; this server allows {names}.")
+
 
 LIMITED = tuple(field.name for field in dataclasses.fields(ParamLimits))
+NUMBERS = tuple(name for name in LIMITED if name not in ("thinking", "chat_template_kwargs"))
 
 
 @functools.cache
 def _full_ranges() -> Mapping[str, Range]:
     """Return the ranges that no server can exceed. Building the schema blocks the event loop for milliseconds."""
     schema = GenerationParams.model_json_schema()["properties"]
-    return {name: (schema[name].get("minimum", ABOVE_ZERO), schema[name]["maximum"]) for name in LIMITED}
+    return {name: (schema[name].get("minimum", ABOVE_ZERO), schema[name]["maximum"]) for name in NUMBERS}
 
 
 class ServerOptions(BaseModel):
@@ -272,6 +344,7 @@ class GenerationParams(ServerOptions):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     thinking: Thinking = "auto"
+    chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=dict)
     max_thinking_tokens: MaxThinkingTokens | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: bool = False
@@ -294,15 +367,19 @@ class GenerationParams(ServerOptions):
         """Return these parameters with ``overrides`` applied; later overrides take precedence.
 
         :param stop: stop strings of the prompt class, which apply in addition to the stop strings of the overrides.
-        :param limits: ranges that the server allows.
+        :param limits: values that the server allows.
         :param vocabulary_size: number of the model's token ids; None does not check ``logit_bias``.
         :param prefix: prefix of the parameter's name in errors.
 
         Raise :class:`~aiochatstream.errors.InvalidValue` if an override is outside the server's limits.
         """
         changes: dict[str, Any] = {}
-        for override in overrides:
-            changes |= {} if override is None else override.model_dump(exclude_none=True)
+        thinking, template_kwargs = self.thinking, self.chat_template_kwargs
+        for override in filter(None, overrides):
+            limits.check_template_arguments(override, prefix)
+            changes |= override.model_dump(exclude_none=True)
+            thinking, template_kwargs = _merge_template_arguments(thinking, template_kwargs, override)
+        changes |= {"thinking": thinking, "chat_template_kwargs": template_kwargs}
         for name, (minimum, maximum) in [*limits.items(), ("max_new_tokens", (1, self.max_new_tokens))]:
             if not minimum <= changes.get(name, minimum) <= maximum:
                 raise InvalidValue(f"{prefix}{name}: must be from {minimum} to {maximum} on this server.")
@@ -312,6 +389,21 @@ class GenerationParams(ServerOptions):
             return GenerationParams(**{**dict(self), **changes})
         except ValueError as error:  # values that exclude each other
             raise InvalidValue(f"{prefix}{error}") from None
+
+
+def _merge_template_arguments(
+    thinking: ThinkingLevel, template_kwargs: dict[str, Any], override: ParamOverrides
+) -> tuple[ThinkingLevel, dict[str, Any]]:
+    """Return ``thinking`` and ``template_kwargs`` with ``override`` applied.
+
+    Its switch of thoughts, a level or a variable, replaces both of the other's.
+    """
+    if override.thinking not in (None, "auto"):
+        template_kwargs = {name: value for name, value in template_kwargs.items() if name not in THINKING_VARIABLES}
+    thinking = override.thinking or thinking
+    if THINKING_VARIABLES & (override.chat_template_kwargs or {}).keys():
+        thinking = "auto"
+    return thinking, template_kwargs | (override.chat_template_kwargs or {})
 
 
 ANSWER_PARAMS = ("seed", "stop", "logprobs", "prompt_logprobs", "constraint")
@@ -343,7 +435,11 @@ class Limits(ServerOptions):
     """Limits of a server. Times are in seconds, above 0, up to 86400.
 
     context_len: maximum length of prompt and answer together, 16 to 10000000 tokens; None is the model's own limit, at
-        most 2048.
+        most 2048, and ``max`` the model's own limit as far as the memory allows.
+    fill_context: True lets an answer fill the context: ``max_new_tokens``, which the server's parameters must not set,
+        is what the prompt leaves. Old turns are dropped to leave a quarter of the context.
+    strict_max_tokens: True refuses requests to OpenAI's API that ask for more tokens than the server or the context
+        allows; False shortens their answers.
     max_queue_wait: maximum time in the queue; the request is then refused as by a full queue.
     max_answer: maximum time to generate an answer; it then ends with finish reason ``length``.
     body_timeout: maximum time to receive a request's body; one second more for each 64 KiB beyond the first MiB.
@@ -355,8 +451,14 @@ class Limits(ServerOptions):
     """
 
     context_len: (
-        Annotated[int, Field(ge=16, le=10_000_000, description="a whole number of tokens from 16 to 10000000")] | None
+        Annotated[
+            int, Field(ge=16, le=10_000_000, description="a whole number of tokens from 16 to 10000000, or 'max'")
+        ]
+        | Literal["max"]
+        | None
     ) = None
+    fill_context: Flag = False
+    strict_max_tokens: Flag = False
     max_queue_wait: Seconds = 60.0
     max_answer: Seconds = 300.0
     body_timeout: Seconds = 30.0

@@ -37,6 +37,7 @@ class Texts:
     row_context: str
     row_recording: str
     row_openai: str
+    row_no_chats: str
     usage: str
     cannot_listen: str
     key_file_without_cookie: str
@@ -114,9 +115,11 @@ EN = Texts(
     dequantized="dequantised: {disk} on disk, {memory} in memory",
     row_concurrency="  concurrency  {slots} answers at a time",
     row_queue="  queue        {places} waiting requests; further ones get {status}",
-    row_context="  context      {context} tokens, including {answer} for the answer",
+    row_context="  context      {context} tokens, including up to {answer} for the answer",
     row_recording="  recording    all answers, in {folder}",
     row_openai="  OpenAI API   {url}",
+    row_no_chats="  chats        none: the model has no chat template. Only /v1/completions works; for chats, set\n"
+    "               {options}",
     usage="\nTo chat, open {url} in a browser, or run\n  {command}\nCtrl-C stops the server.",
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
     key_file_without_cookie="--secret-key-file and --dev require --session cookie.",
@@ -187,9 +190,11 @@ JA = Texts(
     dequantized="量子化を解除: ディスク上 {disk}、メモリー上 {memory}",
     row_concurrency="  同時生成数    {slots} 件",
     row_queue="  待ち行列      {places} 件まで待機。それを超えると {status} を返します",
-    row_context="  コンテキスト  {context} トークン（うち応答 {answer}）",
+    row_context="  コンテキスト  {context} トークン（うち応答は最大 {answer}）",
     row_recording="  記録          すべての応答を {folder} に保存します",
     row_openai="  OpenAI の API {url}",
+    row_no_chats="  会話          不可（チャットテンプレートがなく、/v1/completions だけを使えます）。会話の形式は\n"
+    "                {options} で指定します",
     usage="\n会話するには、ブラウザーで {url} を開くか、次のコマンドを実行します。\n  {command}\nCtrl-C で終了します。",
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
     key_file_without_cookie="--secret-key-file と --dev は --session cookie と一緒に指定します。",

@@ -12,27 +12,25 @@ from typing import Any
 
 from aiochatstream import terminal
 from aiochatstream.chat_stream import ChatStream
-from aiochatstream.console import model_options
+from aiochatstream.console import model_options, prompt_options
 from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.lines import on_sigint, read_pipe, read_terminal
 from aiochatstream.console.local import LocalBackend
-from aiochatstream.console.options import DEFAULTS
+from aiochatstream.console.options import DEFAULTS, SAMPLING_OPTIONS, ModelParams
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import PlainScreen, TerminalScreen
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.extras import MissingExtra
-from aiochatstream.params import GenerationParams, Limits, ParamOverrides
+from aiochatstream.params import Limits, ParamOverrides
 from aiochatstream.progress import show_progress
-from aiochatstream.prompts import ChatPrompt
 from aiochatstream.texts import Texts
 from aiochatstream.validation import validated
 
 FAILED = 1
 INTERRUPTED = 130
 
-SAMPLING_OPTIONS = ("max_new_tokens", "temperature", "top_p")
-MODEL_OPTIONS = (*model_options.NAMES, "compile", "context_len", "system")
+MODEL_OPTIONS = (*model_options.NAMES, "compile", "context_len", "system", *prompt_options.NAMES)
 
 
 def main(options: argparse.Namespace, texts: Texts) -> int:
@@ -92,17 +90,22 @@ async def _open_model(options: dict[str, Any], texts: Texts) -> AsyncIterator[Ba
 
     source = options.get("target")
     name = source or texts.small_model
-    loaders = loading.loaders(source, model_options.load_options(options))
+    prompt_options.check_combination(options.get("prompt"), options.get("chat_template"))
+    prompt_class_of = prompt_options.prompt_class_of(options.get("prompt"))
+    load_model, load_tokenizer = loading.loaders(source, model_options.load_options(options))
+    load_tokenizer = prompt_options.with_chat_template(load_tokenizer, options.get("chat_template"))
     async with AsyncExitStack() as stack:
         try:
             with show_progress(texts.loading_name.format(name=name)):
                 chat_stream = ChatStream(
                     num_of_concurrent_executions=1,
                     max_queue_size=0,
-                    engine=TransformersEngine(*loaders, compile="compile" in options),
-                    chat_prompt_clazz=ChatPrompt.for_model,
-                    params=GenerationParams(**{name: options[name] for name in SAMPLING_OPTIONS}),
-                    limits=Limits(context_len=options.get("context_len")),
+                    engine=TransformersEngine(load_model, load_tokenizer, compile="compile" in options),
+                    chat_prompt_clazz=prompt_class_of,
+                    params=ModelParams.of(options),
+                    limits=Limits(
+                        context_len=options.get("context_len", "max"), fill_context="max_new_tokens" not in options
+                    ),
                     locale=options["locale"],
                 )
                 await stack.enter_async_context(chat_stream)

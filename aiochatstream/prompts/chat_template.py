@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,8 +14,17 @@ from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts.base import AbstractChatPrompt
 from aiochatstream.prompts.control_tokens import Mark, encode_prompt
 from aiochatstream.prompts.presets import find_preset
-from aiochatstream.prompts.template_traits import as_parts, refusals, template_errors, traits_of
+from aiochatstream.prompts.template_traits import (
+    THOUGHT_FIELDS,
+    TemplateTraits,
+    as_parts,
+    refusals,
+    template_errors,
+    traits_of,
+)
 from aiochatstream.prompts.tools import parse_arguments
+
+BEGIN_THOUGHT, END_THOUGHT = "<think>", "</think>"
 
 SYSTEM = ("system", "developer")
 
@@ -53,7 +63,17 @@ class ChatPrompt(AbstractChatPrompt):
     def create_prompt(self) -> str:
         """Return the text of the prompt, up to the answer to generate, including special tokens."""
         messages = self.get_messages()
-        return render_messages(self.tokenizer, messages[:-1] if self.open_answer else messages)
+        if not self.open_answer:
+            return render_messages(self.tokenizer, messages, template_kwargs=self.template_kwargs)
+        return _render_before_answer(
+            self.tokenizer, messages[:-1], self.open_thinking, template_kwargs=self.template_kwargs
+        )
+
+    @property
+    def contains_thoughts(self) -> bool:
+        """True if the chat template reads thoughts. It may still omit some, for example of all turns but the last."""
+        has_template = bool(getattr(self.tokenizer, "chat_template", None))
+        return has_template and traits_of(self.tokenizer).thought_field is not None
 
     def check(self) -> None:
         """Raise ValueError if the template does not render the text of user messages."""
@@ -73,14 +93,17 @@ def render_messages(
     messages: Sequence[Message],
     tools: Sequence[dict[str, Any]] | None = None,
     mark: Mark = lambda value: value,
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """Render messages, and the start of the answer, with the model's chat template.
 
     :param messages: messages as in OpenAI's API, with text content and the roles system, developer, user, assistant and
         tool. ``developer`` is rendered as system if the template does not support it. Arguments of tool_calls are JSON
-        or an object.
+        or an object. Thoughts of the assistant are in ``reasoning_content``, ``reasoning`` or ``thinking``.
     :param tools: functions that the model may call, as in OpenAI's API, for templates that render them.
     :param mark: function to apply to all texts, see :func:`~aiochatstream.prompts.control_tokens.encode_prompt`.
+    :param template_kwargs: values of other variables of the template.
 
     Raise :class:`~aiochatstream.errors.InvalidValue` if the template refuses the messages, and ValueError if there is
     no template.
@@ -93,7 +116,8 @@ def render_messages(
     tools = list(tools) if tools else None
     supports_developer = "developer" in tokenizer.get_chat_template(tools=tools)
     traits = traits_of(tokenizer, tools=bool(tools))
-    normalized = [_normalize(message, supports_developer=supports_developer) for message in messages]
+    normalized = [_normalize(message, traits, supports_developer=supports_developer) for message in messages]
+    variables = {name: mark(value) for name, value in (template_kwargs or {}).items()}
     if not traits.system:
         normalized = _move_system_into_user_message(normalized)
 
@@ -108,17 +132,21 @@ def render_messages(
                 else message
                 for message in marked
             ]
-        return str(tokenizer.apply_chat_template(marked, tools=mark(tools), add_generation_prompt=True, tokenize=False))
+        return str(
+            tokenizer.apply_chat_template(
+                marked, tools=mark(tools), add_generation_prompt=True, tokenize=False, **variables
+            )
+        )
 
     try:
         try:
             return render(normalized)
         except template_errors():
-            with_short_ids = [_with_short_ids(message) for message in normalized]
-            if with_short_ids == normalized:
+            adapted = _without_empty_answers([_with_short_ids(message) for message in normalized])
+            if adapted == normalized:
                 raise
             with suppress(*refusals()):
-                return render(with_short_ids)
+                return render(adapted)
             raise
     except refusals() as error:
         reason = str(error).removesuffix(".")
@@ -130,37 +158,76 @@ def encode_messages(
     messages: Sequence[Message],
     tools: Sequence[dict[str, Any]] | None = None,
     *,
+    template_kwargs: Mapping[str, Any] | None = None,
     continue_final: bool = False,
     special_tokens_in_text: bool = False,
 ) -> list[int]:
     """Return the token ids of :func:`render_messages`, as ``apply_chat_template`` does.
 
-    Unlike there, only the template writes control tokens: in messages and tools, their names are encoded as text.
+    Unlike there, only the template writes control tokens: in messages, tools and variables, their names are encoded as
+    text.
 
+    :param template_kwargs: see :func:`render_messages`.
     :param continue_final: True continues the last message, an assistant's text. (The template's own
         ``continue_final_message`` trims the text and omits what the template writes before an answer.)
     :param special_tokens_in_text: see :class:`~aiochatstream.prompts.AbstractChatPrompt`.
 
     Raise the errors of :func:`render_messages`.
     """
-    open_answer = ""
+    open_answer = open_thinking = ""
     if continue_final:
         *messages, final = messages or [{}]
         if final.get("role") != "assistant" or not isinstance(final.get("content"), str):
             raise InvalidValue("messages: the last message must be an assistant's text, to be continued.")
-        open_answer = final["content"]
+        open_answer, open_thinking = final["content"], thoughts_of(final)
+
+    def render(mark: Mark) -> str:
+        if not open_answer:
+            return render_messages(tokenizer, messages, tools, mark, template_kwargs=template_kwargs)
+        return _render_before_answer(tokenizer, messages, open_thinking, tools, mark, template_kwargs=template_kwargs)
+
     return encode_prompt(
         tokenizer,
-        lambda mark: render_messages(tokenizer, messages, tools, mark),
+        render,
         open_answer,
         add_special_tokens=False,
         special_tokens_in_text=special_tokens_in_text,
     )
 
 
-def _normalize(message: Message, *, supports_developer: bool) -> Message:
-    """Return ``message`` in the form that templates expect."""
-    normalized = dict(message)
+def _render_before_answer(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    thinking: str,
+    tools: Sequence[dict[str, Any]] | None = None,
+    mark: Mark = lambda value: value,
+    **options: Any,
+) -> str:
+    """Render messages and the start of an answer whose text is to be continued, up to that text.
+
+    Some templates write more before the text of an answer than before one to generate, for example its thoughts or the
+    name of a channel. Others open a thought, which ends before the text.
+
+    :param thinking: thoughts before the text.
+    """
+    start = render_messages(tokenizer, messages, tools, mark, **options)
+    text = f"text{secrets.randbelow(10**16):016d}"
+    with suppress(InvalidValue):
+        answer = {"role": "assistant", "content": text, "reasoning_content": thinking}
+        whole = render_messages(tokenizer, [*messages, answer], tools, mark, **options)
+        before = whole.rpartition(text)[0]
+        if before.startswith(start) and before[len(start) :].strip():
+            return before
+    if start.rstrip().endswith(BEGIN_THOUGHT):
+        return f"{start}{mark(thinking.strip())}\n{END_THOUGHT}\n\n"
+    return start
+
+
+def _normalize(message: Message, traits: TemplateTraits, *, supports_developer: bool) -> Message:
+    """Return ``message`` in the form that the template expects."""
+    normalized = {key: value for key, value in message.items() if key not in THOUGHT_FIELDS}
+    if traits.thought_field is not None and (thoughts := thoughts_of(message)):
+        normalized[traits.thought_field] = thoughts
     if normalized["role"] == "developer" and not supports_developer:
         normalized["role"] = "system"
     if not normalized.get("tool_calls"):
@@ -171,6 +238,13 @@ def _normalize(message: Message, *, supports_developer: bool) -> Message:
             for call in normalized["tool_calls"]
         ]
     return normalized
+
+
+def thoughts_of(message: Message) -> str:
+    """Return the thoughts of an assistant's message; empty if there are none."""
+    if message["role"] != "assistant":
+        return ""
+    return next((str(message[field]) for field in THOUGHT_FIELDS if message.get(field)), "")
 
 
 def _arguments(function: dict[str, Any]) -> Any:
@@ -209,6 +283,24 @@ def _with_short_ids(message: Message) -> Message:
             for call in shortened["tool_calls"]
         ]
     return shortened
+
+
+def _without_empty_answers(messages: list[Message]) -> list[Message]:
+    """Return ``messages`` without the assistant's empty ones, which some templates refuse; the user messages before and
+    after such a message become one.
+    """
+    joined: list[Message] = []
+    skipped = False
+    for message in messages:
+        if message["role"] == "assistant" and not message.get("content") and not message.get("tool_calls"):
+            skipped = True
+        elif skipped and joined and joined[-1]["role"] == message["role"] == "user":
+            joined[-1] = {**message, "content": f"{joined[-1]['content']}\n\n{message['content']}"}
+            skipped = False
+        else:
+            joined.append(message)
+            skipped = False
+    return joined
 
 
 def _short_id(call_id: str) -> str:

@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 from aiochatstream.conversations.conversation import Conversation, Turn
 from aiochatstream.errors import InvalidValue
-from aiochatstream.prompts.base import AbstractChatPrompt
-from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages
+from aiochatstream.prompts.base import AbstractChatPrompt, without_thoughts
+from aiochatstream.prompts.chat_template import ChatPrompt, encode_messages, thoughts_of
 from aiochatstream.prompts.context import CHARS_PER_TOKEN
 from aiochatstream.prompts.tools import render_tools_as_text, supports_tools
 
 Message = dict[str, Any]
-"""A chat message: role and content, and tool_calls, tool_call_id or name for messages about tools."""
+"""A chat message: role and content; tool_calls, tool_call_id or name for messages about tools; an assistant's thoughts
+in reasoning_content, reasoning or thinking."""
 
 Encoded = tuple[list[dict[str, str]], list[int]]
 """Messages of role and content, for engines without a tokenizer and for recordings; and token ids, empty without a
@@ -50,7 +51,7 @@ class ChatInput:
 
     def too_long(self, context_len: int) -> bool:
         """Return True if the input certainly exceeds ``context_len`` tokens. Does not tokenise, which could be slow."""
-        chars = sum(len(message.get("content") or "") for message in self.messages)
+        chars = sum(len(message.get("content") or "") + len(thoughts_of(message)) for message in self.messages)
         chars += sum(len(str(message.get("tool_calls", ""))) for message in self.messages) + len(str(self.tools))
         return chars > CHARS_PER_TOKEN * context_len
 
@@ -68,7 +69,7 @@ class ChatInput:
         if not tools and closed and _set_conversation(prompt, closed):
             if self.continues:
                 prompt.open_answer = messages[-1].get("content") or ""
-            yield prompt.get_messages(), [] if prompt.tokenizer is None else prompt.encode()
+            yield without_thoughts(prompt.get_messages()), [] if prompt.tokenizer is None else prompt.encode()
             return
         all_messages = _initial_messages(prompt, messages) + messages
         simple = [{"role": message["role"], "content": message.get("content") or ""} for message in all_messages]
@@ -79,6 +80,7 @@ class ChatInput:
                 prompt.tokenizer,
                 all_messages,
                 tools or None,
+                template_kwargs=prompt.template_kwargs,
                 continue_final=self.continues,
                 special_tokens_in_text=prompt.special_tokens_in_text,
             )
@@ -137,8 +139,11 @@ def _set_conversation(prompt: AbstractChatPrompt, messages: list[Message]) -> bo
     texts = [message.get("content") or "" for message in dialogue]
     if has_system:
         prompt.set_system(messages[0].get("content") or "")
-    pairs = zip(texts[:-1:2], texts[1::2], strict=True)
-    prompt.conversation = Conversation(tuple(Turn(user, answer, "") for user, answer in pairs))
+    thoughts = map(thoughts_of, dialogue[1::2])
+    turns = zip(texts[:-1:2], texts[1::2], thoughts, strict=True)
+    prompt.conversation = Conversation(
+        tuple(Turn(user, answer, "", thinking=thinking) for user, answer, thinking in turns)
+    )
     prompt.message = texts[-1]
     return True
 

@@ -1,4 +1,4 @@
-"""Traits of a chat template, detected by rendering probes."""
+"""Traits of a chat template, detected by rendering probes and from its syntax."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 PROBES = {role: f"probe{role}1357" for role in ("system", "user", "assistant")}
 """Texts by role, that filters such as trim and upper leave recognisable."""
+
+THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of assistant messages from which templates read thoughts; the first that a template names is used."""
 
 TOOL_NAME = "probetool1357"
 TOOL = {
@@ -42,12 +45,16 @@ class TemplateTraits:
     parts: content must be a list of parts; strings are omitted silently.
     system: system messages are rendered.
     tools: tools are rendered.
+    thought_field: field of assistant messages from which thoughts are read; None if there is none.
+    variables: variables that the template reads from outside.
     """
 
     text: bool
     parts: bool
     system: bool
     tools: bool
+    thought_field: str | None
+    variables: frozenset[str]
 
 
 _cache: weakref.WeakKeyDictionary[Any, dict[str, TemplateTraits]] = weakref.WeakKeyDictionary()
@@ -57,6 +64,8 @@ def traits_of(tokenizer: Any, *, tools: bool = False) -> TemplateTraits:
     """Return the traits of the tokenizer's chat template.
 
     :param tools: use the template for tools, if the tokenizer has several.
+
+    Raise ValueError for a template with a syntax error.
     """
     template = tokenizer.get_chat_template(tools=[TOOL] if tools else None)
     cached = _cache.setdefault(tokenizer, {})
@@ -71,6 +80,8 @@ def as_parts(text: str) -> list[dict[str, str]]:
 
 
 def _probe(tokenizer: Any, template: str) -> TemplateTraits:
+    syntax = _parse(template)
+
     def render(*roles: str, parts: bool, **options: Any) -> str | None:
         """Return the rendered probe; None if the template refuses it."""
         messages = [{"role": role, "content": as_parts(PROBES[role]) if parts else PROBES[role]} for role in roles]
@@ -95,4 +106,36 @@ def _probe(tokenizer: Any, template: str) -> TemplateTraits:
     with_tools = render("user", parts=parts, tools=[TOOL]) if "tools" in template else None
     if with_tools is None and "tools" in template and system:
         with_tools = render("system", "user", parts=parts, tools=[TOOL])
-    return TemplateTraits(text, parts, system, tools=with_tools is not None and TOOL_NAME in with_tools)
+    return TemplateTraits(
+        text,
+        parts,
+        system,
+        tools=with_tools is not None and TOOL_NAME in with_tools,
+        thought_field=_thought_field(syntax),
+        variables=_variables(syntax),
+    )
+
+
+def _parse(template: str) -> Any:
+    """Return the syntax tree of ``template``. Raise ValueError for a syntax error."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template  # the environment that renders it
+
+    try:
+        return _compile_jinja_template(template).environment.parse(template)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"The model's chat template has a syntax error in line {error.lineno}: {error}.") from None
+
+
+def _variables(syntax: Any) -> frozenset[str]:
+    from jinja2.meta import find_undeclared_variables
+
+    return frozenset(find_undeclared_variables(syntax))
+
+
+def _thought_field(syntax: Any) -> str | None:
+    from jinja2 import nodes
+
+    names = {node.attr for node in syntax.find_all(nodes.Getattr)}
+    names |= {node.value for node in syntax.find_all(nodes.Const) if isinstance(node.value, str)}
+    return next((field for field in THOUGHT_FIELDS if field in names), None)

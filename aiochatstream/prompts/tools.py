@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from aiochatstream.errors import InvalidValue
-from aiochatstream.prompts.template_traits import traits_of
+from aiochatstream.prompts.template_traits import THOUGHT_FIELDS, traits_of
 
 BEGIN_CALL, END_CALL = "<tool_call>", "</tool_call>"
 
@@ -59,7 +59,8 @@ def render_tools_as_text(messages: list[dict[str, Any]], tools: list[dict[str, A
             rendered.append({"role": "user", "content": text, "from_tools": True})
         elif message.get("tool_calls"):
             calls = (_render_call(call["function"]) for call in message["tool_calls"])
-            rendered.append({"role": role, "content": "\n".join([text, *calls] if text else calls)})
+            thoughts = {field: message[field] for field in THOUGHT_FIELDS if field in message}
+            rendered.append({"role": role, "content": "\n".join([text, *calls] if text else calls), **thoughts})
         else:
             rendered.append(dict(message))
     for message in rendered:

@@ -53,18 +53,22 @@ class Chat(Runtime):
         turns = self._turns.of_user(user.id)
         return {name: turn.position for name, turn in turns.items() if turn.position}
 
-    async def prompt_text(self, conversation: Conversation, message: str) -> str:
+    async def prompt_text(self, conversation: Conversation, message: str, *overrides: ParamOverrides | None) -> str:
         """Return the prompt in which ``message`` follows ``conversation``; for an engine without a tokenizer, as JSON.
+
+        :param overrides: parameters of the user.
 
         One prompt is made at a time, so that a thread is free for the prompts of answers. Raise
         :class:`~aiochatstream.errors.TooManyRequests` if too many wait.
         """
+        self._check_chats()
         chat_prompt = self._prompt_class()
         chat_prompt.conversation, chat_prompt.message = conversation, message
+        params = self.override(*overrides)
 
         def text() -> str:
             # the request may have limited its answer to fewer tokens
-            minimal = self.params.model_copy(update={"max_new_tokens": 1})
+            minimal = params.model_copy(update={"max_new_tokens": 1})
             prompt = self._make_prompt(chat_prompt, minimal)
             if chat_prompt.tokenizer is None:
                 return json.dumps(prompt.messages, ensure_ascii=False)
@@ -136,10 +140,11 @@ class Chat(Runtime):
         Raise :class:`~aiochatstream.errors.ChatStreamError` if the request is refused; then nothing has changed.
         """
         self.check_ready()
+        self._check_chats()
         chat_prompt = self._prompt_class()
         if system:
             chat_prompt.set_system(system)
-        params = self.override(*overrides, stop=tuple(chat_prompt.get_stop_strs()))
+        params = self.override(*overrides, stop=chat_prompt.stop_strings())
         turn = await self._begin(user, name)
         ticket: Ticket | None = None
         try:
@@ -148,10 +153,11 @@ class Chat(Runtime):
             ticket = self.admission.reserve()
             before = loaded.begin(turn.message_id)
             chat_prompt.conversation, chat_prompt.message = turn_input.base.begin(turn.message_id), turn_input.message
-            chat_prompt.open_answer = turn_input.prefix
+            chat_prompt.open_answer, chat_prompt.open_thinking = turn_input.prefix, turn_input.prefix_thinking
             if all(override is None or override.seed is None for override in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
             prompt = await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
+            params = self._shorten_answer(params, prompt)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun in the meantime
         except BaseException:
@@ -159,8 +165,9 @@ class Chat(Runtime):
                 ticket.release()
             await self._turns.cancel(user.id, name)
             raise
+        has_template_kwargs = any(override is not None and override.chat_template_kwargs for override in overrides)
         job = self._job(
-            self._with_owner(prompt, user.owner, has_server_prefix=not system),
+            self._with_owner(prompt, user.owner, has_server_prefix=not (system or has_template_kwargs)),
             params,
             ticket,
             chat_prompt.get_replacement_when_output(),

@@ -26,12 +26,26 @@ from aiochatstream.errors import (
     TooManyRequests,
     Unavailable,
 )
-from aiochatstream.params import Capacity, GenerationParams, Limits, ParamLimits, ParamOverrides, ThinkingLevel
-from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, fit
+from aiochatstream.params import (
+    DEFAULT_CONTEXT_LEN,
+    MAX_NEW_TOKENS,
+    THINKING_LEVELS,
+    THINKING_VARIABLES,
+    Capacity,
+    GenerationParams,
+    Limits,
+    ParamLimits,
+    ParamOverrides,
+    ParamSource,
+    ThinkingLevel,
+)
+from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, CompletionsOnly, TemplateArguments, fit
+from aiochatstream.prompts.base import without_thoughts
 from aiochatstream.runtime.admission import Admission, Ticket
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_thread
 from aiochatstream.runtime.events import Ended, Failed
 from aiochatstream.runtime.metrics import Metrics
+from aiochatstream.runtime.model_params import accept_model_params
 from aiochatstream.runtime.running_turn import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn
 from aiochatstream.runtime.turns import Turns
 from aiochatstream.texts import Locale, texts_for
@@ -40,7 +54,8 @@ State = Literal["starting", "ready", "draining", "failed"]
 
 Result = TypeVar("Result")
 
-DEFAULT_CONTEXT_LEN = 2048
+ANSWER_SHARE = 4
+"""With ``fill_context``, turns are dropped to leave the context's length divided by this for the answer."""
 
 PROBE = "Hello"
 PROBE_CONVERSATION = Conversation((Turn("1", "1", ""),))
@@ -65,7 +80,7 @@ class RuntimeConfig:
     params: default parameters of answers.
     capacity: number of concurrent answers and waiting requests.
     limits: limits of time and size.
-    param_limits: ranges that requests may set.
+    param_limits: values that requests may set.
     seed: seed of the sequence of the answers' seeds; None for a random one.
     locale: language of log lines for operators.
     logger: logger of loading, answers and shutdown.
@@ -91,14 +106,23 @@ class Runtime:
     def __init__(self, config: RuntimeConfig) -> None:
         self._texts = texts_for(config.locale)
         self.logger = config.logger
-        self.engine, self.params = config.engine, config.params
+        self.engine = config.engine
+        self.params = self._app_params = config.params
+        """Default parameters of answers; from the time the engine is loaded with the model's own values."""
+        self._model_params: dict[str, Any] = {}
+        """The model's own values among them; set when the engine is loaded."""
         self.capacity, self.limits, self.param_limits = config.capacity, config.limits, config.param_limits
-        self.context_len = self.limits.context_len or DEFAULT_CONTEXT_LEN
+        requested = self.limits.context_len
+        self.context_len = requested if isinstance(requested, int) else DEFAULT_CONTEXT_LEN
+        """Maximum length of prompt and answer together in tokens; set when the engine is loaded."""
         self.state: State = "starting"
         self.admission = Admission(self.capacity.num_of_concurrent_executions, self.capacity.max_queue_size)
         self._prompt_class_of = config.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
         """Set when the engine is loaded."""
+        self._template_arguments: TemplateArguments | None = None
+        """Arguments that the prompt class supports; None until the engine is loaded, and for an engine without a
+        tokenizer, which receives all parameters itself."""
         self._server_prefix: list[int] = []
         """Tokens at the beginning of every prompt; set when the engine is loaded."""
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
@@ -121,12 +145,31 @@ class Runtime:
         return list(self._turns)
 
     @property
-    def thinking_levels(self) -> tuple[ThinkingLevel, ...]:
-        """Values of ``thinking`` that change the prompt and that requests may set; empty if there are none.
+    def chats(self) -> bool:
+        """False if the model has no format of chats, and only completes texts. Known once it is loaded."""
+        return not issubclass(self._prompt_class, CompletionsOnly)
 
-        They are known when the engine is loaded.
+    @property
+    def thinking_levels(self) -> tuple[ThinkingLevel, ...]:
+        """Levels of ``thinking`` that differ for this model and that requests may choose, in ascending order after
+        ``auto``; empty if its chat template has no switch for thoughts, and until it is loaded.
+
+        For a template that knows only on and off, ``high`` is on, unless the server allows only a lower level.
         """
-        return ()
+        arguments = self._template_arguments or TemplateArguments()
+        return arguments.distinct_levels(self.param_limits.thinking or THINKING_LEVELS)
+
+    @property
+    def template_variables(self) -> tuple[str, ...]:
+        """Variables of the chat template that requests may set in ``chat_template_kwargs``."""
+        names = (self._template_arguments or TemplateArguments()).names
+        limits = self.param_limits
+        return tuple(
+            name
+            for name in names
+            if (limits.chat_template_kwargs is None or name in limits.chat_template_kwargs)
+            and (limits.thinking is None or name not in THINKING_VARIABLES)
+        )
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -225,10 +268,27 @@ class Runtime:
     def override(
         self, *overrides: ParamOverrides | None, stop: tuple[str, ...] = (), prefix: str = "params."
     ) -> GenerationParams:
-        """Return :meth:`GenerationParams.override` of the server's parameters, within its limits."""
-        return self.params.override(
+        """Return :meth:`GenerationParams.override` of the server's parameters, within its limits.
+
+        Raise :class:`~aiochatstream.errors.InvalidValue` also for arguments that the chat template does not support.
+        """
+        params = self.params.override(
             *overrides, stop=stop, limits=self.param_limits, vocabulary_size=self.engine.vocab_size, prefix=prefix
         )
+        if self._template_arguments is not None:
+            self._template_arguments.check(params, prefix)
+        return params
+
+    def source_of(self, name: str, overrides: ParamOverrides) -> ParamSource:
+        """Return the origin of a parameter's value.
+
+        :param overrides: parameters of the user.
+        """
+        if getattr(overrides, name) is not None:
+            return "user"
+        if name in self._app_params.model_fields_set:
+            return "app"
+        return "model" if name in self._model_params else "default"
 
     def _job(
         self,
@@ -264,10 +324,31 @@ class Runtime:
         """Return the prompt of an answer. Call it in a thread: templates and tokenizers block."""
         self.engine.check(params)
         ids: list[int] = []
-        chat_prompt.tokenizer = self.engine.tokenizer
+        self._prepare(chat_prompt, params)
         if chat_prompt.tokenizer is not None:
-            ids = fit(chat_prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
-        return Prompt(chat_prompt.get_messages(), ids, continued=bool(chat_prompt.open_answer))
+            answer_tokens = params.max_new_tokens
+            if self.limits.fill_context:
+                answer_tokens = min(answer_tokens, self.context_len // ANSWER_SHARE)
+            ids = fit(chat_prompt, context_len=self.context_len, answer_tokens=answer_tokens)
+        return Prompt(without_thoughts(chat_prompt.get_messages()), ids, continued=bool(chat_prompt.open_answer))
+
+    def _prepare(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> None:
+        """Set the tokenizer of ``chat_prompt``, and the arguments of its template."""
+        chat_prompt.tokenizer = self.engine.tokenizer
+        if self._template_arguments is not None:
+            chat_prompt.template_kwargs = self._template_arguments.values(params)
+
+    def _check_chats(self) -> None:
+        """Raise :class:`~aiochatstream.errors.BadRequest` if the model only completes texts."""
+        if not self.chats:
+            CompletionsOnly.refuse()
+
+    def _shorten_answer(self, params: GenerationParams, prompt: Prompt) -> GenerationParams:
+        """Return ``params`` with at most the tokens that ``prompt`` leaves in the context."""
+        left = self.context_len - len(prompt.token_ids)
+        if self.engine.tokenizer is None or params.max_new_tokens <= left:
+            return params
+        return params.model_copy(update={"max_new_tokens": left})
 
     def _with_owner(self, prompt: Prompt, owner: str, *, has_server_prefix: bool) -> Prompt:
         """Return ``prompt`` as a prompt of ``owner``.
@@ -314,8 +395,8 @@ class Runtime:
         text = " ".join(f"{name}={value}" for name, value in figures.items())
         self.logger.info("answer %s finished_reason=%s %s", turn.message_id, reason, text)
 
-    def _check_logit_bias(self) -> None:
-        """Check the server's ``logit_bias`` against the vocabulary, whose size is known only after loading."""
+    def _check_params(self) -> None:
+        """Check the server's own parameters against the vocabulary and the template, which are known after loading."""
         try:
             self.override(ParamOverrides(logit_bias=self.params.logit_bias), prefix="")
         except InvalidValue as error:
@@ -331,24 +412,47 @@ class Runtime:
             self.state = "ready"
 
     def _load_engine(self) -> None:
-        self.engine.load(self.capacity.num_of_concurrent_executions, self.context_len)
+        requested = self.limits.context_len
+        length = None if requested == "max" else requested or DEFAULT_CONTEXT_LEN
+        self.engine.load(self.capacity.num_of_concurrent_executions, length)
         limit = self.engine.max_context_len
-        if limit is not None:
-            if self.limits.context_len is not None and self.context_len > limit:
-                raise ValueError(f"context_len: must be at most {limit} with this model, not {self.context_len}.")
-            self.context_len = min(self.context_len, limit)
-        if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
-            raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
-        self._check_logit_bias()
+        if limit is not None and isinstance(requested, int) and requested > limit:
+            raise ValueError(f"context_len: must be at most {limit} with this model, not {requested}.")
+        length = length or limit or DEFAULT_CONTEXT_LEN
+        self.context_len = min(length, limit or length)
+        self._set_params()
         self._prompt_class = self._prompt_class_of(self.engine.tokenizer)
+        self._template_arguments = self._find_template_arguments()
+        self._check_params()
         self._server_prefix = self._find_server_prefix()
         self.engine.share(self._server_prefix)
 
+    def _set_params(self) -> None:
+        """Add the values that depend on the model to the application's parameters."""
+        self._model_params = accept_model_params(self.engine.default_params, self._app_params, self.param_limits)
+        values = {**dict(self._app_params), **self._model_params}
+        if self.engine.tokenizer is not None:
+            if self.limits.fill_context:
+                values["max_new_tokens"] = min(self.context_len - 1, MAX_NEW_TOKENS)
+            elif values["max_new_tokens"] >= self.context_len:
+                raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
+        self.params = GenerationParams(**values)
+
+    def _find_template_arguments(self) -> TemplateArguments | None:
+        """Return the arguments that the prompt class supports: none without a chat template."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            return None
+        has_template = issubclass(self._prompt_class, ChatPrompt) and getattr(tokenizer, "chat_template", None)
+        return TemplateArguments.of(tokenizer) if has_template else TemplateArguments()
+
     def _find_server_prefix(self) -> list[int]:
-        """Return the tokens at the beginning of all prompts.
+        """Return the tokens at the beginning of all prompts of chats.
 
         Raise the error of a prompt class that does not match the model, before the first request does.
         """
+        if not self.chats:
+            return []
         prompts = []
         for conversation in (Conversation(), PROBE_CONVERSATION):
             chat_prompt = self._prompt_class()

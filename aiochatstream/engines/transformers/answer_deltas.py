@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from aiochatstream.engines.base import Delta, FinishReason, TokenLogprob
 from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.transformers.answer_reader import AnswerReader
-from aiochatstream.engines.transformers.response_reader import Part, Text, Thinking
+from aiochatstream.engines.transformers.response_reader import ContentText, Part, Thought
 
 
 class AnswerDeltas:
@@ -59,7 +59,7 @@ class AnswerDeltas:
         deltas: list[Delta] = []
         text = ""  # content that follows the last delta
         for part in parts:
-            if isinstance(part, Text):
+            if isinstance(part, ContentText):
                 shown, stopped = self._stops.push(part.text)
                 text += shown
                 if stopped:
@@ -69,7 +69,7 @@ class AnswerDeltas:
             if text := text + self._stops.flush():
                 deltas.append(Delta(text))
                 text = ""
-            deltas.append(Delta(thinking=part.text) if isinstance(part, Thinking) else Delta(tool_calls=(part,)))
+            deltas.append(Delta(thinking=part.text) if isinstance(part, Thought) else Delta(tool_calls=(part,)))
         if self._finish_reason is not None:
             text += self._stops.flush()
         return [*deltas, Delta(text)] if text else deltas

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from aiochatstream.engines.transformers.detokenizing import Detokenizer
-from aiochatstream.engines.transformers.response_reader import Part, Region, ResponseReader, Text, Thinking
+from aiochatstream.engines.transformers.response_reader import ContentText, Part, Region, ResponseReader, Thought
 
 
 class AnswerReader(Protocol):
@@ -47,13 +47,13 @@ class PlainReader:
         self._detokenizer = detokenizer
 
     def step(self, token_id: int) -> list[Part]:
-        return [Text(self._detokenizer.step(token_id))]
+        return [ContentText(self._detokenizer.step(token_id))]
 
     def end(self) -> list[Part]:
-        return [Text(self._detokenizer.end())]
+        return [ContentText(self._detokenizer.end())]
 
     def cut_off(self) -> list[Part]:
-        return [Text(self._detokenizer.end(cut_off=True))]
+        return [ContentText(self._detokenizer.end(cut_off=True))]
 
 
 class TemplateReader:
@@ -92,5 +92,5 @@ class TemplateReader:
         parts = self._reader.feed(self._detokenizer.end(cut_off=True))
         parts += self._reader.close(cut_off=True)
         if self.in_thought:  # incomplete marks between the thought and the content
-            return [Thinking(part.text) for part in parts]
+            return [Thought(part.text) for part in parts]
         return parts

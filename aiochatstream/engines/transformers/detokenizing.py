@@ -55,11 +55,12 @@ def detokenizer(tokenizer: Any, before: Sequence[int] = ()) -> Detokenizer:
     :param before: token ids that the answer continues; empty if it starts a text. They may end within a character,
         which the answer completes or leaves incomplete.
     """
+    is_fast = getattr(tokenizer, "is_fast", False)
     special = frozenset(tokenizer.all_special_ids)
+    if is_fast:  # the backend also omits special tokens without a role
+        special |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     preceding = [token_id for token_id in before[-CONTEXT_TOKENS * 2 :] if token_id not in special]
-    if getattr(tokenizer, "is_fast", False):
-        return _ByteDetokenizer(tokenizer, special, preceding)
-    return _WindowDetokenizer(tokenizer, special, preceding)
+    return (_ByteDetokenizer if is_fast else _WindowDetokenizer)(tokenizer, special, preceding)
 
 
 class _ByteDetokenizer(Detokenizer):

@@ -18,7 +18,17 @@ from aiochatstream.engines.transformers.response_template import (
     compile_response_template,
 )
 
-__all__ = ["Part", "Region", "ResponseReader", "ResponseTemplate", "Text", "Thinking", "load_response_template"]
+__all__ = [
+    "ContentText",
+    "Part",
+    "Region",
+    "ResponseReader",
+    "ResponseTemplate",
+    "Text",
+    "Thinking",
+    "Thought",
+    "load_response_template",
+]
 
 Region = Literal["thinking", "content", "call", "other"]
 """Region of a response. ``other`` is outside of all fields, if the template marks where content begins (Harmony)."""
@@ -46,20 +56,22 @@ DECODER = json.JSONDecoder(strict=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class ContentText:
     """A piece of the response's content."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Thinking:
+class Thought:
     """A piece of a thought."""
 
     text: str
 
 
-Part = Text | Thinking | ToolCall
+Text, Thinking = ContentText, Thought  # former names
+
+Part = ContentText | Thought | ToolCall
 """A piece of a response."""
 
 
@@ -75,9 +87,11 @@ def load_response_template(
     """
     template = compile_response_template(spec, control_tokens, special_tokens)
     for begin in OPEN_THINKING:
-        if _read(template, begin, "a") == [Thinking("a")]:
+        if _read(template, begin, "a") == [Thought("a")]:
             ends = (
-                end for end in CLOSE_THINKING if _read(template, begin, "a", end, "b") == [Thinking("a"), Text("b")]
+                end
+                for end in CLOSE_THINKING
+                if _read(template, begin, "a", end, "b") == [Thought("a"), ContentText("b")]
             )
             return replace(template, open_thinking=begin, close_thinking=next(ends, None))
     return template
@@ -94,7 +108,7 @@ def _read(template: ResponseTemplate, *texts: str) -> list[Part]:
 
 
 @dataclass(frozen=True)
-class _FoundMark:
+class _MarkMatch:
     """A mark in the text: its place, its named groups, its field, and whether it opens the field."""
 
     start: int
@@ -130,7 +144,7 @@ class ResponseReader:
         """Whitespace that belongs to the format if a mark follows."""
         self._lead: str | None = None
         """Text to return instead of the next whitespace, which follows a mark; None to return the whitespace."""
-        self._begun: set[Kind] = set()
+        self._returned_kinds: set[Kind] = set()
         """Kinds of which text was returned."""
         self._parts: list[Part] = []
         self._read_prefix(template.after_anchor(prefix) if prefix else "")
@@ -220,11 +234,11 @@ class ResponseReader:
         self._enter(mark.field if mark.opens else self._template.implicit)
         return True
 
-    def _next_mark(self, *, final: bool) -> tuple[_FoundMark | None, int]:
+    def _next_mark(self, *, final: bool) -> tuple[_MarkMatch | None, int]:
         """Return the next mark that counts in this region, or None; and the end of the text before it that is certainly
         not part of a mark."""
         length = held_from = len(self._source.text)
-        first: _FoundMark | None = None
+        first: _MarkMatch | None = None
         start = min(max(self._at, self._search_from), length)
         for field, opens in self._marks():
             mark = field.open if opens else field.close
@@ -233,8 +247,8 @@ class ResponseReader:
             match, held = mark.find(self._source, start, final=final)
             held_from = min(held_from, held)
             if match is not None:
-                found = _FoundMark(match.start(), match.end(), match.groupdict(), field, opens)
-                first = found if first is None else min(first, found, key=lambda mark: (mark.start, -mark.end))
+                candidate = _MarkMatch(match.start(), match.end(), match.groupdict(), field, opens)
+                first = candidate if first is None else min(first, candidate, key=lambda mark: (mark.start, -mark.end))
         if first is not None and first.start >= held_from:
             first = None
         return first, held_from
@@ -253,7 +267,7 @@ class ResponseReader:
         self._spaces, self._field, self._lead = [], field, None
         if self._strips:
             join = None if field is None else field.join
-            self._lead = join if self._kind in self._begun else ""
+            self._lead = join if self._kind in self._returned_kinds else ""
 
     def _end_call(self, call: CallBody, end: CallEnd) -> None:
         """Return a call, or its text if it is invalid."""
@@ -326,8 +340,8 @@ class ResponseReader:
 
     def _return(self, text: str) -> None:
         kind = self._kind
-        part = Thinking if kind == "thinking" else Text
-        self._begun.add(kind)
+        part = Thought if kind == "thinking" else ContentText
+        self._returned_kinds.add(kind)
         if self._parts and isinstance(last := self._parts[-1], part):
             self._parts[-1] = part(last.text + text)
         else:

@@ -16,9 +16,11 @@ from aiochatstream.prompts.presets.transcript import (
     ChatPromptOpenlmrOpenLlama,
     ChatPromptRinnaJpGptNeoxInstSft,
     ChatPromptTogetherRedPajamaINCITEChat,
+    PlainPrompt,
 )
 
 __all__ = [
+    "FORMATS",
     "PRESETS",
     "ChatPromptCyberAgentOpenCalm",
     "ChatPromptDatabricksDolly",
@@ -31,8 +33,25 @@ __all__ = [
     "ChatPromptStabilityAiJpGptNeoxInstSft",
     "ChatPromptStockmarkGptNeoxJp",
     "ChatPromptTogetherRedPajamaINCITEChat",
+    "PlainPrompt",
+    "find_format",
     "find_preset",
 ]
+
+FORMATS: dict[str, type[AbstractChatPrompt]] = {
+    "plain": PlainPrompt,
+    "chatml": ChatPromptMosaicmlMptChat,
+    "llama2": ChatPromptMetaLlamaLlama2Chat,
+    "redpajama": ChatPromptTogetherRedPajamaINCITEChat,
+    "dolly": ChatPromptDatabricksDolly,
+    "open-llama": ChatPromptOpenlmrOpenLlama,
+    "rinna": ChatPromptRinnaJpGptNeoxInstSft,
+    "line": ChatPromptLineCorpJpLargeLmInstSft,
+    "japanese-stablelm": ChatPromptStabilityAiJpGptNeoxInstSft,
+    "weblab": ChatPromptMatsuoLabJpGptNeoxInstSft,
+    "open-calm": ChatPromptCyberAgentOpenCalm,
+}
+"""Presets by the short name of their format, for the command."""
 
 PRESETS: dict[str, type[AbstractChatPrompt]] = {
     "togethercomputer/RedPajama-INCITE-Chat-3B-v1": ChatPromptTogetherRedPajamaINCITEChat,
@@ -68,6 +87,11 @@ PRESETS: dict[str, type[AbstractChatPrompt]] = {
     "stockmark/gpt-neox-japanese-1.4b": ChatPromptStockmarkGptNeoxJp,
 }
 """Presets by the model's id on the Hugging Face hub."""
+
+
+def find_format(name: str) -> type[AbstractChatPrompt] | None:
+    """Return the preset of a format (:data:`FORMATS`) or of a model, or None. Ignores case."""
+    return FORMATS.get(name.lower()) or find_preset(name)
 
 
 def find_preset(name: str) -> type[AbstractChatPrompt] | None:

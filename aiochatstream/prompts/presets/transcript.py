@@ -29,6 +29,17 @@ class TranscriptPrompt(AbstractChatPrompt):
         return [f"{self.requester}{self.opening}"]
 
 
+class PlainPrompt(TranscriptPrompt):
+    """A transcript for base models: ``User: ...`` and ``Assistant: ...``."""
+
+    requester = "User"
+    responder = "Assistant"
+
+    def get_stop_strs(self) -> list[str]:
+        """Return the next line of the user, and of a new conversation."""
+        return ["\nUser:", "\nAssistant:"]
+
+
 class ChatPromptTogetherRedPajamaINCITEChat(TranscriptPrompt):
     """RedPajama-INCITE-Chat by Together: ``<human>: ...`` and ``<bot>: ...``."""
 

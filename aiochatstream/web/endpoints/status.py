@@ -31,7 +31,7 @@ async def get_prompt(server: Server, request: web.Request) -> web.StreamResponse
         if not conversation.turns:
             return json_response({"success": False, "message": "no prompt", "prompt": None})
         history, message = conversation.without_last(), conversation.turns[-1].user
-    prompt = quote(await server.prompt_text(history, message), errors="replace")
+    prompt = quote(await server.prompt_text(history, message, server.user_params(user)), errors="replace")
     return json_response({"success": True, "message": "success", "prompt": prompt})
 
 

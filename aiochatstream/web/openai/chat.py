@@ -65,7 +65,7 @@ async def chat_completions(server: Server, request: web.Request, context: Endpoi
             template_tools(body),
             continues=bool(body.continue_final_message),
         ),
-        body.overrides,
+        body.overrides_for(server.thinking_levels),
         ChatCompletionBuilder(body, context.served_name(server), server.engine),
         stream=bool(body.stream),
         owner=owner,

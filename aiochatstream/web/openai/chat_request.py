@@ -6,12 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from aiochatstream.params import Flag, Logprobs, MaxNewTokens
+from aiochatstream.params import ChatTemplateKwargs, Flag, Logprobs
 from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
     ChoicesRequest,
+    Effort,
     FunctionName,
+    MaxTokens,
     OpenAIModel,
     ResponseFormat,
     String,
@@ -124,7 +126,6 @@ class ChatCompletionRequest(ChoicesRequest):
         "functions": ([],),
         "function_call": ("none", "auto"),
         "web_search_options": (),
-        "reasoning_effort": ("none",),
         "verbosity": ("medium",),
         "moderation": (),
         "echo": (False,),
@@ -134,7 +135,7 @@ class ChatCompletionRequest(ChoicesRequest):
         list[ChatMessage],
         Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True, description=f"a list of 1 to {MAX_ITEMS} messages"),
     ]
-    max_completion_tokens: MaxNewTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: Flag | None = None
     top_logprobs: Logprobs | None = None
     response_format: ResponseFormat | None = None
@@ -145,12 +146,18 @@ class ChatCompletionRequest(ChoicesRequest):
         | None
     ) = None
     parallel_tool_calls: Flag | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
     continue_final_message: Flag | None = None
     add_generation_prompt: Flag | None = None
 
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def effort(self) -> str | None:
+        return self.reasoning_effort
 
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatCompletionRequest:

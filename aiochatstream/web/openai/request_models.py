@@ -6,23 +6,26 @@ fields that would affect the answer are refused (:attr:`OpenAIModel.UNSUPPORTED`
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.params import (
+    MAX_NEW_TOKENS,
     CountPenalty,
     Flag,
     LogitBias,
-    MaxNewTokens,
     MinP,
     ParamOverrides,
     RepetitionPenalty,
     StopStrings,
     Temperature,
+    ThinkingLevel,
     TopP,
 )
+from aiochatstream.prompts.template_arguments import nearest_level
 from aiochatstream.validation import STRICT
 
 
@@ -32,10 +35,26 @@ def _as_list(value: Any) -> Any:
 
 StopList = Annotated[StopStrings, Field(description="a string, or a list of up to 16, of 1 to 128 characters each")]
 Stop = Annotated[StopStrings, BeforeValidator(_as_list, json_schema_input_type=str | StopList)]
+MaxTokens = Annotated[int, Field(ge=1, description="a whole number of tokens from 1")]
 TopK = Annotated[int, Field(ge=-1, le=1000, description="a whole number from 1 to 1000; -1 and 0 are off")]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="a whole number from -2**63 to 2**63 - 1")]
 Count = Annotated[int, Field(ge=1, le=128, description="a whole number from 1 to 128")]
 String = Annotated[str, Field(description="a string")]
+
+EFFORT_LEVELS: Mapping[str, ThinkingLevel] = {
+    "none": "off",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+}
+"""Levels of ``thinking`` by OpenAI's efforts."""
+
+Effort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh"],
+    Field(description="'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'"),
+]
 
 MAX_ITEMS = 2048
 """Maximum length of a list of messages, as with OpenAI. The validation of long lists stops at the first invalid item
@@ -109,20 +128,37 @@ class GenerationRequest(OpenAIModel):
         raise NotImplementedError
 
     @property
+    def effort(self) -> str | None:
+        """Amount of thoughts, one of :data:`EFFORT_LEVELS`; None: the server's value."""
+        return None
+
+    def overrides_for(self, levels: Sequence[ThinkingLevel]) -> ParamOverrides:
+        """Return :attr:`overrides` with the level of thinking nearest to :attr:`effort`.
+
+        Many clients send an effort to all models: without ``levels`` it has no effect.
+
+        :param levels: levels that the model supports.
+        """
+        if self.effort is None:
+            return self.overrides
+        return self.overrides.model_copy(update={"thinking": nearest_level(EFFORT_LEVELS[self.effort], levels)})
+
+    @property
     def overrides(self) -> ParamOverrides:
-        """The parameters by the engine's names."""
+        """The parameters by the engine's names, except :attr:`effort`."""
         shared = ParamOverrides.model_fields.keys() & type(self).model_fields.keys()
         values = {name: getattr(self, name) for name in shared}
         top_k = None if self.top_k is None else max(0, self.top_k)
         seed = None if self.seed is None else self.seed % 2**63
-        return ParamOverrides(**{**values, "max_new_tokens": self.max_new_tokens, "top_k": top_k, "seed": seed})
+        length = None if self.max_new_tokens is None else min(self.max_new_tokens, MAX_NEW_TOKENS)
+        return ParamOverrides(**{**values, "max_new_tokens": length, "top_k": top_k, "seed": seed})
 
 
 class ChoicesRequest(GenerationRequest):
     """Common fields of endpoints that can generate several answers."""
 
     n: Count | None = None
-    max_tokens: MaxNewTokens | None = None
+    max_tokens: MaxTokens | None = None
     stream_options: StreamOptions | None = None
 
     @property

@@ -6,12 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from aiochatstream.params import Flag, Logprobs, MaxNewTokens
+from aiochatstream.params import Flag, Logprobs
 from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
+    Effort,
     FormatType,
     GenerationRequest,
+    MaxTokens,
     MessageRole,
     OpenAIModel,
     String,
@@ -93,6 +95,14 @@ class TextOptions(OpenAIModel):
     format: TextFormat | None = None
 
 
+class ReasoningOptions(BaseModel):
+    """Options of thoughts. ``summary`` and others have no effect."""
+
+    model_config = STRICT
+
+    effort: Effort | None = None
+
+
 class ResponseRequest(GenerationRequest):
     """The body of ``POST /v1/responses``. ``store`` has no effect: nothing is stored."""
 
@@ -104,7 +114,6 @@ class ResponseRequest(GenerationRequest):
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "truncation": ("disabled",),
-        "reasoning": ({}, {"effort": "none"}),
         "moderation": (),
         "image": (),
         "n": (1,),
@@ -120,8 +129,9 @@ class ResponseRequest(GenerationRequest):
 
     input: Input
     instructions: String | None = None
-    max_output_tokens: MaxNewTokens | None = None
+    max_output_tokens: MaxTokens | None = None
     text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
     top_logprobs: Logprobs | None = None
     include: list[str] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16, description="an object of up to 16 strings")] | None = None
@@ -135,6 +145,10 @@ class ResponseRequest(GenerationRequest):
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_output_tokens
+
+    @property
+    def effort(self) -> str | None:
+        return None if self.reasoning is None else self.reasoning.effort
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ async def responses(server: Server, request: web.Request, context: EndpointConte
         server,
         request,
         ChatInput(body.messages),
-        body.overrides,
+        body.overrides_for(server.thinking_levels),
         ResponseObjectBuilder(body, context.served_name(server), server),
         stream=bool(body.stream),
         owner=owner,

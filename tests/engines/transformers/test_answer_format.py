@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 from aiochatstream import Prompt
 from aiochatstream.engines.transformers.answer_format import PREFIX_TOKENS, AnswerFormat
-from aiochatstream.engines.transformers.response_reader import Part, Text, Thinking
+from aiochatstream.engines.transformers.response_reader import ContentText, Part, Thought
 from aiochatstream.engines.transformers.response_templates import TEMPLATES
 from tests.engines.tokenizers import BYTE_FALLBACK, SPACE_MOVING
 from tests.engines.transformers.scripted_answers import HARMONY, MARKED, QWEN, QWEN_PROMPT, ids_of
@@ -35,10 +35,10 @@ def parts_of(tokenizer: Any, ids: list[int], prompt: list[int], *, cut_off: bool
     for step in [*(reader.step(token_id) for token_id in ids), reader.cut_off() if cut_off else reader.end()]:
         for part in step:
             match parts, part:
-                case [*_, Text(text)], Text(more):
-                    parts[-1] = Text(text + more)
-                case [*_, Thinking(text)], Thinking(more):
-                    parts[-1] = Thinking(text + more)
+                case [*_, ContentText(text)], ContentText(more):
+                    parts[-1] = ContentText(text + more)
+                case [*_, Thought(text)], Thought(more):
+                    parts[-1] = Thought(text + more)
                 case _:
                     parts.append(part)
     return [part for part in parts if part.text]
@@ -64,7 +64,7 @@ def test_marks_are_tokens_of_every_kind_of_tokenizer(tokenizer: Any) -> None:
     if tokenizer is SPACE_MOVING:
         words = list(tokenizer.convert_tokens_to_ids(["▁a", "b"]))
     for close in ([end], close_ids):
-        assert parts_of(tokenizer, [begin, words[0], *close, words[1]], []) == [Thinking("a"), Text("b")]
+        assert parts_of(tokenizer, [begin, words[0], *close, words[1]], []) == [Thought("a"), ContentText("b")]
 
 
 def test_a_template_without_thoughts_has_no_tokens_for_them() -> None:
@@ -84,24 +84,24 @@ def test_parts_of_a_tokenizer_that_moves_spaces_are_those_of_the_decoded_text(
     begin, end = SPACE_MOVING.convert_tokens_to_ids(list(SPACE_MOVING.MARKS))
     ids = [begin, *thought, end, *content]
     thinking, _, text = SPACE_MOVING.decode(ids).removeprefix("<think>").partition("</think>")
-    expected: list[Part] = [Thinking(thinking.strip()), Text(text.lstrip(" \n"))]
+    expected: list[Part] = [Thought(thinking.strip()), ContentText(text.lstrip(" \n"))]
     actual = parts_of(SPACE_MOVING, ids, [])
     assert [part for part in actual if part.text.strip()] == [part for part in expected if part.text.strip()]
 
 
 def test_pending_spaces_are_part_of_an_answer_that_is_cut_off() -> None:
     ids = SPACE_MOVING.convert_tokens_to_ids(["b", "▁", "<0xE6>"])
-    assert parts_of(SPACE_MOVING, ids, [], cut_off=True) == [Text("b ")]
+    assert parts_of(SPACE_MOVING, ids, [], cut_off=True) == [ContentText("b ")]
 
 
 def test_the_answer_begins_in_the_region_in_which_a_long_prompt_ends() -> None:
     prompt = ids_of("x" * 3 * PREFIX_TOKENS + QWEN_PROMPT)
-    assert parts_of(MARKED, ids_of("a</think>b"), ids_of("<think>") + prompt) == [Text("a</think>b")]
-    assert parts_of(MARKED, ids_of("a</think>b"), prompt + ids_of("<think>")) == [Thinking("a"), Text("b")]
+    assert parts_of(MARKED, ids_of("a</think>b"), ids_of("<think>") + prompt) == [ContentText("a</think>b")]
+    assert parts_of(MARKED, ids_of("a</think>b"), prompt + ids_of("<think>")) == [Thought("a"), ContentText("b")]
 
 
 def test_special_tokens_that_are_no_marks_are_not_shown() -> None:
-    assert parts_of(MARKED, ids_of("a<|im_start|>b<|channel|>c<tool_call>d"), []) == [Text("abc<tool_call>d")]
+    assert parts_of(MARKED, ids_of("a<|im_start|>b<|channel|>c<tool_call>d"), []) == [ContentText("abc<tool_call>d")]
 
 
 @pytest.mark.parametrize("spec", [QWEN, HARMONY])

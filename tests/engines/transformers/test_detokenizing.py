@@ -77,6 +77,13 @@ def test_special_tokens_have_no_text(some_tokenizer: Any) -> None:
     assert "".join(texts_of(some_tokenizer, ids)) == some_tokenizer.decode([*first, *second])
 
 
+def test_special_tokens_without_a_role_have_no_text(fast_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(fast_tokenizer)
+    tokenizer._tokenizer.add_special_tokens([AddedToken("<reserved>", special=True)])
+    ids = [*ids_of(tokenizer, "日本"), tokenizer.convert_tokens_to_ids("<reserved>"), *ids_of(tokenizer, "no")]
+    assert "".join(texts_of(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_complete_character_is_decoded_after_any_ids(data: st.DataObject, some_tokenizer: Any) -> None:

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast
 
 from aiochatstream.engines.base import ToolCall
 from aiochatstream.engines.transformers.response_reader import (
+    ContentText,
     Part,
     ResponseReader,
     ResponseTemplate,
-    Text,
-    Thinking,
+    Thought,
     load_response_template,
 )
 from aiochatstream.engines.transformers.response_templates import TEMPLATES
@@ -334,10 +334,10 @@ def merged(parts: Sequence[Part]) -> list[Part]:
     result: list[Part] = []
     for part in parts:
         last = result[-1] if result else None
-        if isinstance(part, Text) and isinstance(last, Text):
-            result[-1] = Text(last.text + part.text)
-        elif isinstance(part, Thinking) and isinstance(last, Thinking):
-            result[-1] = Thinking(last.text + part.text)
+        if isinstance(part, ContentText) and isinstance(last, ContentText):
+            result[-1] = ContentText(last.text + part.text)
+        elif isinstance(part, Thought) and isinstance(last, Thought):
+            result[-1] = Thought(last.text + part.text)
         else:
             result.append(part)
     return result
@@ -346,9 +346,9 @@ def merged(parts: Sequence[Part]) -> list[Part]:
 def simple(parts: Sequence[Part]) -> Expected:
     return [
         part.text
-        if isinstance(part, Text)
+        if isinstance(part, ContentText)
         else thought(part.text)
-        if isinstance(part, Thinking)
+        if isinstance(part, Thought)
         else (part.name, json.loads(part.arguments))
         for part in merged(parts)
     ]
@@ -480,20 +480,20 @@ def test_an_invalid_call_is_text_as_soon_as_it_cannot_become_valid() -> None:
     reader = ResponseReader(LOADED["qwen3"], CHATML, TOOLS)
     assert reader.feed("<tool_call>", control=True) == []
     assert reader.feed('\n{"name"') == []
-    assert reader.feed(" is ") == [Text('<tool_call>\n{"name" is')]
+    assert reader.feed(" is ") == [ContentText('<tool_call>\n{"name" is')]
     reader = ResponseReader(LOADED["qwen3_5"], CHATML, TOOLS)
     assert reader.feed("<tool_call>", control=True) == []
     assert reader.feed("<function=f>\n") == []
-    assert reader.feed("Hm") == [Text("<tool_call><function=f>\nHm")]
+    assert reader.feed("Hm") == [ContentText("<tool_call><function=f>\nHm")]
 
 
 def test_ordinary_text_is_returned_immediately() -> None:
     reader = ResponseReader(LOADED["qwen3"], CHATML, TOOLS)
-    assert reader.feed("Hello") == [Text("Hello")]
-    assert reader.feed(", world <") == [Text(", world")]
-    assert reader.feed(" 3") == [Text(" < 3")]
+    assert reader.feed("Hello") == [ContentText("Hello")]
+    assert reader.feed(", world <") == [ContentText(", world")]
+    assert reader.feed(" 3") == [ContentText(" < 3")]
     assert reader.feed(" \n") == []
-    assert reader.feed("x") == [Text(" \nx")]
+    assert reader.feed("x") == [ContentText(" \nx")]
 
 
 def test_an_open_call_that_is_cut_off_is_text() -> None:
@@ -534,10 +534,10 @@ def test_the_prompt_determines_the_region(family: str, prompt: str, region: str)
 
 def test_a_continued_thought_or_answer_keeps_its_whitespace() -> None:
     reader = ResponseReader(LOADED["qwen3"], CHATML + "<think>\nI think ")
-    assert reader.feed(" of\n") == [Thinking(" of")]
+    assert reader.feed(" of\n") == [Thought(" of")]
     assert reader.feed("</think>", control=True) == []
-    assert reader.feed("\n\nA") == [Text("A")]
-    assert ResponseReader(LOADED["qwen3"], CHATML + "Hello").feed(" \n you") == [Text(" \n you")]
+    assert reader.feed("\n\nA") == [ContentText("A")]
+    assert ResponseReader(LOADED["qwen3"], CHATML + "Hello").feed(" \n you") == [ContentText(" \n you")]
 
 
 def test_regions_change_with_the_last_token_of_a_mark() -> None:
@@ -570,7 +570,7 @@ def test_a_mark_that_may_become_longer_already_changes_the_region() -> None:
     reader = ResponseReader(load_response_template(spec), "A:<think>")
     reader.feed("a</think>")
     assert reader.region == "content"
-    assert reader.feed("\n\nb") == [Text("b")]
+    assert reader.feed("\n\nb") == [ContentText("b")]
 
 
 @pytest.mark.parametrize("name", ["thinking", "reasoning", "reasoning_content"])
@@ -625,8 +625,8 @@ def test_texts_that_open_and_close_thoughts(family: str, open_thinking: str | No
 def test_hidden_tokens_have_no_text() -> None:
     reader = ResponseReader(LOADED["qwen3"], CHATML)
     assert reader.feed("<|im_start|>", control=True) == []
-    assert reader.feed("a") == [Text("a")]
-    assert reader.feed("</tool_call>", control=True) == [Text("</tool_call>")]
+    assert reader.feed("a") == [ContentText("a")]
+    assert reader.feed("</tool_call>", control=True) == [ContentText("</tool_call>")]
 
 
 N = 50_000
