@@ -292,14 +292,15 @@ async def test_level_of_thinking_may_be_a_switch(
         await expect(select).to_have_value("off")
 
 
-async def test_level_of_thinking_is_hidden_without_a_switch_and_then_not_sent(
-    start: StartServer, visit: Visit, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("levels", [(), ("auto",)])
+async def test_level_of_thinking_is_hidden_without_a_choice_and_then_not_sent(
+    start: StartServer, visit: Visit, monkeypatch: pytest.MonkeyPatch, levels: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(ChatStream, "thinking_levels", ("off", "high"))
     server = await start(ChatStream(engine=DeltaEngine(*THOUGHTFUL)))
     chat = ChatPage(await visit(server.url, **PHONE))
     await chat.page.locator("#thinking-level").select_option("off")
-    monkeypatch.setattr(ChatStream, "thinking_levels", ())
+    monkeypatch.setattr(ChatStream, "thinking_levels", levels)
     await chat.page.reload()
     await expect(chat.page.locator("#welcome")).to_be_visible()
     await expect(chat.page.locator("#thinking")).to_be_hidden()
