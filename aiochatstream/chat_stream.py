@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from aiohttp import web
 
+from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engine_choice import PromptClassOf, choose_engine, choose_prompt_class
 from aiochatstream.engines import Engine, TextFunction
@@ -27,6 +28,7 @@ from aiochatstream.params import (
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
 from aiochatstream.runtime.engine_runtime import RuntimeConfig
 from aiochatstream.texts import Locale
+from aiochatstream.validation import alternatives
 from aiochatstream.web import routes
 from aiochatstream.web.auth import cors
 from aiochatstream.web.auth.addresses import is_local_request
@@ -39,7 +41,7 @@ from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.server import Server
-from aiochatstream.web.streaming.callbacks import Callback
+from aiochatstream.web.streaming.callbacks import CONVERSATION, Callback
 from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 
 COMPAT_FORMATS = "; chatstream's formats are options of aiochatstream.compat.ChatStream"
@@ -143,7 +145,7 @@ class ChatStream(Server):
         _check_lengths(params, limits, has_model=engine is None)
         if wire_format not in self.wire_formats:
             raise ValueError(
-                f"wire_format: must be {_alternatives(self.wire_formats)}, not {wire_format!r}"
+                f"wire_format: must be {alternatives(self.wire_formats)}, not {wire_format!r}"
                 f"{COMPAT_FORMATS if wire_format in get_args(WireFormat) else ''}."
             )
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
@@ -273,9 +275,15 @@ class ChatStream(Server):
             ``success`` (also for an answer that its user stopped), ``client_disconnected_before_streaming`` (no text
             was sent), ``client_disconnected_while_streaming``, or ``unknown_error_occurred`` with the reason, also for
             refused requests. A plain function runs on the event loop and should be fast; a coroutine function may be
-            slow. Exceptions are logged.
+            slow. Exceptions are logged. :meth:`conversation_of` returns the conversation.
         """
         return await chat.chat_stream(self, request, request_body, callback)
+
+    def conversation_of(self, request: web.Request) -> Conversation | None:
+        """Return the conversation as saved after the answer to ``request``, for the callback of
+        :meth:`handle_chat_stream_request`; None if no answer has begun.
+        """
+        return request.get(CONVERSATION)
 
     def _bind(self, app: web.Application, *, sessions: bool) -> None:
         if self.app_binding.bind(app, sessions=sessions):
@@ -323,8 +331,3 @@ def _check_lengths(params: GenerationParams, limits: Limits, *, has_model: bool)
     context_len = limits.context_len or (DEFAULT_CONTEXT_LEN if has_model else None)
     if isinstance(context_len, int) and context_len <= params.max_new_tokens:
         raise ValueError(f"context_len: must be above max_new_tokens ({params.max_new_tokens}), not {context_len}.")
-
-
-def _alternatives(values: Sequence[str]) -> str:
-    *first, last = map(repr, values)
-    return f"{', '.join(first)} or {last}"

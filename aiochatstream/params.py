@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
-from aiochatstream.validation import STRICT, describe_argument, validated
+from aiochatstream.validation import STRICT, alternatives, describe_argument, validated
 
 DEFAULT_CONTEXT_LEN = 2048
 
@@ -272,7 +272,7 @@ class ParamLimits:
         :param prefix: prefix of the parameter's name in errors.
         """
         if self.thinking is not None and override.thinking not in (None, *self.thinking):
-            raise InvalidValue(f"{prefix}thinking: must be {' or '.join(map(repr, self.thinking))} on this server.")
+            raise InvalidValue(f"{prefix}thinking: must be {alternatives(self.thinking)} on this server.")
         for name in override.chat_template_kwargs or ():
             field = f"{prefix}chat_template_kwargs.{name}"
             if self.thinking is not None and name in THINKING_VARIABLES:

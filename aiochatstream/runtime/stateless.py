@@ -39,7 +39,7 @@ class Stateless(Runtime):
         if is_chat:
             self._check_chats()
         chat_prompt = self._prompt_class()
-        stop = tuple(chat_prompt.get_stop_strs()) if is_chat else ()
+        stop = chat_prompt.stop_strings() if is_chat else ()
         if overrides.max_new_tokens is not None and not self.limits.strict_max_tokens:
             most = min(overrides.max_new_tokens, self.params.max_new_tokens)
             overrides = overrides.model_copy(update={"max_new_tokens": most})

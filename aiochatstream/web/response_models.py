@@ -89,8 +89,10 @@ class GenerationParamsResponse(SuccessResponse):
     """limits: minimum and maximum of each number, and lists of other values. sources: origin of each value."""
 
     generation_params: dict[str, Any]
-    limits: dict[str, list[float] | list[str]]
+    limits: dict[str, list[float]]
     sources: dict[str, ParamSource]
+    thinking_levels: list[str]
+    template_variables: list[str]
 
 
 class WorkerLoad(TypedDict):

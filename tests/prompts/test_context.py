@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from aiochatstream import ChatPrompt, Conversation, Turn
 from aiochatstream.errors import TooLarge
 from aiochatstream.prompts import fit
 from tests.prompts.builders import chat_prompt, fill
+from tests.prompts.templates import with_template
 
 TURNS = tuple(Turn(f"This is question number {n} of many.", f"And this is answer {n}.", str(n)) for n in range(12))
 SYSTEM = "You are a lighthouse keeper."
@@ -133,3 +135,18 @@ def test_an_open_answer_counts(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt.open_answer *= 10
     with pytest.raises(TooLarge, match=r"^user_input, with the answer so far: must have at most 3200 characters, not"):
         fit(prompt, context_len=200, answer_tokens=10)
+
+
+def test_thoughts_count_if_the_template_reads_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    thoughtful = tuple(replace(turn, thinking="Well. " * 40) for turn in TURNS)
+    template = "{% for m in messages %}{{ m.content }}{{ m.reasoning_content }}\n{% endfor %}"
+    reading = chat_prompt(with_template(template, tokenizer), "Hello", thoughtful)
+    ids = fit(reading, context_len=600, answer_tokens=10)
+    assert 0 < reading.conversation.first < len(TURNS)
+    assert ids == reading.encode()
+    assert len(ids) <= 590
+    plain = chat_prompt(tokenizer, "Hello", thoughtful)
+    fit(plain, context_len=600, answer_tokens=10)
+    assert plain.conversation.first == 0
+    fit(reading, context_len=100, answer_tokens=10)
+    assert reading.conversation.first >= len(TURNS) - 100 * 16 // 240, "characters beyond the limit were encoded"

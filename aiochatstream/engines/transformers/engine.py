@@ -141,7 +141,7 @@ class TransformersEngine(Engine):
         self.default_params = params_of(model.generation_config)
         self._eos_ids = self._find_eos_ids()
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        self._special_ids = {str(token): id_ for id_, token in added.items() if token.special}
+        self._special_tokens = {id_: str(token) for id_, token in added.items() if token.special}
         self.response_template = find_template(self.tokenizer, model.config.model_type, self._own_template)
         if self.response_template is not None:
             self._answer_format = AnswerFormat(self.tokenizer, self.response_template)
@@ -210,7 +210,7 @@ class TransformersEngine(Engine):
             raise RuntimeError("The engine is not loaded.")
         self._check_ids(prompt, params)
         # special tokens have no text
-        stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}
+        stop_ids = {id_ for id_, name in self._special_tokens.items() if name in params.stop} if params.stop else ()
         eos_ids = () if params.ignore_eos else self._eos_ids
         deltas = AnswerDeltas(self._reader(prompt), params.stop, stop_ids, eos_ids)
         owner = "" if self._share_prefixes else prompt.owner

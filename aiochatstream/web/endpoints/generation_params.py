@@ -36,22 +36,19 @@ async def get_generation_params(server: Server, request: web.Request) -> web.Str
 def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response:
     """Respond with the values of all parameters, their allowed ranges, and the origins of the values.
 
-    The limits of ``thinking`` and ``chat_template_kwargs`` are lists of levels and of names, empty if there are none.
-    A seed of null means a random seed.
+    A seed of null means a random seed. ``thinking_levels`` and ``template_variables`` list the values of ``thinking``
+    and the names in ``chat_template_kwargs`` that requests may set, none if the chat template has none.
     """
     values = server.override(overrides).model_dump(mode="json", include=set(ParamOverrides.model_fields))
     sources = {name: server.source_of(name, overrides) for name in values}
-    limits = {
-        **server.param_limits.ranges(server.params),
-        "thinking": server.thinking_levels,
-        "chat_template_kwargs": server.template_variables,
-    }
     body = {
         "success": True,
         "message": "success",
         "generation_params": _rename({**values, "seed": overrides.seed}),
-        "limits": limits,
+        "limits": server.param_limits.ranges(server.params),
         "sources": _rename(sources),
+        "thinking_levels": server.thinking_levels,
+        "template_variables": server.template_variables,
     }
     return json_response(body)
 

@@ -16,8 +16,11 @@ from cryptography.fernet import Fernet
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, ConversationStore, GenerationParams, MemoryConversationStore, MemoryStorage
+from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
+from tests.engines.transformers.tiny_models import tiny
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, until
+from tests.prompts.templates import QWEN, with_template
 
 KEY = Fernet.generate_key()
 STORAGES: dict[str, Callable[[], AbstractStorage]] = {
@@ -229,6 +232,26 @@ async def test_the_returned_ranges_are_the_accepted_ones(start: StartServer, cli
             await set_params(client, **{name: allowed})
         for beyond in (least - 0.01 if type(least) is float else least - 1, most + 1):
             assert (await refusal(client, **{name: beyond})).startswith(f"{name}: must be"), name
+
+
+async def test_levels_of_thinking_and_variables_of_the_template_are_returned(
+    start: StartServer, client_of: ClientOf
+) -> None:
+    for limits, levels, names in (
+        ({}, ["auto", "off", "high"], ["enable_thinking", "language"]),
+        ({"thinking": ["auto", "low"], "chat_template_kwargs": ["language", "x"]}, ["auto", "low"], ["language"]),
+    ):
+        engine = TransformersEngine(tiny(), with_template(QWEN))
+        client = client_of(await start(ChatStream(engine=engine, param_limits=limits)))
+        async with client.session.get(f"{client.url}/get_generation_params") as response:
+            body = await response.json()
+        assert (body["thinking_levels"], body["template_variables"]) == (levels, names)
+        assert (await set_params(client, thinking="low"))["thinking"] == "low"
+        assert (await refusal(client, chat_template_kwargs={"tools": 1})).startswith("chat_template_kwargs.tools: ")
+    assert (await refusal(client, thinking="off")).startswith("thinking: must be 'auto' or 'low' on this server.")
+    assert (await refusal(client, chat_template_kwargs={"enable_thinking": True})).startswith(
+        "chat_template_kwargs.enable_thinking: must be absent; this server limits thinking."
+    )
 
 
 async def test_settings_that_a_server_no_longer_allows_are_ignored(start: StartServer, client_of: ClientOf) -> None:

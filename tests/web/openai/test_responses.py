@@ -56,6 +56,7 @@ async def test_invalid_and_unsupported_fields_of_responses_are_a_400_with_the_fi
         "tools": ([{"type": "web_search"}], "is not supported"),
         "background": (True, "is not supported"),
         "n": (2, "is not supported"),
+        "reasoning": ({"effort": "huge"}, "reasoning.effort: must be .none., .minimal."),
         "max_output_tokens": (0, "must be a whole number of tokens from 1"),
         "top_logprobs": (1, "not supported by this engine"),
         "max_tokens": (5, "must be sent as max_output_tokens"),  # fields of other endpoints
