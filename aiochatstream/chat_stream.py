@@ -10,15 +10,25 @@ from typing import Any, ClassVar, Literal, get_args
 
 from aiohttp import web
 
+from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engine_choice import PromptClassOf, choose_engine, choose_prompt_class
 from aiochatstream.engines import Engine, TextFunction
 from aiochatstream.errors import Draining
 from aiochatstream.moved_options import explain_moved_options
-from aiochatstream.params import ANSWER_PARAMS, Capacity, GenerationParams, Limits, ParamLimits, WireFormat
+from aiochatstream.params import (
+    ANSWER_PARAMS,
+    DEFAULT_CONTEXT_LEN,
+    Capacity,
+    GenerationParams,
+    Limits,
+    ParamLimits,
+    WireFormat,
+)
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
-from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN, RuntimeConfig
+from aiochatstream.runtime.engine_runtime import RuntimeConfig
 from aiochatstream.texts import Locale
+from aiochatstream.validation import alternatives
 from aiochatstream.web import routes
 from aiochatstream.web.auth import cors
 from aiochatstream.web.auth.addresses import is_local_request
@@ -31,7 +41,7 @@ from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.keys import ApiKeys
 from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.server import Server
-from aiochatstream.web.streaming.callbacks import Callback
+from aiochatstream.web.streaming.callbacks import CONVERSATION, Callback
 from aiochatstream.web.streaming.disconnects import DisconnectWatcher
 
 COMPAT_FORMATS = "; chatstream's formats are options of aiochatstream.compat.ChatStream"
@@ -60,8 +70,8 @@ class ChatStream(Server):
         ``f(messages, params)`` that yields text. ``ScriptedEngine()`` answers without a model,
         ``RecordingEngine(engine, folder)`` records the answers of another engine, and ``TransformersEngine(...)`` has
         further options of models.
-    :param params: :class:`GenerationParams` of answers, unless the request or its user sets others; None is
-        ``GenerationParams()``.
+    :param params: :class:`GenerationParams` of answers, unless the request or its user sets others. Sampling parameters
+        that it does not set have the values in the model's generation_config, if there are any.
     :param param_limits: values that requests and users may set, if they are to be fewer than the full ranges:
         ``ParamLimits(temperature=(0, 1), top_k=(1, 500), thinking=("off", "low"))``, or a dict of the same content.
         They must include the values in ``params``.
@@ -132,14 +142,12 @@ class ChatStream(Server):
         params = GenerationParams() if params is None else params
         limits = Limits() if limits is None else limits
         _check(params, limits, seed, logger)
+        _check_lengths(params, limits, has_model=engine is None)
         if wire_format not in self.wire_formats:
             raise ValueError(
-                f"wire_format: must be {_alternatives(self.wire_formats)}, not {wire_format!r}"
+                f"wire_format: must be {alternatives(self.wire_formats)}, not {wire_format!r}"
                 f"{COMPAT_FORMATS if wire_format in get_args(WireFormat) else ''}."
             )
-        context_len = limits.context_len or DEFAULT_CONTEXT_LEN
-        if context_len <= params.max_new_tokens and (engine is None or limits.context_len is not None):
-            raise ValueError(f"context_len: must be above max_new_tokens ({params.max_new_tokens}), not {context_len}.")
         if not isinstance(namespace, str) or not re.fullmatch("[A-Za-z0-9_-]{0,64}", namespace):
             raise ValueError(f"namespace: must be empty or 1 to 64 of A-Z a-z 0-9 - _, not {namespace!r}.")
         super().__init__(
@@ -267,9 +275,15 @@ class ChatStream(Server):
             ``success`` (also for an answer that its user stopped), ``client_disconnected_before_streaming`` (no text
             was sent), ``client_disconnected_while_streaming``, or ``unknown_error_occurred`` with the reason, also for
             refused requests. A plain function runs on the event loop and should be fast; a coroutine function may be
-            slow. Exceptions are logged.
+            slow. Exceptions are logged. :meth:`conversation_of` returns the conversation.
         """
         return await chat.chat_stream(self, request, request_body, callback)
+
+    def conversation_of(self, request: web.Request) -> Conversation | None:
+        """Return the conversation as saved after the answer to ``request``, for the callback of
+        :meth:`handle_chat_stream_request`; None if no answer has begun.
+        """
+        return request.get(CONVERSATION)
 
     def _bind(self, app: web.Application, *, sessions: bool) -> None:
         if self.app_binding.bind(app, sessions=sessions):
@@ -305,6 +319,15 @@ def _check(params: GenerationParams, limits: Limits, seed: int | None, logger: l
         raise TypeError(f"logger: must be a logging.Logger, not {logger!r}.")
 
 
-def _alternatives(values: Sequence[str]) -> str:
-    *first, last = map(repr, values)
-    return f"{', '.join(first)} or {last}"
+def _check_lengths(params: GenerationParams, limits: Limits, *, has_model: bool) -> None:
+    """Raise ValueError if prompt and answer cannot share the context, as far as this is known before loading.
+
+    :param has_model: True if the default of ``context_len`` applies.
+    """
+    if limits.fill_context:
+        if "max_new_tokens" in params.model_fields_set:
+            raise ValueError("fill_context: must be False if params specifies max_new_tokens.")
+        return
+    context_len = limits.context_len or (DEFAULT_CONTEXT_LEN if has_model else None)
+    if isinstance(context_len, int) and context_len <= params.max_new_tokens:
+        raise ValueError(f"context_len: must be above max_new_tokens ({params.max_new_tokens}), not {context_len}.")

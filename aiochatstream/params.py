@@ -13,7 +13,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.errors import InvalidValue
-from aiochatstream.validation import STRICT, describe_argument, validated
+from aiochatstream.validation import STRICT, alternatives, describe_argument, validated
+
+DEFAULT_CONTEXT_LEN = 2048
 
 WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 """Format of an answer."""
@@ -59,7 +61,10 @@ def bool_from_text(value: Any) -> Any:
 
 
 # Each range is defined once. An error quotes its description: "field: must be <description>."
-MaxNewTokens = Annotated[int, Field(ge=1, le=1_000_000, description="a whole number of tokens from 1 to 1000000")]
+MAX_NEW_TOKENS = 1_000_000
+MaxNewTokens = Annotated[
+    int, Field(ge=1, le=MAX_NEW_TOKENS, description=f"a whole number of tokens from 1 to {MAX_NEW_TOKENS}")
+]
 Temperature = Annotated[float, Field(ge=0, le=2, description="a number from 0 (greedy) to 2")]
 TopK = Annotated[int, Field(ge=0, le=1000, description="a whole number from 0 (off) to 1000")]
 TopP = Annotated[float, Field(ge=0, le=1, description="a number from 0 (greedy) to 1 (off)")]
@@ -159,6 +164,9 @@ class ParamOverrides(BaseModel):
     chat_template_kwargs: ChatTemplateKwargs | None = None
     max_thinking_tokens: MaxThinkingTokens | None = None
 
+
+ParamSource = Literal["user", "app", "model", "default"]
+"""Origin of a parameter's value: the user, the application, the model's own settings, or a default of this package."""
 
 Range = tuple[float, float]
 """Minimum and maximum, both inclusive."""
@@ -264,7 +272,7 @@ class ParamLimits:
         :param prefix: prefix of the parameter's name in errors.
         """
         if self.thinking is not None and override.thinking not in (None, *self.thinking):
-            raise InvalidValue(f"{prefix}thinking: must be {' or '.join(map(repr, self.thinking))} on this server.")
+            raise InvalidValue(f"{prefix}thinking: must be {alternatives(self.thinking)} on this server.")
         for name in override.chat_template_kwargs or ():
             field = f"{prefix}chat_template_kwargs.{name}"
             if self.thinking is not None and name in THINKING_VARIABLES:
@@ -427,7 +435,11 @@ class Limits(ServerOptions):
     """Limits of a server. Times are in seconds, above 0, up to 86400.
 
     context_len: maximum length of prompt and answer together, 16 to 10000000 tokens; None is the model's own limit, at
-        most 2048.
+        most 2048, and ``max`` the model's own limit as far as the memory allows.
+    fill_context: True lets an answer fill the context: ``max_new_tokens``, which the server's parameters must not set,
+        is what the prompt leaves. Old turns are dropped to leave a quarter of the context.
+    strict_max_tokens: True refuses requests to OpenAI's API that ask for more tokens than the server or the context
+        allows; False shortens their answers.
     max_queue_wait: maximum time in the queue; the request is then refused as by a full queue.
     max_answer: maximum time to generate an answer; it then ends with finish reason ``length``.
     body_timeout: maximum time to receive a request's body; one second more for each 64 KiB beyond the first MiB.
@@ -439,8 +451,14 @@ class Limits(ServerOptions):
     """
 
     context_len: (
-        Annotated[int, Field(ge=16, le=10_000_000, description="a whole number of tokens from 16 to 10000000")] | None
+        Annotated[
+            int, Field(ge=16, le=10_000_000, description="a whole number of tokens from 16 to 10000000, or 'max'")
+        ]
+        | Literal["max"]
+        | None
     ) = None
+    fill_context: Flag = False
+    strict_max_tokens: Flag = False
     max_queue_wait: Seconds = 60.0
     max_answer: Seconds = 300.0
     body_timeout: Seconds = 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import reprlib
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +20,12 @@ def validated(model: type[ModelType], values: dict[str, Any]) -> ModelType:
         return model(**values)
     except ValidationError as error:
         raise ValueError(describe(error, model)) from None
+
+
+def alternatives(values: Sequence[str]) -> str:
+    """Return quoted values as words: ``'a', 'b' or 'c'``."""
+    *first, last = map(repr, values)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:

@@ -207,7 +207,7 @@ async def test_a_failed_startup_releases_all_resources() -> None:
     class Broken(ScriptedEngine):
         closed = 0
 
-        def load(self, slots: int, context_len: int) -> None:
+        def load(self, slots: int, context_len: int | None) -> None:
             raise OSError("the file is gone")
 
         def close(self) -> None:

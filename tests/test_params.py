@@ -50,6 +50,29 @@ GENERATION: dict[str, Cases] = {
         [[], "x", {-1: 1}, {2**31: 1}, {0: 100.1}, {0: -100.1}, {0: True}, {"a": 1}, dict.fromkeys(range(301), 1)],
         "an object of up to 300 token ids with numbers from -100 to 100",
     ),
+    "thinking": (
+        ["off", "low", "medium", "high", "auto"],
+        ["on", "", True, 1],
+        "'off', 'low', 'medium', 'high' or 'auto'",
+    ),
+    "chat_template_kwargs": (
+        [{}, {"_a1": {"b": [1, None, True, "日本"]}}, {f"x{n}": 1 for n in range(32)}, {"a": "x" * 8183}],
+        [
+            [],
+            "x",
+            {"a b": 1},
+            {"": 1},
+            {"1a": 1},
+            {"é": 1},
+            {"a" * 65: 1},
+            {"a": math.nan},
+            {"a": {1, 2}},
+            {"a": "\ud800"},
+            {"a": "x" * 8184},
+            {f"x{n}": 1 for n in range(33)},
+        ],
+        "an object of up to 32 variables with JSON values, of at most 8192 bytes in total",
+    ),
     "seed": ([0, 2**63 - 1], [-1, 2**63, *NOT_WHOLE], "a whole number from 0 to 2**63 - 1"),
 }
 
@@ -68,6 +91,8 @@ SECONDS: Cases = (
     "a number of seconds above 0, up to 86400",
 )
 
+FLAG: Cases = ([True, False], [1, 0, "true", None], "true or false")
+
 CAPACITY: dict[str, Cases] = {
     "num_of_concurrent_executions": ([1, 1024], [0, 1025, None, *NOT_WHOLE], "a whole number from 1 to 1024"),
     "max_queue_size": ([0, 100_000], [-1, 100_001, None, *NOT_WHOLE], "a whole number from 0 to 100000"),
@@ -75,10 +100,12 @@ CAPACITY: dict[str, Cases] = {
 
 LIMITS: dict[str, Cases] = {
     "context_len": (
-        [None, 16, 10_000_000],
-        [15, 10_000_001, *NOT_WHOLE],
-        "a whole number of tokens from 16 to 10000000",
+        [None, "max", 16, 10_000_000],
+        [15, 10_000_001, "min", *NOT_WHOLE],
+        "a whole number of tokens from 16 to 10000000, or 'max'",
     ),
+    "fill_context": FLAG,
+    "strict_max_tokens": FLAG,
     "max_queue_wait": SECONDS,
     "max_answer": SECONDS,
     "body_timeout": SECONDS,
@@ -156,6 +183,8 @@ def test_constructors_raise_one_sentence(construct: Callable[[], object], senten
 def test_limits_have_defaults() -> None:
     assert Limits().model_dump() == {
         "context_len": None,
+        "fill_context": False,
+        "strict_max_tokens": False,
         "max_queue_wait": 60,
         "max_answer": 300,
         "body_timeout": 30,
@@ -250,12 +279,72 @@ def test_param_limits_are_inclusive(name: str, inside: Any, outside: Any) -> Non
         ({"temperature": (0, 2.1)}, r"temperature: must be a number from 0 \(greedy\) to 2"),
         ({"temperature": (math.nan, 1)}, "temperature: must be a number"),
         ({"top_k": (8, 9)}, "top_k: the range 8 to 9 must include the server's default, 7"),
+        ({"thinking": "off"}, "thinking: must be a tuple of levels from off, low, medium, high, auto, not 'off'"),
+        ({"thinking": []}, "thinking: must be a tuple of levels"),
+        ({"thinking": ("on",)}, "thinking: must be a tuple of levels"),
+        ({"thinking": ("off", "low")}, "thinking: off, low must include the server's default, auto"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs: must be a tuple of names, not 'x'"),
+        ({"chat_template_kwargs": (1,)}, "chat_template_kwargs: must be a tuple of names"),
         ({"temperature": (0, 0.4)}, "temperature: the range 0 to 0.4 must include the server's default, 0.5"),
     ],
 )
 def test_an_error_names_the_limited_parameter(limits: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^param_limits: {sentence}"):
         ParamLimits.of(limits, SERVER)
+
+
+def kwargs(**values: Any) -> ParamOverrides:
+    return ParamOverrides(chat_template_kwargs=values)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "thinking", "template_kwargs"),
+    [
+        ([], "low", {"language": "en", "style": "short"}),
+        ([None, kwargs(language="ja", other=None)], "low", {"language": "ja", "style": "short", "other": None}),
+        ([ParamOverrides(thinking="auto")], "auto", {"language": "en", "style": "short"}),
+        ([kwargs(enable_thinking=False)], "auto", {"language": "en", "style": "short", "enable_thinking": False}),
+        ([kwargs(thinking=True), ParamOverrides(thinking="off")], "off", {"language": "en", "style": "short"}),
+        ([kwargs(reasoning_effort="x"), ParamOverrides(thinking="auto")], "auto", {"reasoning_effort": "x"}),
+        ([ParamOverrides(thinking="off", chat_template_kwargs={"thinking": True})], "auto", {"thinking": True}),
+    ],
+)
+def test_the_last_switch_of_thoughts_applies_and_other_variables_are_merged(
+    overrides: list[ParamOverrides | None], thinking: str, template_kwargs: dict[str, Any]
+) -> None:
+    server = GenerationParams(thinking="low", chat_template_kwargs={"language": "en", "style": "short"})
+    params = server.override(*overrides)
+    assert params.thinking == thinking
+    assert params.chat_template_kwargs == {"language": "en", "style": "short"} | template_kwargs
+
+
+@pytest.mark.parametrize(
+    ("limits", "override", "sentence"),
+    [
+        ({"thinking": ("auto", "off")}, ParamOverrides(thinking="low"), "thinking: must be 'auto' or 'off' on this"),
+        (
+            {"thinking": ("auto",)},
+            kwargs(a=1, thinking=1),
+            "chat_template_kwargs.thinking: must be absent; this se",
+        ),
+        ({"chat_template_kwargs": ()}, kwargs(a=1), "chat_template_kwargs.a: must be absent; this server allows no v"),
+        ({"chat_template_kwargs": ["b"]}, kwargs(b=1, a=1), "chat_template_kwargs.a: must be absent; this server a"),
+    ],
+)
+def test_levels_and_variables_outside_the_limits_are_refused(
+    limits: dict[str, Any], override: ParamOverrides, sentence: str
+) -> None:
+    param_limits = ParamLimits.of(limits, SERVER)
+    with pytest.raises(InvalidValue, match=f"^params.{re.escape(sentence)}"):
+        SERVER.override(override, limits=param_limits)
+    allowed = SERVER.override(ParamOverrides(thinking="auto"), None, limits=param_limits)
+    assert allowed == SERVER
+
+
+def test_merged_variables_have_the_same_limit_of_size() -> None:
+    server = GenerationParams(chat_template_kwargs={"a": "x" * 5000})
+    with pytest.raises(InvalidValue, match=r"^params\.chat_template_kwargs: must be an object of up to 32 variables"):
+        server.override(kwargs(b="x" * 5000))
 
 
 def test_a_logit_bias_outside_the_vocabulary_is_refused() -> None:

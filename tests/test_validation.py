@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field
 
-from aiochatstream.validation import validated
+from aiochatstream.validation import alternatives, validated
 
 
 def test_the_schema_for_errors_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +26,9 @@ def test_the_schema_for_errors_is_built_once(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(ValueError, match="count: must be a whole number from 1"):
             validated(Counter, {"count": 0})
     assert len(schemas) == 1
+
+
+def test_alternatives_are_words() -> None:
+    assert alternatives(["a"]) == "'a'"
+    assert alternatives(["a", "b"]) == "'a' or 'b'"
+    assert alternatives(["a", "b", "c"]) == "'a', 'b' or 'c'"

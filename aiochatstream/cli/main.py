@@ -25,11 +25,10 @@ from aiochatstream.console import options as console_options
 from aiochatstream.engines import Engine, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.extras import MissingExtra, requires_extra
-from aiochatstream.params import Capacity, GenerationParams, Limits
+from aiochatstream.params import Capacity, Limits
 from aiochatstream.progress import LoadTime
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.runtime.daemon_threads import any_daemon_thread
-from aiochatstream.runtime.engine_runtime import DEFAULT_CONTEXT_LEN
 from aiochatstream.sessions.client_address import parse_address
 from aiochatstream.texts import LOCALES, Texts, locale_from_environment, texts_for
 from aiochatstream.web.errors import json_error_middleware
@@ -86,14 +85,13 @@ def serve(options: argparse.Namespace) -> int:
     """Run ``aiochatstream serve``: serve a model until SIGTERM or Ctrl-C."""
     _check_options(options)
     capacity = Capacity(num_of_concurrent_executions=options.concurrency, max_queue_size=options.queue)
-    params = GenerationParams(
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        chat_template_kwargs={} if options.chat_template_kwargs is None else options.chat_template_kwargs,
-    )
+    params = console_options.ModelParams.of(vars(options))
     prompt_class_of = prompt_options.prompt_class_of(options.prompt, completes=True)
-    limits = Limits(context_len=options.context_len)
+    limits = Limits(
+        context_len="max" if options.context_len is None else options.context_len,
+        fill_context=options.max_new_tokens is None,
+        strict_max_tokens=options.strict_max_tokens,
+    )
     texts = texts_for(options.locale)
     sessions = session_options.configure(options, texts, os.environ)
     api_keys = _api_keys(options.api_key_file)
@@ -161,9 +159,9 @@ def _check_options(options: argparse.Namespace) -> None:
         if source is not None and is_set:
             raise ValueError(f"{option} cannot be used with {source}, which answers without a model.")
     prompt_options.check_combination(options.prompt, options.chat_template)
-    context_len = options.context_len or DEFAULT_CONTEXT_LEN
-    if source is None and options.max_new_tokens >= context_len:
-        raise ValueError(f"context_len: must be above max_new_tokens ({options.max_new_tokens}), not {context_len}.")
+    context_len, answer = options.context_len, options.max_new_tokens
+    if None not in (context_len, answer) and context_len <= answer:
+        raise ValueError(f"context_len: must be above max_new_tokens ({answer}), not {context_len}.")
 
 
 def _needs_model(options: argparse.Namespace) -> bool:
@@ -360,9 +358,14 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     prompt_options.add_arguments(parser)
     add("--concurrency", type=int, default=2, metavar="N", help="answers generated concurrently")
     add("--queue", type=int, default=5, metavar="N", help="waiting requests beyond these; further ones get 503")
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer")
-    add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (the model's limit, at most 2048)")
-    add("--temperature", type=float, default=0.2, metavar="T", help="0 (greedy) to 2")
-    add("--top-p", type=float, default=0.7, metavar="P", help="0 (greedy) to 1 (off)")
+    add("--max-new-tokens", type=int, metavar="N", help="maximum tokens of an answer (those that the context leaves)")
+    add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (as many as model and memory allow)")
+    add(
+        "--strict-max-tokens",
+        action="store_true",
+        help="refuse longer answers to clients of /v1 instead of shortening them",
+    )
+    add("--temperature", type=float, metavar="T", help="0 (greedy) to 2 (the model's own, or 0.2)")
+    add("--top-p", type=float, metavar="P", help="0 (greedy) to 1, off (the model's own, or 0.7)")
     add("--api-key-file", type=Path, metavar="FILE", help=f"API keys of /v1, one per line (or in {API_KEYS})")
     session_options.add_arguments(parser)

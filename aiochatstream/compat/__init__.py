@@ -6,9 +6,8 @@ A migrating application changes one import::
 """
 
 from aiochatstream.compat.chat_stream import ChatStream
-from aiochatstream.progress import LoadTime
-from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
-from aiochatstream.prompts.presets import (
+from aiochatstream.compat.presets import (
+    ChatPrompt,
     ChatPromptCyberAgentOpenCalm,
     ChatPromptDatabricksDolly,
     ChatPromptLineCorpJpLargeLmInstSft,
@@ -16,14 +15,21 @@ from aiochatstream.prompts.presets import (
     ChatPromptMetaLlamaLlama2Chat,
     ChatPromptMosaicmlMptChat,
     ChatPromptOpenlmrOpenLlama,
+    ChatPromptRinnaJapaneseGPTNeoxInst,
     ChatPromptRinnaJpGptNeoxInstSft,
     ChatPromptStabilityAiJpGptNeoxInstSft,
     ChatPromptStockmarkGptNeoxJp,
     ChatPromptTogetherRedPajamaINCITEChat,
 )
+from aiochatstream.compat.prompts import AbstractChatPrompt, ChatContent, PromptTTL, RoleType
+from aiochatstream.compat.request_handlers import AbstractRequestHandler, SimpleSessionRequestHandler
+from aiochatstream.compat.token_samplers import TokenSamplerHft, TokenSamplerIsok
+from aiochatstream.progress import LoadTime
 
 __all__ = [
     "AbstractChatPrompt",
+    "AbstractRequestHandler",
+    "ChatContent",
     "ChatPrompt",
     "ChatPromptCyberAgentOpenCalm",
     "ChatPromptDatabricksDolly",
@@ -32,10 +38,16 @@ __all__ = [
     "ChatPromptMetaLlamaLlama2Chat",
     "ChatPromptMosaicmlMptChat",
     "ChatPromptOpenlmrOpenLlama",
+    "ChatPromptRinnaJapaneseGPTNeoxInst",
     "ChatPromptRinnaJpGptNeoxInstSft",
     "ChatPromptStabilityAiJpGptNeoxInstSft",
     "ChatPromptStockmarkGptNeoxJp",
     "ChatPromptTogetherRedPajamaINCITEChat",
     "ChatStream",
     "LoadTime",
+    "PromptTTL",
+    "RoleType",
+    "SimpleSessionRequestHandler",
+    "TokenSamplerHft",
+    "TokenSamplerIsok",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from typing import Any, ClassVar
 
 import aiohttp_session
@@ -11,14 +11,23 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 
 from aiochatstream.chat_stream import ChatStream as BaseChatStream
+from aiochatstream.compat.presets import ChatPrompt
+from aiochatstream.compat.prompts import AbstractChatPrompt as CompatChatPrompt
+from aiochatstream.compat.request_handlers import AbstractRequestHandler
+from aiochatstream.compat.token_samplers import TokenSamplerHft, TokenSamplerIsok
 from aiochatstream.engine_choice import choose_engine, transformers_engine
 from aiochatstream.engines import RecordingEngine, ScriptedEngine, TokenSampler
-from aiochatstream.params import GenerationParams, Limits, WireFormat
-from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
+from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat
+from aiochatstream.prompts import AbstractChatPrompt
 from aiochatstream.sessions import MemoryStorage
 from aiochatstream.web.app_binding import has_sessions
+from aiochatstream.web.auth.access import check_access
+from aiochatstream.web.endpoint import BoundHandler, bind
 from aiochatstream.web.endpoints import chat, docs, feedback, generation_params, history, page, status
+from aiochatstream.web.errors import handle_errors
 from aiochatstream.web.page_config import Page
+from aiochatstream.web.server import Server
+from aiochatstream.web.streaming.callbacks import Callback
 
 PROBE_FOLDER = "probe"
 
@@ -34,7 +43,8 @@ class ChatStream(BaseChatStream):
     ``repetition_penalty_method`` override the fields of ``params``, and ``context_len`` the field of ``limits``; None
     leaves the field unchanged.
 
-    :param token_sampler: :class:`TokenSampler` in place of the built-in sampler.
+    :param token_sampler: :class:`TokenSampler` in place of the built-in sampler; or :class:`TokenSamplerHft` or
+        :class:`TokenSamplerIsok`, which are the built-in sampler, the latter without top_p.
     :param num_gpus: number of GPUs that /get_resource_usage reports, 0 or more; None is all.
     :param too_many_request_as_http_error: True is status 429 for a full queue. False changes nothing: the status is
         503, where chatstream's is 200.
@@ -43,7 +53,7 @@ class ChatStream(BaseChatStream):
     :param mock_params: the arguments of :class:`ScriptedEngine`, as a dict; no effect without ``use_mock_response``.
     :param add_special_tokens: let the tokenizer add its special tokens (usually a BOS) to the prompt's text; None is
         the prompt class's own setting. No effect with a chat template, which contains them.
-    :param request_handler: must be None; ``conversation_store`` replaces it.
+    :param request_handler: answers the requests to /chat_stream; None is :class:`SimpleSessionRequestHandler`.
     :param probe_mode_enabled: record the answers in the folder ``probe``.
     :param wire_format: ``chatstream`` (the whole answer so far and an end token in each chunk), ``chatstream-older``
         (without the token), ``text``, ``sse`` or ``json``.
@@ -58,7 +68,7 @@ class ChatStream(BaseChatStream):
         *,
         model: Any = None,
         tokenizer: Any = None,
-        token_sampler: TokenSampler | None = None,
+        token_sampler: TokenSampler | TokenSamplerHft | TokenSamplerIsok | None = None,
         num_gpus: int | None = None,
         device: Any = None,
         too_many_request_as_http_error: bool = False,
@@ -73,13 +83,16 @@ class ChatStream(BaseChatStream):
         repetition_penalty: float | None = None,
         repetition_penalty_method: str | None = None,
         add_special_tokens: bool | None = None,
-        request_handler: None = None,
+        request_handler: AbstractRequestHandler | None = None,
         probe_mode_enabled: bool = False,
         wire_format: WireFormat = "chatstream",
         **options: Any,
     ) -> None:
-        if request_handler is not None:
-            raise TypeError(f"request_handler: must be None, not {request_handler!r}; use conversation_store.")
+        if not isinstance(request_handler, AbstractRequestHandler | None):
+            raise TypeError(f"request_handler: must be an AbstractRequestHandler or None, not {request_handler!r}.")
+        self._uses_top_p = not isinstance(token_sampler, TokenSamplerIsok)
+        if isinstance(token_sampler, TokenSamplerHft | TokenSamplerIsok):
+            token_sampler = None
         if num_gpus is not None and (not isinstance(num_gpus, int) or num_gpus < 0):
             raise ValueError(f"num_gpus: must be a whole number from 0, or None, not {num_gpus!r}.")
         options["params"] = _override(
@@ -115,6 +128,61 @@ class ChatStream(BaseChatStream):
         options |= {"engine": engine, "model": model, "tokenizer": tokenizer, "device": device}
         super().__init__(wire_format=wire_format, **options)  # type: ignore[arg-type]
         self.num_gpus = num_gpus
+        self._request_handler = request_handler
+        if request_handler is not None:
+            request_handler.server = self
+
+    def override(self, *overrides: ParamOverrides | None, **options: Any) -> GenerationParams:
+        """Return :meth:`aiochatstream.ChatStream.override`, without top_p for :class:`TokenSamplerIsok`."""
+        params = super().override(*overrides, **options)
+        return params if self._uses_top_p else params.model_copy(update={"top_p": 1.0})
+
+    async def handle_chat_stream_request(
+        self,
+        request: web.Request,
+        request_body: dict[str, Any] | bytes | None = None,
+        callback: Callback | None = None,
+    ) -> web.StreamResponse:
+        """Answer ``POST /chat_stream``: :meth:`aiochatstream.ChatStream.handle_chat_stream_request`, by the request
+        handler.
+        """
+        if self._request_handler is None:
+            return await super().handle_chat_stream_request(request, request_body, callback)
+        return await _process_request(self, request, self._request_handler, request_body, callback)
+
+    def chat_prompt_of(self, request: web.Request) -> CompatChatPrompt | None:
+        """Return the prompt of the conversation after the answer to ``request``, for the callback of
+        :meth:`handle_chat_stream_request`; None if no answer has begun.
+
+        Raise TypeError if the prompt class is not a subclass of :class:`aiochatstream.compat.AbstractChatPrompt`.
+        """
+        conversation = self.conversation_of(request)
+        if conversation is None:
+            return None
+        prompt = self._prompt_class()
+        if not isinstance(prompt, CompatChatPrompt):
+            raise TypeError(f"chat_prompt_clazz: must be a prompt class of aiochatstream.compat, not {type(prompt)!r}.")
+        prompt.conversation, prompt.tokenizer, prompt.is_open = conversation, self.engine.tokenizer, False
+        return prompt
+
+    def routes(
+        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None, *, prefix: str = ""
+    ) -> list[web.RouteDef]:
+        """Return :meth:`aiochatstream.ChatStream.routes`, with the request handler for /chat_stream."""
+        return [
+            web.RouteDef(route.method, route.path, self._with_request_handler(route.handler), route.kwargs)
+            for route in super().routes(include, exclude, prefix=prefix)
+        ]
+
+    def handler(self, endpoint: str) -> BoundHandler:
+        """Return :meth:`aiochatstream.ChatStream.handler`, the request handler for ``chat_stream``."""
+        handler: BoundHandler = self._with_request_handler(super().handler(endpoint))
+        return handler
+
+    def _with_request_handler(self, handler: Any) -> Any:
+        if self._request_handler is None or handler.endpoint.name != "chat_stream":
+            return handler
+        return bind(handler.endpoint, _process_request, self, handler.tag, request_handler=self._request_handler)
 
     def append_apis(self, app: web.Application, options: Mapping[str, Any]) -> None:
         """Add endpoints to ``app``: :meth:`add_endpoints` with chatstream's options.
@@ -179,6 +247,19 @@ class ChatStream(BaseChatStream):
     handle_docs_request = docs.docs
 
 
+@handle_errors
+async def _process_request(
+    server: Server,
+    request: web.Request,
+    request_handler: AbstractRequestHandler,
+    request_body: dict[str, Any] | bytes | None = None,
+    callback: Callback | None = None,
+) -> web.StreamResponse:
+    """Answer ``POST /chat_stream`` by ``request_handler``."""
+    await check_access(server, request, "chat_stream")
+    return await request_handler.process_request(request, request_body, callback)
+
+
 class _Nothing:
     """Awaitable without a result; not awaiting it causes no warning."""
 
@@ -191,8 +272,10 @@ def _override(value: Any, model: type[GenerationParams] | type[Limits], **fields
     the constructor refuses it.
     """
     value = model() if value is None else value
-    changes = {name: field for name, field in fields.items() if field is not None}
-    return model(**{**dict(value), **changes}) if isinstance(value, model) else value
+    if not isinstance(value, model):
+        return value
+    specified = {name: getattr(value, name) for name in value.model_fields_set}  # others may depend on the model
+    return type(value)(**specified | {name: field for name, field in fields.items() if field is not None})
 
 
 def _overload_status(limits: Limits | None, too_many_request_as_http_error: bool) -> int | None:

@@ -17,12 +17,12 @@ from aiochatstream.console.backend import Backend
 from aiochatstream.console.console import Console
 from aiochatstream.console.lines import on_sigint, read_pipe, read_terminal
 from aiochatstream.console.local import LocalBackend
-from aiochatstream.console.options import DEFAULTS
+from aiochatstream.console.options import DEFAULTS, SAMPLING_OPTIONS, ModelParams
 from aiochatstream.console.remote import ServerBackend
 from aiochatstream.console.screen import PlainScreen, TerminalScreen
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.extras import MissingExtra
-from aiochatstream.params import GenerationParams, Limits, ParamOverrides
+from aiochatstream.params import Limits, ParamOverrides
 from aiochatstream.progress import show_progress
 from aiochatstream.texts import Texts
 from aiochatstream.validation import validated
@@ -30,7 +30,6 @@ from aiochatstream.validation import validated
 FAILED = 1
 INTERRUPTED = 130
 
-SAMPLING_OPTIONS = ("max_new_tokens", "temperature", "top_p")
 MODEL_OPTIONS = (*model_options.NAMES, "compile", "context_len", "system", *prompt_options.NAMES)
 
 
@@ -103,11 +102,10 @@ async def _open_model(options: dict[str, Any], texts: Texts) -> AsyncIterator[Ba
                     max_queue_size=0,
                     engine=TransformersEngine(load_model, load_tokenizer, compile="compile" in options),
                     chat_prompt_clazz=prompt_class_of,
-                    params=GenerationParams(
-                        **{name: options[name] for name in SAMPLING_OPTIONS},
-                        chat_template_kwargs=options.get("chat_template_kwargs", {}),
+                    params=ModelParams.of(options),
+                    limits=Limits(
+                        context_len=options.get("context_len", "max"), fill_context="max_new_tokens" not in options
                     ),
-                    limits=Limits(context_len=options.get("context_len")),
                     locale=options["locale"],
                 )
                 await stack.enter_async_context(chat_stream)

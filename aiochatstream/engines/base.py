@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from aiochatstream.errors import InvalidValue
@@ -111,6 +112,10 @@ class Engine(ABC):
     vocab_size: int | None = None
     """Number of the model's token ids, set by :meth:`load`; None if unknown."""
 
+    default_params: Mapping[str, Any] = MappingProxyType({})
+    """The model's own values of numeric :class:`~aiochatstream.GenerationParams`, set by :meth:`load`. They replace the
+    defaults of parameters that nobody sets; lengths have no effect."""
+
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
     """Callback after each forward pass, in any thread: its kind and its duration in seconds. Set by ChatStream."""
 
@@ -122,11 +127,12 @@ class Engine(ABC):
         """True after an error that prevents any further answer: the server is then not ready."""
         return False
 
-    def load(self, slots: int, context_len: int) -> None:  # noqa: B027 - not every engine has something to load
+    def load(self, slots: int, context_len: int | None) -> None:  # noqa: B027 - not every engine has something to load
         """Prepare for generation. Called in a thread when the application starts.
 
         :param slots: maximum number of concurrent answers.
-        :param context_len: maximum number of tokens of prompt and answer together.
+        :param context_len: maximum number of tokens of prompt and answer together; None for the model's own limit, as
+            far as the memory allows.
         """
 
     def close(self) -> None:  # noqa: B027

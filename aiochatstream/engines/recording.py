@@ -62,10 +62,11 @@ class RecordingEngine(Engine):
     def stopped(self) -> bool:
         return self._engine.stopped
 
-    def load(self, slots: int, context_len: int) -> None:
+    def load(self, slots: int, context_len: int | None) -> None:
         self._engine.load(slots, context_len)
         self.tokenizer, self.max_context_len = self._engine.tokenizer, self._engine.max_context_len
         self.vocab_size, self.response_template = self._engine.vocab_size, self._engine.response_template
+        self.default_params = self._engine.default_params
 
     def close(self) -> None:
         self._engine.close()
@@ -146,7 +147,7 @@ class ReplayEngine(Engine):
         self._recordings: dict[str, list[Recording]] = {}
         self._play_counts: Counter[int] = Counter()
 
-    def load(self, slots: int, context_len: int) -> None:
+    def load(self, slots: int, context_len: int | None) -> None:
         self._recordings = {}
         for recording in recording_files.read_all(self.folder):
             self._recordings.setdefault(_key(recording.messages), []).append(recording)

@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 from aiochatstream.conversations.conversation import Conversation, Turn
 from aiochatstream.prompts.control_tokens import Mark, encode_prompt
@@ -75,10 +76,16 @@ class AbstractChatPrompt(ABC):
         self.message = ""
         self.open_answer = ""
         """Text of an answer to continue, without the input replacements; follows :meth:`create_prompt` directly."""
+        self.open_thinking = ""
+        """Thoughts before :attr:`open_answer`."""
         self.tokenizer: Any = None
         self.template_kwargs: dict[str, Any] = {}
         """Values of variables of the chat template, for classes that use it."""
         self._examples: list[tuple[str, str]] = []
+        self._add_examples()
+
+    def _add_examples(self) -> None:
+        """Call :meth:`build_initial_prompt`. Raise ValueError if its last message has no answer."""
         self.build_initial_prompt(self)
         if self.message:
             raise ValueError(f"build_initial_prompt: the message {self.message!r} has no answer.")
@@ -99,7 +106,7 @@ class AbstractChatPrompt(ABC):
         """Set whether the prompt contains earlier turns."""
         self.chat_mode_enabled = enabled
 
-    def build_initial_prompt(self, chat_prompt: AbstractChatPrompt) -> None:  # noqa: B027  an optional hook
+    def build_initial_prompt(self, chat_prompt: Self) -> None:  # noqa: B027  an optional hook
         """Set the start of every conversation; does nothing by default.
 
         Override it to call :meth:`set_system`, or :meth:`add_requester_msg` and :meth:`add_responder_msg` for example
@@ -122,7 +129,7 @@ class AbstractChatPrompt(ABC):
             self._examples.append((self.message, text))
             self.message = ""
 
-    def get_contents(self, opts: object = None) -> list[Content]:
+    def get_contents(self, opts: object = None) -> Sequence[Content]:
         """Return the messages of the prompt, oldest first; the last one is the answer to generate.
 
         :param opts: accepted for compatibility with chatstream, and ignored.
@@ -158,6 +165,10 @@ class AbstractChatPrompt(ABC):
     def get_stop_strs(self) -> list[str]:
         """Return the strings that end the answer and are not part of it, such as the user's name."""
         return []
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """Return the strings that end the answer: those of :meth:`get_stop_strs`."""
+        return tuple(self.get_stop_strs())
 
     def get_replacement_when_input(self) -> list[tuple[str, str]]:
         """Return pairs (old, new) to replace in all texts of the prompt, for models with a special notation.
@@ -201,8 +212,8 @@ class AbstractChatPrompt(ABC):
             special_tokens_in_text=self.special_tokens_in_text,
         )
 
-    def _marked(self, mark: Mark) -> AbstractChatPrompt:
-        """Return a copy with marked texts, except for the substrings that :meth:`replace_input` replaces."""
+    def _marker(self, mark: Mark) -> Callable[[str], str]:
+        """Return a function that marks a text, except for the substrings that :meth:`replace_input` replaces."""
         pairs = self.get_replacement_when_input()
         pattern = re.compile("|".join(re.escape(old) for old, _ in pairs)) if pairs else None
 
@@ -212,8 +223,14 @@ class AbstractChatPrompt(ABC):
             separators = [*pattern.findall(text), ""]
             return "".join(f"{mark(part)}{old}" for part, old in zip(pattern.split(text), separators, strict=True))
 
+        return marked
+
+    def _marked(self, mark: Mark) -> Self:
+        """Return a copy whose texts are marked (:meth:`_marker`)."""
+        marked = self._marker(mark)
         copied = copy.copy(self)
         copied.message = marked(self.message)
+        copied.open_thinking = str(mark(self.open_thinking))
         if (system := marked(self.system)) != self.system:  # system may be a property without a setter
             copied.system = system
         copied.template_kwargs = {name: mark(value) for name, value in self.template_kwargs.items()}
@@ -235,12 +252,15 @@ class AbstractChatPrompt(ABC):
         The input replacements apply to messages and answers: the conversation stores answers with the output
         replacements. Thoughts are stored as the model wrote them.
         """
-        turns = self.conversation.turns[self.conversation.first :] if self.chat_mode_enabled else ()
         examples = (Turn(user, answer, "") for user, answer in self._examples)
         return [
             Turn(self.replace_input(turn.user), self.replace_input(turn.answer), "", thinking=turn.thinking)
-            for turn in (*examples, *turns)
+            for turn in (*examples, *self._turns())
         ]
+
+    def _turns(self) -> Sequence[Turn]:
+        """Return the turns of the conversation that the prompt contains."""
+        return self.conversation.turns[self.conversation.first :] if self.chat_mode_enabled else ()
 
 
 def without_thoughts(messages: list[dict[str, str]]) -> list[dict[str, str]]:

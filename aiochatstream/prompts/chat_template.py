@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import string
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ from aiochatstream.prompts.template_traits import (
     traits_of,
 )
 from aiochatstream.prompts.tools import parse_arguments
+
+BEGIN_THOUGHT, END_THOUGHT = "<think>", "</think>"
 
 SYSTEM = ("system", "developer")
 
@@ -60,8 +63,10 @@ class ChatPrompt(AbstractChatPrompt):
     def create_prompt(self) -> str:
         """Return the text of the prompt, up to the answer to generate, including special tokens."""
         messages = self.get_messages()
-        return render_messages(
-            self.tokenizer, messages[:-1] if self.open_answer else messages, template_kwargs=self.template_kwargs
+        if not self.open_answer:
+            return render_messages(self.tokenizer, messages, template_kwargs=self.template_kwargs)
+        return _render_before_answer(
+            self.tokenizer, messages[:-1], self.open_thinking, template_kwargs=self.template_kwargs
         )
 
     @property
@@ -137,11 +142,11 @@ def render_messages(
         try:
             return render(normalized)
         except template_errors():
-            with_short_ids = [_with_short_ids(message) for message in normalized]
-            if with_short_ids == normalized:
+            adapted = _without_empty_answers([_with_short_ids(message) for message in normalized])
+            if adapted == normalized:
                 raise
             with suppress(*refusals()):
-                return render(with_short_ids)
+                return render(adapted)
             raise
     except refusals() as error:
         reason = str(error).removesuffix(".")
@@ -169,19 +174,53 @@ def encode_messages(
 
     Raise the errors of :func:`render_messages`.
     """
-    open_answer = ""
+    open_answer = open_thinking = ""
     if continue_final:
         *messages, final = messages or [{}]
         if final.get("role") != "assistant" or not isinstance(final.get("content"), str):
             raise InvalidValue("messages: the last message must be an assistant's text, to be continued.")
-        open_answer = final["content"]
+        open_answer, open_thinking = final["content"], thoughts_of(final)
+
+    def render(mark: Mark) -> str:
+        if not open_answer:
+            return render_messages(tokenizer, messages, tools, mark, template_kwargs=template_kwargs)
+        return _render_before_answer(tokenizer, messages, open_thinking, tools, mark, template_kwargs=template_kwargs)
+
     return encode_prompt(
         tokenizer,
-        lambda mark: render_messages(tokenizer, messages, tools, mark, template_kwargs=template_kwargs),
+        render,
         open_answer,
         add_special_tokens=False,
         special_tokens_in_text=special_tokens_in_text,
     )
+
+
+def _render_before_answer(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    thinking: str,
+    tools: Sequence[dict[str, Any]] | None = None,
+    mark: Mark = lambda value: value,
+    **options: Any,
+) -> str:
+    """Render messages and the start of an answer whose text is to be continued, up to that text.
+
+    Some templates write more before the text of an answer than before one to generate, for example its thoughts or the
+    name of a channel. Others open a thought, which ends before the text.
+
+    :param thinking: thoughts before the text.
+    """
+    start = render_messages(tokenizer, messages, tools, mark, **options)
+    text = f"text{secrets.randbelow(10**16):016d}"
+    with suppress(InvalidValue):
+        answer = {"role": "assistant", "content": text, "reasoning_content": thinking}
+        whole = render_messages(tokenizer, [*messages, answer], tools, mark, **options)
+        before = whole.rpartition(text)[0]
+        if before.startswith(start) and before[len(start) :].strip():
+            return before
+    if start.rstrip().endswith(BEGIN_THOUGHT):
+        return f"{start}{mark(thinking.strip())}\n{END_THOUGHT}\n\n"
+    return start
 
 
 def _normalize(message: Message, traits: TemplateTraits, *, supports_developer: bool) -> Message:
@@ -244,6 +283,24 @@ def _with_short_ids(message: Message) -> Message:
             for call in shortened["tool_calls"]
         ]
     return shortened
+
+
+def _without_empty_answers(messages: list[Message]) -> list[Message]:
+    """Return ``messages`` without the assistant's empty ones, which some templates refuse; the user messages before and
+    after such a message become one.
+    """
+    joined: list[Message] = []
+    skipped = False
+    for message in messages:
+        if message["role"] == "assistant" and not message.get("content") and not message.get("tool_calls"):
+            skipped = True
+        elif skipped and joined and joined[-1]["role"] == message["role"] == "user":
+            joined[-1] = {**message, "content": f"{joined[-1]['content']}\n\n{message['content']}"}
+            skipped = False
+        else:
+            joined.append(message)
+            skipped = False
+    return joined
 
 
 def _short_id(call_id: str) -> str:

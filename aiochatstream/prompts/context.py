@@ -16,14 +16,14 @@ FILL_AFTER_DROP = 0.75
 """Share of the available tokens that remains in use when turns are dropped: the prefix then stays for many turns."""
 
 
-def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) -> list[int]:
+def fit(prompt: AbstractChatPrompt, *, context_len: int, answer_tokens: int) -> list[int]:
     """Return the token ids of ``prompt``, dropping old turns if they exceed the context. Blocking.
 
     Whole turns are dropped, oldest first, by advancing ``prompt.conversation.first``. The text that the prompt class
     writes around the turns (the system message, the template's start) remains.
 
     :param context_len: maximum length of prompt and answer together, in tokens.
-    :param max_new_tokens: tokens to reserve for the answer.
+    :param answer_tokens: tokens to reserve for the answer.
 
     Raise :class:`~aiochatstream.errors.TooLarge` if the newest message, with its open answer, does not fit.
     """
@@ -33,7 +33,7 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     if length > max_chars:
         raise TooLarge(f"{newest}: must have at most {max_chars} characters, not {length}.")
     prompt.conversation = _drop_beyond(prompt.conversation, max_chars, thoughts=prompt.contains_thoughts)
-    room = context_len - max_new_tokens
+    room = context_len - answer_tokens
     ids = prompt.encode()
     if len(ids) <= room:
         return ids
@@ -50,8 +50,8 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, max_new_tokens: int) ->
     ids = prompt.encode()
     if len(ids) > room:
         raise TooLarge(
-            f"{newest}: {len(ids) - room} tokens too long. With max_new_tokens={max_new_tokens}, {room} of the "
-            f"{context_len} tokens of the context remain for the message, its template and the system prompt."
+            f"{newest}: {len(ids) - room} tokens too long. With {answer_tokens} tokens for the answer, {room} of "
+            f"the {context_len} tokens of the context remain for the message, its template and the system prompt."
         )
     return ids
 

@@ -10,6 +10,7 @@ from typing import Any
 from aiochatstream.errors import InvalidValue
 from aiochatstream.params import THINKING_LEVELS, GenerationParams, ThinkingLevel
 from aiochatstream.prompts.template_traits import as_parts, refusals, traits_of
+from aiochatstream.validation import alternatives
 
 FLAGS = ("enable_thinking", "thinking")
 """Variables that switch thoughts on (true) and off (false)."""
@@ -79,7 +80,7 @@ class TemplateArguments:
         :param prefix: prefix of the parameter's name in errors.
         """
         if params.thinking != "auto" and params.thinking not in self.levels:
-            levels = " or ".join(map(repr, self.levels or ("auto",)))
+            levels = alternatives(self.levels or ("auto",))
             reason = "" if self.levels else ", whose prompts have no switch for thoughts"
             raise InvalidValue(f"{prefix}thinking: must be {levels} with this model{reason}.")
         unknown = next((name for name in params.chat_template_kwargs if name not in self.names), None)

@@ -144,7 +144,7 @@ class Chat(Runtime):
         chat_prompt = self._prompt_class()
         if system:
             chat_prompt.set_system(system)
-        params = self.override(*overrides, stop=tuple(chat_prompt.get_stop_strs()))
+        params = self.override(*overrides, stop=chat_prompt.stop_strings())
         turn = await self._begin(user, name)
         ticket: Ticket | None = None
         try:
@@ -153,10 +153,11 @@ class Chat(Runtime):
             ticket = self.admission.reserve()
             before = loaded.begin(turn.message_id)
             chat_prompt.conversation, chat_prompt.message = turn_input.base.begin(turn.message_id), turn_input.message
-            chat_prompt.open_answer = turn_input.prefix
+            chat_prompt.open_answer, chat_prompt.open_thinking = turn_input.prefix, turn_input.prefix_thinking
             if all(override is None or override.seed is None for override in overrides):
                 params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
             prompt = await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
+            params = self._shorten_answer(params, prompt)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun in the meantime
         except BaseException:

@@ -27,6 +27,8 @@ from aiochatstream.errors import (
     Unavailable,
 )
 from aiochatstream.params import (
+    DEFAULT_CONTEXT_LEN,
+    MAX_NEW_TOKENS,
     THINKING_LEVELS,
     THINKING_VARIABLES,
     Capacity,
@@ -34,6 +36,7 @@ from aiochatstream.params import (
     Limits,
     ParamLimits,
     ParamOverrides,
+    ParamSource,
     ThinkingLevel,
 )
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, CompletionsOnly, TemplateArguments, fit
@@ -42,6 +45,7 @@ from aiochatstream.runtime.admission import Admission, Ticket
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_thread
 from aiochatstream.runtime.events import Ended, Failed
 from aiochatstream.runtime.metrics import Metrics
+from aiochatstream.runtime.model_params import accept_model_params
 from aiochatstream.runtime.running_turn import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn
 from aiochatstream.runtime.turns import Turns
 from aiochatstream.texts import Locale, texts_for
@@ -50,7 +54,8 @@ State = Literal["starting", "ready", "draining", "failed"]
 
 Result = TypeVar("Result")
 
-DEFAULT_CONTEXT_LEN = 2048
+ANSWER_SHARE = 4
+"""With ``fill_context``, turns are dropped to leave the context's length divided by this for the answer."""
 
 PROBE = "Hello"
 PROBE_CONVERSATION = Conversation((Turn("1", "1", ""),))
@@ -101,9 +106,15 @@ class Runtime:
     def __init__(self, config: RuntimeConfig) -> None:
         self._texts = texts_for(config.locale)
         self.logger = config.logger
-        self.engine, self.params = config.engine, config.params
+        self.engine = config.engine
+        self.params = self._app_params = config.params
+        """Default parameters of answers; from the time the engine is loaded with the model's own values."""
+        self._model_params: dict[str, Any] = {}
+        """The model's own values among them; set when the engine is loaded."""
         self.capacity, self.limits, self.param_limits = config.capacity, config.limits, config.param_limits
-        self.context_len = self.limits.context_len or DEFAULT_CONTEXT_LEN
+        requested = self.limits.context_len
+        self.context_len = requested if isinstance(requested, int) else DEFAULT_CONTEXT_LEN
+        """Maximum length of prompt and answer together in tokens; set when the engine is loaded."""
         self.state: State = "starting"
         self.admission = Admission(self.capacity.num_of_concurrent_executions, self.capacity.max_queue_size)
         self._prompt_class_of = config.prompt_class_of
@@ -268,6 +279,17 @@ class Runtime:
             self._template_arguments.check(params, prefix)
         return params
 
+    def source_of(self, name: str, overrides: ParamOverrides) -> ParamSource:
+        """Return the origin of a parameter's value.
+
+        :param overrides: parameters of the user.
+        """
+        if getattr(overrides, name) is not None:
+            return "user"
+        if name in self._app_params.model_fields_set:
+            return "app"
+        return "model" if name in self._model_params else "default"
+
     def _job(
         self,
         prompt: Prompt,
@@ -304,7 +326,10 @@ class Runtime:
         ids: list[int] = []
         self._prepare(chat_prompt, params)
         if chat_prompt.tokenizer is not None:
-            ids = fit(chat_prompt, context_len=self.context_len, max_new_tokens=params.max_new_tokens)
+            answer_tokens = params.max_new_tokens
+            if self.limits.fill_context:
+                answer_tokens = min(answer_tokens, self.context_len // ANSWER_SHARE)
+            ids = fit(chat_prompt, context_len=self.context_len, answer_tokens=answer_tokens)
         return Prompt(without_thoughts(chat_prompt.get_messages()), ids, continued=bool(chat_prompt.open_answer))
 
     def _prepare(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> None:
@@ -317,6 +342,13 @@ class Runtime:
         """Raise :class:`~aiochatstream.errors.BadRequest` if the model only completes texts."""
         if not self.chats:
             CompletionsOnly.refuse()
+
+    def _shorten_answer(self, params: GenerationParams, prompt: Prompt) -> GenerationParams:
+        """Return ``params`` with at most the tokens that ``prompt`` leaves in the context."""
+        left = self.context_len - len(prompt.token_ids)
+        if self.engine.tokenizer is None or params.max_new_tokens <= left:
+            return params
+        return params.model_copy(update={"max_new_tokens": left})
 
     def _with_owner(self, prompt: Prompt, owner: str, *, has_server_prefix: bool) -> Prompt:
         """Return ``prompt`` as a prompt of ``owner``.
@@ -380,19 +412,31 @@ class Runtime:
             self.state = "ready"
 
     def _load_engine(self) -> None:
-        self.engine.load(self.capacity.num_of_concurrent_executions, self.context_len)
+        requested = self.limits.context_len
+        length = None if requested == "max" else requested or DEFAULT_CONTEXT_LEN
+        self.engine.load(self.capacity.num_of_concurrent_executions, length)
         limit = self.engine.max_context_len
-        if limit is not None:
-            if self.limits.context_len is not None and self.context_len > limit:
-                raise ValueError(f"context_len: must be at most {limit} with this model, not {self.context_len}.")
-            self.context_len = min(self.context_len, limit)
-        if self.engine.tokenizer is not None and self.context_len <= self.params.max_new_tokens:
-            raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
+        if limit is not None and isinstance(requested, int) and requested > limit:
+            raise ValueError(f"context_len: must be at most {limit} with this model, not {requested}.")
+        length = length or limit or DEFAULT_CONTEXT_LEN
+        self.context_len = min(length, limit or length)
+        self._set_params()
         self._prompt_class = self._prompt_class_of(self.engine.tokenizer)
         self._template_arguments = self._find_template_arguments()
         self._check_params()
         self._server_prefix = self._find_server_prefix()
         self.engine.share(self._server_prefix)
+
+    def _set_params(self) -> None:
+        """Add the values that depend on the model to the application's parameters."""
+        self._model_params = accept_model_params(self.engine.default_params, self._app_params, self.param_limits)
+        values = {**dict(self._app_params), **self._model_params}
+        if self.engine.tokenizer is not None:
+            if self.limits.fill_context:
+                values["max_new_tokens"] = min(self.context_len - 1, MAX_NEW_TOKENS)
+            elif values["max_new_tokens"] >= self.context_len:
+                raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
+        self.params = GenerationParams(**values)
 
     def _find_template_arguments(self) -> TemplateArguments | None:
         """Return the arguments that the prompt class supports: none without a chat template."""

@@ -25,8 +25,9 @@ class Stateless(Runtime):
         """Reserve slots or places in the queue (:meth:`Admission.reserve_all`), make the prompts, and start the turns:
         ``count`` for the first prompt, then for the next one.
 
-        :param overrides: parameters of the request. Without ``max_new_tokens``, an answer may fill the context, up to
-            the server's own value. With a seed, the answers to a prompt have this seed and the following ones.
+        :param overrides: parameters of the request. Unless :attr:`Limits.strict_max_tokens`, a ``max_new_tokens`` above
+            the server's own value means that value, and what the prompt leaves in the context limits an answer. With a
+            seed, the answers to a prompt have this seed and the following ones.
         :param owner: owner of the prompts, see :class:`~aiochatstream.Prompt`.
         :param more: further fields of :class:`~aiochatstream.GenerationParams`. If ``max_new_tokens`` is 0, the prompts
             are read and nothing is generated.
@@ -38,7 +39,10 @@ class Stateless(Runtime):
         if is_chat:
             self._check_chats()
         chat_prompt = self._prompt_class()
-        stop = tuple(chat_prompt.get_stop_strs()) if is_chat else ()
+        stop = chat_prompt.stop_strings() if is_chat else ()
+        if overrides.max_new_tokens is not None and not self.limits.strict_max_tokens:
+            most = min(overrides.max_new_tokens, self.params.max_new_tokens)
+            overrides = overrides.model_copy(update={"max_new_tokens": most})
         params = self.override(overrides, stop=stop, prefix="").model_copy(update=more)
         self.admission.check_room()
         await self._check(params)  # may take seconds; nothing is reserved yet
@@ -46,9 +50,8 @@ class Stateless(Runtime):
         tickets = self.admission.reserve_all(count * len(model_input))
         turns = [self._turns.begin_stateless() for _ in tickets]
         try:
-            prompts = await self._run_in_prompt_thread(
-                self._make_prompts, model_input, chat_prompt, params, overrides.max_new_tokens
-            )
+            needed = overrides.max_new_tokens if self.limits.strict_max_tokens else None
+            prompts = await self._run_in_prompt_thread(self._make_prompts, model_input, chat_prompt, params, needed)
             check_prompt_logprobs([prompt for prompt, _ in prompts], params, count)
             self.check_ready()  # a shutdown may have begun in the meantime
         except BaseException:
@@ -73,11 +76,11 @@ class Stateless(Runtime):
         model_input: ChatInput | TextInput,
         chat_prompt: AbstractChatPrompt,
         params: GenerationParams,
-        max_new_tokens: int | None,
+        needed: int | None,
     ) -> list[tuple[Prompt, int]]:
         """Return the prompts, each with the maximum number of tokens of its answer. Call it in a thread.
 
-        :param max_new_tokens: number of tokens that the client requests; None for the number that fits.
+        :param needed: number of tokens that the context must leave for an answer; None for at least 1.
         """
         self._prepare(chat_prompt, params)
         if chat_prompt.tokenizer is not None and model_input.too_long(self.context_len):
@@ -95,11 +98,11 @@ class Stateless(Runtime):
             "prompt", (token_id for prompt in prompts for token_id in prompt.token_ids), self.engine.vocab_size
         )
         free = [self.context_len - len(prompt.token_ids) for prompt in prompts]
-        if min(free) < (max_new_tokens or min(1, params.max_new_tokens)):
+        if min(free) < (needed or min(1, params.max_new_tokens)):
             length = self.context_len - min(free)
             raise ContextLengthExceeded(
                 f"This model's context has {self.context_len} tokens; the prompt has {length}, "
-                f"and the answer needs {max_new_tokens or 'at least 1'}."
+                f"and the answer needs {needed or 'at least 1'}."
             )
         return [(prompt, min(params.max_new_tokens, room)) for prompt, room in zip(prompts, free, strict=True)]
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from aiochatstream.engines import FinishReason
+from aiochatstream.params import ParamSource
 
 
 class ErrorBody(TypedDict):
@@ -85,8 +86,13 @@ class FeedbackResponse(SuccessResponse):
 
 
 class GenerationParamsResponse(SuccessResponse):
+    """limits: minimum and maximum of each number, and lists of other values. sources: origin of each value."""
+
     generation_params: dict[str, Any]
-    limits: dict[str, list[float] | list[str]]
+    limits: dict[str, list[float]]
+    sources: dict[str, ParamSource]
+    thinking_levels: list[str]
+    template_variables: list[str]
 
 
 class WorkerLoad(TypedDict):

@@ -22,8 +22,10 @@ import torch
 from cryptography.fernet import Fernet
 from filelock import FileLock
 from platformdirs import user_cache_path
+from transformers import LlamaConfig
 
 from aiochatstream.engines.transformers import loading
+from tests.engines.transformers.checkpoints import save_model, save_sarashina_tokenizer
 from tests.helpers import Client
 from tests.processes import (
     PYTHON,
@@ -78,6 +80,7 @@ def test_the_announcement_lists_model_device_queue_and_context(server: Process) 
     assert rows["device"].startswith(f"{device}")
     if isinstance(dtype, torch.dtype):
         assert rows["device"].endswith(f", {dtype}".replace("torch.", ""))
+    assert re.fullmatch(r"dequantised: \d+ MB on disk, \d+ MB in memory", rows["weights"])
     assert re.search(r"\b3\b", rows["concurrency"])
     assert re.search(r"\b7\b.*\b503\b", rows["queue"])
     assert re.search(r"\b512\b.*\b24\b", rows["context"])
@@ -104,6 +107,18 @@ def test_the_options_reach_the_server(server: Process) -> None:
     assert (refused.status, refused.json["error"]) == (422, "invalid_value")
     too_long = ask(f"{url}/chat_stream", {"user_input": "word " * 500})
     assert (too_long.status, too_long.json["error"]) == (413, "too_large")
+
+
+def test_defaults_are_those_of_the_model(tmp_path: Path) -> None:
+    with serve(tmp_path) as process:
+        url = url_when_ready(process)
+        assert re.search(r"^  context +8192 tokens, including up to 8191 ", process.out, re.MULTILINE)
+        settings = ask(f"{url}/get_generation_params").json
+        values, sources = settings["generation_params"], settings["sources"]
+        assert [values[name] for name in ("temperature", "top_p_value", "max_new_tokens")] == [0.2, 0.7, 8191]
+        assert set(sources.values()) == {"default"}
+        request = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 100_000, "temperature": 0}
+        assert "Tokyo" in ask(f"{url}/v1/chat/completions", request).text
 
 
 def test_an_unknown_path_has_a_json_error(server: Process) -> None:
@@ -225,6 +240,30 @@ def test_a_gguf_file_is_converted_once_with_progress(tmp_path: Path) -> None:
         assert "Tokyo" in ask(f"{url}/chat_stream", {"user_input": QUESTION}).text
 
 
+def test_a_model_without_a_template_serves_completions_or_the_selected_format(tmp_path: Path) -> None:
+    folder = save_model(save_sarashina_tokenizer(tmp_path / "base"), LlamaConfig)
+    question = {"user_input": "Hello", "params": {"max_new_tokens": 4}}
+    with serve(tmp_path / "completions", str(folder), "--context-len", "512") as process:
+        url = url_when_ready(process)
+        assert re.search(r"^  chats {8}none: the model has no chat template. Only /v1/completions", process.out, re.M)
+        assert "--prompt NAME (plain, chatml, " in process.out
+        refused = ask(f"{url}/chat_stream", question)
+        assert (refused.status, refused.json["error"]) == (400, "bad_request")
+        completed = ask(f"{url}/v1/completions", {"prompt": "こんにちは", "max_tokens": 3})
+        assert completed.json["usage"]["completion_tokens"] == 3
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{{ language }}")
+    (tmp_path / "chats").mkdir()
+    for options in (
+        ["--prompt", "plain"],
+        ["--chat-template", str(template), "--chat-template-kwargs", '{"language": "日本語"}'],
+    ):
+        with serve(tmp_path / "chats", str(folder), "--context-len", "512", *options) as process:
+            url = url_when_ready(process)
+            assert "chats" not in process.out
+            assert ask(f"{url}/chat_stream", question).status == 200
+
+
 # Wrong usage and failures
 
 
@@ -289,8 +328,14 @@ WRONG_USAGE = [
     Case("invalid recordings", "--replay {folder}", " is not a recording: it is not a file"),
     Case("a folder without recordings", "--replay {folder}/empty", "There are no recordings in .*/empty"),
     Case("a missing folder of recordings", "--replay {folder}/missing", "There is no folder .*/missing"),
+    Case("an unknown --prompt", "--prompt nonsense", r"--prompt: must be one of plain, chatml, .* not 'nonsense'"),
+    Case("two formats", "--prompt plain --chat-template {folder}/bytes", "--prompt: must not be combined with --chat"),
+    Case("a template of bytes", "--chat-template {folder}/bytes", "--chat-template: .*/bytes must be UTF-8 text"),
+    Case("a missing template", "--chat-template {folder}/missing", "/missing: No such file"),
+    Case("variables that are not JSON", "--chat-template-kwargs x", "--chat-template-kwargs: must be JSON, not 'x'"),
+    Case("variables that are a list", "--chat-template-kwargs [1]", r"--chat-template-kwargs: must be .*, not \[1\]"),
+    Case("a prompt of a mock", "--mock echo --prompt plain", "--prompt cannot be used with --mock"),
     Case("more new tokens than context", "--max-new-tokens 600 --context-len 512", r"\b600\b.*\b512\b"),
-    Case("more new tokens than any context by default", "--max-new-tokens 3000", r"\b2048\b"),
 ]
 
 FAILURES = [
@@ -303,7 +348,7 @@ FAILURES = [
     Case(
         "an id that cannot be loaded",
         "nobody/has-this-model",
-        "couldn't connect to 'https://huggingface.co'",
+        "nobody/has-this-model is not in the cache folder, and huggingface.co cannot be reached",
         {"HF_HUB_OFFLINE": "1", "HF_HOME": "{folder}/hub"},
     ),
 ]

@@ -147,6 +147,9 @@ def test_a_temporary_key_is_logged_and_not_used_again(tmp_path: Path) -> None:
         ("--mock long --session redis", "--session redis requires --redis URL, or REDIS_URL"),
         ("--mock long --session redis --redis http://127.0.0.1", "Redis URL must specify"),
         ("--mock long --dtype float32", "--dtype cannot be used with --mock"),
+        ("--mock long --device-map auto", "--device-map cannot be used with --mock"),
+        ("--mock long --trust-remote-code", "--trust-remote-code cannot be used with --mock"),
+        ("--replay {folder} --adapter lora", "--adapter cannot be used with --replay"),
         ("--replay {folder} --compile", "--compile cannot be used with --replay"),
     ],
 )

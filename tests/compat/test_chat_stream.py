@@ -13,10 +13,12 @@ import aiohttp
 import aiohttp_session
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from aiohttp_session import SimpleCookieStorage
 
 from aiochatstream import (
     AbstractChatPrompt,
+    Conversation,
     Delta,
     Engine,
     GenerationParams,
@@ -32,6 +34,7 @@ from aiochatstream.compat import ChatStream
 from aiochatstream.conversations.user import User
 from aiochatstream.runtime.turn_request import TurnRequest
 from aiochatstream.web.routes import ENDPOINTS
+from aiochatstream.web.streaming.callbacks import CONVERSATION
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import Server, browser, echo, role_of, serving, until
 
@@ -135,7 +138,6 @@ def test_an_option_out_of_its_range_is_a_value_error_that_names_it(options: dict
         ({"model": object(), "token_sampler": object()}, "tokenizer: must be"),
         ({"engine": echo, "token_sampler": object()}, "token_sampler: must be absent if engine is specified"),
         ({"engine": echo, "use_mock_response": True}, "use_mock_response: must be False if engine is specified"),
-        ({"engine": echo, "request_handler": 5}, "request_handler: must be None, not 5; use conversation_store"),
         ({"engine": echo, "chat_prompt_clazz": dict, "add_special_tokens": True}, "chat_prompt_clazz: must be a sub"),
         ({"engine": echo, "min_p": 0.1}, "min_p: is part of params now"),
         ({"use_mock_response": True, "mock_params": ["round"]}, "mock_params: must be a dict"),
@@ -421,6 +423,52 @@ async def test_the_methods_are_handlers() -> None:
 
 def test_compat_exports_the_names_of_chatstream() -> None:
     presets = {name for name in compat.__all__ if name.startswith("ChatPrompt")}
-    assert len(presets) == 12
-    assert {"ChatStream", "AbstractChatPrompt", "LoadTime", *presets} == set(compat.__all__)
-    assert all(inspect.isclass(getattr(compat, name)) for name in presets)
+    assert len(presets) == 13
+    others = (
+        "AbstractChatPrompt AbstractRequestHandler ChatContent ChatStream LoadTime PromptTTL RoleType "
+        "SimpleSessionRequestHandler TokenSamplerHft TokenSamplerIsok"
+    )
+    assert {*others.split(), *presets} == set(compat.__all__)
+    assert all(issubclass(getattr(compat, name), compat.AbstractChatPrompt) for name in presets)
+
+
+async def test_a_callback_reads_the_conversation_as_a_prompt() -> None:
+    app, prompts = web.Application(), []
+    chat_stream = ChatStream(engine=echo, chat_prompt_clazz=compat.ChatPromptTogetherRedPajamaINCITEChat)
+
+    def callback(request: web.Request, message: str) -> None:
+        prompts.append((message, chat_stream.chat_prompt_of(request)))
+
+    async def talk(request: web.Request) -> web.StreamResponse:
+        return await chat_stream.handle_chat_stream_request(request, callback=callback)
+
+    chat_stream.append_middlewares(app)
+    chat_stream.setup(app)
+    app.router.add_post("/chat_stream", talk)
+    async with serving(app) as url, browser(url) as client:
+        for text in ("hi", "again"):
+            async with client.post(user_input=text) as response:
+                await response.read()
+        async with client.post() as response:
+            assert response.status == 422
+        await until(lambda: len(prompts) == 3)
+    (_, first), (message, prompt), (_, refused) = prompts
+    assert first is not None
+    assert prompt is not None
+    assert first.create_prompt() == "<human>: hi\n<bot>: hi"
+    assert prompt.create_prompt() == "<human>: hi\n<bot>: hi\n<human>: again\n<bot>: again"
+    assert (message, prompt.get_turn(), prompt.get_responder_last_msg()) == ("success", 2, "again ")
+    assert refused is None
+
+
+async def test_a_prompt_class_without_the_methods_of_chatstream_is_a_type_error_of_the_callback() -> None:
+    class Plain(AbstractChatPrompt):
+        def create_prompt(self) -> str:
+            return self.message
+
+    chat_stream = ChatStream(engine=echo, chat_prompt_clazz=Plain)
+    async with chat_stream:
+        request = make_mocked_request("POST", "/chat_stream")
+        request[CONVERSATION] = Conversation()
+        with pytest.raises(TypeError, match=r"^chat_prompt_clazz: must be a prompt class of aiochatstream.compat"):
+            chat_stream.chat_prompt_of(request)

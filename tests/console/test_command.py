@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from transformers import LlamaConfig
 
 from aiochatstream import ChatStream, GenerationParams
 from tests.console.terminal import terminal
+from tests.engines.transformers.checkpoints import save_model, save_sarashina_tokenizer
 from tests.helpers import THOUGHTFUL, DeltaEngine, Server, echo, serving, until
 from tests.processes import PYTHON, ROOT, free_port
 
@@ -75,6 +77,9 @@ async def test_options_set_the_parameters_of_all_answers(start: Start) -> None:
     ("arguments", "code", "sentence"),
     [
         ("{url} --device cpu", 2, "--device requires a model in this process; a server uses its own setting."),
+        ("{url} --prompt plain", 2, "--prompt requires a model in this process; a server uses its own setting."),
+        ("{url} --chat-template-kwargs {{}}", 2, "--chat-template-kwargs requires a model in this process;"),
+        ("--prompt nonsense", 2, "--prompt: must be one of plain, chatml, "),
         ("{url} --system cat", 2, "--system requires a model in this process; a server uses its own setting."),
         ("{url} --temperature 3", 2, "temperature: must be a number from 0 (greedy) to 2."),
         ("{url}/nothing/here", 1, "{url}/nothing/here does not respond like an aiochatstream server (HTTP 404"),
@@ -90,6 +95,16 @@ async def test_errors_are_one_sentence(start: Start, arguments: str, code: int, 
     assert (exit_code, out) == (code, "")
     assert err.startswith("aiochatstream: " + sentence.format(**names))
     assert err.count("\n") == 1
+
+
+async def test_a_model_without_a_template_requires_a_format(tmp_path: Path) -> None:
+    folder = str(save_model(save_sarashina_tokenizer(tmp_path), LlamaConfig))
+    options = ("--context-len", "512", "--max-new-tokens", "4")
+    code, out, err = await run_filter("hello\n", folder, *options)
+    assert (code, out) == (2, "")
+    assert "This model has no chat template; choose a format with --prompt NAME (plain, chatml, " in err
+    code, out, _ = await run_filter("hello\n", folder, *options, "--prompt", "plain")
+    assert (code, out.endswith("\n")) == (0, True)
 
 
 async def test_ctrl_c_ends_the_command_while_it_waits_for_a_line(start: Start) -> None:

@@ -181,7 +181,7 @@ class FullEngine(Engine):
 
     loads_slowly = True
 
-    def load(self, slots: int, context_len: int) -> None:
+    def load(self, slots: int, context_len: int | None) -> None:
         self.loaded = (slots, context_len)
         self.tokenizer, self.max_context_len = "tokenizer", 77
         self.response_template = {"fields": {}}

@@ -144,7 +144,7 @@ class SlowToLoad(Engine):
         self.may_load = threading.Event()
         self.error = error
 
-    def load(self, slots: int, context_len: int) -> None:
+    def load(self, slots: int, context_len: int | None) -> None:
         self.may_load.wait()
         if self.error is not None:
             raise self.error

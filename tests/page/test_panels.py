@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from types import MappingProxyType
 
 import pytest
 from playwright.async_api import Locator, expect
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, ScriptedEngine
 from tests.helpers import role_of
 from tests.page.chat_page import ChatPage
 from tests.page.engines import Messages, echo_chunks
@@ -71,6 +73,22 @@ async def test_parameters_are_clamped_to_the_limits_and_apply_to_the_next_answer
     await expect(temperature).to_have_value("1")
     await chat.ask("cool")
     await expect(chat.answer()).to_have_text("hot at 1.0")
+
+
+async def test_each_value_has_its_origin(start: StartServer, visit: Visit) -> None:
+    class ModelEngine(ScriptedEngine):
+        default_params = MappingProxyType({"temperature": 0.6})
+
+    page = await visit((await start(ChatStream(engine=ModelEngine(), params=GenerationParams(top_k=5)))).url)
+    await page.locator("#open-settings").click()
+    origins = {"temperature": "the model’s own", "top_k": "the server’s", "top_p": "default"}
+    for name, origin in origins.items():
+        await expect(page.locator(f"#param-{name}-source")).to_have_text(origin)
+    await expect(page.get_by_label("Temperature")).to_have_accessible_description(re.compile("the model’s own$"))
+    await set_and_wait(ChatPage(page), page.get_by_label("Temperature"), "0.9")
+    await expect(page.locator("#param-temperature-source")).to_have_text("yours")
+    await set_and_wait(ChatPage(page), page.get_by_label("Temperature"), "")
+    await expect(page.locator("#param-temperature-source")).to_have_text("the model’s own")
 
 
 async def test_empty_parameter_field_restores_the_default(start: StartServer, visit: Visit) -> None:

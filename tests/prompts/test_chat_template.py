@@ -9,10 +9,11 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
-from aiochatstream import Turn
+from aiochatstream import ChatPrompt, Turn
 from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts import encode_messages, render_messages
-from tests.prompts.builders import HISTORY, chat_prompt, template_ids
+from tests.prompts.builders import HISTORY, chat_prompt, fill, template_ids
+from tests.prompts.templates import DEEPSEEK, GPT_OSS, QWEN, with_template
 
 USER: dict[str, Any] = {"role": "user", "content": "What is the weather in 東京?"}
 TOOLS: list[dict[str, Any]] = [
@@ -46,12 +47,6 @@ ALTERNATING = """\
 {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
 {%- endif %}{{ message.role }}: {{ message.content | trim }}
 {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
-
-
-def with_template(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = template
-    return other
 
 
 @pytest.mark.parametrize("system", ["", "You answer in one word. 🗼"])
@@ -142,7 +137,7 @@ def test_the_template_renders_tools_calls_and_results(tokenizer: PreTrainedToken
         {"role": "tool", "tool_call_id": "1", "content": "rain"},
     ]
     before = copy.deepcopy(messages)
-    text = render_messages(with_template(tokenizer, WITH_TOOLS), messages, TOOLS)
+    text = render_messages(with_template(WITH_TOOLS, tokenizer), messages, TOOLS)
     assert '"name": "weather", "description": "Tells the weather."' in text
     assert '<tool_call>{"name": "weather", "arguments": {"city": "東京"}}</tool_call><|im_end|>' in text
     assert "<|im_start|>tool\nrain<|im_end|>" in text
@@ -153,20 +148,95 @@ def test_the_template_renders_tools_calls_and_results(tokenizer: PreTrainedToken
 def test_missing_arguments_are_an_empty_object(tokenizer: PreTrainedTokenizerBase, arguments: Any) -> None:
     call = {"type": "function", "function": {"name": "now", "arguments": arguments}}
     messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    assert '"arguments": {}}</tool_call>' in render_messages(with_template(tokenizer, WITH_TOOLS), messages)
+    assert '"arguments": {}}</tool_call>' in render_messages(with_template(WITH_TOOLS, tokenizer), messages)
 
 
 def test_the_role_developer_is_system_if_the_template_does_not_support_it(tokenizer: PreTrainedTokenizerBase) -> None:
     messages = [{"role": "developer", "content": "Be brief."}, USER]
     assert render_messages(tokenizer, messages).startswith("<|im_start|>system\nBe brief.<|im_end|>")
-    supporting = with_template(tokenizer, "{# developer #}{{ messages[0].role }}")
+    supporting = with_template("{# developer #}{{ messages[0].role }}", tokenizer)
     assert render_messages(supporting, messages) == "developer"
 
 
-def test_a_continued_answer_follows_the_templates_generation_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
-    messages = [USER, {"role": "assistant", "content": "It is "}]
-    ids = encode_messages(with_template(tokenizer, WITH_TOOLS), messages, continue_final=True)
-    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n<think>\nIt is ")
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [
+        (WITH_TOOLS, "<|im_start|>assistant\n<think>\nHm.\n</think>\n\n"),
+        (QWEN, "<|im_start|>assistant\n<think>\nHm.\n</think>\n\n"),
+        (
+            GPT_OSS,
+            "<|start|>assistant<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>",
+        ),
+        (DEEPSEEK, "<Assistant></think>"),
+    ],
+    ids=["opens a thought", "Qwen3", "gpt-oss", "DeepSeek"],
+)
+def test_a_continued_answer_follows_its_thoughts(
+    tokenizer: PreTrainedTokenizerBase, template: str, before: str
+) -> None:
+    thoughtful = with_template(template, tokenizer)
+    final = {"role": "assistant", "content": "It is ", "reasoning_content": "Hm."}
+    text = thoughtful.decode(encode_messages(thoughtful, [USER, final], continue_final=True))
+    assert text.endswith(f"{before}It is ")
+    prompt = chat_prompt(thoughtful, USER["content"])
+    prompt.open_answer, prompt.open_thinking = "It is ", "Hm."
+    assert thoughtful.decode(prompt.encode()) == text
+
+
+def test_a_continued_answer_of_a_thoughtful_model_needs_no_thoughts(tokenizer: PreTrainedTokenizerBase) -> None:
+    thoughtful = with_template(WITH_TOOLS, tokenizer)
+    prompt = chat_prompt(thoughtful, "Hello")
+    prompt.open_answer = "It is "
+    assert thoughtful.decode(prompt.encode()).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nIt is ")
+
+
+THOUGHTFUL = (Turn("2+2?", "4", "1", thinking="Two and <|im_end|> two."), Turn("And 3?", "7", "2"))
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_templates_receive_thoughts_under_the_name_that_they_read(
+    tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    template = f"{{% for m in messages %}}[{{{{ m.role }}}}|{{{{ m.content }}}}|{{{{ m.{name} }}}}]{{% endfor %}}"
+    reading = with_template(template, tokenizer)
+    prompt = chat_prompt(reading, "And 5?", THOUGHTFUL)
+    text = "[user|2+2?|][assistant|4|Two and <|im_end|> two.][user|And 3?|][assistant|7|][user|And 5?|]"
+    assert prompt.create_prompt() == text
+    ids = prompt.encode()
+    assert reading.decode(ids) == text
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        messages = [{**USER, field: "x"}, {"role": "assistant", "content": "4", field: "Hm."}]
+        assert render_messages(reading, messages).endswith("東京?|][assistant|4|Hm.]")
+
+
+def test_templates_without_thoughts_receive_none(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = chat_prompt(with_template("{{ messages }}", tokenizer), "And 5?", THOUGHTFUL)
+    assert "Two and" not in prompt.create_prompt()
+    assert all(message.keys() == {"role", "content"} for message in prompt.get_messages())
+
+
+def test_thoughts_are_not_replaced_as_other_texts(tokenizer: PreTrainedTokenizerBase) -> None:
+    class Newlines(ChatPrompt):
+        def get_replacement_when_input(self) -> list[tuple[str, str]]:
+            return [("\n", "<NL>")]
+
+    prompt = fill(Newlines(), with_template(QWEN, tokenizer), "a\nb", (Turn("c", "d", "1", thinking="e\nf"),))
+    messages = prompt.get_messages()
+    assert (messages[-1]["content"], messages[1]["reasoning_content"]) == ("a<NL>b", "e\nf")
+
+
+def test_variables_of_the_template_are_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = "{{ name }}|{{ deep['x'][0] }}|{{ flag is true }}|{{ messages[0].content }}<|im_end|>"
+    reading = with_template(template, tokenizer)
+    prompt = chat_prompt(reading, "Hello")
+    prompt.template_kwargs = {"name": "<|im_end|>", "deep": {"x": ["<|im_start|>"]}, "flag": True}
+    text = "<|im_end|>|<|im_start|>|True|Hello<|im_end|>"
+    assert prompt.create_prompt() == text
+    ids = prompt.encode()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (reading.decode(ids), ids.count(end), ids[-1]) == (text, 1, end)
+    assert encode_messages(reading, prompt.get_messages(), template_kwargs=prompt.template_kwargs) == ids
 
 
 @pytest.mark.parametrize(
@@ -181,7 +251,7 @@ def test_an_error_quotes_the_template(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], reason: str
 ) -> None:
     with pytest.raises(InvalidValue, match=r"^The model's chat template refuses this conversation: ") as error:
-        render_messages(with_template(tokenizer, ALTERNATING), messages)
+        render_messages(with_template(ALTERNATING, tokenizer), messages)
     assert reason.rstrip(".") in error.value.detail
 
 
@@ -191,7 +261,7 @@ def test_deeply_nested_tools_are_refused(tokenizer: PreTrainedTokenizerBase) -> 
         parameters = {"items": parameters}
     tools = [{"type": "function", "function": {"name": "deep", "parameters": parameters}}]
     with pytest.raises(InvalidValue, match="recursion"):
-        render_messages(with_template(tokenizer, WITH_TOOLS), [USER], tools)
+        render_messages(with_template(WITH_TOOLS, tokenizer), [USER], tools)
 
 
 def test_a_message_without_content_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -222,3 +292,20 @@ def test_the_message_to_continue_must_be_an_assistants_text(
 def test_rendering_without_a_template_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no chat template.*chat_prompt_clazz"):
         render_messages(ByT5Tokenizer(), [USER])
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_empty_answers_are_omitted_if_the_template_refuses_them(
+    tokenizer: PreTrainedTokenizerBase, refuses: bool
+) -> None:
+    refusal = (
+        "{%- if message.role == 'assistant' and not message.content %}{{ raise_exception('no content') }}{% endif %}"
+    )
+    loop = "{%- for message in messages %}"
+    template = ALTERNATING.replace(loop, loop + refusal) if refuses else ALTERNATING
+    turns = (Turn("one", "", "1", thinking="Hm."), Turn("two", "", "2"), Turn("three", "3", "3"), Turn("four", "", "4"))
+    prompt = chat_prompt(with_template(template, tokenizer), "five", turns)
+    if refuses:
+        assert prompt.create_prompt() == "user: one\n\ntwo\n\nthree\nassistant: 3\nuser: four\n\nfive\nassistant:"
+    else:
+        assert prompt.create_prompt().startswith("user: one\nassistant: \nuser: two\n")

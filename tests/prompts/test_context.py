@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from aiochatstream import ChatPrompt, Conversation, Turn
 from aiochatstream.errors import TooLarge
 from aiochatstream.prompts import fit
 from tests.prompts.builders import chat_prompt, fill
+from tests.prompts.templates import with_template
 
 TURNS = tuple(Turn(f"This is question number {n} of many.", f"And this is answer {n}.", str(n)) for n in range(12))
 SYSTEM = "You are a lighthouse keeper."
@@ -30,7 +32,7 @@ class CountingPrompt(ChatPrompt):
 def test_a_prompt_that_just_fits_keeps_all_turns(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = chat_prompt(tokenizer, "Hello", TURNS, system=SYSTEM)
     ids = prompt.encode()
-    assert fit(prompt, context_len=len(ids) + 10, max_new_tokens=10) == ids
+    assert fit(prompt, context_len=len(ids) + 10, answer_tokens=10) == ids
     assert prompt.conversation.first == 0
 
 
@@ -39,7 +41,7 @@ def test_whole_old_turns_are_dropped_to_three_quarters_of_the_available_tokens(
 ) -> None:
     prompt = chat_prompt(tokenizer, "Hello", TURNS, system=SYSTEM)
     room = len(prompt.encode()) - 1
-    ids = fit(prompt, context_len=room + 10, max_new_tokens=10)
+    ids = fit(prompt, context_len=room + 10, answer_tokens=10)
     first = prompt.conversation.first
     assert prompt.conversation == Conversation(TURNS, number=12, first=first)
     assert ids == chat_prompt(tokenizer, "Hello", TURNS[first:], system=SYSTEM).encode()
@@ -51,7 +53,7 @@ def test_whole_old_turns_are_dropped_to_three_quarters_of_the_available_tokens(
 def test_the_system_message_and_the_start_of_the_template_remain(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = chat_prompt(tokenizer, "Hello", TURNS, system=SYSTEM)
     start = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nThis is question number "
-    text = tokenizer.decode(fit(prompt, context_len=200, max_new_tokens=10))
+    text = tokenizer.decode(fit(prompt, context_len=200, answer_tokens=10))
     assert prompt.conversation.first > 0
     assert text.startswith(f"{start}{prompt.conversation.first} of many.")
 
@@ -62,7 +64,7 @@ def test_the_prefix_is_stable_for_several_turns_after_turns_are_dropped(tokenize
     for number in range(40):
         prompt = chat_prompt(tokenizer, f"Question {number:02}: tell me of it.", system=SYSTEM)
         prompt.conversation = conversation.begin(str(number))
-        ids = fit(prompt, context_len=400, max_new_tokens=50)
+        ids = fit(prompt, context_len=400, answer_tokens=50)
         prompts.append((prompt.conversation.first, ids))
         conversation = prompt.conversation.with_turn(Turn(prompt.message, f"Answer {number:02}.", str(number)))
     stretches = [list(stretch) for _, stretch in groupby(prompts, key=lambda prompt: prompt[0])]
@@ -79,7 +81,7 @@ def test_an_error_reports_the_excess_tokens_of_the_newest_message(
     tokenizer: PreTrainedTokenizerBase, turns: tuple[Turn, ...]
 ) -> None:
     def fit_words(words: int) -> list[int]:
-        return fit(chat_prompt(tokenizer, "word" + " word" * (words - 1), turns), context_len=100, max_new_tokens=20)
+        return fit(chat_prompt(tokenizer, "word" + " word" * (words - 1), turns), context_len=100, answer_tokens=20)
 
     with pytest.raises(TooLarge, match=r"^user_input: \d+ tokens too long\. .* 80 of the 100 tokens") as error:
         fit_words(200)
@@ -97,11 +99,11 @@ def test_a_message_with_too_many_characters_is_refused_without_tokenising_it(
     limit = 16 * 100
     tokenised = fill(CountingPrompt(), tokenizer, "x" * limit)
     with pytest.raises(TooLarge, match="tokens too long"):
-        fit(tokenised, context_len=100, max_new_tokens=20)
+        fit(tokenised, context_len=100, answer_tokens=20)
     assert tokenised.encoded > 0
     refused = fill(CountingPrompt(), tokenizer, "x" * (limit + 1))
     with pytest.raises(TooLarge, match=rf"^user_input: must have at most {limit} characters, not {limit + 1}\.$"):
-        fit(refused, context_len=100, max_new_tokens=20)
+        fit(refused, context_len=100, answer_tokens=20)
     assert refused.encoded == 0
 
 
@@ -115,7 +117,7 @@ def test_only_the_end_of_a_long_history_is_tokenised(tokenizer: PreTrainedTokeni
             return super().encode()
 
     prompt = fill(Measured(), tokenizer, "And?", tuple(Turn("x" * 40, "y" * 40, str(n)) for n in range(1000)))
-    assert len(fit(prompt, context_len=200, max_new_tokens=20)) <= 180
+    assert len(fit(prompt, context_len=200, answer_tokens=20)) <= 180
     assert 0 < max(lengths) <= 16 * 200
     assert 900 < prompt.conversation.first < 1000
 
@@ -123,13 +125,28 @@ def test_only_the_end_of_a_long_history_is_tokenised(tokenizer: PreTrainedTokeni
 def test_an_open_answer_counts(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = chat_prompt(tokenizer, "Hello", TURNS, system=SYSTEM)
     prompt.open_answer = "word" * 60
-    ids = fit(prompt, context_len=200, max_new_tokens=10)
+    ids = fit(prompt, context_len=200, answer_tokens=10)
     assert prompt.conversation.first > 0
     assert len(ids) <= 190
     assert tokenizer.decode(ids).endswith(prompt.open_answer)
     prompt.open_answer *= 10
     with pytest.raises(TooLarge, match=r"^user_input, with the answer so far: \d+ tokens too long\."):
-        fit(prompt, context_len=200, max_new_tokens=10)
+        fit(prompt, context_len=200, answer_tokens=10)
     prompt.open_answer *= 10
     with pytest.raises(TooLarge, match=r"^user_input, with the answer so far: must have at most 3200 characters, not"):
-        fit(prompt, context_len=200, max_new_tokens=10)
+        fit(prompt, context_len=200, answer_tokens=10)
+
+
+def test_thoughts_count_if_the_template_reads_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    thoughtful = tuple(replace(turn, thinking="Well. " * 40) for turn in TURNS)
+    template = "{% for m in messages %}{{ m.content }}{{ m.reasoning_content }}\n{% endfor %}"
+    reading = chat_prompt(with_template(template, tokenizer), "Hello", thoughtful)
+    ids = fit(reading, context_len=600, answer_tokens=10)
+    assert 0 < reading.conversation.first < len(TURNS)
+    assert ids == reading.encode()
+    assert len(ids) <= 590
+    plain = chat_prompt(tokenizer, "Hello", thoughtful)
+    fit(plain, context_len=600, answer_tokens=10)
+    assert plain.conversation.first == 0
+    fit(reading, context_len=100, answer_tokens=10)
+    assert reading.conversation.first >= len(TURNS) - 100 * 16 // 240, "characters beyond the limit were encoded"

@@ -12,6 +12,7 @@ from aiochatstream import AbstractChatPrompt, ChatPrompt
 from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts import ChatInput, TextInput
 from aiochatstream.prompts.tools import render_tools_as_text, supports_tools
+from tests.prompts.templates import with_template
 
 Message = dict[str, Any]
 
@@ -140,3 +141,32 @@ def test_texts_are_encoded_unchanged(tokenizer: PreTrainedTokenizerBase) -> None
 )
 def test_too_long_input_is_detected_without_tokenising(chat_or_text: ChatInput | TextInput, too_long: bool) -> None:
     assert chat_or_text.too_long(10) == too_long
+
+
+@pytest.mark.parametrize("messages", [[USER, ANSWER, USER], [USER, ANSWER, USER, USER]], ids=["pairs", "other"])
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_thoughts_and_variables_reach_the_template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], field: str
+) -> None:
+    template = "{% for m in messages %}[{{ m.content }}|{{ m.reasoning_content }}]{% endfor %}{{ language }}"
+    prompt = ChatPrompt()
+    prompt.template_kwargs = {"language": "ja"}
+    messages = [{**message, field: f"{message['role']} thinks"} for message in messages]
+    reading = with_template(template, tokenizer)
+    text = "[Hello|][Hi!|assistant thinks]" + "[Hello|]" * (len(messages) - 2) + "ja"
+    assert text_of(ChatInput(messages), prompt, reading) == text
+    ((simple, _),) = ChatInput(messages).encode(with_tokenizer(prompt, reading))
+    assert all(message.keys() == {"role", "content"} for message in simple)
+
+
+def test_thoughts_of_calls_reach_a_template_without_tools(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = "{% for m in messages %}[{{ m.content }}|{{ m.reasoning_content }}]{% endfor %}"
+    messages = [USER, {**CALLING, "reasoning_content": "Use f."}, RESULT, USER]
+    text = text_of(ChatInput(messages), ChatPrompt(), with_template(template, tokenizer))
+    assert '"arguments": {"x": 1}}\n</tool_call>|Use f.]' in text
+
+
+def test_thoughts_count_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = ChatInput([USER, {**ANSWER, "reasoning": "x" * 1600}, USER])
+    assert chat.too_long(100)
+    assert not chat.too_long(102)

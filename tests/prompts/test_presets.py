@@ -16,7 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aiochatstream import AbstractChatPrompt, ChatPrompt, Conversation, Turn, compat
-from aiochatstream.compat import (
+from aiochatstream.prompts.presets import (
+    PRESETS,
     ChatPromptCyberAgentOpenCalm,
     ChatPromptDatabricksDolly,
     ChatPromptLineCorpJpLargeLmInstSft,
@@ -29,7 +30,6 @@ from aiochatstream.compat import (
     ChatPromptStockmarkGptNeoxJp,
     ChatPromptTogetherRedPajamaINCITEChat,
 )
-from aiochatstream.prompts.presets import PRESETS
 from tests.prompts.builders import chat_prompt, fill, template_ids
 
 ONE = (Turn("Hi", "Hello!", "1"),)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from typing import Any
@@ -16,8 +15,8 @@ from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts import ChatInput, render_messages
 from aiochatstream.prompts.template_traits import traits_of
 from aiochatstream.prompts.tools import supports_tools
-from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import tiny
+from tests.prompts.templates import DEEPSEEK, GPT_OSS, QWEN, with_template
 
 USER: dict[str, Any] = {"role": "user", "content": "Hello"}
 ANSWER: dict[str, Any] = {"role": "assistant", "content": "Hi"}
@@ -47,12 +46,6 @@ strings with length 9!') }}{% endif %}[{{ call.id }}]{% endfor %}\
 {% if message.role == 'tool' %}\
 {% if message.tool_call_id|length != 9 %}{{ raise_exception('Tool call IDs should be alphanumeric strings with \
 length 9!') }}{% endif %}({{ message.tool_call_id }}){% endif %}{% endfor %}{{ tools }}"""
-
-
-def with_template(template: str) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = copy.deepcopy(BYTE_FALLBACK)
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def text_of(template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
@@ -89,6 +82,27 @@ def test_system_text_and_tools_move_into_the_user_message_if_the_template_has_no
 def test_the_small_models_template_has_no_restrictions(tokenizer: PreTrainedTokenizerBase) -> None:
     traits = traits_of(tokenizer)
     assert (traits.text, traits.parts, traits.system, traits.tools) == (True, False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("template", "field"),
+    [
+        (QWEN, "reasoning_content"),
+        (GPT_OSS, "thinking"),
+        (DEEPSEEK, None),  # a variable of the same name
+        ("{{ messages[0].get('reasoning') or messages[0]['reasoning_content'] }}", "reasoning_content"),
+        (PARTS_ONLY, None),
+    ],
+)
+def test_the_field_of_thoughts_is_the_one_that_the_template_names(template: str, field: str | None) -> None:
+    assert traits_of(with_template(template)).thought_field == field
+
+
+async def test_an_error_of_a_broken_template_names_its_line() -> None:
+    chat_stream = ChatStream(engine=TransformersEngine(tiny(), with_template("{{ messages }}\n{% if %}")))
+    with pytest.raises(ValueError, match=r"^The model's chat template has a syntax error in line 2: Expected "):
+        async with chat_stream:
+            await chat_stream.wait_ready()
 
 
 async def test_a_template_that_does_not_render_user_messages_is_refused_at_startup() -> None:

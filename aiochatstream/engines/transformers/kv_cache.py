@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import torch
 
 from aiochatstream.engines.transformers.cpu.native import COMPILER_FLAGS
@@ -13,7 +14,8 @@ from aiochatstream.engines.transformers.cpu.native import COMPILER_FLAGS
 class KVCache:
     """Keys and values of all rows, allocated once and written in place.
 
-    Each layer has two tensors [rows, heads, length, head size].
+    Each layer has two tensors [rows, heads, length, head size]. On a CPU, memory that was never written is only
+    reserved.
 
     :param like: keys and values of each layer, [1, heads, any length, head size], for shapes and dtypes.
     :param native: True attends with compiled C++ for decoding rows, if it supports the device, dtype and shapes.
@@ -27,7 +29,7 @@ class KVCache:
             for keys, values in like
         )
         self.layers = [
-            tuple(part.new_zeros(rows, part.shape[1], length, part.shape[3]) for part in layer) for layer in like
+            tuple(_zeros(part, rows, part.shape[1], length, part.shape[3]) for part in layer) for layer in like
         ]
         self.length = length
         self._workspace = self.layers[0][0].new_empty(0)
@@ -53,8 +55,15 @@ class KVCache:
         """Return views of a row's keys and values, layer by layer, each [heads, length, head size]."""
         return [part[row] for layer in self.layers for part in layer]
 
-    def clear(self, row: int) -> None:
-        """Fill a row with zeros."""
+    def clear(self, row: int, length: int) -> None:
+        """Fill the first ``length`` tokens of a row with zeros."""
         for layer in self.layers:
             for part in layer:
-                part[row].zero_()
+                part[row, :, :length] = 0
+
+
+def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    if like.device.type != "cpu":
+        return like.new_zeros(*shape)
+    memory = np.zeros(prod(shape) * like.element_size(), np.uint8)  # unlike torch's zeros, allocated page by page
+    return torch.from_numpy(memory).view(like.dtype).view(shape)

@@ -45,7 +45,7 @@ class RowTable:
             self.free_rows.append(request.row)
             computed = request.ids[: request.computed_tokens]
             if request.failed or not request.has_output:  # a NaN would spread, even if it is masked
-                self._kv_cache.clear(request.row)
+                self._kv_cache.clear(request.row, len(request.ids))
             elif computed and request.cacheable:
                 row = self._kv_cache.row(request.row)
                 try:

@@ -34,6 +34,13 @@ import { IDLE_TIMEOUT_MS, readEvents } from "./stream.js";
  */
 
 /**
+ * @typedef {object} GenerationParams response of GET /get_generation_params
+ * @property {Record<string, any>} generation_params
+ * @property {Record<string, [number, number]>} [limits] minimum and maximum
+ * @property {Record<string, "user" | "app" | "model" | "default">} [sources] origins of the values
+ */
+
+/**
  * Error of a request that failed or was refused. `code` is the server's error code, or "unreachable" (no response, or a
  * proxy's error), or "foreign_response" (the response of another server, for example a login page).
  */
@@ -310,12 +317,12 @@ export const api = {
   feedback: (conversation, messageId, isLike, formData) =>
     post("set_feedback", { conversation, message_id: messageId, is_like: isLike, form_data: formData }),
 
-  /** @returns {Promise<{ generation_params: Record<string, any>, limits?: Record<string, [number, number]> }>} */
+  /** @returns {Promise<GenerationParams>} */
   params: () => get("get_generation_params", {}, hasParams),
 
   /**
    * @param {Record<string, number | null>} changes null restores the server's default
-   * @returns {Promise<{ generation_params: Record<string, any> }>}
+   * @returns {Promise<GenerationParams>}
    */
   setParams: (changes) => post("set_generation_params", changes),
 

@@ -19,7 +19,7 @@ class InstructionPrompt(AbstractChatPrompt):
         parts = [self.replace_input(self.system)] if self.system else []
         for role, message in self.get_contents():
             if message is None:
-                parts.append(self.opening)
+                parts.append(self.opening if role == self.responder else f"{role}\n")
             else:
                 ending = self.ending if role == self.responder else ""
                 parts.append(f"{role}\n{message.strip()}{ending}")

@@ -28,6 +28,13 @@ async def chat_stream(
     callback: Callback | None = None,
 ) -> web.StreamResponse:
     """``POST /chat_stream``: answer a message in the format that the client requests, then call the callback."""
+    return await respond(server, request, request_body, callback)
+
+
+async def respond(
+    server: Server, request: web.Request, request_body: dict[str, Any] | bytes | None, callback: Callback | None
+) -> web.StreamResponse:
+    """Return the response to ``POST /chat_stream``, or raise the error of a refused request; then call the callback."""
     outcome = Outcome(request)
     try:
         return await _answer(server, request, request_body, outcome)
@@ -36,7 +43,8 @@ async def chat_stream(
         raise
     finally:
         if callback is not None:
-            server.callbacks.call(callback, request, outcome.message())
+            turn = None if outcome.response is None else outcome.response.turn
+            server.callbacks.call(callback, request, outcome.message(), turn)
 
 
 async def _answer(

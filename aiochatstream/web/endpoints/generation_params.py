@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from aiohttp import web
 
 from aiochatstream.params import ParamOverrides
@@ -31,22 +34,27 @@ async def get_generation_params(server: Server, request: web.Request) -> web.Str
 
 
 def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response:
-    """Respond with the values of all parameters, under chatstream's names if it has them, and their allowed ranges.
+    """Respond with the values of all parameters, their allowed ranges, and the origins of the values.
 
-    The limits of ``thinking`` and ``chat_template_kwargs`` are lists of levels and of names, empty if there are none.
-    A seed of null means a random seed.
+    A seed of null means a random seed. ``thinking_levels`` and ``template_variables`` list the values of ``thinking``
+    and the names in ``chat_template_kwargs`` that requests may set, none if the chat template has none.
     """
-    others = server.override(overrides).model_dump(mode="json", include=set(ParamOverrides.model_fields))
-    params = {
-        "temperature": others.pop("temperature"),
-        "top_k_value": others.pop("top_k"),
-        "top_p_value": others.pop("top_p"),
-        **others,
-        "seed": overrides.seed,
+    values = server.override(overrides).model_dump(mode="json", include=set(ParamOverrides.model_fields))
+    sources = {name: server.source_of(name, overrides) for name in values}
+    body = {
+        "success": True,
+        "message": "success",
+        "generation_params": _rename({**values, "seed": overrides.seed}),
+        "limits": server.param_limits.ranges(server.params),
+        "sources": _rename(sources),
+        "thinking_levels": server.thinking_levels,
+        "template_variables": server.template_variables,
     }
-    limits = {
-        **server.param_limits.ranges(server.params),
-        "thinking": server.thinking_levels,
-        "chat_template_kwargs": server.template_variables,
-    }
-    return json_response({"success": True, "message": "success", "generation_params": params, "limits": limits})
+    return json_response(body)
+
+
+def _rename(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` under chatstream's names, if it has them. These come first, in its order."""
+    first = {"temperature": "temperature", "top_k": "top_k_value", "top_p": "top_p_value"}
+    renamed = {theirs: values[ours] for ours, theirs in first.items()}
+    return renamed | {name: value for name, value in values.items() if name not in first}

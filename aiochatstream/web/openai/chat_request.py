@@ -6,13 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from aiochatstream.params import ChatTemplateKwargs, Flag, Logprobs, MaxNewTokens
+from aiochatstream.params import ChatTemplateKwargs, Flag, Logprobs
 from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
     ChoicesRequest,
     Effort,
     FunctionName,
+    MaxTokens,
     OpenAIModel,
     ResponseFormat,
     String,
@@ -134,7 +135,7 @@ class ChatCompletionRequest(ChoicesRequest):
         list[ChatMessage],
         Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True, description=f"a list of 1 to {MAX_ITEMS} messages"),
     ]
-    max_completion_tokens: MaxNewTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: Flag | None = None
     top_logprobs: Logprobs | None = None
     response_format: ResponseFormat | None = None

@@ -29,9 +29,7 @@ class CompletionRequest(ChoicesRequest):
     echo: Flag | None = None
     logprobs: Logprobs | None = None
     best_of: Count | None = None
-    max_tokens: (
-        Annotated[int, Field(ge=0, le=1_000_000, description="a whole number of tokens from 0 to 1000000")] | None
-    ) = None
+    max_tokens: Annotated[int, Field(ge=0, description="a whole number of tokens from 0")] | None = None
 
     @property
     def max_new_tokens(self) -> int | None:

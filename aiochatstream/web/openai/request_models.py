@@ -13,10 +13,10 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.params import (
+    MAX_NEW_TOKENS,
     CountPenalty,
     Flag,
     LogitBias,
-    MaxNewTokens,
     MinP,
     ParamOverrides,
     RepetitionPenalty,
@@ -35,6 +35,7 @@ def _as_list(value: Any) -> Any:
 
 StopList = Annotated[StopStrings, Field(description="a string, or a list of up to 16, of 1 to 128 characters each")]
 Stop = Annotated[StopStrings, BeforeValidator(_as_list, json_schema_input_type=str | StopList)]
+MaxTokens = Annotated[int, Field(ge=1, description="a whole number of tokens from 1")]
 TopK = Annotated[int, Field(ge=-1, le=1000, description="a whole number from 1 to 1000; -1 and 0 are off")]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="a whole number from -2**63 to 2**63 - 1")]
 Count = Annotated[int, Field(ge=1, le=128, description="a whole number from 1 to 128")]
@@ -149,14 +150,15 @@ class GenerationRequest(OpenAIModel):
         values = {name: getattr(self, name) for name in shared}
         top_k = None if self.top_k is None else max(0, self.top_k)
         seed = None if self.seed is None else self.seed % 2**63
-        return ParamOverrides(**{**values, "max_new_tokens": self.max_new_tokens, "top_k": top_k, "seed": seed})
+        length = None if self.max_new_tokens is None else min(self.max_new_tokens, MAX_NEW_TOKENS)
+        return ParamOverrides(**{**values, "max_new_tokens": length, "top_k": top_k, "seed": seed})
 
 
 class ChoicesRequest(GenerationRequest):
     """Common fields of endpoints that can generate several answers."""
 
     n: Count | None = None
-    max_tokens: MaxNewTokens | None = None
+    max_tokens: MaxTokens | None = None
     stream_options: StreamOptions | None = None
 
     @property

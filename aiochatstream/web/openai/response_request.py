@@ -6,13 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from aiochatstream.params import Flag, Logprobs, MaxNewTokens
+from aiochatstream.params import Flag, Logprobs
 from aiochatstream.validation import STRICT
 from aiochatstream.web.openai.request_models import (
     MAX_ITEMS,
     Effort,
     FormatType,
     GenerationRequest,
+    MaxTokens,
     MessageRole,
     OpenAIModel,
     String,
@@ -128,7 +129,7 @@ class ResponseRequest(GenerationRequest):
 
     input: Input
     instructions: String | None = None
-    max_output_tokens: MaxNewTokens | None = None
+    max_output_tokens: MaxTokens | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     top_logprobs: Logprobs | None = None

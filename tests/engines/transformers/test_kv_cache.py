@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from aiochatstream.engines.transformers.kv_cache import KVCache
@@ -30,10 +31,30 @@ def test_copying_a_row_copies_only_its_first_tokens() -> None:
         assert torch.equal(target[:, 3:], old[:, 3:])
 
 
-def test_clearing_a_row_leaves_the_others() -> None:
+def test_a_new_cache_is_zero_in_each_dtype() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        layer = torch.zeros(1, HEADS, 1, SIZE, dtype=dtype), torch.zeros(1, 1, 1, 2 * SIZE, dtype=dtype)
+        (keys, values), *_ = KVCache([layer], ROWS, LENGTH).layers
+        assert (keys.shape, values.shape) == ((ROWS, HEADS, LENGTH, SIZE), (ROWS, 1, LENGTH, 2 * SIZE))
+        assert keys.dtype == values.dtype == dtype
+        assert not keys.any()
+        assert not values.any()
+
+
+def test_unused_memory_of_a_cache_on_a_cpu_is_only_reserved() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = KVCache([(torch.zeros(1, 8, 1, 64),) * 2], rows=4, length=1 << 16)
+    cache.clear(3, 10)
+    assert cache.size == 1 << 30
+    assert process.memory_info().rss - before < cache.size / 4
+
+
+def test_clearing_a_row_leaves_the_others_and_its_later_tokens() -> None:
     cache = random_cache()
-    cache.clear(1)
-    assert not any(tensor.any() for tensor in cache.row(1))
+    cache.clear(1, 3)
+    assert not any(tensor[:, :3].any() for tensor in cache.row(1))
+    assert all(tensor[:, 3:].all() for tensor in cache.row(1))
     assert all(tensor.all() for row in (0, 2) for tensor in cache.row(row))
 
 

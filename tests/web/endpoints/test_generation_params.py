@@ -16,8 +16,11 @@ from cryptography.fernet import Fernet
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, ConversationStore, GenerationParams, MemoryConversationStore, MemoryStorage
+from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
+from tests.engines.transformers.tiny_models import tiny
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, until
+from tests.prompts.templates import QWEN, with_template
 
 KEY = Fernet.generate_key()
 STORAGES: dict[str, Callable[[], AbstractStorage]] = {
@@ -41,6 +44,9 @@ DEFAULTS = {
     "seed": None,
     "stop": [],
     "ignore_eos": False,
+    "thinking": "auto",
+    "chat_template_kwargs": {},
+    "max_thinking_tokens": None,
 }
 
 
@@ -123,6 +129,25 @@ async def test_parameters_are_saved_and_change_this_users_answers_only(server: S
     assert await params_of_answer(anna) == answer, "the user's seed is each answer's"
 
 
+async def test_sources_name_the_origin_of_each_value(server: Server, client_of: ClientOf) -> None:
+    client = client_of(server)
+
+    async def sources() -> dict[str, str]:
+        async with client.session.get(f"{client.url}/get_generation_params") as response:
+            body = await response.json()
+        assert body["sources"].keys() == body["generation_params"].keys()
+        origins: dict[str, str] = body["sources"]
+        return origins
+
+    unset = await sources()
+    assert {name for name, source in unset.items() if source != "default"} == {"temperature"}
+    assert unset["temperature"] == "app"
+    async with client.post("/set_generation_params", top_k_value=40, temperature=0.5, seed=7) as response:
+        changed = (await response.json())["sources"]
+    assert changed == await sources()
+    assert changed == {**unset, "top_k_value": "user", "temperature": "user", "seed": "user"}
+
+
 async def test_parameters_of_a_request_override_those_of_its_user(server: Server, client_of: ClientOf) -> None:
     client = client_of(server)
     await set_params(client, temperature=0.25, top_k=40, seed=7)
@@ -201,11 +226,32 @@ async def test_the_returned_ranges_are_the_accepted_ones(start: StartServer, cli
     async with client.session.get(f"{server.url}/get_generation_params") as response:
         limits = (await response.json())["limits"]
     assert (limits["max_new_tokens"], limits["top_k"], limits["temperature"]) == ([1, 256], [1, 500], [0, 2])
+    assert limits.pop("thinking") == limits.pop("chat_template_kwargs") == []
     for name, (least, most) in limits.items():
         for allowed in (least, most):
             await set_params(client, **{name: allowed})
         for beyond in (least - 0.01 if type(least) is float else least - 1, most + 1):
             assert (await refusal(client, **{name: beyond})).startswith(f"{name}: must be"), name
+
+
+async def test_levels_of_thinking_and_variables_of_the_template_are_returned(
+    start: StartServer, client_of: ClientOf
+) -> None:
+    for limits, levels, names in (
+        ({}, ["auto", "off", "high"], ["enable_thinking", "language"]),
+        ({"thinking": ["auto", "low"], "chat_template_kwargs": ["language", "x"]}, ["auto", "low"], ["language"]),
+    ):
+        engine = TransformersEngine(tiny(), with_template(QWEN))
+        client = client_of(await start(ChatStream(engine=engine, param_limits=limits)))
+        async with client.session.get(f"{client.url}/get_generation_params") as response:
+            body = await response.json()
+        assert (body["thinking_levels"], body["template_variables"]) == (levels, names)
+        assert (await set_params(client, thinking="low"))["thinking"] == "low"
+        assert (await refusal(client, chat_template_kwargs={"tools": 1})).startswith("chat_template_kwargs.tools: ")
+    assert (await refusal(client, thinking="off")).startswith("thinking: must be 'auto' or 'low' on this server.")
+    assert (await refusal(client, chat_template_kwargs={"enable_thinking": True})).startswith(
+        "chat_template_kwargs.enable_thinking: must be absent; this server limits thinking."
+    )
 
 
 async def test_settings_that_a_server_no_longer_allows_are_ignored(start: StartServer, client_of: ClientOf) -> None:

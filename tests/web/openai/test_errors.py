@@ -16,12 +16,12 @@ from tests.web.openai.helpers import HI, OpenAIClientOf
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 3}, "temperature", "must be a number from 0 (greedy) to 2"),
-    ({"max_tokens": 1000}, "max_tokens", "must be from 1 to 256 on this server"),
-    ({"max_completion_tokens": 1000}, "max_completion_tokens", "must be from 1 to 256 on this server"),
+    ({"max_tokens": 0}, "max_tokens", "must be a whole number of tokens from 1"),
+    ({"max_completion_tokens": -1}, "max_completion_tokens", "must be a whole number of tokens from 1"),
     ({"extra_body": {"audio": {"voice": "x"}}}, "audio", "is not supported"),
     ({"stop": ""}, "stop", "must be a string, or a list of up to 16, of 1 to 128 characters each"),
     ({"functions": [{"name": "f"}]}, "functions", "is not supported"),
-    ({"reasoning_effort": "high"}, "reasoning_effort", "is not supported"),
+    ({"reasoning_effort": "highest"}, "reasoning_effort", "must be "),
     ({"verbosity": "low"}, "verbosity", "is not supported"),
     ({"top_logprobs": 3}, "top_logprobs", "must only be sent with logprobs=true"),
     ({"logprobs": True}, "logprobs", "not supported by this engine"),
@@ -50,6 +50,27 @@ async def test_invalid_and_unsupported_fields_are_a_400_with_the_field(
         assert refused.value.type == "invalid_request_error"
         assert message in refused.value.message
     assert server.idle
+
+
+async def test_longer_answers_are_shortened_unless_the_server_is_strict(
+    start: StartServer, openai_of: OpenAIClientOf
+) -> None:
+    params = GenerationParams(max_new_tokens=2)
+    client = openai_of(await start(ChatStream(engine=echo, params=params)))
+    strict = openai_of(await start(ChatStream(engine=echo, params=params, limits=Limits(strict_max_tokens=True))))
+    for field in ("max_tokens", "max_completion_tokens"):
+        for length in (3, 4000, 10**9):
+            requested: Any = {"model": "", "messages": HI, field: length}
+            answer = await client.chat.completions.create(**requested)
+            assert answer.usage is not None
+            assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (2, "length")
+            with pytest.raises(openai.BadRequestError, match="must be from 1 to 2 on this server") as refused:
+                await strict.chat.completions.create(**requested)
+            assert refused.value.param == field
+    response = await client.responses.create(model="", input="one two three", max_output_tokens=4000)
+    assert response.status == "incomplete"
+    completion = await client.completions.create(model="", prompt="one two three", max_tokens=4000)
+    assert completion.choices[0].finish_reason == "length"
 
 
 async def test_the_client_raises_its_error_for_each_status(

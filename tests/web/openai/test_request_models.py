@@ -11,11 +11,15 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from aiochatstream import ChatStream, GenerationParams
+from aiochatstream.engines.transformers import TransformersEngine
+from aiochatstream.params import ThinkingLevel
 from aiochatstream.web.openai.chat import template_message
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.response_request import ResponseRequest
+from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import ClientOf, StartServer, echo
+from tests.prompts.templates import QWEN, with_template
 from tests.web.openai.helpers import HI, ConstrainedEngine, OpenAIClientOf, SpyEngine
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -290,3 +294,62 @@ async def test_a_seed_may_be_negative(start: StartServer, openai_of: OpenAIClien
     first, again, *_ = seeds = [params.seed for params in engine.params]
     assert first == again
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("effort", "levels", "thinking"),
+    [
+        ("none", ("auto", "off", "high"), "off"),
+        ("minimal", ("auto", "off", "high"), "high"),
+        ("xhigh", ("auto", "low", "medium", "high"), "high"),
+        ("none", ("auto", "low", "medium", "high"), "low"),
+        ("medium", (), None),
+        (None, ("auto", "off", "high"), None),
+    ],
+)
+def test_an_effort_is_the_nearest_level_of_the_model(
+    effort: str | None, levels: tuple[ThinkingLevel, ...], thinking: str | None
+) -> None:
+    chat = ChatCompletionRequest.model_validate({"messages": HI, "reasoning_effort": effort, "temperature": 1})
+    reasoning = None if effort is None else {"effort": effort, "summary": "auto"}
+    response = ResponseRequest.model_validate({"input": "Hello", "reasoning": reasoning, "temperature": 1})
+    for request in (chat, response):
+        overrides = request.overrides_for(levels)
+        assert (overrides.thinking, overrides.temperature) == (thinking, 1)
+
+
+async def test_an_unknown_effort_is_refused(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    client = openai_of(await start(ChatStream(engine=echo)))
+    for field, value, name in (
+        ("reasoning_effort", "huge", "reasoning_effort"),
+        ("chat_template_kwargs", [1], "chat_template_kwargs"),
+        ("chat_template_kwargs", {"a b": 1}, "chat_template_kwargs"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=f"{name}: must be ") as error:
+            await client.chat.completions.create(model="", messages=HI, extra_body={field: value})
+        assert error.value.param == name
+
+
+async def test_effort_and_variables_reach_the_template(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    engine = TransformersEngine(tiny(), with_template(QWEN, BYTES), optimize=False)
+    client = openai_of(await start(ChatStream(engine=engine, params=GenerationParams(temperature=0))))
+
+    async def prompt_tokens(**options: Any) -> int:
+        completion = await client.chat.completions.create(model="", messages=HI, max_tokens=1, extra_body=options)
+        assert completion.usage is not None
+        return completion.usage.prompt_tokens
+
+    plain = await prompt_tokens()
+    closed = plain + len("<think>\n\n</think>\n\n")
+    assert await prompt_tokens(reasoning_effort="high") == plain
+    assert await prompt_tokens(reasoning_effort="none") == closed
+    assert await prompt_tokens(chat_template_kwargs={"enable_thinking": False}) == closed
+    assert await prompt_tokens(reasoning_effort="none", chat_template_kwargs={"enable_thinking": True}) == plain
+    response = await client.responses.create(
+        model="", input=str(HI[0]["content"]), max_output_tokens=1, reasoning={"effort": "none"}
+    )
+    assert response.usage is not None
+    assert response.usage.input_tokens == closed
+    with pytest.raises(openai.BadRequestError, match="accepts enable_thinking, language") as error:
+        await prompt_tokens(chat_template_kwargs={"tools": []})
+    assert error.value.param == "chat_template_kwargs.tools"

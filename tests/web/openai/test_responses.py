@@ -56,8 +56,8 @@ async def test_invalid_and_unsupported_fields_of_responses_are_a_400_with_the_fi
         "tools": ([{"type": "web_search"}], "is not supported"),
         "background": (True, "is not supported"),
         "n": (2, "is not supported"),
-        "reasoning": ({"effort": "high"}, "is not supported"),
-        "max_output_tokens": (1000, "must be from 1 to 256 on this server"),
+        "reasoning": ({"effort": "huge"}, "reasoning.effort: must be .none., .minimal."),
+        "max_output_tokens": (0, "must be a whole number of tokens from 1"),
         "top_logprobs": (1, "not supported by this engine"),
         "max_tokens": (5, "must be sent as max_output_tokens"),  # fields of other endpoints
         "response_format": ({"type": "json_object"}, "must be sent as text.format"),

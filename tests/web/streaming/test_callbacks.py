@@ -14,7 +14,7 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, Limits, MemoryStorage
+from aiochatstream import ChatStream, Conversation, Limits, MemoryStorage
 from tests.helpers import Client, ClientOf, MakeStepper, PendingResponse, Server, echo, until
 
 pytestmark = pytest.mark.both_loops
@@ -142,6 +142,32 @@ async def test_callbacks_receive_disconnects_before_and_during_streaming(
     await until(lambda: server.idle and len(recorder.messages) == 2)
     assert dict(recorder.messages) == {"while-1": WHILE, "while-22": WHILE}
     await asyncio.gather(*waiting, *streaming, return_exceptions=True)
+
+
+async def test_a_callback_can_read_the_conversation(serve: Serve, stepper: MakeStepper, client_of: ClientOf) -> None:
+    conversations: list[Conversation | None] = []
+
+    async def answer(chat_stream: ChatStream, request: web.Request) -> web.StreamResponse:
+        def callback(request: web.Request, message: str) -> None:
+            conversations.append(chat_stream.conversation_of(request))
+
+        return await chat_stream.handle_chat_stream_request(request, callback=callback)
+
+    engine = stepper()
+    server = await serve(ChatStream(engine=engine), answer)
+    client = client_of(server)
+    assert await read(client, user_input="") == 422
+    await until(lambda: conversations == [None])
+    asking = asyncio.create_task(read(client))
+    engine.allow()
+    await until(lambda: any(turn.text for turn in server.chat_stream.running_turns))
+    asking.cancel()
+    await until(lambda: server.stopping)
+    engine.allow()
+    await until(lambda: len(conversations) == 2)
+    assert conversations[1] is not None
+    (turn,) = conversations[1].turns
+    assert (turn.user, turn.answer[:2], turn.state) == ("hi", "1 ", "interrupted")
 
 
 @pytest.mark.parametrize("accept", ACCEPTS)

@@ -155,6 +155,10 @@ export const en = {
   top_p_value_hint: "Sample from the most likely tokens whose probabilities add up to this value.",
   max_new_tokens: "Maximum length",
   max_new_tokens_hint: "In tokens.",
+  source_user: "yours",
+  source_app: "the server’s",
+  source_model: "the model’s own",
+  source_default: "default",
   defaults: "Reset to the server’s defaults",
   show_times: "Show tokens and times under answers",
 

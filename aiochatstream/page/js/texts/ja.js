@@ -139,6 +139,10 @@ export const ja = {
   top_p_value_hint: "確率の高い順に、合計がこの値に達するまでのトークンから選びます。",
   max_new_tokens: "応答の最大長",
   max_new_tokens_hint: "単位はトークンです。",
+  source_user: "あなたの設定",
+  source_app: "サーバーの設定",
+  source_model: "モデルの設定",
+  source_default: "既定値",
   defaults: "サーバーの既定値に戻す",
   show_times: "応答の下にトークン数と時間を表示する",
 

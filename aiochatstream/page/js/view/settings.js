@@ -5,6 +5,7 @@ import { byId, h, iconButton, textButton } from "./dom.js";
 import { reportErrors } from "./notices.js";
 
 /** @typedef {import("../api.js").Api} Api */
+/** @typedef {import("../api.js").GenerationParams} GenerationParams */
 /** @typedef {import("../store.js").Store} Store */
 
 /** The parameters: name in the response, name in the limits, step of the slider. */
@@ -21,6 +22,8 @@ const MAX_SYSTEM_LENGTH = "10000";
 export class SettingsPanel {
   #panel = byId("settings");
   #params = h("div", { class: "params" });
+  /** Elements that name the origin of each value, by the parameter's name in the response. @type {Record<string, HTMLElement>} */
+  #sources = {};
   #api;
   #store;
   #onDisplayChange;
@@ -81,14 +84,24 @@ export class SettingsPanel {
     ]);
   }
 
-  /** @param {Awaited<ReturnType<Api["params"]>>} response */
-  #draw({ generation_params: values, limits = {} }) {
+  /** @param {GenerationParams} response */
+  #draw(response) {
+    const { generation_params: values, limits = {} } = response;
     const rows = PARAMS.filter(([, name]) => limits[name]).map(([key, name, step]) => {
       const [min, max] = limits[name] ?? [0, 0];
       return this.#row(key, name, Number(values[key]), { min, max, step });
     });
     const reset = textButton(t("defaults"), () => this.#set(Object.fromEntries(PARAMS.map(([key]) => [key, null]))));
     this.#params.replaceChildren(...rows, reset);
+    this.#showSources(response);
+  }
+
+  /** @param {GenerationParams} response */
+  #showSources({ sources = {} }) {
+    for (const [key, element] of Object.entries(this.#sources)) {
+      const source = sources[key];
+      element.textContent = source ? t(`source_${source}`) : "";
+    }
   }
 
   /**
@@ -102,7 +115,7 @@ export class SettingsPanel {
     const bounds = { min: String(min), max: String(max) };
     const slider = h("input", { type: "range", ...bounds, step: String(step), "aria-hidden": "true", tabindex: "-1" });
     const number = h("input", {
-      type: "number", id, ...bounds, step: String(step), "aria-describedby": `${id}-hint`, inputmode: "decimal",
+      type: "number", id, ...bounds, step: String(step), "aria-describedby": `${id}-hint ${id}-source`, inputmode: "decimal",
     });
     number.value = slider.value = String(value);
     slider.addEventListener("input", () => (number.value = slider.value));
@@ -116,8 +129,9 @@ export class SettingsPanel {
       number.value = slider.value = String(Number.isInteger(step) ? Math.round(clamped) : clamped);
       void this.#set({ [key]: Number(number.value) });
     });
+    const source = (this.#sources[key] = h("span", { class: "soft", id: `${id}-source` }));
     return h("div", { class: "param" }, [
-      h("div", { class: "param-head" }, [h("label", { for: id }, [t(key)]), number]),
+      h("div", { class: "param-head" }, [h("label", { for: id }, [t(key)]), source, number]),
       slider,
       h("p", { class: "soft", id: `${id}-hint` }, [t(`${key}_hint`)]),
     ]);
@@ -126,7 +140,7 @@ export class SettingsPanel {
   /** @param {Record<string, number | null>} changes */
   async #set(changes) {
     await reportErrors(async () => {
-      await this.#api.setParams(changes);
+      this.#showSources(await this.#api.setParams(changes));
       if (Object.values(changes).includes(null)) this.#draw(await this.#api.params());
     });
   }
