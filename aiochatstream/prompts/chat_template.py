@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 import string
@@ -19,7 +20,6 @@ from aiochatstream.prompts.template_traits import (
     TemplateTraits,
     as_parts,
     refusals,
-    template_errors,
     traits_of,
 )
 from aiochatstream.prompts.tools import parse_arguments
@@ -141,12 +141,12 @@ def render_messages(
     try:
         try:
             return render(normalized)
-        except template_errors():
-            adapted = _without_empty_answers([_with_short_ids(message) for message in normalized])
-            if adapted == normalized:
-                raise
-            with suppress(*refusals()):
-                return render(adapted)
+        except refusals():
+            for adapt in (_with_short_ids, _with_text_arguments, _with_texts_in_thoughts):
+                adapted = _without_empty_answers([adapt(message) for message in normalized])
+                if adapted != normalized:
+                    with suppress(*refusals()):
+                        return render(adapted)
             raise
     except refusals() as error:
         reason = str(error).removesuffix(".")
@@ -283,6 +283,26 @@ def _with_short_ids(message: Message) -> Message:
             for call in shortened["tool_calls"]
         ]
     return shortened
+
+
+def _with_text_arguments(message: Message) -> Message:
+    """Return ``message`` with the arguments of calls as JSON, which DeepSeek's templates require."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
+        for call in message["tool_calls"]
+        for arguments in [call["function"]["arguments"]]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _with_texts_in_thoughts(message: Message) -> Message:
+    """Return ``message`` with the text before calls as a part of the thought: gpt-oss's template accepts only one."""
+    field = next((field for field in THOUGHT_FIELDS if message.get(field)), None)
+    if field is None or not message.get("tool_calls") or not message.get("content"):
+        return message
+    return {**message, field: f"{message[field]}\n\n{message['content']}", "content": ""}
 
 
 def _without_empty_answers(messages: list[Message]) -> list[Message]:

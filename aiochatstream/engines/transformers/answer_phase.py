@@ -44,8 +44,10 @@ class AnswerPhase:
         control = answer_format.control_tokens
         closed = control.keys() & self._close_ids & set(prompt.token_ids[-len(self._close_ids) - 1 :])
         may_think = params.thinking != "off" and self._budget != 0 and not closed and not prompt.continued
-        begins = self._reader.region == "content" and bool(self._open_ids) and self._open_ids[0] in control
-        self._may_open = may_think and begins
+        has_mark = bool(self._open_ids) and (
+            self._open_ids[0] in control or (matcher is not None and not answer_format.is_blank(self._open_ids[0]))
+        )
+        self._may_open = may_think and has_mark and self._reader.region == "content"
         """True at the first token, if it may begin a thought instead of the content."""
         self._matching = False
         """True from the beginning of the content on, if there is a grammar."""
@@ -78,7 +80,7 @@ class AnswerPhase:
 
     def advance(self, token: int) -> None:
         """Append ``token``, which must be allowed."""
-        opens, self._may_open = self._may_open and token == self._open_ids[0], False
+        opens, self._may_open = self._opens(token), False
         if opens:
             self._matching = False
             self._forced.extend(self._open_ids[1:])
@@ -93,6 +95,12 @@ class AnswerPhase:
         except Exception:  # noqa: BLE001 - the reader of the answer's own thread raises it as well
             return
         self._enter(region, token)
+
+    def _opens(self, token: int) -> bool:
+        """Return True if ``token`` begins a thought. A token of the grammar does not."""
+        if not self._may_open or token != self._open_ids[0]:
+            return False
+        return self._matcher is None or not self._matcher.allows(token)
 
     def _enter(self, previous: Region, token: int = -1) -> None:
         """Force the tokens that must follow, or apply the grammar, in the reader's region.

@@ -11,6 +11,7 @@ from aiochatstream.engines.base import ToolCall
 from aiochatstream.engines.transformers.call_bodies import CallBody, CallEnd, call_body
 from aiochatstream.engines.transformers.marked_text import MarkedText
 from aiochatstream.engines.transformers.response_template import (
+    KINDS,
     MAX_MARK_LENGTH,
     Field,
     Kind,
@@ -42,7 +43,7 @@ MAX_INVALID_CALLS = 100
 """Maximum number of invalid calls in a response, after which calls are text: each may cost a scan of the response."""
 
 OPEN_THINKING = ("<think>", "<think>\n", "[THINK]", "<|channel>thought\n", "<|channel|>analysis<|message|>")
-"""Texts that may begin a thought."""
+"""Texts that may begin a thought, besides the marks of the template itself."""
 
 CLOSE_THINKING = (
     "\n</think>\n\n",
@@ -50,7 +51,7 @@ CLOSE_THINKING = (
     "<channel|>",
     "<|end|><|start|>assistant<|channel|>final<|message|>",
 )
-"""Texts that may end a thought and begin the content."""
+"""Texts that may end a thought and begin the content, besides the marks of the template itself."""
 
 DECODER = json.JSONDecoder(strict=False)
 
@@ -86,15 +87,24 @@ def load_response_template(
     Raise ValueError, with the name of the field, if the template is invalid.
     """
     template = compile_response_template(spec, control_tokens, special_tokens)
-    for begin in OPEN_THINKING:
+    for begin in (*OPEN_THINKING, *_thought_marks(spec, "open")):
         if _read(template, begin, "a") == [Thought("a")]:
             ends = (
                 end
-                for end in CLOSE_THINKING
+                for end in (*CLOSE_THINKING, *_thought_marks(spec, "close"))
                 if _read(template, begin, "a", end, "b") == [Thought("a"), ContentText("b")]
             )
             return replace(template, open_thinking=begin, close_thinking=next(ends, None))
     return template
+
+
+def _thought_marks(spec: dict[str, Any], name: str) -> list[str]:
+    """Return the marks of thoughts that the template specifies as texts.
+
+    :param name: ``open`` or ``close``.
+    """
+    marks = [field.get(name) for key, field in spec["fields"].items() if KINDS.get(key) == "thinking"]
+    return [text for mark in marks for text in ([mark] if isinstance(mark, str) else mark or ())]
 
 
 def _read(template: ResponseTemplate, *texts: str) -> list[Part]:
