@@ -22,6 +22,7 @@ import torch
 from cryptography.fernet import Fernet
 from filelock import FileLock
 from platformdirs import user_cache_path
+from transformers import LlamaConfig
 
 from aiochatstream.engines.transformers import loading
 from tests.engines.transformers.checkpoints import save_model, save_sarashina_tokenizer
@@ -240,7 +241,7 @@ def test_a_gguf_file_is_converted_once_with_progress(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_template_serves_completions_or_the_selected_format(tmp_path: Path) -> None:
-    folder = save_model(save_sarashina_tokenizer(tmp_path / "base"))
+    folder = save_model(save_sarashina_tokenizer(tmp_path / "base"), LlamaConfig)
     question = {"user_input": "Hello", "params": {"max_new_tokens": 4}}
     with serve(tmp_path / "completions", str(folder), "--context-len", "512") as process:
         url = url_when_ready(process)
