@@ -126,7 +126,11 @@ def run(request: dict[str, Any], descriptors: list[int]) -> None:
     first, *arguments = request["arguments"]
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [folder for folder in folders if folder and folder not in sys.path]
-    if first == "-m":
+    if first == "-c":
+        sys.path[0] = ""
+        sys.argv = ["-c", *arguments[1:]]
+        exec(compile(arguments[0], "<string>", "exec"), vars(sys.modules["__main__"]))  # noqa: S102
+    elif first == "-m":
         sys.path[0] = request["cwd"]
         sys.argv = arguments
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

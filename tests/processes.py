@@ -104,7 +104,7 @@ class Process:
 class ForkedProgram:
     """A Python program that the fork server has started: as Popen, without the seconds that imports take.
 
-    :param command: :data:`PYTHON`, and a script or ``-m`` and a module, with their arguments.
+    :param command: :data:`PYTHON`, and a script, ``-m`` and a module, or ``-c`` and code, with their arguments.
     :param streams: descriptors of its input, output and errors.
     :param env: its environment. Packages that the server has imported do not see changes of the variables that they
         read when imported (``HF_HOME``, ``OMP_NUM_THREADS``).
