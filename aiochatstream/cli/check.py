@@ -74,7 +74,8 @@ def _check(options: argparse.Namespace) -> tuple[str, list[CheckResult]]:
         with show_progress(texts.loading_name.format(name=name)):
             engine.load(1, options.context_len)
         prompt_class = prompt_class_of(engine.tokenizer)
-        model = LoadedModel(engine, options.model, prompt_class, CHECK_TEXTS[options.locale], texts)
+        check_texts = CHECK_TEXTS[options.locale]
+        model = LoadedModel(engine, options.model, prompt_class, check_texts, texts, options.context_len)
         return engine.describe()["model"], run_checks(model)
     except Exception as error:  # noqa: BLE001 - loading a model may raise any error
         return name, [CheckResult("loading", "broken", str(error) or repr(error))]

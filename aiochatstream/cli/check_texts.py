@@ -24,7 +24,7 @@ class CheckTexts:
     batching: str
     context: str
     template: str
-    end: str
+    answer: str
     response: str
     thought: str
     call: str
@@ -83,7 +83,7 @@ EN = CheckTexts(
     batching="batching",
     context="context",
     template="chat template",
-    end="end of answer",
+    answer="answers",
     response="response template",
     thought="thoughts",
     call="tool calls",
@@ -100,7 +100,7 @@ EN = CheckTexts(
     context_unlimited="the model states no limit",
     no_template="none: only /v1/completions is available; choose a format with {remedy}",
     preset="{name}, a preset of prompts",
-    roles="{system}, {tools}, {switch}; an answer begins with {start}",
+    roles="{system}, {tools}, {switch}",
     system_yes="system prompt",
     system_no="no system role (part of the first message)",
     tools_yes="tools",
@@ -108,9 +108,9 @@ EN = CheckTexts(
     switch_yes="thinking: {levels}",
     switch_no="no thinking switch",
     no_user="messages of users are not rendered",
-    eos_ends="{end} ends it",
-    eos_misses="{end} is not an end-of-sequence token of the model: answers may not stop",
-    end_unknown="not in the chat template",
+    eos_ends="begin with {start}, end with {end}",
+    eos_misses="begin with {start}; may not stop: {end} is not an end-of-sequence token of the model",
+    end_unknown="begin with {start}; the chat template ends them without a special token",
     of_checkpoint="the checkpoint's",
     of_table="{name}, built in",
     no_response_template="none: thoughts are text",
@@ -141,7 +141,7 @@ JA = CheckTexts(
     batching="バッチ処理",
     context="コンテキスト",
     template="チャットテンプレート",
-    end="応答の終わり",
+    answer="応答",
     response="応答テンプレート",
     thought="思考",
     call="ツール呼び出し",
@@ -158,7 +158,7 @@ JA = CheckTexts(
     context_unlimited="モデルに上限の指定はありません",
     no_template="なし: /v1/completions だけを使えます。{remedy} で形式を指定してください",
     preset="{name}（プロンプトのプリセット）",
-    roles="{system}、{tools}、{switch}。応答の始まりは {start} です",
+    roles="{system}、{tools}、{switch}",
     system_yes="システムプロンプトあり",
     system_no="system ロールなし（最初のメッセージに含めます）",
     tools_yes="ツールあり",
@@ -166,9 +166,9 @@ JA = CheckTexts(
     switch_yes="思考の切り替え: {levels}",
     switch_no="思考の切り替えなし",
     no_user="ユーザーのメッセージが出力されません",
-    eos_ends="{end} で終わります",
-    eos_misses="{end} はモデルの終了トークンではないため、応答が止まらないことがあります",
-    end_unknown="チャットテンプレートにありません",
+    eos_ends="{start} で始まり、{end} で終わります",
+    eos_misses="{start} で始まります。{end} が終了トークンではないため、止まらないことがあります",
+    end_unknown="{start} で始まります。チャットテンプレートに終わりの特殊トークンがありません",
     of_checkpoint="チェックポイントのもの",
     of_table="{name}（組み込み）",
     no_response_template="なし: 思考もテキストとして扱います",

@@ -54,6 +54,7 @@ class LoadedModel:
 
     source: the model as the user specified it; None for the small model.
     prompt_class: format of its prompts.
+    context_len: maximum number of tokens of prompt and answer; None for the model's limit.
     """
 
     engine: TransformersEngine
@@ -61,6 +62,7 @@ class LoadedModel:
     prompt_class: type[AbstractChatPrompt]
     check_texts: CheckTexts
     texts: Texts
+    context_len: int | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -113,7 +115,7 @@ def check_weights(model: LoadedModel) -> CheckResult:
 def check_speed(model: LoadedModel) -> CheckResult:
     """Report the device, the dtype and the speed of a short answer."""
     engine, description = model.engine, model.engine.describe()
-    prompt = Prompt([], list(model.tokenizer.encode("Hello")), chat=False)
+    prompt = Prompt([], list(model.tokenizer.encode("Hello")) or [0], chat=False)
     params = GenerationParams(max_new_tokens=SPEED_TOKENS, temperature=0.0, ignore_eos=True)
     try:
         times = [time.perf_counter() for delta in engine.generate(prompt, params) if delta.token_ids]
@@ -137,7 +139,7 @@ def check_batching(model: LoadedModel) -> CheckResult:
 def check_context(model: LoadedModel) -> CheckResult:
     """Report the maximum length of the context, its size, and the number of slots that fit in memory."""
     engine = model.engine
-    context = engine.max_context_len
+    context = min(filter(None, (engine.max_context_len, model.context_len)), default=None)
     if context is None:
         return model.result("context", "ok", "context_unlimited")
     if engine.kv_token_bytes is None or engine.max_kv_cache_bytes is None:
@@ -163,21 +165,23 @@ def check_template(model: LoadedModel) -> CheckResult:
         system=texts.system_yes if traits.system else texts.system_no,
         tools=texts.tools_yes if traits.tools else texts.tools_no,
         switch=texts.switch_yes.format(levels=", ".join(levels)) if levels else texts.switch_no,
-        start=_quoted(_answer_start(model)),
     )
 
 
-def check_end(model: LoadedModel) -> CheckResult:
-    """Report whether the token after an answer in the chat template ends answers."""
+def check_answer(model: LoadedModel) -> CheckResult:
+    """Report the text that begins an answer, and whether the token after it in the chat template ends answers."""
+    start = _quoted(_answer_start(model))
     whole = model.render(QUESTION, {"role": "assistant", "content": CONTENT})
-    ids = model.tokenizer.encode(whole.rpartition(CONTENT)[2], add_special_tokens=False)
-    if not ids:
-        return model.result("end", "warning", "end_unknown")
-    eos = [id_ for id_ in ids if id_ in model.engine.eos_ids]
-    end = _quoted(model.tokenizer.decode([*eos, *ids][:1]))
-    if not eos:
-        return model.result("end", "broken", "eos_misses", end=end)
-    return model.result("end", "ok", "eos_ends", end=end)
+    tokenizer, eos_ids = model.tokenizer, model.engine.eos_ids
+    control_ids = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} | eos_ids
+    ids = tokenizer.encode(whole.rpartition(CONTENT)[2], add_special_tokens=False)
+    ends = sorted((id_ for id_ in ids if id_ in control_ids), key=lambda id_: id_ not in eos_ids)
+    if not ends:
+        return model.result("answer", "warning", "end_unknown", start=start)
+    end = _quoted(tokenizer.decode(ends[:1]))
+    if ends[0] not in eos_ids:
+        return model.result("answer", "broken", "eos_misses", start=start, end=end)
+    return model.result("answer", "ok", "eos_ends", start=start, end=end)
 
 
 def check_response_template(model: LoadedModel) -> CheckResult:
@@ -269,7 +273,7 @@ CHECKS: Mapping[str, Check] = {
     "batching": check_batching,
     "context": check_context,
     "template": check_template,
-    "end": check_end,
+    "answer": check_answer,
     "response": check_response_template,
     "thought": check_thought,
     "call": check_call,
@@ -279,7 +283,7 @@ CHECKS: Mapping[str, Check] = {
 }
 """Checks by name, in the order of the screen."""
 
-TEMPLATE_CHECKS = {"end", "response", "thought", "call"}
+TEMPLATE_CHECKS = {"answer", "response", "thought", "call"}
 """Checks of models whose prompts are written by a chat template."""
 
 
