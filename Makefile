@@ -25,6 +25,7 @@ test-fast: setup
 test-clients: setup
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement tests/clients/requirements.txt
+	if command -v npm >/dev/null; then npm ci --prefix tests/clients --ignore-scripts; fi
 	.venv-clients/bin/python tests/clients/try_clients.py
 
 lint: setup page-tools

@@ -142,11 +142,11 @@ def render_messages(
         try:
             return render(normalized)
         except template_errors():
-            with_short_ids = [_with_short_ids(message) for message in normalized]
-            if with_short_ids == normalized:
+            adapted = _without_empty_answers([_with_short_ids(message) for message in normalized])
+            if adapted == normalized:
                 raise
             with suppress(*refusals()):
-                return render(with_short_ids)
+                return render(adapted)
             raise
     except refusals() as error:
         reason = str(error).removesuffix(".")
@@ -283,6 +283,24 @@ def _with_short_ids(message: Message) -> Message:
             for call in shortened["tool_calls"]
         ]
     return shortened
+
+
+def _without_empty_answers(messages: list[Message]) -> list[Message]:
+    """Return ``messages`` without the assistant's empty ones, which some templates refuse; the user messages before and
+    after such a message become one.
+    """
+    joined: list[Message] = []
+    skipped = False
+    for message in messages:
+        if message["role"] == "assistant" and not message.get("content") and not message.get("tool_calls"):
+            skipped = True
+        elif skipped and joined and joined[-1]["role"] == message["role"] == "user":
+            joined[-1] = {**message, "content": f"{joined[-1]['content']}\n\n{message['content']}"}
+            skipped = False
+        else:
+            joined.append(message)
+            skipped = False
+    return joined
 
 
 def _short_id(call_id: str) -> str:

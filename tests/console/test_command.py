@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from transformers import LlamaConfig
 
 from aiochatstream import ChatStream, GenerationParams
 from tests.console.terminal import terminal
@@ -97,7 +98,7 @@ async def test_errors_are_one_sentence(start: Start, arguments: str, code: int, 
 
 
 async def test_a_model_without_a_template_requires_a_format(tmp_path: Path) -> None:
-    folder = str(save_model(save_sarashina_tokenizer(tmp_path)))
+    folder = str(save_model(save_sarashina_tokenizer(tmp_path), LlamaConfig))
     options = ("--context-len", "512", "--max-new-tokens", "4")
     code, out, err = await run_filter("hello\n", folder, *options)
     assert (code, out) == (2, "")

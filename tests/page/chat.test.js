@@ -530,3 +530,57 @@ test("a message is retried while a draining server restarts", async (context) =>
   await pass(2000);
   assert.deepEqual(turnsIn(chat), [["Hi", "x", "complete"]]);
 });
+
+const thinking = (text) => ({ event: "thinking", data: { text } });
+
+test("thoughts and their duration are separate from the answer", async () => {
+  const events = [thinking("Hm, "), thinking("so."), delta("Yes"), thinking("Or?"), delta(", no"), done()];
+  const { chat } = await loadChat(apiWith({ events }));
+  await chat.send("Hi");
+  assert.deepEqual(turnsIn(chat), [["Hi", "Yes, no", "complete"]]);
+  assert.deepEqual([chat.last?.thinking, chat.last?.thinkingSince], ["Hm, so.Or?", null]);
+  assert.ok(Number(chat.last?.thinkingMs) >= 0);
+});
+
+test("a thought without an answer is shown if it reached the maximum length", async () => {
+  const { chat } = await loadChat(apiWith({ events: [thinking("Hm"), done({ finish_reason: "thinking_length" })] }));
+  await chat.send("Hi");
+  assert.deepEqual(turnsIn(chat), [["Hi", "", "complete"]]);
+  assert.deepEqual([chat.last?.thinking, chat.last?.finish], ["Hm", "thinking_length"]);
+});
+
+test("a connection that is lost during the thought offers the message again", async () => {
+  const { chat } = await loadChat(apiWith({ events: [thinking("Hm"), new Error("lost")] }));
+  await chat.send("Hi");
+  assert.deepEqual([turnsIn(chat), chat.refused?.request.text], [[], "Hi"]);
+});
+
+test("thoughts are read from the history, and remain on the screen if it does not contain them", async () => {
+  const api = apiWith({ events: [thinking("Hm"), delta("3"), done({ message_id: "c", turn: 3 })], turn: 2 });
+  const answers = { message_id: "c", role: "assistant", content: "3" };
+  api.history = async () => ({ turn: 2, messages: HISTORY.map((message) => ({ ...message, thinking: "Why?" })) });
+  const { chat } = await loadChat(api);
+  assert.deepEqual(chat.turns.map((turn) => turn.thinking), ["Why?", "Why?"]);
+  await chat.send("three");
+  api.history = async () => ({ turn: 3, messages: [...HISTORY, { role: "user", content: "three" }, answers] });
+  await chat.load();
+  assert.deepEqual(chat.turns.map((turn) => turn.thinking), ["Why?", "Why?", "Hm"]);
+});
+
+test("an interrupted answer that cannot be continued keeps its thoughts", async () => {
+  const failure = { event: "error", data: { error: { error: "internal_server_error", detail: "broke" } } };
+  const { chat } = await loadChat(apiWith({ events: [thinking("Hm"), failure], messages: HISTORY, turn: 2 }));
+  await chat.submit({ kind: "continue" });
+  assert.deepEqual([turnsIn(chat).at(-1), chat.last?.thinking], [["two", "2", "interrupted"], ""]);
+});
+
+test("requests contain the generation parameters", async () => {
+  const api = apiWith({ events: [delta("x"), done()] });
+  const params = {};
+  const chat = new Chat(api, new Store(memoryBackend(), "/"), "main", () => params);
+  await chat.load();
+  await chat.send("one");
+  Object.assign(params, { thinking: "low" });
+  await chat.send("two");
+  assert.deepEqual(api.requests.map((body) => body.params), [undefined, { thinking: "low" }]);
+});

@@ -18,6 +18,11 @@ test("a conversation is read with its system prompt", () => {
   });
 });
 
+test("thoughts are read", () => {
+  const messages = [MESSAGES[0], { ...MESSAGES[1], thinking: "Hm" }];
+  assert.deepEqual(parseConversation(JSON.stringify({ messages }))?.messages, messages);
+});
+
 test("a running answer is read as interrupted, and unknown fields are ignored", () => {
   const [user, answer] = MESSAGES;
   const messages = [{ ...user, colour: "red" }, { ...answer, state: "running", message_id: 5 }];

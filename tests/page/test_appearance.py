@@ -12,11 +12,11 @@ import pytest
 from aiohttp import web
 from playwright.async_api import Page, expect
 
-from aiochatstream import ChatStream, GenerationParams, MemoryStorage
+from aiochatstream import ChatStream, Delta, GenerationParams, MemoryStorage
 from tests.helpers import role_of, serving, until
 from tests.page.chat_page import ChatPage
-from tests.page.engines import Messages, echo_chunks
-from tests.page.fixtures import ContextOptions, MakeStepper, StartServer, Visit
+from tests.page.engines import Messages, echo_chunks, thought
+from tests.page.fixtures import ContextOptions, MakeDeltaStepper, MakeStepper, StartServer, Visit
 from tests.page.test_composer import PHONE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
@@ -156,6 +156,33 @@ async def test_page_is_accessible_and_not_wider_than_its_window(
     await expect(chat.refusal).to_be_visible()
     await check("refusal")
     assert {state: problems for state, problems in results.items() if problems} == {}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_thoughts_are_accessible_and_not_wider_than_the_window(
+    start: StartServer,
+    visit: Visit,
+    delta_stepper: MakeDeltaStepper,
+    axe: str,
+    monkeypatch: pytest.MonkeyPatch,
+    look: str,
+) -> None:
+    monkeypatch.setattr(ChatStream, "thinking_levels", ("off", "low", "medium", "high"))
+    engine = delta_stepper(thought("a-very-long-word" * 20), Delta("Yes", (1,)))
+    options: ContextOptions = {"reduced_motion": "reduce", **LOOKS[look]}
+    chat = ChatPage(await visit((await start(ChatStream(engine=engine))).url, **options))
+    page = chat.page
+    await page.evaluate(axe)
+    await expect(page.locator("#thinking")).to_be_visible()
+    await chat.write("Go")
+    await chat.send_button.click()
+    engine.next()
+    await expect(chat.thought_line()).to_be_visible()
+    assert [*await violations(page), *await overflowing(page)] == []
+    await chat.thought_line().click()
+    engine.next()
+    await chat.expect_state("complete")
+    assert [*await violations(page), *await overflowing(page)] == []
 
 
 async def test_language_follows_the_browser_and_can_be_changed(start: StartServer, visit: Visit) -> None:

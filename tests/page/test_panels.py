@@ -85,7 +85,7 @@ async def test_each_value_has_its_origin(start: StartServer, visit: Visit) -> No
     for name, origin in origins.items():
         await expect(page.locator(f"#param-{name}-source")).to_have_text(origin)
     await expect(page.get_by_label("Temperature")).to_have_accessible_description(re.compile("the model’s own$"))
-    await set_and_wait(ChatPage(page), page.get_by_label("Temperature"), "0.6")
+    await set_and_wait(ChatPage(page), page.get_by_label("Temperature"), "0.9")
     await expect(page.locator("#param-temperature-source")).to_have_text("yours")
     await set_and_wait(ChatPage(page), page.get_by_label("Temperature"), "")
     await expect(page.locator("#param-temperature-source")).to_have_text("the model’s own")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Awaitable
 
 import pytest
 from playwright.async_api import Page, expect
@@ -250,6 +252,15 @@ async def test_unfolding_a_thought_at_the_end_keeps_its_place(start: StartServer
     await expect(chat.thought_line()).to_be_in_viewport()
 
 
+async def params_of(chat: ChatPage, sending: Awaitable[None]) -> dict[str, object] | None:
+    """Return the generation parameters of the request that ``sending`` causes."""
+    async with chat.page.expect_request("**/chat_stream") as request:
+        await sending
+    body = json.loads((await request.value).post_data or "")
+    params: dict[str, object] | None = body.get("params")
+    return params
+
+
 async def test_level_of_thinking_is_sent_and_remembered(
     start: StartServer, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,18 +270,12 @@ async def test_level_of_thinking_is_sent_and_remembered(
     select = chat.page.get_by_label("Thinking", exact=True)
     await expect(select.locator("option")).to_have_text(["Auto", "Off", "Low", "Medium", "High"])
     await expect(select).to_have_value("auto")
-    async with chat.page.expect_request("**/chat_stream") as request:
-        await chat.ask("one")
-    assert "params" not in (await request.value).post_data_json
+    assert await params_of(chat, chat.ask("one")) is None
     await select.select_option("low")
-    async with chat.page.expect_request("**/chat_stream") as request:
-        await chat.ask("two")
-    assert (await request.value).post_data_json["params"] == {"thinking": "low"}
+    assert await params_of(chat, chat.ask("two")) == {"thinking": "low"}
     await chat.page.reload()
     await expect(select).to_have_value("low")
-    async with chat.page.expect_request("**/chat_stream") as request:
-        await chat.click("regenerate")
-    assert (await request.value).post_data_json["params"] == {"thinking": "low"}
+    assert await params_of(chat, chat.click("regenerate")) == {"thinking": "low"}
     await chat.expect_state("complete")
 
 
@@ -287,21 +292,20 @@ async def test_level_of_thinking_may_be_a_switch(
         await expect(select).to_have_value("off")
 
 
-async def test_level_of_thinking_is_hidden_without_a_switch_and_then_not_sent(
-    start: StartServer, visit: Visit, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("levels", [(), ("auto",)])
+async def test_level_of_thinking_is_hidden_without_a_choice_and_then_not_sent(
+    start: StartServer, visit: Visit, monkeypatch: pytest.MonkeyPatch, levels: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(ChatStream, "thinking_levels", ("off", "high"))
     server = await start(ChatStream(engine=DeltaEngine(*THOUGHTFUL)))
     chat = ChatPage(await visit(server.url, **PHONE))
     await chat.page.locator("#thinking-level").select_option("off")
-    monkeypatch.setattr(ChatStream, "thinking_levels", ())
+    monkeypatch.setattr(ChatStream, "thinking_levels", levels)
     await chat.page.reload()
     await expect(chat.page.locator("#welcome")).to_be_visible()
     await expect(chat.page.locator("#thinking")).to_be_hidden()
     await chat.write("one")
-    async with chat.page.expect_request("**/chat_stream") as request:
-        await chat.send_button.click()
-    assert "params" not in (await request.value).post_data_json
+    assert await params_of(chat, chat.send_button.click()) is None
     await chat.expect_state("complete")
 
 

@@ -292,3 +292,20 @@ def test_the_message_to_continue_must_be_an_assistants_text(
 def test_rendering_without_a_template_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no chat template.*chat_prompt_clazz"):
         render_messages(ByT5Tokenizer(), [USER])
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_empty_answers_are_omitted_if_the_template_refuses_them(
+    tokenizer: PreTrainedTokenizerBase, refuses: bool
+) -> None:
+    refusal = (
+        "{%- if message.role == 'assistant' and not message.content %}{{ raise_exception('no content') }}{% endif %}"
+    )
+    loop = "{%- for message in messages %}"
+    template = ALTERNATING.replace(loop, loop + refusal) if refuses else ALTERNATING
+    turns = (Turn("one", "", "1", thinking="Hm."), Turn("two", "", "2"), Turn("three", "3", "3"), Turn("four", "", "4"))
+    prompt = chat_prompt(with_template(template, tokenizer), "five", turns)
+    if refuses:
+        assert prompt.create_prompt() == "user: one\n\ntwo\n\nthree\nassistant: 3\nuser: four\n\nfive\nassistant:"
+    else:
+        assert prompt.create_prompt().startswith("user: one\nassistant: \nuser: two\n")

@@ -315,6 +315,12 @@ async def test_a_context_above_the_models_is_refused(serve: Serve) -> None:
             pass
 
 
+async def test_an_answer_as_long_as_the_models_context_is_refused(serve: Serve) -> None:
+    with pytest.raises(ValueError, match=r"^max_new_tokens: must be below context_len \(1000\) with this model\.$"):
+        async with serve(1000, params=GenerationParams(max_new_tokens=1000), context_len="max"):
+            pass
+
+
 async def test_answers_fill_the_context_and_leave_three_quarters_for_the_history(serve: Serve) -> None:
     async with serve(400, fill_context=True) as (chat_stream, engine):
         assert chat_stream.params.max_new_tokens == 399

@@ -36,7 +36,7 @@ from aiochatstream.engines.transformers.loading import cpu_supports
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
-from aiochatstream.engines.transformers.sequential import SequentialDecoder
+from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
 from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
 from aiochatstream.texts import format_bytes
@@ -124,9 +124,9 @@ class TransformersEngine(Engine):
         self.batch_obstacle: str | None = None
         """Reason why requests are decoded one at a time; None if they are batched. Set by :meth:`load`."""
         self.kv_token_bytes: int | None = None
-        """Bytes of the keys and values of a token; None if requests are not batched. Set by :meth:`load`."""
+        """Bytes of the keys and values of a token; None if unknown. Set by :meth:`load`."""
         self.max_kv_cache_bytes: int | None = None
-        """Maximum size of the keys and values of all rows; None if requests are not batched. Set by :meth:`load`."""
+        """Maximum size of the keys and values of all rows; None if unknown. Set by :meth:`load`."""
         self._grammars: Grammars | None = None
         self._answer_format: AnswerFormat | None = None
         self._own_template = response_template
@@ -159,7 +159,7 @@ class TransformersEngine(Engine):
         self.default_params = params_of(model.generation_config)
         self._eos_ids = self._find_eos_ids()
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        self._special_ids = {str(token): id_ for id_, token in added.items() if token.special}
+        self._special_tokens = {id_: str(token) for id_, token in added.items() if token.special}
         self.response_template = find_template(self.tokenizer, model.config.model_type, self._own_template)
         if self.response_template is not None:
             self._answer_format = AnswerFormat(self.tokenizer, self.response_template)
@@ -178,6 +178,9 @@ class TransformersEngine(Engine):
             logger.warning("%s cannot be batched (%s); requests are decoded one at a time.", kind, reason)
             self.batch_obstacle = str(reason)
             self.decoder = SequentialDecoder(model, self.on_step, self._sample)
+            token_bytes = cache_token_bytes(text_config, model.dtype)
+            if context_len is None and token_bytes:  # its caches grow with the answers, without a limit of their own
+                length = self._fit_context(length, token_bytes, slots, free_bytes(model.device))
         self._grammars = Grammars(self.tokenizer, self.vocab_size, self._eos_ids)
         self._warm_up(min(WARM_UP_TOKENS, min(length, self.max_context_len or length) - 2))
 
@@ -227,7 +230,7 @@ class TransformersEngine(Engine):
             raise RuntimeError("The engine is not loaded.")
         self._check_ids(prompt, params)
         # special tokens have no text
-        stop_ids = {self._special_ids[stop] for stop in params.stop if stop in self._special_ids}
+        stop_ids = {id_ for id_, name in self._special_tokens.items() if name in params.stop} if params.stop else ()
         eos_ids = () if params.ignore_eos else self._eos_ids
         deltas = AnswerDeltas(self._reader(prompt), params.stop, stop_ids, eos_ids)
         owner = "" if self._share_prefixes else prompt.owner
@@ -315,17 +318,7 @@ class TransformersEngine(Engine):
         free = free_bytes(model.device)
         like = check.layers
         token_bytes = sum(part[0, :, 0].nbytes for layer in like for part in layer)
-        max_bytes = int(free * KV_CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
-        self.kv_token_bytes, self.max_kv_cache_bytes = token_bytes, max_bytes
-        length = min(context_len, max_bytes // (token_bytes * rows))
-        if length < min(MIN_CONTEXT, context_len):
-            raise ValueError(
-                f"kv_cache_bytes: must be at least {MIN_CONTEXT * token_bytes * rows} for {MIN_CONTEXT} tokens in each "
-                f"of {rows} rows, not {max_bytes}."
-            )
-        if length < context_len:
-            logger.warning("The KV cache limits the context to %d tokens instead of %d.", length, context_len)
-            self.max_context_len = length
+        length = self._fit_context(context_len, token_bytes, rows, free)
         kv_cache = KVCache(like, rows, length, native=self._compile)
         prefix_cache = PrefixCache(
             like, int(free * PREFIX_CACHE_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes
@@ -344,6 +337,25 @@ class TransformersEngine(Engine):
         # also at the interpreter's exit, which torch's threads do not survive
         self._close_batch = weakref.finalize(self, batch.close)
         return batch
+
+    def _fit_context(self, context_len: int, token_bytes: int, rows: int, free: int) -> int:
+        """Return ``context_len``, or the number of tokens for which the memory suffices.
+
+        :param token_bytes: size of the keys and values of a token.
+        :param free: free memory of the device in bytes.
+        """
+        max_bytes = int(free * KV_CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
+        self.kv_token_bytes, self.max_kv_cache_bytes = token_bytes, max_bytes
+        length = min(context_len, max_bytes // (token_bytes * rows))
+        if length < min(MIN_CONTEXT, context_len):
+            raise ValueError(
+                f"kv_cache_bytes: must be at least {MIN_CONTEXT * token_bytes * rows} for {MIN_CONTEXT} tokens in each "
+                f"of {rows} rows, not {max_bytes}."
+            )
+        if length < context_len:
+            logger.warning("The KV cache limits the context to %d tokens instead of %d.", length, context_len)
+            self.max_context_len = length
+        return length
 
     def _compile_forward(self, check: BatchCheck) -> PackedForward:
         name = type(self._model).__name__

@@ -129,3 +129,16 @@ class SequentialDecoder:
             logits: torch.Tensor = output.logits[0, -keep:]
             self._on_step("prefill" if len(ids) > 1 else "decode", time.perf_counter() - start)
         return logits
+
+
+def cache_token_bytes(config: Any, dtype: torch.dtype) -> int | None:
+    """Return an estimate of the bytes of a token's keys and values; None if the model has no attention.
+
+    :param config: configuration of the text model.
+    """
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return None
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    return 2 * int(config.num_hidden_layers) * kv_heads * size * dtype.itemsize

@@ -15,7 +15,7 @@ import { Drawer, setUpDrawers } from "./view/drawers.js";
 import { askConfirmation, notice, reportErrors, setUpNotices } from "./view/notices.js";
 import { SettingsPanel } from "./view/settings.js";
 import { Sidebar } from "./view/sidebar.js";
-import { ThinkingLevelBox } from "./view/thinking_level.js";
+import { ThinkingLevelBox } from "./view/thinking.js";
 import { Thread } from "./view/thread.js";
 
 /** @typedef {import("./api.js").Config} Config */

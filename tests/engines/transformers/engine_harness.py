@@ -13,7 +13,7 @@ from tests.helpers import PATIENCE
 
 
 def load_engine(
-    model: Any, tokenizer: Any = BYTES, *, slots: int = 2, context_len: int = 2048, **options: Any
+    model: Any, tokenizer: Any = BYTES, *, slots: int = 2, context_len: int | None = 2048, **options: Any
 ) -> TransformersEngine:
     engine = TransformersEngine(model, tokenizer, **options)
     engine.load(slots=slots, context_len=context_len)

@@ -367,6 +367,24 @@ def test_a_small_kv_cache_shortens_the_context_and_logs_it(caplog: pytest.LogCap
         load_engine(tiny(), kv_cache_bytes=7 * token_bytes)
 
 
+@pytest.mark.parametrize("family", ["Qwen2", "GPT-OSS, with sinks"])
+def test_without_a_context_length_the_models_own_limit_applies_as_far_as_the_memory_allows(family: str) -> None:
+    token_bytes = 6 * 2 * 16 * 4
+    for options, expected in (({}, 2048), ({"kv_cache_bytes": 2 * 100 * token_bytes}, 100)):
+        engine = load_engine(tiny(family), context_len=None, prefix_cache_bytes=0, **options)
+        assert engine.max_context_len == expected
+        assert len(answer(engine, some_ids(expected - 2), max_new_tokens=2, ignore_eos=True)) == 2
+        engine.close()
+
+
+def test_a_model_without_a_limit_has_the_default_context() -> None:
+    model = tiny("BLOOM, with slopes for positions")
+    del model.config.max_position_embeddings
+    engine = load_engine(model, context_len=None, kv_cache_bytes=1 << 30)
+    assert engine.max_context_len is None
+    engine.close()
+
+
 @pytest.mark.parametrize(
     "options", [{"kv_cache_bytes": 0}, {"prefix_cache_bytes": -1}, {"max_step_ms": 0}, {"max_step_ms": float("nan")}]
 )

@@ -10,7 +10,7 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, MemoryStorage
+from aiochatstream import ChatStream, GenerationParams, MemoryStorage
 from aiochatstream.web.page_files import FOLDER, PageFiles
 from tests.helpers import browser, echo, role_of, running_server, serving
 
@@ -151,6 +151,23 @@ async def test_ui_config_contains_the_rights_of_the_role() -> None:
         assert await rights() == ("guest", ["chat_stream", "webui_index"], False, True)
         await client.say("open sesame")
         assert await rights() == ("developer", "all", True, True)
+
+
+async def test_ui_config_contains_the_thinking_levels_when_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat_stream = ChatStream(engine=echo, params=GenerationParams(thinking="low"))
+    async with running_server(chat_stream) as server, aiohttp.ClientSession() as session:
+
+        async def thinking() -> tuple[object, object]:
+            async with session.get(f"{server.url}/ui_config") as response:
+                config = await response.json()
+            return config["thinking"], config["thinking_levels"]
+
+        assert await thinking() == ("low", [])
+        monkeypatch.setattr(ChatStream, "thinking_levels", ("off", "low"))
+        assert await thinking() == ("low", ["off", "low"])
+        chat_stream.state = "starting"
+        assert await thinking() == ("low", None)
+        chat_stream.state = "ready"
 
 
 async def test_the_page_is_a_403_for_roles_without_it() -> None:

@@ -23,7 +23,6 @@ export class ThoughtView {
       h("summary", { onclick: () => this.#drawText() }, [icon("chevron"), line, this.#dots]), // drawn before it unfolds
       this.#text,
     ]);
-    this.update();
   }
 
   /** Show the present state of the turn. */
@@ -35,16 +34,16 @@ export class ThoughtView {
   }
 
   #drawSummary() {
-    const { thinkingSince, thinkingMs, state, answer } = this.#turn;
-    const clock = typeof thinkingSince === "number" ? Math.floor((performance.now() - thinkingSince) / 1000) : 0;
-    const running = typeof thinkingSince === "number" || (state === "running" && !answer);
+    const { thinkingSince = null, thinkingMs, state, answer } = this.#turn;
+    const clock = thinkingSince === null ? 0 : Math.floor((performance.now() - thinkingSince) / 1000);
+    const running = thinkingSince !== null || (state === "running" && !answer);
     const duration = thinkingMs === undefined ? null : Math.max(1, Math.round(thinkingMs / 1000));
     const settled = duration === null ? t("thoughts") : t("thought_time", duration);
     setText(this.#label, running ? t("thinking") : settled);
     setText(this.#seconds, clock ? t("thinking_time", clock) : "");
     this.#dots.hidden = !running;
     this.element.classList.toggle("running", running);
-    if (typeof thinkingSince === "number") this.#tick(thinkingSince);
+    if (thinkingSince !== null) this.#tick(thinkingSince);
   }
 
   /** Update the summary at the next whole second. @param {number} since time at which the thought began */

@@ -39,7 +39,8 @@ const LINE_LENGTH = 70;
 export class TurnView {
   #controls;
   #blocks;
-  #thought;
+  /** @type {ThoughtView | null} */
+  #thought = null;
   #text = h("div", { class: "answer plain", dir: "auto", "data-role": "answer" });
   #waiting = h("div", { class: "waiting" });
   #note = h("div", { class: "note" });
@@ -63,7 +64,6 @@ export class TurnView {
     this.turn = turn;
     this.#controls = controls;
     this.#blocks = new Blocks(this.#text, announceBlock);
-    this.#thought = new ThoughtView(turn);
     this.element = h("li", { class: "turn" }, [
       h("h2", { class: "visually-hidden", "data-text": "you" }, [t("you")]),
       h("div", { class: "user" }, [this.#bubble]),
@@ -85,7 +85,6 @@ export class TurnView {
     this.#text.removeAttribute("dir"); // each block has its own
     this.#bubble.after(this.#userActions);
     this.#reply.before(avatar());
-    this.#text.before(this.#thought.element);
     this.#reply.append(this.#waiting, this.#note, this.#stats, this.#actions);
   }
 
@@ -101,8 +100,15 @@ export class TurnView {
   /** Show new text of the answer and its thoughts. */
   grow() {
     this.#makeInteractive();
-    this.#thought.update();
+    if (this.turn.thinking) this.#thought ??= this.#addThought();
+    this.#thought?.update();
     this.#blocks.show(this.turn.answer, !this.#inProgress);
+  }
+
+  #addThought() {
+    const thought = new ThoughtView(this.turn);
+    this.#text.before(thought.element);
+    return thought;
   }
 
   /** @param {TurnContext} context */

@@ -27,7 +27,8 @@ export class ThinkingLevelBox {
 
   /** Offer the levels of the server's model. @param {Config} config */
   show({ thinking, thinking_levels: supported }) {
-    this.#levels = supported?.length ? LEVELS.filter((level) => level === thinking || supported.includes(level)) : [];
+    const levels = supported?.length ? LEVELS.filter((level) => level === thinking || supported.includes(level)) : [];
+    this.#levels = levels.length > 1 ? levels : [];
     this.#box.hidden = !this.#levels.length;
     const isSwitch = this.#levels.filter((level) => level !== "auto" && level !== "off").length === 1;
     this.#select.replaceChildren(
