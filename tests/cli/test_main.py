@@ -83,7 +83,7 @@ def test_the_announcement_lists_model_device_queue_and_context(server: Process) 
     assert rows["device"].startswith(f"{device}")
     if isinstance(dtype, torch.dtype):
         assert rows["device"].endswith(f", {dtype}".replace("torch.", ""))
-    assert re.fullmatch(r"dequantised: \d+ MB on disk, \d+ MB in memory", rows["weights"])
+    assert re.fullmatch(r"dequantised: [\d.]+ MB on disk, [\d.]+ MB in memory", rows["weights"])
     assert re.search(r"\b3\b", rows["concurrency"])
     assert re.search(r"\b7\b.*\b503\b", rows["queue"])
     assert re.search(r"\b512\b.*\b24\b", rows["context"])
