@@ -142,7 +142,8 @@ def render_messages(
         try:
             return render(normalized)
         except template_errors():
-            adapted = _without_empty_answers([_with_short_ids(message) for message in normalized])
+            adapted = [_with_one_text(_with_short_ids(message), traits.thought_field) for message in normalized]
+            adapted = _without_empty_answers(adapted)
             if adapted == normalized:
                 raise
             with suppress(*refusals()):
@@ -283,6 +284,16 @@ def _with_short_ids(message: Message) -> Message:
             for call in shortened["tool_calls"]
         ]
     return shortened
+
+
+def _with_one_text(message: Message, thought_field: str | None) -> Message:
+    """Return a message with calls whose content is part of its thoughts: gpt-oss's template refuses both together.
+
+    :param thought_field: field of the thoughts; None if the template reads none.
+    """
+    if thought_field is None or not (message.get("tool_calls") and message.get("content") and thought_field in message):
+        return message
+    return {**message, "content": "", thought_field: f"{message[thought_field]}\n\n{message['content']}"}
 
 
 def _without_empty_answers(messages: list[Message]) -> list[Message]:

@@ -19,7 +19,7 @@ from aiochatstream import ChatStream, GenerationParams
 from tests.console.terminal import terminal
 from tests.engines.transformers.checkpoints import save_model, save_sarashina_tokenizer
 from tests.helpers import THOUGHTFUL, DeltaEngine, Server, echo, serving, until
-from tests.processes import PYTHON, ROOT, free_port
+from tests.processes import PYTHON, ROOT, finish, free_port
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -33,11 +33,12 @@ async def chat(*arguments: str) -> Process:
     )
 
 
-async def run_filter(text: str, *arguments: str) -> tuple[int | None, str, str]:
+async def run_filter(text: str, *arguments: str, forked: bool = True) -> tuple[int, str, str]:
     """Return the exit code, stdout and stderr."""
-    process = await chat(*arguments)
-    out, err = await process.communicate(text.encode())
-    return process.returncode, out.decode(), err.decode()
+    command = [PYTHON, "-m", "aiochatstream", "chat", *arguments]
+    env = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    ended = await asyncio.to_thread(finish, command, text, env=env, forked=forked)
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 async def test_each_line_is_a_message_of_one_conversation_and_stdout_contains_the_answers(start: Start) -> None:
@@ -136,7 +137,8 @@ async def test_a_closed_stdout_ends_the_command_quietly(start: Start) -> None:
 
 async def test_a_model_in_this_process_answers(model_folder: str) -> None:
     question = "What is the capital of France?\n"
-    code, out, err = await run_filter(question, model_folder, "--max-new-tokens", "8", "--temperature", "0")
+    options = ("--max-new-tokens", "8", "--temperature", "0")
+    code, out, err = await run_filter(question, model_folder, *options, forked=False)
     assert code == 0, err
     assert "Paris" in out
     assert out.count("\n") == 1

@@ -11,6 +11,7 @@ from aiochatstream.engines.base import ToolCall
 from aiochatstream.engines.transformers.call_bodies import CallBody, CallEnd, call_body
 from aiochatstream.engines.transformers.marked_text import MarkedText
 from aiochatstream.engines.transformers.response_template import (
+    KINDS,
     MAX_MARK_LENGTH,
     Field,
     Kind,
@@ -24,8 +25,6 @@ __all__ = [
     "Region",
     "ResponseReader",
     "ResponseTemplate",
-    "Text",
-    "Thinking",
     "Thought",
     "load_response_template",
 ]
@@ -69,8 +68,6 @@ class Thought:
     text: str
 
 
-Text, Thinking = ContentText, Thought  # former names
-
 Part = ContentText | Thought | ToolCall
 """A piece of a response."""
 
@@ -86,15 +83,23 @@ def load_response_template(
     Raise ValueError, with the name of the field, if the template is invalid.
     """
     template = compile_response_template(spec, control_tokens, special_tokens)
-    for begin in OPEN_THINKING:
+    for begin in (*OPEN_THINKING, *_thinking_marks(spec, "open")):
         if _read(template, begin, "a") == [Thought("a")]:
             ends = (
                 end
-                for end in CLOSE_THINKING
+                for end in (*CLOSE_THINKING, *_thinking_marks(spec, "close"))
                 if _read(template, begin, "a", end, "b") == [Thought("a"), ContentText("b")]
             )
             return replace(template, open_thinking=begin, close_thinking=next(ends, None))
     return template
+
+
+def _thinking_marks(spec: Mapping[str, Any], side: Literal["open", "close"]) -> Iterator[str]:
+    """Yield the fixed texts that open or close thoughts."""
+    for name, field in spec["fields"].items():
+        if KINDS.get(name) == "thinking":
+            marks = field.get(side) or ()
+            yield from (marks,) if isinstance(marks, str) else marks
 
 
 def _read(template: ResponseTemplate, *texts: str) -> list[Part]:
