@@ -10,7 +10,7 @@ import select
 import struct
 import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -72,11 +72,13 @@ def terminal(
     command: Sequence[str] = (PYTHON, "-m", "aiochatstream"),
     columns: int = 100,
     forked: bool = False,
+    streams: Mapping[int, int] | None = None,
     **env: str,
 ) -> Iterator[Terminal]:
     """Run the command in a terminal of its own, and kill it at the end of the block.
 
     :param forked: start a :class:`~tests.processes.ForkedProgram`.
+    :param streams: descriptors in place of the terminal, by 0 for its input, 1 for its output, 2 for its errors.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -88,7 +90,8 @@ def terminal(
         "OMP_NUM_THREADS": "1",
         **env,
     }
-    with started([*command, *arguments], [slave] * 3, ROOT, environment, forked) as popen:
+    descriptors = [(streams or {}).get(number, slave) for number in range(3)]
+    with started([*command, *arguments], descriptors, ROOT, environment, forked) as popen:
         os.close(slave)
         try:
             yield Terminal(popen, master)

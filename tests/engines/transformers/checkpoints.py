@@ -14,6 +14,8 @@ import torch
 from gguf import GGUFWriter, TokenType
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from aiochatstream.engines.token_bytes import byte_level_alphabet
+
 SENTENCES = (
     "こんにちは、世界。",
     "今日は良い天気ですね。",
@@ -76,10 +78,7 @@ def save_sarashina_tokenizer(folder: Path) -> Path:
 
 def save_gguf(file: Path) -> Path:
     """Write a small llama with a vocabulary of bytes, in float32, and return its file."""
-    # the characters that byte-level BPE uses for bytes: the printable ones of Latin-1, and others from U+0100
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    characters = [*map(chr, printable), *(chr(256 + number) for number in range(256 - len(printable)))]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *characters, "\u0120t"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_level_alphabet(), "\u0120t"]
     hidden, heads, layers, generator = 64, 2, 2, np.random.default_rng(3)
     writer = GGUFWriter(file, "llama")
     writer.add_block_count(layers)
