@@ -23,6 +23,8 @@ WireFormat = Literal["text", "sse", "json", "chatstream", "chatstream-older"]
 MAX_LOGIT_BIASES = 300
 MAX_TEMPLATE_KWARGS = 32
 MAX_TEMPLATE_KWARGS_BYTES = 8192
+MAX_TEMPLATE_KWARGS_DEPTH = 16
+"""Maximum number of objects and lists within each other."""
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -38,9 +40,11 @@ def _limit_logit_biases(value: Any) -> Any:
 
 
 def _check_template_kwargs(value: dict[str, Any]) -> dict[str, Any]:
-    """Raise ValueError for too many or invalid names, and for values that are not JSON or too large."""
+    """Raise ValueError for too many or invalid names, and for values that are not JSON, too large or too deep."""
     if len(value) > MAX_TEMPLATE_KWARGS or not all(map(IDENTIFIER.fullmatch, value)):
         raise ValueError("invalid names")
+    if _is_deeper(value, MAX_TEMPLATE_KWARGS_DEPTH):
+        raise ValueError("too deep")
     try:
         size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
     except (ValueError, TypeError, RecursionError):
@@ -48,6 +52,14 @@ def _check_template_kwargs(value: dict[str, Any]) -> dict[str, Any]:
     if size > MAX_TEMPLATE_KWARGS_BYTES:
         raise ValueError("too large")
     return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Return True if ``value`` consists of more than ``depth`` objects and lists within each other."""
+    if not isinstance(value, dict | list | tuple):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(item, depth - 1) for item in items)
 
 
 def int_from_text(value: Any) -> Any:
@@ -104,7 +116,7 @@ ChatTemplateKwargs = Annotated[
     AfterValidator(_check_template_kwargs),
     Field(
         description=f"an object of up to {MAX_TEMPLATE_KWARGS} variables with JSON values, of at most "
-        f"{MAX_TEMPLATE_KWARGS_BYTES} bytes in total"
+        f"{MAX_TEMPLATE_KWARGS_BYTES} bytes in total and {MAX_TEMPLATE_KWARGS_DEPTH} levels deep"
     ),
 ]
 MaxThinkingTokens = Annotated[int, Field(ge=0, le=1_000_000, description="a whole number of tokens from 0 to 1000000")]
@@ -138,8 +150,9 @@ class ParamOverrides(BaseModel):
     ignore_eos: continue after the end-of-sequence token, to exactly ``max_new_tokens`` tokens (for load tests).
     thinking: ``off``, ``low``, ``medium`` or ``high``, for models whose chat template has a switch for thoughts before
         the answer; ``auto`` is the template's default. Templates that know only on and off use on for all levels.
-    chat_template_kwargs: variables of the model's chat template, up to 32 names with JSON values, 8192 bytes in total;
-        in addition to the server's own. A variable that switches thoughts takes precedence over ``thinking``.
+    chat_template_kwargs: variables of the model's chat template, up to 32 names with JSON values, 8192 bytes in total
+        and 16 levels deep; in addition to the server's own. A variable that switches thoughts takes precedence over
+        ``thinking``.
     max_thinking_tokens: maximum length of a thought in tokens, after which it is closed and the answer begins.
     """
 

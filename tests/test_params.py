@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import reprlib
@@ -70,8 +71,9 @@ GENERATION: dict[str, Cases] = {
             {"a": "\ud800"},
             {"a": "x" * 8184},
             {f"x{n}": 1 for n in range(33)},
+            {"a": json.loads("[" * 16 + "]" * 16)},
         ],
-        "an object of up to 32 variables with JSON values, of at most 8192 bytes in total",
+        "an object of up to 32 variables with JSON values, of at most 8192 bytes in total and 16 levels deep",
     ),
     "seed": ([0, 2**63 - 1], [-1, 2**63, *NOT_WHOLE], "a whole number from 0 to 2**63 - 1"),
 }

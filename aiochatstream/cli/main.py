@@ -19,6 +19,7 @@ from aiohttp import web
 from aiochatstream import terminal
 from aiochatstream.bench import options as bench_options
 from aiochatstream.chat_stream import ChatStream
+from aiochatstream.cli import check as check_command
 from aiochatstream.cli import session_options
 from aiochatstream.console import model_options, prompt_options
 from aiochatstream.console import options as console_options
@@ -143,6 +144,11 @@ def chat(options: argparse.Namespace) -> int:
         from aiochatstream.console import command  # not needed to serve
 
     return _exit(command.main(options, texts_for(options.locale)))
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run ``aiochatstream check``: load a model and print its capabilities and problems."""
+    return _exit(check_command.main(options))
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -316,6 +322,10 @@ def build_parser() -> argparse.ArgumentParser:
     chat_parser.set_defaults(run=chat, log_level=logging.WARNING)
     console_options.add_arguments(chat_parser)
     _add_locale(chat_parser)
+    check_parser = commands.add_parser("check", help="load a model and print what works")
+    check_parser.set_defaults(run=check, log_level=logging.WARNING)
+    check_command.add_arguments(check_parser)
+    _add_locale(check_parser)
     bench_parser = commands.add_parser("bench", help="load-test a running server")
     bench_parser.set_defaults(run=bench, log_level=logging.INFO)
     bench_options.add_arguments(bench_parser)

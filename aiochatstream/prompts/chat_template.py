@@ -142,11 +142,12 @@ def render_messages(
         try:
             return render(normalized)
         except refusals():
-            for adapt in (_with_short_ids, _with_text_arguments, _with_texts_in_thoughts):
-                adapted = _without_empty_answers([adapt(message) for message in normalized])
-                if adapted != normalized:
+            adapted = [_with_one_text(_with_short_ids(message), traits.thought_field) for message in normalized]
+            adapted = _without_empty_answers(adapted)
+            for candidate in (adapted, [_with_text_arguments(message) for message in adapted]):
+                if candidate != normalized:
                     with suppress(*refusals()):
-                        return render(adapted)
+                        return render(candidate)
             raise
     except refusals() as error:
         reason = str(error).removesuffix(".")
@@ -297,12 +298,14 @@ def _with_text_arguments(message: Message) -> Message:
     return {**message, "tool_calls": calls}
 
 
-def _with_texts_in_thoughts(message: Message) -> Message:
-    """Return ``message`` with the text before calls as a part of the thought: gpt-oss's template accepts only one."""
-    field = next((field for field in THOUGHT_FIELDS if message.get(field)), None)
-    if field is None or not message.get("tool_calls") or not message.get("content"):
+def _with_one_text(message: Message, thought_field: str | None) -> Message:
+    """Return a message with calls whose content is part of its thoughts: gpt-oss's template refuses both together.
+
+    :param thought_field: field of the thoughts; None if the template reads none.
+    """
+    if thought_field is None or not (message.get("tool_calls") and message.get("content") and thought_field in message):
         return message
-    return {**message, field: f"{message[field]}\n\n{message['content']}", "content": ""}
+    return {**message, "content": "", thought_field: f"{message[thought_field]}\n\n{message['content']}"}
 
 
 def _without_empty_answers(messages: list[Message]) -> list[Message]:

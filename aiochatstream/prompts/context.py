@@ -16,7 +16,9 @@ FILL_AFTER_DROP = 0.75
 """Share of the available tokens that remains in use when turns are dropped: the prefix then stays for many turns."""
 
 
-def fit(prompt: AbstractChatPrompt, *, context_len: int, answer_tokens: int) -> list[int]:
+def fit(
+    prompt: AbstractChatPrompt, *, context_len: int, answer_tokens: int, min_answer_tokens: int | None = None
+) -> list[int]:
     """Return the token ids of ``prompt``, dropping old turns if they exceed the context. Blocking.
 
     Whole turns are dropped, oldest first, by advancing ``prompt.conversation.first``. The text that the prompt class
@@ -24,6 +26,7 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, answer_tokens: int) -> 
 
     :param context_len: maximum length of prompt and answer together, in tokens.
     :param answer_tokens: tokens to reserve for the answer.
+    :param min_answer_tokens: tokens to reserve if all old turns are dropped; None for ``answer_tokens``.
 
     Raise :class:`~aiochatstream.errors.TooLarge` if the newest message, with its open answer, does not fit.
     """
@@ -48,9 +51,11 @@ def fit(prompt: AbstractChatPrompt, *, context_len: int, answer_tokens: int) -> 
     first = bisect_left(candidates, -target, key=lambda first: -length_from(first)) + candidates.start
     prompt.conversation = prompt.conversation.starting_at(first)
     ids = prompt.encode()
+    reserved = answer_tokens if min_answer_tokens is None else min_answer_tokens
+    room = context_len - reserved
     if len(ids) > room:
         raise TooLarge(
-            f"{newest}: {len(ids) - room} tokens too long. With {answer_tokens} tokens for the answer, {room} of "
+            f"{newest}: {len(ids) - room} tokens too long. With {reserved} tokens for the answer, {room} of "
             f"the {context_len} tokens of the context remain for the message, its template and the system prompt."
         )
     return ids

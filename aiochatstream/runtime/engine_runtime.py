@@ -326,10 +326,11 @@ class Runtime:
         ids: list[int] = []
         self._prepare(chat_prompt, params)
         if chat_prompt.tokenizer is not None:
-            answer_tokens = params.max_new_tokens
+            answer_tokens, needed = params.max_new_tokens, None
             if self.limits.fill_context:
                 answer_tokens = min(answer_tokens, self.context_len // ANSWER_SHARE)
-            ids = fit(chat_prompt, context_len=self.context_len, answer_tokens=answer_tokens)
+                needed = 1 if chat_prompt.open_answer else None  # the answer so far may leave less than the share
+            ids = fit(chat_prompt, context_len=self.context_len, answer_tokens=answer_tokens, min_answer_tokens=needed)
         return Prompt(without_thoughts(chat_prompt.get_messages()), ids, continued=bool(chat_prompt.open_answer))
 
     def _prepare(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> None:

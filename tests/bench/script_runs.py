@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.processes import PYTHON, ROOT
+from tests.processes import PYTHON, ROOT, finish
 
 PATIENCE = 60.0
 
@@ -24,16 +22,11 @@ class ScriptRun:
     json: dict[str, Any]
 
 
-def run(script: str, folder: Path, *options: str) -> ScriptRun:
+def run(script: str, folder: Path, *options: str, forked: bool = False) -> ScriptRun:
     """Run ``python bench/SCRIPT OPTIONS --json ...`` to its end."""
     file = folder / "results.json"
-    process = subprocess.run(
-        [PYTHON, str(ROOT / "bench" / script), *options, "--json", str(file)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    command = [PYTHON, str(ROOT / "bench" / script), *options, "--json", str(file)]
+    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    finished = finish(command, env=env, forked=forked, patience=PATIENCE)
     report = json.loads(file.read_text()) if file.exists() else {}
-    return ScriptRun(process.returncode, process.stdout, process.stderr, report)
+    return ScriptRun(finished.returncode, finished.stdout, finished.stderr, report)

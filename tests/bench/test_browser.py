@@ -26,6 +26,6 @@ def test_the_page_and_a_long_answer_are_measured(tmp_path: Path) -> None:
 
 
 def test_wrong_use_is_an_error_of_one_sentence(tmp_path: Path) -> None:
-    result = run("browser.py", tmp_path, "--tokens", "0")
+    result = run("browser.py", tmp_path, "--tokens", "0", forked=True)
     assert result.code == 2
     assert result.err.splitlines()[-1].startswith("browser.py: error: ")

@@ -88,7 +88,7 @@ def test_servers_take_turns_with_the_same_prompts_and_are_stopped(tmp_path: Path
 def test_child_processes_of_a_server_are_stopped(tmp_path: Path) -> None:
     child = tmp_path / "child"
     parent = command(tmp_path, "parent", "--child", str(child))
-    result = run("compare.py", tmp_path, command(tmp_path, "a"), parent, *SMALL)
+    result = run("compare.py", tmp_path, command(tmp_path, "a"), parent, *SMALL, forked=True)
     assert result.code == 0, result.err
     deadline = time.monotonic() + END_PATIENCE
     while is_running(int(child.read_text())):  # killed, and reaped by init
@@ -105,7 +105,7 @@ def is_running(pid: int) -> bool:
 
 def test_a_crashing_server_is_reported_and_the_others_continue(tmp_path: Path) -> None:
     crashing = command(tmp_path, "crashing", "--die-at", "5")
-    result = run("compare.py", tmp_path, command(tmp_path, "a"), crashing, *SMALL)
+    result = run("compare.py", tmp_path, command(tmp_path, "a"), crashing, *SMALL, forked=True)
     assert result.code == 0, result.err
     servers = {server["name"]: server for server in result.json["servers"]}
     assert servers["a"]["reason"] is None
@@ -120,7 +120,7 @@ def test_a_crashing_server_is_reported_and_the_others_continue(tmp_path: Path) -
 
 def test_a_peer_that_is_not_installed_is_not_measured(tmp_path: Path) -> None:
     options = ["--peers", str(tmp_path), *SMALL]
-    result = run("compare.py", tmp_path, "vllm", command(tmp_path, "b"), command(tmp_path, "a"), *options)
+    result = run("compare.py", tmp_path, "vllm", command(tmp_path, "b"), command(tmp_path, "a"), *options, forked=True)
     assert result.code == 0, result.err
     sentence = "not installed: python bench/peers.py install vllm"
     assert f"vllm: not measured: {sentence}" in result.out
@@ -136,7 +136,7 @@ def test_a_peer_that_is_not_installed_is_not_measured(tmp_path: Path) -> None:
 def test_a_round_that_exceeds_its_time_limit_is_cut_short(tmp_path: Path) -> None:
     options = "--concurrency 2 --rounds 1 --requests-per-client 1 --round-seconds 2 --max-tokens 4"
     holding = command(tmp_path, "holding", "--hold-at", "5")
-    result = run("compare.py", tmp_path, command(tmp_path, "a"), holding, *options.split())
+    result = run("compare.py", tmp_path, command(tmp_path, "a"), holding, *options.split(), forked=True)
     assert result.code == 0, result.err
     round_ = result.json["rounds"][1]
     assert (round_["cut"], round_["requests"], round_["ok"], round_["failed"]) == (True, 2, 1, 0)
@@ -150,7 +150,7 @@ def test_ctrl_c_prints_the_results_so_far_and_stops_the_servers(tmp_path: Path) 
     file = tmp_path / "results.json"
     servers = [command(tmp_path, "a"), command(tmp_path, "b", "--hold-at", "5")]
     line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *SMALL, "--json", str(file)]
-    with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}) as compare:
+    with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}, forked=True) as compare:
         compare.wait_for(lambda: len(logged_requests(tmp_path)) >= 10, "the request without an answer")
         assert compare.end(signal.SIGINT) == 130, compare.output
     assert "Interrupted: results so far." in compare.out
@@ -166,7 +166,7 @@ def test_a_second_ctrl_c_kills_servers_that_ignore_sigterm(tmp_path: Path) -> No
     ignoring = f"trap '' TERM; {b} & while :; do sleep 1; done"
     servers = [f"b=/bin/sh -c {shlex.quote(ignoring)}", command(tmp_path, "a")]
     line = [PYTHON, str(ROOT / "bench" / "compare.py"), *servers, *SMALL]
-    with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}) as compare:
+    with running(line, tmp_path / "compare", env={"PYTHONPATH": str(ROOT)}, forked=True) as compare:
         compare.wait_for(
             lambda: sum(request.server == "b" for request in logged_requests(tmp_path)) == 5,
             "the request without an answer",
@@ -216,7 +216,7 @@ def test_signals_that_end_a_script_stop_its_server(tmp_path: Path, number: signa
 )
 def test_wrong_use_is_an_error_of_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
     words = [word.replace("127.0.0.1:{port}", f"127.0.0.1:{free_port()}") for word in options]
-    result = run("compare.py", tmp_path, *words)
+    result = run("compare.py", tmp_path, *words, forked=True)
     assert result.code == 2
     assert sentence in result.err.splitlines()[-1]
     assert "Traceback" not in result.err
@@ -225,7 +225,7 @@ def test_wrong_use_is_an_error_of_one_sentence(tmp_path: Path, options: list[str
 async def test_a_wrong_protocol_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     async with scripted(answer) as server:
         urls = [f"a={server.url}", f"b:text={server.url}"]
-        result = await asyncio.to_thread(run, "compare.py", tmp_path, *urls)
+        result = await asyncio.to_thread(run, "compare.py", tmp_path, *urls, forked=True)
     assert result.code == 2
     assert "the answer is text/event-stream, not text/plain" in result.err.splitlines()[-1]
 

@@ -44,6 +44,6 @@ def test_engine_and_plain_generate_and_the_floor_are_measured(tmp_path: Path) ->
 
 
 def test_a_missing_model_is_an_error_of_one_sentence(tmp_path: Path) -> None:
-    result = run("engine.py", tmp_path, "--model", str(tmp_path / "nothing"))
+    result = run("engine.py", tmp_path, "--model", str(tmp_path / "nothing"), forked=True)
     assert result.code == 2
     assert "There is no folder" in result.err.splitlines()[-1]

@@ -40,7 +40,7 @@ def test_both_servers_and_the_memory_of_clients_are_measured(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("options", [["--seconds", "nan"], ["--clients", "2000"]])
 def test_wrong_use_is_an_error_of_one_sentence(tmp_path: Path, options: list[str]) -> None:
-    result = run("overhead.py", tmp_path, *options)
+    result = run("overhead.py", tmp_path, *options, forked=True)
     assert result.code == 2
     assert result.err.splitlines()[-1].startswith("overhead.py: error: ")
     assert "Traceback" not in result.err

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.processes import PYTHON, ROOT, START_PATIENCE
+from tests.processes import PYTHON, ROOT, Finished, finish
 
 RESULTS = ROOT / "bench" / "results"
 NAMES = ("compare", "overhead", "engine", "browser", "soak")
@@ -218,15 +216,9 @@ def write_json(folder: Path, name: str, **changes: Any) -> None:
     (folder / f"{name}.json").write_text(json.dumps(common | REPORTS[name] | changes))
 
 
-def run_report(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PYTHON, str(ROOT / "bench" / "report.py"), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=START_PATIENCE,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+def run_report(folder: Path, *, forked: bool = True) -> Finished:
+    command = [PYTHON, str(ROOT / "bench" / "report.py"), str(folder)]
+    return finish(command, env={"PYTHONPATH": str(ROOT)}, forked=forked)
 
 
 def generated(folder: Path) -> dict[str, bytes]:
@@ -239,7 +231,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     for name in NAMES:
         write_json(folder, name)
-    process = run_report(folder)
+    process = run_report(folder, forked=False)
     assert process.returncode == 0, process.stderr
     return folder
 

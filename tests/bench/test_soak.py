@@ -35,9 +35,10 @@ def test_a_correct_server_passes(tmp_path: Path) -> None:
 
 
 def test_a_leaky_server_fails_each_check(tmp_path: Path) -> None:
-    with running([PYTHON, "-m", "tests.bench.leaky_server"], tmp_path / "server") as server:
+    with running([PYTHON, "-m", "tests.bench.leaky_server"], tmp_path / "server", forked=True) as server:
         url = server.wait_for(lambda: server.out.strip(), "URL")
-        result = run("soak.py", tmp_path, url, "--pid", str(server.popen.pid), "--minutes", "0.02", "--settle", "0.5")
+        options = ("--minutes", "0.02", "--settle", "0.5")
+        result = run("soak.py", tmp_path, url, "--pid", str(server.popen.pid), *options, forked=True)
     assert result.code == 1, result.out + result.err
     assert "RESULT: FAILED" in result.out
     failed = {name for name, word in check_results(result.json).items() if word == "FAILED"}
@@ -47,10 +48,10 @@ def test_a_leaky_server_fails_each_check(tmp_path: Path) -> None:
 
 def test_a_killed_server_fails_immediately(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    with running([PYTHON, "-m", "tests.bench.leaky_server"], tmp_path / "server") as server:
+    with running([PYTHON, "-m", "tests.bench.leaky_server"], tmp_path / "server", forked=True) as server:
         url, pid = server.wait_for(lambda: server.out.strip(), "URL"), str(server.popen.pid)
         line = [PYTHON, str(ROOT / "bench" / "soak.py"), url, "--pid", pid, "--minutes", "60", "--json", str(file)]
-        with running(line, tmp_path / "soak", env={"PYTHONPATH": str(ROOT)}) as soak:
+        with running(line, tmp_path / "soak", env={"PYTHONPATH": str(ROOT)}, forked=True) as soak:
             soak.wait_for(lambda: " requests, " in soak.err, "the traffic")
             server.popen.kill()  # a zombie until it is waited for
             assert soak.wait_ended() == 1, soak.output
@@ -70,7 +71,7 @@ def test_a_killed_server_fails_immediately(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use_is_an_error_of_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
-    result = run("soak.py", tmp_path, *options)
+    result = run("soak.py", tmp_path, *options, forked=True)
     assert result.code == 2
     assert sentence in result.err.splitlines()[-1]
     assert "Traceback" not in result.err

@@ -7,16 +7,14 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
-import subprocess
 import termios
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.processes import END_PATIENCE, PYTHON, ROOT, START_PATIENCE
+from tests.processes import END_PATIENCE, PYTHON, ROOT, START_PATIENCE, Program, started
 
 CTRL_C, CTRL_D, ALT_ENTER = "\x03", "\x04", "\x1b\r"
 
@@ -27,7 +25,7 @@ ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][A-Z0-9]|[=>7
 class Terminal:
     """A program in a terminal. Its output is in :attr:`text`, without escape sequences."""
 
-    popen: subprocess.Popen[bytes]
+    popen: Program
     master: int
     raw: bytes = field(default=b"")
     _searched: int = 0
@@ -70,33 +68,32 @@ class Terminal:
 
 @contextmanager
 def terminal(
-    *arguments: str, command: Sequence[str] = (PYTHON, "-m", "aiochatstream"), columns: int = 100, **env: str
+    *arguments: str,
+    command: Sequence[str] = (PYTHON, "-m", "aiochatstream"),
+    columns: int = 100,
+    forked: bool = False,
+    streams: Mapping[int, int] | None = None,
+    **env: str,
 ) -> Iterator[Terminal]:
-    """Run the command in a terminal of its own, and kill it at the end of the block."""
+    """Run the command in a terminal of its own, and kill it at the end of the block.
+
+    :param forked: start a :class:`~tests.processes.ForkedProgram`.
+    :param streams: descriptors in place of the terminal, by 0 for its input, 1 for its output, 2 for its errors.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    popen = subprocess.Popen(
-        [*command, *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "LC_ALL": "C.UTF-8",
-            "TERM": "xterm-256color",
-            "PROMPT_TOOLKIT_NO_CPR": "1",  # this terminal does not answer requests for the cursor's position
-            "OMP_NUM_THREADS": "1",
-            **env,
-        },
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(slave)
-    try:
-        yield Terminal(popen, master)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(popen.pid, signal.SIGKILL)
-        popen.wait()
-        os.close(master)
+    environment = {
+        **os.environ,
+        "LC_ALL": "C.UTF-8",
+        "TERM": "xterm-256color",
+        "PROMPT_TOOLKIT_NO_CPR": "1",  # this terminal does not answer requests for the cursor's position
+        "OMP_NUM_THREADS": "1",
+        **env,
+    }
+    descriptors = [(streams or {}).get(number, slave) for number in range(3)]
+    with started([*command, *arguments], descriptors, ROOT, environment, forked) as popen:
+        os.close(slave)
+        try:
+            yield Terminal(popen, master)
+        finally:
+            os.close(master)

@@ -19,7 +19,7 @@ from aiochatstream import ChatStream, GenerationParams
 from tests.console.terminal import terminal
 from tests.engines.transformers.checkpoints import save_model, save_sarashina_tokenizer
 from tests.helpers import THOUGHTFUL, DeltaEngine, Server, echo, serving, until
-from tests.processes import PYTHON, ROOT, free_port
+from tests.processes import PYTHON, ROOT, finish, free_port
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -33,11 +33,12 @@ async def chat(*arguments: str) -> Process:
     )
 
 
-async def run_filter(text: str, *arguments: str) -> tuple[int | None, str, str]:
+async def run_filter(text: str, *arguments: str, forked: bool = True) -> tuple[int, str, str]:
     """Return the exit code, stdout and stderr."""
-    process = await chat(*arguments)
-    out, err = await process.communicate(text.encode())
-    return process.returncode, out.decode(), err.decode()
+    command = [PYTHON, "-m", "aiochatstream", "chat", *arguments]
+    env = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    ended = await asyncio.to_thread(finish, command, text, env=env, forked=forked)
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 async def test_each_line_is_a_message_of_one_conversation_and_stdout_contains_the_answers(start: Start) -> None:
@@ -136,7 +137,8 @@ async def test_a_closed_stdout_ends_the_command_quietly(start: Start) -> None:
 
 async def test_a_model_in_this_process_answers(model_folder: str) -> None:
     question = "What is the capital of France?\n"
-    code, out, err = await run_filter(question, model_folder, "--max-new-tokens", "8", "--temperature", "0")
+    options = ("--max-new-tokens", "8", "--temperature", "0")
+    code, out, err = await run_filter(question, model_folder, *options, forked=False)
     assert code == 0, err
     assert "Paris" in out
     assert out.count("\n") == 1
@@ -165,24 +167,27 @@ async def hostile(**details: str) -> AsyncIterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("to", ["terminal", "2>file", ">file"])
+@pytest.mark.parametrize("to", [0, 2, 1], ids=["terminal", "2>file", ">file"])
 @pytest.mark.parametrize("refused", [None, "/history", "/chat_stream"])
 async def test_control_characters_of_a_server_are_removed_for_terminals_only(
-    refused: str | None, to: str, tmp_path: Path
+    refused: str | None, to: int, tmp_path: Path
 ) -> None:
     async with hostile(**({refused: STEERING} if refused else {})) as url:
-        redirected = to.replace("file", str(tmp_path / "file")) if to != "terminal" else ""
-        script = f"echo hello | {PYTHON} -m aiochatstream chat {url} {redirected}"
 
         def talk() -> bytes:
-            with terminal(command=("/bin/sh", "-c", script)) as opened:
-                opened.wait_ended()
-                return opened.raw
+            reading, writing = os.pipe()
+            with open(writing, "w") as typing, open(reading) as stdin, (tmp_path / "file").open("wb") as file:
+                print("hello", file=typing)
+                typing.close()
+                streams = {to: file.fileno()} | {0: stdin.fileno()}
+                with terminal("chat", url, forked=True, streams=streams) as opened:
+                    opened.wait_ended()
+                    return opened.raw
 
         raw = await asyncio.to_thread(talk)
     assert set(raw) & {*range(9), *range(11, 13), *range(14, 32), 127} == set(), raw
     assert "\x9b" not in raw.decode()
-    in_file = b"" if to == "terminal" else (tmp_path / "file").read_bytes()
+    in_file = (tmp_path / "file").read_bytes()
     assert b"shown" in raw + in_file
     if in_file:
         assert STEERING.strip().encode() in in_file

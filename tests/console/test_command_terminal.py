@@ -45,9 +45,11 @@ class Typist:
 
 
 @asynccontextmanager
-async def chatting(server: Server | str, *options: str, lc_all: str = "C.UTF-8") -> AsyncIterator[Typist]:
+async def chatting(
+    server: Server | str, *options: str, lc_all: str = "C.UTF-8", forked: bool = True
+) -> AsyncIterator[Typist]:
     url = server if isinstance(server, str) else server.url
-    with terminal("chat", url, *options, LC_ALL=lc_all) as opened:
+    with terminal("chat", url, *options, LC_ALL=lc_all, forked=forked) as opened:
         yield Typist(opened)
 
 
@@ -67,7 +69,7 @@ async def echo_server() -> AsyncIterator[Server]:
 
 
 async def test_a_chat_from_the_first_message_to_ctrl_d(echo_server: Server) -> None:
-    async with chatting(echo_server) as typist:
+    async with chatting(echo_server, forked=False) as typist:
         await typist.read(f"{echo_server.url}.*: /help")
         await typist.enter("こんにちは 世界")
         await typist.read("^こんにちは 世界 $")
@@ -84,7 +86,7 @@ async def test_a_chat_from_the_first_message_to_ctrl_d(echo_server: Server) -> N
 async def test_thoughts_are_dim_and_end_before_the_answer(start: Start, term: str) -> None:
     deltas = (Delta(thinking="Let me [b]see\x1b[31m: "), Delta(thinking="two\n\nlines"), Delta("The answer"))
     server = await start(ChatStream(engine=DeltaEngine(*deltas, Delta(finish_reason="stop"))))
-    with terminal("chat", server.url, TERM=term) as opened:
+    with terminal("chat", server.url, TERM=term, forked=True) as opened:
         typist = Typist(opened)
         await typist.enter("Is it?")
         await typist.read(r"^Let me \[b\]see\[31m: two\n\nlines\nThe answer\n")

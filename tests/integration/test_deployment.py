@@ -281,14 +281,15 @@ async def test_the_documented_middleware_counts_clients_by_their_own_addresses(k
 
 async def test_the_documented_command_serves_through_nginx(kind: str, tmp_path: Path) -> None:
     section = DOCS.read_text().partition(f"## nginx, {kind}\n")[2]
-    command = re.search(r"```sh\n(aiochatstream serve .*)\n```", section)
-    assert command
+    documented = re.search(r"```sh\n(aiochatstream serve .*)\n```", section)
+    assert documented
     (tmp_path / "key").write_bytes(Fernet.generate_key())
     (tmp_path / "key").chmod(0o600)
     port = free_port()
-    options = [*shlex.split(command[1])[1:], "--mock", "echo", "--port", str(port)]
+    options = [*shlex.split(documented[1])[1:], "--mock", "echo", "--port", str(port)]
     env = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    with running([PYTHON, "-m", "aiochatstream", *options], tmp_path / "serve", cwd=tmp_path, env=env) as process:
+    command = [PYTHON, "-m", "aiochatstream", *options]
+    with running(command, tmp_path / "serve", cwd=tmp_path, env=env, forked=True) as process:
         ask_when_listening(process, f"http://127.0.0.1:{port}/readyz")
         process.wait_for(lambda: "Ready on" in process.out, "readiness")
         with running_nginx(kind, tmp_path / "nginx", f"http://127.0.0.1:{port}") as nginx:
@@ -304,7 +305,7 @@ def test_the_documented_gunicorn_listens_on_a_unix_socket(tmp_path: Path) -> Non
     options = shlex.split(replace(command[1], "/run/chat.sock", f"{tmp_path}/chat.sock"))
     env = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "XDG_CACHE_HOME": str(user_cache_path())}
     with (
-        running([PYTHON, "-m", *options], tmp_path / "gunicorn", env=env) as process,
+        running([PYTHON, "-m", *options], tmp_path / "gunicorn", env=env, forked=True) as process,
         running_nginx("HTTP", tmp_path / "nginx", f"http://unix:{tmp_path}/chat.sock") as nginx,
     ):
 

@@ -36,10 +36,11 @@ def gunicorn(request: pytest.FixtureRequest, tmp_path: Path, model_folder: str) 
     }
     with ExitStack() as stack:
 
-        def start(app: str, *options: str) -> tuple[Process, str]:
+        def start(app: str, *options: str, forked: bool = True) -> tuple[Process, str]:
             address = f"127.0.0.1:{free_port()}"
             command = [PYTHON, "-m", "gunicorn", app, "--bind", address, "--worker-class", request.param, *options]
-            return stack.enter_context(running(command, tmp_path / "gunicorn", env=env)), f"http://{address}"
+            process = stack.enter_context(running(command, tmp_path / "gunicorn", env=env, forked=forked))
+            return process, f"http://{address}"
 
         yield start
 
@@ -66,7 +67,7 @@ def user(url: str, talk: Callable[[Client], Awaitable[None]]) -> None:
 
 
 def test_the_example_starts_and_finishes_its_answers_on_sigterm(gunicorn: StartGunicorn) -> None:
-    process, url = gunicorn("examples.simple_server:create_app")
+    process, url = gunicorn("examples.simple_server:create_app", forked=False)
 
     def answer() -> str | None:
         reply = ask(f"{url}/chat_stream", QUESTION)

@@ -340,7 +340,7 @@ web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, shutdown_t
 def test_a_process_with_a_stuck_engine_or_prompt_ends_in_time(tmp_path: Path, message: str, saved: str) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with running([PYTHON, "-c", PROGRAM, str(port)], tmp_path) as process:
+    with running([PYTHON, "-c", PROGRAM, str(port)], tmp_path, forked=True) as process:
         assert ask_when_listening(process, f"{url}/healthz").status == 200
         with ThreadPoolExecutor(1) as threads:
             asking = threads.submit(ask, f"{url}/chat_stream", {"user_input": message})

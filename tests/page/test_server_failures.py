@@ -33,7 +33,7 @@ LOGIN = "<!doctype html><title>Log in</title><form><input name=password></form>"
 @contextmanager
 def slow_server(port: int, folder: Path, *redis: str) -> Iterator[Process]:
     """Run a server process whose answers never end."""
-    with running([PYTHON, "-m", "tests.page.slow_server", str(port), *redis], folder) as process:
+    with running([PYTHON, "-m", "tests.page.slow_server", str(port), *redis], folder, forked=True) as process:
         ask_when_listening(process, f"http://127.0.0.1:{port}/healthz")
         yield process
 

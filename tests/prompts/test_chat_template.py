@@ -294,6 +294,18 @@ def test_rendering_without_a_template_is_refused() -> None:
         render_messages(ByT5Tokenizer(), [USER])
 
 
+def test_content_before_calls_is_a_thought_if_the_template_refuses_both(tokenizer: PreTrainedTokenizerBase) -> None:
+    refusal = """\
+{%- if message.tool_calls and message.content and message.thinking %}{{ raise_exception('one text only') }}{% endif %}
+{%- if message.tool_calls %}<{{ message.thinking }}|{{ message.content }}>{% endif %}"""
+    loop = "{%- for message in messages %}"
+    template = with_template(GPT_OSS.replace(loop, loop + refusal), tokenizer)
+    calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]
+    message = {"role": "assistant", "content": "I look.", "reasoning_content": "Hm.", "tool_calls": calls}
+    assert "<Hm.\n\nI look.|>" in render_messages(template, [USER, message], TOOLS)
+    assert "<Hm.|>" in render_messages(template, [USER, {**message, "content": ""}], TOOLS)
+
+
 @pytest.mark.parametrize("refuses", [True, False])
 def test_empty_answers_are_omitted_if_the_template_refuses_them(
     tokenizer: PreTrainedTokenizerBase, refuses: bool

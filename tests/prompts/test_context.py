@@ -129,6 +129,7 @@ def test_an_open_answer_counts(tokenizer: PreTrainedTokenizerBase) -> None:
     assert prompt.conversation.first > 0
     assert len(ids) <= 190
     assert tokenizer.decode(ids).endswith(prompt.open_answer)
+    assert len(fit(prompt, context_len=len(ids) + 5, answer_tokens=50, min_answer_tokens=5)) <= len(ids)
     prompt.open_answer *= 10
     with pytest.raises(TooLarge, match=r"^user_input, with the answer so far: \d+ tokens too long\."):
         fit(prompt, context_len=200, answer_tokens=10)

@@ -12,7 +12,6 @@ import re
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -24,7 +23,7 @@ import aiohttp
 import pytest
 
 from tests.helpers import Client, browser, serving
-from tests.processes import PYTHON, ROOT, START_PATIENCE, Process, ask_when_listening, running
+from tests.processes import PYTHON, ROOT, START_PATIENCE, Process, ask_when_listening, finish, running
 
 URL = "http://127.0.0.1:8080"
 
@@ -87,7 +86,7 @@ async def wait_ready(url: str) -> None:
 
 
 @contextmanager
-def example(name: str, folder: Path, **env: str) -> Iterator[Process]:
+def example(name: str, folder: Path, *, forked: bool = False, **env: str) -> Iterator[Process]:
     """The example, started as a program, in an empty folder, and ready."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -95,7 +94,7 @@ def example(name: str, folder: Path, **env: str) -> Iterator[Process]:
             probe.bind(("127.0.0.1", 8080))
         except OSError:
             pytest.skip("port 8080, which the examples use, is taken on this machine")
-    with running([PYTHON, str(ROOT / "examples" / name)], folder, cwd=folder, env=env) as process:
+    with running([PYTHON, str(ROOT / "examples" / name)], folder, cwd=folder, env=env, forked=forked) as process:
         ask_when_listening(process, URL)
         yield process
         assert process.end(signal.SIGINT) == 0
@@ -127,7 +126,7 @@ def test_mock_answers_in_turn(tmp_path: Path) -> None:
             assert answers[0] != answers[1]
             assert all(answers)
 
-    with example("mock_server.py", tmp_path):
+    with example("mock_server.py", tmp_path, forked=True):
         asyncio.run(talk())
 
 
@@ -211,7 +210,8 @@ async def test_the_callback_receives_the_outcome_of_each_request(
 def test_the_console_answers_typed_messages() -> None:
     command = [PYTHON, str(ROOT / "examples" / "console.py")]
     typed = "Say hello to me.\n\n"
-    ended = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=START_PATIENCE, check=True)
+    ended = finish(command, typed, forked=True)
+    assert ended.returncode == 0, ended.stderr
     _, answer, _ = ended.stdout.split("you: ")
     assert answer.strip()
 

@@ -8,7 +8,7 @@ import logging
 import sys
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.loading import cpu_supports
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
+from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
 from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
@@ -116,6 +117,16 @@ class TransformersEngine(Engine):
         self._share_prefixes = share_prefixes
         self.decoder: Batch | SequentialDecoder | None = None
         """Decoder of the loaded model; None before :meth:`load` and after :meth:`close`."""
+        self.quantization: str | None = None
+        """Method of the checkpoint's quantisation; None without one. Set by :meth:`load`."""
+        self.has_slow_dtype = False
+        """True if the CPU has no arithmetic units for the model's dtype. Set by :meth:`load`."""
+        self.batch_obstacle: str | None = None
+        """Reason why requests are decoded one at a time; None if they are batched. Set by :meth:`load`."""
+        self.kv_token_bytes: int | None = None
+        """Bytes of the keys and values of a token; None if unknown. Set by :meth:`load`."""
+        self.max_kv_cache_bytes: int | None = None
+        """Maximum size of the keys and values of all rows; None if unknown. Set by :meth:`load`."""
         self._grammars: Grammars | None = None
         self._answer_format: AnswerFormat | None = None
         self._own_template = response_template
@@ -128,6 +139,11 @@ class TransformersEngine(Engine):
     def stopped(self) -> bool:
         return self.decoder is not None and self.decoder.stopped
 
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids of the tokens that end an answer. Set by :meth:`load`."""
+        return self._eos_ids
+
     def load(self, slots: int, context_len: int | None) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()
@@ -135,7 +151,9 @@ class TransformersEngine(Engine):
             model = move(model, torch.device(self._device))
         self._model = model.eval()
         self._weight_bytes = weight_bytes(model)  # before layers are replaced
-        if model.device.type == "cpu" and not cpu_supports(model.dtype):
+        self.quantization = quantization_method(model.config.to_dict())
+        self.has_slow_dtype = model.device.type == "cpu" and not cpu_supports(model.dtype)
+        if self.has_slow_dtype:
             dtype = str(model.dtype).removeprefix("torch.")
             logger.warning("%s is slow on this CPU. Load the model with dtype=torch.float32.", dtype)
         self.default_params = params_of(model.generation_config)
@@ -158,6 +176,7 @@ class TransformersEngine(Engine):
         except CannotBatch as reason:
             kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
             logger.warning("%s cannot be batched (%s); requests are decoded one at a time.", kind, reason)
+            self.batch_obstacle = str(reason)
             self.decoder = SequentialDecoder(model, self.on_step, self._sample)
             token_bytes = cache_token_bytes(text_config, model.dtype)
             if context_len is None and token_bytes:  # its caches grow with the answers, without a limit of their own
@@ -190,10 +209,11 @@ class TransformersEngine(Engine):
     def describe(self) -> dict[str, str]:
         model = self._model
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        dtype = str(model.dtype).removeprefix("torch.")
         return {
             "model": Path(name).name if Path(name).is_dir() else name,
             "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": dtype if self.quantization is None else f"{dtype}, {self.quantization}",
             "weights": format_bytes(self._weight_bytes),
         }
 
@@ -235,6 +255,16 @@ class TransformersEngine(Engine):
                 yield from deltas.step(token_id, logprobs, last=not left)
                 if deltas.finished:
                     return
+
+    def read(self, prompt: Prompt, token_ids: Sequence[int]) -> list[Delta]:
+        """Return the deltas of an answer that consists of ``token_ids``, as :meth:`generate` yields them."""
+        answer = AnswerDeltas(self._reader(prompt), (), (), self._eos_ids)
+        deltas: list[Delta] = []
+        for left, token_id in zip(range(len(token_ids) - 1, -1, -1), token_ids, strict=True):
+            deltas += answer.step(token_id, last=not left)
+            if answer.finished:
+                break
+        return deltas
 
     def _reader(self, prompt: Prompt) -> AnswerReader:
         """Return the reader of a new answer."""
@@ -315,6 +345,7 @@ class TransformersEngine(Engine):
         :param free: free memory of the device in bytes.
         """
         max_bytes = int(free * KV_CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
+        self.kv_token_bytes, self.max_kv_cache_bytes = token_bytes, max_bytes
         length = min(context_len, max_bytes // (token_bytes * rows))
         if length < min(MIN_CONTEXT, context_len):
             raise ValueError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Sequence
 from math import prod
 
-import numpy as np
 import torch
 
 from aiochatstream.engines.transformers.cpu.native import COMPILER_FLAGS
@@ -63,7 +64,10 @@ class KVCache:
 
 
 def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
-    if like.device.type != "cpu":
+    """Return zeros, whose memory on a CPU is allocated page by page when it is written."""
+    if like.device.type != "cpu" or sys.platform == "win32":
         return like.new_zeros(*shape)
-    memory = np.zeros(prod(shape) * like.element_size(), np.uint8)  # unlike torch's zeros, allocated page by page
-    return torch.from_numpy(memory).view(like.dtype).view(shape)
+    # numpy's zeros would be large pages, and each head's first token would allocate one
+    size = prod(shape) * like.element_size()
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)

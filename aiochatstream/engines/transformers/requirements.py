@@ -27,6 +27,9 @@ QUANTIZATION_PACKAGES: Mapping[str, tuple[str, ...]] = {
 """Packages for each ``quant_method`` of config.json. transformers loads the others without a package, or raises an
 error that names it; without kernels for MXFP4 and FP8, it dequantises the weights."""
 
+DEQUANTIZED_WITHOUT: Mapping[str, tuple[str, ...]] = {"mxfp4": ("kernels", "triton")}
+"""Packages without which transformers dequantises the weights of a ``quant_method``."""
+
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 SENTENCEPIECE_PACKAGES = ("sentencepiece", "protobuf")
 

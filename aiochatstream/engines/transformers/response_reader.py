@@ -25,8 +25,6 @@ __all__ = [
     "Region",
     "ResponseReader",
     "ResponseTemplate",
-    "Text",
-    "Thinking",
     "Thought",
     "load_response_template",
 ]
@@ -43,7 +41,7 @@ MAX_INVALID_CALLS = 100
 """Maximum number of invalid calls in a response, after which calls are text: each may cost a scan of the response."""
 
 OPEN_THINKING = ("<think>", "<think>\n", "[THINK]", "<|channel>thought\n", "<|channel|>analysis<|message|>")
-"""Texts that may begin a thought, besides the marks of the template itself."""
+"""Texts that may begin a thought."""
 
 CLOSE_THINKING = (
     "\n</think>\n\n",
@@ -51,7 +49,7 @@ CLOSE_THINKING = (
     "<channel|>",
     "<|end|><|start|>assistant<|channel|>final<|message|>",
 )
-"""Texts that may end a thought and begin the content, besides the marks of the template itself."""
+"""Texts that may end a thought and begin the content."""
 
 DECODER = json.JSONDecoder(strict=False)
 
@@ -70,8 +68,6 @@ class Thought:
     text: str
 
 
-Text, Thinking = ContentText, Thought  # former names
-
 Part = ContentText | Thought | ToolCall
 """A piece of a response."""
 
@@ -87,24 +83,23 @@ def load_response_template(
     Raise ValueError, with the name of the field, if the template is invalid.
     """
     template = compile_response_template(spec, control_tokens, special_tokens)
-    for begin in (*OPEN_THINKING, *_thought_marks(spec, "open")):
+    for begin in (*OPEN_THINKING, *_thinking_marks(spec, "open")):
         if _read(template, begin, "a") == [Thought("a")]:
             ends = (
                 end
-                for end in (*CLOSE_THINKING, *_thought_marks(spec, "close"))
+                for end in (*CLOSE_THINKING, *_thinking_marks(spec, "close"))
                 if _read(template, begin, "a", end, "b") == [Thought("a"), ContentText("b")]
             )
             return replace(template, open_thinking=begin, close_thinking=next(ends, None))
     return template
 
 
-def _thought_marks(spec: dict[str, Any], name: str) -> list[str]:
-    """Return the marks of thoughts that the template specifies as texts.
-
-    :param name: ``open`` or ``close``.
-    """
-    marks = [field.get(name) for key, field in spec["fields"].items() if KINDS.get(key) == "thinking"]
-    return [text for mark in marks for text in ([mark] if isinstance(mark, str) else mark or ())]
+def _thinking_marks(spec: Mapping[str, Any], side: Literal["open", "close"]) -> Iterator[str]:
+    """Yield the fixed texts that open or close thoughts."""
+    for name, field in spec["fields"].items():
+        if KINDS.get(name) == "thinking":
+            marks = field.get(side) or ()
+            yield from (marks,) if isinstance(marks, str) else marks
 
 
 def _read(template: ResponseTemplate, *texts: str) -> list[Part]:

@@ -8,9 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 import torch
+from gguf import GGUFWriter, TokenType
 from transformers import AutoModelForCausalLM, Qwen2Config
+
+from aiochatstream.engines.token_bytes import byte_level_alphabet
 
 SENTENCES = (
     "こんにちは、世界。",
@@ -70,3 +74,39 @@ def save_sarashina_tokenizer(folder: Path) -> Path:
     save_sentencepiece(folder, "tokenizer.model", vocab_size=340, byte_fallback=True)
     edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", legacy=False)
     return folder
+
+
+def save_gguf(file: Path) -> Path:
+    """Write a small llama with a vocabulary of bytes, in float32, and return its file."""
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_level_alphabet(), "\u0120t"]
+    hidden, heads, layers, generator = 64, 2, 2, np.random.default_rng(3)
+    writer = GGUFWriter(file, "llama")
+    writer.add_block_count(layers)
+    writer.add_context_length(8192)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(tokens) - 3))
+    writer.add_token_merges(["\u0120 t"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{% for message in messages %}<|im_start|>{{ message.content }}{% endfor %}")
+    square, names = (hidden, hidden), ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes = {"token_embd": (len(tokens), hidden), "output": (len(tokens), hidden), "output_norm": (hidden,)}
+    for layer in range(layers):
+        shapes |= {f"blk.{layer}.{name}": square for name in names}
+        shapes |= {f"blk.{layer}.{name}": (hidden,) for name in ("attn_norm", "ffn_norm")}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", generator.normal(0, 0.1, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

@@ -6,14 +6,11 @@ import copy
 import functools
 import gc
 import logging
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +48,7 @@ from tests.engines.transformers.tiny_models import (
     tiny,
 )
 from tests.helpers import PATIENCE
+from tests.processes import PYTHON, finish
 
 MAX_CHUNK = PREFILL_BUDGET[1]
 """Maximum number of tokens in a chunk of a prompt."""
@@ -453,9 +451,7 @@ print("end")
 
 
 def test_a_program_that_does_not_close_its_engines_exits_without_errors() -> None:
-    program = [sys.executable, "-c", PROGRAM]
-    root = Path(__file__).parents[3]
-    result = subprocess.run(program, cwd=root, capture_output=True, text=True, timeout=60)
+    result = finish([PYTHON, "-c", PROGRAM], forked=True)
     assert (result.returncode, result.stdout) == (0, "end\n"), result.stderr
     assert "terminate called" not in result.stderr
     assert "Traceback" not in result.stderr

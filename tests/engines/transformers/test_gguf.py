@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from aiochatstream.engines.load_options import LoadOptions
 from aiochatstream.engines.transformers import gguf as conversion
 from aiochatstream.engines.transformers import loading
 from tests.helpers import PATIENCE
+from tests.processes import PYTHON, ROOT, Program, started
 
 
 @pytest.fixture
@@ -218,33 +218,32 @@ write(f"{folder} {[file.name for file in folder.iterdir()]}")
 """
 
 
+@contextmanager
+def stepping(*arguments: str) -> Iterator[tuple[Program, Callable[[], object], TextIO]]:
+    """Start :data:`PROCESS`; yield the program, a function that lets it proceed, and its output."""
+    steps, write_steps = os.pipe()
+    output, write_output = os.pipe()
+    command, streams = [PYTHON, "-c", PROCESS, *arguments], [steps, write_output, 2]
+    with (
+        open(write_steps, "wb", buffering=0) as stepper,
+        open(output) as lines,
+        started(command, streams, ROOT, os.environ, forked=True) as program,
+    ):
+        os.close(steps)
+        os.close(write_output)
+        yield program, lambda: stepper.write(b"\n"), lines
+
+
 def test_concurrent_processes_convert_once_and_see_only_a_complete_folder(tmp_path: Path, gguf: Path) -> None:
-    command = [sys.executable, "-c", PROCESS, str(tmp_path), str(gguf)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[3], **pipes) for _ in range(2)]
-
-    def proceed(process: Any) -> None:
-        process.stdin.write("\n")
-        process.stdin.flush()
-
-    def read_line(process: Any) -> str:
-        line: str = process.stdout.readline()
-        return line.strip()
-
-    first, second = processes
-    try:
-        assert [read_line(process) for process in processes] == ["ready", "ready"]
-        proceed(first)
-        assert read_line(first) == "converting"
-        proceed(second)
-        assert read_line(second) == "waiting"
-        proceed(first)
-        folder = read_line(first)
-        assert folder.endswith(" ['config.json']")
-        rest, _ = second.communicate(timeout=PATIENCE)
-        assert [line for line in rest.splitlines() if line != "waiting"] == [folder]
-        assert first.wait(PATIENCE) == second.returncode == 0
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    arguments = str(tmp_path), str(gguf)
+    with stepping(*arguments) as (first, proceed_first, lines), stepping(*arguments) as (second, proceed, others):
+        assert [lines.readline(), others.readline()] == ["ready\n", "ready\n"]
+        proceed_first()
+        assert lines.readline() == "converting\n"
+        proceed()
+        assert others.readline() == "waiting\n"
+        proceed_first()
+        folder = lines.readline()
+        assert folder.endswith(" ['config.json']\n")
+        assert [line for line in others if line != "waiting\n"] == [folder]
+        assert (first.wait(PATIENCE), second.wait(PATIENCE)) == (0, 0)

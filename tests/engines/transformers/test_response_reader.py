@@ -622,6 +622,13 @@ def test_texts_that_open_and_close_thoughts(family: str, open_thinking: str | No
     assert LOADED[family].close_thinking == close_thinking
 
 
+def test_the_fixed_texts_of_a_template_open_and_close_its_thoughts() -> None:
+    thinking = {"open": "<ponder>", "close": ["</other>", "</ponder>"]}
+    spec = {"defaults": {}, "start_anchor": "A:", "fields": {"reasoning": thinking, "content": {}}}
+    template = load_response_template(spec)
+    assert (template.open_thinking, template.close_thinking) == ("<ponder>", "</other>")
+
+
 def test_hidden_tokens_have_no_text() -> None:
     reader = ResponseReader(LOADED["qwen3"], CHATML)
     assert reader.feed("<|im_start|>", control=True) == []

@@ -67,7 +67,7 @@ async def test_invalid_and_unsupported_fields_of_responses_are_a_400_with_the_fi
     for field, (value, message) in refused.items():
         with pytest.raises(openai.BadRequestError, match=message) as error:
             await openai_of(server).responses.create(model="", input="a", extra_body={field: value})
-        assert error.value.param == field
+        assert (error.value.param or "").partition(".")[0] == field
     with pytest.raises(openai.BadRequestError, match=r"text\.format: not supported by this engine"):
         await openai_of(server).responses.create(model="", input="a", text={"format": {"type": "json_object"}})
     with pytest.raises(openai.BadRequestError, match=r"text\.verbosity: is not supported"):
