@@ -194,14 +194,19 @@ QWEN3_TEMPLATE = r"""
 """Thoughts of the newest answer only, and a switch that writes an empty thought."""
 
 QWEN3_5_TEMPLATE = (
-    QWEN3_TEMPLATE.replace('{"name": "\' + call.function.name + \'", "arguments": \'', "<function=' + call.function.name + '>\\n'")
+    QWEN3_TEMPLATE.replace(
+        '{"name": "\' + call.function.name + \'", "arguments": \'', "<function=' + call.function.name + '>\\n'"
+    )
     .replace(
         "{{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}",
         "{% for key, value in call.function.arguments | items %}"
         "{{- '<parameter=' + key + '>\\n' + (value if value is string else value | tojson) + '\\n</parameter>\\n' }}"
         "{% endfor %}{{- '</function>\\n</tool_call>' }}",
     )
-    .replace("{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}", "{{- '<think>\\n\\n</think>\\n\\n' }}{% else %}{{- '<think>\\n' }}{% endif %}")
+    .replace(
+        "{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
+        "{{- '<think>\\n\\n</think>\\n\\n' }}{% else %}{{- '<think>\\n' }}{% endif %}",
+    )
 )
 """Like Qwen3, with calls in XML and a prompt that opens the thought."""
 
@@ -406,7 +411,9 @@ LLAMA3_TEMPLATE = r"""
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
 
-LLAMA3_THINKING_TEMPLATE = LLAMA3_TEMPLATE.replace("message.content | trim", "message.content.split('</think>')[-1] | trim")
+LLAMA3_THINKING_TEMPLATE = LLAMA3_TEMPLATE.replace(
+    "message.content | trim", "message.content.split('</think>')[-1] | trim"
+)
 """A Llama 3 that was trained to think, whose template removes thoughts from the content."""
 
 DEEPSEEK_TEMPLATE = r"""

@@ -103,9 +103,7 @@ async def test_a_thought_is_separate_in_all_formats_of_the_chat(
 
 
 @each
-async def test_a_thought_is_separate_in_openais_api(
-    family: Family, script: FamilyScript, openai: AsyncOpenAI
-) -> None:
+async def test_a_thought_is_separate_in_openais_api(family: Family, script: FamilyScript, openai: AsyncOpenAI) -> None:
     script.answers[QUESTION] = family.answer(CONTENT, THOUGHT)
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     create = openai.chat.completions.create
@@ -128,7 +126,9 @@ async def test_a_thought_is_separate_in_openais_api(
     deltas = [choice.delta.to_dict() for chunk in chunks for choice in chunk.choices]
     assert "".join(delta.get("content") or "" for delta in deltas) == CONTENT
     assert "".join(str(delta.get("reasoning_content") or "") for delta in deltas) == (thought or "")
-    assert chunks[-1].usage == whole.usage.model_copy(update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details})  # type: ignore[union-attr]
+    assert chunks[-1].usage == whole.usage.model_copy(
+        update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
+    )  # type: ignore[union-attr]
 
     again = await create(model="", messages=[*messages, message, *messages])
     assert again.choices[0].message.content == CONTENT
@@ -167,7 +167,9 @@ async def test_calls_follow_a_thought_and_text(
         final = (await stream.get_final_completion()).choices[0]
     assert final.finish_reason == "tool_calls"
     assert final.message.content == PROSE
-    assert [(call.function.name, json.loads(call.function.arguments)) for call in final.message.tool_calls or ()] == calls
+    assert [
+        (call.function.name, json.loads(call.function.arguments)) for call in final.message.tool_calls or ()
+    ] == calls
 
     results = [
         {"role": "tool", "tool_call_id": call["id"], "content": f"result {at}"}
@@ -182,9 +184,7 @@ async def test_calls_follow_a_thought_and_text(
 
 
 @each_with_calls
-async def test_forced_forms_begin_after_the_thought(
-    family: Family, script: FamilyScript, openai: AsyncOpenAI
-) -> None:
+async def test_forced_forms_begin_after_the_thought(family: Family, script: FamilyScript, openai: AsyncOpenAI) -> None:
     name, arguments = "get_time", {"city": "東京🗼"}
     body = json.dumps(arguments, ensure_ascii=False)
     call = f'[{{"name": "{name}", "arguments": {body}}}]'

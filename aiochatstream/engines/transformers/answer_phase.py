@@ -19,7 +19,8 @@ class AnswerPhase:
     """Constraint of the tokens of an answer with thoughts.
 
     A thought that reaches ``max_thinking_tokens`` is closed: the tokens that close it are forced. The grammar applies
-    from the beginning of the content; before it, the answer cannot end.
+    from the beginning of the content; before it, the answer cannot end. If the format marks where content begins
+    (Harmony), the marks of the thought and of the content are forced.
 
     :param matcher: grammar of the content; None allows any text.
     :param eos_ids: tokens that end an answer.
@@ -43,13 +44,23 @@ class AnswerPhase:
         self._forced: deque[int] = deque()
         control = answer_format.control_tokens
         closed = control.keys() & self._close_ids & set(prompt.token_ids[-len(self._close_ids) - 1 :])
-        may_think = params.thinking != "off" and self._budget != 0 and not closed and not prompt.continued
+        if self._reader.region == "other":  # in Harmony, the same tokens close messages
+            closed = set()
+        self._may_think = params.thinking != "off" and self._budget != 0 and not closed and not prompt.continued
+        """True if a thought may begin the answer."""
         begins = self._reader.region == "content" and bool(self._open_ids) and self._open_ids[0] in control
-        self._may_open = may_think and begins
+        self._may_open = self._may_think and begins
         """True at the first token, if it may begin a thought instead of the content."""
         self._matching = False
         """True from the beginning of the content on, if there is a grammar."""
         self._enter("content")
+
+    @property
+    def _content_ids(self) -> list[int]:
+        """Tokens that begin the content outside of a thought: the end of those that close a thought."""
+        if not self._open_ids or self._open_ids[0] not in self._close_ids:
+            return []
+        return self._close_ids[self._close_ids.index(self._open_ids[0]) :]
 
     @property
     def forced_token(self) -> int | None:
@@ -103,10 +114,13 @@ class AnswerPhase:
             return
         region = self._reader.region
         if region == "thinking":
+            self._may_think = False
             if self._budget is not None and self._reader.thinking_tokens >= self._budget:
                 self._forced.extend(self._close_ids)
         elif previous == "thinking" and self._matcher is not None and token in self._close_ids:
             self._forced.extend(self._close_ids[self._close_ids.index(token) + 1 :])  # for example to the final channel
+        elif region == "other" and self._matcher is not None:
+            self._forced.extend(self._open_ids if self._may_think else self._content_ids)
         self._matching = self._matcher is not None and region == "content" and not self._forced
 
 

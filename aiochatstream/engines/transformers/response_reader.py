@@ -261,8 +261,10 @@ class ResponseReader:
     def _marks(self) -> Iterator[tuple[Field, bool]]:
         """Yield the fields whose marks count in this region, and whether it is the open mark."""
         if self._kind == "content" or self._field is self._template.implicit:
+            calls = bool(self._names) and self._invalid_calls < MAX_INVALID_CALLS
+            thoughts = self._template.inline_thoughts or "content" not in self._returned_kinds
             for field in self._template.fields:
-                if field.kind != "call" or (self._names and self._invalid_calls < MAX_INVALID_CALLS):
+                if {"call": calls, "thinking": thoughts}.get(field.kind, True):
                     yield field, True
         if self._field is not None:
             yield self._field, False
