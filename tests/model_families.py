@@ -1,6 +1,6 @@
 """Tiny models of today's families: their architecture, control tokens and chat template, with answers by the tests.
 
-The chat templates have the structure of the published ones. The weights are random: a sampler writes the answers.
+The weights are random: a sampler writes the answers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from transformers import (
 from aiochatstream import ChatStream, GenerationParams, Limits, TransformersEngine
 from aiochatstream.engines.token_bytes import byte_level_alphabet
 from aiochatstream.engines.token_sampler import TokenSampler
+from tests import model_templates
 from tests.engines.tokenizers import SpaceMovingTokenizer
 
 Call = tuple[str, dict[str, str]]
@@ -158,289 +159,8 @@ DEEPSEEK = {
     "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 8,
     "v_head_dim": 16,
-    "first_k_dense_replace": 1,
+    "first_k_dense_replace": 0,
 }
-
-QWEN3_TEMPLATE = r"""
-{%- set ns = namespace(asked=-1) %}
-{%- for message in messages %}{% if message.role == 'user' %}{% set ns.asked = loop.index0 %}{% endif %}{% endfor %}
-{%- if tools %}
-{{- '<|im_start|>system\n' }}
-{%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{% endif %}
-{{- '<tools>' }}{% for tool in tools %}{{- '\n' }}{{- tool | tojson }}{% endfor %}{{- '\n</tools><|im_end|>\n' }}
-{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
-{%- endif %}
-{%- for message in messages %}
-{%- if message.role == 'user' %}{{- '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}
-{%- elif message.role == 'assistant' %}
-{{- '<|im_start|>assistant\n' }}
-{%- if message.reasoning_content is string and loop.index0 > ns.asked %}
-{{- '<think>\n' + message.reasoning_content.strip('\n') + '\n</think>\n\n' }}
-{%- endif %}
-{{- message.content or '' }}
-{%- for call in message.tool_calls or [] %}
-{{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
-{{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}
-{%- endfor %}
-{{- '<|im_end|>\n' }}
-{%- elif message.role == 'tool' %}
-{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{% endif %}
-{%- endif %}"""
-"""Thoughts of the newest answer only, and a switch that writes an empty thought."""
-
-QWEN3_5_TEMPLATE = (
-    QWEN3_TEMPLATE.replace(
-        '{"name": "\' + call.function.name + \'", "arguments": \'', "<function=' + call.function.name + '>\\n'"
-    )
-    .replace(
-        "{{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}",
-        "{% for key, value in call.function.arguments | items %}"
-        "{{- '<parameter=' + key + '>\\n' + (value if value is string else value | tojson) + '\\n</parameter>\\n' }}"
-        "{% endfor %}{{- '</function>\\n</tool_call>' }}",
-    )
-    .replace(
-        "{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
-        "{{- '<think>\\n\\n</think>\\n\\n' }}{% else %}{{- '<think>\\n' }}{% endif %}",
-    )
-)
-"""Like Qwen3, with calls in XML and a prompt that opens the thought."""
-
-HERMES_TEMPLATE = QWEN3_TEMPLATE.partition("{%- if message.reasoning_content")[0] + (
-    QWEN3_TEMPLATE.partition("</think>\\n\\n' }}\n{%- endif %}")[2].partition("{%- if enable_thinking")[0]
-    + "{%- endif %}"
-)
-"""Qwen3 without thoughts."""
-
-THINKING_TEMPLATE = r"""
-{%- for message in messages %}
-{{- '<|im_start|>' + message.role + '\n' }}
-{%- if message.reasoning_content %}{{- '<think>' + message.reasoning_content + '</think>' }}{% endif %}
-{{- message.content + '<|im_end|>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"""
-"""All thoughts, and no tools."""
-
-HARMONY_TEMPLATE = r"""
-{%- set effort = reasoning_effort if reasoning_effort is defined else 'medium' %}
-{{- '<|start|>system<|message|>Reasoning: ' + effort + '\n# Valid channels: analysis, commentary, final.<|end|>' }}
-{%- set rest = messages %}
-{%- if messages[0].role in ('system', 'developer') %}
-{%- set instructions = messages[0].content %}{% set rest = messages[1:] %}
-{%- endif %}
-{%- if instructions or tools %}
-{{- '<|start|>developer<|message|>' + (instructions or '') }}
-{%- if tools %}{{- '\nnamespace functions {\n' }}{% for tool in tools %}
-{{- 'type ' + tool.function.name + ' = (_: ' }}{{- tool.function.parameters | tojson }}{{- ') => any;\n' }}
-{%- endfor %}{{- '}' }}{% endif %}
-{{- '<|end|>' }}
-{%- endif %}
-{%- set last = namespace(call=none) %}
-{%- for message in rest %}
-{%- if message.role == 'assistant' %}
-{%- if message.tool_calls %}
-{%- if message.content and message.thinking %}
-{{- raise_exception('An assistant message with calls must have content or thinking, not both.') }}
-{%- endif %}
-{%- if message.content or message.thinking %}
-{{- '<|start|>assistant<|channel|>analysis<|message|>' + (message.content or message.thinking) + '<|end|>' }}
-{%- endif %}
-{%- set call = message.tool_calls[0].function %}{% set last.call = call.name %}
-{{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}
-{{- call.arguments | tojson }}{{- '<|call|>' }}
-{%- else %}
-{%- if message.thinking and loop.last %}
-{{- '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' }}
-{%- endif %}
-{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}
-{%- endif %}
-{%- elif message.role == 'tool' %}
-{%- if last.call is none %}{{- raise_exception('A result must follow a call.') }}{% endif %}
-{{- '<|start|>functions.' + last.call + ' to=assistant<|channel|>commentary<|message|>' }}
-{{- message.content | tojson }}{{- '<|end|>' }}
-{%- else %}{{- '<|start|>user<|message|>' + message.content + '<|end|>' }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{% endif %}"""
-"""Channels, a level of effort, and calls whose thought is their content."""
-
-GEMMA4_TEMPLATE = r"""
-{{- bos_token }}
-{%- set rest = messages %}
-{%- set system = messages[0].role in ('system', 'developer') %}
-{%- if system or tools or enable_thinking %}
-{{- '<|turn>system\n' }}{% if enable_thinking %}{{- '<|think|>\n' }}{% endif %}
-{%- if system %}{{- messages[0].content | trim }}{% set rest = messages[1:] %}{% endif %}
-{%- for tool in tools or [] %}
-{{- '<|tool>declaration:' + tool.function.name + '{parameters:' }}{{- tool.function.parameters | tojson }}{{- '}<tool|>' }}
-{%- endfor %}
-{{- '<turn|>\n' }}
-{%- endif %}
-{%- set ns = namespace(open=false) %}
-{%- for message in rest %}
-{%- if message.role == 'tool' %}
-{{- '<|tool_response>response:' + (message.name or 'unknown') + '{value:<|"|>' + message.content + '<|"|>}<tool_response|>' }}
-{%- else %}
-{%- if not ns.open %}{{- '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}{% endif %}
-{%- if message.reasoning and message.tool_calls %}{{- '<|channel>thought\n' + message.reasoning + '<channel|>' }}{% endif %}
-{{- message.content or '' }}
-{%- for call in message.tool_calls or [] %}
-{{- '<|tool_call>call:' + call.function.name + '{' }}
-{%- for key, value in call.function.arguments | dictsort %}
-{{- key + ':<|"|>' + value + '<|"|>' }}{% if not loop.last %},{% endif %}
-{%- endfor %}
-{{- '}<tool_call|>' }}
-{%- endfor %}
-{%- set ns.open = message.tool_calls and message.role == 'assistant' %}
-{%- if not ns.open %}{{- '<turn|>\n' }}{% endif %}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt and not ns.open %}{{- '<|turn>model\n' }}{% endif %}"""
-"""Thoughts by a token in the system turn, and results of calls in the model's turn."""
-
-FUNCTION_GEMMA_TEMPLATE = r"""
-{{- bos_token }}
-{%- set rest = messages %}
-{%- if tools or messages[0].role in ('system', 'developer') %}
-{{- '<start_of_turn>developer\n' }}
-{%- if messages[0].role in ('system', 'developer') %}{{- messages[0].content | trim }}{% set rest = messages[1:] %}{% endif %}
-{%- for tool in tools or [] %}
-{{- '<start_function_declaration>declaration:' + tool.function.name + '{parameters:' }}
-{{- tool.function.parameters | tojson }}{{- '}<end_function_declaration>' }}
-{%- endfor %}
-{{- '<end_of_turn>\n' }}
-{%- endif %}
-{%- set ns = namespace(previous='') %}
-{%- for message in rest %}
-{%- if message.role == 'tool' %}
-{{- '<start_function_response>response:' + (message.name or 'unknown') + '{value:<escape>' + message.content + '<escape>}' }}
-{{- '<end_function_response>' }}
-{%- else %}
-{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' + (message.content or '') | trim }}
-{%- for call in message.tool_calls or [] %}
-{{- '<start_function_call>call:' + call.function.name + '{' }}
-{%- for key, value in call.function.arguments | dictsort %}
-{{- key + ':<escape>' + value + '<escape>' }}{% if not loop.last %},{% endif %}
-{%- endfor %}
-{{- '}<end_function_call>' }}
-{%- endfor %}
-{%- if not message.tool_calls %}{{- '<end_of_turn>\n' }}{% endif %}
-{%- endif %}
-{%- set ns.previous = message.role %}
-{%- endfor %}
-{%- if add_generation_prompt and ns.previous != 'tool' %}{{- '<start_of_turn>model\n' }}{% endif %}"""
-
-MISTRAL_TEMPLATE = r"""
-{{- bos_token }}
-{%- set effort = reasoning_effort if reasoning_effort is defined and reasoning_effort is not none else 'none' %}
-{%- if effort not in ('none', 'high') %}{{- raise_exception('reasoning_effort must be none or high.') }}{% endif %}
-{%- set rest = messages %}
-{%- if messages[0].role == 'system' %}
-{{- '[SYSTEM_PROMPT]' + messages[0].content + '[/SYSTEM_PROMPT]' }}{% set rest = messages[1:] %}
-{%- endif %}
-{%- if tools %}{{- '[AVAILABLE_TOOLS]' }}{{- tools | tojson }}{{- '[/AVAILABLE_TOOLS]' }}{% endif %}
-{{- '[MODEL_SETTINGS]{"reasoning_effort": "' + effort + '"}[/MODEL_SETTINGS]' }}
-{%- for message in rest %}
-{%- if message.role == 'user' %}{{- '[INST]' + message.content + '[/INST]' }}
-{%- elif message.role == 'assistant' %}
-{%- if message.content is string %}{{- message.content }}
-{%- else %}
-{%- for block in message.content or [] %}
-{{- '[THINK]' + block.thinking + '[/THINK]' if block.type == 'thinking' else block.text }}
-{%- endfor %}
-{%- endif %}
-{%- for call in message.tool_calls or [] %}
-{{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' }}{{- call.function.arguments | tojson }}
-{%- endfor %}
-{{- eos_token }}
-{%- elif message.role == 'tool' %}{{- '[TOOL_RESULTS]' + message.content + '[/TOOL_RESULTS]' }}
-{%- else %}{{- raise_exception('Roles are user, assistant and tool.') }}
-{%- endif %}
-{%- endfor %}"""
-"""Two efforts, and thoughts as parts of the content."""
-
-MISTRAL_LIST_TEMPLATE = r"""
-{{- bos_token }}
-{%- set rest = messages %}
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] %}{% endif %}
-{%- for message in rest %}
-{%- if message.role == 'user' %}
-{%- if loop.last and tools %}{{- '[AVAILABLE_TOOLS] ' }}{{- tools | tojson }}{{- '[/AVAILABLE_TOOLS]' }}{% endif %}
-{{- '[INST] ' + (system + '\n\n' if system and loop.last else '') + message.content + '[/INST]' }}
-{%- elif message.role == 'assistant' and message.tool_calls %}
-{{- '[TOOL_CALLS] [' }}
-{%- for call in message.tool_calls %}
-{%- if call.id is not defined or call.id | length != 9 %}
-{{- raise_exception('Ids of calls must have nine letters and digits.') }}
-{%- endif %}
-{{- '{"name": "' + call.function.name + '", "arguments": ' }}{{- call.function.arguments | tojson }}
-{{- ', "id": "' + call.id + '"}' }}{{- ', ' if not loop.last else ']' + eos_token }}
-{%- endfor %}
-{%- elif message.role == 'assistant' %}{{- ' ' + message.content + eos_token }}
-{%- elif message.role == 'tool' %}
-{%- if message.tool_call_id is not defined or message.tool_call_id | length != 9 %}
-{{- raise_exception('Ids of calls must have nine letters and digits.') }}
-{%- endif %}
-{{- '[TOOL_RESULTS] {"content": ' + message.content + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
-{%- endif %}
-{%- endfor %}"""
-
-LLAMA3_TEMPLATE = r"""
-{{- bos_token }}
-{%- set rest = messages %}
-{%- set system = '' %}
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}{% set rest = messages[1:] %}{% endif %}
-{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}
-{%- if tools %}{{- 'Environment: ipython\n' }}{% for tool in tools %}{{- tool | tojson }}{{- '\n\n' }}{% endfor %}{% endif %}
-{{- system + '<|eot_id|>' }}
-{%- for message in rest %}
-{%- if message.tool_calls %}
-{%- if message.tool_calls | length != 1 %}{{- raise_exception('This model calls one tool at a time.') }}{% endif %}
-{%- set call = message.tool_calls[0].function %}
-{{- '<|start_header_id|>assistant<|end_header_id|>\n\n{"name": "' + call.name + '", "parameters": ' }}
-{{- call.arguments | tojson }}{{- '}<|eot_id|>' }}
-{%- elif message.role == 'tool' %}
-{{- '<|start_header_id|>ipython<|end_header_id|>\n\n' }}{{- message.content | tojson }}{{- '<|eot_id|>' }}
-{%- else %}
-{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
-
-LLAMA3_THINKING_TEMPLATE = LLAMA3_TEMPLATE.replace(
-    "message.content | trim", "message.content.split('</think>')[-1] | trim"
-)
-"""A Llama 3 that was trained to think, whose template removes thoughts from the content."""
-
-DEEPSEEK_TEMPLATE = r"""
-{%- if not thinking is defined %}{% set thinking = false %}{% endif %}
-{{- bos_token }}
-{%- set ns = namespace(tool=false) %}
-{%- for message in messages %}{% if message.role == 'system' %}{{- message.content }}{% endif %}{% endfor %}
-{%- if tools %}{{- '\n## Tools\n' }}{% for tool in tools %}{{- tool.function | tojson }}{{- '\n' }}{% endfor %}{% endif %}
-{%- for message in messages %}
-{%- if message.role == 'user' %}{{- '<｜User｜>' + message.content }}{% set ns.tool = false %}
-{%- elif message.role == 'assistant' %}
-{%- if not ns.tool %}{{- '<｜Assistant｜></think>' }}{% endif %}
-{%- if message.content %}{{- message.content.split('</think>')[-1] }}{% endif %}
-{%- for call in message.tool_calls or [] %}
-{{- '<｜tool▁calls▁begin｜>' if loop.first else '' }}
-{{- '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + call.function.name + '\n```json\n' + call.function.arguments }}
-{{- '\n```<｜tool▁call▁end｜>' }}{{- '<｜tool▁calls▁end｜>' if loop.last else '' }}
-{%- endfor %}
-{{- '<｜end▁of▁sentence｜>' }}{% set ns.tool = false %}
-{%- elif message.role == 'tool' %}
-{{- '<｜tool▁output▁begin｜>' + message.content + '<｜tool▁output▁end｜>' }}{% set ns.tool = true %}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt and not ns.tool %}
-{{- '<｜Assistant｜>' + ('<think>' if thinking else '</think>') }}
-{%- endif %}"""
-"""Arguments of calls as text, and thoughts by a variable."""
 
 BEGINS = ("<bos>", "<s>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>")
 """Tokens that begin a text."""
@@ -454,6 +174,16 @@ LLAMA_TOKENS = (
     "<|eot_id|>",
     "<|eom_id|>",
     "<|python_tag|>",
+)
+DEEPSEEK_ROLES = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
+DEEPSEEK_CALLS = (
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
+    "<｜tool▁output▁begin｜>",
+    "<｜tool▁output▁end｜>",
 )
 HARMONY_TOKENS = (
     "<|start|>",
@@ -480,7 +210,7 @@ class Family:
     content: format of the text of an answer without calls.
     write_calls: function that writes calls; None if the family has none.
     max_calls: maximum number of calls in an answer.
-    opened: end of the prompt that begins the thought.
+    opened: end of a prompt that begins the thought.
     params: parameters with which the model thinks.
     switch: texts of the prompt by level of thinking.
     keeps_thoughts: the template renders thoughts of earlier turns.
@@ -509,7 +239,6 @@ class Family:
     def answer(self, content: str = "", thought: str | None = None, calls: Sequence[Call] = ()) -> str:
         """Return the text that a model of the family writes, up to the token that ends the answer."""
         text = "" if thought is None or self.thought is None else self.thought.format(thought)
-        text = text.removeprefix(self.opened)
         if not calls:
             return text + self.content.format(content) + self.ends[0]
         assert self.write_calls is not None
@@ -519,7 +248,7 @@ class Family:
     def open_thought(self) -> str:
         """Text with which the model begins a thought."""
         assert self.thought is not None
-        return self.thought.partition("{}")[0].removeprefix(self.opened)
+        return self.thought.partition("{}")[0]
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -531,12 +260,12 @@ class Family:
 
     @functools.cached_property
     def model(self) -> Any:
-        """A model with random weights, in two layers."""
+        """A model with random weights: a layer of each type."""
         torch.manual_seed(4)
         config = self.config(
             vocab_size=len(self.tokenizer),
             hidden_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=len(self.options.get("layer_types", ["full_attention"])),
             num_attention_heads=2,
             max_position_embeddings=8192,
             tie_word_embeddings=False,
@@ -557,7 +286,7 @@ class Family:
 FAMILIES = {
     "Qwen3": Family(
         "qwen3",
-        QWEN3_TEMPLATE,
+        model_templates.QWEN3,
         Qwen3Config,
         GROUPED,
         IM_TOKENS,
@@ -569,7 +298,7 @@ FAMILIES = {
     ),
     "Qwen3.5": Family(
         "qwen3_5",
-        QWEN3_5_TEMPLATE,
+        model_templates.QWEN3_5,
         Qwen3_5TextConfig,
         {**GROUPED, **QWEN3_5},
         IM_TOKENS,
@@ -582,7 +311,7 @@ FAMILIES = {
     ),
     "Hermes": Family(
         "hermes",
-        HERMES_TEMPLATE,
+        model_templates.HERMES,
         LlamaConfig,
         GROUPED,
         IM_TOKENS,
@@ -590,7 +319,7 @@ FAMILIES = {
     ),
     "a thinking model without tools": Family(
         "thinking",
-        THINKING_TEMPLATE,
+        model_templates.THINKING,
         LlamaConfig,
         GROUPED,
         IM_TOKENS,
@@ -599,7 +328,7 @@ FAMILIES = {
     ),
     "gpt-oss": Family(
         "harmony",
-        HARMONY_TEMPLATE,
+        model_templates.HARMONY,
         GptOssConfig,
         GPT_OSS,
         HARMONY_TOKENS,
@@ -608,12 +337,13 @@ FAMILIES = {
         prose="<|channel|>commentary<|message|>{}<|end|><|start|>assistant",
         content="<|channel|>final<|message|>{}",
         write_calls=_named_calls("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", ""),
+        keeps_thoughts_of_calls=True,
         max_calls=1,
         switch={level: f"Reasoning: {level}" for level in ("low", "medium", "high")},
     ),
     "LLM-jp-4": Family(
         "harmony",
-        HARMONY_TEMPLATE,
+        model_templates.HARMONY,
         LlamaConfig,
         GROUPED,
         HARMONY_TOKENS,
@@ -622,13 +352,14 @@ FAMILIES = {
         prose="<|channel|>commentary<|message|>{}<|end|><|start|>assistant",
         content="<|channel|>final<|message|>{}",
         write_calls=_named_calls(" to=functions.", "<|channel|>commentary json<|message|>", ""),
+        keeps_thoughts_of_calls=True,
         max_calls=1,
         switch={level: f"Reasoning: {level}" for level in ("low", "medium", "high")},
         tokenizer_of=space_moving,
     ),
     "Gemma 4": Family(
         "gemma4",
-        GEMMA4_TEMPLATE,
+        model_templates.GEMMA4,
         Gemma4TextConfig,
         GEMMA4,
         (
@@ -656,7 +387,7 @@ FAMILIES = {
     ),
     "FunctionGemma": Family(
         "functiongemma",
-        FUNCTION_GEMMA_TEMPLATE,
+        model_templates.FUNCTION_GEMMA,
         Gemma3TextConfig,
         {**GROUPED, "sliding_window": 64},
         (
@@ -677,7 +408,7 @@ FAMILIES = {
     ),
     "Mistral": Family(
         "mistral",
-        MISTRAL_TEMPLATE,
+        model_templates.MISTRAL,
         Ministral3Config,
         {**GROUPED, "rope_parameters": MINISTRAL_ROPE},
         (
@@ -706,19 +437,27 @@ FAMILIES = {
     ),
     "Mistral 7B": Family(
         "mistral_list",
-        MISTRAL_LIST_TEMPLATE,
+        model_templates.MISTRAL_LIST,
         MistralConfig,
         GROUPED,
-        ("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]")
-        + ("[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+        (
+            "<s>",
+            "</s>",
+            "[INST]",
+            "[/INST]",
+            "[AVAILABLE_TOOLS]",
+            "[/AVAILABLE_TOOLS]",
+            "[TOOL_CALLS]",
+            "[TOOL_RESULTS]",
+            "[/TOOL_RESULTS]",
+        ),
         ends=("</s>",),
-        content=" {}",
         write_calls=_mistral_list,
         tokenizer_of=functools.partial(byte_fallback, prefix=True),
     ),
     "Llama 3": Family(
         "llama3",
-        LLAMA3_TEMPLATE,
+        model_templates.LLAMA3,
         LlamaConfig,
         GROUPED,
         LLAMA_TOKENS,
@@ -728,33 +467,22 @@ FAMILIES = {
     ),
     "a thinking Llama 3": Family(
         "llama3_thinking",
-        LLAMA3_THINKING_TEMPLATE,
+        model_templates.LLAMA3_THINKING,
         LlamaConfig,
         GROUPED,
         LLAMA_TOKENS,
         ends=("<|eot_id|>",),
         thought=THINK,
+        prose="{}\n",
         write_calls=_json_calls("", "", "\n", "parameters"),
         max_calls=1,
     ),
     "DeepSeek": Family(
         "deepseek",
-        DEEPSEEK_TEMPLATE,
+        model_templates.DEEPSEEK,
         DeepseekV3Config,
         DEEPSEEK,
-        (
-            "<｜begin▁of▁sentence｜>",
-            "<｜end▁of▁sentence｜>",
-            "<｜User｜>",
-            "<｜Assistant｜>",
-            "<｜tool▁calls▁begin｜>",
-            "<｜tool▁calls▁end｜>",
-            "<｜tool▁call▁begin｜>",
-            "<｜tool▁call▁end｜>",
-            "<｜tool▁sep｜>",
-            "<｜tool▁output▁begin｜>",
-            "<｜tool▁output▁end｜>",
-        ),
+        (*DEEPSEEK_ROLES, *DEEPSEEK_CALLS),
         ("<think>", "</think>"),
         ends=("<｜end▁of▁sentence｜>",),
         thought="<think>{}</think>",
@@ -765,12 +493,11 @@ FAMILIES = {
     ),
     "DeepSeek R1 on Qwen": Family(
         "deepseek",
-        DEEPSEEK_TEMPLATE.replace("('<think>' if thinking else '</think>')", "'<think>\\n'"),
+        model_templates.DEEPSEEK_R1,
         Qwen2Config,
         GROUPED,
-        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
-        ("<think>", "</think>", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>")
-        + ("<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>"),
+        DEEPSEEK_ROLES,
+        ("<think>", "</think>", *DEEPSEEK_CALLS),
         ends=("<｜end▁of▁sentence｜>",),
         thought=THINK,
         write_calls=_deepseek_calls,
@@ -804,23 +531,27 @@ class FamilyScript(TokenSampler):
             self._remaining[params.seed] = self._begin(ids)
         remaining = self._remaining[params.seed]
         allowed = logits > -torch.inf
-        if allowed.sum() == 1 or not remaining or not allowed[remaining[0]]:
-            token = int(logits.argmax())
-        else:
-            token = remaining.pop(0)
-        return token
+        if remaining and not allowed[remaining[0]] and not self._family.tokenizer.decode(remaining[:1]).strip():
+            remaining.pop(0)  # the space before a text, which a constraint excludes
+        if remaining and allowed[remaining[0]]:
+            return remaining.pop(0)
+        return int(logits.argmax())
 
     def _begin(self, prompt_ids: Sequence[int]) -> list[int]:
-        prompt = self._family.tokenizer.decode(prompt_ids)
+        family = self._family
+        prompt = family.tokenizer.decode(prompt_ids)
         self.prompts.append(prompt)
         question = max(self.answers, key=prompt.rfind, default="")
-        return self._family.ids_of(self.answers.get(question, self._family.ends[0]))
+        answer = self.answers.get(question, family.ends[0])
+        if family.opened and prompt.endswith(family.opened):
+            answer = answer.removeprefix(family.opened)
+        return family.ids_of(answer)
 
 
-def chat_stream_of(family: Family, script: FamilyScript, **options: Any) -> ChatStream:
+def chat_stream_of(family: Family, script: FamilyScript) -> ChatStream:
     """Return a server of a family whose model thinks, with answers of up to 1,000 tokens."""
     engine = TransformersEngine(
         family.model, family.tokenizer, token_sampler=script, kv_cache_bytes=64 << 20, prefix_cache_bytes=4 << 20
     )
     params = GenerationParams(max_new_tokens=1000, **family.params)
-    return ChatStream(**{"engine": engine, "params": params, "limits": Limits(context_len=4096)} | options)
+    return ChatStream(engine=engine, params=params, limits=Limits(context_len=4096))

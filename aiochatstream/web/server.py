@@ -125,7 +125,7 @@ class Server(Chat, Stateless):
 
     def check_template_variables(self, overrides: ParamOverrides, prefix: str = "params.") -> None:
         """Raise InvalidValue for variables of the chat template that may change the system prompt, if it is fixed."""
-        if not self.allow_system_prompt:
+        if not self.allow_system_prompt and self.engine.tokenizer is not None:
             for name in (overrides.chat_template_kwargs or {}).keys() - THINKING_VARIABLES:
                 raise InvalidValue(
                     f"{prefix}chat_template_kwargs.{name}: must be absent; this server sets the system prompt itself."

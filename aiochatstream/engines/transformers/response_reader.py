@@ -251,20 +251,24 @@ class ResponseReader:
                 continue
             match, held = mark.find(self._source, start, final=final)
             held_from = min(held_from, held)
-            if match is not None:
+            if match is not None and not (opens and self._is_quoted(field, match.start())):
                 candidate = _MarkMatch(match.start(), match.end(), match.groupdict(), field, opens)
                 first = candidate if first is None else min(first, candidate, key=lambda mark: (mark.start, -mark.end))
         if first is not None and first.start >= held_from:
             first = None
         return first, held_from
 
+    def _is_quoted(self, field: Field, at: int) -> bool:
+        """Return True if the open mark at ``at`` is ordinary text that content quotes."""
+        if field.kind != "thinking" or self._template.inline_thoughts:
+            return False
+        return "content" in self._returned_kinds or bool(self._source.text[self._at : at].strip(WHITESPACE))
+
     def _marks(self) -> Iterator[tuple[Field, bool]]:
         """Yield the fields whose marks count in this region, and whether it is the open mark."""
         if self._kind == "content" or self._field is self._template.implicit:
-            calls = bool(self._names) and self._invalid_calls < MAX_INVALID_CALLS
-            thoughts = self._template.inline_thoughts or "content" not in self._returned_kinds
             for field in self._template.fields:
-                if {"call": calls, "thinking": thoughts}.get(field.kind, True):
+                if field.kind != "call" or (self._names and self._invalid_calls < MAX_INVALID_CALLS):
                     yield field, True
         if self._field is not None:
             yield self._field, False
