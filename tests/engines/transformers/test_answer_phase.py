@@ -218,39 +218,14 @@ def test_a_schema_holds_after_a_thought(qwen: ScriptedModel) -> None:
 @pytest.mark.parametrize(
     ("written", "before"),
     [
-        ("<|channel|>analysis<|message|>why<|end|>", f"<|channel|>analysis<|message|>why{HARMONY_CLOSE}"),
-        ("<|channel|>final<|message|>", "<|channel|>final<|message|>"),
+        ("awhy<|end|>", f"<|channel|>analysis<|message|>why{HARMONY_CLOSE}"),  # a: the only choice in the mark
+        ("f", "<|channel|>final<|message|>"),
     ],
 )
 def test_a_constraint_begins_in_harmonys_final_channel(harmony: ScriptedModel, written: str, before: str) -> None:
     deltas = harmony.answer(f"{written}maybe", HARMONY_PROMPT, constraint=YES_OR_NO)
     assert end_of(text_of(deltas), before) in ("yes", "no")
     assert parts_of(deltas)[-1] in (("text", "yes"), ("text", "no"))
-
-
-@pytest.fixture(scope="module")
-def notes() -> Iterator[ScriptedModel]:
-    """A model whose marks of thoughts are text, not tokens."""
-    fields = {"thinking": {"open": "[NOTE]", "close": "[/NOTE]"}, "content": {}}
-    model = ScriptedModel({"start_anchor": ["assistant\n"], "fields": fields})
-    yield model
-    model.engine.close()
-
-
-def test_marks_of_an_own_template_close_a_thought(notes: ScriptedModel) -> None:
-    deltas = notes.answer("[NOTE]abcdef<|im_end|>", max_thinking_tokens=4)
-    assert parts_of(deltas) == [("thinking", "abc"), ("text", "def")]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "before", "contents"),
-    [("yes|no", "[NOTE]why[/NOTE]", {"yes", "no"}), (r"\[(yes|no)\]", "", {"[yes]", "[no]"})],
-)
-def test_a_thought_in_marks_of_text_precedes_a_constraint_that_excludes_them(
-    notes: ScriptedModel, pattern: str, before: str, contents: set[str]
-) -> None:
-    deltas = notes.answer("[why[/NOTE]maybe", constraint=Constraint("regex", pattern))
-    assert end_of(text_of(deltas), before) in contents
 
 
 def test_a_constraint_holds_from_the_beginning_of_a_plain_text(qwen: ScriptedModel) -> None:
