@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.processes import PYTHON, ROOT, finish
 
-PATIENCE = 60.0
+PATIENCE = 240.0
 
 
 @dataclass(frozen=True)
