@@ -153,7 +153,8 @@ class ParamOverrides(BaseModel):
     chat_template_kwargs: variables of the model's chat template, up to 32 names with JSON values, 8192 bytes in total
         and 16 levels deep; in addition to the server's own. A variable that switches thoughts takes precedence over
         ``thinking``.
-    max_thinking_tokens: maximum length of a thought in tokens, after which it is closed and the answer begins.
+    max_thinking_tokens: maximum length of a thought in tokens, after which it is closed and the answer begins, up to
+        the server's own ``max_thinking_tokens``.
     """
 
     model_config = STRICT
@@ -290,8 +291,9 @@ class ParamLimits:
             field = f"{prefix}chat_template_kwargs.{name}"
             if self.thinking is not None and name in THINKING_VARIABLES:
                 raise InvalidValue(f"{field}: must be absent; this server limits thinking.")
-            if self.chat_template_kwargs is not None and name not in self.chat_template_kwargs:
-                names = ", ".join(self.chat_template_kwargs) or "no variables"
+            allowed = () if self.chat_template_kwargs is None and self.thinking else self.chat_template_kwargs
+            if allowed is not None and name not in allowed:
+                names = ", ".join(allowed) or "no variables"
                 raise InvalidValue(f"{field}: must be absent; this server allows {names}.")
 
 
@@ -393,7 +395,10 @@ class GenerationParams(ServerOptions):
             changes |= override.model_dump(exclude_none=True)
             thinking, template_kwargs = _merge_template_arguments(thinking, template_kwargs, override)
         changes |= {"thinking": thinking, "chat_template_kwargs": template_kwargs}
-        for name, (minimum, maximum) in [*limits.items(), ("max_new_tokens", (1, self.max_new_tokens))]:
+        ranges = [*limits.items(), ("max_new_tokens", (1, self.max_new_tokens))]
+        if self.max_thinking_tokens is not None:
+            ranges.append(("max_thinking_tokens", (0, self.max_thinking_tokens)))
+        for name, (minimum, maximum) in ranges:
             if not minimum <= changes.get(name, minimum) <= maximum:
                 raise InvalidValue(f"{prefix}{name}: must be from {minimum} to {maximum} on this server.")
         check_token_ids(f"{prefix}logit_bias", changes.get("logit_bias", ()), vocabulary_size)

@@ -326,9 +326,10 @@ def test_the_last_switch_of_thoughts_applies_and_other_variables_are_merged(
         ({"thinking": ("auto", "off")}, ParamOverrides(thinking="low"), "thinking: must be 'auto' or 'off' on this"),
         (
             {"thinking": ("auto",)},
-            kwargs(a=1, thinking=1),
+            kwargs(thinking=1),
             "chat_template_kwargs.thinking: must be absent; this se",
         ),
+        ({"thinking": ("auto",)}, kwargs(a=1), "chat_template_kwargs.a: must be absent; this server allows no v"),
         ({"chat_template_kwargs": ()}, kwargs(a=1), "chat_template_kwargs.a: must be absent; this server allows no v"),
         ({"chat_template_kwargs": ["b"]}, kwargs(b=1, a=1), "chat_template_kwargs.a: must be absent; this server a"),
     ],

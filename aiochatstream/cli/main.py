@@ -47,6 +47,7 @@ OPTIONS = {
     "--queue": "max_queue_size",
     "--max-new-tokens": "max_new_tokens",
     "--context-len": "context_len",
+    "--max-thinking-tokens": "max_thinking_tokens",
     "--top-p": "top_p",
     "--allowed-host": "allowed_hosts",
     "--device-map": "device_map",
@@ -369,6 +370,7 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--concurrency", type=int, default=2, metavar="N", help="answers generated concurrently")
     add("--queue", type=int, default=5, metavar="N", help="waiting requests beyond these; further ones get 503")
     add("--max-new-tokens", type=int, metavar="N", help="maximum tokens of an answer (those that the context leaves)")
+    add("--max-thinking-tokens", type=int, metavar="N", help="maximum tokens of a thought (as many as of an answer)")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (as many as model and memory allow)")
     add(
         "--strict-max-tokens",

@@ -29,7 +29,7 @@ class ModelParams(GenerationParams):
     @classmethod
     def of(cls, options: dict[str, Any]) -> ModelParams:
         """Return the parameters that the options specify. Raise ValueError."""
-        names = (*SAMPLING_OPTIONS, "chat_template_kwargs")
+        names = (*SAMPLING_OPTIONS, "max_thinking_tokens", "chat_template_kwargs")
         return cls(**{name: options[name] for name in names if options.get(name) is not None})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 import string
@@ -19,7 +20,6 @@ from aiochatstream.prompts.template_traits import (
     TemplateTraits,
     as_parts,
     refusals,
-    template_errors,
     traits_of,
 )
 from aiochatstream.prompts.tools import parse_arguments
@@ -141,13 +141,13 @@ def render_messages(
     try:
         try:
             return render(normalized)
-        except template_errors():
+        except refusals():
             adapted = [_with_one_text(_with_short_ids(message), traits.thought_field) for message in normalized]
             adapted = _without_empty_answers(adapted)
-            if adapted == normalized:
-                raise
-            with suppress(*refusals()):
-                return render(adapted)
+            for candidate in (adapted, [_with_text_arguments(message) for message in adapted]):
+                if candidate != normalized:
+                    with suppress(*refusals()):
+                        return render(candidate)
             raise
     except refusals() as error:
         reason = str(error).removesuffix(".")
@@ -284,6 +284,18 @@ def _with_short_ids(message: Message) -> Message:
             for call in shortened["tool_calls"]
         ]
     return shortened
+
+
+def _with_text_arguments(message: Message) -> Message:
+    """Return ``message`` with the arguments of calls as JSON, which DeepSeek's templates require."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
+        for call in message["tool_calls"]
+        for arguments in [call["function"]["arguments"]]
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def _with_one_text(message: Message, thought_field: str | None) -> Message:

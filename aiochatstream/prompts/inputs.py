@@ -55,6 +55,14 @@ class ChatInput:
         chars += sum(len(str(message.get("tool_calls", ""))) for message in self.messages) + len(str(self.tools))
         return chars > CHARS_PER_TOKEN * context_len
 
+    def tools_for(self, tokenizer: Any) -> tuple[dict[str, Any], ...]:
+        """Return the tools whose calls the engine reads.
+
+        There are none if the chat template does not render tools: the prompt then describes them as text, and the model
+        does not write calls in the format of its family.
+        """
+        return tuple(self.tools) if tokenizer is None or supports_tools(tokenizer) else ()
+
     def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
         """Yield the prompt. Blocking.
 

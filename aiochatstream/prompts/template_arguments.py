@@ -18,6 +18,9 @@ FLAGS = ("enable_thinking", "thinking")
 EFFORT = "reasoning_effort"
 """Variable with the amount of thoughts."""
 
+TOOL_VARIABLES = ("custom_tools", "builtin_tools")
+"""Variables that replace or extend the tools of a request (Llama 3.1)."""
+
 ON_LEVELS: tuple[ThinkingLevel, ...] = ("low", "medium", "high")
 
 EFFORTS: Mapping[ThinkingLevel, str] = {"off": "none", "low": "low", "medium": "medium", "high": "high"}
@@ -47,7 +50,7 @@ class TemplateArguments:
         Slow at the first call for a tokenizer. Raise ValueError for a template with a syntax error.
         """
         all_traits = traits_of(tokenizer), traits_of(tokenizer, tools=True)
-        reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+        reserved = {"messages", *TOOL_VARIABLES, *inspect.signature(tokenizer.apply_chat_template).parameters}
         variables = {name for traits in all_traits for name in traits.variables}
         names = {name for name in variables - reserved if not name.endswith("_token")}
         flag = next((name for name in FLAGS if name in names), None)

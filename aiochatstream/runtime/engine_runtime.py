@@ -167,7 +167,7 @@ class Runtime:
         return tuple(
             name
             for name in names
-            if (limits.chat_template_kwargs is None or name in limits.chat_template_kwargs)
+            if (limits.thinking is None if limits.chat_template_kwargs is None else name in limits.chat_template_kwargs)
             and (limits.thinking is None or name not in THINKING_VARIABLES)
         )
 

@@ -114,7 +114,7 @@ class RunningTurn:
         self.last: Ended | Failed | None = None
         """The last event; None until :attr:`ended`."""
         self._stop_reason: StopReason | None = None
-        self._timed_out = False
+        self._timed_out = self._has_calls = False
         self._finish_reason: FinishReason | None = None
         self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
@@ -232,7 +232,7 @@ class RunningTurn:
     async def _conclude(self, job: Job, failure: Exception | None) -> Ended | Failed:
         """Save the answer, and return the last event."""
         if self._timed_out and (self.text or self.thinking) and self._finish_reason is None:
-            self._finish_reason = "length" if self.text else "thinking_length"
+            self._finish_reason = "length" if self.text or self._has_calls else "thinking_length"
         if self.discarded:
             return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
@@ -297,6 +297,7 @@ class RunningTurn:
         text, calls = delta.text, delta.tool_calls
         if calls and not job.accepts_tool_calls:
             text, calls = text + "".join(call.text for call in calls), ()
+        self._has_calls = self._has_calls or bool(calls)
         if text or delta.thinking or calls:
             now = self._loop.time()
             if self._last_text is None:

@@ -87,7 +87,7 @@ class Stateless(Runtime):
             raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
         encoded = model_input.encode(chat_prompt)
         is_chat = isinstance(model_input, ChatInput)
-        tools = tuple(model_input.tools) if isinstance(model_input, ChatInput) else ()
+        tools = model_input.tools_for(chat_prompt.tokenizer) if isinstance(model_input, ChatInput) else ()
         prompts = [
             Prompt(messages, ids, continued=model_input.continues, chat=is_chat, tools=tools)
             for messages, ids in encoded

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.errors import InvalidValue
-from aiochatstream.params import ParamOverrides, WireFormat
+from aiochatstream.params import THINKING_VARIABLES, ParamOverrides, WireFormat
 from aiochatstream.runtime.chat import Chat
 from aiochatstream.runtime.engine_runtime import RuntimeConfig
 from aiochatstream.runtime.stateless import Stateless
@@ -122,6 +122,14 @@ class Server(Chat, Stateless):
         kind = CookieUserSession if in_cookie else UserSession
         store = self._memory if self._conversation_store is None else self._conversation_store
         return kind(request, session, store, self._recent_params, self.app_binding.namespace, account)
+
+    def check_template_variables(self, overrides: ParamOverrides, prefix: str = "params.") -> None:
+        """Raise InvalidValue for variables of the chat template that may change the system prompt, if it is fixed."""
+        if not self.allow_system_prompt and self.engine.tokenizer is not None:
+            for name in (overrides.chat_template_kwargs or {}).keys() - THINKING_VARIABLES:
+                raise InvalidValue(
+                    f"{prefix}chat_template_kwargs.{name}: must be absent; this server sets the system prompt itself."
+                )
 
     def user_params(self, user: UserSession) -> ParamOverrides:
         """Return the parameters that ``user`` has set; none if this server does not, or no longer, allow them."""

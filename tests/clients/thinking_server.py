@@ -1,4 +1,4 @@
-"""A server with a model that thinks and calls tools: `thinking_server.py MODEL PORT`.
+"""A server with a model that thinks and calls tools: `python -m tests.clients.thinking_server MODEL PORT`.
 
 It runs in the environment of the project, unlike the clients.
 """
@@ -6,11 +6,15 @@ It runs in the environment of the project, unlike the clients.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Generator
 
 from aiohttp import web
 
 from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt, ToolCall
+from tests.model_families import FAMILIES, FamilyScript, chat_stream_of
+
+THOUGHT = "Let me see… 🤔\n\nパリ？"
 
 
 class ScriptedThoughts(Engine):
@@ -28,8 +32,24 @@ class ScriptedThoughts(Engine):
         yield Delta(finish_reason="stop")
 
 
+def tiny_model(name: str) -> ChatStream:
+    """Return a server with a tiny model of the family ``name``."""
+    family = FAMILIES[name]
+    script = FamilyScript(family)
+    script.answers = {
+        "What is the capital of France?": family.answer("It is Paris. 🗼", THOUGHT),
+        "What is the weather in Paris?": family.answer("", THOUGHT, [("get_weather", {"city": "Paris"})]),
+    }
+    return chat_stream_of(family, script)
+
+
 MODELS: dict[str, Callable[[], ChatStream]] = {
     "scripted-thoughts": lambda: ChatStream(engine=ScriptedThoughts()),
+    **{
+        name.lower().replace(" ", "-"): functools.partial(tiny_model, name)
+        for name, family in FAMILIES.items()
+        if family.thought and family.write_calls
+    },
 }
 """Functions that load the models, by name.
 

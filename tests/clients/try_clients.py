@@ -40,7 +40,7 @@ PARAMETERS: dict[str, Any] = {"type": "object", "properties": {"city": {"type": 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS}}
 
 SMALL_MODEL = ("-m", "aiochatstream", "serve", "--port", str(PORT), "--temperature", "0")
-THINKING_MODELS = ("scripted-thoughts",)
+THINKING_MODELS = ("scripted-thoughts", "qwen3", "qwen3.5", "gpt-oss", "gemma-4", "mistral", "deepseek")
 """Models of thinking_server.py."""
 
 Tests = dict[str, Callable[[], object]]
@@ -271,7 +271,7 @@ def main() -> int:
     """Run all tests; return the exit status."""
     failed = 0
     for name in THINKING_MODELS:
-        with server(str(CLIENTS / "thinking_server.py"), name, str(PORT)) as model:
+        with server("-m", "tests.clients.thinking_server", name, str(PORT)) as model:
             failed += run(thinking_tests(model))
     with server(*SMALL_MODEL) as model:
         failed += run(client_tests(model))

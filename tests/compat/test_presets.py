@@ -23,7 +23,7 @@ from tests.prompts.builders import fill
 TURNS = (Turn("Hi", "Hello!", "1"),)
 
 
-@pytest.mark.parametrize("base", {*PRESETS.values()}, ids=lambda base: base.__name__)
+@pytest.mark.parametrize("base", dict.fromkeys(PRESETS.values()), ids=lambda base: base.__name__)
 def test_a_preset_writes_the_same_prompt_as_its_base(base: type[AbstractChatPrompt]) -> None:
     prompt = fill(presets.PRESETS[base.__name__](), None, "And?", TURNS)
     expected = fill(base(), None, "And?", TURNS)

@@ -84,6 +84,13 @@ def test_tools_are_rendered_as_text_if_the_template_does_not_support_them(tokeni
             assert part in text
 
 
+def test_the_engine_reads_calls_only_if_the_template_renders_tools(tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = ChatInput([], [TOOL])
+    rendering = with_template("{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}", tokenizer)
+    assert chat.tools_for(tokenizer) == ()
+    assert chat.tools_for(rendering) == chat.tools_for(None) == (TOOL,)
+
+
 def test_tools_as_text_keep_roles_alternating() -> None:
     messages = render_tools_as_text([USER, CALLING, RESULT, RESULT, ANSWER, USER], [TOOL])
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant", "user"]

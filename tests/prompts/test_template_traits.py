@@ -130,6 +130,25 @@ def test_call_ids_are_converted_to_the_form_that_the_template_requires(call_id: 
         assert match[1] == call_id
 
 
+def test_arguments_of_calls_are_text_if_the_template_requires_it() -> None:
+    template = """{% for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] %}\
+{{ '<' + call.function.arguments + '>' }}{% endfor %}{% endfor %}"""
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"city":"東京"}'}}
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call, call]}, USER]
+    assert render_messages(with_template(template), messages) == 'Hello<{"city": "東京"}><{"city": "東京"}>Hello'
+
+
+def test_text_before_a_call_is_a_part_of_its_thought_if_the_template_accepts_only_one() -> None:
+    template = """{% for message in messages %}{% if message.tool_calls and message.content and message.thinking %}\
+{{ raise_exception('Content or thinking, not both.') }}{% endif %}\
+{{ message.content }}{% if message.thinking %}({{ message.thinking }}){% endif %}{% endfor %}"""
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    answer = {"role": "assistant", "content": "I look.", "reasoning_content": "Hm."}
+    tokenizer = with_template(template)
+    assert render_messages(tokenizer, [USER, answer, USER]) == "HelloI look.(Hm.)Hello"
+    assert render_messages(tokenizer, [USER, {**answer, "tool_calls": [call]}]) == "Hello(Hm.\n\nI look.)"
+
+
 @pytest.mark.parametrize("calls", [[], None])
 def test_empty_tool_calls_are_omitted(calls: list[Any] | None) -> None:
     assert render_messages(with_template(MISTRAL), [{**ANSWER, "tool_calls": calls}]) == "HiNone"

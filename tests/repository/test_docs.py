@@ -134,7 +134,9 @@ def test_the_changelog_begins_with_the_current_version_or_what_follows_it() -> N
     assert versions[versions[0] == "Unreleased"] == aiochatstream.__version__
 
 
-@pytest.mark.parametrize("page", ["deployment.md", "engines.md", "endpoints.md", "roles.md", "sessions.md"])
+@pytest.mark.parametrize(
+    "page", ["deployment.md", "engines.md", "endpoints.md", "models.md", "roles.md", "sessions.md"]
+)
 def test_examples_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVELOPER_PHRASE", "sesame")
     monkeypatch.setenv("MONITOR_KEY_SHA256", "0" * 64)

@@ -44,7 +44,7 @@ def make(model: PreTrainedModel) -> MakeChatStream:
             engine=TransformersEngine(model, tokenizer, optimize=False),
             params=GenerationParams(**short),
             client_roles=ALL,
-            **options,
+            **{"allow_system_prompt": True, **options},
         )
 
     return make_chat_stream

@@ -49,6 +49,10 @@ class AnswerFormat:
         """Return the token ids of a mark of the template; none for None."""
         return [] if mark is None else list(self._tokenizer.encode(mark, add_special_tokens=False))
 
+    def is_blank(self, token_id: int) -> bool:
+        """Return True if the text of a token is only whitespace."""
+        return not self._tokenizer.decode([token_id]).strip()
+
 
 def find_template(tokenizer: Any, model_type: str, template: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the response template of a model's answers; None if there is none.

@@ -251,12 +251,18 @@ class ResponseReader:
                 continue
             match, held = mark.find(self._source, start, final=final)
             held_from = min(held_from, held)
-            if match is not None:
+            if match is not None and not (opens and self._is_quoted(field, match.start())):
                 candidate = _MarkMatch(match.start(), match.end(), match.groupdict(), field, opens)
                 first = candidate if first is None else min(first, candidate, key=lambda mark: (mark.start, -mark.end))
         if first is not None and first.start >= held_from:
             first = None
         return first, held_from
+
+    def _is_quoted(self, field: Field, at: int) -> bool:
+        """Return True if the open mark at ``at`` is ordinary text that content quotes."""
+        if field.kind != "thinking" or self._template.inline_thoughts:
+            return False
+        return "content" in self._returned_kinds or bool(self._source.text[self._at : at].strip(WHITESPACE))
 
     def _marks(self) -> Iterator[tuple[Field, bool]]:
         """Yield the fields whose marks count in this region, and whether it is the open mark."""

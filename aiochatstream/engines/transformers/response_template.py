@@ -113,6 +113,7 @@ class ResponseTemplate:
     implicit: content that needs no open mark; None if content has one, as in Harmony.
     token_pattern: compiled pattern of the control tokens in marks, or None.
     hidden: control tokens that are not shown, except in the arguments of calls.
+    inline_thoughts: a thought may follow content. False if its mark is ordinary text, which content may quote.
     open_thinking: text that begins a thought; None if the template has no thoughts or no fixed text begins them.
     close_thinking: text that ends a thought and begins the content; None if no known text does.
     """
@@ -121,6 +122,7 @@ class ResponseTemplate:
     implicit: Field | None
     token_pattern: Any
     hidden: frozenset[str]
+    inline_thoughts: bool
     library_template: Any
     open_thinking: str | None = None
     close_thinking: str | None = None
@@ -163,6 +165,7 @@ def compile_response_template(
         implicit=next((field for field in fields if field.open is None), None),
         token_pattern=regex.compile("|".join(map(regex.escape, tokens))) if tokens else None,
         hidden=frozenset(special_tokens) - set(tokens),
+        inline_thoughts=any(token in mark for mark in _thought_marks(spec) for token in tokens),
         library_template=template,
     )
 
@@ -170,6 +173,13 @@ def compile_response_template(
 def _is_tag(token: str) -> bool:
     """Return False for added tokens that are words, whitespace or single characters."""
     return len(token) > 1 and any(not character.isalnum() and not character.isspace() for character in token)
+
+
+def _thought_marks(spec: dict[str, Any]) -> Iterator[str]:
+    """Yield the open marks of thoughts."""
+    for name, field in spec["fields"].items():
+        if KINDS.get(name) == "thinking":
+            yield from (mark.replace("\\", "") for key in ("open", "open_pattern") for mark in _marks(field.get(key)))
 
 
 def _marks(spec: Any) -> Iterator[str]:

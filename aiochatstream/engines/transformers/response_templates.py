@@ -57,8 +57,6 @@ LLAMA_CALLS: dict[str, Any] = {
     "transform": OBJECT_CALL,
 }
 
-MISTRAL_THOUGHTS: dict[str, Any] = {"open": "[THINK]", "close": "[/THINK]", "repeats": True, "join": "\n\n"}
-
 HARMONY_CLOSE = ["<|end|>", "<|return|>", "<|call|>"]
 
 
@@ -135,7 +133,7 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     ),
     "mistral": _template(
         ["[/INST]", "[/TOOL_RESULTS]"],
-        thinking=MISTRAL_THOUGHTS,
+        thinking={"open": "[THINK]", "close": "[/THINK]", "repeats": True, "join": "\n\n"},
         tool_calls={
             "open_pattern": r"\[TOOL_CALLS\]\s*(?P<name>[\w.\-]+)(?:\[CALL_ID\]\w+)?\[ARGS\]",
             "repeats": True,
@@ -146,7 +144,6 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     ),
     "mistral_list": _template(
         ["[/INST]", "[/TOOL_RESULTS]"],
-        thinking=MISTRAL_THOUGHTS,
         tool_calls={
             "open": "[TOOL_CALLS]",
             "content": "json",

@@ -70,6 +70,8 @@ async def _answer(
         try:
             if body.system and not server.allow_system_prompt:
                 raise InvalidValue("system: must be absent; this server sets the system prompt itself.")
+            if body.params is not None:
+                server.check_template_variables(body.params)
             turn = await server.begin_turn(
                 user, body.conversation, body.turn_request, params, body.params, system=body.system or ""
             )

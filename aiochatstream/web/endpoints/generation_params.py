@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from aiochatstream.params import ParamOverrides
+from aiochatstream.params import THINKING_VARIABLES, ParamOverrides
 from aiochatstream.web.errors import chatstream_endpoint
 from aiochatstream.web.json import json_response
 from aiochatstream.web.request_models import GenerationParamsChange
@@ -22,6 +22,7 @@ async def set_generation_params(server: Server, request: web.Request) -> web.Str
     user = await server.user_session(request)
     await user.refresh()
     params = server.user_params(user).model_copy(update=body.changes())
+    server.check_template_variables(params, "")
     server.override(params, prefix="")
     await user.save_params(params.model_dump(mode="json", exclude_none=True))
     return _effective_params(server, params)
@@ -48,7 +49,9 @@ def _effective_params(server: Server, overrides: ParamOverrides) -> web.Response
         "limits": server.param_limits.ranges(server.params),
         "sources": _rename(sources),
         "thinking_levels": server.thinking_levels,
-        "template_variables": server.template_variables,
+        "template_variables": [
+            name for name in server.template_variables if server.allow_system_prompt or name in THINKING_VARIABLES
+        ],
     }
     return json_response(body)
 

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiochatstream.constraint import Constraint
 from aiochatstream.engines import Engine
 from aiochatstream.prompts import ChatInput
+from aiochatstream.prompts.tools import supports_tools
 from aiochatstream.runtime.events import Ended, Text, Thinking, ToolCalls, Usage
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, NamedToolChoice
 from aiochatstream.web.openai.endpoint_context import EndpointContext
@@ -118,8 +119,13 @@ def select_parser(body: ChatCompletionRequest, *, text_may_be_call: bool) -> Out
 
 
 def reads_calls(engine: Engine) -> bool:
-    """Return True if ``engine`` reads calls of tools itself: its text then contains none."""
-    return engine.response_template is not None and "tool_calls" in engine.response_template["fields"]
+    """Return True if ``engine`` reads calls of tools itself: its text then contains none.
+
+    It does not if the chat template renders no tools: the prompt then describes them as text.
+    """
+    if engine.response_template is None or "tool_calls" not in engine.response_template["fields"]:
+        return False
+    return engine.tokenizer is None or supports_tools(engine.tokenizer)
 
 
 class ChatChoiceBuilder:

@@ -17,6 +17,7 @@ from aiochatstream.params import (
     CountPenalty,
     Flag,
     LogitBias,
+    MaxThinkingTokens,
     MinP,
     ParamOverrides,
     RepetitionPenalty,
@@ -121,6 +122,7 @@ class GenerationRequest(OpenAIModel):
     repetition_penalty: RepetitionPenalty | None = None
     logit_bias: LogitBias | None = None
     ignore_eos: Flag | None = None
+    max_thinking_tokens: MaxThinkingTokens | None = None
 
     @property
     def max_new_tokens(self) -> int | None:

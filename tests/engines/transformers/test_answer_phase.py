@@ -218,8 +218,8 @@ def test_a_schema_holds_after_a_thought(qwen: ScriptedModel) -> None:
 @pytest.mark.parametrize(
     ("written", "before"),
     [
-        ("<|channel|>analysis<|message|>why<|end|>", f"<|channel|>analysis<|message|>why{HARMONY_CLOSE}"),
-        ("<|channel|>final<|message|>", "<|channel|>final<|message|>"),
+        ("awhy<|end|>", f"<|channel|>analysis<|message|>why{HARMONY_CLOSE}"),  # a: the only choice in the mark
+        ("f", "<|channel|>final<|message|>"),
     ],
 )
 def test_a_constraint_begins_in_harmonys_final_channel(harmony: ScriptedModel, written: str, before: str) -> None:

@@ -236,12 +236,21 @@ async def test_the_returned_ranges_are_the_accepted_ones(start: StartServer, cli
 async def test_levels_of_thinking_and_variables_of_the_template_are_returned(
     start: StartServer, client_of: ClientOf
 ) -> None:
-    for limits, levels, names in (
-        ({}, ["auto", "off", "high"], ["enable_thinking", "language"]),
-        ({"thinking": ["auto", "low"], "chat_template_kwargs": ["language", "x"]}, ["auto", "low"], ["language"]),
+    for allow_system_prompt, limits, levels, names in (
+        (True, {}, ["auto", "off", "high"], ["enable_thinking", "language"]),
+        (False, {}, ["auto", "off", "high"], ["enable_thinking"]),
+        (True, {"thinking": ["auto", "low"], "chat_template_kwargs": ["language", "x"]}, ["auto", "low"], ["language"]),
     ):
         engine = TransformersEngine(tiny(), with_template(QWEN))
-        client = client_of(await start(ChatStream(engine=engine, param_limits=limits)))
+        chat_stream = ChatStream(engine=engine, param_limits=limits, allow_system_prompt=allow_system_prompt)
+        client = client_of(await start(chat_stream))
+        if not allow_system_prompt:
+            variables = {"language": "French"}
+            assert (await refusal(client, chat_template_kwargs=variables)).endswith("sets the system prompt itself.")
+            async with client.post(
+                "/chat_stream", user_input="Hello", params={"chat_template_kwargs": variables}
+            ) as response:
+                assert response.status == 422
         async with client.session.get(f"{client.url}/get_generation_params") as response:
             body = await response.json()
         assert (body["thinking_levels"], body["template_variables"]) == (levels, names)

@@ -56,7 +56,6 @@ async def test_invalid_and_unsupported_fields_of_responses_are_a_400_with_the_fi
         "tools": ([{"type": "web_search"}], "is not supported"),
         "background": (True, "is not supported"),
         "n": (2, "is not supported"),
-        "reasoning": ({"effort": "huge"}, "reasoning.effort: must be .none., .minimal."),
         "max_output_tokens": (0, "must be a whole number of tokens from 1"),
         "top_logprobs": (1, "not supported by this engine"),
         "max_tokens": (5, "must be sent as max_output_tokens"),  # fields of other endpoints
@@ -67,7 +66,10 @@ async def test_invalid_and_unsupported_fields_of_responses_are_a_400_with_the_fi
     for field, (value, message) in refused.items():
         with pytest.raises(openai.BadRequestError, match=message) as error:
             await openai_of(server).responses.create(model="", input="a", extra_body={field: value})
-        assert error.value.param == field
+        assert (error.value.param or "").partition(".")[0] == field
+    effort: Any = {"effort": "huge"}
+    with pytest.raises(openai.BadRequestError, match=r"reasoning\.effort: must be .none., .minimal."):
+        await openai_of(server).responses.create(model="", input="a", reasoning=effort)
     with pytest.raises(openai.BadRequestError, match=r"text\.format: not supported by this engine"):
         await openai_of(server).responses.create(model="", input="a", text={"format": {"type": "json_object"}})
     with pytest.raises(openai.BadRequestError, match=r"text\.verbosity: is not supported"):
