@@ -40,7 +40,7 @@ def gunicorn(request: pytest.FixtureRequest, tmp_path: Path, model_folder: str) 
     with ExitStack() as stack:
 
         def start(app: str, *options: str, with_imports: bool = False) -> tuple[Process, str]:
-            forked = not with_imports or request.param != "aiohttp.GunicornWebWorker"
+            forked = not with_imports or request.param != WORKERS[0]
             address = f"127.0.0.1:{free_port()}"
             command = [PYTHON, "-m", "gunicorn", app, "--bind", address, "--worker-class", request.param, *options]
             process = stack.enter_context(running(command, tmp_path / "gunicorn", env=env, forked=forked))
