@@ -112,18 +112,6 @@ def test_the_options_reach_the_server(server: Process) -> None:
     assert (too_long.status, too_long.json["error"]) == (413, "too_large")
 
 
-def test_defaults_are_those_of_the_model(tmp_path: Path) -> None:
-    with serve(tmp_path) as process:
-        url = url_when_ready(process)
-        assert re.search(r"^  context +8192 tokens, including up to 8191 ", process.out, re.MULTILINE)
-        settings = ask(f"{url}/get_generation_params").json
-        values, sources = settings["generation_params"], settings["sources"]
-        assert [values[name] for name in ("temperature", "top_p_value", "max_new_tokens")] == [0.2, 0.7, 8191]
-        assert set(sources.values()) == {"default"}
-        request = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 100_000, "temperature": 0}
-        assert "Tokyo" in ask(f"{url}/v1/chat/completions", request).text
-
-
 def test_an_unknown_path_has_a_json_error(server: Process) -> None:
     reply = ask(f"{url_when_ready(server)}/nothing/here")
     assert (reply.status, reply.json["error"]) == (404, "not_found")
@@ -132,15 +120,18 @@ def test_an_unknown_path_has_a_json_error(server: Process) -> None:
 # Startup and shutdown
 
 
-@pytest.mark.parametrize(
-    ("number", "options"), [(signal.SIGTERM, ["--mock", "echo"]), (signal.SIGINT, [])], ids=["SIGTERM", "SIGINT"]
-)
-def test_a_signal_ends_the_server_with_code_0(number: signal.Signals, options: list[str], tmp_path: Path) -> None:
-    with serve(tmp_path, *options) as process:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_server_with_code_0(number: signal.Signals, tmp_path: Path) -> None:
+    with serve(tmp_path, "--mock", "echo") as process:
         assert ask(f"{url_when_ready(process)}/readyz").status == 200
-        assert process.end(number) == 0
-        assert "Traceback" not in process.err
-        assert "ERROR" not in process.err
+        assert_ends(process, number)
+
+
+def assert_ends(process: Process, number: signal.Signals) -> None:
+    """Assert that the signal ends the server with code 0 and without errors."""
+    assert process.end(number) == 0
+    assert "Traceback" not in process.err
+    assert "ERROR" not in process.err
 
 
 @pytest.fixture
@@ -156,7 +147,7 @@ def locked_cache(tmp_path: Path, model_folder: str) -> Iterator[tuple[Mapping[st
         yield {"XDG_CACHE_HOME": str(tmp_path / "cache")}, lock
 
 
-def test_requests_get_503_starting_until_the_model_is_loaded(
+def test_requests_get_503_starting_until_the_model_is_loaded_and_its_defaults_apply(
     locked_cache: tuple[Mapping[str, str], FileLock], tmp_path: Path
 ) -> None:
     env, lock = locked_cache
@@ -173,6 +164,18 @@ def test_requests_get_503_starting_until_the_model_is_loaded(
         lock.release()
         assert url_when_ready(process) == url
         assert ask(f"{url}/readyz").status == 200
+        assert_defaults_of_the_small_model(process, url)
+        assert_ends(process, signal.SIGINT)
+
+
+def assert_defaults_of_the_small_model(process: Process, url: str) -> None:
+    assert re.search(r"^  context +8192 tokens, including up to 8191 ", process.out, re.MULTILINE)
+    settings = ask(f"{url}/get_generation_params").json
+    values, sources = settings["generation_params"], settings["sources"]
+    assert [values[name] for name in ("temperature", "top_p_value", "max_new_tokens")] == [0.2, 0.7, 8191]
+    assert set(sources.values()) == {"default"}
+    request = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 100_000, "temperature": 0}
+    assert "Tokyo" in ask(f"{url}/v1/chat/completions", request).text
 
 
 def test_ctrl_c_while_the_model_loads_ends_the_server_with_code_0(

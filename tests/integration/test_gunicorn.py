@@ -27,7 +27,10 @@ StartGunicorn = Callable[..., tuple[Process, str]]
 
 @pytest.fixture(params=WORKERS)
 def gunicorn(request: pytest.FixtureRequest, tmp_path: Path, model_folder: str) -> Iterator[StartGunicorn]:
-    """Yield a function that starts gunicorn, and returns the process and its URL."""
+    """Yield a function that starts gunicorn, and returns the process and its URL.
+
+    It is forked, unless a test demands the imports, for the first class of workers.
+    """
     (tmp_path / "home").mkdir()
     env = {
         "HOME": str(tmp_path / "home"),  # contains gunicorn's control socket
@@ -36,7 +39,8 @@ def gunicorn(request: pytest.FixtureRequest, tmp_path: Path, model_folder: str) 
     }
     with ExitStack() as stack:
 
-        def start(app: str, *options: str, forked: bool = True) -> tuple[Process, str]:
+        def start(app: str, *options: str, with_imports: bool = False) -> tuple[Process, str]:
+            forked = not with_imports or request.param != WORKERS[0]
             address = f"127.0.0.1:{free_port()}"
             command = [PYTHON, "-m", "gunicorn", app, "--bind", address, "--worker-class", request.param, *options]
             process = stack.enter_context(running(command, tmp_path / "gunicorn", env=env, forked=forked))
@@ -67,7 +71,7 @@ def user(url: str, talk: Callable[[Client], Awaitable[None]]) -> None:
 
 
 def test_the_example_starts_and_finishes_its_answers_on_sigterm(gunicorn: StartGunicorn) -> None:
-    process, url = gunicorn("examples.simple_server:create_app", forked=False)
+    process, url = gunicorn("examples.simple_server:create_app", with_imports=True)
 
     def answer() -> str | None:
         reply = ask(f"{url}/chat_stream", QUESTION)
