@@ -111,6 +111,15 @@ StopStrings = Annotated[
 ThinkingLevel = Literal["off", "low", "medium", "high", "auto"]
 THINKING_LEVELS: tuple[ThinkingLevel, ...] = get_args(ThinkingLevel)
 Thinking = Annotated[ThinkingLevel, Field(description="'off', 'low', 'medium', 'high' or 'auto'")]
+EFFORT_LEVELS: Mapping[str, ThinkingLevel] = {
+    "none": "off",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+}
+"""Levels of ``thinking`` by OpenAI's efforts."""
 ChatTemplateKwargs = Annotated[
     dict[str, Any],
     AfterValidator(_check_template_kwargs),

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.errors import InvalidValue
-from aiochatstream.params import THINKING_VARIABLES, ParamOverrides, WireFormat
+from aiochatstream.params import EFFORT_LEVELS, THINKING_VARIABLES, ParamOverrides, WireFormat
 from aiochatstream.runtime.chat import Chat
 from aiochatstream.runtime.engine_runtime import RuntimeConfig
 from aiochatstream.runtime.stateless import Stateless
@@ -28,6 +28,7 @@ from aiochatstream.sessions import (
     reload_session,
 )
 from aiochatstream.sessions.aiohttp_session_internals import is_changed
+from aiochatstream.validation import alternatives
 from aiochatstream.web.app_binding import AppBinding
 from aiochatstream.web.auth.allowed_hosts import AllowedHosts
 from aiochatstream.web.auth.origins import normalize_origins
@@ -124,12 +125,22 @@ class Server(Chat, Stateless):
         return kind(request, session, store, self._recent_params, self.app_binding.namespace, account)
 
     def check_template_variables(self, overrides: ParamOverrides, prefix: str = "params.") -> None:
-        """Raise InvalidValue for variables of the chat template that may change the system prompt, if it is fixed."""
-        if not self.allow_system_prompt and self.engine.tokenizer is not None:
-            for name in (overrides.chat_template_kwargs or {}).keys() - THINKING_VARIABLES:
-                raise InvalidValue(
-                    f"{prefix}chat_template_kwargs.{name}: must be absent; this server sets the system prompt itself."
-                )
+        """Raise InvalidValue for a variable of the chat template that may change the system prompt, if it is fixed.
+
+        Templates may write the effort into the system prompt, so only its known values are accepted.
+        """
+        if self.allow_system_prompt or self.engine.tokenizer is None:
+            return
+        for name, value in (overrides.chat_template_kwargs or {}).items():
+            if name not in THINKING_VARIABLES:
+                problem = "must be absent"
+            elif value is not None and value not in (True, False, *EFFORT_LEVELS):
+                problem = f"must be true, false, {alternatives(tuple(EFFORT_LEVELS))}"
+            else:
+                continue
+            raise InvalidValue(
+                f"{prefix}chat_template_kwargs.{name}: {problem}; this server sets the system prompt itself."
+            )
 
     def user_params(self, user: UserSession) -> ParamOverrides:
         """Return the parameters that ``user`` has set; none if this server does not, or no longer, allow them."""
@@ -138,6 +149,7 @@ class Server(Chat, Stateless):
         try:
             params = ParamOverrides.model_validate_json(json.dumps(user.params))
             self.override(params)
+            self.check_template_variables(params)
         except (InvalidValue, ValidationError):
             return ParamOverrides()
         return params

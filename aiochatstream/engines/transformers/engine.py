@@ -161,8 +161,8 @@ class TransformersEngine(Engine):
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         self._special_tokens = {id_: str(token) for id_, token in added.items() if token.special}
         self.response_template = find_template(self.tokenizer, model.config.model_type, self._own_template)
-        if self.response_template is not None:
-            self._answer_format = AnswerFormat(self.tokenizer, self.response_template)
+        template = self.response_template
+        self._answer_format = None if template is None else AnswerFormat(self.tokenizer, template)
         self._embeddings = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
         outputs = getattr(model.get_output_embeddings(), "out_features", sys.maxsize)
         vocab_size = min(self._embeddings, outputs)

@@ -6,13 +6,14 @@ fields that would affect the answer are refused (:attr:`OpenAIModel.UNSUPPORTED`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from aiochatstream.constraint import Constraint
 from aiochatstream.params import (
+    EFFORT_LEVELS,
     MAX_NEW_TOKENS,
     CountPenalty,
     Flag,
@@ -42,15 +43,6 @@ Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="a whole numb
 Count = Annotated[int, Field(ge=1, le=128, description="a whole number from 1 to 128")]
 String = Annotated[str, Field(description="a string")]
 
-EFFORT_LEVELS: Mapping[str, ThinkingLevel] = {
-    "none": "off",
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "high",
-}
-"""Levels of ``thinking`` by OpenAI's efforts."""
 
 Effort = Annotated[
     Literal["none", "minimal", "low", "medium", "high", "xhigh"],

@@ -10,6 +10,7 @@ import torch
 
 from aiochatstream.engines.transformers.batch import Batch
 from tests.engines.transformers.batch_harness import MakeBatch, OneLayerModel, batch_of
+from tests.engines.transformers.scripted_answers import HARMONY, ScriptedModel
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -19,6 +20,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=["Qwen2", "Mamba"])
+def qwen(request: pytest.FixtureRequest) -> Iterator[ScriptedModel]:
+    """A model with Qwen3's format, batched and sequential."""
+    model = ScriptedModel(family=request.param)
+    yield model
+    model.engine.close()
+
+
+@pytest.fixture(scope="module")
+def harmony() -> Iterator[ScriptedModel]:
+    model = ScriptedModel(HARMONY)
+    yield model
+    model.engine.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,21 +23,6 @@ from tests.engines.transformers.scripted_answers import (
 )
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "日</tool_call>"}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module", params=["Qwen2", "Mamba"])
-def qwen(request: pytest.FixtureRequest) -> Iterator[ScriptedModel]:
-    """A model with Qwen3's format, batched and sequential."""
-    model = ScriptedModel(family=request.param)
-    yield model
-    model.engine.close()
-
-
-@pytest.fixture(scope="module")
-def harmony() -> Iterator[ScriptedModel]:
-    model = ScriptedModel(HARMONY)
-    yield model
-    model.engine.close()
 
 
 def test_thoughts_content_and_calls_are_separate_deltas_in_order(qwen: ScriptedModel) -> None:

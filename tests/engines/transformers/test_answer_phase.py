@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,6 @@ from aiochatstream import Constraint, Delta, GenerationParams, Prompt, TokenSamp
 from tests.engines.transformers.engine_harness import load_engine, tokens_of
 from tests.engines.transformers.scripted_answers import (
     ENDS,
-    HARMONY,
     HARMONY_PROMPT,
     MARKED,
     QWEN,
@@ -33,21 +32,6 @@ THINKING_PROMPT = f"{QWEN_PROMPT}<think>\n"
 CLOSE = "\n</think>\n\n"
 HARMONY_CLOSE = "<|end|><|start|>assistant<|channel|>final<|message|>"
 YES_OR_NO = Constraint("regex", "yes|no")
-
-
-@pytest.fixture(scope="module", params=["Qwen2", "Mamba"])
-def qwen(request: pytest.FixtureRequest) -> Iterator[ScriptedModel]:
-    """A model with Qwen3's format, batched and sequential."""
-    model = ScriptedModel(family=request.param)
-    yield model
-    model.engine.close()
-
-
-@pytest.fixture(scope="module")
-def harmony() -> Iterator[ScriptedModel]:
-    model = ScriptedModel(HARMONY)
-    yield model
-    model.engine.close()
 
 
 def text_of(deltas: Sequence[Delta]) -> str:

@@ -247,10 +247,12 @@ async def test_levels_of_thinking_and_variables_of_the_template_are_returned(
         if not allow_system_prompt:
             variables = {"language": "French"}
             assert (await refusal(client, chat_template_kwargs=variables)).endswith("sets the system prompt itself.")
-            async with client.post(
-                "/chat_stream", user_input="Hello", params={"chat_template_kwargs": variables}
-            ) as response:
-                assert response.status == 422
+            text = {"enable_thinking": "You are a pirate."}  # some templates write it into the system prompt
+            for values in (variables, text):
+                async with client.post(
+                    "/chat_stream", user_input="Hello", params={"chat_template_kwargs": values}
+                ) as response:
+                    assert response.status == 422
         async with client.session.get(f"{client.url}/get_generation_params") as response:
             body = await response.json()
         assert (body["thinking_levels"], body["template_variables"]) == (levels, names)
