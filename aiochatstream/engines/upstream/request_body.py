@@ -76,11 +76,9 @@ def check_params(params: GenerationParams, dialect: Dialect, *, renders: bool) -
 
 def _unsupported(params: GenerationParams, dialect: Dialect, *, renders: bool) -> Iterator[str]:
     for name in OPTIONAL_PARAMS:
-        value, default = (
-            getattr(params, name),
-            GenerationParams.model_fields[name].get_default(call_default_factory=True),
-        )
-        if name not in dialect.params and name in params.model_fields_set and value != default:
+        if name in dialect.params or name not in params.model_fields_set:
+            continue
+        if getattr(params, name) != GenerationParams.model_fields[name].get_default(call_default_factory=True):
             yield name
     if params.max_thinking_tokens is not None and not (renders and dialect.thinking_budget):
         yield "max_thinking_tokens"

@@ -120,7 +120,7 @@ def _usage(usage: Any) -> StreamUsage | None:
         return None
     details = usage.get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), cached or 0
+    counts = [usage.get("prompt_tokens"), usage.get("completion_tokens"), cached or 0]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         return None
-    return StreamUsage(*counts)
+    return StreamUsage._make(counts)
