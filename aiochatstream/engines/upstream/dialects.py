@@ -69,9 +69,7 @@ class Dialect:
     thinking_budget: name of the field of ``max_thinking_tokens``; None if there is none.
     template_kwargs: True if the server passes ``chat_template_kwargs`` to the chat template.
     continuing: fields that let the model continue the last message, an assistant's; None if it cannot.
-    trims: True if a chat template may remove the whitespace at the end of such a message.
     token_ids: fields that request the ids of generated tokens; empty if the server does not send them.
-    token_prompts: True if ``/v1/completions`` accepts token ids.
     tokenizes: True if ``/tokenize`` counts the tokens of messages.
     cache_salt: name of the field that separates the cached prompts of different users; None if there is none.
     """
@@ -86,9 +84,7 @@ class Dialect:
     thinking_budget: str | None = None
     template_kwargs: bool = False
     continuing: Fields | None = None
-    trims: bool = True
     token_ids: Fields = NO_FIELDS
-    token_prompts: bool = False
     tokenizes: bool = False
     cache_salt: str | None = None
 
@@ -108,9 +104,7 @@ DIALECTS = (
         thinking_budget="max_thinking_tokens",
         template_kwargs=True,
         continuing={"continue_final_message": True},
-        trims=False,
         token_ids={"return_token_ids": True},
-        token_prompts=True,
         tokenizes=True,
         cache_salt="cache_salt",
     ),
@@ -124,7 +118,6 @@ DIALECTS = (
         template_kwargs=True,
         continuing=CONTINUE_FINAL,
         token_ids={"return_token_ids": True},
-        token_prompts=True,
         tokenizes=True,
         cache_salt="cache_salt",
     ),
@@ -137,7 +130,6 @@ DIALECTS = (
         template_kwargs=True,
         continuing={"continue_final_message": True},
         token_ids={"return_token_ids": True},
-        token_prompts=True,
         cache_salt="cache_salt",
     ),
     Dialect(
@@ -149,7 +141,6 @@ DIALECTS = (
         thinking_budget="thinking_budget_tokens",
         template_kwargs=True,
         continuing=NO_FIELDS,  # it continues the last message if that is an assistant's
-        token_prompts=True,
     ),
     Dialect(
         name="openai",
