@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiochatstream.params import ThinkingLevel
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
 Fields = Mapping[str, Any]
 """Fields of a request."""
 
-NO_FIELDS: Fields = MappingProxyType({})
-
-STANDARD: Mapping[str, str] = {
+STANDARD = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
@@ -76,15 +73,15 @@ class Dialect:
 
     name: str
     owners: tuple[str, ...] = ()
-    params: Mapping[str, str] = field(default_factory=lambda: STANDARD)
-    off: Fields = NO_FIELDS
+    params: Mapping[str, str] = field(default_factory=STANDARD.copy)
+    off: Fields = field(default_factory=dict)
     max_seed: int = 2**63 - 1
     max_stops: int | None = None
     thinking: Mapping[ThinkingLevel, Fields] = field(default_factory=dict)
     thinking_budget: str | None = None
     template_kwargs: bool = False
     continuing: Fields | None = None
-    token_ids: Fields = NO_FIELDS
+    token_ids: Fields = field(default_factory=dict)
     tokenizes: bool = False
     cache_salt: str | None = None
 
@@ -140,7 +137,7 @@ DIALECTS = (
         thinking=TEMPLATE_SWITCH,
         thinking_budget="thinking_budget_tokens",
         template_kwargs=True,
-        continuing=NO_FIELDS,  # it continues the last message if that is an assistant's
+        continuing={},  # it continues the last message if that is an assistant's
     ),
     Dialect(
         name="openai",
