@@ -166,6 +166,11 @@ class Admission:
         self._advance()
         return tickets
 
+    def resize(self, slots: int) -> None:
+        """Change the number of slots; 0 lets everyone wait. Running answers continue."""
+        self.slots = slots
+        self._advance()
+
     def drain(self) -> None:
         """Refuse new requests and those in the queue. Running answers continue."""
         self._draining = True
@@ -177,7 +182,7 @@ class Admission:
     def retry_after(self) -> int:
         """Return whole seconds, 1 to 600, until a place is likely to be free, from the times of recent answers."""
         mean = ASSUMED_SECONDS if self._mean_seconds is None else self._mean_seconds
-        return min(600, max(1, math.ceil(mean * (self.waiting + 1) / self.slots)))
+        return min(600, max(1, math.ceil(mean * (self.waiting + 1) / max(1, self.slots))))
 
     def _draining_error(self) -> Draining:
         return Draining("The server is shutting down and accepts no new requests.", retry_after=self.retry_after())

@@ -18,7 +18,7 @@ from aiochatstream.conversations.user import SaveResult, User
 from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig
+from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig, affinity_of
 from aiochatstream.runtime.events import Ended, Event, Failed, Text
 from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.runtime.turn_request import TurnRequest, check_turn
@@ -167,7 +167,9 @@ class Chat(Runtime):
             raise
         has_template_kwargs = any(override is not None and override.chat_template_kwargs for override in overrides)
         job = self._job(
-            self._with_owner(prompt, user.owner, has_server_prefix=not (system or has_template_kwargs)),
+            self._with_owner(
+                prompt, user.owner, affinity_of(user.owner, name), has_server_prefix=not (system or has_template_kwargs)
+            ),
             params,
             ticket,
             chat_prompt.get_replacement_when_output(),
