@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from aiochatstream.engines.base import FinishReason
 from aiochatstream.engines.upstream.dialects import Refusal, read_error_event, read_refusal
@@ -37,7 +38,7 @@ COUNT_SECONDS = 2.0
 MAX_ERROR_BYTES = 1 << 16
 """Bytes of an error response that are read."""
 
-FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
+FAILURES = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)  # TimeoutError is an OSError
 """Errors that mean that the server has failed: of connections, and of streams that are no events."""
 
 
