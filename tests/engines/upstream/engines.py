@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiochatstream import Delta, GenerationParams, Prompt
 from aiochatstream.engines.upstream import Upstream, UpstreamEngine
 from aiochatstream.engines.upstream.server import UpstreamServer
+from tests.fake_faults import Fault
+from tests.fake_upstream import FakeUpstream
 
 MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where is the sea?"}]
 PROMPT = Prompt(MESSAGES, [], owner="account:anna", affinity="key")
 GREEDY = GenerationParams(temperature=0.0)
+WORDS = 12
+KEY = "sk-secret-7"
 
 
 @dataclass
@@ -76,3 +80,30 @@ async def collect(
 def servers_of(engine: UpstreamEngine) -> dict[str, UpstreamServer]:
     """Return all servers of an engine by URL, those that are down too."""
     return engine._pool._servers
+
+
+class TwoUpstreams:
+    """An engine on two upstreams that have their faults in common: each fault hits one of them."""
+
+    def __init__(self, first: FakeUpstream, second: FakeUpstream, engine: UpstreamEngine) -> None:
+        self.first, self.second, self.engine = first, second, engine
+        second.faults = first.faults
+
+    @property
+    def requests(self) -> int:
+        return len(self.first.requests) + len(self.second.requests)
+
+    @property
+    def outages(self) -> int:
+        return sum(server.outages for server in servers_of(self.engine).values())
+
+
+@asynccontextmanager
+async def two_upstreams(*faults: Fault, owner: str = "vllm", **options: Any) -> AsyncIterator[TwoUpstreams]:
+    async with (
+        FakeUpstream(words=WORDS, owned_by=owner) as first,
+        FakeUpstream(words=WORDS, owned_by=owner) as second,
+        running_engine([Upstream(first.url, api_key=KEY), Upstream(second.url, api_key=KEY)], **options) as engine,
+    ):
+        first.faults += [replace(fault) for fault in faults]
+        yield TwoUpstreams(first, second, engine)

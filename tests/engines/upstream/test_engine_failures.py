@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from aiochatstream.engines.upstream import Upstream, UpstreamEngine, attempts
+from aiochatstream.engines.upstream import attempts
 from aiochatstream.errors import (
     BadRequest,
     ChatStreamError,
@@ -19,41 +15,9 @@ from aiochatstream.errors import (
     UpstreamFailed,
     UpstreamUnavailable,
 )
-from tests.engines.upstream.engines import MESSAGES, CollectedAnswer, collect, running_engine, servers_of
+from tests.engines.upstream.engines import KEY, MESSAGES, WORDS, CollectedAnswer, collect, two_upstreams
 from tests.fake_answers import answer_text
 from tests.fake_faults import Fault
-from tests.fake_upstream import FakeUpstream
-
-WORDS = 12
-KEY = "sk-secret-7"
-
-
-class TwoUpstreams:
-    """An engine on two upstreams that have their faults in common: each fault hits one of them."""
-
-    def __init__(self, first: FakeUpstream, second: FakeUpstream, engine: UpstreamEngine) -> None:
-        self.first, self.second, self.engine = first, second, engine
-        second.faults = first.faults
-
-    @property
-    def requests(self) -> int:
-        return len(self.first.requests) + len(self.second.requests)
-
-    @property
-    def outages(self) -> int:
-        return sum(server.outages for server in servers_of(self.engine).values())
-
-
-@asynccontextmanager
-async def two_upstreams(*faults: Fault, owner: str = "vllm", **options: Any) -> AsyncIterator[TwoUpstreams]:
-    async with (
-        FakeUpstream(words=WORDS, owned_by=owner) as first,
-        FakeUpstream(words=WORDS, owned_by=owner) as second,
-        running_engine([Upstream(first.url, api_key=KEY), Upstream(second.url, api_key=KEY)], **options) as engine,
-    ):
-        first.faults += [replace(fault) for fault in faults]
-        yield TwoUpstreams(first, second, engine)
-
 
 FAILURES = (
     Fault("reset", "request"),
