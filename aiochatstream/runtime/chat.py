@@ -150,7 +150,7 @@ class Chat(Runtime):
         try:
             loaded = await user.load(name)
             turn_input = request.resolve(loaded)
-            ticket = self.admission.reserve()
+            ticket = await self.admission.reserve()
             before = loaded.begin(turn.message_id)
             chat_prompt.conversation, chat_prompt.message = turn_input.base.begin(turn.message_id), turn_input.message
             chat_prompt.open_answer, chat_prompt.open_thinking = turn_input.prefix, turn_input.prefix_thinking

@@ -47,7 +47,7 @@ class Stateless(Runtime):
         self.admission.check_room()
         await self._check(params)  # may take seconds; nothing is reserved yet
         self.check_ready()
-        tickets = self.admission.reserve_all(count * len(model_input))
+        tickets = await self.admission.reserve_all(count * len(model_input))
         turns = [self._turns.begin_stateless() for _ in tickets]
         try:
             needed = overrides.max_new_tokens if self.limits.strict_max_tokens else None

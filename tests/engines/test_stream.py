@@ -261,7 +261,7 @@ async def test_an_exception_of_an_async_generator_is_raised_after_the_deltas_bef
 
 
 async def silent(events: list[str]) -> AsyncGenerator[Delta, None]:
-    """Yield a delta, then nothing for ever."""
+    """Yield a delta, then wait without end."""
     try:
         yield Delta("x")
         await asyncio.Event().wait()
