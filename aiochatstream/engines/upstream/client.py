@@ -165,8 +165,8 @@ def _raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any,
 def _reason(error: Exception) -> str:
     """Return the reason of a failure, for the log, without addresses."""
     if isinstance(error, OSError):
-        return f"{os_error_reason(error)}."
-    return "it has sent a broken event." if isinstance(error, ValueError) else f"{type(error).__name__}."
+        return f"{os_error_reason(error) or type(error).__name__}."
+    return "it has sent a broken event." if isinstance(error, ValueError) else "it has closed the connection."
 
 
 def _seconds(retry_after: str | None) -> float | None:

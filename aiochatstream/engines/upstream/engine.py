@@ -23,7 +23,7 @@ from aiochatstream.engines.upstream.upstream import Upstream
 from aiochatstream.errors import ChatStreamError, ContextLengthExceeded, UpstreamFailed
 from aiochatstream.params import GenerationParams
 
-BROKE_OFF = "The answer broke off: the server that generated it has failed. Continue or regenerate it."
+BROKE_OFF = "The answer broke off: the server that generated it has failed."
 
 NO_CHUNKS: list[StreamChunk] = []
 """End of a stream."""
