@@ -10,12 +10,14 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from aiochatstream.engines.base import FinishReason
 from aiochatstream.engines.upstream.dialects import Refusal, read_error_event, read_refusal
 from aiochatstream.engines.upstream.server import UpstreamServer, UpstreamSlot
 from aiochatstream.engines.upstream.stream_chunks import ChunkParser, ErrorEvent, StreamChunk
 from aiochatstream.errors import BadRequest, ContextLengthExceeded, EngineFailed, LoopDetected
+from aiochatstream.terminal import os_error_reason
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ COUNT_SECONDS = 2.0
 MAX_ERROR_BYTES = 1 << 16
 """Bytes of an error response that are read."""
 
-FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
+FAILURES = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)  # TimeoutError is an OSError
 """Errors that mean that the server has failed: of connections, and of streams that are no events."""
 
 
@@ -71,7 +73,7 @@ async def stream_chunks(
         while not parser.done:
             data = await content.readany()
             if not data:
-                raise ServerFailed("the stream ended without [DONE]")
+                raise ServerFailed("its stream ended without [DONE].")
             chunks = parser.feed(data)
             has_output = False
             for chunk in chunks:
@@ -80,16 +82,18 @@ async def stream_chunks(
             slot.heard(output=has_output)
             if chunks:
                 yield chunks
+            if parser.error is not None:
+                raise parser.error
         if finish_reason not in FINISH_REASONS:
-            raise ServerFailed(f"the answer ended with finish reason {finish_reason[:40]!r}")
+            raise ServerFailed(f"its answer ended with finish reason {finish_reason[:40]!r}.")
         whole = True
     except ErrorEvent as event:
-        _raise_refusal(slot, read_error_event(event.body), 200, event.body, None)
+        _raise_refusal(slot, read_error_event(event.body), "an error event", event.body, None)
     except ServerFailed as failure:
         slot.failed(str(failure))
         raise
     except FAILURES as error:
-        reason = "silence" if slot.hung else type(error).__name__
+        reason = "it was silent." if slot.hung else _reason(error)
         slot.failed(reason)
         raise ServerFailed(reason) from None  # the error's text has the server's address
     finally:
@@ -130,14 +134,17 @@ async def _refuse(slot: UpstreamSlot, response: aiohttp.ClientResponse) -> NoRet
     with suppress(ValueError):
         error = json.loads(text)
     refusal = read_refusal(response.status, error) if response.status >= 400 else "configuration"
-    _raise_refusal(slot, refusal, response.status, error, response.headers.get("Retry-After"))
+    _raise_refusal(slot, refusal, f"HTTP {response.status}", error, response.headers.get("Retry-After"))
 
 
-def _raise_refusal(slot: UpstreamSlot, refusal: Refusal, status: int, body: Any, retry_after: str | None) -> NoReturn:
-    """Report a refusal to ``slot``, and raise its error. The server's texts are in the log only, never in the error."""
+def _raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any, retry_after: str | None) -> NoReturn:
+    """Report a refusal to ``slot``, and raise its error. The server's texts are in the log only, never in the error.
+
+    :param reason: the status, for the log.
+    """
     if refusal == "down":
-        slot.failed(f"HTTP {status}")
-        raise ServerFailed(f"HTTP {status}")
+        slot.failed(f"it has sent {reason}.")
+        raise ServerFailed(reason)
     if refusal == "busy":
         slot.busy(_seconds(retry_after))
         raise ServerBusy
@@ -149,10 +156,17 @@ def _raise_refusal(slot: UpstreamSlot, refusal: Refusal, status: int, body: Any,
     if refusal == "too_long":
         raise ContextLengthExceeded("The prompt is too long for the model's context.")
     if refusal == "configuration":
-        slot.misconfigured(f"HTTP {status}")
+        slot.misconfigured(f"it refuses requests with {reason}.")
         raise EngineFailed("The model's server refused this server's request; see the server's log.")
-    logger.warning("Upstream %s refused a request: HTTP %s, %.500s", slot.server.name, status, json.dumps(body))
+    logger.warning("Upstream server %s refused a request: %s, %.500s", slot.server.name, reason, json.dumps(body))
     raise BadRequest("The model's server does not accept this request; see the server's log.")
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of a failure, for the log, without addresses."""
+    if isinstance(error, OSError):
+        return f"{os_error_reason(error) or type(error).__name__}."
+    return "it has sent a broken event." if isinstance(error, ValueError) else "it has closed the connection."
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -23,7 +23,10 @@ from aiochatstream.engines.upstream.upstream import Upstream
 from aiochatstream.errors import ChatStreamError, ContextLengthExceeded, UpstreamFailed
 from aiochatstream.params import GenerationParams
 
-BROKE_OFF = "The answer broke off: the server that generated it has failed. Continue or regenerate it."
+BROKE_OFF = "The answer broke off: the server that generated it has failed."
+
+NO_CHUNKS: list[StreamChunk] = []
+"""End of a stream."""
 
 REFIT_SHARE = 0.7
 """Share of the room that a conversation gets after a server has refused it as too long."""
@@ -91,7 +94,7 @@ class UpstreamEngine(AsyncEngine):
         self._context_len: int | None = None
         self._estimate = TokenEstimate()
         self._retries = self._resumptions = 0
-        self.server_id = hops.new_server_id()
+        self._id = self.server_id = hops.new_server_id()
 
     async def load(self, slots: int | None, context_len: int | None) -> None:
         if self._load_tokenizer is not None:
@@ -165,14 +168,14 @@ class UpstreamEngine(AsyncEngine):
         path, body = self._request(slot.server, prompt, params, answer)
         async with aclosing(stream_chunks(slot, path, body, self._headers(prompt))) as reads:
             chunks = await self._first_output(reads)
-            while chunks is not None:
+            while chunks:
                 for chunk in chunks:
                     for delta in answer.push(chunk):
                         yield delta
                     if answer.stopped:
                         yield answer.finish()
                         return
-                chunks = await anext(reads, None)
+                chunks = await anext(reads, NO_CHUNKS)
         last = answer.finish()
         if prompt.chat and not prompt.token_ids:
             self._estimate.learn(prompt.messages, last.prompt_tokens)
@@ -187,10 +190,10 @@ class UpstreamEngine(AsyncEngine):
         try:
             async with asyncio.timeout(self._first_text):
                 while not any(chunk.has_output for chunk in chunks):
-                    more = await anext(reads, None)
-                    if more is None:
+                    read = await anext(reads, NO_CHUNKS)
+                    if not read:
                         break
-                    chunks += more
+                    chunks += read
         except TimeoutError:
             raise ServerFailed("no text in time") from None
         return chunks
@@ -220,7 +223,7 @@ class UpstreamEngine(AsyncEngine):
         return path, body
 
     def _headers(self, prompt: Prompt) -> dict[str, str]:
-        headers = {"Accept": "text/event-stream", hops.HEADER: hops.outgoing(self.server_id)}
+        headers = {"Accept": "text/event-stream", hops.HEADER: hops.outgoing(self._id)}
         if self._affinity_header is not None and prompt.affinity:
             headers[self._affinity_header] = prompt.affinity
         return headers

@@ -59,10 +59,12 @@ def test_usage_without_valid_counts_is_no_usage(usage: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [{"error": {"code": 500}}, {"object": "error", "message": "x"}])
-def test_an_error_event_is_raised(body: dict[str, Any]) -> None:
-    with pytest.raises(ErrorEvent) as raised:
-        ChunkParser().feed(stream(body))
-    assert raised.value.body == body
+def test_an_error_event_ends_the_stream(body: dict[str, Any]) -> None:
+    parser = ChunkParser()
+    assert parser.feed(stream(EVENTS[2], body, EVENTS[3])) == [CHUNKS[2]]
+    assert isinstance(parser.error, ErrorEvent)
+    assert parser.error.body == body
+    assert not parser.done
 
 
 @pytest.mark.parametrize(
@@ -79,5 +81,6 @@ def test_an_error_event_is_raised(body: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_no_event_is_a_value_error(line: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - of JSON, of UTF-8 or of the parser
-        ChunkParser().feed(line)
+    parser = ChunkParser()
+    assert parser.feed(line) == []
+    assert isinstance(parser.error, ValueError)
