@@ -27,8 +27,9 @@ def running(chat_stream: ChatStream) -> int:
 
 
 @pytest.mark.both_loops
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("options", [{}, {"stream": True}])
+@pytest.mark.parametrize(
+    ("stage", "options"), [*((stage, {"stream": True}) for stage in STAGES), ("request", {}), ("words", {})]
+)
 async def test_a_client_that_leaves_closes_the_connection_to_a_silent_server(
     start: StartServer, stage: str, options: dict[str, Any]
 ) -> None:
@@ -95,31 +96,62 @@ async def connect(server: Server, body: dict[str, Any]) -> tuple[asyncio.StreamR
     return reader, writer
 
 
+class EndlessUpstream:
+    """A server that streams large events without an end.
+
+    sent: number of bytes. connections: number of running responses.
+    """
+
+    def __init__(self) -> None:
+        self.sent = self.connections = 0
+        self.app = web.Application()
+        self.app.add_routes([web.get("/v1/models", self._models), web.post(CHAT, self._stream)])
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "fake"}]})
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        event = b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % (b"x" * 50_000)
+        self.connections += 1
+        try:
+            while True:
+                await response.write(event)
+                self.sent += len(event)
+        finally:
+            self.connections -= 1
+
+
+def outages(server: Server) -> int:
+    engine: Any = server.chat_stream.engine
+    return sum(each.outages for each in engine._pool._servers.values())
+
+
 @pytest.mark.both_loops
 async def test_a_slow_client_slows_the_server_down_without_making_it_look_hung(start: StartServer) -> None:
-    words = 30_000
-    async with FakeUpstream(words=words) as upstream:
-        server = await start(relay_to(upstream, stall=0.2))
+    upstream = EndlessUpstream()
+    async with serving(upstream.app) as url:
+        server = await start(relay_to(url, stall=0.2))
         _, writer = await connect(server, {"messages": HELLO, "stream": True})
-        await until(lambda: upstream.words_sent > 100)
-        sent = -1
-        while sent != upstream.words_sent:
-            sent = upstream.words_sent
+        await until(lambda: upstream.sent)
+        sent = 0
+        while sent != upstream.sent:  # until nothing more is accepted for longer than the stall limit
+            sent = upstream.sent
             await asyncio.sleep(0.5)
-        assert sent < words / 2
-        engine: Any = server.chat_stream.engine
-        assert [each.outages for each in engine._pool._servers.values()] == [0]
+        assert (upstream.connections, outages(server)) == (1, 0)
         writer.close()
-        await until(lambda: upstream.disconnects and server.idle)
+        await until(lambda: server.idle and not upstream.connections)
 
 
 async def test_a_client_that_reads_nothing_is_disconnected(start: StartServer) -> None:
-    async with FakeUpstream(words=30_000) as upstream:
-        server = await start(relay_to(upstream, limits=Limits(write_timeout=0.3)))
+    upstream = EndlessUpstream()
+    async with serving(upstream.app) as url:
+        server = await start(relay_to(url, limits=Limits(write_timeout=0.3)))
         _, writer = await connect(server, {"messages": HELLO, "stream": True})
-        await until(lambda: upstream.disconnects and server.idle)
-        engine: Any = server.chat_stream.engine
-        assert [each.outages for each in engine._pool._servers.values()] == [0]
+        await until(lambda: upstream.sent)
+        await until(lambda: server.idle and not upstream.connections)
+        assert outages(server) == 0
         writer.close()
 
 
