@@ -61,6 +61,10 @@ OPENAI_PREFIX = "/v1"
 HANDLER_ARGS = {"auto_decompress": False, "read_bufsize": 1 << 15}
 """Options of aiohttp's connections: ChatStream decompresses bodies itself, and buffers are small."""
 
+BACKLOG = 4096
+"""Maximum number of connections that wait to be accepted; the system's own limit, such as Linux' somaxconn, also
+applies. With aiohttp's 128, hundreds of clients that connect at once wait seconds for their repeated SYN packets."""
+
 SHUTDOWN_TIMEOUT = 2.0
 """Seconds that aiohttp waits for open connections after ChatStream has closed its own."""
 
@@ -135,7 +139,9 @@ def serve(options: argparse.Namespace) -> int:
     chat_stream.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
     app.on_startup.append(start_announcing)
     logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
-    web.run_app(app, sock=listener, print=None, loop=_new_event_loop(), shutdown_timeout=SHUTDOWN_TIMEOUT)
+    web.run_app(
+        app, sock=listener, backlog=BACKLOG, print=None, loop=_new_event_loop(), shutdown_timeout=SHUTDOWN_TIMEOUT
+    )
     return _exit(_print_error(failures[0]) if failures else 0)
 
 
