@@ -113,12 +113,12 @@ async def test_a_broken_answer_is_kept_and_can_be_continued(start: StartServer, 
         name, error = events[-1]
         assert (name, error["error"]["error"]) == ("error", "upstream_failed")
         assert str(upstream.port) not in str(events)
-        question, begun = await client.history()
+        _, begun = await client.history()
         assert answer_text(HELLO, WORDS).startswith(begun["content"])
         assert len(begun["content"].split(" ")) == 5
         assert begun["state"] == "interrupted"
         await until(lambda: server.chat_stream.engine.unavailable() is None)
-        await client.say(**{"continue": True})
+        await client.say(None, **{"continue": True})
         assert await client.texts() == ["Hello", answer_text(HELLO, WORDS)]
 
 
