@@ -173,6 +173,8 @@ class Conversations(RuleBasedStateMachine):
         how = await self.ask(accept, commits, **body)
         if text.startswith("break"):
             assert how == "internal_server_error"
+            if kind == "say" and not text.startswith("break at once"):
+                self.expected = [*base, (text, "1 ", "interrupted")]
         else:
             assert how == "done"
             self.expected = [*base, (text, ANSWER, "complete")]
