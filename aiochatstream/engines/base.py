@@ -30,6 +30,8 @@ class Prompt:
         ``account:anna`` or ``session:...``, so that different kinds never collide.
     affinity: equal for the prompts of one conversation, for an engine that distributes prompts: a hash, no text.
     shared_tokens: number of tokens at the beginning that come from the server and are equal for all owners.
+    may_shorten: True if an engine without a tokenizer may drop the oldest turns to fit the context: a stored
+        conversation, not a client's complete input.
     chat: True if the new text is a message of a chat, in which the model may think and call tools; False for a plain
         text.
     tools: functions that the model may call, as in OpenAI's API. Without any, calls are text.
@@ -41,6 +43,7 @@ class Prompt:
     owner: str = ""
     affinity: str = ""
     shared_tokens: int = 0
+    may_shorten: bool = False
     chat: bool = True
     tools: tuple[dict[str, Any], ...] = ()
 
@@ -128,6 +131,9 @@ class BaseEngine:
 
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
     """Callback after each forward pass, in any thread: its kind and its duration in seconds. Set by ChatStream."""
+
+    server_id: str | None = None
+    """Random id of an engine that forwards prompts to other servers, by which they detect loops; else None."""
 
     loads_slowly = False
     """True starts the application while :meth:`load` still runs; until then requests get 503 ``starting``."""

@@ -155,7 +155,7 @@ class Chat(Runtime):
             chat_prompt.conversation, chat_prompt.message = turn_input.base.begin(turn.message_id), turn_input.message
             chat_prompt.open_answer, chat_prompt.open_thinking = turn_input.prefix, turn_input.prefix_thinking
             if all(override is None or override.seed is None for override in overrides):
-                params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
+                params = self._with_seed(params)
             prompt = await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
             params = self._shorten_answer(params, prompt)
             await user.accept_turn(name, before)

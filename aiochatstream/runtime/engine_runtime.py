@@ -139,6 +139,7 @@ class Runtime:
         self._server_prefix: list[int] = []
         """Tokens at the beginning of every prompt; set when the engine is loaded."""
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
+        self._has_seed = config.seed is not None
         self._turns = Turns(self._turn_ended)
         self.slow_checks = 0
         """Number of requests whose constraint is being checked, or waits for its check."""
@@ -364,7 +365,8 @@ class Runtime:
                 answer_tokens = min(answer_tokens, self.context_len // ANSWER_SHARE)
                 needed = 1 if chat_prompt.open_answer else None  # the answer so far may leave less than the share
             ids = fit(chat_prompt, context_len=self.context_len, answer_tokens=answer_tokens, min_answer_tokens=needed)
-        return Prompt(without_thoughts(chat_prompt.get_messages()), ids, continued=bool(chat_prompt.open_answer))
+        messages = without_thoughts(chat_prompt.get_messages())
+        return Prompt(messages, ids, continued=bool(chat_prompt.open_answer), may_shorten=True)
 
     def _prepare(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> None:
         """Set the tokenizer of ``chat_prompt``, and the arguments of its template."""
@@ -392,6 +394,16 @@ class Runtime:
         """
         shared = _common_length(self._server_prefix, prompt.token_ids) if has_server_prefix else 0
         return dataclasses.replace(prompt, owner=owner, affinity=affinity, shared_tokens=shared)
+
+    def _with_seed(self, params: GenerationParams, seed: int | None = None) -> GenerationParams:
+        """Return ``params`` with ``seed``, or with the next seed of the server's sequence if that is None.
+
+        A seed of a random sequence is not among the parameters that somebody has set.
+        """
+        seeded = params.model_copy(update={"seed": self._seeds.getrandbits(63) if seed is None else seed})
+        if seed is None and not self._has_seed:
+            seeded.model_fields_set.discard("seed")
+        return seeded
 
     async def _run_in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await self._run_in_thread(self._prompt_threads, function, *args)
@@ -454,7 +466,9 @@ class Runtime:
     def _requested_context_len(self) -> int | None:
         """Context length to load the engine with; None for the model's own."""
         requested = self.limits.context_len
-        return None if requested == "max" else requested or DEFAULT_CONTEXT_LEN
+        if requested == "max" or (requested is None and isinstance(self.engine, AsyncEngine)):
+            return None  # the default limits the memory of engines in this process
+        return requested or DEFAULT_CONTEXT_LEN
 
     def _set_context_len(self) -> None:
         limit = self.engine.max_context_len

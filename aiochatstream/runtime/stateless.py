@@ -66,8 +66,8 @@ class Stateless(Runtime):
             prompt, max_new_tokens = prompts[index // count]
             affinity = affinity_of(owner, *first_texts(prompt.messages))
             prompt = self._with_owner(prompt, owner, affinity, has_server_prefix=has_server_prefix)
-            seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + index % count) % 2**63
-            answer_params = params.model_copy(update={"seed": seed, "max_new_tokens": max_new_tokens})
+            seed = None if overrides.seed is None else (overrides.seed + index % count) % 2**63
+            answer_params = self._with_seed(params.model_copy(update={"max_new_tokens": max_new_tokens}), seed)
             job = self._job(prompt, answer_params, ticket, replacements, accepts_tool_calls=bool(prompt.tools))
             self._turns.start("", turn.message_id, job)
         return turns

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiochatstream.params import ThinkingLevel
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
 Fields = Mapping[str, Any]
 """Fields of a request."""
 
-NO_FIELDS: Fields = MappingProxyType({})
-
-STANDARD: Mapping[str, str] = {
+STANDARD = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
@@ -69,26 +66,22 @@ class Dialect:
     thinking_budget: name of the field of ``max_thinking_tokens``; None if there is none.
     template_kwargs: True if the server passes ``chat_template_kwargs`` to the chat template.
     continuing: fields that let the model continue the last message, an assistant's; None if it cannot.
-    trims: True if a chat template may remove the whitespace at the end of such a message.
     token_ids: fields that request the ids of generated tokens; empty if the server does not send them.
-    token_prompts: True if ``/v1/completions`` accepts token ids.
     tokenizes: True if ``/tokenize`` counts the tokens of messages.
     cache_salt: name of the field that separates the cached prompts of different users; None if there is none.
     """
 
     name: str
     owners: tuple[str, ...] = ()
-    params: Mapping[str, str] = field(default_factory=lambda: STANDARD)
-    off: Fields = NO_FIELDS
+    params: Mapping[str, str] = field(default_factory=STANDARD.copy)
+    off: Fields = field(default_factory=dict)
     max_seed: int = 2**63 - 1
     max_stops: int | None = None
     thinking: Mapping[ThinkingLevel, Fields] = field(default_factory=dict)
     thinking_budget: str | None = None
     template_kwargs: bool = False
     continuing: Fields | None = None
-    trims: bool = True
-    token_ids: Fields = NO_FIELDS
-    token_prompts: bool = False
+    token_ids: Fields = field(default_factory=dict)
     tokenizes: bool = False
     cache_salt: str | None = None
 
@@ -108,9 +101,7 @@ DIALECTS = (
         thinking_budget="max_thinking_tokens",
         template_kwargs=True,
         continuing={"continue_final_message": True},
-        trims=False,
         token_ids={"return_token_ids": True},
-        token_prompts=True,
         tokenizes=True,
         cache_salt="cache_salt",
     ),
@@ -124,7 +115,6 @@ DIALECTS = (
         template_kwargs=True,
         continuing=CONTINUE_FINAL,
         token_ids={"return_token_ids": True},
-        token_prompts=True,
         tokenizes=True,
         cache_salt="cache_salt",
     ),
@@ -137,7 +127,6 @@ DIALECTS = (
         template_kwargs=True,
         continuing={"continue_final_message": True},
         token_ids={"return_token_ids": True},
-        token_prompts=True,
         cache_salt="cache_salt",
     ),
     Dialect(
@@ -148,8 +137,7 @@ DIALECTS = (
         thinking=TEMPLATE_SWITCH,
         thinking_budget="thinking_budget_tokens",
         template_kwargs=True,
-        continuing=NO_FIELDS,  # it continues the last message if that is an assistant's
-        token_prompts=True,
+        continuing={},  # it continues the last message if that is an assistant's
     ),
     Dialect(
         name="openai",

@@ -52,30 +52,33 @@ class ChunkParser:
     """Splits the bytes of an event stream into events, wherever the reads divide them.
 
     done: True after ``[DONE]``; later events are ignored.
+    error: an :class:`ErrorEvent` of the server, or a ValueError for an event that is not a chunk; None without either.
+        What follows is ignored.
     """
 
     def __init__(self) -> None:
         self.done = False
+        self.error: ErrorEvent | ValueError | None = None
         self._rest = b""
 
     def feed(self, data: bytes) -> list[StreamChunk]:
-        """Add bytes; return the chunks that they complete.
-
-        Raise :class:`ErrorEvent`, and ValueError for an event that is not a chunk.
-        """
+        """Add bytes; return the chunks that they complete."""
         *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise ValueError("an event is too large")
-        chunks = []
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue  # an empty line, a comment (heartbeat) or the name of an event
-            payload = line[5:].strip()
-            if payload == b"[DONE]":
-                self.done = True
-                break
-            if payload:
-                chunks.append(_chunk(json.loads(payload.decode())))
+        chunks: list[StreamChunk] = []
+        try:
+            if len(self._rest) > MAX_EVENT_BYTES:
+                raise ValueError("an event is too large")
+            for line in lines:
+                if not line.startswith(b"data:"):
+                    continue  # an empty line, a comment (heartbeat) or the name of an event
+                payload = line[5:].strip()
+                if payload == b"[DONE]":
+                    self.done = True
+                    break
+                if payload:
+                    chunks.append(_chunk(json.loads(payload.decode())))
+        except (ErrorEvent, ValueError) as error:
+            self.error = error
         return chunks
 
 
