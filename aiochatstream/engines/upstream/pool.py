@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -257,11 +258,17 @@ class UpstreamPool:
 
     async def _watch_silence(self) -> None:
         """Find servers that hang, as long as the pool is open."""
+        pause = self._stall
         while True:
+            planned = time.monotonic() + pause
+            await asyncio.sleep(pause)
+            late = time.monotonic() - planned
             pause = self._stall
             for server in [*self._servers.values()]:
+                if late > self._stall / 10:  # this process was stopped, so it could not read
+                    server.extend_patience(late)
                 pause = min(pause, self._stall - self._check_silence(server))
-            await asyncio.sleep(max(pause, 0.001))
+            pause = max(pause, 0.001)
 
     def _check_silence(self, server: UpstreamServer) -> float:
         """Return the seconds of silence of ``server``; a server that hangs is taken out of use."""
@@ -284,11 +291,15 @@ class UpstreamPool:
             server.hang(f"it has sent nothing for {self._stall:g} s; {_reason(error)}")
 
     async def _follow(self, source: Source) -> None:
-        """Read ``source`` again and again, and probe new servers."""
+        """Read ``source`` again and again."""
         while True:
             await asyncio.sleep(self._refresh * random.uniform(0.8, 1.2))  # noqa: S311 - spreads several fronts
-            for server in await self._read(source):
-                self._start(self._recover(server))
+            await self._refresh_from(source)
+
+    async def _refresh_from(self, source: Source) -> None:
+        """Read ``source``, and start to probe new servers."""
+        for server in await self._read(source):
+            self._start(self._recover(server))
 
     async def _read(self, source: Source) -> list[UpstreamServer]:
         """Read the servers of ``source``, and return the new ones. If that fails, the former ones stay."""
