@@ -13,7 +13,7 @@ from aiohttp import web
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engine_choice import PromptClassOf, choose_engine, choose_prompt_class
-from aiochatstream.engines import Engine, TextFunction
+from aiochatstream.engines import AsyncEngine, AsyncTextFunction, Engine, TextFunction
 from aiochatstream.errors import Draining
 from aiochatstream.moved_options import explain_moved_options
 from aiochatstream.params import (
@@ -56,7 +56,8 @@ class ChatStream(Server):
 
     A program without an application uses it in an ``async with``.
 
-    :param num_of_concurrent_executions: number of answers that are generated concurrently, 1 to 1024.
+    :param num_of_concurrent_executions: number of answers that are generated concurrently, 1 to 1024, and up to 100000
+        with an asynchronous engine. None is 2, or the capacity that an asynchronous engine has of its own.
     :param max_queue_size: number of requests that may wait for a slot, 0 to 100000; further ones get 503.
     :param model: a loaded HuggingFace causal language model, or a function (also a functools.partial) that loads one.
         A function is called in a thread when the application starts; until it returns, requests get 503 ``starting``.
@@ -64,10 +65,10 @@ class ChatStream(Server):
     :param device: device of the model (a torch device or its name); None leaves the model on its current device.
     :param chat_prompt_clazz: the class that builds the prompt, a subclass of :class:`AbstractChatPrompt`; or a function
         that receives the loaded tokenizer and returns the class, such as ``ChatPrompt.for_model``.
-    :param engine: replaces model, tokenizer and device: an :class:`Engine`, or a blocking generator function
-        ``f(messages, params)`` that yields text. ``ScriptedEngine()`` answers without a model,
-        ``RecordingEngine(engine, folder)`` records the answers of another engine, and ``TransformersEngine(...)`` has
-        further options of models.
+    :param engine: replaces model, tokenizer and device: an :class:`Engine`, an :class:`AsyncEngine`, or a generator
+        function ``f(messages, params)``, blocking or async, that yields text. ``ScriptedEngine()`` answers without a
+        model, ``RecordingEngine(engine, folder)`` records the answers of another engine, and
+        ``TransformersEngine(...)`` has further options of models.
     :param params: :class:`GenerationParams` of answers, unless the request or its user sets others. Sampling parameters
         that it does not set have the values in the model's generation_config, if there are any.
     :param param_limits: values that requests and users may set, if they are to be fewer than the full ranges:
@@ -111,13 +112,13 @@ class ChatStream(Server):
     def __init__(
         self,
         *,
-        num_of_concurrent_executions: int = 2,
+        num_of_concurrent_executions: int | None = None,
         max_queue_size: int = 5,
         model: Any = None,
         tokenizer: Any = None,
         device: Any = None,
         chat_prompt_clazz: type[AbstractChatPrompt] | PromptClassOf = ChatPrompt,
-        engine: Engine | TextFunction | None = None,
+        engine: Engine | AsyncEngine | TextFunction | AsyncTextFunction | None = None,
         params: GenerationParams | None = None,
         param_limits: ParamLimits | Mapping[str, Sequence[Any]] | None = None,
         limits: Limits | None = None,
@@ -289,7 +290,7 @@ class ChatStream(Server):
         self.disconnects = DisconnectWatcher()
         async with self.callbacks, self.disconnects:
             yield
-        self._end()
+        await self._end()
 
     async def _on_shutdown(self, app: web.Application) -> None:
         self.uploads.refuse(Draining("The server is shutting down and accepts no new requests."))

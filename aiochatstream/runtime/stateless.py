@@ -10,7 +10,7 @@ from aiochatstream.errors import BadRequest, ContextLengthExceeded, InvalidValue
 from aiochatstream.params import GenerationParams, ParamOverrides, check_token_ids
 from aiochatstream.prompts import AbstractChatPrompt, ChatInput, TextInput
 from aiochatstream.prompts.inputs import Encoded, text_messages
-from aiochatstream.runtime.engine_runtime import Runtime
+from aiochatstream.runtime.engine_runtime import Runtime, affinity_of
 from aiochatstream.runtime.running_turn import RunningTurn
 
 MAX_PROMPT_LOGPROBS = 65_536
@@ -56,7 +56,7 @@ class Stateless(Runtime):
         self.admission.check_room()
         await self._check(params)  # may take seconds; nothing is reserved yet
         self.check_ready()
-        tickets = self.admission.reserve_all(count * len(model_input))
+        tickets = await self.admission.reserve_all(count * len(model_input))
         turns = [self._turns.begin_stateless() for _ in tickets]
         try:
             needed = overrides.max_new_tokens if self.limits.strict_max_tokens else None
@@ -73,9 +73,10 @@ class Stateless(Runtime):
         has_server_prefix = model_input.has_server_prefix and not overrides.chat_template_kwargs
         for index, (turn, ticket) in enumerate(zip(turns, tickets, strict=True)):
             prompt, max_new_tokens = prompts[index // count]
-            prompt = self._with_owner(prompt, owner, has_server_prefix=has_server_prefix)
-            seed = self._seeds.getrandbits(63) if overrides.seed is None else (overrides.seed + index % count) % 2**63
-            answer_params = params.model_copy(update={"seed": seed, "max_new_tokens": max_new_tokens})
+            affinity = affinity_of(owner, *first_texts(prompt.messages))
+            prompt = self._with_owner(prompt, owner, affinity, has_server_prefix=has_server_prefix)
+            seed = None if overrides.seed is None else (overrides.seed + index % count) % 2**63
+            answer_params = self._with_seed(params.model_copy(update={"max_new_tokens": max_new_tokens}), seed)
             job = self._job(
                 prompt,
                 answer_params,
@@ -160,6 +161,16 @@ class Stateless(Runtime):
         self.check_ready()
         if self.engine.tokenizer is None:
             raise BadRequest("This server's engine has no tokenizer.")
+
+
+def first_texts(messages: Sequence[dict[str, str]]) -> list[str]:
+    """Return the messages before the first answer: they stay the same while a conversation grows."""
+    texts = []
+    for message in messages:
+        texts.append(message["content"])
+        if message["role"] != "system":
+            break
+    return texts
 
 
 def check_prompt_logprobs(prompts: Sequence[Prompt], params: GenerationParams, count: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from aiochatstream.constraint import Constraint
-from aiochatstream.engines import Engine
+from aiochatstream.engines import BaseEngine
 from aiochatstream.prompts import ChatInput
 from aiochatstream.prompts.tools import supports_tools
 from aiochatstream.runtime.events import Ended, Text, Thinking, ToolCalls, Usage
@@ -131,7 +131,7 @@ def select_parser(body: ChatCompletionRequest, *, text_may_be_call: bool) -> Out
     return ToolCallParser(names, parallel=parallel, text_may_be_call=text_may_be_call)
 
 
-def reads_calls(engine: Engine) -> bool:
+def reads_calls(engine: BaseEngine) -> bool:
     """Return True if ``engine`` reads calls of tools itself: its text then contains none.
 
     It does not if the chat template renders no tools: the prompt then describes them as text.
@@ -249,7 +249,7 @@ class ChatCompletionBuilder(ResponseBuilder):
 
     id_prefix = "chatcmpl-"
 
-    def __init__(self, request: ChatCompletionRequest, model: str, engine: Engine) -> None:
+    def __init__(self, request: ChatCompletionRequest, model: str, engine: BaseEngine) -> None:
         if request.max_completion_tokens is not None:
             self.field_names = {**self.field_names, "max_new_tokens": "max_completion_tokens"}
         self.field_names = {**self.field_names, "constraint": request.constraint_field}
