@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from aiochatstream.conversations.redis_store import RedisConversationStore as RedisConversationStore
     from aiochatstream.conversations.store import ConversationStore
     from aiochatstream.engines import (
+        AsyncEngine,
         Delta,
         Engine,
         FunctionEngine,
@@ -36,6 +37,7 @@ __version__ = "0.2.0"
 
 _MODULES = {
     "AbstractChatPrompt": "prompts",
+    "AsyncEngine": "engines",
     "ChatPrompt": "prompts",
     "ChatStream": "chat_stream",
     "ChatStreamError": "errors",
@@ -75,6 +77,7 @@ _MODULES = {
 
 __all__ = [
     "AbstractChatPrompt",
+    "AsyncEngine",
     "ChatPrompt",
     "ChatStream",
     "ChatStreamError",

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.engine_choice import PromptClassOf, choose_engine, choose_prompt_class
-from aiochatstream.engines import Engine, TextFunction
+from aiochatstream.engines import AsyncEngine, AsyncTextFunction, Engine, TextFunction
 from aiochatstream.errors import Draining
 from aiochatstream.moved_options import explain_moved_options
 from aiochatstream.params import (
@@ -32,14 +32,12 @@ from aiochatstream.validation import alternatives
 from aiochatstream.web import routes
 from aiochatstream.web.auth import cors
 from aiochatstream.web.auth.addresses import is_local_request
-from aiochatstream.web.endpoint import BoundHandler, mount
+from aiochatstream.web.endpoint import BoundHandler
 from aiochatstream.web.endpoints import chat
 from aiochatstream.web.feedback import FeedbackCallback
-from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
 from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.keys import ApiKeys
-from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.callbacks import CONVERSATION, Callback
 from aiochatstream.web.streaming.disconnects import DisconnectWatcher
@@ -58,7 +56,8 @@ class ChatStream(Server):
 
     A program without an application uses it in an ``async with``.
 
-    :param num_of_concurrent_executions: number of answers that are generated concurrently, 1 to 1024.
+    :param num_of_concurrent_executions: number of answers that are generated concurrently, 1 to 1024, and up to 100000
+        with an asynchronous engine. None is 2, or the capacity that an asynchronous engine has of its own.
     :param max_queue_size: number of requests that may wait for a slot, 0 to 100000; further ones get 503.
     :param model: a loaded HuggingFace causal language model, or a function (also a functools.partial) that loads one.
         A function is called in a thread when the application starts; until it returns, requests get 503 ``starting``.
@@ -66,10 +65,10 @@ class ChatStream(Server):
     :param device: device of the model (a torch device or its name); None leaves the model on its current device.
     :param chat_prompt_clazz: the class that builds the prompt, a subclass of :class:`AbstractChatPrompt`; or a function
         that receives the loaded tokenizer and returns the class, such as ``ChatPrompt.for_model``.
-    :param engine: replaces model, tokenizer and device: an :class:`Engine`, or a blocking generator function
-        ``f(messages, params)`` that yields text. ``ScriptedEngine()`` answers without a model,
-        ``RecordingEngine(engine, folder)`` records the answers of another engine, and ``TransformersEngine(...)`` has
-        further options of models.
+    :param engine: replaces model, tokenizer and device: an :class:`Engine`, an :class:`AsyncEngine`, or a generator
+        function ``f(messages, params)``, blocking or async, that yields text. ``ScriptedEngine()`` answers without a
+        model, ``RecordingEngine(engine, folder)`` records the answers of another engine, and
+        ``TransformersEngine(...)`` has further options of models.
     :param params: :class:`GenerationParams` of answers, unless the request or its user sets others. Sampling parameters
         that it does not set have the values in the model's generation_config, if there are any.
     :param param_limits: values that requests and users may set, if they are to be fewer than the full ranges:
@@ -113,13 +112,13 @@ class ChatStream(Server):
     def __init__(
         self,
         *,
-        num_of_concurrent_executions: int = 2,
+        num_of_concurrent_executions: int | None = None,
         max_queue_size: int = 5,
         model: Any = None,
         tokenizer: Any = None,
         device: Any = None,
         chat_prompt_clazz: type[AbstractChatPrompt] | PromptClassOf = ChatPrompt,
-        engine: Engine | TextFunction | None = None,
+        engine: Engine | AsyncEngine | TextFunction | AsyncTextFunction | None = None,
         params: GenerationParams | None = None,
         param_limits: ParamLimits | Mapping[str, Sequence[Any]] | None = None,
         limits: Limits | None = None,
@@ -250,16 +249,11 @@ class ChatStream(Server):
 
         Raise ValueError for other values, and OSError for a file that cannot be read.
         """
-        if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
-            raise ValueError(f"prefix: must differ for each model, not {prefix!r}; {prefix}/models exists.")
-        context = EndpointContext(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
-        added = app.add_routes(mount(openai_routes.ENDPOINTS.values(), self, prefix, OPENAI, context=context))
-        app.middlewares.append(openai_errors.openai_error_middleware(added[0]))
+        keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
+        if model_name is not None and not (isinstance(model_name, str) and model_name):
+            raise ValueError(f"model_name: must be a non-empty string or None, not {model_name!r}.")
+        openai_routes.setup(app, self, EndpointContext(keys, {model_name: self}, self), prefix)
         self._bind(app, sessions=False)
-        if self.allowed_origins:
-            cors.allow_origins(
-                app, added, self.allowed_origins, allow_headers="*", expose_headers=openai_errors.EXPOSED_HEADERS
-            )
 
     async def handle_chat_stream_request(
         self,
@@ -296,7 +290,7 @@ class ChatStream(Server):
         self.disconnects = DisconnectWatcher()
         async with self.callbacks, self.disconnects:
             yield
-        self._end()
+        await self._end()
 
     async def _on_shutdown(self, app: web.Application) -> None:
         self.uploads.refuse(Draining("The server is shutting down and accepts no new requests."))

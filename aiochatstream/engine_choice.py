@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from aiochatstream.engines import Engine, FunctionEngine, TextFunction
+from aiochatstream.engines import (
+    AsyncEngine,
+    AsyncFunctionEngine,
+    AsyncTextFunction,
+    Engine,
+    FunctionEngine,
+    TextFunction,
+)
 from aiochatstream.prompts import AbstractChatPrompt
 
 PromptClassOf = Callable[[Any], type[AbstractChatPrompt]]
@@ -33,19 +40,23 @@ def choose_prompt_class(chat_prompt_clazz: type[AbstractChatPrompt] | PromptClas
     return lambda _: prompt_class
 
 
-def choose_engine(engine: Engine | TextFunction | None, model: Any, tokenizer: Any, device: Any) -> Engine:
+def choose_engine(
+    engine: Engine | AsyncEngine | TextFunction | AsyncTextFunction | None, model: Any, tokenizer: Any, device: Any
+) -> Engine | AsyncEngine:
     """Return ``engine``, or an engine for the model. Raise TypeError for both, for neither, and for other objects."""
     if engine is None:
         return transformers_engine(model, tokenizer, device)
     if model is not None or tokenizer is not None:
         raise TypeError("engine: must be absent if model and tokenizer are specified.")
-    if isinstance(engine, Engine):
+    if isinstance(engine, Engine | AsyncEngine):
         return engine
-    if not callable(engine) or inspect.iscoroutinefunction(engine) or inspect.isasyncgenfunction(engine):
+    if inspect.isasyncgenfunction(engine):
+        return AsyncFunctionEngine(engine)
+    if not callable(engine) or inspect.iscoroutinefunction(engine):
         raise TypeError(
-            f"engine: must be an Engine or a plain generator function of (messages, params), not {engine!r}."
+            f"engine: must be an Engine or a generator function, plain or async, of (messages, params), not {engine!r}."
         )
-    return FunctionEngine(engine)
+    return FunctionEngine(cast(TextFunction, engine))
 
 
 def transformers_engine(model: Any, tokenizer: Any, device: Any, **options: Any) -> Engine:

@@ -24,6 +24,8 @@
     ├── InvalidValue                 422 invalid_value
     ├── TooManyAttempts              429 too_many_attempts, with Retry-After
     ├── EngineFailed                 500 internal_server_error
+    ├── UpstreamFailed               502 upstream_failed
+    ├── LoopDetected                 508 loop_detected
     ├── SessionsNotSetUp             500 internal_server_error
     └── Unavailable                  503, with Retry-After
         ├── TooManyRequests              too_many_requests
@@ -31,6 +33,7 @@
         │   └── LoadFailed                   starting
         ├── Draining                     draining
         ├── EngineStopped                engine_stopped
+        ├── UpstreamUnavailable          upstream_unavailable
         └── StoreUnavailable             store_unavailable
 
 Each class has an HTTP status and an error code. ``web/errors.py`` turns them into responses.
@@ -200,7 +203,21 @@ class TooManyAttempts(ChatStreamError):
 
 
 class EngineFailed(ChatStreamError):
-    """Failed engine. The conversation is unchanged."""
+    """Failed engine. What it had generated of the answer is saved as interrupted."""
+
+
+class UpstreamFailed(ChatStreamError):
+    """Failed server behind this one. What it had generated of the answer is saved as interrupted."""
+
+    status = 502
+    code = "upstream_failed"
+
+
+class LoopDetected(ChatStreamError):
+    """Request that has passed this server before, or too many servers."""
+
+    status = 508
+    code = "loop_detected"
 
 
 class SessionsNotSetUp(ChatStreamError):
@@ -243,6 +260,12 @@ class EngineStopped(Unavailable):
     """Engine whose thread has failed; this process generates no more answers."""
 
     code = "engine_stopped"
+
+
+class UpstreamUnavailable(Unavailable):
+    """No server behind this one that can answer at present."""
+
+    code = "upstream_unavailable"
 
 
 class StoreUnavailable(Unavailable):

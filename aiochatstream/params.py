@@ -413,9 +413,18 @@ class GenerationParams(ServerOptions):
         check_token_ids(f"{prefix}logit_bias", changes.get("logit_bias", ()), vocabulary_size)
         changes["stop"] = (*stop, *changes.get("stop", ()))
         try:
-            return GenerationParams(**{**dict(self), **changes})
+            return self.with_values(changes)
         except ValueError as error:  # values that exclude each other
             raise InvalidValue(f"{prefix}{error}") from None
+
+    def with_values(self, changes: Mapping[str, Any]) -> GenerationParams:
+        """Return these parameters with ``changes``. Values that nobody has set stay out of ``model_fields_set``.
+
+        Raise ValueError that names a parameter.
+        """
+        params = GenerationParams(**{**dict(self), **changes})
+        params.model_fields_set.intersection_update({*self.model_fields_set, *changes})
+        return params
 
 
 def _merge_template_arguments(
@@ -450,11 +459,14 @@ def check_token_ids(field: str, token_ids: Iterable[int], vocabulary_size: int |
 class Capacity(ServerOptions):
     """Number of answers and requests that a server accepts at a time.
 
-    num_of_concurrent_executions: answers that are generated concurrently, 1 to 1024; also the number of threads.
+    num_of_concurrent_executions: answers that are generated concurrently, 1 to 100000; at most 1024 by an engine that
+        needs a thread for each. None is the capacity that an asynchronous engine has of its own, or 2.
     max_queue_size: requests that may wait for a slot, 0 to 100000.
     """
 
-    num_of_concurrent_executions: Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")] = 2
+    num_of_concurrent_executions: (
+        Annotated[int, Field(ge=1, le=100_000, description="a whole number from 1 to 100000")] | None
+    ) = None
     max_queue_size: Annotated[int, Field(ge=0, le=100_000, description="a whole number from 0 to 100000")] = 5
 
 

@@ -30,7 +30,7 @@ from tests.helpers import echo, until
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_of_concurrent_executions": 0}, "num_of_concurrent_executions: must be a whole number from 1 to 1024"),
+        ({"num_of_concurrent_executions": 0}, "num_of_concurrent_executions: must be a whole number from 1 to 100000"),
         ({"num_of_concurrent_executions": 2.5}, "num_of_concurrent_executions"),
         ({"num_of_concurrent_executions": True}, "num_of_concurrent_executions"),
         ({"max_queue_size": -1}, "max_queue_size: must be a whole number from 0 to 100000"),
@@ -105,7 +105,7 @@ def test_an_unknown_option_is_pythons_type_error(name: str) -> None:
 
 
 async def answer_async(messages: Any, params: Any) -> Any:
-    yield "hello"
+    return "hello"
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ async def answer_async(messages: Any, params: Any) -> Any:
         ({}, "model: must be a loaded HuggingFace model or a function"),
         ({"model": object()}, "tokenizer: must be"),
         ({"engine": echo, "model": object()}, "engine: must be absent if model and tokenizer are specified"),
-        ({"engine": 5}, "engine: must be an Engine or a plain generator function"),
-        ({"engine": answer_async}, "engine: must be an Engine or a plain generator function"),
+        ({"engine": 5}, "engine: must be an Engine or a generator function"),
+        ({"engine": answer_async}, "engine: must be an Engine or a generator function"),
         ({"engine": echo, "chat_prompt_clazz": ChatPrompt()}, "the class itself, not an instance"),
         ({"engine": echo, "chat_prompt_clazz": dict}, "subclass of AbstractChatPrompt"),
         ({"engine": echo, "chat_prompt_clazz": None}, "must be a subclass of AbstractChatPrompt"),

@@ -96,7 +96,7 @@ SECONDS: Cases = (
 FLAG: Cases = ([True, False], [1, 0, "true", None], "true or false")
 
 CAPACITY: dict[str, Cases] = {
-    "num_of_concurrent_executions": ([1, 1024], [0, 1025, None, *NOT_WHOLE], "a whole number from 1 to 1024"),
+    "num_of_concurrent_executions": ([1, 100_000, None], [0, 100_001, *NOT_WHOLE], "a whole number from 1 to 100000"),
     "max_queue_size": ([0, 100_000], [-1, 100_001, None, *NOT_WHOLE], "a whole number from 0 to 100000"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import aiohttp_session
 from aiohttp import web
@@ -16,7 +16,7 @@ from aiochatstream.compat.prompts import AbstractChatPrompt as CompatChatPrompt
 from aiochatstream.compat.request_handlers import AbstractRequestHandler
 from aiochatstream.compat.token_samplers import TokenSamplerHft, TokenSamplerIsok
 from aiochatstream.engine_choice import choose_engine, transformers_engine
-from aiochatstream.engines import RecordingEngine, ScriptedEngine, TokenSampler
+from aiochatstream.engines import Engine, RecordingEngine, ScriptedEngine, TokenSampler
 from aiochatstream.params import GenerationParams, Limits, ParamOverrides, WireFormat
 from aiochatstream.prompts import AbstractChatPrompt
 from aiochatstream.sessions import MemoryStorage
@@ -123,7 +123,7 @@ class ChatStream(BaseChatStream):
             engine = transformers_engine(model, tokenizer, device, token_sampler=token_sampler)
             model = tokenizer = None
         if probe_mode_enabled:
-            engine = RecordingEngine(choose_engine(engine, model, tokenizer, device), PROBE_FOLDER)
+            engine = RecordingEngine(cast(Engine, choose_engine(engine, model, tokenizer, device)), PROBE_FOLDER)
             model = tokenizer = None
         options |= {"engine": engine, "model": model, "tokenizer": tokenizer, "device": device}
         super().__init__(wire_format=wire_format, **options)  # type: ignore[arg-type]

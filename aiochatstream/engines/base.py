@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from aiochatstream.errors import InvalidValue
+from aiochatstream.errors import ChatStreamError, InvalidValue
 from aiochatstream.params import GenerationParams
 
 FinishReason = Literal["stop", "length", "thinking_length", "cancelled"]
@@ -22,13 +22,16 @@ class Prompt:
     """The input of one answer.
 
     messages: dicts of role (system, user, assistant) and content, the newest last: the user's message, or the
-        beginning of an answer that is to be continued.
+        beginning of an answer that is to be continued. See also :attr:`Engine.reads_messages`.
     token_ids: the same conversation as the model reads it; empty for an engine without a tokenizer.
     continued: True if the new text continues the last message instead of starting a new one: an answer is continued or
         a plain text is completed.
     owner: the user, for an engine that caches prompts per user. Prefixed with the kind of user, for example
         ``account:anna`` or ``session:...``, so that different kinds never collide.
+    affinity: equal for the prompts of one conversation, for an engine that distributes prompts: a hash, no text.
     shared_tokens: number of tokens at the beginning that come from the server and are equal for all owners.
+    may_shorten: True if an engine without a tokenizer may drop the oldest turns to fit the context: a stored
+        conversation, not a client's complete input.
     chat: True if the new text is a message of a chat, in which the model may think and call tools; False for a plain
         text.
     tools: functions that the model may call, as in OpenAI's API. Without any, calls are text.
@@ -38,7 +41,9 @@ class Prompt:
     token_ids: list[int]
     continued: bool = False
     owner: str = ""
+    affinity: str = ""
     shared_tokens: int = 0
+    may_shorten: bool = False
     chat: bool = True
     tools: tuple[dict[str, Any], ...] = ()
 
@@ -79,8 +84,10 @@ class Delta:
     thinking: text of the model's thoughts, which is not part of the answer.
     tool_calls: calls of tools.
     thinking_tokens: number of ``token_ids`` that belong to thoughts, including their marks.
+    tokens: number of new tokens if the engine does not know their ids; else 0, and ``token_ids`` has the number.
     cached_tokens: number of prompt tokens that were loaded from a cache; in one delta of the answer, else 0.
-    prompt_tokens: number of prompt tokens, reported by an engine without a tokenizer; in one delta, else 0.
+    prompt_tokens: number of prompt tokens by the engine's own count, which replaces the length of the prompt; in one
+        delta, else 0.
     logprobs: one entry for each of ``token_ids`` if the parameters request logprobs. The prompt's logprobs come first,
         in deltas without ``token_ids``; the logprob of the first prompt token is 0.
     """
@@ -94,10 +101,16 @@ class Delta:
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     thinking_tokens: int = 0
+    tokens: int = 0
+
+    @property
+    def token_count(self) -> int:
+        """Number of new tokens."""
+        return self.tokens or len(self.token_ids)
 
 
-class Engine(ABC):
-    """Generates answers. Its methods may block; only worker threads call them, never the event loop."""
+class BaseEngine:
+    """Interface that :class:`Engine` and :class:`AsyncEngine` share."""
 
     tokenizer: Any = None
     """HuggingFace tokenizer of :attr:`Prompt.token_ids`, set by :meth:`load`; None for an engine without one."""
@@ -119,32 +132,30 @@ class Engine(ABC):
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
     """Callback after each forward pass, in any thread: its kind and its duration in seconds. Set by ChatStream."""
 
+    server_id: str | None = None
+    """Random id of an engine that forwards prompts to other servers, by which they detect loops; else None."""
+
+    reads_messages = True
+    """False for an engine that does not read :attr:`Prompt.messages`: they are then empty for a plain text that the
+    client has sent as token ids."""
+
     loads_slowly = False
     """True starts the application while :meth:`load` still runs; until then requests get 503 ``starting``."""
 
-    @property
-    def stopped(self) -> bool:
-        """True after an error that prevents any further answer: the server is then not ready."""
-        return False
+    def unavailable(self) -> ChatStreamError | None:
+        """Return the error that requests get while the engine cannot answer; None if it can.
 
-    def load(self, slots: int, context_len: int | None) -> None:  # noqa: B027 - not every engine has something to load
-        """Prepare for generation. Called in a thread when the application starts.
-
-        :param slots: maximum number of concurrent answers.
-        :param context_len: maximum number of tokens of prompt and answer together; None for the model's own limit, as
-            far as the memory allows.
+        The server is not ready meanwhile. Called on the event loop for each request.
         """
+        return None
 
-    def close(self) -> None:  # noqa: B027
-        """Release all resources. Called when the application ends, also if :meth:`load` has failed."""
-
-    def share(self, token_ids: list[int]) -> None:  # noqa: B027
+    def share(self, token_ids: list[int]) -> None:
         """Prepare for prompts that begin with ``token_ids``, which the server puts before every conversation.
 
         Called in a thread after :meth:`load`, for an engine with a tokenizer.
         """
 
-    def forget(self, owner: str) -> None:  # noqa: B027
+    def forget(self, owner: str) -> None:
         """Drop cached prompts of ``owner`` before the next prompt starts. Returns immediately; thread-safe."""
 
     def metrics(self) -> dict[str, float]:
@@ -176,10 +187,52 @@ class Engine(ABC):
         """
         return params.constraint is None
 
+
+class Engine(BaseEngine, ABC):
+    """Generates answers. Its methods may block; only worker threads call them, never the event loop."""
+
+    def load(self, slots: int, context_len: int | None) -> None:
+        """Prepare for generation. Called in a thread when the application starts.
+
+        :param slots: maximum number of concurrent answers.
+        :param context_len: maximum number of tokens of prompt and answer together; None for the model's own limit, as
+            far as the memory allows.
+        """
+
+    def close(self) -> None:
+        """Release all resources. Called when the application ends, also if :meth:`load` has failed."""
+
     @abstractmethod
     def generate(self, prompt: Prompt, params: GenerationParams) -> Generator[Delta, None, None]:
         """Yield the answer, at least one Delta per step; the last one has a finish reason.
 
         Called concurrently by up to ``slots`` threads. Closing the generator cancels the answer. This is possible only
         at a ``yield``, so a long operation such as a prefill yields empty deltas in between.
+        """
+
+
+class AsyncEngine(BaseEngine, ABC):
+    """Generates answers on the event loop, which it never blocks: an answer needs no thread."""
+
+    capacity: int | None = None
+    """Number of answers that the engine can generate concurrently now; None if it has no limit of its own."""
+
+    on_capacity: Callable[[], None] = staticmethod(lambda: None)
+    """Callback on the event loop after a change of :attr:`capacity` or :meth:`unavailable`. Set by ChatStream."""
+
+    async def load(self, slots: int | None, context_len: int | None) -> None:
+        """Prepare for generation. Called on the event loop when the application starts.
+
+        :param slots: maximum number of concurrent answers; None for :attr:`capacity`.
+        :param context_len: maximum number of tokens of prompt and answer together; None for the model's own limit.
+        """
+
+    async def close(self) -> None:
+        """Release all resources. Called when the application ends, also if :meth:`load` has failed."""
+
+    @abstractmethod
+    def generate(self, prompt: Prompt, params: GenerationParams) -> AsyncGenerator[Delta, None]:
+        """Yield the answer; the last delta has a finish reason.
+
+        Cancellation of the task that iterates cancels the answer, at any ``await``.
         """

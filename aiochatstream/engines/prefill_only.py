@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing
-
-from aiochatstream.engines.base import Delta, Prompt
-from aiochatstream.params import GenerationParams
+from aiochatstream.engines.base import Delta
+from aiochatstream.engines.stream import OnDelta
 
 
-def prefill_only(
-    generate: Callable[[Prompt, GenerationParams], Generator[Delta, None, None]],
-    prompt: Prompt,
-    params: GenerationParams,
-) -> Generator[Delta, None, None]:
-    """Yield the deltas of the prompt, for example its logprobs, and discard the token that follows the prefill."""
-    with closing(generate(prompt, params.model_copy(update={"max_new_tokens": 1}))) as deltas:
-        for delta in deltas:
-            if delta.text or delta.thinking or delta.tool_calls or delta.token_ids or delta.finish_reason:
-                yield Delta("", (), "length", delta.cached_tokens, delta.prompt_tokens)
-                return
-            yield delta
+def prefill_only(on_delta: OnDelta) -> OnDelta:
+    """Return a function that calls ``on_delta`` with the deltas of the prompt, for example its logprobs.
+
+    The token that follows the prefill, the only one of the answer, is discarded.
+    """
+    ended = False
+
+    def pass_prompt(delta: Delta) -> None:
+        nonlocal ended
+        if ended:
+            return
+        ended = bool(
+            delta.text or delta.thinking or delta.tool_calls or delta.token_count or delta.finish_reason is not None
+        )
+        on_delta(Delta("", (), "length", delta.cached_tokens, delta.prompt_tokens) if ended else delta)
+
+    return pass_prompt

@@ -17,7 +17,7 @@ from aiochatstream.engines import recording_files
 from aiochatstream.engines.base import Delta, Engine, Prompt, StepKind
 from aiochatstream.engines.recording_files import Recording
 from aiochatstream.engines.timer import Timer
-from aiochatstream.errors import InvalidValue, NoRecording
+from aiochatstream.errors import ChatStreamError, InvalidValue, NoRecording
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,12 @@ class RecordingEngine(Engine):
     :param folder: created if missing.
     :param timer: for tests.
 
-    Raises OSError if the folder is not writable.
+    Raises OSError if the folder is not writable, and TypeError for an asynchronous engine.
     """
 
     def __init__(self, engine: Engine, folder: str | os.PathLike[str], *, timer: Timer | None = None) -> None:
+        if not isinstance(engine, Engine):
+            raise TypeError(f"engine: must be an Engine that runs in threads, not {engine!r}.")
         self.folder = Path(folder)
         self.loads_slowly = engine.loads_slowly
         self._engine = engine
@@ -58,9 +60,8 @@ class RecordingEngine(Engine):
     def on_step(self, callback: Callable[[StepKind, float], None]) -> None:
         self._engine.on_step = callback
 
-    @property
-    def stopped(self) -> bool:
-        return self._engine.stopped
+    def unavailable(self) -> ChatStreamError | None:
+        return self._engine.unavailable()
 
     def load(self, slots: int, context_len: int | None) -> None:
         self._engine.load(slots, context_len)

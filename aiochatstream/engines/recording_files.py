@@ -61,6 +61,7 @@ class RecordedDelta(BaseModel):
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     thinking_tokens: int = 0
+    tokens: int = 0
 
     def delta(self) -> Delta:
         return Delta(**{name: value for name, value in self if name != "seconds"})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import replace
 
 from aiochatstream.engines.base import Delta
+from aiochatstream.engines.stream import OnDelta
 
 
 class Replacements:
@@ -52,19 +52,19 @@ class Replacements:
         return "".join(done)
 
 
-def apply_replacements(
-    answer: Callable[[], Generator[Delta, None, None]], pairs: Sequence[tuple[str, str]]
-) -> Generator[Delta, None, None]:
-    """Yield the deltas of ``answer()`` with replacements in their text, but not in thoughts and tool calls."""
+def apply_replacements(pairs: Sequence[tuple[str, str]], on_delta: OnDelta) -> OnDelta:
+    """Return a function that calls ``on_delta`` with replacements in the text, but not in thoughts and tool calls."""
     replacements = Replacements(pairs)
-    with closing(answer()) as deltas:
-        for delta in deltas:
-            if delta.thinking or delta.tool_calls:  # text before and after it is not joined
-                if text := replacements.flush():
-                    yield Delta(text)
-                yield delta
-                continue
-            text = replacements.push(delta.text)
-            if delta.finish_reason is not None:
-                text += replacements.flush()
-            yield replace(delta, text=text)
+
+    def replace_in(delta: Delta) -> None:
+        if delta.thinking or delta.tool_calls:  # text before and after it is not joined
+            if text := replacements.flush():
+                on_delta(Delta(text))
+            on_delta(delta)
+            return
+        text = replacements.push(delta.text)
+        if delta.finish_reason is not None:
+            text += replacements.flush()
+        on_delta(replace(delta, text=text))
+
+    return replace_in

@@ -98,7 +98,7 @@ class ScriptedEngine(FunctionEngine):
         due = self._timer.now() + self._params.initial_wait_sec
         with closing(super().generate(prompt, params)) as answer:
             for delta in answer:
-                if delta.token_ids:
+                if delta.tokens:
                     yield from self._timer.wait_until(due)
                     due += self._params.time_per_token_sec
                 yield delta

@@ -1,4 +1,4 @@
-"""Transfer of deltas from a blocking generator in a worker thread to the event loop."""
+"""The running generation of an answer: a blocking generator in a worker thread, or an asynchronous one in a task."""
 
 from __future__ import annotations
 
@@ -6,13 +6,34 @@ import asyncio
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import CancelledError, Executor
-from typing import Any
+from contextlib import aclosing
+from typing import Any, Protocol
 
 from aiochatstream.engines.base import Delta
 
 NOTHING = Delta()
+
+OnDelta = Callable[[Delta], None]
+"""Function that receives each delta of an answer, on the event loop."""
+
+
+class AnswerStream(Protocol):
+    """The running generation of an answer."""
+
+    def cancel(self) -> None:
+        """Stop the generation. Allowed at any time."""
+
+    def abandon(self) -> bool:
+        """Cancel, deliver no more deltas, and let :meth:`wait` return. Return True if the generation still runs."""
+
+    async def wait(self) -> None:
+        """Wait until all deltas are delivered and the generation has stopped, or is abandoned.
+
+        If the waiting task is cancelled, the generation is stopped first. Exceptions of the engine and of the receiver
+        of the deltas are raised.
+        """
 
 
 class DeltaStream:
@@ -22,7 +43,7 @@ class DeltaStream:
     """
 
     def __init__(
-        self, executor: Executor, start: Callable[[], Generator[Delta, None, None]], on_delta: Callable[[Delta], None]
+        self, executor: Executor, start: Callable[[], Generator[Delta, None, None]], on_delta: OnDelta
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_delta = on_delta
@@ -101,3 +122,58 @@ class DeltaStream:
         except Exception as error:  # noqa: BLE001 - most likely an engine yielded something other than a Delta
             self._failure = error
             self.cancel()
+
+
+class AsyncDeltaStream:
+    """Iterates ``start()``, an asynchronous generator of deltas, in a task and calls ``on_delta`` with each delta."""
+
+    def __init__(self, start: Callable[[], AsyncGenerator[Delta, None]], on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
+        self._cancelled = self._abandoned = False
+        self._end = asyncio.Event()
+        self._task = asyncio.create_task(self._run(start))
+        self._task.add_done_callback(lambda _: self._end.set())
+
+    def cancel(self) -> None:
+        """Stop the generator at its current ``await``. Allowed at any time."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
+
+    def abandon(self) -> bool:
+        """Cancel, deliver no more deltas, and let :meth:`wait` return even if the generator ignores the cancellation.
+
+        Return True if the generator still runs.
+        """
+        self.cancel()
+        self._abandoned = True
+        self._end.set()
+        return not self._task.done()
+
+    async def wait(self) -> None:
+        """Wait until all deltas are delivered and the generator has stopped, or the stream is abandoned.
+
+        If the waiting task is cancelled, the generator is stopped first. Exceptions of the generator and of
+        ``on_delta`` are raised.
+        """
+        try:
+            await self._end.wait()
+        except asyncio.CancelledError:
+            self.cancel()
+            await self._end.wait()
+            raise
+        if not self._task.done():
+            return
+        try:
+            self._task.result()
+        except asyncio.CancelledError:
+            if not self._cancelled:  # the generator raised it
+                raise RuntimeError("The engine raised CancelledError.") from None
+
+    async def _run(self, start: Callable[[], AsyncGenerator[Delta, None]]) -> None:
+        async with aclosing(start()) as deltas:
+            async for delta in deltas:
+                if self._cancelled:
+                    return
+                if delta != NOTHING:
+                    self._on_delta(delta)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 
 from aiochatstream.errors import Draining, TooManyRequests
+from aiochatstream.runtime.rotation import Rotation
+from aiochatstream.runtime.waiting_line import WaitingLine
 
 ASSUMED_SECONDS = 5.0
 """Assumed seconds of an answer, until the first answer has ended."""
@@ -19,21 +22,38 @@ ASSUMED_SECONDS = 5.0
 SMOOTHING = 0.2
 """Weight of the newest holding time in the running mean behind Retry-After."""
 
+MAX_SLOTS = 100_000
 
-class Ticket:
-    """A slot, or a place in the queue. Created by :meth:`Admission.reserve`; :meth:`release` frees it.
+FIRST_POSITIONS = 3
+"""Positions in the queue that are reported immediately when they change."""
 
-    :param followers: tickets of the same request without a place, shared by all of its tickets.
+
+@dataclass(eq=False)
+class TicketGroup:
+    """The tickets of a request.
+
+    followers: tickets without a place. The first one enters the queue when a ticket of the group is released.
+    places: number of slots and places in the queue that the group holds.
+    counted: number of these among :attr:`Admission.large`.
     """
 
-    def __init__(self, admission: Admission, followers: deque[Ticket]) -> None:
-        self._admission, self._followers = admission, followers
+    followers: deque[Ticket] = field(default_factory=deque)
+    places: int = 0
+    counted: int = 0
+
+
+class Ticket:
+    """A slot, or a place in the queue. Created by :meth:`Admission.reserve`; :meth:`release` frees it."""
+
+    def __init__(self, admission: Admission, group: TicketGroup) -> None:
+        self._admission, self._group = admission, group
         self._enqueued = False
-        self._moved = asyncio.Event()
+        self._changed = asyncio.Event()
         self._refusal: Draining | None = None
         self._granted_at: float | None = None
         self._released = False
-        self._position = 0
+        self._reported = 0
+        """Position that :meth:`positions` yielded last."""
 
     def __repr__(self) -> str:
         state = "released" if self._released else "running" if self.running else f"waiting at {self.position}"
@@ -47,36 +67,39 @@ class Ticket:
     @property
     def position(self) -> int:
         """Position in the queue: 1 is next, 0 is not waiting."""
-        return self._position
+        return self._admission._position(self)
 
     async def wait_enqueued(self) -> None:
         """Wait until this ticket has a place or a slot, or is released: other tickets of its request are first."""
         while not self._enqueued and not self._released:
-            self._moved.clear()
-            await self._moved.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
     async def positions(self) -> AsyncGenerator[int, None]:
-        """Yield the position in the queue each time it changes, until the slot is granted or the ticket released.
+        """Yield the position in the queue, until the slot is granted or the ticket released: the first one, positions
+        up to :data:`FIRST_POSITIONS` immediately when they change, and others at most twice a second.
 
         Raise :class:`~aiochatstream.errors.Draining` if the queue is drained.
         """
-        last = 0
-        while not self.running:
-            if self._refusal is not None:
-                raise self._refusal
-            if self._released:
-                return
-            if self._position != last:
-                last = self._position
-                yield last
-            else:
-                self._moved.clear()
-                await self._moved.wait()
+        try:
+            while not self.running:
+                if self._refusal is not None:
+                    raise self._refusal
+                if self._released:
+                    return
+                self._changed.clear()
+                if self.position != self._reported:
+                    self._reported = self.position
+                    self._admission._reports.restart(self)
+                    yield self._reported
+                await self._changed.wait()
+        finally:
+            self._admission._reports.discard(self)
 
-    def _move(self, position: int) -> None:
-        if position != self._position:
-            self._position = position
-            self._moved.set()
+    def _report(self) -> None:
+        """Have :meth:`positions` yield the position if it has changed."""
+        if self.position != self._reported:
+            self._changed.set()
 
     def release(self, *, answered: bool = False) -> None:
         """Leave the queue, or free the slot for the next ticket. Further calls have no effect.
@@ -88,33 +111,39 @@ class Ticket:
         if not self._released:
             self._released = True
             self._admission._release(self, answered)
-            self._position = 0
-            self._moved.set()
+            self._changed.set()
 
 
 class Admission:
     """Admission of requests: ``slots`` run, ``queue_size`` wait, and further ones are refused immediately.
 
-    :param slots: number of slots, at least 1.
+    A release costs the same with 10 and with 10,000 tickets in the queue.
+
+    :param slots: number of slots, 0 to :data:`MAX_SLOTS`. See :meth:`resize`.
     :param queue_size: maximum length of the queue, at least 0.
     :param clock: monotonic seconds; for tests.
     """
 
     def __init__(self, slots: int, queue_size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.slots = slots
         self.queue_size = queue_size
         self._clock = clock
         self._running: set[Ticket] = set()
-        self._waiting: OrderedDict[Ticket, None] = OrderedDict()
+        self._waiting: WaitingLine[Ticket] = WaitingLine()
+        self._reports: Rotation[Ticket] = Rotation(Ticket._report)
+        self._large = 0
+        """Number of slots and places of requests with further tickets."""
         self._draining = False
         self._mean_seconds: float | None = None
+        self._usual_slots = 1
+        """Number of slots, or the last one above 0."""
+        self.resize(slots)
 
     def __repr__(self) -> str:
         return f"<Admission running={self.running}/{self.slots} waiting={self.waiting}/{self.queue_size}>"
 
     @property
     def running(self) -> int:
-        """Number of slots in use."""
+        """Number of slots in use. It exceeds ``slots`` after :meth:`resize` to fewer, until answers have ended."""
         return len(self._running)
 
     @property
@@ -122,21 +151,32 @@ class Admission:
         """Length of the queue."""
         return len(self._waiting)
 
+    def resize(self, slots: int) -> None:
+        """Change the number of slots. New ones are granted immediately; running answers keep theirs until they end.
+
+        :param slots: 0 to :data:`MAX_SLOTS`. With 0, tickets wait and keep their positions.
+
+        Raise ValueError if it is out of this range.
+        """
+        if not 0 <= slots <= MAX_SLOTS:
+            raise ValueError(f"slots: must be a whole number from 0 to {MAX_SLOTS}, not {slots}.")
+        self.slots = slots
+        self._usual_slots = slots or self._usual_slots
+        self._advance()
+
     def check_room(self) -> None:
         """Raise the errors of :meth:`reserve_all`, and reserve nothing."""
         if self._draining:
             raise self._draining_error()
-        if self.running + self.waiting >= self.slots + self.queue_size:
-            raise TooManyRequests(
-                f"All {self.slots} slots and all {self.queue_size} places in the queue are in use.",
-                retry_after=self.retry_after(),
-            )
+        if self._free() <= 0:
+            raise self._full_error()
 
-    def reserve(self) -> Ticket:
+    async def reserve(self) -> Ticket:
         """Reserve a slot or a place in the queue. Raise the errors of :meth:`reserve_all`."""
-        return self.reserve_all(1)[0]
+        [ticket] = await self.reserve_all(1)
+        return ticket
 
-    def reserve_all(self, count: int) -> list[Ticket]:
+    async def reserve_all(self, count: int) -> list[Ticket]:
         """Return the tickets of a request for ``count`` answers, in the order of their answers.
 
         They reserve free slots and places in the queue, at most one for each slot. The other tickets enter the queue at
@@ -148,65 +188,103 @@ class Admission:
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.
         """
         self.check_room()
-        free = self.slots + self.queue_size - self.running - self.waiting
-        if count > min(self.slots, free):
-            used = sum(bool(ticket._followers) for ticket in (*self._running, *self._waiting))
-            free = min(free, self.slots + self.queue_size // 2 - used)
-            if free <= 0:
-                raise TooManyRequests(
-                    "Other requests for many answers use all the places available to such requests. Try again later, "
-                    "or request fewer answers.",
-                    retry_after=self.retry_after(),
-                )
-        followers: deque[Ticket] = deque()
-        tickets = [Ticket(self, followers) for _ in range(count)]
-        followers += tickets
-        for _ in range(min(count, self.slots, free)):
-            self._enqueue(followers.popleft())
-        self._advance()
-        return tickets
+        places = min(count, max(1, self.slots), self._free())
+        if places < count:
+            places = min(places, self.slots + self.queue_size // 2 - self._large)
+            if places <= 0:
+                raise self._large_error()
+        return self._admit(count, places)
 
     def drain(self) -> None:
         """Refuse new requests and those in the queue. Running answers continue."""
         self._draining = True
-        followers = [follower for ticket in (*self._running, *self._waiting) for follower in ticket._followers]
+        followers = [follower for ticket in (*self._running, *self._waiting) for follower in ticket._group.followers]
         for ticket in (*followers, *self._waiting):
             ticket._refusal = self._draining_error()
             ticket.release()
 
     def retry_after(self) -> int:
-        """Return whole seconds, 1 to 600, until a place is likely to be free, from the times of recent answers."""
+        """Return whole seconds, 1 to 600, until a place is likely to be free, from the times of recent answers.
+
+        Without a slot, the number of slots before counts.
+        """
         mean = ASSUMED_SECONDS if self._mean_seconds is None else self._mean_seconds
-        return min(600, max(1, math.ceil(mean * (self.waiting + 1) / self.slots)))
+        return min(600, max(1, math.ceil(mean * (self.waiting + 1) / self._usual_slots)))
+
+    def _free(self) -> int:
+        """Return the number of free slots and places; below 0 after :meth:`resize` to fewer slots."""
+        return max(0, self.slots - self.running) + self.queue_size - self.waiting
+
+    def _full_error(self) -> TooManyRequests:
+        return TooManyRequests(
+            f"All {self.slots} slots and all {self.queue_size} places in the queue are in use.",
+            retry_after=self.retry_after(),
+        )
+
+    def _large_error(self) -> TooManyRequests:
+        return TooManyRequests(
+            "Other requests for many answers use all the places available to such requests. Try again later, "
+            "or request fewer answers.",
+            retry_after=self.retry_after(),
+        )
 
     def _draining_error(self) -> Draining:
         return Draining("The server is shutting down and accepts no new requests.", retry_after=self.retry_after())
 
-    def _enqueue(self, ticket: Ticket) -> None:
+    def _admit(self, count: int, places: int) -> list[Ticket]:
+        """Return the tickets of a new request, the first ``places`` of which have slots or places in the queue."""
+        group = TicketGroup()
+        tickets = [Ticket(self, group) for _ in range(count)]
+        group.followers += tickets
+        for _ in range(places):
+            self._enqueue_follower(group)
+        self._advance()
+        return tickets
+
+    def _enqueue_follower(self, group: TicketGroup) -> None:
+        ticket = group.followers.popleft()
         ticket._enqueued = True
-        self._waiting[ticket] = None
-        ticket._move(self.waiting)
+        ticket._changed.set()
+        self._waiting.append(ticket)
+        group.places += 1
+        self._count_large(group)
+
+    def _count_large(self, group: TicketGroup) -> None:
+        counted = group.places if group.followers else 0
+        self._large += counted - group.counted
+        group.counted = counted
 
     def _advance(self) -> None:
-        """Grant the free slots, and update the positions."""
+        """Grant the free slots, and report the first positions."""
         while self._waiting and self.running < self.slots:
-            ticket, _ = self._waiting.popitem(last=False)
-            ticket._granted_at = self._clock()
-            self._running.add(ticket)
-            ticket._move(0)
-        for position, ticket in enumerate(self._waiting, 1):
-            ticket._move(position)
+            [ticket] = self._waiting.first(1)
+            self._grant(ticket)
+        for ticket in self._waiting.first(FIRST_POSITIONS):
+            ticket._report()
+
+    def _grant(self, ticket: Ticket) -> None:
+        self._waiting.discard(ticket)
+        self._running.add(ticket)
+        ticket._granted_at = self._clock()
+        ticket._changed.set()
+
+    def _position(self, ticket: Ticket) -> int:
+        return self._waiting.position(ticket)
 
     def _release(self, ticket: Ticket, answered: bool) -> None:
+        group = ticket._group
         if not ticket._enqueued:
-            ticket._followers.remove(ticket)
+            group.followers.remove(ticket)
+            self._count_large(group)
             return
-        self._waiting.pop(ticket, None)
+        self._waiting.discard(ticket)
         self._running.discard(ticket)
         if answered and ticket._granted_at is not None:
             seconds = self._clock() - ticket._granted_at
             mean = seconds if self._mean_seconds is None else self._mean_seconds
             self._mean_seconds = mean + SMOOTHING * (seconds - mean)
-        if ticket._followers:
-            self._enqueue(ticket._followers.popleft())
+        group.places -= 1
+        if group.followers:
+            self._enqueue_follower(group)
+        self._count_large(group)
         self._advance()

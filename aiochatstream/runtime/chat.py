@@ -18,7 +18,7 @@ from aiochatstream.conversations.user import SaveResult, User
 from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig
+from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig, affinity_of
 from aiochatstream.runtime.events import Ended, Event, Failed, Text
 from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.runtime.turn_request import TurnRequest, check_turn
@@ -150,12 +150,12 @@ class Chat(Runtime):
         try:
             loaded = await user.load(name)
             turn_input = request.resolve(loaded)
-            ticket = self.admission.reserve()
+            ticket = await self.admission.reserve()
             before = loaded.begin(turn.message_id)
             chat_prompt.conversation, chat_prompt.message = turn_input.base.begin(turn.message_id), turn_input.message
             chat_prompt.open_answer, chat_prompt.open_thinking = turn_input.prefix, turn_input.prefix_thinking
             if all(override is None or override.seed is None for override in overrides):
-                params = params.model_copy(update={"seed": self._seeds.getrandbits(63)})
+                params = self._with_seed(params)
             prompt = await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
             params = self._shorten_answer(params, prompt)
             await user.accept_turn(name, before)
@@ -167,7 +167,9 @@ class Chat(Runtime):
             raise
         has_template_kwargs = any(override is not None and override.chat_template_kwargs for override in overrides)
         job = self._job(
-            self._with_owner(prompt, user.owner, has_server_prefix=not (system or has_template_kwargs)),
+            self._with_owner(
+                prompt, user.owner, affinity_of(user.owner, name), has_server_prefix=not (system or has_template_kwargs)
+            ),
             params,
             ticket,
             chat_prompt.get_replacement_when_output(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Coroutine
@@ -14,12 +15,11 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from aiochatstream.conversations.conversation import Conversation, Turn
-from aiochatstream.engines import DeltaStream, Engine, Prompt
+from aiochatstream.engines import AnswerStream, AsyncDeltaStream, AsyncEngine, DeltaStream, Engine, OnDelta, Prompt
 from aiochatstream.engines.prefill_only import prefill_only
 from aiochatstream.engines.replacements import apply_replacements
 from aiochatstream.errors import (
     Draining,
-    EngineStopped,
     InvalidValue,
     LoadFailed,
     Starting,
@@ -67,6 +67,12 @@ PROMPT_THREADS = 2
 CONSTRAINT_THREADS = 1
 """Threads for checks that may take seconds (of unknown schemas), so that prompts do not wait for them."""
 
+DEFAULT_SLOTS = 2
+"""Number of concurrent answers if neither the application nor the engine limits it."""
+
+MAX_THREADS = 1024
+"""Maximum number of concurrent answers of an engine that needs a thread for each."""
+
 MAX_SLOW_CHECKS = 32
 """Maximum number of running and waiting checks of this kind; further ones are refused with 503."""
 
@@ -86,7 +92,7 @@ class RuntimeConfig:
     logger: logger of loading, answers and shutdown.
     """
 
-    engine: Engine
+    engine: Engine | AsyncEngine
     prompt_class_of: Callable[[Any], type[AbstractChatPrompt]]
     params: GenerationParams
     capacity: Capacity
@@ -116,7 +122,13 @@ class Runtime:
         self.context_len = requested if isinstance(requested, int) else DEFAULT_CONTEXT_LEN
         """Maximum length of prompt and answer together in tokens; set when the engine is loaded."""
         self.state: State = "starting"
-        self.admission = Admission(self.capacity.num_of_concurrent_executions, self.capacity.max_queue_size)
+        requested = self.capacity.num_of_concurrent_executions
+        if isinstance(self.engine, Engine) and (requested or 0) > MAX_THREADS:
+            raise ValueError(
+                f"num_of_concurrent_executions: must be from 1 to {MAX_THREADS} with an engine that needs a thread for "
+                f"each answer, not {requested}."
+            )
+        self.admission = Admission(self._slots(), self.capacity.max_queue_size)
         self._prompt_class_of = config.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
         """Set when the engine is loaded."""
@@ -126,6 +138,7 @@ class Runtime:
         self._server_prefix: list[int] = []
         """Tokens at the beginning of every prompt; set when the engine is loaded."""
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
+        self._has_seed = config.seed is not None
         self._turns = Turns(self._turn_ended)
         self.slow_checks = 0
         """Number of requests whose constraint is being checked, or waits for its check."""
@@ -179,12 +192,12 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._shut_down()
-        self._end()
+        await self._end()
 
     async def _start(self) -> None:
         """Load the engine. Return when it is loaded, or immediately if it loads slowly."""
         # created here, after the fork of gunicorn, which threads would not survive
-        slots = self.capacity.num_of_concurrent_executions
+        slots = self._slots()
         self.state = "starting"
         self._stuck = 0
         self.admission = Admission(slots, self.capacity.max_queue_size)
@@ -199,7 +212,7 @@ class Runtime:
         try:
             await self._loading
         except BaseException:
-            self._end()  # __aexit__ is not called
+            await self._end()  # __aexit__ is not called
             raise
 
     async def _shut_down(self) -> None:
@@ -214,7 +227,7 @@ class Runtime:
                     self.logger.error(self._texts.stuck.format(count=self._stuck))
                 await self._turns.wait(SAVE_SECONDS)  # until their text so far is saved
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         """Release the resources of :meth:`_start`, except the thread and the engine of a stuck turn."""
         for task in self._background_tasks:
             task.cancel()
@@ -224,7 +237,20 @@ class Runtime:
             threads.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(wait=not self._stuck)
         if not self._stuck:
-            self.engine.close()
+            if isinstance(self.engine, AsyncEngine):
+                await self.engine.close()
+            else:
+                self.engine.close()
+
+    def _slots(self) -> int:
+        """Return the number of answers that may be generated concurrently now."""
+        capacity = self.engine.capacity if isinstance(self.engine, AsyncEngine) else None
+        limits = [limit for limit in (self.capacity.num_of_concurrent_executions, capacity) if limit is not None]
+        return min(limits, default=DEFAULT_SLOTS)
+
+    def _capacity_changed(self) -> None:
+        self.admission.resize(self._slots())
+        self._set_context_len()
 
     async def wait_ready(self) -> None:
         """Wait until the model is loaded. Raise the error of loading it."""
@@ -239,8 +265,8 @@ class Runtime:
             raise
 
     def check_ready(self) -> None:
-        """Raise :class:`~aiochatstream.errors.Starting`, :class:`~aiochatstream.errors.Draining` or
-        :class:`~aiochatstream.errors.EngineStopped` unless ready.
+        """Raise :class:`~aiochatstream.errors.Starting`, :class:`~aiochatstream.errors.Draining` or the engine's error
+        unless ready.
         """
         if self.state == "starting":
             raise Starting("The model is loading.", retry_after=5)
@@ -248,8 +274,8 @@ class Runtime:
             raise LoadFailed("The model could not be loaded; see the server's log.", retry_after=60)
         if self.state == "draining":
             raise Draining("The server is shutting down and accepts no new requests.", retry_after=5)
-        if self.engine.stopped:
-            raise EngineStopped("The engine has stopped; see the server's log.", retry_after=60)
+        if (error := self.engine.unavailable()) is not None:
+            raise error
 
     def check_room(self) -> None:
         """Raise the errors of :meth:`check_ready` and :meth:`Admission.check_room`, before a body is read."""
@@ -303,22 +329,29 @@ class Runtime:
         :param replacements: pairs of texts to replace in the answer.
         :param fields: further fields of the job, for a turn of a conversation.
         """
-        generate = self.engine.generate
-        if not params.max_new_tokens:
-            generate = functools.partial(prefill_only, generate)
-        answer = functools.partial(generate, prompt, params)
-        if replacements:
-            answer = functools.partial(apply_replacements, answer, replacements)
         return Job(
             prompt_tokens=len(prompt.token_ids),
             ticket=ticket,
-            generate=functools.partial(DeltaStream, self._threads, answer),
+            generate=functools.partial(self._generate, prompt, params, replacements),
             on_gap=self.metrics.gap,
             retry_after=self.admission.retry_after,
             max_queue_wait=self.limits.max_queue_wait,
             max_answer=self.limits.max_answer,
             **fields,
         )
+
+    def _generate(
+        self, prompt: Prompt, params: GenerationParams, replacements: list[tuple[str, str]], on_delta: OnDelta
+    ) -> AnswerStream:
+        """Start the generation of an answer."""
+        if replacements:
+            on_delta = apply_replacements(replacements, on_delta)
+        if not params.max_new_tokens:
+            on_delta = prefill_only(on_delta)
+            params = params.model_copy(update={"max_new_tokens": 1})
+        if isinstance(self.engine, AsyncEngine):
+            return AsyncDeltaStream(functools.partial(self.engine.generate, prompt, params), on_delta)
+        return DeltaStream(self._threads, functools.partial(self.engine.generate, prompt, params), on_delta)
 
     def _make_prompt(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
         """Return the prompt of an answer. Call it in a thread: templates and tokenizers block."""
@@ -331,7 +364,8 @@ class Runtime:
                 answer_tokens = min(answer_tokens, self.context_len // ANSWER_SHARE)
                 needed = 1 if chat_prompt.open_answer else None  # the answer so far may leave less than the share
             ids = fit(chat_prompt, context_len=self.context_len, answer_tokens=answer_tokens, min_answer_tokens=needed)
-        return Prompt(without_thoughts(chat_prompt.get_messages()), ids, continued=bool(chat_prompt.open_answer))
+        messages = without_thoughts(chat_prompt.get_messages())
+        return Prompt(messages, ids, continued=bool(chat_prompt.open_answer), may_shorten=True)
 
     def _prepare(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> None:
         """Set the tokenizer of ``chat_prompt``, and the arguments of its template."""
@@ -351,13 +385,24 @@ class Runtime:
             return params
         return params.model_copy(update={"max_new_tokens": left})
 
-    def _with_owner(self, prompt: Prompt, owner: str, *, has_server_prefix: bool) -> Prompt:
+    def _with_owner(self, prompt: Prompt, owner: str, affinity: str, *, has_server_prefix: bool) -> Prompt:
         """Return ``prompt`` as a prompt of ``owner``.
 
+        :param affinity: see :class:`~aiochatstream.Prompt`.
         :param has_server_prefix: True if the prompt begins with the server's own text, not with a client's.
         """
         shared = _common_length(self._server_prefix, prompt.token_ids) if has_server_prefix else 0
-        return dataclasses.replace(prompt, owner=owner, shared_tokens=shared)
+        return dataclasses.replace(prompt, owner=owner, affinity=affinity, shared_tokens=shared)
+
+    def _with_seed(self, params: GenerationParams, seed: int | None = None) -> GenerationParams:
+        """Return ``params`` with ``seed``, or with the next seed of the server's sequence if that is None.
+
+        A seed of a random sequence is not among the parameters that somebody has set.
+        """
+        seeded = params.model_copy(update={"seed": self._seeds.getrandbits(63) if seed is None else seed})
+        if seed is None and not self._has_seed:
+            seeded.model_fields_set.discard("seed")
+        return seeded
 
     async def _run_in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await self._run_in_thread(self._prompt_threads, function, *args)
@@ -405,22 +450,38 @@ class Runtime:
 
     async def _load(self) -> None:
         try:
-            await in_daemon_thread(self._load_engine)
+            if isinstance(self.engine, AsyncEngine):
+                self.engine.on_capacity = self._capacity_changed
+                await self.engine.load(self.capacity.num_of_concurrent_executions, self._requested_context_len)
+                self._capacity_changed()
+            await in_daemon_thread(self._prepare_engine)
         except BaseException:
             self.state = "failed"
             raise
         if self.state == "starting":
             self.state = "ready"
 
-    def _load_engine(self) -> None:
+    @property
+    def _requested_context_len(self) -> int | None:
+        """Context length to load the engine with; None for the model's own."""
         requested = self.limits.context_len
-        length = None if requested == "max" else requested or DEFAULT_CONTEXT_LEN
-        self.engine.load(self.capacity.num_of_concurrent_executions, length)
+        if requested == "max" or (requested is None and isinstance(self.engine, AsyncEngine)):
+            return None  # the default limits the memory of engines in this process
+        return requested or DEFAULT_CONTEXT_LEN
+
+    def _set_context_len(self) -> None:
         limit = self.engine.max_context_len
+        length = self._requested_context_len or limit or DEFAULT_CONTEXT_LEN
+        self.context_len = min(length, limit or length)
+
+    def _prepare_engine(self) -> None:
+        """Load the engine unless it is asynchronous, and set the properties that depend on its model. Blocking."""
+        if isinstance(self.engine, Engine):
+            self.engine.load(self._slots(), self._requested_context_len)
+        requested, limit = self.limits.context_len, self.engine.max_context_len
         if limit is not None and isinstance(requested, int) and requested > limit:
             raise ValueError(f"context_len: must be at most {limit} with this model, not {requested}.")
-        length = length or limit or DEFAULT_CONTEXT_LEN
-        self.context_len = min(length, limit or length)
+        self._set_context_len()
         self._set_params()
         self._prompt_class = self._prompt_class_of(self.engine.tokenizer)
         self._template_arguments = self._find_template_arguments()
@@ -431,13 +492,17 @@ class Runtime:
     def _set_params(self) -> None:
         """Add the values that depend on the model to the application's parameters."""
         self._model_params = accept_model_params(self.engine.default_params, self._app_params, self.param_limits)
-        values = {**dict(self._app_params), **self._model_params}
+        values = dict(self._model_params)
         if self.engine.tokenizer is not None:
             if self.limits.fill_context:
                 values["max_new_tokens"] = min(self.context_len - 1, MAX_NEW_TOKENS)
-            elif values["max_new_tokens"] >= self.context_len:
+            elif self._app_params.max_new_tokens >= self.context_len:
                 raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
-        self.params = GenerationParams(**values)
+        elif self.limits.fill_context and isinstance(self.engine, AsyncEngine):
+            values["max_new_tokens"] = MAX_NEW_TOKENS
+        self.params = self._app_params.with_values(values)
+        if self.limits.fill_context:
+            self.params.model_fields_set.discard("max_new_tokens")  # an engine that knows the context shortens it
 
     def _find_template_arguments(self) -> TemplateArguments | None:
         """Return the arguments that the prompt class supports: none without a chat template."""
@@ -465,6 +530,11 @@ class Runtime:
     def _log_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.logger.error(self._texts.load_failed, exc_info=error)
+
+
+def affinity_of(*texts: str) -> str:
+    """Return the :attr:`Prompt.affinity` of a conversation that ``texts`` identify."""
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
 
 
 def _common_length(first: list[int], second: list[int]) -> int:

@@ -11,21 +11,23 @@ import functools
 import logging
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from aiochatstream.conversations.conversation import AnswerState, Conversation, Turn
 from aiochatstream.conversations.user import SaveResult
-from aiochatstream.engines import Delta, DeltaStream, FinishReason
+from aiochatstream.engines import AnswerStream, Delta, FinishReason, OnDelta
 from aiochatstream.errors import ChatStreamError, Draining, EngineFailed, TooManyRequests
 from aiochatstream.runtime.admission import Ticket
 from aiochatstream.runtime.events import (
+    AnswerTokens,
     Ended,
     Event,
     Failed,
     Heartbeat,
+    PromptTokens,
     Queued,
     Started,
     Text,
@@ -56,6 +58,7 @@ class Job:
     prefix: text that the answer begins with.
     prefix_thinking: thoughts before that text.
     prompt_tokens: length of the prompt.
+    prompt_ids: token ids of the prompt, if the client requests token ids: the turn then emits them and the answer's.
     generate: starts the generation, and passes each delta to its argument.
     accepts_tool_calls: False if the client offers no tools; calls are then text.
     save: saves a conversation; None for an answer without a conversation.
@@ -72,8 +75,9 @@ class Job:
     prefix: str = ""
     prefix_thinking: str = ""
     prompt_tokens: int
+    prompt_ids: Sequence[int] | None = None
     ticket: Ticket
-    generate: Callable[[Callable[[Delta], None]], DeltaStream]
+    generate: Callable[[OnDelta], AnswerStream]
     accepts_tool_calls: bool = False
     save: Callable[[Conversation], Awaitable[SaveResult]] | None = None
     save_unanswered: Callable[[], Awaitable[SaveResult]] | None = None
@@ -81,6 +85,11 @@ class Job:
     retry_after: Callable[[], int]
     max_queue_wait: float
     max_answer: float
+
+    @property
+    def replaces_answer(self) -> bool:
+        """True if the answer replaces another one, which remains if the generation fails."""
+        return not self.prefix and len(self.base.turns) < len(self.before.turns)
 
 
 @dataclass(eq=False)
@@ -119,7 +128,7 @@ class RunningTurn:
         self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._job: Job | None = None
-        self._stream: DeltaStream | None = None
+        self._stream: AnswerStream | None = None
 
     @classmethod
     def with_text(cls, text: str) -> RunningTurn:
@@ -236,26 +245,39 @@ class RunningTurn:
         if self.discarded:
             return self._ended("cancelled")
         if failure is not None and self._stop_reason is None and self._finish_reason is None:
-            result = await self._save(job.save_unanswered and job.save_unanswered())
-            if isinstance(failure, ChatStreamError):
-                return Failed(failure, result)
-            logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
-            history = "" if result is None else " The conversation is unchanged; send again."
-            return Failed(EngineFailed(f"The model failed to answer.{history} (request {self.message_id})"), result)
+            return await self._conclude_failure(job, failure)
         if failure is not None:
             logger.warning("The engine failed after the end of request %s", self.message_id, exc_info=failure)
         whole = self._finish_reason not in (None, "cancelled")
-        if job.save is not None and (whole or self.text):
-            state: AnswerState = "complete" if whole else "interrupted"
-            thinking = self.prefix_thinking + self.thinking
-            turn = Turn(job.user_text, self.prefix + self.text, self.message_id, state, thinking)
-            result = await self._save(job.save(job.base.with_turn(turn)))
-        else:
-            result = await self._save(job.save_unanswered and job.save_unanswered())
+        result = await self._save_answer(job, "complete" if whole else "interrupted")
         if self._stop_reason == "shutdown" and self._finish_reason is None:
             saved = "" if result is None else "; the answer so far was saved"
             return Failed(Draining(f"The server is shutting down{saved}.", job.retry_after()), result)
         return self._ended(self._finish_reason or ("length" if self._timed_out else "cancelled"), result)
+
+    async def _conclude_failure(self, job: Job, failure: Exception) -> Failed:
+        """Save the answer so far, unless it was to replace a whole one, and return the last event."""
+        if self.text and not job.replaces_answer:
+            result = await self._save_answer(job, "interrupted")
+            history = " The answer so far was saved."
+        else:
+            result = await self._save(job.save_unanswered and job.save_unanswered())
+            history = " The conversation is unchanged; send again."
+        history = "" if result is None else history
+        if isinstance(failure, ChatStreamError):
+            if self.text:
+                failure.detail += history
+            return Failed(failure, result)
+        logger.error("The engine failed in request %s", self.message_id, exc_info=failure)
+        return Failed(EngineFailed(f"The model failed to answer.{history} (request {self.message_id})"), result)
+
+    async def _save_answer(self, job: Job, state: AnswerState) -> SaveResult | None:
+        """Save the answer in its ``state``, or the end of a turn without an answer."""
+        if job.save is None or not (self.text or state == "complete"):
+            return await self._save(job.save_unanswered and job.save_unanswered())
+        thinking = self.prefix_thinking + self.thinking
+        turn = Turn(job.user_text, self.prefix + self.text, self.message_id, state, thinking)
+        return await self._save(job.save(job.base.with_turn(turn)))
 
     async def _save(self, saving: Awaitable[SaveResult] | None) -> SaveResult | None:
         if saving is None:
@@ -282,6 +304,8 @@ class RunningTurn:
         if self._stop_reason is not None:
             return
         self._emit(Started())
+        if job.prompt_ids is not None:
+            self._emit(PromptTokens(job.prompt_ids))
         self._stream = job.generate(functools.partial(self._add, job))
         limit = self._loop.call_later(job.max_answer, self._time_out)
         try:
@@ -290,9 +314,9 @@ class RunningTurn:
             limit.cancel()
 
     def _add(self, job: Job, delta: Delta) -> None:
-        self._completion_tokens += len(delta.token_ids)
+        self._completion_tokens += delta.token_count
         self._cached_tokens += delta.cached_tokens
-        self._prompt_tokens += delta.prompt_tokens
+        self._prompt_tokens = delta.prompt_tokens or self._prompt_tokens
         self._thinking_tokens += delta.thinking_tokens
         text, calls = delta.text, delta.tool_calls
         if calls and not job.accepts_tool_calls:
@@ -307,6 +331,8 @@ class RunningTurn:
             self._last_text = now
             self.text += text
             self.thinking += delta.thinking
+        if delta.token_ids and job.prompt_ids is not None:
+            self._emit(AnswerTokens(delta.token_ids))
         if delta.thinking:
             self._emit(Thinking(delta.thinking))
         if calls:

@@ -45,7 +45,7 @@ def main() -> None:
     chat_stream.setup_openai(app)
 
     async def leak_slot(app: web.Application) -> None:
-        chat_stream.admission.reserve()
+        await chat_stream.admission.reserve()
 
     app.on_startup.append(leak_slot)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
 
 from aiochatstream import Delta, FunctionEngine, GenerationParams, Prompt
+from aiochatstream.engines import AsyncFunctionEngine
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -55,7 +56,7 @@ def test_a_function_that_ends_finishes_with_stop(strings: list[str]) -> None:
     deltas = list(answer(lambda messages, params: iter(strings)))
     assert [delta.text for delta in deltas if delta.text] == strings
     assert [delta.finish_reason for delta in deltas] == [None] * len(strings) + ["stop"]
-    assert sum(len(delta.token_ids) for delta in deltas) == len(strings)
+    assert sum(delta.token_count for delta in deltas) == len(strings)
 
 
 def test_max_new_tokens_limits_the_strings_of_a_function() -> None:
@@ -90,3 +91,31 @@ def test_an_exception_of_a_function_is_raised_after_its_text() -> None:
     assert next(deltas).text == "so far"
     with pytest.raises(ZeroDivisionError):
         next(deltas)
+
+
+@pytest.mark.parametrize(
+    ("params", "texts", "reason"),
+    [
+        ({}, ["1 ", "2 ", "3 "], "stop"),
+        ({"max_new_tokens": 2}, ["1 ", "2 "], "length"),
+        ({"stop": ("2",)}, ["1 "], "stop"),
+    ],
+)
+async def test_an_async_function_ends_as_a_blocking_one(params: dict[str, Any], texts: list[str], reason: str) -> None:
+    closed = []
+
+    async def count(messages: list[dict[str, str]], params: GenerationParams) -> AsyncIterator[str]:
+        assert messages == MESSAGES
+        try:
+            for number in (1, 2, 3):
+                yield f"{number} "
+        finally:
+            closed.append(True)
+
+    engine = AsyncFunctionEngine(count)
+    assert "count" in engine.describe()["model"]
+    deltas = [delta async for delta in engine.generate(Prompt(MESSAGES, []), GenerationParams(**params))]
+    assert [delta.text for delta in deltas if delta.text] == texts
+    assert [delta.finish_reason for delta in deltas if delta.finish_reason] == [reason]
+    assert sum(delta.token_count for delta in deltas) == (len(texts) if "stop" not in params else 2)
+    assert closed == [True]

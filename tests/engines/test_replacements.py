@@ -93,7 +93,10 @@ def test_thoughts_and_tool_calls_are_not_replaced_and_text_around_them_is_not_jo
         Delta("L><N", (3,)),
         Delta(tool_calls=(call,), token_ids=(4,), finish_reason="stop"),
     ]
-    replaced = list(apply_replacements(lambda: (delta for delta in deltas), [("<NL>", "\n")]))
+    replaced: list[Delta] = []
+    push = apply_replacements([("<NL>", "\n")], replaced.append)
+    for delta in deltas:
+        push(delta)
     assert replaced == [
         Delta("a", (1,)),
         Delta("<N"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from aiochatstream import Delta
-from aiochatstream.engines import DeltaStream
+from aiochatstream.engines import AsyncDeltaStream, DeltaStream
 from tests.helpers import PATIENCE, until
 
 pytestmark = pytest.mark.both_loops
@@ -234,3 +234,93 @@ async def test_a_busy_event_loop_does_not_block_the_generator(threads: ThreadPoo
     assert stream.deltas == []
     await stream.wait()
     assert stream.deltas == list(counting(1000))
+
+
+async def counting_async(steps: int) -> AsyncGenerator[Delta, None]:
+    for delta in counting(steps):
+        yield delta
+        yield Delta()
+
+
+async def test_deltas_of_an_async_generator_arrive_in_order() -> None:
+    deltas: list[Delta] = []
+    await AsyncDeltaStream(lambda: counting_async(100), deltas.append).wait()
+    assert deltas == list(counting(100))
+
+
+async def test_an_exception_of_an_async_generator_is_raised_after_the_deltas_before_it() -> None:
+    async def failing() -> AsyncGenerator[Delta, None]:
+        async for delta in counting_async(3):
+            yield delta
+        raise ZeroDivisionError("the engine broke")
+
+    deltas: list[Delta] = []
+    with pytest.raises(ZeroDivisionError, match="the engine broke"):
+        await AsyncDeltaStream(failing, deltas.append).wait()
+    assert deltas == list(counting(3))
+
+
+async def silent(events: list[str]) -> AsyncGenerator[Delta, None]:
+    """Yield a delta, then wait without end."""
+    try:
+        yield Delta("x")
+        await asyncio.Event().wait()
+    finally:
+        events.append("closed")
+
+
+async def test_cancel_ends_an_async_generator_that_waits_and_wait_returns() -> None:
+    events: list[str] = []
+    deltas: list[Delta] = []
+    stream = AsyncDeltaStream(lambda: silent(events), deltas.append)
+    await until(lambda: bool(deltas))
+    stream.cancel()
+    stream.cancel()
+    await stream.wait()
+    assert events == ["closed"]
+    assert deltas == [Delta("x")]
+    assert not stream.abandon()
+
+
+async def test_cancelling_the_waiting_task_ends_the_async_generator_first() -> None:
+    events: list[str] = []
+    stream = AsyncDeltaStream(lambda: silent(events), lambda delta: None)
+    waiting = asyncio.create_task(stream.wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert events == ["closed"]
+
+
+async def test_abandon_returns_although_an_async_generator_ignores_its_cancellation() -> None:
+    go_on = asyncio.Event()
+    deltas: list[Delta] = []
+
+    async def stubborn() -> AsyncGenerator[Delta, None]:
+        yield Delta("x")
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                deltas.append(Delta("cancelled"))
+        yield Delta("y")
+
+    stream = AsyncDeltaStream(stubborn, deltas.append)
+    await until(lambda: bool(deltas))
+    assert stream.abandon()
+    await stream.wait()
+    go_on.set()
+    await until(lambda: not stream.abandon())
+    assert deltas == [Delta("x"), Delta("cancelled")]
+
+
+async def test_an_error_of_the_receiver_ends_an_async_generator() -> None:
+    events: list[str] = []
+
+    def refuse(delta: Delta) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await AsyncDeltaStream(lambda: silent(events), refuse).wait()
+    assert events == ["closed"]

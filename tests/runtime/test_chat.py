@@ -77,7 +77,7 @@ async def test_closing_the_generator_stops_the_engine_and_saves_the_text_so_far(
         assert interrupted["content"] in ("1 ", "1 2 ")
 
 
-async def test_failures_are_chat_stream_errors_and_do_not_change_the_conversation(
+async def test_failures_are_chat_stream_errors_and_lose_no_text(
     stepper: MakeStepper,
 ) -> None:
     engine = stepper(fail_at=1)
@@ -92,7 +92,7 @@ async def test_failures_are_chat_stream_errors_and_do_not_change_the_conversatio
         engine.allow(1)
         with pytest.raises(ChatStreamError):
             await pieces(chat_stream, "Again")
-        assert engine.calls[-1] == [{"role": "user", "content": "Again"}]
+        assert [message["content"] for message in engine.calls[-1]] == ["Count", "1 ", "Again"]
 
 
 async def test_console_input_outside_async_with_is_an_error() -> None:

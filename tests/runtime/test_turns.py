@@ -237,7 +237,7 @@ async def test_a_regenerated_answer_replaces_the_old_one_only_if_it_has_text(
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/json"])
 @pytest.mark.parametrize("fail_at", [0, 2])
-async def test_an_engine_error_is_reported_and_leaves_the_history_unchanged(
+async def test_an_engine_error_is_reported_and_the_text_before_it_is_saved(
     start: StartServer,
     stepper: MakeStepper,
     client_of: ClientOf,
@@ -270,11 +270,33 @@ async def test_an_engine_error_is_reported_and_leaves_the_history_unchanged(
     assert error is None or "the engine broke" not in str(error)
     assert "ZeroDivisionError" in caplog.text
     assert message_id is None or message_id in caplog.text
-    assert await client.texts() == ["first", "1 2 3 4 "]
+    assert await client.texts() == ["first", "1 2 3 4 ", *(["second", "1 2 "] if fail_at else [])]
     assert server.idle
     engine.fail_at = None
     engine.allow(4)
-    assert (await client.say("second"))["text"] == "1 2 3 4 "
+    if fail_at:
+        assert (await client.history())[-1]["state"] == "interrupted"
+        assert (await client.say(None, **{"continue": True}))["text"] == "1 2 3 4 "
+        assert await client.texts() == ["first", "1 2 3 4 ", "second", "1 2 1 2 3 4 "]
+    else:
+        assert (await client.say("second"))["text"] == "1 2 3 4 "
+
+
+async def test_an_engine_error_leaves_the_answer_that_is_to_be_replaced(
+    start: StartServer, stepper: MakeStepper, client_of: ClientOf
+) -> None:
+    engine = stepper(fail_at=5)
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=4)))
+    client = client_of(server)
+    engine.allow(4)
+    await client.say("first")
+    engine.fail_at = 2
+    engine.allow(3)
+    async with client.post(accept="text/event-stream", regenerate=True) as response:
+        events = [event async for event in sse_events(response)]
+    assert [name for name, _ in events] == ["start", "delta", "delta", "error"]
+    assert "The conversation is unchanged; send again." in events[-1][1]["error"]["detail"]
+    assert await client.texts() == ["first", "1 2 3 4 "]
 
 
 async def test_http_1_0_responses_are_not_chunked_and_close_the_connection(start: StartServer) -> None:

@@ -38,6 +38,7 @@ from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
 from aiochatstream.engines.transformers.weights import weight_bytes
+from aiochatstream.errors import ChatStreamError, EngineStopped
 from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
 from aiochatstream.texts import format_bytes
 
@@ -89,6 +90,8 @@ class TransformersEngine(Engine):
         the tokenizer's own; without one, for the template of the model's family, if it is known.
     """
 
+    reads_messages = False
+
     def __init__(
         self,
         model: Any,
@@ -135,9 +138,10 @@ class TransformersEngine(Engine):
         self._sample = sample_function(token_sampler)
         release_idle_threads()  # this thread has most likely created the model
 
-    @property
-    def stopped(self) -> bool:
-        return self.decoder is not None and self.decoder.stopped
+    def unavailable(self) -> ChatStreamError | None:
+        if self.decoder is None or not self.decoder.stopped:
+            return None
+        return EngineStopped("The engine has stopped; see the server's log.", retry_after=60)
 
     @property
     def eos_ids(self) -> frozenset[int]:

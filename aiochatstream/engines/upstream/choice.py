@@ -1,0 +1,38 @@
+"""Choice of a server: rendezvous hashing with bounded load.
+
+A key always belongs to the same server, whose cache then has the beginning of the prompt. If servers appear or vanish,
+only their own keys move. A server with more than its share of the answers passes keys on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from aiochatstream.engines.upstream.server import UpstreamServer
+
+LOAD_PERCENT = 125
+"""Maximum number of answers of a server, in percent of its share of all running answers, by its slots."""
+
+
+def choose(key: str, servers: Sequence[UpstreamServer]) -> UpstreamServer:
+    """Return the server of ``key`` among ``servers``, of which there is at least one."""
+    running, slots = sum(server.running for server in servers), sum(server.slots for server in servers)
+    light = [server for server in servers if server.running < load_bound(server, running + 1, slots)]
+    return max(light, key=lambda server: _score(server, key))
+
+
+def load_bound(server: UpstreamServer, running: int, slots: int) -> int:
+    """Return the maximum number of answers of ``server``, rounded up.
+
+    :param running: number of running answers of all servers, the new one included.
+    :param slots: number of slots of all servers.
+    """
+    return -(-LOAD_PERCENT * running * server.slots // (100 * slots))
+
+
+def _score(server: UpstreamServer, key: str) -> float:
+    """Return a number of which the highest wins: servers win in proportion to their slots."""
+    digest = blake2b(f"{server.url} {key}".encode(), digest_size=8).digest()
+    return math.log((int.from_bytes(digest) + 0.5) / 2**64) / server.slots
