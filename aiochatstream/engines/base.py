@@ -162,6 +162,10 @@ class BaseEngine:
         """Return current values for /metrics: gauges, and counters whose names end in ``_total``."""
         return {}
 
+    def labelled_metrics(self) -> list[tuple[str, dict[str, str], float]]:
+        """Return name, labels and value of further metrics. All values of a name have the same labels."""
+        return []
+
     def gpu_memory(self) -> list[tuple[int, int, int]]:
         """Return index, total bytes and used bytes of each GPU that is visible to this process."""
         return []

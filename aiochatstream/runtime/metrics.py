@@ -48,14 +48,14 @@ class Metrics:
 
     :param running: returns the number of slots in use.
     :param waiting: returns the length of the queue.
-    :param engine: returns the current figures of the engine.
+    :param engine: returns name, labels and value of the current figures of the engine.
     """
 
     def __init__(
         self,
         running: Callable[[], int],
         waiting: Callable[[], int],
-        engine: Callable[[], dict[str, float]],
+        engine: Callable[[], list[tuple[str, dict[str, str], float]]],
     ) -> None:
         self._registry = CollectorRegistry()
         self._gauge("num_requests_running", "Requests that hold a slot.", running)
@@ -141,15 +141,19 @@ class Metrics:
 
 
 class _Figures(Collector):
-    """Figures of an engine."""
+    """Figures of an engine: name, labels and value of each."""
 
-    def __init__(self, read: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, read: Callable[[], list[tuple[str, dict[str, str], float]]]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        for name, value in self._read().items():
-            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield kind(f"aiochatstream_{name}", "Figure of the engine.", value=value)
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for name, labels, value in self._read():
+            if name not in families:
+                kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                families[name] = kind(f"aiochatstream_{name}", "Figure of the engine.", labels=[*labels])
+            families[name].add_metric([*labels.values()], value)
+        yield from families.values()
 
 
 class _Gaps(Collector):

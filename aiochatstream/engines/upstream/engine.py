@@ -119,6 +119,9 @@ class UpstreamEngine(AsyncEngine):
     def metrics(self) -> dict[str, float]:
         return {"upstream_retries_total": self._retries, "upstream_resumptions_total": self._resumptions}
 
+    def labelled_metrics(self) -> list[tuple[str, dict[str, str], float]]:
+        return self._pool.metrics()
+
     def check(self, params: GenerationParams) -> None:
         super().check(params)
         for server in self._pool.servers:
@@ -233,13 +236,14 @@ class UpstreamEngine(AsyncEngine):
     ) -> None:
         """Raise :class:`~aiochatstream.errors.UpstreamFailed` if the answer has text that the server cannot continue.
 
-        Penalties would count from the beginning of the new part only, and a thought in a message cannot be continued.
+        Penalties would count from the beginning of the new part only.
         """
         if not answer.has_output:
             return
         is_text = bool(prompt.token_ids) or not prompt.chat
-        can_continue = is_text or (slot.server.dialect.continuing is not None and not answer.in_thought)
-        if not (self._resume and can_continue) or params.presence_penalty or params.frequency_penalty:
+        dialect = slot.server.dialect
+        continues_message = dialect.continues_thoughts if answer.in_thought else dialect.continuing is not None
+        if not (self._resume and (is_text or continues_message)) or params.presence_penalty or params.frequency_penalty:
             raise UpstreamFailed(BROKE_OFF)
 
     async def _fit(
