@@ -146,7 +146,8 @@ class Runtime:
         self.metrics = Metrics(
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
-            engine=self._engine_figures,
+            engine=lambda: self.engine.metrics(),
+            labelled=lambda: self.engine.labelled_metrics(),
         )
         self.engine.on_step = self.metrics.step
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
@@ -276,10 +277,6 @@ class Runtime:
             raise Draining("The server is shutting down and accepts no new requests.", retry_after=5)
         if (error := self.engine.unavailable()) is not None:
             raise error
-
-    def _engine_figures(self) -> list[tuple[str, dict[str, str], float]]:
-        unlabelled = [(name, dict[str, str](), value) for name, value in self.engine.metrics().items()]
-        return [*unlabelled, *self.engine.labelled_metrics()]
 
     def check_room(self) -> None:
         """Raise the errors of :meth:`check_ready` and :meth:`Admission.check_room`, before a body is read."""

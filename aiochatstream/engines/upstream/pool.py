@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
+from aiochatstream.engines.base import LabelledMetric
 from aiochatstream.engines.upstream import dialects
 from aiochatstream.engines.upstream.choice import choose
 from aiochatstream.engines.upstream.discovery import Resolve, Source, resolve, source_of
@@ -177,21 +178,22 @@ class UpstreamPool:
             return waiter.slot.result()
         raise _unavailable()
 
-    def metrics(self) -> list[tuple[str, dict[str, str], float]]:
-        """Return name, labels and value of the figures of each server, names of counters ending in ``_total``.
+    def metrics(self) -> list[LabelledMetric]:
+        """Return the figures of each server.
 
         The seconds of first outputs, divided by the answers that have any, are the mean latency of a server.
         """
-        figures: list[tuple[str, dict[str, str], float]] = []
+        figures: list[LabelledMetric] = []
         for server in self._servers.values():
             labels = {"server": server.name}
-            figures += [
-                ("upstream_up", labels, server.is_up),
-                ("upstream_running", labels, server.running),
-                ("upstream_failures_total", labels, server.outages),
-                ("upstream_answers_total", labels, server.answers),
-                ("upstream_first_output_seconds_total", labels, server.first_output_seconds),
-            ]
+            values = {
+                "upstream_up": server.is_up,
+                "upstream_running": server.running,
+                "upstream_failures_total": server.outages,
+                "upstream_answers_total": server.answers,
+                "upstream_first_output_seconds_total": server.first_output_seconds,
+            }
+            figures += [LabelledMetric(name, labels, value) for name, value in values.items()]
         return figures
 
     def _take(self, key: str, avoid: Collection[UpstreamServer], over_slots: bool) -> UpstreamSlot | None:
@@ -265,8 +267,8 @@ class UpstreamPool:
             late = time.monotonic() - planned
             pause = self._stall
             for server in [*self._servers.values()]:
-                if late > self._stall / 10:  # this process was stopped, so it could not read
-                    server.extend_patience(late)
+                if late > self._stall / 10:  # this process was stopped, and so could not read
+                    server.note_response()
                 pause = min(pause, self._stall - self._check_silence(server))
             pause = max(pause, 0.001)
 

@@ -186,12 +186,8 @@ class UpstreamServer:
         return seconds, any(slot.has_output for slot in reading)
 
     def note_response(self) -> None:
-        """Note that the server responds, so that its silence begins anew."""
+        """Begin the silence anew."""
         self._heard_at = time.monotonic()
-
-    def extend_patience(self, seconds: float) -> None:
-        """Subtract ``seconds`` from the silence."""
-        self._heard_at += seconds
 
     def _go_down(self, reason: str) -> None:
         before, self.state = self.state, "down"
