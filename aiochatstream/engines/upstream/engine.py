@@ -129,13 +129,14 @@ class UpstreamEngine(AsyncEngine):
 
     async def generate(self, prompt: Prompt, params: GenerationParams) -> AsyncGenerator[Delta, None]:
         answer = PartialAnswer(params.stop, holds_space=self._resume and prompt.chat and not prompt.token_ids)
-        attempts, share = Attempts(self._tries), 1.0
+        attempts, share, request = Attempts(self._tries), 1.0, (prompt, params)
         try:
             while answer.tokens_with_text < params.max_new_tokens:
                 tokens = answer.tokens_with_text
                 with await self._acquire(prompt, attempts, answer) as slot:
                     try:
-                        request = await self._fit(slot, prompt, params, share)
+                        if not answer.has_output:  # an answer that is resumed keeps its prompt
+                            request = await self._fit(slot, prompt, params, share)
                         async with aclosing(self._attempt(slot, *request, answer)) as deltas:
                             async for delta in deltas:
                                 yield delta
@@ -206,7 +207,7 @@ class UpstreamEngine(AsyncEngine):
     ) -> tuple[str, dict[str, Any]]:
         """Return the path and body of a request for the rest of ``answer``."""
         dialect = server.dialect
-        changes: dict[str, Any] = {"max_new_tokens": params.max_new_tokens - answer.tokens_with_text}
+        changes: dict[str, Any] = {"max_new_tokens": max(1, params.max_new_tokens - answer.tokens_with_text)}
         if prompt.token_ids and dialect.token_ids:
             changes["stop"] = ()  # a server that looks for them may send the text later than its token ids
         token_ids: Sequence[int] = answer.token_ids
