@@ -110,7 +110,7 @@ class Delta:
 
 
 class LabelledMetric(NamedTuple):
-    """A value for /metrics with labels, for example of one of several servers: a counter if its name ends in ``_total``,
+    """Value for /metrics with labels, for example of one of several servers: a counter if its name ends in ``_total``,
     else a gauge."""
 
     name: str
