@@ -287,6 +287,21 @@ async def test_requests_that_wait_are_served_in_their_order() -> None:
         assert pool.servers[0].running == 0
 
 
+async def test_an_answer_that_had_begun_elsewhere_waits_for_a_busy_server_but_not_for_a_slot() -> None:
+    async with ModelServer() as server, open_pool(server, slots=1) as pool:
+        first = await pool.acquire("first")
+        first.busy(5)
+        new = asyncio.create_task(pool.acquire("new", wait=PATIENCE))
+        await until(lambda: len(pool._waiters) == 1)
+        begun_elsewhere = asyncio.create_task(pool.acquire("begun", wait=PATIENCE, over_slots=True))
+        await until(lambda: len(pool._waiters) == 2)
+        pool.servers[0].resume_requests()
+        (await begun_elsewhere).release()
+        assert not new.done()
+        first.release()
+        (await new).release()
+
+
 async def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_returns_the_slot() -> None:
     async with ModelServer() as server, open_pool(server, slots=1) as pool:
         first = await pool.acquire("first")
