@@ -32,14 +32,12 @@ from aiochatstream.validation import alternatives
 from aiochatstream.web import routes
 from aiochatstream.web.auth import cors
 from aiochatstream.web.auth.addresses import is_local_request
-from aiochatstream.web.endpoint import BoundHandler, mount
+from aiochatstream.web.endpoint import BoundHandler
 from aiochatstream.web.endpoints import chat
 from aiochatstream.web.feedback import FeedbackCallback
-from aiochatstream.web.openai import errors as openai_errors
 from aiochatstream.web.openai import routes as openai_routes
 from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.keys import ApiKeys
-from aiochatstream.web.openapi.document import OPENAI
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.callbacks import CONVERSATION, Callback
 from aiochatstream.web.streaming.disconnects import DisconnectWatcher
@@ -251,16 +249,11 @@ class ChatStream(Server):
 
         Raise ValueError for other values, and OSError for a file that cannot be read.
         """
-        if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
-            raise ValueError(f"prefix: must differ for each model, not {prefix!r}; {prefix}/models exists.")
-        context = EndpointContext(api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), model_name)
-        added = app.add_routes(mount(openai_routes.ENDPOINTS.values(), self, prefix, OPENAI, context=context))
-        app.middlewares.append(openai_errors.openai_error_middleware(added[0]))
+        keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
+        if model_name is not None and not (isinstance(model_name, str) and model_name):
+            raise ValueError(f"model_name: must be a non-empty string or None, not {model_name!r}.")
+        openai_routes.setup(app, self, EndpointContext(keys, {model_name: self}, self), prefix)
         self._bind(app, sessions=False)
-        if self.allowed_origins:
-            cors.allow_origins(
-                app, added, self.allowed_origins, allow_headers="*", expose_headers=openai_errors.EXPOSED_HEADERS
-            )
 
     async def handle_chat_stream_request(
         self,

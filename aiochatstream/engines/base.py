@@ -22,7 +22,7 @@ class Prompt:
     """The input of one answer.
 
     messages: dicts of role (system, user, assistant) and content, the newest last: the user's message, or the
-        beginning of an answer that is to be continued.
+        beginning of an answer that is to be continued. See also :attr:`Engine.reads_messages`.
     token_ids: the same conversation as the model reads it; empty for an engine without a tokenizer.
     continued: True if the new text continues the last message instead of starting a new one: an answer is continued or
         a plain text is completed.
@@ -145,6 +145,10 @@ class BaseEngine:
 
     server_id: str | None = None
     """Random id of an engine that forwards prompts to other servers, by which they detect loops; else None."""
+
+    reads_messages = True
+    """False for an engine that does not read :attr:`Prompt.messages`: they are then empty for a plain text that the
+    client has sent as token ids."""
 
     loads_slowly = False
     """True starts the application while :meth:`load` still runs; until then requests get 503 ``starting``."""

@@ -169,8 +169,9 @@ def encode_messages(
     text.
 
     :param template_kwargs: see :func:`render_messages`.
-    :param continue_final: True continues the last message, an assistant's text. (The template's own
-        ``continue_final_message`` trims the text and omits what the template writes before an answer.)
+    :param continue_final: True continues the last message, an assistant's: its text or, if there is none, its thought.
+        (The template's own ``continue_final_message`` trims the text and omits what the template writes before an
+        answer.)
     :param special_tokens_in_text: see :class:`~aiochatstream.prompts.AbstractChatPrompt`.
 
     Raise the errors of :func:`render_messages`.
@@ -183,14 +184,17 @@ def encode_messages(
         open_answer, open_thinking = final["content"], thoughts_of(final)
 
     def render(mark: Mark) -> str:
-        if not open_answer:
-            return render_messages(tokenizer, messages, tools, mark, template_kwargs=template_kwargs)
-        return _render_before_answer(tokenizer, messages, open_thinking, tools, mark, template_kwargs=template_kwargs)
+        options: dict[str, Any] = {"tools": tools, "mark": mark, "template_kwargs": template_kwargs}
+        if open_answer:
+            return _render_before_answer(tokenizer, messages, open_thinking, **options)
+        if open_thinking:
+            return _render_before_thought(tokenizer, messages, **options)
+        return render_messages(tokenizer, messages, **options)
 
     return encode_prompt(
         tokenizer,
         render,
-        open_answer,
+        open_answer or open_thinking,
         add_special_tokens=False,
         special_tokens_in_text=special_tokens_in_text,
     )
@@ -212,7 +216,7 @@ def _render_before_answer(
     :param thinking: thoughts before the text.
     """
     start = render_messages(tokenizer, messages, tools, mark, **options)
-    text = f"text{secrets.randbelow(10**16):016d}"
+    text = _placeholder()
     with suppress(InvalidValue):
         answer = {"role": "assistant", "content": text, "reasoning_content": thinking}
         whole = render_messages(tokenizer, [*messages, answer], tools, mark, **options)
@@ -222,6 +226,28 @@ def _render_before_answer(
     if start.rstrip().endswith(BEGIN_THOUGHT):
         return f"{start}{mark(thinking.strip())}\n{END_THOUGHT}\n\n"
     return start
+
+
+def _render_before_thought(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    """Render messages and the start of an answer whose thought is to be continued, up to that thought.
+
+    Raise :class:`~aiochatstream.errors.InvalidValue` if the template neither opens thoughts nor renders them.
+    """
+    start = render_messages(tokenizer, messages, **options)
+    if start.rstrip().endswith(BEGIN_THOUGHT):
+        return start
+    thought = _placeholder()
+    with suppress(InvalidValue):
+        answer = {"role": "assistant", "content": _placeholder(), "reasoning_content": thought}
+        before, thought, _ = render_messages(tokenizer, [*messages, answer], **options).rpartition(thought)
+        if thought and before.startswith(start):
+            return before
+    raise InvalidValue("messages: the model's chat template cannot continue a thought; the last message needs content.")
+
+
+def _placeholder() -> str:
+    """Return a text that occurs nowhere else."""
+    return f"text{secrets.randbelow(10**16):016d}"
 
 
 def _normalize(message: Message, traits: TemplateTraits, *, supports_developer: bool) -> Message:

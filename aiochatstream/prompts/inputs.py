@@ -21,8 +21,8 @@ Message = dict[str, Any]
 in reasoning_content, reasoning or thinking."""
 
 Encoded = tuple[list[dict[str, str]], list[int]]
-"""Messages of role and content, for engines without a tokenizer and for recordings; and token ids, empty without a
-tokenizer."""
+"""Messages of role and content, for engines that read them (none for a text that the client has sent as token ids); and
+token ids, empty without a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class ChatInput:
         """
         return tuple(self.tools) if tokenizer is None or supports_tools(tokenizer) else ()
 
+    @property
+    def _continues_thought(self) -> bool:
+        """True if the last message ends within its thought."""
+        return self.continues and not self.messages[-1].get("content") and bool(thoughts_of(self.messages[-1]))
+
     def encode(self, prompt: AbstractChatPrompt) -> Iterator[Encoded]:
         """Yield the prompt. Blocking.
 
@@ -74,9 +79,9 @@ class ChatInput:
         if not supports_tools(prompt.tokenizer):
             messages, tools = render_tools_as_text(messages, tools), []
         closed = messages[:-1] if self.continues else messages
-        if not tools and closed and _set_conversation(prompt, closed):
+        if not tools and closed and not self._continues_thought and _set_conversation(prompt, closed):
             if self.continues:
-                prompt.open_answer = messages[-1].get("content") or ""
+                prompt.open_answer, prompt.open_thinking = messages[-1].get("content") or "", thoughts_of(messages[-1])
             yield without_thoughts(prompt.get_messages()), [] if prompt.tokenizer is None else prompt.encode()
             return
         all_messages = _initial_messages(prompt, messages) + messages
@@ -124,15 +129,20 @@ class TextInput:
         Raise :class:`~aiochatstream.errors.InvalidValue` for empty texts, and for token ids without a tokenizer.
         """
         for text in self.texts:
-            if isinstance(text, str):
-                ids: list[int] = [] if prompt.tokenizer is None else prompt.tokenizer(text)["input_ids"]
-            elif prompt.tokenizer is None:
-                raise InvalidValue("prompt: must be text; this server's engine has no tokenizer.")
-            else:
-                ids, text = text, str(prompt.tokenizer.decode(text))
+            if not isinstance(text, str):
+                if prompt.tokenizer is None:
+                    raise InvalidValue("prompt: must be text; this server's engine has no tokenizer.")
+                yield [], text
+                continue
+            ids: list[int] = [] if prompt.tokenizer is None else prompt.tokenizer(text)["input_ids"]
             if prompt.tokenizer is not None and not ids:
                 raise InvalidValue("prompt: must contain at least one token.")
-            yield [{"role": "user", "content": text}], ids
+            yield text_messages(text), ids
+
+
+def text_messages(text: str) -> list[dict[str, str]]:
+    """Return the messages of a prompt that is a plain text."""
+    return [{"role": "user", "content": text}]
 
 
 def _set_conversation(prompt: AbstractChatPrompt, messages: list[Message]) -> bool:

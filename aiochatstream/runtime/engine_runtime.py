@@ -38,7 +38,6 @@ from aiochatstream.params import (
     ParamOverrides,
     ParamSource,
     ThinkingLevel,
-    explicit_values,
 )
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, CompletionsOnly, TemplateArguments, fit
 from aiochatstream.prompts.base import without_thoughts
@@ -494,13 +493,17 @@ class Runtime:
     def _set_params(self) -> None:
         """Add the values that depend on the model to the application's parameters."""
         self._model_params = accept_model_params(self.engine.default_params, self._app_params, self.param_limits)
-        values = {**explicit_values(self._app_params), **self._model_params}
+        values = dict(self._model_params)
         if self.engine.tokenizer is not None:
             if self.limits.fill_context:
                 values["max_new_tokens"] = min(self.context_len - 1, MAX_NEW_TOKENS)
             elif self._app_params.max_new_tokens >= self.context_len:
                 raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
-        self.params = GenerationParams(**values)
+        elif self.limits.fill_context and isinstance(self.engine, AsyncEngine):
+            values["max_new_tokens"] = MAX_NEW_TOKENS
+        self.params = self._app_params.with_values(values)
+        if self.limits.fill_context:
+            self.params.model_fields_set.discard("max_new_tokens")  # an engine that knows the context shortens it
 
     def _find_template_arguments(self) -> TemplateArguments | None:
         """Return the arguments that the prompt class supports: none without a chat template."""

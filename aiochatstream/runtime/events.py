@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +38,20 @@ class Queued:
 @dataclass(frozen=True, slots=True)
 class Started:
     """The turn has its slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """Token ids of the prompt; only if the client requests token ids."""
+
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """Token ids of the next text, thoughts and calls; only if the client requests token ids."""
+
+    token_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +102,4 @@ class Failed:
     save_result: SaveResult | None = None
 
 
-Event = Queued | Started | Text | Thinking | ToolCalls | Heartbeat | Ended | Failed
+Event = Queued | Started | PromptTokens | AnswerTokens | Text | Thinking | ToolCalls | Heartbeat | Ended | Failed

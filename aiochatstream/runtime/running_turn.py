@@ -11,7 +11,7 @@ import functools
 import logging
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,10 +22,12 @@ from aiochatstream.engines import AnswerStream, Delta, FinishReason, OnDelta
 from aiochatstream.errors import ChatStreamError, Draining, EngineFailed, TooManyRequests
 from aiochatstream.runtime.admission import Ticket
 from aiochatstream.runtime.events import (
+    AnswerTokens,
     Ended,
     Event,
     Failed,
     Heartbeat,
+    PromptTokens,
     Queued,
     Started,
     Text,
@@ -56,6 +58,7 @@ class Job:
     prefix: text that the answer begins with.
     prefix_thinking: thoughts before that text.
     prompt_tokens: length of the prompt.
+    prompt_ids: token ids of the prompt, if the client requests token ids: the turn then emits them and the answer's.
     generate: starts the generation, and passes each delta to its argument.
     accepts_tool_calls: False if the client offers no tools; calls are then text.
     save: saves a conversation; None for an answer without a conversation.
@@ -72,6 +75,7 @@ class Job:
     prefix: str = ""
     prefix_thinking: str = ""
     prompt_tokens: int
+    prompt_ids: Sequence[int] | None = None
     ticket: Ticket
     generate: Callable[[OnDelta], AnswerStream]
     accepts_tool_calls: bool = False
@@ -300,6 +304,8 @@ class RunningTurn:
         if self._stop_reason is not None:
             return
         self._emit(Started())
+        if job.prompt_ids is not None:
+            self._emit(PromptTokens(job.prompt_ids))
         self._stream = job.generate(functools.partial(self._add, job))
         limit = self._loop.call_later(job.max_answer, self._time_out)
         try:
@@ -325,6 +331,8 @@ class RunningTurn:
             self._last_text = now
             self.text += text
             self.thinking += delta.thinking
+        if delta.token_ids and job.prompt_ids is not None:
+            self._emit(AnswerTokens(delta.token_ids))
         if delta.thinking:
             self._emit(Thinking(delta.thinking))
         if calls:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiochatstream.engines import Prompt
-from aiochatstream.errors import ContextLengthExceeded, InvalidValue
+from aiochatstream.errors import BadRequest, ContextLengthExceeded, InvalidValue
 from aiochatstream.params import GenerationParams, ParamOverrides, check_token_ids
 from aiochatstream.prompts import AbstractChatPrompt, ChatInput, TextInput
+from aiochatstream.prompts.inputs import Encoded, text_messages
 from aiochatstream.runtime.engine_runtime import Runtime, affinity_of
 from aiochatstream.runtime.running_turn import RunningTurn
 
@@ -20,7 +21,14 @@ class Stateless(Runtime):
     """Answers to complete prompts: chat messages, or texts to continue."""
 
     async def begin_answers(
-        self, model_input: ChatInput | TextInput, overrides: ParamOverrides, count: int = 1, *, owner: str, **more: Any
+        self,
+        model_input: ChatInput | TextInput,
+        overrides: ParamOverrides,
+        count: int = 1,
+        *,
+        owner: str,
+        with_token_ids: bool = False,
+        **more: Any,
     ) -> list[RunningTurn]:
         """Reserve slots or places in the queue (:meth:`Admission.reserve_all`), make the prompts, and start the turns:
         ``count`` for the first prompt, then for the next one.
@@ -29,6 +37,7 @@ class Stateless(Runtime):
             the server's own value means that value, and what the prompt leaves in the context limits an answer. With a
             seed, the answers to a prompt have this seed and the following ones.
         :param owner: owner of the prompts, see :class:`~aiochatstream.Prompt`.
+        :param with_token_ids: emit the token ids of prompts and answers, if the engine has a tokenizer.
         :param more: further fields of :class:`~aiochatstream.GenerationParams`. If ``max_new_tokens`` is 0, the prompts
             are read and nothing is generated.
 
@@ -68,7 +77,14 @@ class Stateless(Runtime):
             prompt = self._with_owner(prompt, owner, affinity, has_server_prefix=has_server_prefix)
             seed = None if overrides.seed is None else (overrides.seed + index % count) % 2**63
             answer_params = self._with_seed(params.model_copy(update={"max_new_tokens": max_new_tokens}), seed)
-            job = self._job(prompt, answer_params, ticket, replacements, accepts_tool_calls=bool(prompt.tools))
+            job = self._job(
+                prompt,
+                answer_params,
+                ticket,
+                replacements,
+                accepts_tool_calls=bool(prompt.tools),
+                prompt_ids=(prompt.token_ids or None) if with_token_ids else None,
+            )
             self._turns.start("", turn.message_id, job)
         return turns
 
@@ -83,10 +99,7 @@ class Stateless(Runtime):
 
         :param needed: number of tokens that the context must leave for an answer; None for at least 1.
         """
-        self._prepare(chat_prompt, params)
-        if chat_prompt.tokenizer is not None and model_input.too_long(self.context_len):
-            raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
-        encoded = model_input.encode(chat_prompt)
+        encoded = self._encode(model_input, chat_prompt, params)
         is_chat = isinstance(model_input, ChatInput)
         tools = model_input.tools_for(chat_prompt.tokenizer) if isinstance(model_input, ChatInput) else ()
         prompts = [
@@ -95,9 +108,6 @@ class Stateless(Runtime):
         ]
         if chat_prompt.tokenizer is None:
             return [(prompt, params.max_new_tokens) for prompt in prompts]
-        check_token_ids(
-            "prompt", (token_id for prompt in prompts for token_id in prompt.token_ids), self.engine.vocab_size
-        )
         free = [self.context_len - len(prompt.token_ids) for prompt in prompts]
         if min(free) < (needed or min(1, params.max_new_tokens)):
             length = self.context_len - min(free)
@@ -106,6 +116,51 @@ class Stateless(Runtime):
                 f"and the answer needs {needed or 'at least 1'}."
             )
         return [(prompt, min(params.max_new_tokens, room)) for prompt, room in zip(prompts, free, strict=True)]
+
+    def _encode(
+        self, model_input: ChatInput | TextInput, chat_prompt: AbstractChatPrompt, params: GenerationParams
+    ) -> list[Encoded]:
+        """Return the messages and the token ids of each prompt. Call it in a thread."""
+        self._prepare(chat_prompt, params)
+        tokenizer = chat_prompt.tokenizer
+        if tokenizer is not None and model_input.too_long(self.context_len):
+            raise ContextLengthExceeded(f"The prompt is too long: this model's context has {self.context_len} tokens.")
+        encoded = list(model_input.encode(chat_prompt))
+        if tokenizer is not None:
+            check_token_ids("prompt", (token_id for _, ids in encoded for token_id in ids), self.engine.vocab_size)
+        if not self.engine.reads_messages:
+            return encoded
+        return [(messages or text_messages(str(tokenizer.decode(ids))), ids) for messages, ids in encoded]
+
+    async def tokenize(self, model_input: ChatInput | TextInput, overrides: ParamOverrides) -> list[int]:
+        """Return the token ids of a single prompt, which may be longer than the context.
+
+        :param overrides: parameters of the chat template.
+
+        Raise :class:`~aiochatstream.errors.BadRequest` if the engine has no tokenizer, and the errors of
+        :meth:`begin_answers` about the prompt.
+        """
+        self._check_tokenizer()
+        if isinstance(model_input, ChatInput):
+            self._check_chats()
+        params = self.override(overrides, prefix="")
+        [(_, ids)] = await self._run_in_prompt_thread(self._encode, model_input, self._prompt_class(), params)
+        return ids
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ``token_ids``, with special tokens.
+
+        Raise :class:`~aiochatstream.errors.BadRequest` if the engine has no tokenizer, and
+        :class:`~aiochatstream.errors.InvalidValue` for an unknown id.
+        """
+        self._check_tokenizer()
+        check_token_ids("tokens", token_ids, self.engine.vocab_size)
+        return str(await self._run_in_prompt_thread(self.engine.tokenizer.decode, token_ids))
+
+    def _check_tokenizer(self) -> None:
+        self.check_ready()
+        if self.engine.tokenizer is None:
+            raise BadRequest("This server's engine has no tokenizer.")
 
 
 def first_texts(messages: Sequence[dict[str, str]]) -> list[str]:

@@ -31,12 +31,20 @@ Schema = TypeVar("Schema", bound=BaseModel)
 async def read_body(server: Server, request: web.Request, schema: type[Schema]) -> Schema:
     """Return the validated JSON body of ``request``; an absent body is an empty object.
 
+    Raise the errors of :func:`read_bytes` and :func:`parse_body`.
+    """
+    return parse_body(request, await read_bytes(server, request), schema)
+
+
+async def read_bytes(server: Server, request: web.Request) -> bytes:
+    """Return the body of ``request``.
+
     Its maximum length is the smaller one of the server's limit and the application's.
 
-    Raise the errors of :meth:`Uploads.read` and :func:`parse_body`.
+    Raise the errors of :meth:`Uploads.read`.
     """
     max_bytes = min(server.limits.max_request_bytes, request.client_max_size or sys.maxsize)
-    return parse_body(request, await server.uploads.read(request, max_bytes), schema)
+    return await server.uploads.read(request, max_bytes)
 
 
 async def read_import(server: Server, request: web.Request) -> ImportRequest:

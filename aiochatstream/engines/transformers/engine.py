@@ -90,6 +90,8 @@ class TransformersEngine(Engine):
         the tokenizer's own; without one, for the template of the model's family, if it is known.
     """
 
+    reads_messages = False
+
     def __init__(
         self,
         model: Any,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import quote
 
 import psutil
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
-from aiochatstream.errors import Forbidden
+from aiochatstream.errors import ChatStreamError, Forbidden
 from aiochatstream.runtime.metrics import CONTENT_TYPE
-from aiochatstream.web.errors import chatstream_endpoint, json_endpoint
+from aiochatstream.web.auth.origins import SAFE_METHODS
+from aiochatstream.web.errors import chatstream_endpoint, error_response, json_endpoint
 from aiochatstream.web.json import COMMON_HEADERS, json_response
 from aiochatstream.web.request_models import ConversationRef
 from aiochatstream.web.request_reading import read_query
@@ -37,15 +40,15 @@ async def get_prompt(server: Server, request: web.Request) -> web.StreamResponse
 
 @chatstream_endpoint
 async def get_load(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /get_load``: current slots and queue, and the queue positions of the user's requests by conversation."""
+    """``GET /get_load``: current slots and queue, of all servers that share them, and the user's queue positions."""
     user = await server.user_session(request)
     admission = server.admission
     worker = {
         "name": server.name,
-        "processing": admission.running,
-        "waiting": admission.waiting,
-        "_num_of_next_queue": admission.running,
-        "_num_of_request_queue": admission.waiting,
+        "processing": admission.total_running,
+        "waiting": admission.total_waiting,
+        "_num_of_next_queue": admission.total_running,
+        "_num_of_request_queue": admission.total_waiting,
         "max_processing": admission.slots,
         "max_waiting": admission.queue_size,
     }
@@ -95,3 +98,26 @@ async def metrics(server: Server, request: web.Request) -> web.StreamResponse:
     if not server.allow_metrics(request):
         raise Forbidden("This client may not read /metrics.")
     return web.Response(body=server.metrics.render(), headers={"Content-Type": CONTENT_TYPE, **COMMON_HEADERS})
+
+
+def health_middleware(check_ready: Callable[[], None]) -> Middleware:
+    """Return a middleware that answers ``GET /health`` like :func:`readyz`, if the application has no such path.
+
+    :param check_ready: raises an error unless the server is ready.
+    """
+
+    @web.middleware
+    async def health(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPNotFound:
+            is_missing = request.match_info.http_exception is not None
+            if not (is_missing and request.path == "/health" and request.method in SAFE_METHODS):
+                raise
+        try:
+            check_ready()
+        except ChatStreamError as error:
+            return error_response(error)
+        return json_response({"status": "ready"})
+
+    return health

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -13,7 +14,8 @@ from aiochatstream.engines import BaseEngine
 from aiochatstream.prompts import ChatInput
 from aiochatstream.prompts.tools import supports_tools
 from aiochatstream.runtime.events import Ended, Text, Thinking, ToolCalls, Usage
-from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, NamedToolChoice
+from aiochatstream.web.openai.chat_request import ChatCompletionRequest, ChatMessage, FunctionTool, NamedToolChoice
+from aiochatstream.web.openai.choice_tokens import ChoiceTokens
 from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.errors import openai_endpoint
 from aiochatstream.web.openai.generation import ResponseBuilder, generate, sse
@@ -54,25 +56,38 @@ NO_PARAMETERS = {"type": "object", "properties": {}}
 @openai_endpoint
 async def chat_completions(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
     """``POST /v1/chat/completions``: the next message of a chat."""
-    body, owner = await context.read_request(server, request, ChatCompletionRequest)
+    received = await context.receive(server, request)
+    body, server = received.parse(ChatCompletionRequest), received.server
     params: dict[str, Any] = {"constraint": select_constraint(body)}
     if body.logprobs:
         params["logprobs"] = body.top_logprobs or 0
     return await generate(
         server,
         request,
-        ChatInput(
-            [template_message(message) for message in body.messages],
-            template_tools(body),
+        chat_input(
+            body.messages,
+            template_tools(None if body.tool_choice == "none" else body.tools),
             continues=bool(body.continue_final_message),
         ),
         body.overrides_for(server.thinking_levels),
-        ChatCompletionBuilder(body, context.served_name(server), server.engine),
+        ChatCompletionBuilder(body, received.model, server.engine),
         stream=bool(body.stream),
-        owner=owner,
+        owner=received.owner_of(body.cache_salt),
         count=body.n or 1,
+        with_token_ids=bool(body.return_token_ids),
         **params,
     )
+
+
+def chat_input(messages: Sequence[ChatMessage], tools: list[dict[str, Any]], *, continues: bool) -> ChatInput:
+    """Return the input of the model.
+
+    :param continues: True continues the last message. If it has neither content nor thoughts, nothing is to be
+        continued: a new answer takes its place.
+    """
+    if continues and len(messages) > 1 and not (messages[-1].content or messages[-1].thoughts):
+        messages, continues = messages[:-1], False
+    return ChatInput([template_message(message) for message in messages], tools, continues=continues)
 
 
 def template_message(message: ChatMessage) -> dict[str, Any]:
@@ -82,25 +97,23 @@ def template_message(message: ChatMessage) -> dict[str, Any]:
     return {"content": message.refusal or "", **fields, **thoughts}
 
 
-def template_tools(body: ChatCompletionRequest) -> list[dict[str, Any]]:
-    """Return the tools for the chat template; none if the model must not call any."""
-    if body.tool_choice == "none":
-        return []
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
-    for tool in tools:  # templates access the properties
+def template_tools(tools: Sequence[FunctionTool] | None) -> list[dict[str, Any]]:
+    """Return ``tools`` in the form that chat templates expect."""
+    dumped = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+    for tool in dumped:  # templates access the properties
         tool["function"]["parameters"] = tool["function"].get("parameters") or NO_PARAMETERS
-    return tools
+    return dumped
 
 
 def select_constraint(body: ChatCompletionRequest) -> Constraint | None:
-    """Return the constraint of the answer, by tool_choice or response_format."""
+    """Return the constraint of the answer, by its tool_choice or its format."""
     functions = [tool.function for tool in body.tools or ()]
     if isinstance(body.tool_choice, NamedToolChoice):
         name = body.tool_choice.function.name
         return named_call_constraint(next(function for function in functions if function.name == name))
     if body.tool_choice == "required":
         return required_calls_constraint(functions, parallel=body.parallel_tool_calls is not False)
-    return None if body.response_format is None else body.response_format.constraint
+    return body.constraint
 
 
 def select_parser(body: ChatCompletionRequest, *, text_may_be_call: bool) -> OutputParser:
@@ -139,6 +152,7 @@ class ChatChoiceBuilder:
         self._calls: list[ChatToolCall] = []
         self._logprobs: list[ContentLogprob] = []
         self.usage = Usage(0, 0, 0)
+        self.tokens = ChoiceTokens()
         self._finish: ChatFinish = "stop"
 
     def add_text(self, text: Text) -> list[ChatChunkChoice]:
@@ -174,12 +188,15 @@ class ChatChoiceBuilder:
             message |= {"reasoning_content": thoughts, "reasoning": thoughts}
         if self._calls:
             message |= {"content": text or None, "tool_calls": self._calls}
-        return {
+        choice: ChatChoice = {
             "index": self._index,
             "message": message,
             "logprobs": None if self._formatter is None else {"content": self._logprobs, "refusal": None},
             "finish_reason": self._finish,
         }
+        if self.tokens.prompt is not None:
+            choice["token_ids"] = self.tokens.answer
+        return choice
 
     def _chunks(self, parts: list[Part], logprobs: list[ContentLogprob] | None) -> list[ChatChunkChoice]:
         deltas: list[MessageDelta] = [self._delta(part) for part in parts]
@@ -215,12 +232,16 @@ class ChatChoiceBuilder:
         if self._role_sent:
             return []
         self._role_sent = True
-        return [self._chunk({"role": "assistant", "content": ""}, None)]
+        delta: MessageDelta = {"role": "assistant", "content": ""}
+        return [{"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}]
 
     def _chunk(
         self, delta: MessageDelta, logprobs: ChoiceLogprobs | None, finish: ChatFinish | None = None
     ) -> ChatChunkChoice:
-        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        chunk: ChatChunkChoice = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        if token_ids := self.tokens.new_for_chunk():
+            chunk["token_ids"] = token_ids
+        return chunk
 
 
 class ChatCompletionBuilder(ResponseBuilder):
@@ -231,6 +252,7 @@ class ChatCompletionBuilder(ResponseBuilder):
     def __init__(self, request: ChatCompletionRequest, model: str, engine: BaseEngine) -> None:
         if request.max_completion_tokens is not None:
             self.field_names = {**self.field_names, "max_new_tokens": "max_completion_tokens"}
+        self.field_names = {**self.field_names, "constraint": request.constraint_field}
         if request.tool_choice not in (None, "none", "auto"):
             self.field_names = {**self.field_names, "constraint": "tools"}
         self._model, self._created = model, int(time.time())
@@ -252,6 +274,9 @@ class ChatCompletionBuilder(ResponseBuilder):
     def add_calls(self, index: int, calls: ToolCalls) -> str:
         return "".join(map(self._event, self._choices[index].add_calls(calls)))
 
+    def tokens(self, index: int) -> ChoiceTokens:
+        return self._choices[index].tokens
+
     def end_answer(self, index: int, ended: Ended) -> str:
         return "".join(map(self._event, self._choices[index].end(ended)))
 
@@ -262,7 +287,7 @@ class ChatCompletionBuilder(ResponseBuilder):
         return f"{usage}data: [DONE]\n\n"
 
     def body(self) -> ChatCompletion:
-        return {
+        body: ChatCompletion = {
             "id": self.id,
             "object": "chat.completion",
             "created": self._created,
@@ -270,6 +295,9 @@ class ChatCompletionBuilder(ResponseBuilder):
             "choices": [choice.choice() for choice in self._choices],
             "usage": self._usage(),
         }
+        if (prompt := self._choices[0].tokens.prompt) is not None:
+            body["prompt_token_ids"] = prompt
+        return body
 
     def _usage(self) -> CompletionUsage:
         return total_usage([choice.usage for choice in self._choices], len(self._choices))
@@ -285,4 +313,6 @@ class ChatCompletionBuilder(ResponseBuilder):
             "model": self._model,
             "choices": choices,
         }
+        if (prompt := self._choices[0].tokens.prompt_for_chunk()) is not None:
+            chunk["prompt_token_ids"] = prompt
         return {**chunk, "usage": None} if self._include_usage else chunk

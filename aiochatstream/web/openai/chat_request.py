@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -15,7 +16,6 @@ from aiochatstream.web.openai.request_models import (
     FunctionName,
     MaxTokens,
     OpenAIModel,
-    ResponseFormat,
     String,
     TextContent,
 )
@@ -113,6 +113,13 @@ class NamedToolChoice(BaseModel):
     function: FunctionReference
 
 
+ChatMessages = Annotated[
+    list[ChatMessage],
+    Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True, description=f"a list of 1 to {MAX_ITEMS} messages"),
+]
+Tools = Annotated[list[FunctionTool], Field(max_length=128, description="a list of up to 128 tools")]
+
+
 class ChatCompletionRequest(ChoicesRequest):
     """The body of ``POST /v1/chat/completions``.
 
@@ -131,15 +138,11 @@ class ChatCompletionRequest(ChoicesRequest):
         "echo": (False,),
     }
 
-    messages: Annotated[
-        list[ChatMessage],
-        Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True, description=f"a list of 1 to {MAX_ITEMS} messages"),
-    ]
+    messages: ChatMessages
     max_completion_tokens: MaxTokens | None = None
     logprobs: Flag | None = None
     top_logprobs: Logprobs | None = None
-    response_format: ResponseFormat | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128, description="a list of up to 128 tools")] | None = None
+    tools: Tools | None = None
     tool_choice: (
         Annotated[Literal["none", "auto", "required"], Field(description="'none', 'auto', 'required' or a function")]
         | NamedToolChoice
@@ -170,14 +173,22 @@ class ChatCompletionRequest(ChoicesRequest):
             raise ValueError("tool_choice: must not be 'required' without tools")
         if len(set(names)) < len(names):
             raise ValueError("tools: must have unique names")
-        is_constrained = self.response_format is not None and self.response_format.type != "text"
+        is_constrained = self.constraint is not None
         if is_constrained and names and self.tool_choice != "none":
-            raise ValueError("response_format: must not be combined with tools, unless tool_choice is 'none'")
-        if self.continue_final_message:
-            if self.messages[-1].role != "assistant" or self.messages[-1].tool_calls:
-                raise ValueError("continue_final_message: the last message must be an assistant's, without tool_calls")
-            if is_constrained or self.tool_choice not in (None, "none", "auto"):
-                raise ValueError("continue_final_message: must not be combined with response_format or a forced call")
-        if self.add_generation_prompt is not None and self.add_generation_prompt is bool(self.continue_final_message):
-            raise ValueError("add_generation_prompt: must be the opposite of continue_final_message, or absent")
+            raise ValueError(f"{self.constraint_field}: must not be combined with tools, unless tool_choice is 'none'")
+        if self.continue_final_message and (is_constrained or self.tool_choice not in (None, "none", "auto")):
+            raise ValueError("continue_final_message: must not be combined with response_format or a forced call")
+        check_continuation(
+            self.messages, continues=self.continue_final_message, add_generation_prompt=self.add_generation_prompt
+        )
         return self
+
+
+def check_continuation(
+    messages: Sequence[ChatMessage], *, continues: bool | None, add_generation_prompt: bool | None
+) -> None:
+    """Raise ValueError unless the last message can be continued, if ``continues`` is True."""
+    if continues and (messages[-1].role != "assistant" or messages[-1].tool_calls):
+        raise ValueError("continue_final_message: the last message must be an assistant's, without tool_calls")
+    if add_generation_prompt is not None and add_generation_prompt is bool(continues):
+        raise ValueError("add_generation_prompt: must be the opposite of continue_final_message, or absent")

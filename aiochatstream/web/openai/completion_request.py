@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Field, model_validator
 
 from aiochatstream.params import Flag, Logprobs
-from aiochatstream.web.openai.request_models import ChoicesRequest, Count
+from aiochatstream.web.openai.request_models import ChoicesRequest, Count, TokenId
 
 MAX_ANSWERS = 256
 """Maximum number of answers per request. To begin so many blocks the event loop for some milliseconds."""
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Item = TypeVar("Item")
 PromptList = Annotated[list[Item], Field(min_length=1, max_length=MAX_ANSWERS, fail_fast=True)]
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from aiochatstream.prompts import TextInput
 from aiochatstream.runtime.events import Ended, Text, Usage
+from aiochatstream.web.openai.choice_tokens import ChoiceTokens
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.errors import openai_endpoint
@@ -32,8 +33,9 @@ from aiochatstream.web.server import Server
 @openai_endpoint
 async def completions(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
     """``POST /v1/completions``: the continuation of a text."""
-    body, owner = await context.read_request(server, request, CompletionRequest)
-    params: dict[str, Any] = {}
+    received = await context.receive(server, request)
+    body, server = received.parse(CompletionRequest), received.server
+    params: dict[str, Any] = {"constraint": body.constraint}
     if body.logprobs is not None:
         params |= {"logprobs": body.logprobs, "prompt_logprobs": bool(body.echo)}
     if body.max_tokens == 0:
@@ -43,10 +45,11 @@ async def completions(server: Server, request: web.Request, context: EndpointCon
         request,
         TextInput(body.prompts),
         body.overrides,
-        CompletionBuilder(body, context.served_name(server), server.engine.tokenizer),
+        CompletionBuilder(body, received.model, server.engine.tokenizer),
         stream=bool(body.stream),
-        owner=owner,
+        owner=received.owner_of(body.cache_salt),
         count=body.n or 1,
+        with_token_ids=bool(body.return_token_ids),
         **params,
     )
 
@@ -79,6 +82,7 @@ class TextChoiceBuilder:
         self._expects_first_token = False
         self._logprobs: TextLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self.usage = Usage(0, 0, 0)
+        self.tokens = ChoiceTokens()
         self._finish: TextFinish = "stop"
 
     def begin_with(self, echo: Echo) -> None:
@@ -106,12 +110,25 @@ class TextChoiceBuilder:
     def choice(self) -> TextChoice:
         """Return the whole choice."""
         logprobs = None if self._formatter is None else self._logprobs
-        return {"index": self._index, "text": self._text, "logprobs": logprobs, "finish_reason": self._finish}
+        choice: TextChoice = {
+            "index": self._index,
+            "text": self._text,
+            "logprobs": logprobs,
+            "finish_reason": self._finish,
+        }
+        if self.tokens.prompt is not None:
+            choice |= {"prompt_token_ids": self.tokens.prompt, "token_ids": self.tokens.answer}
+        return choice
 
     def _chunk(self, text: str, logprobs: TextLogprobs | None, finish: TextFinish | None = None) -> TextChunkChoice:
         text, self._echo = self._echo + text, ""
         self._text += text
-        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        chunk: TextChunkChoice = {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        if (prompt := self.tokens.prompt_for_chunk()) is not None:
+            chunk["prompt_token_ids"] = prompt
+        if token_ids := self.tokens.new_for_chunk():
+            chunk["token_ids"] = token_ids
+        return chunk
 
 
 class CompletionBuilder(ResponseBuilder):
@@ -120,6 +137,7 @@ class CompletionBuilder(ResponseBuilder):
     id_prefix = "cmpl-"
 
     def __init__(self, request: CompletionRequest, model: str, tokenizer: Any) -> None:
+        self.field_names = {**self.field_names, "constraint": request.constraint_field}
         self._model, self._created, self._tokenizer = model, int(time.time()), tokenizer
         self._include_usage, self._per_prompt = request.include_usage, request.n or 1
         self._formatter: LogprobFormatter | None = None
@@ -137,7 +155,10 @@ class CompletionBuilder(ResponseBuilder):
 
     def add_text(self, index: int, text: Text) -> str:
         choice = self._choices[index].add_text(text)
-        return sse(self._chunk([choice])) if choice["text"] or choice["logprobs"] else ""
+        return sse(self._chunk([choice])) if choice["text"] or choice["logprobs"] or "token_ids" in choice else ""
+
+    def tokens(self, index: int) -> ChoiceTokens:
+        return self._choices[index].tokens
 
     def end_answer(self, index: int, ended: Ended) -> str:
         return sse(self._chunk([self._choices[index].end(ended)]))

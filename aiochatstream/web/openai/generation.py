@@ -13,9 +13,20 @@ from aiohttp import web
 from aiochatstream.errors import ChatStreamError
 from aiochatstream.params import ParamOverrides
 from aiochatstream.prompts import ChatInput, TextInput
-from aiochatstream.runtime.events import Ended, Event, Failed, Heartbeat, Text, Thinking, ToolCalls
+from aiochatstream.runtime.events import (
+    AnswerTokens,
+    Ended,
+    Event,
+    Failed,
+    Heartbeat,
+    PromptTokens,
+    Text,
+    Thinking,
+    ToolCalls,
+)
 from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.web.json import dumps, json_response
+from aiochatstream.web.openai.choice_tokens import ChoiceTokens
 from aiochatstream.web.openai.errors import error_body, rename_field
 from aiochatstream.web.server import Server
 from aiochatstream.web.streaming.streamed_response import HEARTBEAT, HEARTBEAT_SECONDS, STREAM_HEADERS, StreamedResponse
@@ -53,6 +64,10 @@ class ResponseBuilder(ABC):
         """Add calls of tools; return their events. There are none unless the request contains tools."""
         return ""
 
+    def tokens(self, index: int) -> ChoiceTokens:
+        """Return the token ids of an answer. Called only if the client requests them."""
+        raise NotImplementedError
+
     @abstractmethod
     def end_answer(self, index: int, ended: Ended) -> str:
         """End an answer; return the events of its end."""
@@ -74,6 +89,10 @@ class ResponseBuilder(ABC):
                 return self.add_thinking(index, event)
             case ToolCalls():
                 return self.add_calls(index, event)
+            case AnswerTokens():
+                self.tokens(index).add(event.token_ids)
+            case PromptTokens():
+                self.tokens(index).begin(event.token_ids)
             case Ended():
                 return self.end_answer(index, event)
         return ""

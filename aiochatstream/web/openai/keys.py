@@ -25,6 +25,9 @@ KEY = re.compile(r"[!-~]{1,512}")
 SAFE_LENGTH = 20
 """Minimum number of characters of a random key that cannot be guessed."""
 
+CONNECTION = "connection:"
+"""Beginning of the names of owners without a key."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -86,7 +89,7 @@ class ApiKeys:
 
     def _connection_owner(self, request: web.Request) -> str:
         """Return a random name of the connection, or of the request if others may share its connection."""
-        name = f"connection:{secrets.token_hex(16)}"
+        name = f"{CONNECTION}{secrets.token_hex(16)}"
         transport = request.transport
         if transport is None or any(header in request.headers for header in PROXY_HEADERS):
             return name

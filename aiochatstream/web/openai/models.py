@@ -1,4 +1,4 @@
-"""List and description of the served model."""
+"""List and description of the served models."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from aiochatstream.web.server import Server
 
 @openai_endpoint
 async def list_models(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
-    """``GET /v1/models``: a list of the served model."""
+    """``GET /v1/models``: a list of the served models."""
     context.check_access(server, request)
-    server.check_ready()
-    models: ModelList = {"object": "list", "data": [context.describe_model(server)]}
+    models: ModelList = {"object": "list", "data": context.describe_models()}
     return json_response(models)
 
 
 @openai_endpoint
 async def retrieve_model(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
-    """``GET /v1/models/{model}``: the served model. Its name may contain slashes."""
+    """``GET /v1/models/{model}``: a served model. Its name may contain slashes."""
     context.check_access(server, request)
-    server.check_ready()
-    context.check_model(server, request.match_info["model"])
-    return json_response(context.describe_model(server))
+    return json_response(context.describe_model(*context.choose(request.match_info["model"])))

@@ -6,6 +6,7 @@ fields that would affect the answer are refused (:attr:`OpenAIModel.UNSUPPORTED`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,6 +32,10 @@ from aiochatstream.prompts.template_arguments import nearest_level
 from aiochatstream.validation import STRICT
 
 
+def _parse_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -41,6 +46,7 @@ MaxTokens = Annotated[int, Field(ge=1, description="a whole number of tokens fro
 TopK = Annotated[int, Field(ge=-1, le=1000, description="a whole number from 1 to 1000; -1 and 0 are off")]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="a whole number from -2**63 to 2**63 - 1")]
 Count = Annotated[int, Field(ge=1, le=128, description="a whole number from 1 to 128")]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 String = Annotated[str, Field(description="a string")]
 
 
@@ -52,6 +58,9 @@ Effort = Annotated[
 MAX_ITEMS = 2048
 """Maximum length of a list of messages, as with OpenAI. The validation of long lists stops at the first invalid item
 (``fail_fast``): to collect all errors would block the event loop for seconds."""
+
+MAX_CHOICES = 1024
+"""Maximum number of texts of which an answer is one."""
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="1 to 64 of A-Z a-z 0-9 - _ .")]
 
@@ -93,15 +102,33 @@ class OpenAIModel(BaseModel):
         return data
 
 
-class GenerationRequest(OpenAIModel):
-    """Common fields of generation requests. An absent or null field means the server's value.
+class RequestedModel(BaseModel):
+    """The name of the model in a body whose other fields are not read."""
 
-    model: name of the served model, see /v1/models; may be absent or empty.
+    model_config = STRICT
+
+    model: String | None = None
+
+
+class ModelRequest(OpenAIModel):
+    """Base of requests to a model.
+
+    model: name of a served model, see /v1/models; may be absent or empty.
     """
 
     model_config = STRICT
 
     model: String | None = None
+
+
+class GenerationRequest(ModelRequest):
+    """Common fields of generation requests. An absent or null field means the server's value.
+
+    cache_salt: prompts that are reused for later ones only with the same value, as in vLLM; for programs that send the
+        requests of several users with one key.
+    """
+
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256, description="1 to 256 characters")] | None = None
     stream: Flag | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -146,29 +173,6 @@ class GenerationRequest(OpenAIModel):
         seed = None if self.seed is None else self.seed % 2**63
         length = None if self.max_new_tokens is None else min(self.max_new_tokens, MAX_NEW_TOKENS)
         return ParamOverrides(**{**values, "max_new_tokens": length, "top_k": top_k, "seed": seed})
-
-
-class ChoicesRequest(GenerationRequest):
-    """Common fields of endpoints that can generate several answers."""
-
-    n: Count | None = None
-    max_tokens: MaxTokens | None = None
-    stream_options: StreamOptions | None = None
-
-    @property
-    def max_new_tokens(self) -> int | None:
-        return self.max_tokens
-
-    @property
-    def include_usage(self) -> bool:
-        """True if the stream contains the usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @model_validator(mode="after")
-    def _check_stream_options(self) -> ChoicesRequest:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: must only be sent with stream=true")
-        return self
 
 
 class TextPart(BaseModel):
@@ -252,3 +256,98 @@ def format_constraint(format_type: str, schema: dict[str, Any] | None) -> Constr
     if schema is not None:
         return Constraint.json_schema(schema)
     return Constraint("json_object") if format_type == "json_object" else None
+
+
+class StructuredOutputs(OpenAIModel):
+    """Form of the answer, with exactly one of the fields.
+
+    json_schema: named ``json`` in requests, a JSON schema as an object or as text.
+    choice: texts of which the answer is one.
+    """
+
+    model_config = STRICT
+
+    UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "grammar": (),
+        "structural_tag": (),
+        "whitespace_pattern": (),
+    }
+    MAY_BE_EMPTY = frozenset({"json"})
+
+    json_schema: (
+        Annotated[
+            dict[str, Any],
+            Field(description="a JSON schema, an object"),
+            BeforeValidator(_parse_json, json_schema_input_type=dict[str, Any] | str),
+        ]
+        | None
+    ) = Field(None, alias="json")
+    json_object: Annotated[Literal[True], Field(description="true")] | None = None
+    regex: Annotated[str, Field(min_length=1, description="a regular expression")] | None = None
+    choice: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1)]],
+            Field(min_length=1, max_length=MAX_CHOICES, description=f"a list of 1 to {MAX_CHOICES} texts"),
+        ]
+        | None
+    ) = None
+
+    @property
+    def constraint(self) -> Constraint:
+        """The constraint for the engine."""
+        if self.json_schema is not None:
+            return Constraint.json_schema(self.json_schema)
+        if self.regex is not None:
+            return Constraint("regex", self.regex)
+        if self.choice is not None:
+            return Constraint("lark", "start: " + " | ".join(map(json.dumps, self.choice)))
+        return Constraint("json_object")
+
+    @model_validator(mode="after")
+    def _check_count(self) -> StructuredOutputs:
+        if sum(value is not None for _, value in self) != 1:
+            raise ValueError("json: must be sent, or else exactly one of json_object, regex and choice")
+        return self
+
+
+class ChoicesRequest(GenerationRequest):
+    """Common fields of endpoints that can generate several answers.
+
+    structured_outputs, return_token_ids: as in vLLM.
+    """
+
+    n: Count | None = None
+    max_tokens: MaxTokens | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    return_token_ids: Flag | None = None
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        """True if the stream contains the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The constraint of the answer's format, for the engine."""
+        output_format = self.structured_outputs or self.response_format
+        return None if output_format is None else output_format.constraint
+
+    @property
+    def constraint_field(self) -> str:
+        """Name of the field that specifies :attr:`constraint`."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
+
+    @model_validator(mode="after")
+    def _check_options(self) -> ChoicesRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: must only be sent with stream=true")
+        is_formatted = self.response_format is not None and self.response_format.type != "text"
+        if self.structured_outputs is not None and is_formatted:
+            raise ValueError("structured_outputs: must not be combined with response_format")
+        return self

@@ -27,16 +27,32 @@ class OpenAIErrorBody(TypedDict):
 
 
 class Model(TypedDict):
+    """A served model. root: the model's own name, which ``id`` may replace. max_model_len: its context, in tokens."""
+
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
     max_model_len: int
 
 
 class ModelList(TypedDict):
     object: Literal["list"]
     data: list[Model]
+
+
+class TokenizeResponse(TypedDict):
+    """Token ids of a prompt. max_model_len: context of the model, in tokens."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: NotRequired[list[str]]
+
+
+class DetokenizeResponse(TypedDict):
+    prompt: str
 
 
 class PromptTokensDetails(TypedDict):
@@ -93,10 +109,13 @@ class AssistantMessage(TypedDict):
 
 
 class ChatChoice(TypedDict):
+    """A choice. token_ids: only if the client requests them, as in the other types below."""
+
     index: int
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinish
+    token_ids: NotRequired[list[int]]
 
 
 class ChatCompletion(TypedDict):
@@ -106,6 +125,7 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[ChatChoice]
     usage: CompletionUsage
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class FunctionDelta(TypedDict):
@@ -133,6 +153,7 @@ class ChatChunkChoice(TypedDict):
     delta: MessageDelta
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinish | None
+    token_ids: NotRequired[list[int]]
 
 
 class ChatCompletionChunk(TypedDict):
@@ -142,6 +163,7 @@ class ChatCompletionChunk(TypedDict):
     model: str
     choices: list[ChatChunkChoice]
     usage: NotRequired[CompletionUsage | None]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class TextLogprobs(TypedDict):
@@ -156,6 +178,8 @@ class TextChoice(TypedDict):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: TextFinish
+    prompt_token_ids: NotRequired[list[int]]
+    token_ids: NotRequired[list[int]]
 
 
 class TextChunkChoice(TypedDict):
@@ -163,6 +187,8 @@ class TextChunkChoice(TypedDict):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: TextFinish | None
+    prompt_token_ids: NotRequired[list[int]]
+    token_ids: NotRequired[list[int]]
 
 
 class Completion(TypedDict):

@@ -36,16 +36,17 @@ from aiochatstream.web.server import Server
 @openai_endpoint
 async def responses(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
     """``POST /v1/responses``: the next message of a chat, as a response object. Nothing is stored."""
-    body, owner = await context.read_request(server, request, ResponseRequest)
+    received = await context.receive(server, request)
+    body, server = received.parse(ResponseRequest), received.server
     text_format = None if body.text is None else body.text.format
     return await generate(
         server,
         request,
         ChatInput(body.messages),
         body.overrides_for(server.thinking_levels),
-        ResponseObjectBuilder(body, context.served_name(server), server),
+        ResponseObjectBuilder(body, received.model, server),
         stream=bool(body.stream),
-        owner=owner,
+        owner=received.owner_of(body.cache_salt),
         logprobs=body.logprobs,
         constraint=None if text_format is None else format_constraint(text_format.type, text_format.json_schema),
     )

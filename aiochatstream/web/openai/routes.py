@@ -13,11 +13,26 @@ from aiochatstream.errors import (
     Starting,
     TooManyRequests,
 )
-from aiochatstream.web.endpoint import EVENTS, JSON, Endpoint
-from aiochatstream.web.openai import chat, completions, models, response_models, response_object, responses
+from aiochatstream.web.auth import cors
+from aiochatstream.web.endpoint import EVENTS, JSON, Endpoint, mount
+from aiochatstream.web.endpoints.status import health_middleware
+from aiochatstream.web.openai import (
+    chat,
+    completions,
+    models,
+    response_models,
+    response_object,
+    responses,
+    tokenization,
+)
 from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
+from aiochatstream.web.openai.endpoint_context import EndpointContext
+from aiochatstream.web.openai.errors import EXPOSED_HEADERS, openai_error_middleware
 from aiochatstream.web.openai.response_request import ResponseRequest
+from aiochatstream.web.openai.tokenization_requests import DetokenizeRequest, TokenizeRequest
+from aiochatstream.web.openapi.document import OPENAI
+from aiochatstream.web.server import Server
 
 GENERATION_ERRORS = (
     ModelNotFound,
@@ -77,3 +92,46 @@ ENDPOINTS = {
         ),
     )
 }
+
+TOKENIZATION = {
+    endpoint.name: endpoint
+    for endpoint in (
+        Endpoint(
+            "tokenize",
+            web.post,
+            "/tokenize",
+            tokenization.tokenize,
+            body=TokenizeRequest,
+            responses={JSON: response_models.TokenizeResponse},
+            errors=(ModelNotFound, ContextLengthExceeded, Starting),
+        ),
+        Endpoint(
+            "detokenize",
+            web.post,
+            "/detokenize",
+            tokenization.detokenize,
+            body=DetokenizeRequest,
+            responses={JSON: response_models.DetokenizeResponse},
+            errors=(ModelNotFound, Starting),
+        ),
+    )
+}
+"""Endpoints beside the folder ``/v1``, as in vLLM."""
+
+
+def setup(app: web.Application, server: Server, context: EndpointContext, prefix: str) -> None:
+    """Add the API to ``app``, with CORS for the server's ``allowed_origins``, errors in OpenAI's format, and
+    ``GET /health``.
+
+    :param server: server of the handlers, see :class:`EndpointContext`.
+
+    Raise ValueError for an invalid prefix, and for one that the application already has.
+    """
+    if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
+        raise ValueError(f"prefix: must differ for each model, not {prefix!r}; {prefix}/models exists.")
+    routes = mount(ENDPOINTS.values(), server, prefix, OPENAI, context=context)
+    routes += mount(TOKENIZATION.values(), server, prefix.removesuffix("/v1"), OPENAI, context=context)
+    added = app.add_routes(routes)
+    app.middlewares.extend((openai_error_middleware(added[0]), health_middleware(context.check_ready)))
+    if server.allowed_origins:
+        cors.allow_origins(app, added, server.allowed_origins, allow_headers="*", expose_headers=EXPOSED_HEADERS)
