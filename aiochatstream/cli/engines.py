@@ -23,7 +23,7 @@ SLOTS_EACH = 64
 """Concurrent answers of each server behind this one."""
 
 
-class Source(NamedTuple):
+class ModelSource(NamedTuple):
     """A model to serve.
 
     name: name for clients of /v1; None for the model's own name.
@@ -36,20 +36,20 @@ class Source(NamedTuple):
     urls: tuple[str, ...] = ()
 
 
-def sources_of(options: argparse.Namespace) -> list[Source]:
+def sources_of(options: argparse.Namespace) -> list[ModelSource]:
     """Return the models to serve, at least one. Raise ValueError for options that contradict each other."""
     return [_source(None, options.model)]
 
 
-def _source(name: str | None, targets: list[str]) -> Source:
+def _source(name: str | None, targets: list[str]) -> ModelSource:
     if targets and all(map(URL.match, targets)):
-        return Source(name, urls=tuple(targets))
+        return ModelSource(name, urls=tuple(targets))
     if len(targets) > 1:
         raise ValueError(f"MODEL: must be one model, or URLs of servers, not {' '.join(targets)}.")
-    return Source(name, targets[0] if targets else None)
+    return ModelSource(name, targets[0] if targets else None)
 
 
-def engine_of(options: argparse.Namespace, source: Source, url: str, texts: Texts) -> Engine | AsyncEngine:
+def engine_of(options: argparse.Namespace, source: ModelSource, url: str, texts: Texts) -> Engine | AsyncEngine:
     """Return the engine of a model or of its substitute. Raise ValueError and OSError.
 
     :param url: URL of this server, for messages.

@@ -17,7 +17,7 @@ from aiohttp import web
 from aiochatstream import terminal
 from aiochatstream.chat_stream import ChatStream
 from aiochatstream.cli import engines, listening, serve_options, session_options
-from aiochatstream.cli.engines import Source
+from aiochatstream.cli.engines import ModelSource
 from aiochatstream.cli.serve_options import API_KEYS
 from aiochatstream.console import model_options, prompt_options
 from aiochatstream.console import options as console_options
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> Exception | None:
 
 
 def _chat_stream(
-    options: argparse.Namespace, source: Source, url: str, sessions: session_options.Sessions, texts: Texts
+    options: argparse.Namespace, source: ModelSource, url: str, sessions: session_options.Sessions, texts: Texts
 ) -> ChatStream:
     in_process = options.mock is None and options.replay is None and not source.urls
     prompt_class_of = prompt_options.prompt_class_of(options.prompt, completes=True)
@@ -133,7 +133,7 @@ def _api_keys(file: Path | None) -> ApiKeys:
         raise ValueError(str(error).replace("api_keys", API_KEYS)) from None
 
 
-def _announcement(chat_streams: dict[Source, ChatStream], url: str, texts: Texts) -> str:
+def _announcement(chat_streams: dict[ModelSource, ChatStream], url: str, texts: Texts) -> str:
     first = next(iter(chat_streams.values()))
     body = '{"user_input": "What is the capital of Japan?"}'
     lines = [texts.ready.format(url=url)]
@@ -146,7 +146,7 @@ def _announcement(chat_streams: dict[Source, ChatStream], url: str, texts: Texts
     return "\n".join([*lines, texts.usage.format(url=url, command=command)])
 
 
-def _rows(source: Source, chat_stream: ChatStream, texts: Texts) -> list[str]:
+def _rows(source: ModelSource, chat_stream: ChatStream, texts: Texts) -> list[str]:
     """Return the lines about a model."""
     engine = chat_stream.engine
     description = engine.describe()

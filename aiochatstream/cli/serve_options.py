@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from aiochatstream.cli import engines, session_options
-from aiochatstream.cli.engines import SLOTS_EACH, Source
+from aiochatstream.cli.engines import SLOTS_EACH, ModelSource
 from aiochatstream.console import model_options, prompt_options
 
 API_KEYS = "AIOCHATSTREAM_API_KEYS"
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     session_options.add_arguments(parser)
 
 
-def check(options: argparse.Namespace) -> list[Source]:
+def check(options: argparse.Namespace) -> list[ModelSource]:
     """Return the models to serve. Raise ValueError if options contradict each other, before a model is loaded."""
     sources = engines.sources_of(options)
     substitute = "--mock" if options.mock is not None else "--replay" if options.replay is not None else None

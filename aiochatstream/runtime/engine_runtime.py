@@ -147,6 +147,7 @@ class Runtime:
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
             engine=lambda: self.engine.metrics(),
+            labelled=lambda: self.engine.labelled_metrics(),
         )
         self.engine.on_step = self.metrics.step
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]

@@ -129,7 +129,7 @@ def test_without_a_tokenizer_only_messages_are_returned() -> None:
 def test_texts_are_encoded_unchanged(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer("One two")["input_ids"]
     prompts = list(TextInput(["One two", ids]).encode(with_tokenizer(Transcript(), tokenizer)))
-    assert prompts == [([{"role": "user", "content": "One two"}], ids)] * 2
+    assert prompts == [([{"role": "user", "content": "One two"}], ids), ([], ids)]
     with pytest.raises(InvalidValue, match="prompt: must contain at least one token"):
         list(TextInput([""]).encode(with_tokenizer(ChatPrompt(), tokenizer)))
 

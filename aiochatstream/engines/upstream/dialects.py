@@ -172,10 +172,10 @@ async def probe(session: UpstreamSession, model: str | None) -> Facts:
         return read_models(await response.json(content_type=None), model)
 
 
-def read_models(body: Any, wanted: str | None = None) -> Facts:
+def read_models(body: Any, name: str | None = None) -> Facts:
     """Return the properties of a server from the body of its ``GET /v1/models``.
 
-    :param wanted: name of the model; None for the only one. vLLM also lists LoRA adapters, which have a ``parent``.
+    :param name: name of the model; None for the only one. vLLM also lists LoRA adapters, which have a ``parent``.
 
     Raise ValueError with a sentence for another body, and if there is no such model, or more than one.
     """
@@ -184,12 +184,12 @@ def read_models(body: Any, wanted: str | None = None) -> Facts:
     models = [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
     if not models:
         raise ValueError("GET /v1/models: must return a list of models.")
-    if wanted is not None:
-        chosen = [model for model in models if model["id"] == wanted]
+    if name is not None:
+        chosen = [model for model in models if model["id"] == name]
     else:
         chosen = [model for model in models if not model.get("parent")] or models
     if not chosen:
-        raise ValueError(f"model: the server does not list {wanted!r}.")
+        raise ValueError(f"model: the server does not list {name!r}.")
     if len(chosen) > 1:
         raise ValueError(f"model: must name one of the server's {len(chosen)} models.")
     model = chosen[0]

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from aiochatstream.engines.base import AsyncEngine, Delta, Prompt
+from aiochatstream.engines.base import AsyncEngine, Delta, LabelledMetric, Prompt
 from aiochatstream.engines.upstream import hops
 from aiochatstream.engines.upstream.attempts import Attempts
 from aiochatstream.engines.upstream.client import ServerBusy, ServerFailed, count_tokens, stream_chunks
@@ -118,6 +118,9 @@ class UpstreamEngine(AsyncEngine):
 
     def metrics(self) -> dict[str, float]:
         return {"upstream_retries_total": self._retries, "upstream_resumptions_total": self._resumptions}
+
+    def labelled_metrics(self) -> list[LabelledMetric]:
+        return self._pool.metrics()
 
     def check(self, params: GenerationParams) -> None:
         super().check(params)

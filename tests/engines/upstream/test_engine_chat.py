@@ -113,12 +113,13 @@ async def test_a_broken_answer_is_kept_and_can_be_continued(start: StartServer, 
         name, error = events[-1]
         assert (name, error["error"]["error"]) == ("error", "upstream_failed")
         assert str(upstream.port) not in str(events)
-        _, begun = await client.history()
-        assert answer_text(HELLO, WORDS).startswith(begun["content"])
-        assert len(begun["content"].split(" ")) == 5
-        assert begun["state"] == "interrupted"
+        _, beginning = await client.history()
+        assert answer_text(HELLO, WORDS).startswith(beginning["content"])
+        assert len(beginning["content"].split(" ")) == 5
+        assert beginning["state"] == "interrupted"
         await until(lambda: server.chat_stream.engine.unavailable() is None)
-        await client.say(None, **{"continue": True})
+        request: dict[str, Any] = {"continue": True}
+        await client.say(**request)
         assert await client.texts() == ["Hello", answer_text(HELLO, WORDS)]
 
 
