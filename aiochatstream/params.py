@@ -413,14 +413,18 @@ class GenerationParams(ServerOptions):
         check_token_ids(f"{prefix}logit_bias", changes.get("logit_bias", ()), vocabulary_size)
         changes["stop"] = (*stop, *changes.get("stop", ()))
         try:
-            return GenerationParams(**{**explicit_values(self), **changes})
+            return self.with_values(changes)
         except ValueError as error:  # values that exclude each other
             raise InvalidValue(f"{prefix}{error}") from None
 
+    def with_values(self, changes: Mapping[str, Any]) -> GenerationParams:
+        """Return these parameters with ``changes``. Values that nobody has set stay out of ``model_fields_set``.
 
-def explicit_values(params: GenerationParams) -> dict[str, Any]:
-    """Return the parameters that somebody has set, not those with a default."""
-    return {name: getattr(params, name) for name in params.model_fields_set}
+        Raise ValueError that names a parameter.
+        """
+        params = GenerationParams(**{**dict(self), **changes})
+        params.model_fields_set.intersection_update({*self.model_fields_set, *changes})
+        return params
 
 
 def _merge_template_arguments(

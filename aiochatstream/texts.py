@@ -31,6 +31,7 @@ class Texts:
     row_model: str
     row_device: str
     row_weights: str
+    row_servers: str
     dequantized: str
     row_concurrency: str
     row_queue: str
@@ -40,6 +41,7 @@ class Texts:
     row_no_chats: str
     usage: str
     cannot_listen: str
+    cannot_listen_at: str
     key_file_without_cookie: str
     dev_key: str
     no_key_file: str
@@ -112,6 +114,7 @@ EN = Texts(
     row_model="  model        {model}",
     row_device="  device       {device}, {dtype}",
     row_weights="  weights      {weights}",
+    row_servers="  servers      {servers}",
     dequantized="dequantised: {disk} on disk, {memory} in memory",
     row_concurrency="  concurrency  {slots} answers at a time",
     row_queue="  queue        {places} waiting requests; further ones get {status}",
@@ -122,6 +125,7 @@ EN = Texts(
     "               {options}",
     usage="\nTo chat, open {url} in a browser, or run\n  {command}\nCtrl-C stops the server.",
     cannot_listen="Cannot listen on {host}:{port}: {reason}.",
+    cannot_listen_at="Cannot listen at {path}: {reason}.",
     key_file_without_cookie="--secret-key-file and --dev require --session cookie.",
     dev_key="--dev: using a temporary key for cookies. All conversations are lost at the next start.",
     no_key_file="--session cookie requires --secret-key-file FILE, or {variable}. "
@@ -187,6 +191,7 @@ JA = Texts(
     row_model="  モデル        {model}",
     row_device="  デバイス      {device}, {dtype}",
     row_weights="  重み          {weights}",
+    row_servers="  サーバー      {servers}",
     dequantized="量子化を解除: ディスク上 {disk}、メモリー上 {memory}",
     row_concurrency="  同時生成数    {slots} 件",
     row_queue="  待ち行列      {places} 件まで待機。それを超えると {status} を返します",
@@ -197,6 +202,7 @@ JA = Texts(
     "                {options} で指定します",
     usage="\n会話するには、ブラウザーで {url} を開くか、次のコマンドを実行します。\n  {command}\nCtrl-C で終了します。",
     cannot_listen="{host}:{port} で待ち受けできません: {reason}",
+    cannot_listen_at="{path} で待ち受けできません: {reason}",
     key_file_without_cookie="--secret-key-file と --dev は --session cookie と一緒に指定します。",
     dev_key="--dev: Cookie に一時的な鍵を使います。次に起動すると、すべての会話が失われます。",
     no_key_file="--session cookie には --secret-key-file FILE または {variable} が必要です。"

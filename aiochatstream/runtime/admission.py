@@ -6,6 +6,7 @@ All calls are made on the event loop; none blocks or needs a lock.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections import deque
@@ -43,9 +44,13 @@ class TicketGroup:
 
 
 class Ticket:
-    """A slot, or a place in the queue. Created by :meth:`Admission.reserve`; :meth:`release` frees it."""
+    """A slot, or a place in the queue. Created by :meth:`Admission.reserve`; :meth:`release` frees it.
 
-    def __init__(self, admission: Admission, group: TicketGroup) -> None:
+    number: ascending number among the tickets of an Admission; those of a request are consecutive.
+    """
+
+    def __init__(self, admission: Admission, group: TicketGroup, number: int) -> None:
+        self.number = number
         self._admission, self._group = admission, group
         self._enqueued = False
         self._changed = asyncio.Event()
@@ -129,7 +134,8 @@ class Admission:
         self._clock = clock
         self._running: set[Ticket] = set()
         self._waiting: WaitingLine[Ticket] = WaitingLine()
-        self._reports: Rotation[Ticket] = Rotation(Ticket._report)
+        self._numbers = itertools.count(1)
+        self._reports: Rotation[Ticket] = Rotation(self._report_position)
         self._large = 0
         """Number of slots and places of requests with further tickets."""
         self._draining = False
@@ -151,6 +157,22 @@ class Admission:
         """Length of the queue."""
         return len(self._waiting)
 
+    @property
+    def total_running(self) -> int:
+        """Number of slots in use, by all servers that share them."""
+        return self.running
+
+    @property
+    def total_waiting(self) -> int:
+        """Length of the queue of all servers that share it."""
+        return self.waiting
+
+    async def open(self) -> None:
+        """Start sharing the queue, where it is shared. Called once, on the event loop of the other calls."""
+
+    async def close(self) -> None:
+        """Stop sharing the queue. Called once, when all tickets are released."""
+
     def resize(self, slots: int) -> None:
         """Change the number of slots. New ones are granted immediately; running answers keep theirs until they end.
 
@@ -158,11 +180,8 @@ class Admission:
 
         Raise ValueError if it is out of this range.
         """
-        if not 0 <= slots <= MAX_SLOTS:
-            raise ValueError(f"slots: must be a whole number from 0 to {MAX_SLOTS}, not {slots}.")
-        self.slots = slots
-        self._usual_slots = slots or self._usual_slots
-        self._advance()
+        check_slots(slots)
+        self._set_slots(slots)
 
     def check_room(self) -> None:
         """Raise the errors of :meth:`reserve_all`, and reserve nothing."""
@@ -187,13 +206,7 @@ class Admission:
         Raise :class:`~aiochatstream.errors.TooManyRequests` if no place is free, and
         :class:`~aiochatstream.errors.Draining` after :meth:`drain`.
         """
-        self.check_room()
-        places = min(count, max(1, self.slots), self._free())
-        if places < count:
-            places = min(places, self.slots + self.queue_size // 2 - self._large)
-            if places <= 0:
-                raise self._large_error()
-        return self._admit(count, places)
+        return self._reserve(count)
 
     def drain(self) -> None:
         """Refuse new requests and those in the queue. Running answers continue."""
@@ -209,11 +222,16 @@ class Admission:
         Without a slot, the number of slots before counts.
         """
         mean = ASSUMED_SECONDS if self._mean_seconds is None else self._mean_seconds
-        return min(600, max(1, math.ceil(mean * (self.waiting + 1) / self._usual_slots)))
+        return min(600, max(1, math.ceil(mean * (self.total_waiting + 1) / self._usual_slots)))
+
+    def _set_slots(self, slots: int) -> None:
+        self.slots = slots
+        self._usual_slots = slots or self._usual_slots
+        self._advance()
 
     def _free(self) -> int:
         """Return the number of free slots and places; below 0 after :meth:`resize` to fewer slots."""
-        return max(0, self.slots - self.running) + self.queue_size - self.waiting
+        return max(0, self.slots - self.total_running) + self.queue_size - self.total_waiting
 
     def _full_error(self) -> TooManyRequests:
         return TooManyRequests(
@@ -231,23 +249,38 @@ class Admission:
     def _draining_error(self) -> Draining:
         return Draining("The server is shutting down and accepts no new requests.", retry_after=self.retry_after())
 
-    def _admit(self, count: int, places: int) -> list[Ticket]:
-        """Return the tickets of a new request, the first ``places`` of which have slots or places in the queue."""
-        group = TicketGroup()
-        tickets = [Ticket(self, group) for _ in range(count)]
-        group.followers += tickets
-        for _ in range(places):
-            self._enqueue_follower(group)
-        self._advance()
+    def _reserve(self, count: int) -> list[Ticket]:
+        self.check_room()
+        places = min(count, max(1, self.slots), self._free())
+        if places < count:
+            places = min(places, self.slots + self.queue_size // 2 - self._large)
+            if places <= 0:
+                raise self._large_error()
+        tickets = self._create(count)
+        self._place(tickets, places)
         return tickets
 
+    def _create(self, count: int) -> list[Ticket]:
+        """Return the tickets of a new request, without places."""
+        group = TicketGroup()
+        group.followers += [Ticket(self, group, next(self._numbers)) for _ in range(count)]
+        return list(group.followers)
+
+    def _place(self, tickets: list[Ticket], places: int) -> None:
+        """Enqueue the first ``places`` tickets of a request."""
+        for ticket in tickets[:places]:
+            self._enqueue_follower(ticket._group)
+        self._advance()
+
     def _enqueue_follower(self, group: TicketGroup) -> None:
-        ticket = group.followers.popleft()
-        ticket._enqueued = True
-        ticket._changed.set()
-        self._waiting.append(ticket)
+        self._enqueue(group.followers.popleft())
         group.places += 1
         self._count_large(group)
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        self._waiting.append(ticket)
+        ticket._enqueued = True
+        ticket._changed.set()
 
     def _count_large(self, group: TicketGroup) -> None:
         counted = group.places if group.followers else 0
@@ -268,8 +301,16 @@ class Admission:
         ticket._granted_at = self._clock()
         ticket._changed.set()
 
+    def _remove(self, ticket: Ticket) -> None:
+        self._waiting.discard(ticket)
+        self._running.discard(ticket)
+
     def _position(self, ticket: Ticket) -> int:
         return self._waiting.position(ticket)
+
+    def _report_position(self, ticket: Ticket) -> None:
+        """Report the position of a ticket that is not among the first ones, in its turn."""
+        ticket._report()
 
     def _release(self, ticket: Ticket, answered: bool) -> None:
         group = ticket._group
@@ -277,8 +318,7 @@ class Admission:
             group.followers.remove(ticket)
             self._count_large(group)
             return
-        self._waiting.discard(ticket)
-        self._running.discard(ticket)
+        self._remove(ticket)
         if answered and ticket._granted_at is not None:
             seconds = self._clock() - ticket._granted_at
             mean = seconds if self._mean_seconds is None else self._mean_seconds
@@ -288,3 +328,9 @@ class Admission:
             self._enqueue_follower(group)
         self._count_large(group)
         self._advance()
+
+
+def check_slots(slots: int) -> None:
+    """Raise ValueError unless ``slots`` is a number of slots."""
+    if not 0 <= slots <= MAX_SLOTS:
+        raise ValueError(f"slots: must be a whole number from 0 to {MAX_SLOTS}, not {slots}.")

@@ -38,7 +38,6 @@ from aiochatstream.params import (
     ParamOverrides,
     ParamSource,
     ThinkingLevel,
-    explicit_values,
 )
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, CompletionsOnly, TemplateArguments, fit
 from aiochatstream.prompts.base import without_thoughts
@@ -148,6 +147,7 @@ class Runtime:
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
             engine=lambda: self.engine.metrics(),
+            labelled=lambda: self.engine.labelled_metrics(),
         )
         self.engine.on_step = self.metrics.step
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
@@ -192,7 +192,7 @@ class Runtime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._shut_down()
+        await self.shut_down()
         await self._end()
 
     async def _start(self) -> None:
@@ -216,7 +216,7 @@ class Runtime:
             await self._end()  # __aexit__ is not called
             raise
 
-    async def _shut_down(self) -> None:
+    async def shut_down(self) -> None:
         """Refuse new turns, wait for running ones up to ``shutdown_timeout``, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):
@@ -500,13 +500,17 @@ class Runtime:
     def _set_params(self) -> None:
         """Add the values that depend on the model to the application's parameters."""
         self._model_params = accept_model_params(self.engine.default_params, self._app_params, self.param_limits)
-        values = {**explicit_values(self._app_params), **self._model_params}
+        values = dict(self._model_params)
         if self.engine.tokenizer is not None:
             if self.limits.fill_context:
                 values["max_new_tokens"] = min(self.context_len - 1, MAX_NEW_TOKENS)
             elif self._app_params.max_new_tokens >= self.context_len:
                 raise ValueError(f"max_new_tokens: must be below context_len ({self.context_len}) with this model.")
-        self.params = GenerationParams(**values)
+        elif self.limits.fill_context and isinstance(self.engine, AsyncEngine):
+            values["max_new_tokens"] = MAX_NEW_TOKENS
+        self.params = self._app_params.with_values(values)
+        if self.limits.fill_context:
+            self.params.model_fields_set.discard("max_new_tokens")  # an engine that knows the context shortens it
 
     def _find_template_arguments(self) -> TemplateArguments | None:
         """Return the arguments that the prompt class supports: none without a chat template."""

@@ -96,7 +96,7 @@ class GenerationParamsResponse(SuccessResponse):
 
 
 class WorkerLoad(TypedDict):
-    """Slots and queue of one process."""
+    """Slots and queue of a process, or of all servers that share them."""
 
     name: str
     processing: int

@@ -173,8 +173,10 @@ class Conversations(RuleBasedStateMachine):
         how = await self.ask(accept, commits, **body)
         if text.startswith("break"):
             assert how == "internal_server_error"
-            if kind == "say" and not text.startswith("break at once"):
+            if body.keys() == {"user_input"} and not text.startswith("break at once"):
                 self.expected = [*base, (text, "1 ", "interrupted")]
+                if accept == "application/json":  # its headers follow the answer
+                    self.held_by = None
         else:
             assert how == "done"
             self.expected = [*base, (text, ANSWER, "complete")]

@@ -69,6 +69,11 @@ class UpstreamSession:
         """Return True if ``text`` contains the server's address or the API key."""
         return any(secret in text for secret in self._secrets)
 
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`."""
+        return self._session.closed
+
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()

@@ -94,6 +94,9 @@ const TEMPORARY_STATUSES = [408, 425, 429];
 /** Network Authentication Required: a captive portal. */
 const NETWORK_AUTHENTICATION_REQUIRED = 511;
 
+/** Codes of errors, also of `error` events, after which a retry may succeed. */
+const TEMPORARY_CODES = new Set(["too_many_requests", "draining", "upstream_unavailable"]);
+
 /**
  * Return the error of an `error` event or a refused request.
  * @param {number} status
@@ -103,7 +106,7 @@ const NETWORK_AUTHENTICATION_REQUIRED = 511;
 export function errorOf(status, body, retryAfter = null) {
   if (typeof body?.error !== "string" || status === 401) return foreignError(status, retryAfter);
   const { error: code, detail } = body;
-  const temporary = status === 503 || status === 429 || code === "too_many_requests" || code === "draining";
+  const temporary = status === 503 || status === 429 || TEMPORARY_CODES.has(code);
   const elsewhere = code === "answer_elsewhere" ? ELSEWHERE_RETRY_SECONDS : null;
   return new ApiError(
     status, code, typeof detail === "string" ? detail : `HTTP ${status}`, temporary ? retrySeconds(retryAfter) : elsewhere,

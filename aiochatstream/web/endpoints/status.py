@@ -40,15 +40,15 @@ async def get_prompt(server: Server, request: web.Request) -> web.StreamResponse
 
 @chatstream_endpoint
 async def get_load(server: Server, request: web.Request) -> web.StreamResponse:
-    """``GET /get_load``: current slots and queue, and the queue positions of the user's requests by conversation."""
+    """``GET /get_load``: current slots and queue, of all servers that share them, and the user's queue positions."""
     user = await server.user_session(request)
     admission = server.admission
     worker = {
         "name": server.name,
-        "processing": admission.running,
-        "waiting": admission.waiting,
-        "_num_of_next_queue": admission.running,
-        "_num_of_request_queue": admission.waiting,
+        "processing": admission.total_running,
+        "waiting": admission.total_waiting,
+        "_num_of_next_queue": admission.total_running,
+        "_num_of_request_queue": admission.total_waiting,
         "max_processing": admission.slots,
         "max_waiting": admission.queue_size,
     }

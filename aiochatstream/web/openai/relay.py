@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator
 from aiohttp import web
 
 from aiochatstream.engines import AsyncDeltaStream, Delta, OnDelta
-from aiochatstream.engines.upstream import UpstreamEngine, hops
+from aiochatstream.engines.upstream import UpstreamEngine
 from aiochatstream.engines.upstream.relay import EVENTS, JSON, RefusedRequest, RelayRequest
 from aiochatstream.errors import ChatStreamError, UpstreamFailed
 from aiochatstream.runtime.events import Ended, Failed, Heartbeat
@@ -45,7 +45,6 @@ async def relay(received: ApiRequest, path: str) -> web.StreamResponse:
     if not isinstance(engine, UpstreamEngine):
         raise TypeError("The engine has no servers to relay to.")
     try:
-        hops.receive(received.request.headers.get(hops.HEADER), engine.server_id)
         relay_request = read_relay_request(received, path)
         copy = ResponseCopy(received.request, server, engine, relay_request)
         copy.turn = await server.begin_relay(copy.start, relay_request.answers)

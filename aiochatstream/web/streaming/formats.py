@@ -160,6 +160,8 @@ async def _wait_for_end(response: TurnResponse) -> Ended:
     while True:
         event = await response.turn.next_event()
         if isinstance(event, Failed):
+            if response.turn.text:  # which is saved as interrupted
+                await response.save_session()
             raise event.error
         if isinstance(event, Ended):
             await response.save_session()

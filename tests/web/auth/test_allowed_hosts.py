@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from aiochatstream import ChatStream, MemoryStorage
-from aiochatstream.cli.main import _allowed_hosts, _listen
+from aiochatstream.cli.listening import allowed_hosts, listen
 from aiochatstream.texts import EN
 from aiochatstream.web.auth.roles import PROBES
 from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
@@ -58,7 +58,7 @@ async def listening(kind: str, folder: Path, **options: Any) -> AsyncIterator[ai
             await web.UnixSite(runner, str(folder / "socket")).start()
             connector, url = aiohttp.UnixConnector(str(folder / "socket")), "http://server"
         else:
-            listener = _listen(kind, 0, EN)
+            listener = listen(kind, 0, EN)
             await web.SockSite(runner, listener).start()
             host = "[::1]" if kind == "::1" else "127.0.0.1"
             connector, url = aiohttp.TCPConnector(), f"http://{host}:{listener.getsockname()[1]}"
@@ -228,4 +228,4 @@ def test_an_invalid_host_name_is_a_value_error(names: Any) -> None:
 def test_the_host_that_serve_listens_on_is_allowed(
     host: str, names: list[str] | None, allowed: list[str] | None
 ) -> None:
-    assert _allowed_hosts(host, names) == allowed
+    assert allowed_hosts(host, names) == allowed

@@ -105,6 +105,7 @@ export const en = {
   busy: "The server is busy.",
   starting: "The model is loading.",
   draining: "The server is restarting.",
+  upstream_unavailable: "The servers that generate the answers cannot be reached.",
   store_unavailable: "The storage of the conversations cannot be reached.",
   unreachable: "The server cannot be reached.",
   not_answered: "This message was not answered.",

@@ -93,6 +93,7 @@ export const ja = {
   busy: "サーバーが混み合っています。",
   starting: "モデルを読み込んでいます。",
   draining: "サーバーを再起動しています。",
+  upstream_unavailable: "応答を生成するサーバーに接続できません。",
   store_unavailable: "会話の保存先に接続できません。",
   unreachable: "サーバーに接続できません。",
   not_answered: "このメッセージにはまだ応答がありません。",

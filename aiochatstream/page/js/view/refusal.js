@@ -93,6 +93,7 @@ function reason({ error }) {
     case "starting":
     case "draining":
     case "store_unavailable":
+    case "upstream_unavailable":
     case "unreachable":
     case "foreign_response":
     case "conversation_busy":
@@ -100,6 +101,7 @@ function reason({ error }) {
     case "answer_elsewhere":
       return t(error.code);
     case "internal_server_error":
+    case "upstream_failed":
       return t("answer_failed", error.detail);
     default:
       return t("refused", error?.detail ?? "");

@@ -1,0 +1,94 @@
+"""Models and servers that ``aiochatstream serve`` answers with, from its options."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from aiochatstream import terminal
+from aiochatstream.console import model_options, prompt_options
+from aiochatstream.engines import AsyncEngine, Engine, RecordingEngine, ReplayEngine, ScriptedEngine
+from aiochatstream.progress import LoadTime
+from aiochatstream.texts import Texts
+from aiochatstream.web.auth.secret_files import read_secrets
+
+URL = re.compile(r"(https?|dns\+https?|list\+https?)://|unix:")
+"""Beginning of the URL of a server."""
+
+
+SLOTS_EACH = 64
+"""Concurrent answers of each server behind this one."""
+
+
+class ModelSource(NamedTuple):
+    """A model to serve.
+
+    name: name for clients of /v1; None for the model's own name.
+    model: HuggingFace id, folder or .gguf file; None for the small model, and for ``urls``.
+    urls: servers that have the model; empty for a model in this process.
+    """
+
+    name: str | None = None
+    model: str | None = None
+    urls: tuple[str, ...] = ()
+
+
+def sources_of(options: argparse.Namespace) -> list[ModelSource]:
+    """Return the models to serve, at least one. Raise ValueError for options that contradict each other."""
+    return [_source(None, options.model)]
+
+
+def _source(name: str | None, targets: list[str]) -> ModelSource:
+    if targets and all(map(URL.match, targets)):
+        return ModelSource(name, urls=tuple(targets))
+    if len(targets) > 1:
+        raise ValueError(f"MODEL: must be one model, or URLs of servers, not {' '.join(targets)}.")
+    return ModelSource(name, targets[0] if targets else None)
+
+
+def engine_of(options: argparse.Namespace, source: ModelSource, url: str, texts: Texts) -> Engine | AsyncEngine:
+    """Return the engine of a model or of its substitute. Raise ValueError and OSError.
+
+    :param url: URL of this server, for messages.
+    """
+    if options.replay is not None:
+        return ReplayEngine(options.replay)
+    if source.urls:
+        return upstream_engine(source.urls, options.slots_each, options.upstream_key_file)
+    mock = options.mock
+    engine = _transformers_engine(options, source.model, url, texts) if mock is None else ScriptedEngine(mock)
+    return engine if options.record is None else RecordingEngine(engine, options.record)
+
+
+def upstream_engine(urls: tuple[str, ...], slots: int | None, key_file: Path | None) -> AsyncEngine:
+    """Return the engine of servers. Raise ValueError and OSError.
+
+    :param slots: maximum number of concurrent answers of each; None for :data:`SLOTS_EACH`.
+    :param key_file: file with their API key; None for none.
+    """
+    from aiochatstream.engines.upstream import Upstream, UpstreamEngine  # only for servers
+
+    key = None
+    if key_file is not None:
+        keys = read_secrets(key_file).split()
+        if len(keys) != 1:
+            raise ValueError(f"--upstream-key-file: {key_file} must contain one key.")
+        key = keys[0]
+    return UpstreamEngine([Upstream(url, api_key=key) for url in urls], slots=SLOTS_EACH if slots is None else slots)
+
+
+def _transformers_engine(options: argparse.Namespace, name: str | None, url: str, texts: Texts) -> Engine:
+    terminal.write(texts.loading.format(model=name or texts.small_model, url=url), sys.stdout)
+    with terminal.default_ctrl_c():
+        from aiochatstream.engines.transformers import (  # a slow import
+            TransformersEngine,
+            loading,
+        )
+
+    model, tokenizer = loading.loaders(name, model_options.load_options(vars(options)))
+    model = LoadTime(name=texts.loading_name.format(name=name or texts.small_model), fn=model).__call__
+    tokenizer = prompt_options.with_chat_template(tokenizer, options.chat_template)
+    return TransformersEngine(model, tokenizer, compile=options.compile)
