@@ -38,6 +38,8 @@ class JsonObject:
             return
         while True:
             name, position = _DECODER.raw_decode(text, position)
+            if not isinstance(name, str):
+                raise ValueError(f"no name before character {position}")
             start = _next(text, self._skip(":", position))
             self.members[name], end = _DECODER.raw_decode(text, start)
             self._spans.append(_Member(name, start, end))

@@ -7,13 +7,15 @@ import json
 import socket
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
-from aiochatstream import ChatStream, Limits
+from aiochatstream import ChatStream, Limits, Models
 from tests.fake_faults import Fault
 from tests.fake_upstream import FakeUpstream
-from tests.helpers import Server, StartServer, post_bytes, serving, until
+from tests.helpers import Server, StartServer, echo, post_bytes, serving, until
+from tests.web.openai.helpers import OpenAIClientOf
 from tests.web.openai.relays import CHAT, HELLO, WORDS, post, relay_to, stream
 
 STAGES = ("request", "headers", "role", "words")
@@ -184,7 +186,7 @@ RESPONSE_STREAM = b"".join(
 )
 
 
-def responses_server(events: bytes = RESPONSE_STREAM) -> web.Application:
+def other_server(events: bytes = RESPONSE_STREAM) -> web.Application:
     """Return a server with ``/v1/responses`` and ``/v1/embeddings``."""
 
     async def models(request: web.Request) -> web.Response:
@@ -196,8 +198,10 @@ def responses_server(events: bytes = RESPONSE_STREAM) -> web.Application:
         return web.json_response({**RESPONSE, "usage": USAGE, "user": None})
 
     async def embeddings(request: web.Request) -> web.Response:
-        vectors = [{"embedding": [0.25] * 4096} for _ in (await request.json())["input"]]
-        return web.json_response({"model": "fake", "data": vectors, "usage": {"prompt_tokens": 5, "total_tokens": 5}})
+        texts = (await request.json())["input"]
+        data = [{"object": "embedding", "index": k, "embedding": [0.25] * 4096} for k in range(len(texts))]
+        usage = {"prompt_tokens": 5, "total_tokens": 5}
+        return web.json_response({"object": "list", "model": "fake", "data": data, "usage": usage})
 
     app = web.Application()
     app.add_routes(
@@ -211,7 +215,7 @@ def responses_server(events: bytes = RESPONSE_STREAM) -> web.Application:
 
 
 async def test_responses_are_relayed(start: StartServer) -> None:
-    async with serving(responses_server()) as url:
+    async with serving(other_server()) as url:
         server = await start(relay_to(url))
         streamed = await post(server.url, "/v1/responses", {"input": "hi", "stream": True})
         assert streamed.body == RESPONSE_STREAM
@@ -224,7 +228,7 @@ async def test_responses_are_relayed(start: StartServer) -> None:
 
 
 async def test_a_stream_of_responses_without_its_last_event_ends_with_an_error(start: StartServer) -> None:
-    async with serving(responses_server(RESPONSE_STREAM[: RESPONSE_STREAM.rindex(b"event:")])) as url:
+    async with serving(other_server(RESPONSE_STREAM[: RESPONSE_STREAM.rindex(b"event:")])) as url:
         server = await start(relay_to(url))
         reply = await post(server.url, "/v1/responses", {"input": "hi", "stream": True})
         assert reply.events[-1]["error"]["code"] == "upstream_failed"
@@ -236,3 +240,34 @@ async def test_an_endpoint_that_the_server_lacks_is_not_found(start: StartServer
         reply = await post(server.url, "/v1/responses", {"input": "hi"})
         assert (reply.status, reply.json["error"]["code"]) == (404, "not_found")
         assert (await stream(server.url)).is_whole
+
+
+async def test_embeddings_are_relayed_and_large_bodies_too(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    async with serving(other_server()) as url:
+        server = await start(relay_to(url))
+        texts = ["text"] * 100
+        answer = await openai_of(server).embeddings.create(model="fake", input=texts, encoding_format="float")
+        assert [each.embedding for each in answer.data] == [[0.25] * 4096] * 100
+        await until(lambda: server.idle)
+        assert "aiochatstream_prompt_tokens_total 5.0" in server.chat_stream.metrics.render().decode()
+        document = await read_json(f"{server.url}/openapi.json")
+        assert "/v1/embeddings" in document["paths"]
+
+
+async def test_without_servers_to_relay_to_there_are_no_embeddings(start: StartServer) -> None:
+    server = await start(ChatStream(engine=echo))
+    assert (await post(server.url, "/v1/embeddings", {"input": "hi"})).status == 404
+    async with FakeUpstream() as upstream:
+        app = web.Application()
+        Models({"local": ChatStream(engine=echo), "remote": relay_to(upstream)}).setup_openai(app)
+        async with serving(app) as url:
+            reply = await post(url, "/v1/embeddings", {"model": "local", "input": "hi"})
+            assert (reply.status, reply.json["error"]["param"]) == (404, "model")
+            assert (await stream(url, model="remote")).is_whole
+            local = await stream(url, model="local")
+            assert local.text == HELLO[-1]["content"] + " "
+
+
+async def read_json(url: str) -> Any:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return await response.json()

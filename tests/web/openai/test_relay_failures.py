@@ -84,7 +84,9 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(start: StartServer, f
         assert b"/secret" not in reply.body
         assert str(first.port) not in reply.events[-1]["error"]["message"]
         text = "".join(event["choices"][0]["delta"].get("content", "") for event in reply.events[:-1])
-        assert text == answer_text(HELLO, WORDS if fault.stage == "finish" else 3)
+        sent = answer_text(HELLO, WORDS if fault.stage == "finish" else 3)
+        assert sent.startswith(text)
+        assert text == sent or fault.kind == "reset"  # which may discard what was sent before
         assert len(first.requests) + len(second.requests) == 1
         await until(lambda: server.idle)
         assert 'finished_reason="upstream_failed"} 1.0' in server.chat_stream.metrics.render().decode()
@@ -122,7 +124,7 @@ async def test_a_refusal_with_the_key_or_the_address_is_replaced(
     async with FakeUpstream(words=WORDS) as upstream:
         server = await start(relay_to(upstream))
         for secret in (KEY, f"127.0.0.1:{upstream.port}", "//127.0.0.1/"):
-            refusal = (400, {"error": {"message": f"Bad request to {secret}."}}, {})
+            refusal: Any = (400, {"error": {"message": f"Bad request to {secret}."}}, {})
             monkeypatch.setitem(fake_faults.REFUSALS, "bad_request", refusal)
             upstream.faults.append(Fault("bad_request"))
             reply = await stream(server.url)
