@@ -340,7 +340,7 @@ WRONG_USAGE = [
     Case("an unavailable device", "--device cuda", "cuda is not available; this machine has .*cpu"),
     Case("an unknown device", "--device nonsense", "device: must be auto, cpu, .* not nonsense"),
     Case("an unknown dtype", "--dtype int8", "--dtype: .*'int8'"),
-    Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 1024"),
+    Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 100000"),
     Case("--queue -1", "--queue -1", "queue: must be .* 0 to 100000"),
     Case("--port 70000", "--port 70000", "--port: must be from 0 to 65535"),
     Case("--port x", "--port x", "--port: must be from 0 to 65535"),

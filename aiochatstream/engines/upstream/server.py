@@ -193,7 +193,9 @@ class UpstreamServer:
         before, self.state = self.state, "down"
         if before in ("new", "up") and not self.removed:
             self.outages += 1
-            logger.warning("Upstream server %s is down: %s", self.name, reason)
+            starts = before == "new" and self.url.startswith("unix:")  # its socket does not exist yet
+            level = logging.INFO if starts else logging.WARNING
+            logger.log(level, "Upstream server %s is down: %s", self.name, reason)
         if before != "down":
             self._on_change(self)
 
