@@ -62,8 +62,12 @@ class EventFilter:
         data, self._rest = data[:end], data[end:]
         if len(self._rest) > MAX_EVENT_BYTES:
             raise ValueError("an event is too large")
-        if not self._parses_all and not any(mark in data for mark in self._marks):
-            return data
+        if not self._parses_all:
+            for mark in self._marks:  # any() would cost twice as much
+                if mark in data:
+                    break
+            else:
+                return data
         events = []
         try:
             for event in EVENT.findall(data):

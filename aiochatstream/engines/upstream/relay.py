@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -112,11 +112,11 @@ class Receiver(Protocol):
         :param size: number of bytes of the body; None if it is unknown.
         """
 
-    def has_room(self, size: int) -> bool:
-        """Return True if :meth:`write` of ``size`` bytes will not wait for the client."""
+    async def write(self, data: bytes, on_wait: Callable[[], None]) -> None:
+        """Pass on a part of the body. Errors of the client cancel the task.
 
-    async def write(self, data: bytes) -> None:
-        """Pass on a part of the body, and wait if the client is slow. Errors of the client cancel the task."""
+        :param on_wait: called if the client is slow, before waiting for it.
+        """
 
 
 class RelayAttempt:
@@ -245,12 +245,10 @@ class RelayAttempt:
         return usage_delta(find_usage(tail), reason[1].decode() if reason is not None else "")
 
     async def _write(self, data: bytes) -> None:
-        if self._receiver.has_room(len(data)):
-            await self._receiver.write(data)
-            return
-        self._slot.pause()  # a server that waits for a slow client is not hung
-        await self._receiver.write(data)
-        self._slot.heard(output=False)
+        slot = self._slot
+        await self._receiver.write(data, slot.pause)  # a server that waits for a slow client is not hung
+        if slot.paused:
+            slot.heard(output=False)
 
     def _rename(self, data: bytes) -> bytes:
         """Return ``data`` with the client's name of the model instead of the server's."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from aiohttp import web
 
@@ -127,15 +127,11 @@ class ResponseCopy:
         self.has_begun = True
         self._content_type, self.response.size = content_type, size
 
-    def has_room(self, size: int) -> bool:
-        """Return True if ``size`` bytes can be written without waiting for the client."""
-        return self.response.has_room(size)
-
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, on_wait: Callable[[], None]) -> None:
         """Send a part of the body. If the client has left, or receives nothing for too long, stop."""
         self._turn.note_output(self._server.metrics.gap)
         try:
-            await self.response.write_bytes(self._content_type, data)
+            await self.response.write_bytes(self._content_type, data, on_wait)
         except (ConnectionError, TimeoutError) as error:
             self._client_error = error
             self.stop()

@@ -62,19 +62,19 @@ class StreamedResponse:
         """Send ``text``. Raise TimeoutError if the client receives nothing for ``write_timeout`` seconds."""
         await self.write_bytes(content_type, text.encode())
 
-    async def write_bytes(self, content_type: str, data: bytes) -> None:
-        """Send ``data``. Raise the errors of :meth:`write`."""
-        stream = await self.open(content_type)
-        if self.has_room(len(data)):
-            await stream.write(data)  # never waits; a timeout would cost more than the write
-        else:
-            async with asyncio.timeout(self.write_timeout):
-                await stream.write(data)
+    async def write_bytes(self, content_type: str, data: bytes, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Send ``data``. Raise the errors of :meth:`write`.
 
-    def has_room(self, size: int) -> bool:
-        """Return True if ``size`` bytes can be written without waiting for the client."""
+        :param on_wait: called if the client is slow, before waiting for it.
+        """
+        stream = self.stream or await self.open(content_type)
         transport = self.request.transport
-        return transport is not None and transport.get_write_buffer_size() + size < BUFFER_BYTES
+        if transport is not None and transport.get_write_buffer_size() + len(data) < BUFFER_BYTES:
+            await stream.write(data)  # never waits; a timeout would cost more than the write
+            return
+        on_wait()
+        async with asyncio.timeout(self.write_timeout):
+            await stream.write(data)
 
     async def finish(self, content_type: str) -> web.StreamResponse:
         """Send the end of the body. Raise the errors of :meth:`write`."""
