@@ -53,7 +53,11 @@ def run(options: argparse.Namespace) -> Exception | None:
     else:
         listener = listening.listen_at(options.unix, texts)
         url = f"unix:{options.unix}"
-    chat_streams = {source: _chat_stream(options, source, url, sessions, texts) for source in sources}
+    try:
+        chat_streams = {source: _chat_stream(options, source, url, sessions, texts) for source in sources}
+    except BaseException:
+        listener.close()
+        raise
     failures: list[Exception] = []
 
     async def announce() -> None:

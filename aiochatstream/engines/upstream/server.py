@@ -111,7 +111,7 @@ class UpstreamServer:
     def probe_succeeded(self, facts: Facts) -> None:
         """Take the server into use."""
         self._facts = facts
-        self._probes += self.state != "new"
+        self._probes += self.state in ("down", "draining")
         if self.state != "up":
             level = logging.WARNING if self.state == "down" else logging.INFO  # as visible as the outage
             logger.log(level, "Upstream server %s is up, with model %s.", self.name, facts.model)

@@ -125,6 +125,7 @@ class PoolMachine(RuleBasedStateMachine):
         candidates = [server for server in accepting if server not in avoided] or accepting
         assert slot.server in candidates
         assert slot.server.state == "up"
+        assert not slot.server.removed
         total, slots = sum(running[server] for server in candidates), sum(server.slots for server in candidates)
         assert running[slot.server] + 1 <= load_bound(slot.server, total + 1, slots)
         assert load_bound(slot.server, total + 1, slots) < 1.25 * (total + 1) * slot.server.slots / slots + 1
@@ -213,6 +214,8 @@ class PoolMachine(RuleBasedStateMachine):
             normal = sum(slot.server is server for slot in self.normal)
             assert normal <= server.slots
             assert server.running >= normal
+        servers = {*self.pool._servers.values()}
+        assert all(slot.server in servers for slot in self.normal), "its session is closed"
 
     @invariant()
     def capacity_is_known(self) -> None:
