@@ -405,6 +405,12 @@ class Runtime:
             seeded.model_fields_set.discard("seed")
         return seeded
 
+    async def _prompt_of(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
+        """Return the result of :meth:`_make_prompt`, from a thread if it may block."""
+        if isinstance(self.engine, AsyncEngine) and self.engine.tokenizer is None:
+            return self._make_prompt(chat_prompt, params)
+        return await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
+
     async def _run_in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await self._run_in_thread(self._prompt_threads, function, *args)
 
