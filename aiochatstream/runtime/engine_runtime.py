@@ -192,7 +192,7 @@ class Runtime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._shut_down()
+        await self.shut_down()
         await self._end()
 
     async def _start(self) -> None:
@@ -216,7 +216,7 @@ class Runtime:
             await self._end()  # __aexit__ is not called
             raise
 
-    async def _shut_down(self) -> None:
+    async def shut_down(self) -> None:
         """Refuse new turns, wait for running ones up to ``shutdown_timeout``, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from aiochatstream.errors import Draining, TooManyRequests
+from aiochatstream.errors import TooManyRequests
 from aiochatstream.runtime import redis_admission
-from aiochatstream.runtime.admission import Admission, Ticket
+from aiochatstream.runtime.admission import Ticket
 from aiochatstream.runtime.redis_admission import RedisAdmission
-from aiochatstream.runtime.shared_queue import FrontReport, SharedQueue, WholeReport
-from tests.helpers import PATIENCE, until
+from tests.helpers import until
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.both_loops

@@ -42,6 +42,7 @@ class _Child:
     name: str
     socket: Path
     process: Process | None = None
+    ends: int = 0
 
 
 class ChildServers:
@@ -83,6 +84,11 @@ class ChildServers:
         self.upstreams = [Upstream(f"unix:{child.socket}", slots, name=child.name) for child in self._children]
         """Sources of :class:`~aiochatstream.engines.upstream.pool.UpstreamPool`."""
 
+    @property
+    def all_failed(self) -> bool:
+        """True if each server has ended at least once."""
+        return all(child.ends for child in self._children)
+
     async def open(self) -> None:
         """Start the servers, in a folder that only this user can read. Raise OSError if it cannot be created."""
         self._folder.mkdir(mode=0o700)
@@ -106,6 +112,7 @@ class ChildServers:
         while not self._closing.is_set():
             began = time.monotonic()
             reason = await self._run_once(child)
+            child.ends += 1
             if self._closing.is_set():
                 return
             starts = 1 if time.monotonic() - began > STABLE_SECONDS else starts + 1

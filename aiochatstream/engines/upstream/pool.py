@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 PROBE_SECONDS = 5.0
 """Maximum seconds of a probe."""
 
+IDLE_PROBE_SECONDS = 5.0
+"""Seconds between two probes of a server without answers."""
+
 REFRESH_SECONDS = 5.0
 """Seconds between two readings of the addresses of a name, or of a list of servers."""
 
@@ -111,6 +114,7 @@ class UpstreamPool:
         await asyncio.gather(*(self._read(source) for source in self._listed))
         await asyncio.gather(*(self._probe(server) for server in self._servers.values()))
         self._start(self._watch_silence())
+        self._start(self._watch_idle())
         for source in self._listed:
             if not source.upstream.is_server:
                 self._start(self._follow(source))
@@ -277,6 +281,12 @@ class UpstreamPool:
                     server.note_response()
                 pause = min(pause, self._stall - self._check_silence(server))
             pause = max(pause, 0.001)
+
+    async def _watch_idle(self) -> None:
+        """Probe the servers without answers, whose failure no request shows, as long as the pool is open."""
+        while True:
+            await asyncio.sleep(IDLE_PROBE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - spreads several fronts
+            await asyncio.gather(*(self._probe(server) for server in self.servers if not server.running))
 
     def _check_silence(self, server: UpstreamServer) -> float:
         """Return the seconds of silence of ``server``; a server that hangs is taken out of use."""

@@ -396,6 +396,15 @@ async def test_all_down_and_back_keeps_the_order() -> None:
         assert order == sorted(order)
 
 
+async def test_the_failure_of_a_server_without_answers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiochatstream.engines.upstream.pool.IDLE_PROBE_SECONDS", 0.01)
+    async with ModelServer() as server, open_pool(server) as pool:
+        await server.stop()
+        await until(lambda: pool.unavailable() is not None)
+        await server.start()
+        await until(lambda: pool.unavailable() is None)
+
+
 async def test_a_server_that_comes_and_goes_serves_everybody(caplog: pytest.LogCaptureFixture) -> None:
     async with AsyncExitStack() as stack:
         steady, flapping = [await stack.enter_async_context(ModelServer()) for _ in range(2)]
