@@ -60,6 +60,7 @@ bench-measure: setup
 	$(BIN)/python bench/compare.py ours ours-compiled vllm --concurrency 1,4,8,16,32 --rounds 2 \
 		--json bench/results/compare-compile.json
 	$(BIN)/python bench/overhead.py --json bench/results/overhead.json
+	$(BIN)/python bench/scaling.py --json bench/results/scaling.json
 	$(BIN)/python bench/engine.py --json bench/results/engine.json
 	$(BIN)/python bench/engine.py --compile --json bench/results/engine-compile.json
 	$(BIN)/python bench/browser.py --json bench/results/browser.json

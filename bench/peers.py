@@ -1,4 +1,4 @@
-"""Presets of ``compare.py``: other servers, each in its own virtual environment.
+"""Presets of ``compare.py`` and ``scaling.py``: other servers, each in its own virtual environment.
 
 ``python bench/peers.py list`` prints the installed versions, ``python bench/peers.py install NAME...`` creates
 environments, and ``python bench/peers.py lines`` prints the commands of the installation.
@@ -152,11 +152,33 @@ PRESETS = {
     ),
 }
 
+ROUTERS = {
+    "vllm-router": Peer(
+        "vllm-router",
+        "{bin}/vllm-router --worker-urls {upstreams} --policy power_of_two --host 127.0.0.1 --port {port} "
+        "--max-concurrent-requests 4096 --log-level error",
+        ("vllm-router",),
+        install=("vllm-router==0.1.17",),
+        note="policy power_of_two, written in Rust",
+    ),
+    "litellm": Peer(
+        "LiteLLM's proxy",
+        "{bin}/litellm --config {config} --host 127.0.0.1 --port {port} --num_workers 1 --telemetry False",
+        ("litellm", "fastapi", "uvicorn"),
+        install=("litellm[proxy]==1.101.6",),
+        env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
+        note="one worker, no database",
+    ),
+}
+"""Presets of ``scaling.py``: servers in front of upstreams. Their commands have the placeholders {bin} (the folder of
+the environment's programs), {upstreams} (URLs), {config} (a file for LiteLLM) and {port}."""
+ALL_PRESETS = PRESETS | ROUTERS
+
 
 def python_path(name: str, peers: Path) -> Path:
     """Return the path of the Python interpreter in a preset's environment, installed or not."""
-    home = PRESETS[name].shares or name
-    return peers / home / "bin" / "python" if PRESETS[home].install else Path(sys.executable)
+    home = ALL_PRESETS[name].shares or name
+    return peers / home / "bin" / "python" if ALL_PRESETS[home].install else Path(sys.executable)
 
 
 def versions(name: str, peers: Path) -> dict[str, str]:
@@ -164,9 +186,9 @@ def versions(name: str, peers: Path) -> dict[str, str]:
     python = python_path(name, peers)
     if not python.is_file():
         return {}
-    output = _run([str(python), "-c", VERSIONS, *PRESETS[name].packages], capture=True)
+    output = _run([str(python), "-c", VERSIONS, *ALL_PRESETS[name].packages], capture=True)
     versions: dict[str, str] = json.loads(output)
-    return versions if PRESETS[name].packages[0] in versions else {}
+    return versions if ALL_PRESETS[name].packages[0] in versions else {}
 
 
 def installed_versions(name: str, peers: Path) -> tuple[dict[str, str], str]:
@@ -179,13 +201,13 @@ def installed_versions(name: str, peers: Path) -> tuple[dict[str, str], str]:
         return {}, f"its environment is broken: {error.strerror}"
     except ValueError:
         return {}, "its environment is broken: python reports no versions"
-    missing = f"not installed: python bench/peers.py install {PRESETS[name].shares or name}"
+    missing = f"not installed: python bench/peers.py install {ALL_PRESETS[name].shares or name}"
     return installed, "" if installed else missing
 
 
 def install(name: str, peers: Path) -> None:
     """Create the preset's environment. Raise subprocess.CalledProcessError if a command fails."""
-    peer, folder = PRESETS[name], peers / name
+    peer, folder = ALL_PRESETS[name], peers / name
     if not peer.install:
         return
     _run([sys.executable, "-m", "venv", str(folder)])
@@ -200,7 +222,7 @@ def install(name: str, peers: Path) -> None:
 
 def lines(name: str) -> list[str]:
     """Return the commands of :func:`install` for a shell."""
-    peer, pip = PRESETS[name], f"{name}/bin/pip install"
+    peer, pip = ALL_PRESETS[name], f"{name}/bin/pip install"
     if not peer.install:
         return [f"# runs in the environment of {peer.shares or 'this project'}"]
     commands = [f"python -m venv {name}"]
@@ -219,13 +241,13 @@ def _run(command: list[str], *, capture: bool = False) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["list", "lines", "install"], metavar="ACTION", help="list, lines or install")
-    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help=f"{', '.join(PRESETS)} (default: all)")
+    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help=f"{', '.join(ALL_PRESETS)} (default: all)")
     parser.add_argument("--peers", type=Path, default=PEERS, metavar="DIR", help="folder of the environments")
     options = parser.parse_args()
-    unknown = [name for name in options.names if name not in PRESETS]
+    unknown = [name for name in options.names if name not in ALL_PRESETS]
     if unknown:
-        parser.error(f"NAME must be one of {', '.join(PRESETS)}, not {unknown[0]}")
-    names = options.names or list(PRESETS)
+        parser.error(f"NAME must be one of {', '.join(ALL_PRESETS)}, not {unknown[0]}")
+    names = options.names or list(ALL_PRESETS)
     if options.action == "list":
         versions = {name: installed_versions(name, options.peers) for name in names}
         rows = [(name, ", ".join(map(" ".join, numbers.items())) or why) for name, (numbers, why) in versions.items()]

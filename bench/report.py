@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import OK, SCHEMA_VERSION, WRONG_USE
-from page import browser, compare, engine, overhead, soak
+from page import browser, compare, engine, overhead, scaling, soak
 from page.section import Report, Section
 
 from aiochatstream.bench.charts import require_matplotlib
@@ -28,6 +28,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Section, Report], None]]] = {
     "compare": ("compare.py --rounds 2", compare.TITLE, compare.write),
     "compare-compile": (FAST, f"{compare.TITLE}, compiled", compare.write),
     "overhead": ("overhead.py", overhead.TITLE, overhead.write),
+    "scaling": ("scaling.py", scaling.TITLE, scaling.write),
     "engine": ("engine.py", engine.TITLE, engine.write),
     "engine-compile": ("engine.py --compile", f"{engine.TITLE}, compiled", engine.write),
     "browser": ("browser.py", browser.TITLE, browser.write),

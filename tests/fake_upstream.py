@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Self
 
+import uvloop
 from aiohttp import web
 
 from tests.fake_answers import prompt_ids
@@ -199,8 +200,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON object of Settings")
     options = parser.parse_args()
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(options.port, options.settings))
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(options.port, options.settings))
 
 
 if __name__ == "__main__":

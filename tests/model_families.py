@@ -215,6 +215,7 @@ class Family:
     switch: texts of the prompt by level of thinking.
     keeps_thoughts: the template renders thoughts of earlier turns.
     keeps_thoughts_of_calls: the template renders the thought before a call in the same turn.
+    renders_newest_thought: the template opens the thought, or renders that of the newest answer.
     """
 
     name: str
@@ -234,6 +235,7 @@ class Family:
     switch: Mapping[str, str] = field(default_factory=dict)
     keeps_thoughts: bool = False
     keeps_thoughts_of_calls: bool = False
+    renders_newest_thought: bool = True
     tokenizer_of: TokenizerOf = byte_level
 
     def answer(self, content: str = "", thought: str | None = None, calls: Sequence[Call] = ()) -> str:
@@ -384,6 +386,7 @@ FAMILIES = {
         switch={"high": "<|think|>"},
         keeps_thoughts_of_calls=True,
         tokenizer_of=byte_fallback,
+        renders_newest_thought=False,
     ),
     "FunctionGemma": Family(
         "functiongemma",
@@ -434,6 +437,7 @@ FAMILIES = {
         write_calls=_named_calls("[TOOL_CALLS]", "[ARGS]", ""),
         params={"thinking": "high"},
         switch={"high": '"high"', "off": '"none"'},
+        renders_newest_thought=False,
     ),
     "Mistral 7B": Family(
         "mistral_list",
@@ -476,6 +480,7 @@ FAMILIES = {
         prose="{}\n",
         write_calls=_json_calls("", "", "\n", "parameters"),
         max_calls=1,
+        renders_newest_thought=False,
     ),
     "DeepSeek": Family(
         "deepseek",

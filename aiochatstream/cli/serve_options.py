@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from aiochatstream.cli import engines, session_options
-from aiochatstream.cli.engines import SLOTS_EACH, Source
+from aiochatstream.cli.engines import SLOTS_EACH, ModelSource
 from aiochatstream.console import model_options, prompt_options
 
 API_KEYS = "AIOCHATSTREAM_API_KEYS"
@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="HuggingFace id, folder or .gguf file (without it, the small model), or URLs of servers with OpenAI's API "
         "that generate the answers: http(s)://..., dns+http://NAME:PORT, list+http://...",
     )
+    add(
+        "--model",
+        action="append",
+        dest="models",
+        metavar="NAME=WHAT",
+        help="model that clients of /v1 choose by this name: WHAT is a MODEL, or URLs separated by commas; repeatable, "
+        "and the page uses the first one",
+    )
     add("--host", default="127.0.0.1", help="address to listen on")
     add(
         "--allowed-host",
@@ -37,8 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="host name that clients may use, for example chat.example.com behind a proxy; repeatable",
     )
     add("--port", type=_port, default=8080, help="port to listen on; 0 selects a free port")
+    add("--child", action="store_true", help=argparse.SUPPRESS)  # a server of --devices, which ends with its parent
     add("--unix", type=Path, metavar="PATH", help="listen on a Unix socket at this path instead")
     model_options.add_arguments(parser)
+    add(
+        "--devices",
+        metavar="LIST",
+        help="devices separated by commas, for example cuda:0,cuda:1: a process with a copy of the model on each",
+    )
     add(
         "--compile",
         action="store_true",
@@ -56,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency",
         type=int,
         metavar="N",
-        help="answers generated concurrently: by a model (2), by all servers (no limit)",
+        help="answers generated concurrently: by a model (2), by each of --devices (2), by all servers (no limit)",
     )
     add("--slots-each", type=int, metavar="N", help=f"answers that each server generates concurrently ({SLOTS_EACH})")
     add("--upstream-key-file", type=Path, metavar="FILE", help="API key of the servers")
@@ -80,12 +94,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     session_options.add_arguments(parser)
 
 
-def check(options: argparse.Namespace) -> list[Source]:
+def check(options: argparse.Namespace) -> list[ModelSource]:
     """Return the models to serve. Raise ValueError if options contradict each other, before a model is loaded."""
     sources = engines.sources_of(options)
     substitute = "--mock" if options.mock is not None else "--replay" if options.replay is not None else None
     model_only = [
         *((_name(name), name in options) for name in model_options.NAMES),
+        ("--devices", options.devices is not None),
         ("--compile", options.compile),
         *((_name(name), vars(options)[name] is not None) for name in prompt_options.NAMES),
     ]
@@ -93,6 +108,7 @@ def check(options: argparse.Namespace) -> list[Source]:
         ("--replay", substitute == "--mock" and options.replay is not None),
         ("--record", substitute == "--replay" and options.record is not None),
         ("MODEL", bool(options.model)),
+        ("--model", options.models is not None),
         *model_only,
     ):
         if substitute is not None and is_set:
@@ -106,6 +122,10 @@ def check(options: argparse.Namespace) -> list[Source]:
         for name in SERVER_ONLY:
             if vars(options)[name] is not None:
                 raise ValueError(f"{_name(name)} needs the URL of a server.")
+    if options.devices is not None and options.record is not None:
+        raise ValueError("--record cannot be used with --devices.")
+    if options.devices is not None and ("device" in options or "device_map" in options):
+        raise ValueError("--devices cannot be used with --device and --device-map.")
     prompt_options.check_combination(options.prompt, options.chat_template)
     context_len, answer = options.context_len, options.max_new_tokens
     if None not in (context_len, answer) and context_len <= answer:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from aiochatstream.errors import ChatStreamError, InvalidValue
 from aiochatstream.params import GenerationParams
@@ -109,6 +109,17 @@ class Delta:
         return self.tokens or len(self.token_ids)
 
 
+class LabelledMetric(NamedTuple):
+    """A value for /metrics with labels, for example of one of several servers.
+
+    It is a counter if its name ends in ``_total``, else a gauge.
+    """
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
 class BaseEngine:
     """Interface that :class:`Engine` and :class:`AsyncEngine` share."""
 
@@ -161,6 +172,10 @@ class BaseEngine:
     def metrics(self) -> dict[str, float]:
         """Return current values for /metrics: gauges, and counters whose names end in ``_total``."""
         return {}
+
+    def labelled_metrics(self) -> list[LabelledMetric]:
+        """Return current values for /metrics that have labels. Values of one name have the same labels."""
+        return []
 
     def gpu_memory(self) -> list[tuple[int, int, int]]:
         """Return index, total bytes and used bytes of each GPU that is visible to this process."""

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from aiochatstream.engines import recording_files
-from aiochatstream.engines.base import Delta, Engine, Prompt, StepKind
+from aiochatstream.engines.base import Delta, Engine, LabelledMetric, Prompt, StepKind
 from aiochatstream.engines.recording_files import Recording
 from aiochatstream.engines.timer import Timer
 from aiochatstream.errors import ChatStreamError, InvalidValue, NoRecording
@@ -80,6 +80,9 @@ class RecordingEngine(Engine):
 
     def metrics(self) -> dict[str, float]:
         return self._engine.metrics()
+
+    def labelled_metrics(self) -> list[LabelledMetric]:
+        return self._engine.labelled_metrics()
 
     def gpu_memory(self) -> list[tuple[int, int, int]]:
         return self._engine.gpu_memory()

@@ -151,6 +151,7 @@ class Runtime:
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
             engine=lambda: self.engine.metrics(),
+            labelled=lambda: self.engine.labelled_metrics(),
         )
         self.engine.on_step = self.metrics.step
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
@@ -209,7 +210,7 @@ class Runtime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._shut_down()
+        await self.shut_down()
         await self._end()
 
     async def _start(self) -> None:
@@ -234,7 +235,7 @@ class Runtime:
             await self._end()  # __aexit__ is not called
             raise
 
-    async def _shut_down(self) -> None:
+    async def shut_down(self) -> None:
         """Refuse new turns, wait for running ones up to ``shutdown_timeout``, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):

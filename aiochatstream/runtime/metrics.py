@@ -18,6 +18,10 @@ aiochatstream_kv_cache_bytes, _prefix_cache_bytes          gauge        keys and
 aiochatstream_prefix_cache_hits_total                      counter      answers with a prompt prefix from the cache
 aiochatstream_sessions, _sessions_bytes                    gauge        conversations in memory, and their bytes
 aiochatstream_event_loop_lag_seconds                       histogram    delay of timers of the event loop
+aiochatstream_upstream_up, _running {server}               gauge        1 if it is up; its running answers
+aiochatstream_upstream_failures_total {server}             counter      outages
+aiochatstream_upstream_answers_total {server}              counter      answers with output
+aiochatstream_upstream_first_output_seconds_total {server} counter      their seconds until the first output, in sum
 ========================================================== ============ ==============================================
 """
 
@@ -34,6 +38,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from aiochatstream.engines import StepKind
+from aiochatstream.engines.base import LabelledMetric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -49,6 +54,7 @@ class Metrics:
     :param running: returns the number of slots in use.
     :param waiting: returns the length of the queue.
     :param engine: returns the current figures of the engine.
+    :param labelled: returns those with labels.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Metrics:
         running: Callable[[], int],
         waiting: Callable[[], int],
         engine: Callable[[], dict[str, float]],
+        labelled: Callable[[], list[LabelledMetric]],
     ) -> None:
         self._registry = CollectorRegistry()
         self._gauge("num_requests_running", "Requests that hold a slot.", running)
@@ -68,7 +75,7 @@ class Metrics:
         self._thinking_tokens = self._counter("thinking_tokens", "Tokens of answers that are thoughts.")
         self._queue_time = self._histogram("request_queue_time_seconds", "Time from acceptance to the slot.", LONG)
         self._ttft = self._histogram("time_to_first_token_seconds", "Time from acceptance to the first text.", LONG)
-        self._registry.register(_Figures(engine))
+        self._registry.register(_Figures(engine, labelled))
         self._itl = _Gaps()
         self._registry.register(self._itl)
         self._e2e = self._histogram("e2e_request_latency_seconds", "Time from acceptance to the end.", LONG)
@@ -143,13 +150,18 @@ class Metrics:
 class _Figures(Collector):
     """Figures of an engine."""
 
-    def __init__(self, read: Callable[[], dict[str, float]]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[], dict[str, float]], read_labelled: Callable[[], list[LabelledMetric]]) -> None:
+        self._read, self._read_labelled = read, read_labelled
 
     def collect(self) -> Iterator[Metric]:
-        for name, value in self._read().items():
-            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield kind(f"aiochatstream_{name}", "Figure of the engine.", value=value)
+        unlabelled = [LabelledMetric(name, {}, value) for name, value in self._read().items()]
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for name, labels, value in [*unlabelled, *self._read_labelled()]:
+            if name not in families:
+                kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                families[name] = kind(f"aiochatstream_{name}", "Figure of the engine.", labels=[*labels])
+            families[name].add_metric([*labels.values()], value)
+        yield from families.values()
 
 
 class _Gaps(Collector):

@@ -14,7 +14,7 @@ import pytest
 from tests.processes import PYTHON, ROOT, Finished, finish
 
 RESULTS = ROOT / "bench" / "results"
-NAMES = ("compare", "overhead", "engine", "browser", "soak")
+NAMES = ("compare", "overhead", "scaling", "engine", "browser", "soak")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -193,9 +193,34 @@ BROWSER = {
     ]
 }
 
+
+def scaling_row(scenario: str, case: str, server: str, **figures: float) -> dict[str, Any]:
+    return {"scenario": scenario, "case": case, "server": server, "round": 0, **figures}
+
+
+LOAD = {"whole": 100, "wrong": 0, "lost": 0, "refused": 0, "hung": 0}
+
+SCALING = {
+    "rows": [
+        scaling_row("overhead", "200 streams", "direct", **LOAD, tokens_per_s=4000.0, ttft_p50_s=0.001),
+        scaling_row("overhead", "200 streams", "relay", **LOAD, tokens_per_s=3000.0, cpu_us_per_token=30.0, rss_mib=60),
+        scaling_row("overhead", "200 streams", "relay", **LOAD, tokens_per_s=3200.0, cpu_us_per_token=40.0, rss_mib=70),
+        scaling_row("kill", "100 | streams", "chat", **LOAD, longest_gap_s=0.25),
+        scaling_row("kill", "100 | streams", "chat", **LOAD | {"whole": 98, "lost": 2}, longest_gap_s=0.125),
+        scaling_row("leave", "while text arrives", "chat", p50_s=0.02, max_s=0.0305, missed=1),
+        scaling_row("something new", "here", "chat", p50_s=0.5),
+    ],
+    "bars": [
+        {"name": "kill, chat: lost", "measured": 2, "limit": 0, "minimum": False, "passed": False},
+        {"name": "affinity", "measured": 0.971, "limit": 0.95, "minimum": True, "passed": True},
+    ],
+    "not_measured": {"litellm": "not <installed>"},
+}
+
 REPORTS: dict[str, dict[str, Any]] = {
     "compare": COMPARE,
     "overhead": OVERHEAD,
+    "scaling": SCALING,
     "engine": ENGINE,
     "browser": BROWSER,
     "soak": SOAK,
@@ -290,6 +315,25 @@ def test_overhead_shows_all_servers_and_figures_of_the_json(lines: list[str], li
 @pytest.mark.parametrize(
     "line",
     [
+        "- litellm: not measured: not &lt;installed>",
+        "| kill, chat: lost | 2 | ≤ 0 | **no** |",
+        "| affinity | 0.97 | ≥ 0.95 | yes |",
+        "| case | server | whole | wrong | lost | refused | hung | tokens/s | CPU, µs/token | TTFT p50, ms "
+        "| memory, MiB | rounds |",
+        "| 200 streams | direct | 100 | 0 | 0 | 0 | 0 | 4,000 | - | 1.0 | - | 1 |",
+        "| 200 streams | relay | 200 | 0 | 0 | 0 | 0 | 3,100 (3,000-3,200) | 35.0 (30.0-40.0) | - | 70 | 2 |",
+        "| 100 \\| streams | chat | 198 | 0 | 2 | 0 | 0 | 0.25 | 2 |",
+        "| while text arrives | chat | 20.0 | 30.5 | 1 | 1 |",
+        "something new",
+    ],
+)
+def test_scaling_shows_the_figures_of_the_json(lines: list[str], line: str) -> None:
+    assert line in lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
         "| prefill | 64 tokens | tokens/s | 900.0 (899.0-901.0) | 300.0 (300.0-300.0) | 3.00 (3.00-3.00) |  |",
         "| decode | after 512 tokens | ms/step | 24.0 (23.0-25.0) | 48.0 (48.0-48.0) | 0.50 (0.50-0.50) | 3.0 |",
         "| something new | here | pints | 2.0 (1.0-3.0) | 4.0 (4.0-4.0) | 0.50 (0.50-0.50) |  |",
@@ -357,6 +401,7 @@ AXES = {
     "overhead-memory.svg": {"KiB per client", "chatstream"},
     "overhead-lag.svg": {"ms", "idle, p99"},
     "overhead-added-latency.svg": {"ms", "ours, p50"},
+    "scaling-cpu.svg": {"CPU time, µs per token", "relay"},
     "engine-prefill.svg": {"prompt, tokens (log)", "prompt tokens/s"},
     "engine-decode.svg": {"context, tokens (log)", "step, ms", "floor"},
     "engine-batch.svg": {"answers in the batch (log)", "tokens/s, all answers"},
@@ -398,8 +443,15 @@ def test_a_missing_file_is_replaced_by_the_command_that_measures_it(tmp_path: Pa
     write_json(tmp_path, "soak", interrupted=True)
     assert run_report(tmp_path).returncode == 0
     page = (tmp_path / "README.md").read_text()
-    assert page.count("Not measured yet.") == 6
-    for command in ("compare.py --rounds 2", "overhead.py", "engine.py", "engine.py --compile", "browser.py"):
+    assert page.count("Not measured yet.") == 7
+    for command in (
+        "compare.py --rounds 2",
+        "overhead.py",
+        "scaling.py",
+        "engine.py",
+        "engine.py --compile",
+        "browser.py",
+    ):
         assert f"python bench/{command} --json bench/results/" in page
     assert "**Interrupted**" in page
 

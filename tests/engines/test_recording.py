@@ -17,7 +17,7 @@ import pytest
 
 from aiochatstream import Constraint, Delta, Engine, GenerationParams, Prompt, RecordingEngine, ReplayEngine
 from aiochatstream.engines import DeltaStream
-from aiochatstream.engines.base import ToolCall
+from aiochatstream.engines.base import LabelledMetric, ToolCall
 from aiochatstream.errors import InvalidValue, NoRecording
 from tests.engines.fake_timers import ManualTimer, VirtualTimer
 from tests.helpers import PATIENCE, until
@@ -193,6 +193,9 @@ class FullEngine(Engine):
     def metrics(self) -> dict[str, float]:
         return {"batch_size": 3.0}
 
+    def labelled_metrics(self) -> list[LabelledMetric]:
+        return [LabelledMetric("up", {"server": "a"}, 1)]
+
     def describe(self) -> dict[str, str]:
         return {"model": "full"}
 
@@ -213,6 +216,7 @@ def test_other_methods_are_those_of_the_wrapped_engine(tmp_path: Path) -> None:
     assert (engine.tokenizer, engine.max_context_len) == ("tokenizer", 77)
     assert engine.response_template == {"fields": {}}
     assert (engine.metrics(), engine.describe()) == ({"batch_size": 3.0}, {"model": "full"})
+    assert engine.labelled_metrics() == [("up", {"server": "a"}, 1)]
     list(engine.generate(prompt(), PARAMS))
     assert steps == [("prefill", 0.5), ("decode", 0.25)]
     with pytest.raises(InvalidValue, match="not supported by this engine"):

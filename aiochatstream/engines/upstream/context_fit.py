@@ -14,8 +14,11 @@ ASCII_CHARS_PER_TOKEN = 4.0
 MESSAGE_TOKENS = 5
 """Average tokens of a chat template around a message."""
 
-LEARNING_RATE = 0.2
-"""Weight of the newest answer in the correction of the estimates."""
+PRIOR_TOKENS = 200.0
+"""Weight of the first guess, as tokens of prompts."""
+
+DECAY = 0.9
+"""Weight of earlier prompts each time another length is reported."""
 
 NEAR_LIMIT = 0.75
 """Share of the room from which the estimate is replaced by the server's own count, if the server can count."""
@@ -29,19 +32,20 @@ class TokenEstimate:
     """Estimate of the length of messages in tokens, corrected by the lengths that servers report."""
 
     def __init__(self) -> None:
-        self._correction = 1.0
+        self._tokens = self._guesses = PRIOR_TOKENS
 
     def __call__(self, messages: Sequence[Message]) -> int:
         """Return the estimated number of tokens."""
-        return math.ceil(self._correction * _raw_estimate(messages))
+        return math.ceil(_guess(messages) * self._tokens / self._guesses)
 
     def learn(self, messages: Sequence[Message], tokens: int) -> None:
         """Use the reported length of messages to correct later estimates."""
-        if tokens > 0 and (raw := _raw_estimate(messages)):
-            self._correction += LEARNING_RATE * (tokens / raw - self._correction)
+        if tokens > 0:
+            self._tokens = DECAY * self._tokens + tokens
+            self._guesses = DECAY * self._guesses + _guess(messages)
 
 
-def _raw_estimate(messages: Sequence[Message]) -> float:
+def _guess(messages: Sequence[Message]) -> float:
     tokens = 0.0
     for message in messages:
         for text in (message["content"], message.get("reasoning_content", "")):

@@ -66,6 +66,7 @@ class Dialect:
     thinking_budget: name of the field of ``max_thinking_tokens``; None if there is none.
     template_kwargs: True if the server passes ``chat_template_kwargs`` to the chat template.
     continuing: fields that let the model continue the last message, an assistant's; None if it cannot.
+    continues_thoughts: True if it also continues such a message that has only thoughts, in ``reasoning_content``.
     token_ids: fields that request the ids of generated tokens; empty if the server does not send them.
     tokenizes: True if ``/tokenize`` counts the tokens of messages.
     cache_salt: name of the field that separates the cached prompts of different users; None if there is none.
@@ -81,6 +82,7 @@ class Dialect:
     thinking_budget: str | None = None
     template_kwargs: bool = False
     continuing: Fields | None = None
+    continues_thoughts: bool = False
     token_ids: Fields = field(default_factory=dict)
     tokenizes: bool = False
     cache_salt: str | None = None
@@ -101,6 +103,7 @@ DIALECTS = (
         thinking_budget="max_thinking_tokens",
         template_kwargs=True,
         continuing={"continue_final_message": True},
+        continues_thoughts=True,
         token_ids={"return_token_ids": True},
         tokenizes=True,
         cache_salt="cache_salt",
@@ -172,10 +175,10 @@ async def probe(session: UpstreamSession, model: str | None) -> Facts:
         return read_models(await response.json(content_type=None), model)
 
 
-def read_models(body: Any, wanted: str | None = None) -> Facts:
+def read_models(body: Any, name: str | None = None) -> Facts:
     """Return the properties of a server from the body of its ``GET /v1/models``.
 
-    :param wanted: name of the model; None for the only one. vLLM also lists LoRA adapters, which have a ``parent``.
+    :param name: name of the model; None for the only one. vLLM also lists LoRA adapters, which have a ``parent``.
 
     Raise ValueError with a sentence for another body, and if there is no such model, or more than one.
     """
@@ -184,12 +187,12 @@ def read_models(body: Any, wanted: str | None = None) -> Facts:
     models = [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
     if not models:
         raise ValueError("GET /v1/models: must return a list of models.")
-    if wanted is not None:
-        chosen = [model for model in models if model["id"] == wanted]
+    if name is not None:
+        chosen = [model for model in models if model["id"] == name]
     else:
         chosen = [model for model in models if not model.get("parent")] or models
     if not chosen:
-        raise ValueError(f"model: the server does not list {wanted!r}.")
+        raise ValueError(f"model: the server does not list {name!r}.")
     if len(chosen) > 1:
         raise ValueError(f"model: must name one of the server's {len(chosen)} models.")
     model = chosen[0]

@@ -100,5 +100,5 @@ def _urls(body: Any) -> list[str]:
     """Return the URLs of a list of servers, in their normal form. Raise ValueError if it is invalid."""
     urls = body.get("upstreams") if isinstance(body, dict) else body
     if not isinstance(urls, list) or not all(isinstance(url, str) and url.startswith("http") for url in urls):
-        raise ValueError("the list must be a JSON array of URLs such as http://host:8000.")
+        raise ValueError("the list: must be a JSON array of URLs such as http://host:8000.")
     return [*dict.fromkeys(validated_upstream(url).url for url in urls)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
+from aiochatstream.engines.base import LabelledMetric
 from aiochatstream.engines.upstream import dialects
 from aiochatstream.engines.upstream.choice import choose
 from aiochatstream.engines.upstream.discovery import Resolve, Source, resolve, source_of
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 5.0
 """Maximum seconds of a probe."""
+
+IDLE_PROBE_SECONDS = 5.0
+"""Seconds between two probes of a server without answers."""
 
 REFRESH_SECONDS = 5.0
 """Seconds between two readings of the addresses of a name, or of a list of servers."""
@@ -109,6 +114,7 @@ class UpstreamPool:
         await asyncio.gather(*(self._read(source) for source in self._listed))
         await asyncio.gather(*(self._probe(server) for server in self._servers.values()))
         self._start(self._watch_silence())
+        self._start(self._watch_idle())
         for source in self._listed:
             if not source.upstream.is_server:
                 self._start(self._follow(source))
@@ -176,21 +182,22 @@ class UpstreamPool:
             return waiter.slot.result()
         raise _unavailable()
 
-    def metrics(self) -> list[tuple[str, dict[str, str], float]]:
-        """Return name, labels and value of the figures of each server, names of counters ending in ``_total``.
+    def metrics(self) -> list[LabelledMetric]:
+        """Return the figures of each server.
 
         The seconds of first outputs, divided by the answers that have any, are the mean latency of a server.
         """
-        figures: list[tuple[str, dict[str, str], float]] = []
+        figures: list[LabelledMetric] = []
         for server in self._servers.values():
             labels = {"server": server.name}
-            figures += [
-                ("upstream_up", labels, server.is_up),
-                ("upstream_running", labels, server.running),
-                ("upstream_failures_total", labels, server.outages),
-                ("upstream_answers_total", labels, server.answers),
-                ("upstream_first_output_seconds_total", labels, server.first_output_seconds),
-            ]
+            values = {
+                "upstream_up": server.is_up,
+                "upstream_running": server.running,
+                "upstream_failures_total": server.outages,
+                "upstream_answers_total": server.answers,
+                "upstream_first_output_seconds_total": server.first_output_seconds,
+            }
+            figures += [LabelledMetric(name, labels, value) for name, value in values.items()]
         return figures
 
     def _take(self, key: str, avoid: Collection[UpstreamServer], over_slots: bool) -> UpstreamSlot | None:
@@ -257,11 +264,23 @@ class UpstreamPool:
 
     async def _watch_silence(self) -> None:
         """Find servers that hang, as long as the pool is open."""
+        pause = self._stall
         while True:
+            planned = time.monotonic() + pause
+            await asyncio.sleep(pause)
+            late = time.monotonic() - planned
             pause = self._stall
             for server in [*self._servers.values()]:
+                if late > self._stall / 10:  # this process was stopped, and so could not read
+                    server.note_response()
                 pause = min(pause, self._stall - self._check_silence(server))
-            await asyncio.sleep(max(pause, 0.001))
+            pause = max(pause, 0.001)
+
+    async def _watch_idle(self) -> None:
+        """Probe the servers without answers, whose failure no request shows, as long as the pool is open."""
+        while True:
+            await asyncio.sleep(IDLE_PROBE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - spreads several fronts
+            await asyncio.gather(*(self._probe(server) for server in self.servers if not server.running))
 
     def _check_silence(self, server: UpstreamServer) -> float:
         """Return the seconds of silence of ``server``; a server that hangs is taken out of use."""
@@ -284,11 +303,15 @@ class UpstreamPool:
             server.hang(f"it has sent nothing for {self._stall:g} s; {_reason(error)}")
 
     async def _follow(self, source: Source) -> None:
-        """Read ``source`` again and again, and probe new servers."""
+        """Read ``source`` again and again."""
         while True:
             await asyncio.sleep(self._refresh * random.uniform(0.8, 1.2))  # noqa: S311 - spreads several fronts
-            for server in await self._read(source):
-                self._start(self._recover(server))
+            await self._refresh_from(source)
+
+    async def _refresh_from(self, source: Source) -> None:
+        """Read ``source``, and start to probe new servers."""
+        for server in await self._read(source):
+            self._start(self._recover(server))
 
     async def _read(self, source: Source) -> list[UpstreamServer]:
         """Read the servers of ``source``, and return the new ones. If that fails, the former ones stay."""

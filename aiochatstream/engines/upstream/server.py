@@ -47,7 +47,7 @@ class UpstreamServer:
         self.outages = self.answers = 0
         self.first_output_seconds = 0.0
         self._on_change = on_change
-        self._answers: set[UpstreamSlot] = set()
+        self._answers: dict[UpstreamSlot, None] = {}  # in the order of their starts
         self._heard_at = 0.0
         self._on_trial = False
         self._probes = 0
@@ -97,7 +97,7 @@ class UpstreamServer:
         if all(slot.paused for slot in self._answers):
             self._heard_at = time.monotonic()
         slot = UpstreamSlot(self)
-        self._answers.add(slot)
+        self._answers[slot] = None
         return slot
 
     def next_probe_seconds(self) -> float:
@@ -111,7 +111,7 @@ class UpstreamServer:
     def probe_succeeded(self, facts: Facts) -> None:
         """Take the server into use."""
         self._facts = facts
-        self._probes += self.state != "new"
+        self._probes += self.state in ("down", "draining")
         if self.state != "up":
             level = logging.WARNING if self.state == "down" else logging.INFO  # as visible as the outage
             logger.log(level, "Upstream server %s is up, with model %s.", self.name, facts.model)
@@ -153,7 +153,7 @@ class UpstreamServer:
 
     def pause_requests(self, seconds: float | None) -> None:
         """Send no new requests for ``seconds``, or for the default if that is None."""
-        seconds = BUSY_SECONDS if seconds is None else min(max(seconds, 0.0), MAX_BUSY_SECONDS)
+        seconds = BUSY_SECONDS if seconds is None else max(0.0, min(MAX_BUSY_SECONDS, seconds))
         if self._busy is not None:
             self._busy.cancel()
         self._busy = asyncio.get_running_loop().call_later(seconds, self.resume_requests)
@@ -186,14 +186,16 @@ class UpstreamServer:
         return seconds, any(slot.has_output for slot in reading)
 
     def note_response(self) -> None:
-        """Note that the server responds, so that its silence begins anew."""
+        """Begin the silence anew."""
         self._heard_at = time.monotonic()
 
     def _go_down(self, reason: str) -> None:
         before, self.state = self.state, "down"
         if before in ("new", "up") and not self.removed:
             self.outages += 1
-            logger.warning("Upstream server %s is down: %s", self.name, reason)
+            starts = before == "new" and self.url.startswith("unix:")  # its socket does not exist yet
+            level = logging.INFO if starts else logging.WARNING
+            logger.log(level, "Upstream server %s is down: %s", self.name, reason)
         if before != "down":
             self._on_change(self)
 
@@ -207,7 +209,7 @@ class UpstreamServer:
                 self._on_change(self)
 
     def _free(self, slot: UpstreamSlot) -> None:
-        self._answers.discard(slot)
+        self._answers.pop(slot, None)
         self._on_change(self)
 
 

@@ -61,6 +61,11 @@ class UpstreamSession:
         url = URL(self.base_url + path, encoded=True)
         return self._session.request(method, url, allow_redirects=False, **options)
 
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`."""
+        return self._session.closed
+
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()

@@ -306,7 +306,7 @@ class StructuredOutputs(OpenAIModel):
     @model_validator(mode="after")
     def _check_count(self) -> StructuredOutputs:
         if sum(value is not None for _, value in self) != 1:
-            raise ValueError("must have exactly one of json, json_object, regex and choice")
+            raise ValueError("json: must be sent, or else exactly one of json_object, regex and choice")
         return self
 
 

@@ -44,4 +44,6 @@ class TokenizeRequest(ModelRequest):
 class DetokenizeRequest(ModelRequest):
     """The body of ``POST /detokenize``."""
 
+    MAY_BE_EMPTY = frozenset({"tokens"})
+
     tokens: Annotated[list[TokenId], Field(fail_fast=True, description="a list of token ids")]

@@ -73,11 +73,11 @@ async def test_a_text_is_completed() -> None:
 
 
 async def test_an_open_answer_is_continued() -> None:
-    begun = answer_text(MESSAGES, 3)
-    prompt = Prompt([*MESSAGES, {"role": "assistant", "content": begun}], [], continued=True)
+    beginning = answer_text(MESSAGES, 3)
+    prompt = Prompt([*MESSAGES, {"role": "assistant", "content": beginning}], [], continued=True)
     async with FakeUpstream(words=6) as upstream, running_engine(upstream.url) as engine:
         answer = await collect(engine, prompt)
-    assert begun + answer.text == answer_text(MESSAGES, 6)
+    assert beginning + answer.text == answer_text(MESSAGES, 6)
 
 
 async def test_stop_strings_beyond_the_upstreams_maximum() -> None:

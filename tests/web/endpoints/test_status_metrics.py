@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Prompt
+from aiochatstream.engines.base import LabelledMetric
 from tests.helpers import THOUGHTFUL, Client, ClientOf, DeltaEngine, MakeStepper, StartServer, echo, until
 
 
@@ -116,3 +117,25 @@ async def test_tokens_of_thoughts_are_counted(start: StartServer, client_of: Cli
     await client.say("one")
     now = await figures(client)
     assert (now["generation_tokens_total"], now["thinking_tokens_total"]) == (7, 4)
+
+
+class LabelledEngine(DeltaEngine):
+    """An engine with figures of two servers."""
+
+    def labelled_metrics(self) -> list[LabelledMetric]:
+        return [
+            LabelledMetric(name, {"server": server}, value)
+            for server, value in (("gpu1:8000", 1), ('a "b"\n', 2))
+            for name in ("upstream_running", "upstream_failures_total")
+        ]
+
+
+async def test_figures_of_an_engine_have_labels(start: StartServer, client_of: ClientOf) -> None:
+    server = await start(ChatStream(engine=LabelledEngine()))
+    now = await figures(client_of(server))
+    assert {name: value for name, value in now.items() if name.startswith("upstream")} == {
+        "upstream_running[gpu1:8000]": 1,
+        'upstream_running[a "b"\n]': 2,
+        "upstream_failures_total[gpu1:8000]": 1,
+        'upstream_failures_total[a "b"\n]': 2,
+    }

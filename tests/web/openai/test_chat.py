@@ -100,6 +100,15 @@ async def test_the_engine_receives_a_message_to_continue_as_the_open_answer(
     assert engine.messages == [messages, messages]
 
 
+async def test_an_empty_message_to_continue_is_a_new_answer(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    engine = DeltaEngine(Delta("four", finish_reason="stop"))
+    create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create
+    for empty in ({"content": ""}, {"content": None}, {}, {"content": "", "reasoning_content": ""}):
+        last: Any = {"role": "assistant", **empty}
+        await create(model="", messages=[*HI, last], extra_body={"continue_final_message": True})
+    assert [(prompt.messages, prompt.continued) for prompt in engine.prompts] == [(HI, False)] * 4
+
+
 async def test_content_without_parts_is_null(start: StartServer, openai_of: OpenAIClientOf) -> None:
     engine = SpyEngine("ok")
     create = openai_of(await start(ChatStream(engine=engine))).chat.completions.create

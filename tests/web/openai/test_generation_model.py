@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from typing import Any
 
 import openai
@@ -226,6 +227,19 @@ async def test_complete_answers_conform_to_their_schema(served: Server, openai_o
         },
     )
     assert digit.output_text in set("0123456789")
+
+
+async def test_completions_conform_to_their_form(served: Server, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(served).completions.create
+    for outputs, pattern in (({"choice": ["北京", "Paris"]}, "北京|Paris"), ({"regex": "[0-9]{3}"}, "[0-9]{3}")):
+        answer = await create(model="", prompt="The capital is", extra_body={"structured_outputs": outputs})
+        assert (answer.choices[0].finish_reason, re.fullmatch(pattern, answer.choices[0].text) is None) == (
+            "stop",
+            False,
+        )
+    schema = {"type": "json_schema", "json_schema": {"name": "digit", "schema": {"enum": [7, 8]}}}
+    answer = await create(model="", prompt="A digit:", extra_body={"response_format": schema})
+    assert answer.choices[0].text in ("7", "8")
 
 
 async def test_an_invalid_schema_is_a_400(served: Server, openai_of: OpenAIClientOf) -> None:

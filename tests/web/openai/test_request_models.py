@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, Constraint, GenerationParams
 from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.params import ThinkingLevel
 from aiochatstream.web.openai.chat import template_message
@@ -353,3 +353,65 @@ async def test_effort_and_variables_reach_the_template(start: StartServer, opena
     with pytest.raises(openai.BadRequestError, match="accepts enable_thinking, language") as error:
         await prompt_tokens(chat_template_kwargs={"tools": []})
     assert error.value.param == "chat_template_kwargs.tools"
+
+
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {"x": {"type": "integer"}}}
+
+FORMATS: list[tuple[dict[str, Any], Constraint | None]] = [
+    ({"response_format": {"type": "text"}}, None),
+    ({"response_format": {"type": "json_object"}}, Constraint("json_object")),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+        Constraint.json_schema(SCHEMA),
+    ),
+    ({"structured_outputs": {"json": SCHEMA}}, Constraint.json_schema(SCHEMA)),
+    ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, Constraint.json_schema(SCHEMA)),
+    ({"structured_outputs": {"json": {}}}, Constraint.json_schema({})),
+    ({"structured_outputs": {"json_object": True, "regex": None}}, Constraint("json_object")),
+    ({"structured_outputs": {"regex": "[0-9]+"}}, Constraint("regex", "[0-9]+")),
+    ({"structured_outputs": {"choice": ["a", 'b"\n']}}, Constraint("lark", 'start: "a" | "b\\"\\n"')),
+]
+"""Forms of an answer in chats and completions, and their constraints."""
+
+
+async def test_forms_of_an_answer_are_constraints(start: StartServer, client_of: ClientOf) -> None:
+    engine = SpyEngine("ok")
+    client = client_of(await start(ChatStream(engine=ConstrainedEngine(engine))))
+    for path, prompt in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": HI})):
+        for fields, constraint in FORMATS:
+            async with client.post(path, **prompt, **fields) as response:
+                assert response.status == 200, await response.text()
+            assert engine.params[-1].constraint == constraint
+
+
+FORMATS_REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"json": "{"}, "json"),
+    ({"json": "[]"}, "json"),
+    ({"json_object": False}, "json_object"),
+    ({"regex": ""}, "regex"),
+    ({"choice": [""]}, "choice"),
+    ({"choice": ["a"] * 1025}, "choice"),
+    ({"regex": "a", "json_object": True}, "json"),
+    ({"regex": None}, "json"),
+    ({"grammar": "root ::= x"}, "grammar"),
+    ({"structural_tag": "{}"}, "structural_tag"),
+]
+
+
+async def test_invalid_forms_of_an_answer_are_refused(start: StartServer, client_of: ClientOf) -> None:
+    client = client_of(await start(ChatStream(engine=echo)))
+    outputs = {"regex": "a"}
+    refused: list[tuple[dict[str, Any], str]] = [
+        *(({"structured_outputs": form}, f"structured_outputs.{field}") for form, field in FORMATS_REFUSED),
+        ({"structured_outputs": outputs, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"structured_outputs": outputs}, "structured_outputs"),  # this engine accepts no constraints
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ]
+    for path, prompt in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": HI})):
+        for fields, param in refused:
+            async with client.post(path, **prompt, **fields) as response:
+                error = (await response.json())["error"]
+            assert (response.status, error["param"]) == (400, param), error
+    fields = {"messages": HI, "tools": [TOOL], "structured_outputs": outputs}
+    async with client.post("/v1/chat/completions", **fields) as response:
+        assert "structured_outputs: must not be combined with tools" in await response.text()

@@ -26,6 +26,7 @@ from schemathesis.specs.openapi.checks import (
 
 from aiochatstream import ChatStream, Limits, MemoryStorage, ScriptedEngine
 from aiochatstream.web.openai.routes import ENDPOINTS as OPENAI_ENDPOINTS
+from aiochatstream.web.openai.routes import TOKENIZATION
 from aiochatstream.web.openapi import docs_page
 from aiochatstream.web.routes import ENDPOINTS
 from tests.helpers import Client, ClientOf, Server, StartServer, echo, role_of, serving
@@ -51,14 +52,14 @@ async def document_of(server: Server, client: Client) -> dict[str, Any]:
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.parametrize(
-    "name", [name for name in (*ENDPOINTS, *OPENAI_ENDPOINTS) if name != "openapi"]
+    "name", [name for name in (*ENDPOINTS, *OPENAI_ENDPOINTS, *TOKENIZATION) if name != "openapi"]
 )  # read in each test
 async def test_responses_to_generated_requests_match_the_document(
     start: StartServer, client_of: ClientOf, name: str
 ) -> None:
     engine = ScriptedEngine(answers=["Hello there."], time_per_token_sec=0.0)
     server = await start(ChatStream(engine=engine, num_of_concurrent_executions=4, max_queue_size=100))
-    endpoint = {**ENDPOINTS, **OPENAI_ENDPOINTS}[name]
+    endpoint = {**ENDPOINTS, **OPENAI_ENDPOINTS, **TOKENIZATION}[name]
 
     def send() -> None:
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -94,7 +95,12 @@ async def test_every_endpoint_is_described_with_summary_body_and_errors(
     described = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
     }
-    assert described.keys() == ENDPOINTS.keys() | OPENAI_ENDPOINTS.keys() | {"readyz_2"}  # at /health
+    assert described.keys() == {
+        *ENDPOINTS,
+        *OPENAI_ENDPOINTS,
+        *TOKENIZATION,
+        "readyz_2",  # at /health
+    }
     schemathesis.openapi.from_dict(document).validate()  # OpenAPI 3.1
     for operation in described.values():
         assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
@@ -123,7 +129,7 @@ async def test_the_document_contains_the_mounted_endpoints_with_their_paths() ->
                 paths[name] = list((await response.json())["paths"])
     assert paths["one"] == ["/one/chat_stream", "/one/openapi.json"]
     others = ["/other/v1" + re.sub(":.*}", "}", endpoint.path) for endpoint in OPENAI_ENDPOINTS.values()]
-    assert paths["other"] == [*others, "/other/openapi.json"]
+    assert paths["other"] == [*others, "/other/tokenize", "/other/detokenize", "/other/openapi.json"]
 
 
 async def test_api_keys_are_described_where_required(start: StartServer, client_of: ClientOf) -> None:
@@ -134,7 +140,7 @@ async def test_api_keys_are_described_where_required(start: StartServer, client_
             path for path, (method, *_) in document["paths"].items() if "security" in document["paths"][path][method]
         ]
         assert ("securitySchemes" in document["components"]) == bool(paths) == (keys is not None)
-        assert all(path.startswith("/v1/") for path in paths)
+        assert all(path.startswith("/v1/") or path in ("/tokenize", "/detokenize") for path in paths)
         async with client_of(server).session.get(f"{server.url}/docs") as response:
             page = await response.text()
         assert ("Bearer" in page) == (keys is not None)
