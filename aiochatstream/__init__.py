@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from aiochatstream.engines.transformers import TransformersEngine as TransformersEngine
     from aiochatstream.errors import ChatStreamError
+    from aiochatstream.models import Models
     from aiochatstream.params import GenerationParams, Limits, ParamLimits
     from aiochatstream.progress import LoadTime
     from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt, Content
@@ -56,6 +57,7 @@ _MODULES = {
     "LoadTime": "progress",
     "MemoryConversationStore": "conversations.memory_store",
     "MemoryStorage": "sessions",
+    "Models": "models",
     "ParamLimits": "params",
     "Prompt": "engines",
     "RecordingEngine": "engines",
@@ -96,6 +98,7 @@ __all__ = [
     "LoadTime",
     "MemoryConversationStore",
     "MemoryStorage",
+    "Models",
     "ParamLimits",
     "Prompt",
     "RecordingEngine",

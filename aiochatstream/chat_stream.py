@@ -186,7 +186,7 @@ class ChatStream(Server):
 
         Further calls for the same application have no effect. Raise RuntimeError for a second application.
         """
-        self._bind(app, sessions=True)
+        self.bind(app, sessions=True)
 
     def routes(
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None, *, prefix: str = ""
@@ -252,8 +252,8 @@ class ChatStream(Server):
         keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
         if model_name is not None and not (isinstance(model_name, str) and model_name):
             raise ValueError(f"model_name: must be a non-empty string or None, not {model_name!r}.")
-        openai_routes.setup(app, self, EndpointContext(keys, {model_name: self}, self), prefix)
-        self._bind(app, sessions=False)
+        openai_routes.setup(app, self, EndpointContext(keys, {model_name or "": self}, self), prefix)
+        self.bind(app, sessions=False)
 
     async def handle_chat_stream_request(
         self,
@@ -279,7 +279,13 @@ class ChatStream(Server):
         """
         return request.get(CONVERSATION)
 
-    def _bind(self, app: web.Application, *, sessions: bool) -> None:
+    def bind(self, app: web.Application, *, sessions: bool) -> None:
+        """Register startup and cleanup in ``app``: part of :meth:`setup` and :meth:`setup_openai`.
+
+        :param sessions: whether the endpoints there need sessions.
+
+        Raise RuntimeError for a second application.
+        """
         if self.app_binding.bind(app, sessions=sessions):
             app.cleanup_ctx.append(self._run_in)
             app.on_shutdown.append(self._on_shutdown)
@@ -294,7 +300,7 @@ class ChatStream(Server):
 
     async def _on_shutdown(self, app: web.Application) -> None:
         self.uploads.refuse(Draining("The server is shutting down and accepts no new requests."))
-        await self._shut_down()
+        await self.shut_down()
         await self.active_requests.close()
 
 

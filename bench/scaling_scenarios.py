@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from statistics import median
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from peers import ROUTERS
 from scaling_servers import Upstream, metered, running_front, running_router, running_upstreams
 from stream_client import Exchange, Load, LoadResult, Wire, connect, request_bytes
 
+from aiochatstream.engines.upstream import UpstreamEngine
+
 Row = dict[str, Any]
 """Figures of a server in a case of a scenario: times in seconds, memory in MiB, counts."""
 
@@ -29,8 +32,14 @@ TOKEN_S = 0.05
 """Seconds between tokens of a stream, unless a scenario needs other ones: 20 tokens/s."""
 FIRST_S = 1.5
 """Seconds from the start of a load until something happens to a server."""
+STALL_S = float(signature(UpstreamEngine).parameters["stall"].default)
+"""Seconds of silence after which our front gives an upstream up."""
+PATIENCE_S = 30.0
+"""Seconds of silence after which an answer of :func:`fail` counts as hung. Ours has STALL_S more to detect silence."""
 RETURN_SECONDS = 60.0
 """Maximum seconds until a front uses an upstream that has returned."""
+THINK_S = 1.5
+"""Maximum seconds between the turns of a conversation."""
 ARRIVE_SECONDS = 20.0
 """Maximum seconds until an upstream has received a request."""
 
@@ -61,7 +70,7 @@ class Server:
     @classmethod
     @asynccontextmanager
     async def running(
-        cls, scaling: Scaling, name: str, upstreams: list[Upstream], *options: str, **limits: int
+        cls, scaling: Scaling, name: str, upstreams: list[Upstream], **limits: int
     ) -> AsyncIterator[Server]:
         """Run a server in front of upstreams during the block.
 
@@ -73,7 +82,7 @@ class Server:
         if name == "direct":
             yield cls(upstreams[0].port, "v1", None)
         elif name in OURS:
-            async with running_front(upstreams, *options, **limits) as process:
+            async with running_front(upstreams, **limits) as process:
                 yield cls(process.port, OURS[name], process.process)
         else:
             async with running_router(name, upstreams, scaling.options.peers) as process:
@@ -140,27 +149,33 @@ async def two(scaling: Scaling, name: str) -> None:
 
 async def kill(scaling: Scaling, name: str) -> None:
     """Kill one of two upstreams while it generates."""
-    await fail(scaling, name, "kill", Upstream.end)
+    await fail(scaling, name, "kill", Upstream.end, patience_s=PATIENCE_S)
 
 
 async def stop(scaling: Scaling, name: str) -> None:
     """Suspend one of two upstreams while it generates: alive, connected and silent."""
-    await fail(scaling, name, "stop", Upstream.suspend, "--stall", f"{scaling.options.stall:g}")
+    await fail(scaling, name, "stop", Upstream.suspend, patience_s=PATIENCE_S + (STALL_S if name in OURS else 0))
 
 
 async def fail(
-    scaling: Scaling, name: str, scenario: str, act: Callable[[Upstream], None], *options: str, clients: int = 100
+    scaling: Scaling,
+    name: str,
+    scenario: str,
+    act: Callable[[Upstream], None],
+    *,
+    patience_s: float,
+    clients: int = 100,
 ) -> None:
     running: list[int] = []
     with running_upstreams(2, words=120, token_s=TOKEN_S) as upstreams:
-        async with Server.running(scaling, name, upstreams, *options) as server:
+        async with Server.running(scaling, name, upstreams) as server:
 
             async def disturb() -> None:
                 await asyncio.sleep(FIRST_S)
                 running.append((await upstreams[0].state())["running"])
                 act(upstreams[0])
 
-            load = Load(server.port, server.wire, clients, 120, patience_s=30.0)
+            load = Load(server.port, server.wire, clients, 120, patience_s=patience_s)
             _, figures = await run_load(load, server, disturb)
             scaling.add(scenario, f"{clients} streams of 120 tokens", name, victims=running[0], **figures)
 
@@ -224,16 +239,17 @@ async def slow(scaling: Scaling, name: str) -> None:
 
 async def affinity(scaling: Scaling, name: str) -> None:
     """Count the prompt tokens from the prefix caches of one upstream and of four, or of four at random ("direct")."""
-    users, turns = 40, 6
-    for count in (1, 4) if name in OURS else (4,):
-        with running_upstreams(count, words=30, token_s=0.01) as upstreams:
-            async with Server.running(scaling, name, upstreams, slots=2 * users // count) as server:
-                ports = [server.port] if name in OURS else [upstream.port for upstream in upstreams]
-                usages = await asyncio.gather(*(converse(ports, server.wire, user, turns) for user in range(users)))
-                cached, prompt = map(sum, zip(*(usage for user in usages for usage in user), strict=True))
-                figures = {"cached_tokens": cached, "prompt_tokens": prompt, "cached_share": cached / prompt}
-                case = f"{count} upstream{'s' if count > 1 else ''}, {users} users, {turns} turns"
-                scaling.add("affinity", case, name, **figures)
+    turns = 6
+    for users, slots in ((40, 64), (160, 256)):  # slots of all upstreams; a user thinks in a third of the time
+        for count in (1, 4) if name in OURS else (4,):
+            with running_upstreams(count, words=30, token_s=TOKEN_S) as upstreams:
+                async with Server.running(scaling, name, upstreams, slots=slots // count) as server:
+                    ports = [server.port] if name in OURS else [upstream.port for upstream in upstreams]
+                    usages = await asyncio.gather(*(converse(ports, server.wire, user, turns) for user in range(users)))
+                    cached, prompt = map(sum, zip(*(usage for user in usages for usage in user), strict=True))
+                    figures = {"cached_tokens": cached, "prompt_tokens": prompt, "cached_share": cached / prompt}
+                    case = f"{users} users, {turns} turns, {slots} slots of {count} upstream{'s' if count > 1 else ''}"
+                    scaling.add("affinity", case, name, **figures)
 
 
 async def converse(ports: Sequence[int], wire: Wire, user: int, turns: int) -> list[tuple[int, int]]:
@@ -258,7 +274,7 @@ async def converse(ports: Sequence[int], wire: Wire, user: int, turns: int) -> l
                 usage |= usage["prompt_tokens_details"]
                 messages.append({"role": "assistant", "content": data["choices"][0]["message"]["content"]})
             counts.append((usage["cached_tokens"], usage["prompt_tokens"]))
-            await asyncio.sleep(choice.random() * 0.3)
+            await asyncio.sleep(choice.random() * THINK_S)
     return counts
 
 

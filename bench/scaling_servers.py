@@ -149,13 +149,14 @@ async def metered(process: psutil.Process) -> AsyncIterator[Meter]:
 
 @asynccontextmanager
 async def running_front(
-    upstreams: Sequence[Upstream], *options: str, slots: int = 4096, queue: int = 4096
+    upstreams: Sequence[Upstream], slots: int = 4096, queue: int = 4096
 ) -> AsyncIterator[ServerProcess]:
     """Run ``aiochatstream serve`` in front of upstreams during the block."""
     urls = " ".join(upstream.url for upstream in upstreams)
     placeholders = {"python": sys.executable, "slots": str(slots), "queue": str(queue)}
-    command = " ".join([FRONT.replace("{upstreams}", urls), *options])
-    with running_process(command, placeholders, {**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+    with running_process(
+        FRONT.replace("{upstreams}", urls), placeholders, {**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as process:
         await wait_ready(process, "/readyz")
         yield process
 

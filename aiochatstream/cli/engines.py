@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aiochatstream import terminal
+from aiochatstream.cli import device_options
 from aiochatstream.console import model_options, prompt_options
 from aiochatstream.engines import AsyncEngine, Engine, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.progress import LoadTime
@@ -38,7 +39,20 @@ class ModelSource(NamedTuple):
 
 def sources_of(options: argparse.Namespace) -> list[ModelSource]:
     """Return the models to serve, at least one. Raise ValueError for options that contradict each other."""
-    return [_source(None, options.model)]
+    if options.models is None:
+        return [_source(None, options.model)]
+    if options.model:
+        raise ValueError("MODEL: must be absent with --model NAME=WHAT.")
+    sources = []
+    for text in options.models:
+        name, equals, what = text.partition("=")
+        if not (name and equals and what):
+            raise ValueError(f"--model: must be NAME=WHAT, not {text!r}.")
+        sources.append(_source(name, what.split(",") if URL.match(what) else [what]))
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--model: must have a different name for each model, not {', '.join(map(str, names))}.")
+    return sources
 
 
 def _source(name: str | None, targets: list[str]) -> ModelSource:
@@ -58,6 +72,8 @@ def engine_of(options: argparse.Namespace, source: ModelSource, url: str, texts:
         return ReplayEngine(options.replay)
     if source.urls:
         return upstream_engine(source.urls, options.slots_each, options.upstream_key_file)
+    if options.devices is not None:
+        return device_options.engine_of(options, source.model, url, texts)
     mock = options.mock
     engine = _transformers_engine(options, source.model, url, texts) if mock is None else ScriptedEngine(mock)
     return engine if options.record is None else RecordingEngine(engine, options.record)
@@ -81,7 +97,8 @@ def upstream_engine(urls: tuple[str, ...], slots: int | None, key_file: Path | N
 
 
 def _transformers_engine(options: argparse.Namespace, name: str | None, url: str, texts: Texts) -> Engine:
-    terminal.write(texts.loading.format(model=name or texts.small_model, url=url), sys.stdout)
+    if not options.child:
+        terminal.write(texts.loading.format(model=name or texts.small_model, url=url), sys.stdout)
     with terminal.default_ctrl_c():
         from aiochatstream.engines.transformers import (  # a slow import
             TransformersEngine,

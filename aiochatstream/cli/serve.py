@@ -22,6 +22,7 @@ from aiochatstream.cli.serve_options import API_KEYS
 from aiochatstream.console import model_options, prompt_options
 from aiochatstream.console import options as console_options
 from aiochatstream.engines import RecordingEngine
+from aiochatstream.models import Models
 from aiochatstream.params import Limits
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.texts import Texts, texts_for
@@ -44,6 +45,9 @@ def run(options: argparse.Namespace) -> Exception | None:
     Raise ValueError and OSError for wrong options.
     """
     sources = serve_options.check(options)
+    if options.child:
+        logging.getLogger().setLevel(logging.WARNING)  # its parent logs the answers
+        _end_with_parent()
     texts = texts_for(options.locale)
     sessions = session_options.configure(options, texts, os.environ)
     api_keys = read_api_keys(options.api_key_file)
@@ -53,7 +57,11 @@ def run(options: argparse.Namespace) -> Exception | None:
     else:
         listener = listening.listen_at(options.unix, texts)
         url = f"unix:{options.unix}"
-    chat_streams = {source: _chat_stream(options, source, url, sessions, texts) for source in sources}
+    try:
+        chat_streams = {source: _chat_stream(options, source, url, sessions, texts) for source in sources}
+    except BaseException:
+        listener.close()
+        raise
     failures: list[Exception] = []
 
     async def announce() -> None:
@@ -64,7 +72,8 @@ def run(options: argparse.Namespace) -> Exception | None:
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
             return
-        terminal.write(_announcement(chat_streams, url, texts), sys.stdout)
+        if not options.child:
+            terminal.write(_announcement(chat_streams, url, texts), sys.stdout)
 
     async def start_announcing(app: web.Application) -> None:
         tasks.append(asyncio.create_task(announce()))
@@ -77,7 +86,11 @@ def run(options: argparse.Namespace) -> Exception | None:
     first = chat_streams[sources[0]]
     app.add_routes(first.routes())
     first.setup(app)
-    first.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
+    if options.models is None:
+        first.setup_openai(app, OPENAI_PREFIX, api_keys, model_name=_model_name(options))
+    else:
+        models = Models({str(source.name): chat_stream for source, chat_stream in chat_streams.items()})
+        models.setup_openai(app, OPENAI_PREFIX, api_keys)
     app.on_startup.append(start_announcing)
     logging.getLogger("aiohttp.server").addFilter(shorten_client_errors)
     web.run_app(
@@ -94,11 +107,11 @@ def run(options: argparse.Namespace) -> Exception | None:
 def _chat_stream(
     options: argparse.Namespace, source: ModelSource, url: str, sessions: session_options.Sessions, texts: Texts
 ) -> ChatStream:
-    in_process = options.mock is None and options.replay is None and not source.urls
+    in_process = options.mock is None and options.replay is None and not source.urls and options.devices is None
     prompt_class_of = prompt_options.prompt_class_of(options.prompt, completes=True)
     queue = serve_options.QUEUE_OF_UPSTREAMS if source.urls else serve_options.QUEUE
-    return ChatStream(
-        num_of_concurrent_executions=options.concurrency,
+    chat_stream = ChatStream(
+        num_of_concurrent_executions=options.concurrency if options.devices is None else None,
         max_queue_size=queue if options.queue is None else options.queue,
         engine=engines.engine_of(options, source, url, texts),
         chat_prompt_clazz=prompt_class_of if in_process else ChatPrompt,
@@ -113,6 +126,9 @@ def _chat_stream(
         conversation_store=sessions.store,
         locale=options.locale,
     )
+    if options.share_queue:
+        session_options.share_queue(chat_stream, sessions, source.name)
+    return chat_stream
 
 
 def _model_name(options: argparse.Namespace) -> str | None:
@@ -171,6 +187,12 @@ def _rows(source: ModelSource, chat_stream: ChatStream, texts: Texts) -> list[st
     if isinstance(engine, RecordingEngine):
         lines.append(texts.row_recording.format(folder=engine.folder))
     return lines
+
+
+def _end_with_parent() -> None:
+    from aiochatstream.engines.upstream.child_servers import end_with_parent  # only in servers of devices
+
+    end_with_parent()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

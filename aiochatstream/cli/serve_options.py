@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="HuggingFace id, folder or .gguf file (without it, the small model), or URLs of servers with OpenAI's API "
         "that generate the answers: http(s)://..., dns+http://NAME:PORT, list+http://...",
     )
+    add(
+        "--model",
+        action="append",
+        dest="models",
+        metavar="NAME=WHAT",
+        help="model that clients of /v1 choose by this name: WHAT is a MODEL, or URLs separated by commas; repeatable, "
+        "and the page uses the first one",
+    )
     add("--host", default="127.0.0.1", help="address to listen on")
     add(
         "--allowed-host",
@@ -37,8 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="host name that clients may use, for example chat.example.com behind a proxy; repeatable",
     )
     add("--port", type=_port, default=8080, help="port to listen on; 0 selects a free port")
+    add("--child", action="store_true", help=argparse.SUPPRESS)  # a server of --devices, which ends with its parent
     add("--unix", type=Path, metavar="PATH", help="listen on a Unix socket at this path instead")
     model_options.add_arguments(parser)
+    add(
+        "--devices",
+        metavar="LIST",
+        help="devices separated by commas, for example cuda:0,cuda:1: a process with a copy of the model on each",
+    )
     add(
         "--compile",
         action="store_true",
@@ -56,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency",
         type=int,
         metavar="N",
-        help="answers generated concurrently: by a model (2), by all servers (no limit)",
+        help="answers generated concurrently: by a model (2), by each of --devices (2), by all servers (no limit)",
     )
     add("--slots-each", type=int, metavar="N", help=f"answers that each server generates concurrently ({SLOTS_EACH})")
     add("--upstream-key-file", type=Path, metavar="FILE", help="API key of the servers")
@@ -66,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"waiting requests beyond these ({QUEUE}; {QUEUE_OF_UPSTREAMS} for servers); further ones get 503",
     )
+    add("--share-queue", action="store_true", help="share slots and queue with other processes, by --session redis")
     add("--max-new-tokens", type=int, metavar="N", help="maximum tokens of an answer (those that the context leaves)")
     add("--max-thinking-tokens", type=int, metavar="N", help="maximum tokens of a thought (as many as of an answer)")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (as many as model and memory allow)")
@@ -86,6 +101,7 @@ def check(options: argparse.Namespace) -> list[ModelSource]:
     substitute = "--mock" if options.mock is not None else "--replay" if options.replay is not None else None
     model_only = [
         *((_name(name), name in options) for name in model_options.NAMES),
+        ("--devices", options.devices is not None),
         ("--compile", options.compile),
         *((_name(name), vars(options)[name] is not None) for name in prompt_options.NAMES),
     ]
@@ -93,6 +109,7 @@ def check(options: argparse.Namespace) -> list[ModelSource]:
         ("--replay", substitute == "--mock" and options.replay is not None),
         ("--record", substitute == "--replay" and options.record is not None),
         ("MODEL", bool(options.model)),
+        ("--model", options.models is not None),
         *model_only,
     ):
         if substitute is not None and is_set:
@@ -106,6 +123,12 @@ def check(options: argparse.Namespace) -> list[ModelSource]:
         for name in SERVER_ONLY:
             if vars(options)[name] is not None:
                 raise ValueError(f"{_name(name)} needs the URL of a server.")
+    if options.devices is not None and options.record is not None:
+        raise ValueError("--record cannot be used with --devices.")
+    if options.devices is not None and ("device" in options or "device_map" in options):
+        raise ValueError("--devices cannot be used with --device and --device-map.")
+    if options.share_queue and options.session != "redis":
+        raise ValueError("--share-queue needs --session redis.")
     prompt_options.check_combination(options.prompt, options.chat_template)
     context_len, answer = options.context_len, options.max_new_tokens
     if None not in (context_len, answer) and context_len <= answer:

@@ -110,8 +110,10 @@ class Delta:
 
 
 class LabelledMetric(NamedTuple):
-    """A value for /metrics with labels, for example of one of several servers: a counter if its name ends in ``_total``,
-    else a gauge."""
+    """A value for /metrics with labels, for example of one of several servers.
+
+    It is a counter if its name ends in ``_total``, else a gauge.
+    """
 
     name: str
     labels: dict[str, str]

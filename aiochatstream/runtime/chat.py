@@ -156,7 +156,7 @@ class Chat(Runtime):
             chat_prompt.open_answer, chat_prompt.open_thinking = turn_input.prefix, turn_input.prefix_thinking
             if all(override is None or override.seed is None for override in overrides):
                 params = self._with_seed(params)
-            prompt = await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
+            prompt = await self._prompt_of(chat_prompt, params)
             params = self._shorten_answer(params, prompt)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun in the meantime

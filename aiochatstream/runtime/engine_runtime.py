@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Executor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from aiochatstream.conversations.conversation import Conversation, Turn
 from aiochatstream.engines import AnswerStream, AsyncDeltaStream, AsyncEngine, DeltaStream, Engine, OnDelta, Prompt
@@ -49,6 +49,9 @@ from aiochatstream.runtime.model_params import accept_model_params
 from aiochatstream.runtime.running_turn import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn
 from aiochatstream.runtime.turns import Turns
 from aiochatstream.texts import Locale, texts_for
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 State = Literal["starting", "ready", "draining", "failed"]
 
@@ -128,6 +131,7 @@ class Runtime:
                 f"num_of_concurrent_executions: must be from 1 to {MAX_THREADS} with an engine that needs a thread for "
                 f"each answer, not {requested}."
             )
+        self._new_admission: Callable[[int, int], Admission] = Admission
         self.admission = Admission(self._slots(), self.capacity.max_queue_size)
         self._prompt_class_of = config.prompt_class_of
         self._prompt_class: type[AbstractChatPrompt] = ChatPrompt
@@ -152,6 +156,20 @@ class Runtime:
         self.engine.on_step = self.metrics.step
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = [self.metrics.probe_lag]
         """Coroutine functions that run from start to end."""
+
+    def share_queue(self, redis: Redis, name: str) -> None:
+        """Share slots and queue with other servers, see
+        :class:`~aiochatstream.runtime.redis_admission.RedisAdmission`. Call this before the start.
+
+        :param redis: a client of redis-py.
+        :param name: name of the queue, the same on all of these servers: 1 to 64 of A-Z a-z 0-9 - _ and dots.
+
+        Raise ValueError for another name.
+        """
+        from aiochatstream.runtime.redis_admission import RedisAdmission  # which needs redis-py
+
+        self._new_admission = functools.partial(RedisAdmission, redis, name)
+        self.admission = self._new_admission(self._slots(), self.capacity.max_queue_size)
 
     @property
     def running_turns(self) -> list[RunningTurn]:
@@ -192,7 +210,7 @@ class Runtime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._shut_down()
+        await self.shut_down()
         await self._end()
 
     async def _start(self) -> None:
@@ -201,7 +219,8 @@ class Runtime:
         slots = self._slots()
         self.state = "starting"
         self._stuck = 0
-        self.admission = Admission(slots, self.capacity.max_queue_size)
+        self.admission = self._new_admission(slots, self.capacity.max_queue_size)
+        await self.admission.open()
         self._threads = DaemonExecutor(slots, "aiochatstream-generate")
         self._prompt_threads = DaemonExecutor(PROMPT_THREADS, "aiochatstream-prompt")
         self._constraint_threads = DaemonExecutor(CONSTRAINT_THREADS, "aiochatstream-check")
@@ -216,7 +235,7 @@ class Runtime:
             await self._end()  # __aexit__ is not called
             raise
 
-    async def _shut_down(self) -> None:
+    async def shut_down(self) -> None:
         """Refuse new turns, wait for running ones up to ``shutdown_timeout``, then stop them."""
         self.drain()
         if not await self._turns.wait(self.limits.shutdown_timeout):
@@ -230,6 +249,7 @@ class Runtime:
 
     async def _end(self) -> None:
         """Release the resources of :meth:`_start`, except the thread and the engine of a stuck turn."""
+        await self.admission.close()
         for task in self._background_tasks:
             task.cancel()
         if self._loading is not None:
@@ -404,6 +424,12 @@ class Runtime:
         if seed is None and not self._has_seed:
             seeded.model_fields_set.discard("seed")
         return seeded
+
+    async def _prompt_of(self, chat_prompt: AbstractChatPrompt, params: GenerationParams) -> Prompt:
+        """Return the result of :meth:`_make_prompt`, from a thread if it may block."""
+        if isinstance(self.engine, AsyncEngine) and self.engine.tokenizer is None:
+            return self._make_prompt(chat_prompt, params)
+        return await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
 
     async def _run_in_prompt_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         return await self._run_in_thread(self._prompt_threads, function, *args)

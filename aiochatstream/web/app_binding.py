@@ -58,9 +58,13 @@ class AppBinding:
         self._needs_sessions = False
 
     def check_startup(self, app: web.Application) -> None:
-        """Raise SessionsNotSetUp if ``app`` certainly lacks sessions, and the errors of :meth:`check_request`."""
+        """Raise SessionsNotSetUp if endpoints need sessions and ``app`` certainly lacks them, and the errors of
+        :meth:`check_request`.
+        """
+        if not self._needs_sessions:
+            return
         # a sub-app is frozen before its start, and cannot see the sessions of its parent
-        if self._needs_sessions and not app.pre_frozen and not has_sessions(app):
+        if not app.pre_frozen and not has_sessions(app):
             raise SessionsNotSetUp(f"ChatStream needs sessions: {SESSIONS_HINT}, before chat_stream.setup(app).")
         for middleware in _session_middlewares(app):
             storage = inspect.getclosurevars(middleware).nonlocals.get("storage")

@@ -15,6 +15,7 @@ from aiochatstream.errors import (
     Draining,
     EngineFailed,
     Forbidden,
+    LoopDetected,
     NoRecording,
     NotFound,
     NothingToContinue,
@@ -23,6 +24,8 @@ from aiochatstream.errors import (
     Starting,
     TooLarge,
     TooManyRequests,
+    UpstreamFailed,
+    UpstreamUnavailable,
 )
 from aiochatstream.web import request_models, response_models
 from aiochatstream.web.endpoint import EVENTS, JSON, TEXT, BoundHandler, Endpoint, bind, mount
@@ -30,7 +33,7 @@ from aiochatstream.web.endpoints import chat, docs, feedback, generation_params,
 from aiochatstream.web.openapi.document import CHAT
 from aiochatstream.web.server import Server
 
-UNAVAILABLE = (TooManyRequests, Starting, Draining)
+UNAVAILABLE = (TooManyRequests, Starting, Draining, UpstreamUnavailable)
 
 CONFLICTS = (ConversationBusy, ConversationChanged, AnswerElsewhere)
 
@@ -43,6 +46,8 @@ CHAT_ERRORS = (
     *CONFLICTS,
     *UNAVAILABLE,
     EngineFailed,
+    LoopDetected,
+    UpstreamFailed,
 )
 
 ENDPOINTS = {

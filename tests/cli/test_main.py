@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import selectors
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from transformers import LlamaConfig
 
 from aiochatstream.engines.transformers import loading
 from tests.engines.transformers.checkpoints import save_gguf, save_model, save_sarashina_tokenizer
-from tests.helpers import Client
+from tests.helpers import PATIENCE, Client
 from tests.processes import (
     PYTHON,
     ROOT,
@@ -197,6 +198,23 @@ def test_sigterm_while_torch_loads_weights_ends_the_server_with_code_0(tmp_path:
         assert "Traceback" not in process.err
 
 
+def test_hundreds_of_clients_connect_at_once_while_the_server_is_busy(tmp_path: Path) -> None:
+    with serve(tmp_path, "--mock", "echo") as process, ExitStack() as stack, selectors.DefaultSelector() as selector:
+        port = int(url_when_ready(process).rsplit(":", 1)[1])
+        process.popen.send_signal(signal.SIGSTOP)  # it accepts no connections; only the kernel does
+        stack.callback(process.popen.send_signal, signal.SIGCONT)
+        for _ in range(300):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+            selector.register(client, selectors.EVENT_WRITE)
+        while selector.get_map():
+            connected = selector.select(PATIENCE)
+            assert connected, f"{len(selector.get_map())} clients still wait for a connection."
+            for key, _ in connected:
+                selector.unregister(key.fileobj)
+
+
 def test_the_printed_url_is_reachable_when_listening_on_all_addresses(tmp_path: Path) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -322,7 +340,7 @@ WRONG_USAGE = [
     Case("an unavailable device", "--device cuda", "cuda is not available; this machine has .*cpu"),
     Case("an unknown device", "--device nonsense", "device: must be auto, cpu, .* not nonsense"),
     Case("an unknown dtype", "--dtype int8", "--dtype: .*'int8'"),
-    Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 1024"),
+    Case("--concurrency 0", "--concurrency 0", "concurrency: must be .* 1 to 100000"),
     Case("--queue -1", "--queue -1", "queue: must be .* 0 to 100000"),
     Case("--port 70000", "--port 70000", "--port: must be from 0 to 65535"),
     Case("--port x", "--port x", "--port: must be from 0 to 65535"),

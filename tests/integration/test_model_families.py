@@ -124,12 +124,12 @@ async def test_a_thought_is_separate_in_openais_api(family: Family, script: Fami
 @each_with_thoughts
 async def test_a_thought_that_has_begun_is_continued(family: Family, script: FamilyScript, openai: AsyncOpenAI) -> None:
     create: Any = openai.chat.completions.create
-    begun = THOUGHT.partition(" ")[0]
+    start_of_thought = THOUGHT.partition(" ")[0]
     whole = family.answer(CONTENT, THOUGHT)
-    script.answers[begun] = whole.partition(begun)[2]
+    script.answers[start_of_thought] = whole.partition(start_of_thought)[2]
     messages: list[Any] = [
         {"role": "user", "content": QUESTION},
-        {"role": "assistant", "content": "", "reasoning_content": begun},
+        {"role": "assistant", "content": "", "reasoning_content": start_of_thought},
     ]
     options: dict[str, Any] = {"messages": messages, "extra_body": {"continue_final_message": True}}
     if not family.renders_newest_thought:
@@ -137,7 +137,7 @@ async def test_a_thought_that_has_begun_is_continued(family: Family, script: Fam
             await create(model="", **options)
         return
     message = (await create(model="", **options)).choices[0].message.to_dict()
-    assert (begun + message["reasoning_content"], message["content"]) == (THOUGHT, CONTENT)
+    assert (start_of_thought + message["reasoning_content"], message["content"]) == (THOUGHT, CONTENT)
 
 
 @each_with_calls

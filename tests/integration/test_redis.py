@@ -39,9 +39,13 @@ async def new_server(start: StartServer, redis_server: RedisServer) -> AsyncIter
     """Yield a function that starts a server with a Redis client of its own, like a worker process."""
     clients: list[Redis] = []
 
-    async def make(engine: EngineFunction = echo, *, sessions_in_redis: bool = True, **options: Any) -> Server:
+    async def make(
+        engine: EngineFunction = echo, *, sessions_in_redis: bool = True, shares_queue: bool = False, **options: Any
+    ) -> Server:
         clients.append(client := Redis.from_url(redis_server.url))
         chat_stream = ChatStream(engine=engine, conversation_store=RedisConversationStore(client), **options)
+        if shares_queue:
+            chat_stream.share_queue(client, "all")
         server: Server = await start(chat_stream, RedisStorage(client) if sessions_in_redis else MemoryStorage())
         return server
 
@@ -53,6 +57,12 @@ async def new_server(start: StartServer, redis_server: RedisServer) -> AsyncIter
 def at(server: Server, client: Client) -> Client:
     """Return the same user at another server. Browsers share cookies among the ports of a host."""
     return Client(client.session, server.url)
+
+
+async def load_of(server: Server, client: Client) -> tuple[dict[str, Any], dict[str, int]]:
+    async with client.session.get(f"{server.url}/get_load") as response:
+        load = await response.json()
+    return load["chatstream_workers"][0], load["queue_positions"]
 
 
 def running_text(server: Server) -> str:
@@ -355,3 +365,43 @@ async def text_of(response: ClientResponse) -> str:
     events = [event async for event in sse_events(response)]
     assert events[-1][0] == "done"
     return "".join(data["text"] for name, data in events if name == "delta")
+
+
+async def test_servers_share_slots_and_a_queue(
+    new_server: NewServer, client_of: ClientOf, stepper: MakeStepper
+) -> None:
+    options: dict[str, Any] = {"num_of_concurrent_executions": 1, "max_queue_size": 2, "shares_queue": True}
+    one_piece = GenerationParams(max_new_tokens=1)
+    engines = [stepper() for _ in range(2)]
+    here, there = [await new_server(engine, params=one_piece, **options) for engine in engines]
+    running = asyncio.create_task(client_of(here).say("first"))
+    await until(lambda: engines[0].calls)
+    events: list[tuple[str, Any]] = []
+    client = client_of(there)
+
+    async def ask() -> None:
+        async with client.post(accept="text/event-stream", user_input="second") as response:
+            async for name, data in sse_events(response):
+                events.append((name, data.get("position")))
+
+    asking = asyncio.create_task(ask())
+    await until(lambda: events)
+    third = asyncio.create_task(client_of(here).say("third"))
+    await until(lambda: here.chat_stream.admission.total_waiting == there.chat_stream.admission.total_waiting == 2)
+    async with client_of(there).post(user_input="fourth") as response:
+        assert response.status == 503
+        assert (await response.json())["error"] == "too_many_requests"
+    worker, positions = await load_of(there, client)
+    assert [worker[name] for name in ("processing", "waiting", "max_processing", "max_waiting")] == [1, 2, 1, 2]
+    assert positions == {"main": 1}
+    assert not engines[1].calls
+    engines[0].allow(1)
+    await running
+    await until(lambda: engines[1].calls)
+    assert len(engines[0].calls) == 1
+    engines[1].allow(1)
+    await asking
+    assert events == [("queued", 1), ("start", None), ("delta", None), ("done", None)]
+    engines[0].allow(1)
+    await third
+    await until(lambda: there.chat_stream.admission.total_running == 0)

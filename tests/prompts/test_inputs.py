@@ -12,6 +12,7 @@ from aiochatstream import AbstractChatPrompt, ChatPrompt
 from aiochatstream.errors import InvalidValue
 from aiochatstream.prompts import ChatInput, TextInput
 from aiochatstream.prompts.tools import render_tools_as_text, supports_tools
+from tests.model_templates import THINKING
 from tests.prompts.templates import with_template
 
 Message = dict[str, Any]
@@ -74,6 +75,21 @@ def test_the_initial_prompt_of_the_class_precedes_the_messages(tokenizer: PreTra
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nQ<|im_end|>")
     text = text_of(ChatInput([SYSTEM, USER, USER]), Kind(), tokenizer)
     assert "Be kind." not in text
+
+
+def test_the_thoughts_before_a_text_to_continue_remain(tokenizer: PreTrainedTokenizerBase) -> None:
+    thinking = with_template(THINKING, tokenizer)
+    answer = {**ANSWER, "reasoning_content": "They greet."}
+    for messages in ([USER, answer], [USER, USER, answer]):  # with and without the prompt class
+        text = text_of(ChatInput(messages, continues=True), ChatPrompt(), thinking)
+        assert text.endswith("<think>They greet.</think>Hi!")
+        thought = {**answer, "content": ""}
+        text = text_of(ChatInput([*messages[:-1], thought], continues=True), ChatPrompt(), thinking)
+        assert text.endswith("<think>They greet.")
+    with pytest.raises(InvalidValue, match="cannot continue a thought"):
+        text_of(ChatInput([USER, {**answer, "content": ""}], continues=True), ChatPrompt(), tokenizer)
+    with pytest.raises(InvalidValue, match="alternating"):
+        text_of(ChatInput([USER, {**answer, "content": ""}], continues=True), Transcript(), tokenizer)
 
 
 def test_tools_are_rendered_as_text_if_the_template_does_not_support_them(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import re
@@ -44,7 +45,11 @@ def options_of(command: str) -> list[str]:
     """Return the options of ``aiochatstream COMMAND``."""
     commands = next(action for action in build_parser()._actions if action.choices and command in action.choices)
     parser: Any = commands.choices[command]  # type: ignore[index]
-    return [action.option_strings[-1] for action in parser._actions if action.option_strings and action.dest != "help"]
+    return [
+        action.option_strings[-1]
+        for action in parser._actions
+        if action.option_strings and action.dest != "help" and action.help != argparse.SUPPRESS
+    ]
 
 
 @pytest.mark.parametrize("folder", [DOCS, DOCS / "ja"], ids=["en", "ja"])

@@ -130,6 +130,19 @@ def test_mock_answers_in_turn(tmp_path: Path) -> None:
         asyncio.run(talk())
 
 
+async def test_each_of_many_models_answers_by_its_name() -> None:
+    app = await runpy.run_path(str(ROOT / "examples" / "many_models.py"))["create_app"]()
+    async with serving(app) as url, browser(f"{url}/v1") as client:
+        texts = {}
+        for name in ("parrot", "talker", ""):
+            messages = [{"role": "user", "content": "Hello there"}]
+            async with client.post("/chat/completions", model=name, messages=messages, max_tokens=2) as response:
+                answer = await response.json()
+            texts[name] = answer["choices"][0]["message"]["content"]
+        assert texts["parrot"] == "Hello there"
+        assert all(texts[name] not in ("", "Hello there") for name in ("talker", ""))
+
+
 ServeExample = Callable[[str], AbstractAsyncContextManager[str]]
 
 

@@ -34,7 +34,7 @@ FLOORS = {
             "sessions",
             "web engine_choice moved_options",
             "chat_stream",
-            "compat",
+            "compat models",
             "bench console",
             "cli",
             "ray __main__",

@@ -91,7 +91,7 @@ async def test_an_unavailable_engine_refuses_new_requests_and_the_queue_remains(
     engine = Elastic(0)
     server = await start(ChatStream(engine=engine))
     waiting = asyncio.create_task(client_of(server).say("Hi"))
-    await until(lambda: server.chat_stream.admission.waiting == 1)
+    await until(lambda: any(turn.position for turn in server.chat_stream.running_turns))
     engine.error = UpstreamUnavailable("No server can answer at present.", retry_after=3)
     for path in ("/readyz", "/chat_stream"):
         client = client_of(server)

@@ -66,6 +66,7 @@ class Dialect:
     thinking_budget: name of the field of ``max_thinking_tokens``; None if there is none.
     template_kwargs: True if the server passes ``chat_template_kwargs`` to the chat template.
     continuing: fields that let the model continue the last message, an assistant's; None if it cannot.
+    continues_thoughts: True if it also continues such a message that has only thoughts, in ``reasoning_content``.
     token_ids: fields that request the ids of generated tokens; empty if the server does not send them.
     tokenizes: True if ``/tokenize`` counts the tokens of messages.
     cache_salt: name of the field that separates the cached prompts of different users; None if there is none.
@@ -81,6 +82,7 @@ class Dialect:
     thinking_budget: str | None = None
     template_kwargs: bool = False
     continuing: Fields | None = None
+    continues_thoughts: bool = False
     token_ids: Fields = field(default_factory=dict)
     tokenizes: bool = False
     cache_salt: str | None = None
@@ -101,6 +103,7 @@ DIALECTS = (
         thinking_budget="max_thinking_tokens",
         template_kwargs=True,
         continuing={"continue_final_message": True},
+        continues_thoughts=True,
         token_ids={"return_token_ids": True},
         tokenizes=True,
         cache_salt="cache_salt",

@@ -129,13 +129,14 @@ class UpstreamEngine(AsyncEngine):
 
     async def generate(self, prompt: Prompt, params: GenerationParams) -> AsyncGenerator[Delta, None]:
         answer = PartialAnswer(params.stop, holds_space=self._resume and prompt.chat and not prompt.token_ids)
-        attempts, share = Attempts(self._tries), 1.0
+        attempts, share, request = Attempts(self._tries), 1.0, (prompt, params)
         try:
             while answer.tokens_with_text < params.max_new_tokens:
                 tokens = answer.tokens_with_text
                 with await self._acquire(prompt, attempts, answer) as slot:
                     try:
-                        request = await self._fit(slot, prompt, params, share)
+                        if not answer.has_output:  # an answer that is resumed keeps its prompt
+                            request = await self._fit(slot, prompt, params, share)
                         async with aclosing(self._attempt(slot, *request, answer)) as deltas:
                             async for delta in deltas:
                                 yield delta
@@ -206,7 +207,7 @@ class UpstreamEngine(AsyncEngine):
     ) -> tuple[str, dict[str, Any]]:
         """Return the path and body of a request for the rest of ``answer``."""
         dialect = server.dialect
-        changes: dict[str, Any] = {"max_new_tokens": params.max_new_tokens - answer.tokens_with_text}
+        changes: dict[str, Any] = {"max_new_tokens": max(1, params.max_new_tokens - answer.tokens_with_text)}
         if prompt.token_ids and dialect.token_ids:
             changes["stop"] = ()  # a server that looks for them may send the text later than its token ids
         token_ids: Sequence[int] = answer.token_ids
@@ -236,13 +237,14 @@ class UpstreamEngine(AsyncEngine):
     ) -> None:
         """Raise :class:`~aiochatstream.errors.UpstreamFailed` if the answer has text that the server cannot continue.
 
-        Penalties would count from the beginning of the new part only, and a thought in a message cannot be continued.
+        Penalties would count from the beginning of the new part only.
         """
         if not answer.has_output:
             return
         is_text = bool(prompt.token_ids) or not prompt.chat
-        can_continue = is_text or (slot.server.dialect.continuing is not None and not answer.in_thought)
-        if not (self._resume and can_continue) or params.presence_penalty or params.frequency_penalty:
+        dialect = slot.server.dialect
+        continues_message = dialect.continues_thoughts if answer.in_thought else dialect.continuing is not None
+        if not (self._resume and (is_text or continues_message)) or params.presence_penalty or params.frequency_penalty:
             raise UpstreamFailed(BROKE_OFF)
 
     async def _fit(

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 PROBE_SECONDS = 5.0
 """Maximum seconds of a probe."""
 
+IDLE_PROBE_SECONDS = 5.0
+"""Seconds between two probes of a server without answers."""
+
 REFRESH_SECONDS = 5.0
 """Seconds between two readings of the addresses of a name, or of a list of servers."""
 
@@ -45,12 +48,12 @@ MISCONFIGURED = {
 
 @dataclass(eq=False)
 class _Waiter:
-    """A request that waits for a slot."""
+    """A request that waits for a slot. It gets None if the pool closes."""
 
     key: str
     avoid: Collection[UpstreamServer]
     over_slots: bool
-    slot: asyncio.Future[UpstreamSlot]
+    slot: asyncio.Future[UpstreamSlot | None]
 
 
 class UpstreamPool:
@@ -111,6 +114,7 @@ class UpstreamPool:
         await asyncio.gather(*(self._read(source) for source in self._listed))
         await asyncio.gather(*(self._probe(server) for server in self._servers.values()))
         self._start(self._watch_silence())
+        self._start(self._watch_idle())
         for source in self._listed:
             if not source.upstream.is_server:
                 self._start(self._follow(source))
@@ -124,7 +128,7 @@ class UpstreamPool:
         await asyncio.gather(*tasks, return_exceptions=True)
         for waiter in self._waiters:
             if not waiter.slot.done():
-                waiter.slot.set_exception(_unavailable())
+                waiter.slot.set_result(None)
         await asyncio.gather(*(server.session.close() for server in self._servers.values()))
         self._servers.clear()
 
@@ -164,19 +168,25 @@ class UpstreamPool:
             return slot
         if wait <= 0:
             raise _unavailable()
+        deadline = time.monotonic() + wait
         waiter = _Waiter(key, avoid, over_slots, asyncio.get_running_loop().create_future())
         self._waiters[waiter] = None
         try:
             await asyncio.wait([waiter.slot], timeout=wait)
         except asyncio.CancelledError:
-            if waiter not in self._waiters and waiter.slot.exception() is None:
-                waiter.slot.result().release()
+            if waiter.slot.done() and (slot := waiter.slot.result()) is not None:
+                slot.release()
             raise
         finally:
             self._waiters.pop(waiter, None)
-        if waiter.slot.done():
-            return waiter.slot.result()
-        raise _unavailable()
+        slot = waiter.slot.result() if waiter.slot.done() else None
+        if slot is None:
+            raise _unavailable()
+        if not slot.server.is_up:  # it has failed before this task could continue
+            slot.release()
+            left = deadline - time.monotonic()
+            return await self.acquire(key, avoid=avoid, wait=left, over_slots=over_slots)
+        return slot
 
     def metrics(self) -> list[LabelledMetric]:
         """Return the figures of each server.
@@ -271,6 +281,12 @@ class UpstreamPool:
                     server.note_response()
                 pause = min(pause, self._stall - self._check_silence(server))
             pause = max(pause, 0.001)
+
+    async def _watch_idle(self) -> None:
+        """Probe the servers without answers, whose failure no request shows, as long as the pool is open."""
+        while True:
+            await asyncio.sleep(IDLE_PROBE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - spreads several fronts
+            await asyncio.gather(*(self._probe(server) for server in self.servers if not server.running))
 
     def _check_silence(self, server: UpstreamServer) -> float:
         """Return the seconds of silence of ``server``; a server that hangs is taken out of use."""

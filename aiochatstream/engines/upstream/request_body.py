@@ -102,7 +102,7 @@ def request_of(
     """Return the path and the body of a request, without the name of the model.
 
     :param text: answer so far, which the model continues; for a prompt of messages or text.
-    :param thinking: thoughts before that text.
+    :param thinking: thoughts before that text, or to be continued if there is none.
     :param token_ids: answer so far; for a prompt of token ids.
 
     Raise :class:`~aiochatstream.errors.BadRequest` if the server cannot continue an answer.
@@ -125,7 +125,7 @@ def request_of(
             answer["reasoning_content"] = thinking
         messages.append(answer)
     body |= {"messages": messages, **template_fields(params, dialect)}
-    if prompt.continued or text:
+    if prompt.continued or text or thinking:
         if dialect.continuing is None:
             raise BadRequest("The model's server cannot continue an answer.")
         body |= dialect.continuing

@@ -111,7 +111,7 @@ class UpstreamServer:
     def probe_succeeded(self, facts: Facts) -> None:
         """Take the server into use."""
         self._facts = facts
-        self._probes += self.state != "new"
+        self._probes += self.state in ("down", "draining")
         if self.state != "up":
             level = logging.WARNING if self.state == "down" else logging.INFO  # as visible as the outage
             logger.log(level, "Upstream server %s is up, with model %s.", self.name, facts.model)
@@ -193,7 +193,9 @@ class UpstreamServer:
         before, self.state = self.state, "down"
         if before in ("new", "up") and not self.removed:
             self.outages += 1
-            logger.warning("Upstream server %s is down: %s", self.name, reason)
+            starts = before == "new" and self.url.startswith("unix:")  # its socket does not exist yet
+            level = logging.INFO if starts else logging.WARNING
+            logger.log(level, "Upstream server %s is down: %s", self.name, reason)
         if before != "down":
             self._on_change(self)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from aiochatstream.engines.upstream import hops
 from aiochatstream.errors import ChatStreamError, InvalidValue, NotRunningHere
 from aiochatstream.runtime.running_turn import RunningTurn
 from aiochatstream.web.auth.access import check_access
@@ -51,6 +52,7 @@ async def _answer(
     server: Server, request: web.Request, request_body: dict[str, Any] | bytes | None, outcome: Outcome
 ) -> web.StreamResponse:
     role = await check_access(server, request, "chat_stream")
+    hops.receive(request.headers.get(hops.HEADER), server.engine.server_id)
     server.check_room()
     if request_body is None:
         body = await read_body(server, request, ChatRequest)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import BaseModel
 
+from aiochatstream.engines.upstream import hops
 from aiochatstream.errors import InvalidValue, ModelNotFound, Unavailable
 from aiochatstream.validation import alternatives
 from aiochatstream.web.auth.access import check_host_and_origin
@@ -54,13 +55,13 @@ class EndpointContext:
     """Shared state of the handlers of one mounted API. The handlers' own server, the first one, checks the host and the
     origin of a request, and receives its body.
 
-    servers: servers by the names by which clients request their models. The name None is the model's own name.
+    servers: servers by the names by which clients request their models; an empty name is the model's own name.
     default: server of requests without a name; None if they are refused.
     created: time at which the API was mounted, in seconds since 1970.
     """
 
     keys: ApiKeys
-    servers: Mapping[str | None, Server]
+    servers: Mapping[str, Server]
     default: Server | None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -78,13 +79,15 @@ class EndpointContext:
 
         :param needs_slot: True refuses a request to the only model before its body is read, if the queue is full.
 
-        Raise the errors of :meth:`check_access`, :meth:`Runtime.check_room`, :func:`read_bytes` and :meth:`choose`.
+        Raise the errors of :meth:`check_access`, :meth:`Runtime.check_room`, :func:`read_bytes`, :meth:`choose` and
+        :func:`~aiochatstream.engines.upstream.hops.receive`.
         """
         owner = self.check_access(server, request)
         if needs_slot and len(self.servers) == 1:
             server.check_room()
         content = await read_bytes(server, request)
         name, chosen = self.choose(parse_body(request, content, RequestedModel).model)
+        hops.receive(request.headers.get(hops.HEADER), chosen.engine.server_id)
         return ApiRequest(request, chosen, name, content, owner)
 
     def choose(self, name: str | None) -> tuple[str, Server]:
@@ -96,13 +99,11 @@ class EndpointContext:
         default, and the errors of :meth:`Runtime.check_ready`.
         """
         for served, server in self.servers.items():
-            if served == name or (not name and server is self.default):
+            if not served:
+                server.check_ready()  # only then its name is known
+            if self._name(served, server) == name or (not name and server is self.default):
                 server.check_ready()
                 return self._name(served, server), server
-            if served is None:
-                server.check_ready()  # only then its name is known
-                if own_name(server) == name:
-                    return name, server
         names = alternatives([self._name(*item) for item in self.servers.items()])
         if not name:
             raise InvalidValue(f"model: must be {names}.")
@@ -141,7 +142,7 @@ class EndpointContext:
                 return
         raise errors[0]
 
-    def _name(self, served: str | None, server: Server) -> str:
+    def _name(self, served: str, server: Server) -> str:
         return served or own_name(server)
 
 

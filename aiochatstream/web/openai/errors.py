@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aiochatstream.errors import ChatStreamError, InvalidValue, LoadFailed, TooManyRequests, Unauthorized
+from aiochatstream.errors import ChatStreamError, InvalidValue, LoadFailed, LoopDetected, TooManyRequests, Unauthorized
 from aiochatstream.web.errors import P, ServerHandler, handle_errors, json_error_middleware
 from aiochatstream.web.json import json_response
 from aiochatstream.web.openai.response_models import OpenAIErrorBody
@@ -52,7 +52,7 @@ def error_response(error: ChatStreamError, overload_status: int) -> web.Response
         status = overload_status
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, LoadFailed):
+    if isinstance(error, LoadFailed | LoopDetected):
         headers["X-Should-Retry"] = "false"  # OpenAI's clients would retry for minutes
     if error.retry_after is not None:
         headers |= {"Retry-After": str(error.retry_after), "Retry-After-Ms": str(1000 * error.retry_after)}

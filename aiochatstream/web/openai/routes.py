@@ -8,10 +8,13 @@ from aiochatstream.errors import (
     ContextLengthExceeded,
     Draining,
     EngineFailed,
+    LoopDetected,
     ModelNotFound,
     NoRecording,
     Starting,
     TooManyRequests,
+    UpstreamFailed,
+    UpstreamUnavailable,
 )
 from aiochatstream.web.auth import cors
 from aiochatstream.web.endpoint import EVENTS, JSON, Endpoint, mount
@@ -42,6 +45,9 @@ GENERATION_ERRORS = (
     Starting,
     Draining,
     EngineFailed,
+    LoopDetected,
+    UpstreamFailed,
+    UpstreamUnavailable,
 )
 
 ENDPOINTS = {

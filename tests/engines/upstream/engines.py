@@ -99,10 +99,18 @@ class TwoUpstreams:
 
 
 @asynccontextmanager
-async def two_upstreams(*faults: Fault, owner: str = "vllm", **options: Any) -> AsyncIterator[TwoUpstreams]:
+async def two_upstreams(
+    *faults: Fault, owner: str = "vllm", max_model_len: int = 100_000, **options: Any
+) -> AsyncIterator[TwoUpstreams]:
+    """Yield two upstreams and their engine.
+
+    :param faults: each hits one request, to either upstream.
+    :param options: of the engine.
+    """
+    settings: dict[str, Any] = {"words": WORDS, "owned_by": owner, "max_model_len": max_model_len}
     async with (
-        FakeUpstream(words=WORDS, owned_by=owner) as first,
-        FakeUpstream(words=WORDS, owned_by=owner) as second,
+        FakeUpstream(**settings) as first,
+        FakeUpstream(**settings) as second,
         running_engine([Upstream(first.url, api_key=KEY), Upstream(second.url, api_key=KEY)], **options) as engine,
     ):
         first.faults += [replace(fault) for fault in faults]

@@ -40,7 +40,7 @@ def test_adapters_of_the_only_model_are_not_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "wanted", "message"),
+    ("body", "name", "message"),
     [
         ([], None, "must return a list of models"),
         ({"data": "m"}, None, "must return a list of models"),
@@ -49,9 +49,9 @@ def test_adapters_of_the_only_model_are_not_chosen() -> None:
         (models({"id": "a"}, {"id": "b"}), None, "model: must name one of the server's 2 models"),
     ],
 )
-def test_a_server_without_the_model_is_refused(body: Any, wanted: str | None, message: str) -> None:
+def test_a_server_without_the_model_is_refused(body: Any, name: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_models(body, wanted)
+        read_models(body, name)
 
 
 EXPECTED: dict[str, Refusal] = {

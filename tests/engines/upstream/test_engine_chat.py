@@ -139,3 +139,16 @@ async def test_without_an_upstream_requests_are_refused_until_one_is_back(
     await until(lambda: server.chat_stream.engine.unavailable() is None)
     await client.say("Hello")
     await upstream.close()
+
+
+async def test_metrics_name_each_upstream(start: StartServer, client_of: ClientOf) -> None:
+    async with FakeUpstream(Fault("reset", words=5), words=WORDS) as upstream:
+        server = await start(chat_of(upstream.url))
+        client = client_of(server)
+        await client.say("Hello")
+        async with client.session.get(f"{server.url}/metrics") as response:
+            lines = (await response.text()).splitlines()
+    name = f'{{server="127.0.0.1:{upstream.port}"}}'
+    assert f"aiochatstream_upstream_failures_total{name} 1.0" in lines
+    assert f"aiochatstream_upstream_up{name} 1.0" in lines
+    assert "aiochatstream_upstream_resumptions_total 1.0" in lines

@@ -9,8 +9,10 @@ import pytest
 from aiochatstream import ChatStream, GenerationParams, Prompt
 from aiochatstream.engines.upstream import UpstreamEngine
 from aiochatstream.errors import ContextLengthExceeded
-from tests.engines.upstream.engines import collect, running_engine
+from tests.engines.upstream.engines import WORDS as FAKE_WORDS
+from tests.engines.upstream.engines import collect, running_engine, two_upstreams
 from tests.fake_answers import answer_text
+from tests.fake_faults import Fault
 from tests.fake_upstream import FakeUpstream
 from tests.helpers import ClientOf, StartServer
 
@@ -106,3 +108,16 @@ async def test_a_conversation_never_ends_for_lack_of_room(start: StartServer, cl
         lengths = [len(request.body["messages"]) for request in upstream.requests]
         assert len(await client.history()) == 60
     assert max(lengths[-5:]) < 20
+
+
+async def test_a_resumed_answer_keeps_its_prompt() -> None:
+    prompt = conversation(40)
+    async with two_upstreams(Fault("reset", words=5), owner="sglang", max_model_len=400) as both:
+        texts = []
+        async for delta in both.engine.generate(prompt, PARAMS):
+            texts.append(delta.text)
+            both.engine._estimate.learn(prompt.messages, 9000)  # the end of another answer
+        requests = sorted((request.body["messages"] for request in both.first.requests + both.second.requests), key=len)
+    messages, resumed = requests
+    assert resumed[:-1] == messages
+    assert "".join(texts) == answer_text(messages, FAKE_WORDS)

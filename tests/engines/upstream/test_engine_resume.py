@@ -96,6 +96,19 @@ async def test_a_thought_that_has_ended_goes_with_the_answer() -> None:
     assert answer.usage[1] == WORDS + 3
 
 
+async def test_a_thought_goes_on_where_the_server_continues_thoughts() -> None:
+    async with two_upstreams(Fault("reset", words=4), owner="aiochatstream") as both:
+        both.first.settings.reasoning = both.second.settings.reasoning = 9
+        answer = await collect(both.engine)
+        requests = both.first.requests + both.second.requests
+        resumed = next(request.body for request in requests if request.body["messages"][-1]["role"] == "assistant")
+    message = resumed["messages"][-1]
+    assert (message["content"], resumed["continue_final_message"]) == ("", True)
+    assert len(message["reasoning_content"].split(" ")) == 4
+    assert answer.thinking.startswith(message["reasoning_content"])
+    assert answer.text == answer_text(MESSAGES, WORDS)
+
+
 async def test_a_stop_string_that_one_server_begins_and_another_completes() -> None:
     text = answer_text(TEXT, WORDS)
     words = text.split(" ")

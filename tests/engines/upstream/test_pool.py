@@ -5,6 +5,7 @@ import logging
 import time
 from contextlib import AsyncExitStack
 
+import aiohttp
 import pytest
 
 from aiochatstream.engines.upstream import Upstream
@@ -286,6 +287,21 @@ async def test_requests_that_wait_are_served_in_their_order() -> None:
         assert pool.servers[0].running == 0
 
 
+async def test_an_answer_that_had_begun_elsewhere_waits_for_a_busy_server_but_not_for_a_slot() -> None:
+    async with ModelServer() as server, open_pool(server, slots=1) as pool:
+        first = await pool.acquire("first")
+        first.busy(5)
+        new = asyncio.create_task(pool.acquire("new", wait=PATIENCE))
+        await until(lambda: len(pool._waiters) == 1)
+        begun_elsewhere = asyncio.create_task(pool.acquire("begun", wait=PATIENCE, over_slots=True))
+        await until(lambda: len(pool._waiters) == 2)
+        pool.servers[0].resume_requests()
+        (await begun_elsewhere).release()
+        assert not new.done()
+        first.release()
+        (await new).release()
+
+
 async def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_returns_the_slot() -> None:
     async with ModelServer() as server, open_pool(server, slots=1) as pool:
         first = await pool.acquire("first")
@@ -296,6 +312,18 @@ async def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_returns_the
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert pool.servers[0].running == 0
+
+
+async def test_a_request_whose_server_fails_in_the_moment_of_its_turn_gets_another() -> None:
+    async with ModelServer() as a, ModelServer() as b, open_pool(a, b, slots=1) as pool:
+        slots = await fill(pool)
+        waiting = asyncio.create_task(pool.acquire("key", wait=PATIENCE))
+        await until(lambda: pool._waiters)
+        slots[0].release()
+        slots[0].failed("connection reset.")
+        slots[1].release()
+        with await waiting as slot:
+            assert slot.server is slots[1].server
 
 
 async def test_a_request_waits_for_a_limited_time() -> None:
@@ -366,6 +394,51 @@ async def test_all_down_and_back_keeps_the_order() -> None:
         await asyncio.gather(*tasks)
         await until(lambda: capacities == [2, 0, 2, 4])
         assert order == sorted(order)
+
+
+async def test_the_failure_of_a_server_without_answers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiochatstream.engines.upstream.pool.IDLE_PROBE_SECONDS", 0.01)
+    async with ModelServer() as server, open_pool(server) as pool:
+        await server.stop()
+        await until(lambda: pool.unavailable() is not None)
+        await server.start()
+        await until(lambda: pool.unavailable() is None)
+
+
+async def test_a_server_that_comes_and_goes_serves_everybody(caplog: pytest.LogCaptureFixture) -> None:
+    async with AsyncExitStack() as stack:
+        steady, flapping = [await stack.enter_async_context(ModelServer()) for _ in range(2)]
+        pool = await stack.enter_async_context(open_pool(steady, flapping, slots=3))
+        served: list[int] = []
+        stopped = asyncio.Event()
+
+        async def use(number: int) -> None:
+            while not stopped.is_set():
+                with await pool.acquire(str(number), wait=PATIENCE) as slot:
+                    assert slot.server.is_up
+                    assert slot.server.running <= 3
+                    try:
+                        async with slot.server.session.request("GET", "/v1/models") as response:
+                            await response.read()
+                    except aiohttp.ClientError:
+                        slot.failed("connection reset.")
+                    else:
+                        slot.heard()
+                        served.append(number)
+
+        users = [asyncio.create_task(use(number)) for number in range(12)]
+        for _ in range(4):
+            await flapping.stop()
+            await until(lambda: pool.capacity == 3)
+            await flapping.start()
+            await until(lambda: pool.capacity == 6)
+        stopped.set()
+        await asyncio.gather(*users)
+        outages = {server.url: server.outages for server in pool.servers}
+    assert set(served) == set(range(12))
+    assert outages[steady.url] == 0
+    assert outages[flapping.url] >= 4  # a probe through an open connection succeeds while the server stops
+    assert len([text for text in messages(caplog) if "is down" in text]) == outages[flapping.url]
 
 
 async def test_requests_that_wait_end_with_the_pool() -> None:

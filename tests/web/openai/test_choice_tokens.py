@@ -125,8 +125,8 @@ async def test_without_a_request_or_a_tokenizer_there_are_no_ids(
     client: Client, start: StartServer, client_of: ClientOf, prompt_ids: list[int]
 ) -> None:
     scripted = client_of(await start(ChatStream(engine=echo)))
-    for asked, body in ((client, {}), (client, {"return_token_ids": False}), (scripted, {"return_token_ids": True})):
+    for user, body in ((client, {}), (client, {"return_token_ids": False}), (scripted, {"return_token_ids": True})):
         for path, prompt in (("/v1/chat/completions", {"messages": MESSAGES}), ("/v1/completions", {"prompt": "Hi"})):
-            answer = await ask(asked, path, max_tokens=3, **prompt, **body)
-            streamed = await chunks_of(asked, path, max_tokens=3, **prompt, **body)
+            answer = await ask(user, path, max_tokens=3, **prompt, **body)
+            streamed = await chunks_of(user, path, max_tokens=3, **prompt, **body)
             assert "token_ids" not in json.dumps([answer, *streamed])

@@ -9,9 +9,9 @@ from typing import Any
 import openai
 import pytest
 
-from aiochatstream import ChatStream
+from aiochatstream import ChatStream, Delta
 from aiochatstream.web.openai.keys import ApiKeys
-from tests.helpers import ClientOf, StartServer, echo
+from tests.helpers import ClientOf, DeltaEngine, Server, StartServer, echo
 from tests.web.openai.helpers import HI, OpenAIClientOf
 
 
@@ -92,3 +92,31 @@ def test_invalid_keys_are_refused_and_not_shown(keys: Any) -> None:
     with pytest.raises(ValueError, match="api_keys: ") as refused:
         ApiKeys(keys)
     assert "two words" not in str(refused.value)
+
+
+async def test_prompts_with_different_salts_have_different_owners(start: StartServer, client_of: ClientOf) -> None:
+    """Without a key, the salt alone is the owner, on any connection."""
+    engine = DeltaEngine(Delta("Hi", finish_reason="stop"))
+    salts: list[str | None] = ["a", "a", "b", None, None]
+
+    async def owners(server: Server, *keys: str) -> list[list[str]]:
+        engine.prompts.clear()
+        for key in keys:
+            client = client_of(server)
+            client.session.headers["Authorization"] = f"Bearer {key}"
+            for salt in salts:
+                async with client.post("/v1/completions", prompt="x", cache_salt=salt) as response:
+                    assert response.status == 200
+        values = [prompt.owner for prompt in engine.prompts]
+        return [values[at : at + len(salts)] for at in range(0, len(values), len(salts))]
+
+    without_keys = await owners(await start(ChatStream(engine=engine)), "", "")
+    assert without_keys[0][:3] == without_keys[1][:3]
+    assert without_keys[0][3] == without_keys[0][4] != without_keys[1][3]
+    keys = ["a-key-of-twenty-characters", "b-key-of-twenty-characters"]
+    with_keys = await owners(await start(ChatStream(engine=engine), api_keys=keys), *keys)
+    for first, again, other, plain, plain_again in (without_keys[0], *with_keys):
+        assert first == again
+        assert plain == plain_again
+        assert len({first, other, plain}) == 3
+    assert not set(with_keys[0]) & set(with_keys[1])

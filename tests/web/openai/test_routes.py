@@ -6,12 +6,14 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import aiohttp_session
 import pytest
 from aiohttp import web
 from openai import AsyncOpenAI, OpenAI
 
-from aiochatstream import ChatStream
-from tests.helpers import StartServer, echo, serving
+from aiochatstream import ChatStream, Delta, MemoryStorage
+from aiochatstream.engines.upstream import hops
+from tests.helpers import DeltaEngine, StartServer, echo, serving
 from tests.web.openai.helpers import HI
 
 
@@ -111,3 +113,57 @@ async def test_errors_of_other_routes_are_unchanged(prefix: str) -> None:
         assert await fetch(f"{url}/v1/files/x") == (404, "", "no such file")
         assert await fetch(f"{url}/v10") == (404, "", "404: Not Found")
         assert (await fetch(f"{url}/", "POST"))[2] == "404: Not Found"
+
+
+async def test_an_app_with_only_this_api_reports_its_health() -> None:
+    app = web.Application()
+    chat_stream = ChatStream(engine=echo)
+    chat_stream.setup_openai(app, api_keys=["a-key-of-thirty-characters----"])
+    async with serving(app) as url:
+        assert await fetch(f"{url}/health") == (200, "", {"status": "ready"})
+        assert (await fetch(f"{url}/health", "HEAD"))[0] == 200
+        assert (await fetch(f"{url}/health", "POST"))[0] == 404
+        chat_stream.drain()
+        status, _, body = await fetch(f"{url}/health")
+        assert (status, body["error"]) == (503, "draining")
+
+
+async def test_the_health_of_the_application_takes_precedence() -> None:
+    async def health(request: web.Request) -> web.Response:
+        return web.Response(text="mine")
+
+    async def missing(request: web.Request) -> web.Response:
+        raise web.HTTPNotFound(text="no such health")
+
+    for handler, response in ((health, (200, "", "mine")), (missing, (404, "", "no such health"))):
+        app = app_with_api("/v1")
+        app.router.add_get("/health", handler)
+        async with serving(app) as url:
+            assert await fetch(f"{url}/health") == response
+
+
+async def test_a_request_that_passes_a_server_twice_is_refused() -> None:
+    """Before it takes a slot, and without a retry by OpenAI's clients."""
+
+    class Front(DeltaEngine):
+        server_id = "0123456789abcdef"
+
+    chat_stream = ChatStream(engine=Front(Delta("Hi", finish_reason="stop")))
+    app = web.Application()
+    aiohttp_session.setup(app, MemoryStorage())
+    chat_stream.add_endpoints(app)
+    chat_stream.setup_openai(app)
+    loop, others = Front.server_id, ", ".join(f"{number:016x}" for number in range(3))
+    async with serving(app) as url, aiohttp.ClientSession(url) as session:
+        for path, body in (
+            ("/v1/chat/completions", {"messages": HI}),
+            ("/v1/completions", {"prompt": "x"}),
+            ("/v1/responses", {"input": "x"}),
+            ("/chat_stream", {"user_input": "x"}),
+        ):
+            for header, status in ((loop, 508), (others, 508), (others[:34], 200)):
+                async with session.post(path, json=body, headers={hops.HEADER: header}) as response:
+                    assert response.status == status
+                    assert ("loop_detected" in await response.text()) == (status == 508)
+                    if path.startswith("/v1") and status == 508:
+                        assert response.headers["X-Should-Retry"] == "false"
