@@ -18,9 +18,10 @@ from aiochatstream.conversations.user import SaveResult, User
 from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig, affinity_of
+from aiochatstream.runtime.engine_runtime import Runtime
 from aiochatstream.runtime.events import Ended, Event, Failed, Text
 from aiochatstream.runtime.running_turn import RunningTurn
+from aiochatstream.runtime.served_model import RuntimeConfig, affinity_of
 from aiochatstream.runtime.turn_request import TurnRequest, check_turn
 
 Position = Literal["begin", "mid", "end"]
