@@ -8,9 +8,10 @@
 Ray places, restarts and scales the replicas. Each of them listens on a port of its node. ``GET /upstreams`` of the
 application returns their URLs, and a server in front of them sends them the requests: no token passes through Ray.
 
-Ray needs a private network: its own ports are open on all nodes, and everyone who reaches them can run programs there.
-The replicas require an API key if their nodes have one, in a file (``api_key_file``) or in the environment variable
-AIOCHATSTREAM_API_KEYS. Arguments contain no keys, because Ray's dashboard shows them.
+Ray needs a private network: it listens on all addresses of its nodes, without encryption, and everyone who has its
+token, or reaches a cluster without a token, can run programs there. The replicas themselves require an API key if their
+nodes have one, in a file (``api_key_file``) or in the environment variable AIOCHATSTREAM_API_KEYS. Arguments contain no
+keys, because Ray's dashboard shows them.
 """
 
 from __future__ import annotations

@@ -27,6 +27,16 @@ from server_specs import parse_spec
 KEY = "a-key-that-nobody-can-guess"
 QUESTION, STORY = "What is the capital of France?", "Tell me a long story about a dog and a cat."
 TOKENS = 64
+PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+RELAYED: tuple[dict[str, Any], ...] = (
+    {"logprobs": True, "top_logprobs": 2},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": PARAMETERS}}},
+    {
+        "tools": [{"type": "function", "function": {"name": "find", "parameters": PARAMETERS}}],
+        "tool_choice": {"type": "function", "function": {"name": "find"}},
+    },
+)
+"""Fields of requests to /v1 that the front passes on."""
 OURS = "{python} -m aiochatstream serve {model} --port {port} --dtype float32 --temperature 0"
 OPTIONS = f"--enforce-eager --max-model-len 2048 --api-key {KEY}"
 """vLLM's further options: without compilation, which takes minutes."""
@@ -49,7 +59,7 @@ def text_of(answer: dict[str, Any]) -> str:
     return text
 
 
-async def check_texts(vllm: ServerProcess) -> str:
+async def check_answers(vllm: ServerProcess) -> str:
     """Check that answers of vLLM through a front are those of vLLM itself; return the text of the story."""
     async with front_process([vllm.url], free_port(), KEY, slots_each=8, max_new_tokens=TOKENS) as front:
         for question in (QUESTION, STORY):
@@ -60,7 +70,16 @@ async def check_texts(vllm: ServerProcess) -> str:
             assert text_of(relayed) == text, (relayed, text)
             assert relayed["usage"]["completion_tokens"] == direct["usage"]["completion_tokens"], (relayed, direct)
             report(f"through the front, the same text and tokens as from vLLM: {text[:50]!r}...")
+        await check_relay(front, vllm)
     return text
+
+
+async def check_relay(front: Front, vllm: ServerProcess) -> None:
+    """Check that responses with fields that only vLLM knows are those of vLLM itself."""
+    for fields in RELAYED:
+        direct, relayed = [await completion(url, QUESTION, **fields) for url in (vllm.url, front.url)]
+        assert relayed["choices"] == direct["choices"], (relayed, direct)
+        report(f"through the front, the same choices as from vLLM: {', '.join(fields)}")
 
 
 async def check_resume(vllm: ServerProcess, ours: ServerProcess, expected: str) -> None:
@@ -98,7 +117,7 @@ async def main() -> None:
         vllm = processes.enter_context(running_process(command, placeholders, spec.env))
         await wait_ready(vllm)
         report(f"{versions}: ready after {watch.seconds:.1f} s")
-        expected = await check_texts(vllm)
+        expected = await check_answers(vllm)
         own_placeholders = {**placeholders, "python": sys.executable}
         own_env = {**os.environ, "AIOCHATSTREAM_API_KEYS": KEY}
         ours = processes.enter_context(running_process(OURS, own_placeholders, own_env))
