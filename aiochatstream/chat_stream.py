@@ -26,7 +26,7 @@ from aiochatstream.params import (
     WireFormat,
 )
 from aiochatstream.prompts import AbstractChatPrompt, ChatPrompt
-from aiochatstream.runtime.engine_runtime import RuntimeConfig
+from aiochatstream.runtime.served_model import RuntimeConfig
 from aiochatstream.texts import Locale
 from aiochatstream.validation import alternatives
 from aiochatstream.web import routes

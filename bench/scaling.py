@@ -40,7 +40,7 @@ compares every answer with it, word for word.
 
 figures
   whole, wrong, lost, refused, hung   answers that are complete and exact; that end regularly, but differ; that end with
-                       an error or a lost connection; 429 and 503; without an end after 30 or 60 s
+                       an error or a lost connection; 429 and 503; silent for 30 or 60 s
   us/token             CPU time of the server's processes, all threads, per token that arrived, in microseconds
   TTFT                 from the request until the first text. E2E: until the end
   gap                  longest time between two texts of an answer, of all answers

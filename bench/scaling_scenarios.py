@@ -35,7 +35,7 @@ FIRST_S = 1.5
 STALL_S = float(signature(UpstreamEngine).parameters["stall"].default)
 """Seconds of silence after which our front gives an upstream up."""
 PATIENCE_S = 30.0
-"""Seconds after which an answer of :func:`fail` without an end counts as hung. Ours has STALL_S more when silent."""
+"""Seconds of silence after which an answer of :func:`fail` counts as hung. Ours has STALL_S more to detect silence."""
 RETURN_SECONDS = 60.0
 """Maximum seconds until a front uses an upstream that has returned."""
 THINK_S = 1.5

@@ -175,16 +175,17 @@ class StreamConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     async def send(self, exchange: Exchange, request: bytes, patience: float) -> None:
-        """Send a request, and wait up to ``patience`` seconds for the end of the response or of the connection."""
+        """Send a request; wait for the end of its response or connection, or for ``patience`` seconds of silence."""
         loop = asyncio.get_running_loop()
         self._exchange, self._tail, self._left = exchange, b"", None
         self._done = loop.create_future()
         if self._transport is not None:
             self._transport.write(request)
-        try:
-            async with asyncio.timeout(patience):
-                await self._done
-        except TimeoutError:
+        left = patience
+        while left > 0 and not self._done.done():
+            await asyncio.wait([self._done], timeout=left)
+            left = patience - (time.monotonic() - (exchange.reads[-1][0] if exchange.reads else exchange.sent))
+        if not self._done.done():
             exchange.hung = True
             self.close()
 
@@ -225,7 +226,7 @@ class Load:
     clients: number of them. Each repeats: send a new message in a conversation of its own, and read the whole answer.
     seconds: time after which no client sends another request; None: each sends one.
     spread_s: seconds between the first request of the first client and of the last client.
-    patience_s: seconds after which a request without an end counts as hung.
+    patience_s: seconds of silence after which a request counts as hung.
     pause_s: seconds until a client whose request failed sends another one.
     """
 

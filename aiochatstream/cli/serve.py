@@ -110,7 +110,7 @@ def _chat_stream(
     in_process = options.mock is None and options.replay is None and not source.urls and options.devices is None
     prompt_class_of = prompt_options.prompt_class_of(options.prompt, completes=True)
     queue = serve_options.QUEUE_OF_UPSTREAMS if source.urls else serve_options.QUEUE
-    return ChatStream(
+    chat_stream = ChatStream(
         num_of_concurrent_executions=options.concurrency if options.devices is None else None,
         max_queue_size=queue if options.queue is None else options.queue,
         engine=engines.engine_of(options, source, url, texts),
@@ -126,6 +126,9 @@ def _chat_stream(
         conversation_store=sessions.store,
         locale=options.locale,
     )
+    if options.share_queue:
+        session_options.share_queue(chat_stream, sessions, source.name)
+    return chat_stream
 
 
 def _model_name(options: argparse.Namespace) -> str | None:

@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"waiting requests beyond these ({QUEUE}; {QUEUE_OF_UPSTREAMS} for servers); further ones get 503",
     )
+    add("--share-queue", action="store_true", help="share slots and queue with other processes, by --session redis")
     add("--max-new-tokens", type=int, metavar="N", help="maximum tokens of an answer (those that the context leaves)")
     add("--max-thinking-tokens", type=int, metavar="N", help="maximum tokens of a thought (as many as of an answer)")
     add("--context-len", type=int, metavar="N", help="tokens of prompt and answer (as many as model and memory allow)")
@@ -126,6 +127,8 @@ def check(options: argparse.Namespace) -> list[ModelSource]:
         raise ValueError("--record cannot be used with --devices.")
     if options.devices is not None and ("device" in options or "device_map" in options):
         raise ValueError("--devices cannot be used with --device and --device-map.")
+    if options.share_queue and options.session != "redis":
+        raise ValueError("--share-queue needs --session redis.")
     prompt_options.check_combination(options.prompt, options.chat_template)
     context_len, answer = options.context_len, options.max_new_tokens
     if None not in (context_len, answer) and context_len <= answer:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import web
 from aiohttp_session import AbstractStorage
 from cryptography.fernet import Fernet
 
+from aiochatstream.chat_stream import ChatStream
 from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.extras import requires_extra
 from aiochatstream.sessions import CookieStorage, MemoryStorage
@@ -45,11 +47,13 @@ class Sessions(NamedTuple):
 
     store: None uses the default for the session storage.
     connection: cleanup context of the app that closes their connection.
+    redis: client of Redis; None without.
     """
 
     storage: AbstractStorage
     store: ConversationStore | None = None
     connection: Callable[[web.Application], AsyncIterator[None]] | None = None
+    redis: Any = None
 
 
 def configure(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> Sessions:
@@ -63,6 +67,15 @@ def configure(options: argparse.Namespace, texts: Texts, environment: Mapping[st
     if options.session == "memory":
         return Sessions(MemoryStorage(secure=options.secure))
     return Sessions(CookieStorage(_keys(options, texts, environment), secure=options.secure))
+
+
+def share_queue(chat_stream: ChatStream, sessions: Sessions, model: str | None) -> None:
+    """Share slots and queue of a model with other processes that use the same Redis.
+
+    :param model: name of the model for clients; None for the only one.
+    """
+    name = "serve" if model is None else f"serve-{hashlib.sha256(model.encode()).hexdigest()[:16]}"
+    chat_stream.share_queue(sessions.redis, name)
 
 
 def _redis(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> Sessions:
@@ -81,7 +94,7 @@ def _redis(options: argparse.Namespace, texts: Texts, environment: Mapping[str, 
         yield
         await redis.aclose()
 
-    return Sessions(RedisStorage(redis, secure=options.secure), RedisConversationStore(redis), connection)
+    return Sessions(RedisStorage(redis, secure=options.secure), RedisConversationStore(redis), connection, redis)
 
 
 def _keys(options: argparse.Namespace, texts: Texts, environment: Mapping[str, str]) -> list[str]:

@@ -175,5 +175,4 @@ class AsyncDeltaStream:
             async for delta in deltas:
                 if self._cancelled:
                     return
-                if delta != NOTHING:
-                    self._on_delta(delta)
+                self._on_delta(delta)

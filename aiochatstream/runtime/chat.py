@@ -18,9 +18,10 @@ from aiochatstream.conversations.user import SaveResult, User
 from aiochatstream.errors import ConversationBusy, InvalidValue, TooManyRequests
 from aiochatstream.params import ParamOverrides
 from aiochatstream.runtime.admission import Ticket
-from aiochatstream.runtime.engine_runtime import Runtime, RuntimeConfig, affinity_of
+from aiochatstream.runtime.engine_runtime import Runtime
 from aiochatstream.runtime.events import Ended, Event, Failed, Text
 from aiochatstream.runtime.running_turn import RunningTurn
+from aiochatstream.runtime.served_model import RuntimeConfig, affinity_of
 from aiochatstream.runtime.turn_request import TurnRequest, check_turn
 
 Position = Literal["begin", "mid", "end"]
@@ -156,7 +157,7 @@ class Chat(Runtime):
             chat_prompt.open_answer, chat_prompt.open_thinking = turn_input.prefix, turn_input.prefix_thinking
             if all(override is None or override.seed is None for override in overrides):
                 params = self._with_seed(params)
-            prompt = await self._run_in_prompt_thread(self._make_prompt, chat_prompt, params)
+            prompt = await self._prompt_of(chat_prompt, params)
             params = self._shorten_answer(params, prompt)
             await user.accept_turn(name, before)
             self.check_ready()  # a shutdown may have begun in the meantime

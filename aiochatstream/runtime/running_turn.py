@@ -178,10 +178,20 @@ class RunningTurn:
 
     async def next_event(self) -> Event:
         """Return the next event; there is none after Ended or Failed. Cancelling loses no event."""
+        await self._wait_for_event()
+        return self._events.popleft()
+
+    async def next_events(self) -> list[Event]:
+        """Return all events that have occurred since the last call, at least one. Cancelling loses no event."""
+        await self._wait_for_event()
+        events = [*self._events]
+        self._events.clear()
+        return events
+
+    async def _wait_for_event(self) -> None:
         while not self._events:
             self._reader = self._loop.create_future()
             await self._reader
-        return self._events.popleft()
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)

@@ -10,8 +10,9 @@ from aiochatstream.errors import BadRequest, ContextLengthExceeded, InvalidValue
 from aiochatstream.params import GenerationParams, ParamOverrides, check_token_ids
 from aiochatstream.prompts import AbstractChatPrompt, ChatInput, TextInput
 from aiochatstream.prompts.inputs import Encoded, text_messages
-from aiochatstream.runtime.engine_runtime import Runtime, affinity_of
+from aiochatstream.runtime.engine_runtime import Runtime
 from aiochatstream.runtime.running_turn import RunningTurn
+from aiochatstream.runtime.served_model import affinity_of
 
 MAX_PROMPT_LOGPROBS = 65_536
 """Maximum number of logprobs of all prompts of a request, which are in memory until its response is sent."""

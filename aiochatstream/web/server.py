@@ -15,7 +15,7 @@ from aiochatstream.conversations.store import ConversationStore
 from aiochatstream.errors import InvalidValue
 from aiochatstream.params import EFFORT_LEVELS, THINKING_VARIABLES, ParamOverrides, WireFormat
 from aiochatstream.runtime.chat import Chat
-from aiochatstream.runtime.engine_runtime import RuntimeConfig
+from aiochatstream.runtime.served_model import RuntimeConfig
 from aiochatstream.runtime.stateless import Stateless
 from aiochatstream.sessions import (
     AgentSession,

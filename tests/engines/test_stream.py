@@ -239,7 +239,6 @@ async def test_a_busy_event_loop_does_not_block_the_generator(threads: ThreadPoo
 async def counting_async(steps: int) -> AsyncGenerator[Delta, None]:
     for delta in counting(steps):
         yield delta
-        yield Delta()
 
 
 async def test_deltas_of_an_async_generator_arrive_in_order() -> None:

@@ -113,8 +113,10 @@ async def test_refuses_and_returns() -> None:
 async def test_notices_that_a_client_leaves_while_it_is_silent() -> None:
     async with FakeUpstream(Fault("silence", "headers"), slots=1) as upstream:
         async with aiohttp.ClientSession() as session:
-            await session.post(f"{upstream.url}/v1/chat/completions", json={"messages": MESSAGES, "stream": True})
-            assert (await post(upstream, messages=MESSAGES))["status"] == 503
+            url = f"{upstream.url}/v1/chat/completions"
+            async with session.post(url, json={"messages": MESSAGES, "stream": True}) as response:
+                assert (await post(upstream, messages=MESSAGES))["status"] == 503
+                response.close()
         await until(lambda: upstream.disconnects)
         assert upstream.running == 0
         assert upstream.most_running == 1

@@ -15,6 +15,10 @@ from aiochatstream.engines.upstream.server import UpstreamServer
 LOAD_PERCENT = 125
 """Maximum number of answers of a server, in percent of its share of all running answers, by its slots."""
 
+LOAD_SLACK = 4
+"""Answers that a server may have beyond that: with few answers, each one would otherwise be an overload, and
+conversations would often move."""
+
 
 def choose(key: str, servers: Sequence[UpstreamServer]) -> UpstreamServer:
     """Return the server of ``key`` among ``servers``, of which there is at least one."""
@@ -29,7 +33,7 @@ def load_bound(server: UpstreamServer, running: int, slots: int) -> int:
     :param running: number of running answers of all servers, the new one included.
     :param slots: number of slots of all servers.
     """
-    return -(-LOAD_PERCENT * running * server.slots // (100 * slots))
+    return -(-LOAD_PERCENT * running * server.slots // (100 * slots)) + LOAD_SLACK
 
 
 def _score(server: UpstreamServer, key: str) -> float:

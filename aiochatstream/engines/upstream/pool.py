@@ -48,12 +48,12 @@ MISCONFIGURED = {
 
 @dataclass(eq=False)
 class _Waiter:
-    """A request that waits for a slot."""
+    """A request that waits for a slot. It gets None if the pool closes."""
 
     key: str
     avoid: Collection[UpstreamServer]
     over_slots: bool
-    slot: asyncio.Future[UpstreamSlot]
+    slot: asyncio.Future[UpstreamSlot | None]
 
 
 class UpstreamPool:
@@ -128,7 +128,7 @@ class UpstreamPool:
         await asyncio.gather(*tasks, return_exceptions=True)
         for waiter in self._waiters:
             if not waiter.slot.done():
-                waiter.slot.set_exception(_unavailable())
+                waiter.slot.set_result(None)
         await asyncio.gather(*(server.session.close() for server in self._servers.values()))
         self._servers.clear()
 
@@ -168,19 +168,25 @@ class UpstreamPool:
             return slot
         if wait <= 0:
             raise _unavailable()
+        deadline = time.monotonic() + wait
         waiter = _Waiter(key, avoid, over_slots, asyncio.get_running_loop().create_future())
         self._waiters[waiter] = None
         try:
             await asyncio.wait([waiter.slot], timeout=wait)
         except asyncio.CancelledError:
-            if waiter not in self._waiters and waiter.slot.exception() is None:
-                waiter.slot.result().release()
+            if waiter.slot.done() and (slot := waiter.slot.result()) is not None:
+                slot.release()
             raise
         finally:
             self._waiters.pop(waiter, None)
-        if waiter.slot.done():
-            return waiter.slot.result()
-        raise _unavailable()
+        slot = waiter.slot.result() if waiter.slot.done() else None
+        if slot is None:
+            raise _unavailable()
+        if not slot.server.is_up:  # it has failed before this task could continue
+            slot.release()
+            left = deadline - time.monotonic()
+            return await self.acquire(key, avoid=avoid, wait=left, over_slots=over_slots)
+        return slot
 
     def metrics(self) -> list[LabelledMetric]:
         """Return the figures of each server.

@@ -233,9 +233,9 @@ async def write_sse(response: TurnResponse) -> web.StreamResponse:
     await response.open("text/event-stream")
     with response.turn.heartbeats(HEARTBEAT_SECONDS):
         while True:
-            event = await response.turn.next_event()
-            await response.write("text/event-stream", sse_event(response.turn, event))
-            if isinstance(event, Ended | Failed):
+            events = await response.turn.next_events()
+            await response.write("text/event-stream", "".join([sse_event(response.turn, event) for event in events]))
+            if isinstance(events[-1], Ended | Failed):
                 return await response.finish("text/event-stream")
 
 

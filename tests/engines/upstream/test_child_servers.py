@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -136,7 +137,10 @@ async def test_servers_end_with_a_parent_that_is_killed(
     tmp_path: Path, log: Path, processes: Callable[[], list[dict[str, Any]]], mode: str
 ) -> None:
     arguments = [PYTHON, "-m", "tests.engines.upstream.child_parent", str(log), mode]
-    with running(arguments, tmp_path / "parent") as parent:
+    with (
+        tempfile.TemporaryDirectory() as folder,  # tmp_path is too long for a socket
+        running(arguments, tmp_path / "parent", env={"TMPDIR": folder}) as parent,
+    ):
         await until(lambda: len(processes()) == 2)
         parent.popen.kill()
         parent.wait_ended()

@@ -39,10 +39,10 @@ def test_only_the_keys_of_a_server_that_vanishes_move() -> None:
     ("running", "expected"),
     [
         ((0, 0), "a"),
-        ((1, 0), "a"),  # at most ceil(1.25 * 2 * 1/2) = 2
-        ((2, 0), "b"),
-        ((14, 8), "a"),  # at most ceil(1.25 * 23 * 1/2) = 15
-        ((15, 8), "b"),
+        ((12, 0), "a"),  # at most ceil(1.25 * 13 * 1/2) + 4 = 13
+        ((13, 0), "b"),
+        ((25, 8), "a"),  # at most ceil(1.25 * 34 * 1/2) + 4 = 26
+        ((26, 8), "b"),
     ],
 )
 def test_a_server_with_more_than_its_share_passes_keys_on(running: tuple[int, int], expected: str) -> None:
@@ -55,7 +55,7 @@ def test_a_server_with_more_than_its_share_passes_keys_on(running: tuple[int, in
 def test_a_share_is_proportional_to_the_slots() -> None:
     large, small = group = servers(a=90, b=10)
     key = next(key for key in KEYS if choose(key, group) is small)
-    large.running, small.running = 31, 4  # at most ceil(1.25 * 36 * 1/10) = 5
+    large.running, small.running = 31, 9  # at most ceil(1.25 * 41 * 1/10) + 4 = 10
     assert choose(key, group).url == small.url
-    small.running = 5
+    small.running = 10
     assert choose(key, group).url == large.url

@@ -314,6 +314,18 @@ async def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_returns_the
         assert pool.servers[0].running == 0
 
 
+async def test_a_request_whose_server_fails_in_the_moment_of_its_turn_gets_another() -> None:
+    async with ModelServer() as a, ModelServer() as b, open_pool(a, b, slots=1) as pool:
+        slots = await fill(pool)
+        waiting = asyncio.create_task(pool.acquire("key", wait=PATIENCE))
+        await until(lambda: pool._waiters)
+        slots[0].release()
+        slots[0].failed("connection reset.")
+        slots[1].release()
+        with await waiting as slot:
+            assert slot.server is slots[1].server
+
+
 async def test_a_request_waits_for_a_limited_time() -> None:
     async with ModelServer() as server, open_pool(server, slots=1) as pool:
         with await pool.acquire("first"), pytest.raises(UpstreamUnavailable):
@@ -424,8 +436,9 @@ async def test_a_server_that_comes_and_goes_serves_everybody(caplog: pytest.LogC
         await asyncio.gather(*users)
         outages = {server.url: server.outages for server in pool.servers}
     assert set(served) == set(range(12))
-    assert outages == {steady.url: 0, flapping.url: 4}
-    assert len([text for text in messages(caplog) if "is down" in text]) == 4
+    assert outages[steady.url] == 0
+    assert outages[flapping.url] >= 4  # a probe through an open connection succeeds while the server stops
+    assert len([text for text in messages(caplog) if "is down" in text]) == outages[flapping.url]
 
 
 async def test_requests_that_wait_end_with_the_pool() -> None:

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from aiochatstream.engines.upstream import Upstream, dialects
 from aiochatstream.engines.upstream import server as server_module
-from aiochatstream.engines.upstream.choice import choose, load_bound
+from aiochatstream.engines.upstream.choice import LOAD_SLACK, choose, load_bound
 from aiochatstream.engines.upstream.dialects import PLAIN, Facts
 from aiochatstream.engines.upstream.pool import UpstreamPool
 from aiochatstream.engines.upstream.server import UpstreamServer, UpstreamSlot
@@ -128,7 +128,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert not slot.server.removed
         total, slots = sum(running[server] for server in candidates), sum(server.slots for server in candidates)
         assert running[slot.server] + 1 <= load_bound(slot.server, total + 1, slots)
-        assert load_bound(slot.server, total + 1, slots) < 1.25 * (total + 1) * slot.server.slots / slots + 1
+        assert (
+            load_bound(slot.server, total + 1, slots) < 1.25 * (total + 1) * slot.server.slots / slots + 1 + LOAD_SLACK
+        )
         if not over_slots:
             self.normal.add(slot)
         return multiple(slot)
