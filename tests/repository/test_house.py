@@ -37,7 +37,7 @@ FLOORS = {
             "compat models",
             "bench console",
             "cli",
-            "ray __main__",
+            "__main__",
         )
     )
     for name in names.split()
