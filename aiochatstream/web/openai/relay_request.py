@@ -10,7 +10,7 @@ from aiochatstream.engines.upstream.json_object import JsonObject
 from aiochatstream.engines.upstream.relay import RelayRequest
 from aiochatstream.errors import BadRequest
 from aiochatstream.params import Flag
-from aiochatstream.runtime.engine_runtime import affinity_of
+from aiochatstream.runtime.served_model import affinity_of
 from aiochatstream.validation import STRICT
 from aiochatstream.web.json import dumps
 from aiochatstream.web.openai.endpoint_context import ApiRequest
