@@ -193,9 +193,14 @@ def raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any, 
 
 
 def report_failure(slot: UpstreamSlot, error: Exception) -> ServerFailed:
-    """Report one of :data:`FAILURES` to ``slot``, and return the error to raise."""
+    """Report one of :data:`FAILURES` to ``slot``, and return the error to raise.
+
+    A server that is slow to accept a connection is not down while its other answers arrive: it, or this process, is
+    busy.
+    """
     reason = "it was silent." if slot.hung else _reason(error)
-    slot.failed(reason)
+    if not (isinstance(error, aiohttp.ConnectionTimeoutError) and slot.server.is_sending):
+        slot.failed(reason)
     return ServerFailed(reason)
 
 

@@ -28,6 +28,9 @@ BUSY_SECONDS, MAX_BUSY_SECONDS = 1.0, 5.0
 
 ServerState = Literal["new", "up", "down", "draining"]
 
+SENDING_SECONDS = 1.0
+"""Seconds after the last data in which a server counts as sending."""
+
 
 class UpstreamServer:
     """A server that the pool knows.
@@ -184,6 +187,11 @@ class UpstreamServer:
         reading = [slot for slot in self._answers if not slot.paused]
         seconds = time.monotonic() - self._heard_at if reading else 0.0
         return seconds, any(slot.has_output for slot in reading)
+
+    @property
+    def is_sending(self) -> bool:
+        """True if several answers run and at least one has received data within :data:`SENDING_SECONDS`."""
+        return self.running > 1 and time.monotonic() - self._heard_at < SENDING_SECONDS
 
     def note_response(self) -> None:
         """Begin the silence anew."""

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from aiochatstream.engines.upstream import Upstream
+from aiochatstream.engines.upstream.client import report_failure
 from aiochatstream.engines.upstream.pool import UpstreamPool
 from aiochatstream.engines.upstream.server import UpstreamServer, UpstreamSlot
 from aiochatstream.errors import UpstreamUnavailable
@@ -130,6 +131,21 @@ async def test_a_failure_that_a_probe_does_not_confirm_is_over_at_once() -> None
             with await pool.acquire("key", wait=PATIENCE) as second:
                 assert second.server is slot.server
         assert server.probes == 2
+
+
+async def test_a_connection_that_is_slow_to_open_is_no_outage_while_answers_arrive() -> None:
+    async with ModelServer() as server, open_pool(server) as pool:
+        with await pool.acquire("a") as other, await pool.acquire("b") as slot:
+            other.heard()
+            report_failure(slot, aiohttp.ConnectionTimeoutError())
+            assert pool.unavailable() is None
+            report_failure(slot, ConnectionRefusedError())
+            assert pool.unavailable() is not None
+        await until(lambda: pool.unavailable() is None)
+        with await pool.acquire("a") as slot:
+            slot.heard()
+            report_failure(slot, aiohttp.ConnectionTimeoutError())
+            assert pool.unavailable() is not None
 
 
 async def test_a_busy_server_is_up_and_gets_no_requests_for_a_while() -> None:
