@@ -230,10 +230,17 @@ class Runtime(ServedModel):
         :param replacements: pairs of texts to replace in the answer.
         :param fields: further fields of the job, for a turn of a conversation.
         """
+        generate = functools.partial(self._generate, prompt, params, replacements)
+        return self._ticket_job(ticket, generate, prompt_tokens=len(prompt.token_ids), **fields)
+
+    def _ticket_job(
+        self, ticket: Ticket, generate: Callable[[OnDelta], AnswerStream], *, prompt_tokens: int = 0, **fields: Any
+    ) -> Job:
+        """Return the job of a turn that ``generate`` answers."""
         return Job(
-            prompt_tokens=len(prompt.token_ids),
+            prompt_tokens=prompt_tokens,
             ticket=ticket,
-            generate=functools.partial(self._generate, prompt, params, replacements),
+            generate=generate,
             on_gap=self.metrics.gap,
             retry_after=self.admission.retry_after,
             max_queue_wait=self.limits.max_queue_wait,

@@ -333,12 +333,7 @@ class RunningTurn:
             text, calls = text + "".join(call.text for call in calls), ()
         self._has_calls = self._has_calls or bool(calls)
         if text or delta.thinking or calls:
-            now = self._loop.time()
-            if self._last_text is None:
-                self._first_text = now
-            else:
-                job.on_gap(now - self._last_text)
-            self._last_text = now
+            self.note_output(job.on_gap)
             self.text += text
             self.thinking += delta.thinking
         if delta.token_ids and job.prompt_ids is not None:
@@ -351,6 +346,15 @@ class RunningTurn:
         if text or logprobs:
             self._emit(Text(text, logprobs))
         self._finish_reason = delta.finish_reason or self._finish_reason
+
+    def note_output(self, on_gap: Callable[[float], None]) -> None:
+        """Record the time of a piece of the answer, and call ``on_gap`` with the seconds since the last one."""
+        now = self._loop.time()
+        if self._last_text is None:
+            self._first_text = now
+        else:
+            on_gap(now - self._last_text)
+        self._last_text = now
 
     def _time_out(self) -> None:
         self._timed_out = True

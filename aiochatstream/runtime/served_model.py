@@ -66,7 +66,7 @@ class RuntimeConfig:
 
 
 class ServedModel:
-    """The model of an engine, with the settings of a server for it; many of them are known once the engine is loaded."""
+    """The model of an engine, with the settings of a server for it. Many of them are known after it is loaded."""
 
     def __init__(self, config: RuntimeConfig) -> None:
         self.engine = config.engine

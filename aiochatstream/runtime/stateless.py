@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from aiochatstream.engines import Prompt
+from aiochatstream.engines import AnswerStream, OnDelta, Prompt
 from aiochatstream.errors import BadRequest, ContextLengthExceeded, InvalidValue
 from aiochatstream.params import GenerationParams, ParamOverrides, check_token_ids
 from aiochatstream.prompts import AbstractChatPrompt, ChatInput, TextInput
@@ -88,6 +88,25 @@ class Stateless(Runtime):
             )
             self._turns.start("", turn.message_id, job)
         return turns
+
+    async def begin_relay(self, generate: Callable[[OnDelta], AnswerStream], count: int) -> RunningTurn:
+        """Reserve slots or places in the queue for ``count`` answers, and start one turn that generates all of them.
+
+        It starts with the first slot. Its further slots are the next ones that become free, before those of other
+        requests; until then, at most ``count`` - 1 answers run without a slot.
+
+        :param generate: starts the generation, and passes each delta to its argument.
+
+        Raise the errors of :meth:`check_ready` and of :meth:`Admission.reserve_all`.
+        """
+        self.check_ready()
+        ticket, *others = await self.admission.reserve_all(count)
+        turn = self._turns.begin_stateless()
+        for other in others:
+            turn.resources.callback(other.release)
+        job = self._ticket_job(ticket, generate)
+        self._turns.start("", turn.message_id, job)
+        return turn
 
     def _make_prompts(
         self,

@@ -10,6 +10,8 @@ from aiochatstream.errors import UpstreamFailed, UpstreamUnavailable
 BUSY_SECONDS = 30.0
 """Maximum time without new text in which an answer waits for a server: because all are busy, or down."""
 
+ALL_BUSY = "The model's servers are busy. Try again later."
+
 
 class Attempts:
     """Counts the attempts to generate an answer. New text starts the count again.
@@ -53,7 +55,7 @@ class Attempts:
         """
         self._missed(server)
         if not self.wait_seconds:
-            raise UpstreamUnavailable("The model's servers are busy. Try again later.", retry_after=5)
+            raise UpstreamUnavailable(ALL_BUSY, retry_after=5)
 
     def _missed(self, server: UpstreamServer) -> None:
         self.avoid.add(server)

@@ -48,7 +48,14 @@ class ServerFailed(Exception):
 
 
 class ServerBusy(Exception):
-    """Server that is full or shuts down, which the pool knows. Another one, or the same one later, may answer."""
+    """Server that is full or shuts down, which the pool knows. Another one, or the same one later, may answer.
+
+    :param retry_after: seconds after which the server may accept the request; None if it does not specify them.
+    """
+
+    def __init__(self, retry_after: float | None = None) -> None:
+        super().__init__("busy")
+        self.retry_after = retry_after
 
 
 async def stream_chunks(
@@ -88,36 +95,46 @@ async def stream_chunks(
             raise ServerFailed(f"its answer ended with finish reason {finish_reason[:40]!r}.")
         whole = True
     except ErrorEvent as event:
-        _raise_refusal(slot, read_error_event(event.body), "an error event", event.body, None)
+        raise_refusal(slot, read_error_event(event.body), "an error event", event.body, None)
     except ServerFailed as failure:
         slot.failed(str(failure))
         raise
     except FAILURES as error:
-        reason = "it was silent." if slot.hung else _reason(error)
-        slot.failed(reason)
-        raise ServerFailed(reason) from None  # the error's text has the server's address
+        raise report_failure(slot, error) from None  # the error's text has the server's address
     finally:
         if response is not None:
-            await _close(response, whole=whole)
+            await close_response(response, whole=whole)
 
 
 async def _open(
     slot: UpstreamSlot, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
 ) -> aiohttp.ClientResponse:
     """Return the response to a request, with status 200. Raise the errors of :func:`stream_chunks`."""
-    try:
-        async with asyncio.timeout(None) as opening:
-            slot.on_hung = lambda: opening.reschedule(0)
-            response = await slot.server.session.request("POST", path, json=body, headers=headers)
-    finally:
-        slot.on_hung = _do_nothing
-    slot.on_hung = response.close
+    response = await send(slot, path, headers, json=body)
     if response.status != 200:
         try:
-            await _refuse(slot, response)
+            _, error = await read_error(response)
+            raise_error_response(slot, response, error)
         finally:
             response.close()
     slot.heard(output=False)
+    return response
+
+
+async def send(slot: UpstreamSlot, path: str, headers: Mapping[str, str], **body: Any) -> aiohttp.ClientResponse:
+    """Return the response to a POST request, of any status. If the server is found hung, it ends.
+
+    :param body: the option ``json`` or ``data`` of :meth:`aiohttp.ClientSession.request`.
+
+    Raise the errors of :data:`FAILURES`.
+    """
+    try:
+        async with asyncio.timeout(None) as opening:
+            slot.on_hung = lambda: opening.reschedule(0)
+            response = await slot.server.session.request("POST", path, headers=headers, **body)
+    finally:
+        slot.on_hung = _do_nothing
+    slot.on_hung = response.close
     return response
 
 
@@ -125,19 +142,31 @@ def _do_nothing() -> None:
     """Ignore that a server is hung after the request has failed."""
 
 
-async def _refuse(slot: UpstreamSlot, response: aiohttp.ClientResponse) -> NoReturn:
-    """Raise the error of a response with an error status."""
+async def read_error(response: aiohttp.ClientResponse) -> tuple[bytes, Any]:
+    """Return the body of a response with an error status, and its JSON; None instead if it is not JSON."""
     text = b""
     while len(text) < MAX_ERROR_BYTES and (data := await response.content.readany()):
         text += data
-    error: Any = None
     with suppress(ValueError):
-        error = json.loads(text)
-    refusal = read_refusal(response.status, error) if response.status >= 400 else "configuration"
-    _raise_refusal(slot, refusal, f"HTTP {response.status}", error, response.headers.get("Retry-After"))
+        return text, json.loads(text)
+    return text, None
 
 
-def _raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any, retry_after: str | None) -> NoReturn:
+def refusal_of(status: int, body: Any) -> Refusal:
+    """Return the meaning of a response with a status other than 200: redirects are not followed.
+
+    :param body: decoded JSON of the response; None if it is not JSON.
+    """
+    return read_refusal(status, body) if status >= 400 else "configuration"
+
+
+def raise_error_response(slot: UpstreamSlot, response: aiohttp.ClientResponse, body: Any) -> NoReturn:
+    """Report a response with a status other than 200 to ``slot``, and raise its error, see :func:`raise_refusal`."""
+    status = response.status
+    raise_refusal(slot, refusal_of(status, body), f"HTTP {status}", body, response.headers.get("Retry-After"))
+
+
+def raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any, retry_after: str | None) -> NoReturn:
     """Report a refusal to ``slot``, and raise its error. The server's texts are in the log only, never in the error.
 
     :param reason: the status, for the log.
@@ -146,8 +175,9 @@ def _raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any,
         slot.failed(f"it has sent {reason}.")
         raise ServerFailed(reason)
     if refusal == "busy":
-        slot.busy(_seconds(retry_after))
-        raise ServerBusy
+        seconds = _seconds(retry_after)
+        slot.busy(seconds)
+        raise ServerBusy(seconds)
     if refusal == "draining":
         slot.draining()
         raise ServerBusy
@@ -162,6 +192,13 @@ def _raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any,
     raise BadRequest("The model's server does not accept this request; see the server's log.")
 
 
+def report_failure(slot: UpstreamSlot, error: Exception) -> ServerFailed:
+    """Report one of :data:`FAILURES` to ``slot``, and return the error to raise."""
+    reason = "it was silent." if slot.hung else _reason(error)
+    slot.failed(reason)
+    return ServerFailed(reason)
+
+
 def _reason(error: Exception) -> str:
     """Return the reason of a failure, for the log, without addresses."""
     if isinstance(error, OSError):
@@ -174,7 +211,7 @@ def _seconds(retry_after: str | None) -> float | None:
     return float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
 
 
-async def _close(response: aiohttp.ClientResponse, *, whole: bool) -> None:
+async def close_response(response: aiohttp.ClientResponse, *, whole: bool) -> None:
     """Close the connection of a response; keep it for another request if nothing but the end follows."""
     if whole:
         with suppress(aiohttp.ClientError, OSError, TimeoutError):

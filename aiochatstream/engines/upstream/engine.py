@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -11,19 +12,22 @@ from typing import Any
 
 from aiochatstream.engines.base import AsyncEngine, Delta, LabelledMetric, Prompt
 from aiochatstream.engines.upstream import hops
-from aiochatstream.engines.upstream.attempts import Attempts
+from aiochatstream.engines.upstream.attempts import ALL_BUSY, BUSY_SECONDS, Attempts
 from aiochatstream.engines.upstream.client import ServerBusy, ServerFailed, count_tokens, stream_chunks
 from aiochatstream.engines.upstream.context_fit import NEAR_LIMIT, TokenEstimate, drop_oldest_turns
 from aiochatstream.engines.upstream.partial_answer import PartialAnswer
 from aiochatstream.engines.upstream.pool import UpstreamPool
+from aiochatstream.engines.upstream.relay import EVENTS, JSON, Receiver, RelayAttempt, RelayRequest
 from aiochatstream.engines.upstream.request_body import cache_salt, check_params, request_of
 from aiochatstream.engines.upstream.server import UpstreamServer, UpstreamSlot
 from aiochatstream.engines.upstream.stream_chunks import StreamChunk
 from aiochatstream.engines.upstream.upstream import Upstream
-from aiochatstream.errors import ChatStreamError, ContextLengthExceeded, UpstreamFailed
+from aiochatstream.errors import ChatStreamError, ContextLengthExceeded, UpstreamFailed, UpstreamUnavailable
 from aiochatstream.params import GenerationParams
 
 BROKE_OFF = "The answer broke off: the server that generated it has failed."
+
+RELAY_BROKE_OFF = "The answer broke off: the server that generated it has failed. Send the request again."
 
 NO_CHUNKS: list[StreamChunk] = []
 """End of a stream."""
@@ -157,6 +161,42 @@ class UpstreamEngine(AsyncEngine):
             raise UpstreamFailed(BROKE_OFF) from error
         yield answer.cut_off()
 
+    async def relay(self, request: RelayRequest, receiver: Receiver) -> AsyncGenerator[Delta, None]:
+        """Pass a request to a server, and its response to ``receiver``. Yield the usage at the end.
+
+        Until the response has begun, another server is tried if one fails or is busy. After that, nothing is tried
+        again: unlike the answers of :meth:`generate`, relayed ones are not resumed.
+
+        Raise :class:`RefusedRequest` with the response to a request that the server does not accept,
+        :class:`~aiochatstream.errors.UpstreamFailed` if the response breaks off or all tries fail, and
+        :class:`~aiochatstream.errors.UpstreamUnavailable` if all servers stay busy.
+        """
+        attempts = Attempts(self._tries)
+        while True:
+            slot = await self._pool.acquire(request.affinity, avoid=attempts.avoid, wait=attempts.wait_seconds)
+            with slot:
+                members = {**self._salt(slot.server, request.salt_owner), **request.members_for(slot.server)}
+                try:
+                    attempt = RelayAttempt(slot, request, receiver, self._first_text)
+                    yield await attempt.run(self._headers(request.affinity, stream=request.stream), members)
+                    return
+                except ServerFailed:
+                    self._retries += 1
+                    if receiver.has_begun:
+                        raise UpstreamFailed(RELAY_BROKE_OFF) from None
+                    attempts.failed(slot.server, has_new_text=False)
+                except ServerBusy as busy:
+                    if receiver.has_begun:
+                        raise UpstreamFailed(RELAY_BROKE_OFF) from None
+                    self._check_patience(busy, slot.server, attempts)
+
+    def _check_patience(self, busy: ServerBusy, server: UpstreamServer, attempts: Attempts) -> None:
+        """Count a busy server. Raise :class:`~aiochatstream.errors.UpstreamUnavailable` if waiting does not help."""
+        others = [other for other in self._pool.servers if other is not server and other not in attempts.avoid]
+        if not others and (busy.retry_after or 0) > BUSY_SECONDS:
+            raise UpstreamUnavailable(ALL_BUSY, retry_after=math.ceil(busy.retry_after or 0))
+        attempts.busy(server)
+
     async def _acquire(self, prompt: Prompt, attempts: Attempts, answer: PartialAnswer) -> UpstreamSlot:
         return await self._pool.acquire(
             prompt.affinity, avoid=attempts.avoid, wait=attempts.wait_seconds, over_slots=answer.has_output
@@ -170,7 +210,8 @@ class UpstreamEngine(AsyncEngine):
         self._resumptions += answer.has_output
         answer.begin_attempt()
         path, body = self._request(slot.server, prompt, params, answer)
-        async with aclosing(stream_chunks(slot, path, body, self._headers(prompt))) as reads:
+        headers = self._headers(prompt.affinity, stream=True)
+        async with aclosing(stream_chunks(slot, path, body, headers)) as reads:
             chunks = await self._first_output(reads)
             while chunks:
                 for chunk in chunks:
@@ -222,14 +263,22 @@ class UpstreamEngine(AsyncEngine):
             token_ids=token_ids,
         )
         body["model"] = server.model
-        if self._salt_secret is not None and prompt.owner and dialect.cache_salt is not None:
-            body[dialect.cache_salt] = cache_salt(prompt.owner, self._salt_secret)
-        return path, body
+        return path, body | self._salt(server, prompt.owner)
 
-    def _headers(self, prompt: Prompt) -> dict[str, str]:
-        headers = {"Accept": "text/event-stream", hops.HEADER: hops.outgoing(self._id)}
-        if self._affinity_header is not None and prompt.affinity:
-            headers[self._affinity_header] = prompt.affinity
+    def _salt(self, server: UpstreamServer, owner: str) -> dict[str, str]:
+        """Return the field that separates the cached prompts of ``owner``, if the server has one."""
+        if self._salt_secret is None or not owner or server.dialect.cache_salt is None:
+            return {}
+        return {server.dialect.cache_salt: cache_salt(owner, self._salt_secret)}
+
+    def _headers(self, affinity: str, *, stream: bool) -> dict[str, str]:
+        headers = {
+            "Accept": EVENTS if stream else JSON,
+            "Content-Type": JSON,
+            hops.HEADER: hops.outgoing(self._id),
+        }
+        if self._affinity_header is not None and affinity:
+            headers[self._affinity_header] = affinity
         return headers
 
     def _check_resumable(

@@ -39,6 +39,10 @@ class UpstreamSession:
             self.base_url = upstream.url
             connector = _TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
         connector.seconds = connect
+        url = URL(self.base_url)
+        addresses = () if upstream.url.startswith("unix:") else (f"//{url.raw_host}", f"{url.raw_host}:{url.port}")
+        secrets = [*addresses, *filter(None, [upstream.api_key])]
+        self._secrets = [secret.encode() for secret in secrets]
         headers = {"Accept-Encoding": "identity"}  # compressed streams cost both sides CPU time for each token
         if upstream.api_key is not None:
             headers["Authorization"] = f"Bearer {upstream.api_key}"
@@ -60,6 +64,10 @@ class UpstreamSession:
         """
         url = URL(self.base_url + path, encoded=True)
         return self._session.request(method, url, allow_redirects=False, **options)
+
+    def is_exposed_by(self, text: bytes) -> bool:
+        """Return True if ``text`` contains the server's address or the API key."""
+        return any(secret in text for secret in self._secrets)
 
     @property
     def closed(self) -> bool:

@@ -20,6 +20,7 @@ from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.errors import openai_endpoint
 from aiochatstream.web.openai.generation import ResponseBuilder, generate, sse
 from aiochatstream.web.openai.logprobs import LogprobFormatter
+from aiochatstream.web.openai.relay import is_relayed, relay
 from aiochatstream.web.openai.response_models import (
     AT_MAXIMUM_LENGTH,
     AssistantMessage,
@@ -57,6 +58,8 @@ NO_PARAMETERS = {"type": "object", "properties": {}}
 async def chat_completions(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
     """``POST /v1/chat/completions``: the next message of a chat."""
     received = await context.receive(server, request)
+    if is_relayed(received.server):
+        return await relay(received, "/v1/chat/completions")
     body, server = received.parse(ChatCompletionRequest), received.server
     params: dict[str, Any] = {"constraint": select_constraint(body)}
     if body.logprobs:

@@ -16,6 +16,7 @@ from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.errors import openai_endpoint
 from aiochatstream.web.openai.generation import ResponseBuilder, generate, sse
 from aiochatstream.web.openai.logprobs import LogprobFormatter, TextOffsets
+from aiochatstream.web.openai.relay import is_relayed, relay
 from aiochatstream.web.openai.response_models import (
     AT_MAXIMUM_LENGTH,
     Completion,
@@ -34,6 +35,8 @@ from aiochatstream.web.server import Server
 async def completions(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
     """``POST /v1/completions``: the continuation of a text."""
     received = await context.receive(server, request)
+    if is_relayed(received.server):
+        return await relay(received, "/v1/completions")
     body, server = received.parse(CompletionRequest), received.server
     params: dict[str, Any] = {"constraint": body.constraint}
     if body.logprobs is not None:

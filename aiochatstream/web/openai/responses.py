@@ -17,6 +17,7 @@ from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.errors import error_body, openai_endpoint
 from aiochatstream.web.openai.generation import ResponseBuilder, generate
 from aiochatstream.web.openai.logprobs import LogprobFormatter
+from aiochatstream.web.openai.relay import is_relayed, relay
 from aiochatstream.web.openai.request_models import format_constraint
 from aiochatstream.web.openai.response_models import AT_MAXIMUM_LENGTH, ContentLogprob
 from aiochatstream.web.openai.response_object import (
@@ -37,6 +38,8 @@ from aiochatstream.web.server import Server
 async def responses(server: Server, request: web.Request, context: EndpointContext) -> web.StreamResponse:
     """``POST /v1/responses``: the next message of a chat, as a response object. Nothing is stored."""
     received = await context.receive(server, request)
+    if is_relayed(received.server):
+        return await relay(received, "/v1/responses")
     body, server = received.parse(ResponseRequest), received.server
     text_format = None if body.text is None else body.text.format
     return await generate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from aiochatstream.errors import (
@@ -22,6 +24,7 @@ from aiochatstream.web.endpoints.status import health_middleware
 from aiochatstream.web.openai import (
     chat,
     completions,
+    embeddings,
     models,
     response_models,
     response_object,
@@ -32,6 +35,7 @@ from aiochatstream.web.openai.chat_request import ChatCompletionRequest
 from aiochatstream.web.openai.completion_request import CompletionRequest
 from aiochatstream.web.openai.endpoint_context import EndpointContext
 from aiochatstream.web.openai.errors import EXPOSED_HEADERS, openai_error_middleware
+from aiochatstream.web.openai.relay import is_relayed
 from aiochatstream.web.openai.response_request import ResponseRequest
 from aiochatstream.web.openai.tokenization_requests import DetokenizeRequest, TokenizeRequest
 from aiochatstream.web.openapi.document import OPENAI
@@ -124,6 +128,18 @@ TOKENIZATION = {
 }
 """Endpoints beside the folder ``/v1``, as in vLLM."""
 
+RELAYED = {
+    "embeddings": Endpoint(
+        "embeddings",
+        web.post,
+        "/embeddings",
+        embeddings.embeddings,
+        responses={JSON: dict[str, Any]},
+        errors=(ModelNotFound, TooManyRequests, Starting, Draining, UpstreamFailed, UpstreamUnavailable),
+    )
+}
+"""Endpoints that exist only if other servers generate the answers of a model."""
+
 
 def setup(app: web.Application, server: Server, context: EndpointContext, prefix: str) -> None:
     """Add the API to ``app``, with CORS for the server's ``allowed_origins``, errors in OpenAI's format, and
@@ -136,6 +152,8 @@ def setup(app: web.Application, server: Server, context: EndpointContext, prefix
     if any(resource.canonical == f"{prefix}/models" for resource in app.router.resources()):
         raise ValueError(f"prefix: must differ for each model, not {prefix!r}; {prefix}/models exists.")
     routes = mount(ENDPOINTS.values(), server, prefix, OPENAI, context=context)
+    if any(map(is_relayed, context.servers.values())):
+        routes += mount(RELAYED.values(), server, prefix, OPENAI, context=context)
     routes += mount(TOKENIZATION.values(), server, prefix.removesuffix("/v1"), OPENAI, context=context)
     added = app.add_routes(routes)
     app.middlewares.extend((openai_error_middleware(added[0]), health_middleware(context.check_ready)))

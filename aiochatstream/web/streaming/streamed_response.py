@@ -60,14 +60,21 @@ class StreamedResponse:
 
     async def write(self, content_type: str, text: str) -> None:
         """Send ``text``. Raise TimeoutError if the client receives nothing for ``write_timeout`` seconds."""
-        stream = await self.open(content_type)
-        data = text.encode()
+        await self.write_bytes(content_type, text.encode())
+
+    async def write_bytes(self, content_type: str, data: bytes, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Send ``data``. Raise the errors of :meth:`write`.
+
+        :param on_wait: called if the client is slow, before waiting for it.
+        """
+        stream = self.stream or await self.open(content_type)
         transport = self.request.transport
         if transport is not None and transport.get_write_buffer_size() + len(data) < BUFFER_BYTES:
             await stream.write(data)  # never waits; a timeout would cost more than the write
-        else:
-            async with asyncio.timeout(self.write_timeout):
-                await stream.write(data)
+            return
+        on_wait()
+        async with asyncio.timeout(self.write_timeout):
+            await stream.write(data)
 
     async def finish(self, content_type: str) -> web.StreamResponse:
         """Send the end of the body. Raise the errors of :meth:`write`."""
