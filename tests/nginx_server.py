@@ -1,4 +1,4 @@
-"""nginx for the tests, with the configuration in docs/deployment.md."""
+"""nginx for the tests, with the configurations in docs/deployment.md and docs/scaling.md."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Nginx:
     certificate: Path | None
 
 
-def documented_block(kind: str) -> str:
-    """Return the configuration in the section "nginx, HTTP" or "nginx, HTTPS"."""
-    text = (ROOT / "docs" / "deployment.md").read_text()
-    match = re.search(rf"^## nginx, {kind}$.*?^```nginx\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+def documented_block(page: str, section: str) -> str:
+    """Return the configuration in a section of a page in docs/."""
+    text = (ROOT / "docs" / page).read_text()
+    match = re.search(rf"^## {section}$.*?^```nginx\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert match
     return match[1]
 
@@ -66,24 +66,34 @@ def replace(text: str, old: str, new: str) -> str:
 
 @contextmanager
 def running_nginx(kind: str, folder: Path, upstream: str) -> Iterator[Nginx]:
-    """Run nginx with the documented configuration, on ports and with files of the test.
+    """Run nginx with the configuration of docs/deployment.md, on ports and with files of the test.
 
     :param kind: ``HTTP`` or ``HTTPS``.
     :param upstream: target of ``proxy_pass``.
     """
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is missing: apt-get install nginx")
-    folder.mkdir()
-    http_port, port = free_port(), free_port()
-    block = replace(documented_block(kind), "listen 80;", f"listen {http_port};")
+    block = documented_block("deployment.md", f"nginx, {kind}")
     block = replace(block, "http://127.0.0.1:8080", upstream)
-    url, certificate = f"http://{NAME}:{http_port}", None
+    certificate = None
     if kind == "HTTPS":
+        folder.mkdir()
+        port = free_port()
         certificate, key = make_certificate(folder)
         block = replace(block, "listen 443 ", f"listen {port} ")
         block = replace(block, f"/etc/ssl/{NAME}.pem", str(certificate))
         block = replace(block, f"/etc/ssl/{NAME}.key", str(key))
-        url = f"https://{NAME}:{port}"
+    with running_block(block, folder) as nginx:
+        url = nginx.url if certificate is None else f"https://{NAME}:{port}"
+        yield Nginx(url, nginx.http_port, certificate)
+
+
+@contextmanager
+def running_block(block: str, folder: Path) -> Iterator[Nginx]:
+    """Run nginx with a configuration, on a port of the test instead of 80."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is missing: apt-get install nginx")
+    folder.mkdir(exist_ok=True)
+    http_port = free_port()
+    block = replace(block, "listen 80;", f"listen {http_port};")
     user = "user root;\n" if os.geteuid() == 0 else ""  # so that the workers can read the test's folder
     (folder / "nginx.conf").write_text(MAIN.format(user=user, folder=folder, block=block))
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
@@ -91,7 +101,7 @@ def running_nginx(kind: str, folder: Path, upstream: str) -> Iterator[Nginx]:
         process.wait_for(lambda: listens(http_port), "listening nginx")
         assert "[emerg]" not in process.err
         assert "[warn]" not in process.err, process.err
-        yield Nginx(url, http_port, certificate)
+        yield Nginx(f"http://{NAME}:{http_port}", http_port, None)
 
 
 def listens(port: int) -> bool:

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> Exception | None:
         _end_with_parent()
     texts = texts_for(options.locale)
     sessions = session_options.configure(options, texts, os.environ)
-    api_keys = _api_keys(options.api_key_file)
+    api_keys = read_api_keys(options.api_key_file)
     if options.unix is None:
         listener = listening.listen(options.host, options.port, texts)
         url = listening.url_of(options.host, listener.getsockname()[1])
@@ -136,7 +136,7 @@ def _model_name(options: argparse.Namespace) -> str | None:
     return "replay" if options.replay is not None else None if options.mock is None else f"mock-{options.mock}"
 
 
-def _api_keys(file: Path | None) -> ApiKeys:
+def read_api_keys(file: Path | None) -> ApiKeys:
     """Return the API keys of the file, or else of the environment variable.
 
     Raise ValueError if the variable is set and contains no key: everyone would have access.

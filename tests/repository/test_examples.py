@@ -22,6 +22,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.fake_answers import answer_text
+from tests.fake_upstream import FakeUpstream
 from tests.helpers import Client, browser, serving
 from tests.processes import PYTHON, ROOT, START_PATIENCE, Process, ask_when_listening, finish, running
 
@@ -141,6 +143,18 @@ async def test_each_of_many_models_answers_by_its_name() -> None:
             texts[name] = answer["choices"][0]["message"]["content"]
         assert texts["parrot"] == "Hello there"
         assert all(texts[name] not in ("", "Hello there") for name in ("talker", ""))
+
+
+async def test_a_front_answers_with_the_servers_and_outlives_one_of_them() -> None:
+    async with FakeUpstream(words=8) as first, FakeUpstream(words=8) as second:
+        app = await runpy.run_path(str(ROOT / "examples" / "front.py"))["create_app"](first.url, second.url)
+        async with serving(app) as url, browser(url) as client:
+            assert (await client.say("one"))["text"] == answer_text([{"role": "user", "content": "one"}], 8)
+            await (first if first.requests else second).close()
+            await client.say("two")
+            assert len(await client.texts()) == 4
+            async with client.session.get(f"{url}/v1/models") as response:
+                assert [model["id"] for model in (await response.json())["data"]] == ["fake"]
 
 
 ServeExample = Callable[[str], AbstractAsyncContextManager[str]]

@@ -37,7 +37,7 @@ FLOORS = {
             "compat models",
             "bench console",
             "cli",
-            "__main__",
+            "ray __main__",
         )
     )
     for name in names.split()

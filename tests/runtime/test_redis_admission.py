@@ -20,7 +20,7 @@ from aiochatstream.errors import Draining, TooManyRequests
 from aiochatstream.runtime import redis_admission, shared_queue
 from aiochatstream.runtime.admission import Admission, Ticket
 from aiochatstream.runtime.redis_admission import RedisAdmission
-from aiochatstream.runtime.shared_queue import LEASE_SECONDS, FrontReport, SharedQueue, WholeReport
+from aiochatstream.runtime.shared_queue import LEASE_SECONDS, FrontReport, QueueState, SharedQueue, WholeReport
 from tests.helpers import until
 from tests.processes import PYTHON, START_PATIENCE, Process
 from tests.processes import running as running_process
@@ -248,6 +248,28 @@ async def test_a_reservation_that_is_cancelled_after_the_decision_is_released(
     assert (await front.reserve()).running
 
 
+async def test_a_ticket_that_leaves_while_it_is_granted_frees_its_slot(
+    new_front: NewFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = await new_front(), await new_front()
+    first, leaving, last = await reserve(there, here, there)
+    report = here._queue.report
+    granted: list[int] = []
+
+    async def report_and_leave(changes: FrontReport) -> QueueState | None:
+        state = await report(changes)
+        if state is not None and state.granted:
+            granted.extend(state.granted)
+            leaving.release()
+        return state
+
+    monkeypatch.setattr(here._queue, "report", report_and_leave)
+    first.release()
+    await until(lambda: last.running)
+    assert granted == [leaving.number]
+    assert (here.running, there.total_running, there.total_waiting) == (0, 1, 0)
+
+
 async def test_a_draining_front_refuses_its_own_requests_only(new_front: NewFront) -> None:
     here, there = await new_front(), await new_front()
     tickets = await reserve(here, here, there, here)
@@ -416,15 +438,17 @@ async def answered(redis: Redis, key: str, count: int) -> list[int]:
 async def test_three_processes_keep_the_cap_and_the_order(
     tmp_path: Path, redis_server: RedisServer, redis: Redis
 ) -> None:
-    queue: list[tuple[str, str]] = []
+    events: list[tuple[str, str]] = []
 
     async def watch() -> None:
         async with redis.monitor() as monitor:
             watching.set()
             async for entry in monitor.listen():
-                words = entry["command"].split(" ")
-                if words[0] in ("ZADD", "ZREM"):
-                    queue.append((words[0], words[-1]))
+                command = entry["command"]
+                if freed := re.search(r"freed\W+(\d+)", command):
+                    events.append(("freed", freed[1]))
+                elif command.startswith(("ZADD", "ZREM")):
+                    events.append((command[:4], command.split(" ")[-1]))
 
     watching = asyncio.Event()
     watcher = asyncio.create_task(watch())
@@ -437,7 +461,7 @@ async def test_three_processes_keep_the_cap_and_the_order(
             await until(lambda: process.popen.poll() is not None)  # noqa: B023 - awaited here
             assert process.popen.poll() == 0, process.output
         lines = [line.split() for process in processes for line in process.out.splitlines()]
-    await until(lambda: len(queue) == 2 * 250)
+    await until(lambda: sum(name == "ZREM" for name, _ in events) == 250)
     watcher.cancel()
     assert len(lines) == 2 * 250
     in_use = list(
@@ -445,12 +469,16 @@ async def test_three_processes_keep_the_cap_and_the_order(
     )
     assert max(in_use) == 50
     waiting: list[str] = []
-    for name, member in queue:
-        if name == "ZADD":
-            waiting.append(member)
+    granted = 0
+    for name, value in events:
+        if name == "freed":
+            granted -= int(value)
+        elif name == "ZADD":
+            waiting.append(value)
         else:
-            assert waiting.index(member) < 50, "a later ticket was granted while an earlier one had no claim"
-            waiting.remove(member)
+            assert granted + waiting.index(value) < 50, "a later ticket has the slot of an earlier one"
+            waiting.remove(value)
+            granted += 1
     assert waiting == []
 
 
