@@ -71,7 +71,7 @@ def engine_of(options: argparse.Namespace, source: ModelSource, url: str, texts:
     if options.replay is not None:
         return ReplayEngine(options.replay)
     if source.urls:
-        return upstream_engine(source.urls, options.slots_each, options.upstream_key_file)
+        return upstream_engine(source.urls, options.slots_each, options.upstream_key_file, options.upstream_model)
     if options.devices is not None:
         return device_options.engine_of(options, source.model, url, texts)
     mock = options.mock
@@ -79,11 +79,14 @@ def engine_of(options: argparse.Namespace, source: ModelSource, url: str, texts:
     return engine if options.record is None else RecordingEngine(engine, options.record)
 
 
-def upstream_engine(urls: tuple[str, ...], slots: int | None, key_file: Path | None) -> AsyncEngine:
+def upstream_engine(
+    urls: tuple[str, ...], slots: int | None, key_file: Path | None, model: str | None = None
+) -> AsyncEngine:
     """Return the engine of servers. Raise ValueError and OSError.
 
     :param slots: maximum number of concurrent answers of each; None for :data:`SLOTS_EACH`.
     :param key_file: file with their API key; None for none.
+    :param model: name of the model there; None for their only one.
     """
     from aiochatstream.engines.upstream import Upstream, UpstreamEngine  # only for servers
 
@@ -93,7 +96,8 @@ def upstream_engine(urls: tuple[str, ...], slots: int | None, key_file: Path | N
         if len(keys) != 1:
             raise ValueError(f"--upstream-key-file: {key_file} must contain one key.")
         key = keys[0]
-    return UpstreamEngine([Upstream(url, api_key=key) for url in urls], slots=SLOTS_EACH if slots is None else slots)
+    upstreams = [Upstream(url, api_key=key) for url in urls]
+    return UpstreamEngine(upstreams, slots=SLOTS_EACH if slots is None else slots, model=model)
 
 
 def _transformers_engine(options: argparse.Namespace, name: str | None, url: str, texts: Texts) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -32,8 +33,11 @@ def listen_at(path: Path, texts: Texts) -> socket.socket:
     try:
         if path.is_socket():  # of a process that was killed
             path.unlink()
-        listener.bind(str(path))
-        path.chmod(0o600)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

@@ -15,7 +15,7 @@ API_KEYS = "AIOCHATSTREAM_API_KEYS"
 QUEUE, QUEUE_OF_UPSTREAMS = 5, 500
 """Length of the queue of a model, and of servers, which answer many more requests at a time."""
 
-SERVER_ONLY = ("slots_each", "upstream_key_file")
+SERVER_ONLY = ("slots_each", "upstream_key_file", "upstream_model")
 """Options that only servers behind this one use. None if absent."""
 
 
@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answers generated concurrently: by a model (2), by each of --devices (2), by all servers (no limit)",
     )
     add("--slots-each", type=int, metavar="N", help=f"answers that each server generates concurrently ({SLOTS_EACH})")
+    add("--upstream-model", metavar="NAME", help="model of servers that have several")
     add("--upstream-key-file", type=Path, metavar="FILE", help="API key of the servers")
     add(
         "--queue",

@@ -190,6 +190,11 @@ class Runtime(ServedModel):
                 self._loading.add_done_callback(self._log_failure)
             raise
 
+    @property
+    def is_ready(self) -> bool:
+        """True if the model is loaded and can answer."""
+        return self.state == "ready" and self.engine.unavailable() is None
+
     def check_ready(self) -> None:
         """Raise :class:`~aiochatstream.errors.Starting`, :class:`~aiochatstream.errors.Draining` or the engine's error
         unless ready.

@@ -53,7 +53,7 @@ def test_two_servers_answer_and_one_that_is_killed_loses_nothing(tmp_path: Path)
         front = stack.enter_context(serve(tmp_path / "front", *servers, "--slots-each", "7"))
         url = url_when_ready(front)
         rows = rows_of(front.out)
-        assert (rows["model"], rows["servers"]) == ("fake", "2")
+        assert (rows["model"], rows["servers"]) == ("fake", "2 of 2 up")
         assert rows["concurrency"].startswith("14 ")
         assert rows["queue"].startswith("500 ")
         events, text = [], ""

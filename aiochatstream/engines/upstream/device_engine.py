@@ -46,4 +46,5 @@ class DeviceEngine(UpstreamEngine):
         await self._children.close()
 
     def describe(self) -> dict[str, str]:
-        return {**super().describe(), "servers": f"{len(self._children.upstreams)}, one for each device"}
+        described = super().describe()
+        return {**described, "servers": f"{described['servers']}, one for each device"}

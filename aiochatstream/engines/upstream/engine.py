@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -18,7 +17,7 @@ from aiochatstream.engines.upstream.context_fit import NEAR_LIMIT, TokenEstimate
 from aiochatstream.engines.upstream.partial_answer import PartialAnswer
 from aiochatstream.engines.upstream.pool import UpstreamPool
 from aiochatstream.engines.upstream.relay import EVENTS, JSON, Receiver, RelayAttempt, RelayRequest
-from aiochatstream.engines.upstream.request_body import cache_salt, check_params, request_of
+from aiochatstream.engines.upstream.request_body import cache_salt, check_params, request_of, salt_secret
 from aiochatstream.engines.upstream.server import UpstreamServer, UpstreamSlot
 from aiochatstream.engines.upstream.stream_chunks import StreamChunk
 from aiochatstream.engines.upstream.upstream import Upstream
@@ -94,7 +93,8 @@ class UpstreamEngine(AsyncEngine):
         if tokenizer is not None:
             is_loader = callable(tokenizer) and not hasattr(tokenizer, "decode")  # tokenizers can be called, too
             self._load_tokenizer = tokenizer if is_loader else lambda: tokenizer
-        self._salt_secret = None if share_prefixes else secrets.token_bytes(32)
+        keys = sorted({source.api_key for source in self._pool.upstreams if source.api_key is not None})
+        self._salt_secret = None if share_prefixes else salt_secret(keys)
         self._context_len: int | None = None
         self._estimate = TokenEstimate()
         self._retries = self._resumptions = 0
@@ -118,7 +118,7 @@ class UpstreamEngine(AsyncEngine):
     def describe(self) -> dict[str, str]:
         servers = self._pool.servers
         name = self._model or next((server.model for server in servers), "unknown")
-        return {"model": name, "servers": str(len(servers))}
+        return {"model": name, "servers": f"{len(servers)} of {self._pool.size} up"}
 
     def metrics(self) -> dict[str, float]:
         return {"upstream_retries_total": self._retries, "upstream_resumptions_total": self._resumptions}

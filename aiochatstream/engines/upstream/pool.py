@@ -133,6 +133,16 @@ class UpstreamPool:
         self._servers.clear()
 
     @property
+    def upstreams(self) -> list[Upstream]:
+        """Sources of the servers."""
+        return [source.upstream for source in self._listed]
+
+    @property
+    def size(self) -> int:
+        """Number of servers, those that are down included."""
+        return len(self._servers)
+
+    @property
     def servers(self) -> list[UpstreamServer]:
         """Servers that are up."""
         return [server for server in self._servers.values() if server.is_up]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -132,9 +133,16 @@ def request_of(
     return CHAT_PATH, body
 
 
+def salt_secret(api_keys: Sequence[str]) -> bytes:
+    """Return the secret of :func:`cache_salt`: equal on all fronts of servers with the same keys; else random."""
+    if not api_keys:
+        return secrets.token_bytes(32)
+    return hashlib.blake2b("\n".join(api_keys).encode(), person=b"cache salt", digest_size=32).digest()
+
+
 def cache_salt(owner: str, secret: bytes) -> str:
     """Return a value that differs for each owner, and from which nobody can compute the owner.
 
-    :param secret: random bytes, equal for all requests of this server.
+    :param secret: result of :func:`salt_secret`.
     """
     return hashlib.blake2b(owner.encode(), key=secret, digest_size=32).hexdigest()

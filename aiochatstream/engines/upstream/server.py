@@ -116,7 +116,7 @@ class UpstreamServer:
         self._facts = facts
         self._probes += self.state in ("down", "draining")
         if self.state != "up":
-            level = logging.WARNING if self.state == "down" else logging.INFO  # as visible as the outage
+            level = logging.WARNING if self.outages else logging.INFO  # as visible as the outage
             logger.log(level, "Upstream server %s is up, with model %s.", self.name, facts.model)
             self.state = "up"
             self._on_change(self)
@@ -199,11 +199,10 @@ class UpstreamServer:
 
     def _go_down(self, reason: str) -> None:
         before, self.state = self.state, "down"
-        if before in ("new", "up") and not self.removed:
+        starts = before == "new" and self.url.startswith("unix:")  # its socket does not exist yet
+        if before in ("new", "up") and not self.removed and not starts:
             self.outages += 1
-            starts = before == "new" and self.url.startswith("unix:")  # its socket does not exist yet
-            level = logging.INFO if starts else logging.WARNING
-            logger.log(level, "Upstream server %s is down: %s", self.name, reason)
+            logger.warning("Upstream server %s is down: %s", self.name, reason)
         if before != "down":
             self._on_change(self)
 

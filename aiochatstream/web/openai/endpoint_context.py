@@ -110,14 +110,14 @@ class EndpointContext:
         raise ModelNotFound(f"model: must be {names}, not {name[:200]!r}.")
 
     def describe_models(self) -> list[Model]:
-        """Return the models that are loaded, as objects of OpenAI's API.
+        """Return the models that can answer, as objects of OpenAI's API.
 
-        Raise the error of :meth:`Runtime.check_ready` of the first one if none is loaded.
+        Raise the error of :meth:`Runtime.check_ready` of the first one if none can.
         """
-        loaded = [(name, server) for name, server in self.servers.items() if server.state == "ready"]
-        if not loaded:
+        ready = [(name, server) for name, server in self.servers.items() if server.is_ready]
+        if not ready:
             next(iter(self.servers.values())).check_ready()
-        return [self.describe_model(self._name(name, server), server) for name, server in loaded]
+        return [self.describe_model(self._name(name, server), server) for name, server in ready]
 
     def describe_model(self, name: str, server: Server) -> Model:
         """Return a loaded model as an object of OpenAI's API."""

@@ -150,7 +150,10 @@ def _query_parameters(query: type[BaseModel]) -> Iterator[dict[str, Any]]:
 def _responses(
     endpoint: Endpoint, schemas: Mapping[Any, dict[str, Any]], overload_status: int, *, is_openai: bool
 ) -> dict[str, Any]:
-    content = {media: {"schema": schemas[kind]} for media, kind in endpoint.responses.items()}
+    content = {
+        media: {"schema": _event_schema(kind, schemas) if media == EVENTS else schemas[kind]}
+        for media, kind in endpoint.responses.items()
+    }
     responses: dict[str, Any] = {"200": {"description": _describe_success(endpoint), "content": content}}
     errors: set[type[ChatStreamError]] = set(endpoint.errors)
     if endpoint.body is not None:
@@ -170,6 +173,15 @@ def _responses(
             headers = {name: {"description": unit, "schema": number} for name, unit in units.items()}
             responses[str(status)]["headers"] = headers
     return responses
+
+
+def _event_schema(kind: Any, schemas: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+    """Return the schema of a server-sent event: its data is JSON of ``kind`` or the mark of the end, or any string."""
+    data: dict[str, Any] = {"type": "string"}
+    if kind is not str:
+        data["anyOf"] = [{"const": "[DONE]"}, {"contentMediaType": JSON, "contentSchema": schemas[kind]}]
+    properties = {"data": data, "event": {"type": "string"}}
+    return {"type": "object", "properties": properties, "required": ["data"]}
 
 
 def _describe_success(endpoint: Endpoint) -> str:

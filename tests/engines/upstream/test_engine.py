@@ -153,7 +153,7 @@ async def test_what_the_upstreams_are_is_what_the_engine_is() -> None:
         FakeUpstream(model="big", max_model_len=300) as second,
         running_engine([first.url, Upstream(second.url, slots=3)], slots=5) as engine,
     ):
-        assert engine.describe() == {"model": "big", "servers": "2"}
+        assert engine.describe() == {"model": "big", "servers": "2 of 2 up"}
         assert (engine.capacity, engine.max_context_len, engine.unavailable()) == (8, 300, None)
 
 
