@@ -91,6 +91,29 @@ def test_the_key_of_the_servers_is_sent_and_in_no_log(tmp_path: Path) -> None:
         assert ask(f"{address}/fake").json["requests"] == 1
 
 
+def test_clients_choose_among_models_by_their_names(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        small, _ = stack.enter_context(upstream(tmp_path / "small", model="tiny", words=3))
+        big, server = stack.enter_context(upstream(tmp_path / "big", model="huge"))
+        front = stack.enter_context(serve(tmp_path / "front", "--model", f"small={small}", "--model", f"big={big}"))
+        url = url_when_ready(front)
+        assert [model["id"] for model in ask(f"{url}/v1/models").json["data"]] == ["small", "big"]
+        messages = [{"role": "user", "content": QUESTION}]
+        for name, words in (("small", 3), ("big", WORDS)):
+            answer = ask(f"{url}/v1/chat/completions", {"model": name, "messages": messages}).json
+            assert answer["model"] == name
+            assert answer["choices"][0]["message"]["content"] == answer_text(messages, words)
+        unknown = ask(f"{url}/v1/chat/completions", {"model": "tiny", "messages": messages})
+        assert unknown.status == 404
+        assert "'small' or 'big'" in unknown.text
+        assert ask(f"{url}/chat_stream", {"user_input": QUESTION}).text == answer_text(messages, 3)
+        server.end(signal.SIGKILL)
+        down = ask(f"{url}/v1/chat/completions", {"model": "big", "messages": messages})
+        assert down.status in (502, 503)
+        assert ask(f"{url}/v1/chat/completions", {"model": "small", "messages": messages}).status == 200
+        assert front.end() == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -104,6 +127,12 @@ def test_the_key_of_the_servers_is_sent_and_in_no_log(tmp_path: Path) -> None:
         (["--slots-each", "3"], "--slots-each needs the URL of a server"),
         (["--upstream-key-file", "file"], "--upstream-key-file needs the URL of a server"),
         (["http://127.0.0.1:1", "--mock", "echo"], "MODEL cannot be used with --mock"),
+        (["--model", "a=b", "--mock", "echo"], "--model cannot be used with --mock"),
+        (["--model", "a"], "--model: must be NAME=WHAT, not 'a'"),
+        (["--model", "a=b", "--model", "a=c"], "--model: must have a different name for each model, not a, a"),
+        (["--model", "a=b", "c"], "MODEL: must be absent with --model NAME=WHAT"),
+        (["--upstream-model", "a"], "--upstream-model needs the URL of a server"),
+        (["http://127.0.0.1:1", "--share-queue"], "--share-queue needs --session redis"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
