@@ -23,7 +23,7 @@ from aiochatstream.params import (
     GenerationParams,
 )
 from aiochatstream.prompts import AbstractChatPrompt
-from aiochatstream.runtime.admission import Admission, Ticket
+from aiochatstream.runtime.admission import MAX_SLOTS, Admission, Ticket
 from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_thread
 from aiochatstream.runtime.events import Ended, Failed
 from aiochatstream.runtime.metrics import Metrics
@@ -172,7 +172,7 @@ class Runtime(ServedModel):
         """Return the number of answers that may be generated concurrently now."""
         capacity = self.engine.capacity if isinstance(self.engine, AsyncEngine) else None
         limits = [limit for limit in (self.capacity.num_of_concurrent_executions, capacity) if limit is not None]
-        return min(limits, default=DEFAULT_SLOTS)
+        return min(*limits, MAX_SLOTS) if limits else DEFAULT_SLOTS
 
     def _capacity_changed(self) -> None:
         self.admission.resize(self._slots())

@@ -10,6 +10,7 @@ import pytest
 
 from aiochatstream import AsyncEngine, ChatStream, Delta, GenerationParams, Prompt
 from aiochatstream.errors import UpstreamUnavailable
+from aiochatstream.runtime.admission import MAX_SLOTS
 from tests.helpers import ClientOf, StartServer, sse_events, until
 
 pytestmark = pytest.mark.both_loops
@@ -83,6 +84,15 @@ async def test_slots_follow_the_capacity_of_an_async_engine(
     await asyncio.gather(*asking)
     assert counts == expected
     assert engine.most_running == max(expected)
+
+
+async def test_a_capacity_above_the_maximum_number_of_slots_is_used_in_part(start: StartServer) -> None:
+    engine = Elastic(150_000)
+    server = await start(ChatStream(engine=engine))
+    assert server.chat_stream.admission.slots == MAX_SLOTS
+    engine.capacity = 250_000
+    engine.on_capacity()
+    assert server.chat_stream.admission.slots == MAX_SLOTS
 
 
 async def test_an_unavailable_engine_refuses_new_requests_and_the_queue_remains(

@@ -41,21 +41,26 @@ class Attempts:
         Raise :class:`~aiochatstream.errors.UpstreamFailed` after the last try.
         """
         if has_new_text:
-            self.avoid.clear()
-            self._failures, self._deadline = 0, None
+            self._begin_again()
         self._failures += 1
         if self._failures >= self._tries:
             raise UpstreamFailed("The model's servers failed to answer. Try again later.")
         self._missed(server)
 
-    def busy(self, server: UpstreamServer) -> None:
-        """Note that ``server`` is busy.
+    def busy(self, server: UpstreamServer, *, has_new_text: bool) -> None:
+        """Note that ``server`` is busy, or shuts down and has cut the answer off.
 
         Raise :class:`~aiochatstream.errors.UpstreamUnavailable` after :data:`BUSY_SECONDS` without new text.
         """
+        if has_new_text:
+            self._begin_again()
         self._missed(server)
         if not self.wait_seconds:
             raise UpstreamUnavailable(ALL_BUSY, retry_after=5)
+
+    def _begin_again(self) -> None:
+        self.avoid.clear()
+        self._failures, self._deadline = 0, None
 
     def _missed(self, server: UpstreamServer) -> None:
         self.avoid.add(server)

@@ -22,7 +22,7 @@ from aiochatstream.engines.upstream.server import UpstreamServer, UpstreamSlot
 from aiochatstream.engines.upstream.stream_chunks import StreamChunk
 from aiochatstream.engines.upstream.upstream import Upstream
 from aiochatstream.errors import ChatStreamError, ContextLengthExceeded, UpstreamFailed, UpstreamUnavailable
-from aiochatstream.params import GenerationParams
+from aiochatstream.params import MAX_NEW_TOKENS, GenerationParams
 
 BROKE_OFF = "The answer broke off: the server that generated it has failed."
 
@@ -150,7 +150,7 @@ class UpstreamEngine(AsyncEngine):
                         self._check_resumable(slot, prompt, params, answer)
                         attempts.failed(slot.server, has_new_text=answer.tokens_with_text > tokens)
                     except ServerBusy:
-                        attempts.busy(slot.server)
+                        attempts.busy(slot.server, has_new_text=answer.tokens_with_text > tokens)
                     except ContextLengthExceeded:
                         if not prompt.may_shorten or share < 1:
                             raise
@@ -195,7 +195,7 @@ class UpstreamEngine(AsyncEngine):
         others = [other for other in self._pool.servers if other is not server and other not in attempts.avoid]
         if not others and (busy.retry_after or 0) > BUSY_SECONDS:
             raise UpstreamUnavailable(ALL_BUSY, retry_after=math.ceil(busy.retry_after or 0))
-        attempts.busy(server)
+        attempts.busy(server, has_new_text=False)
 
     async def _acquire(self, prompt: Prompt, attempts: Attempts, answer: PartialAnswer) -> UpstreamSlot:
         return await self._pool.acquire(
@@ -248,7 +248,9 @@ class UpstreamEngine(AsyncEngine):
     ) -> tuple[str, dict[str, Any]]:
         """Return the path and body of a request for the rest of ``answer``."""
         dialect = server.dialect
-        changes: dict[str, Any] = {"max_new_tokens": max(1, params.max_new_tokens - answer.tokens_with_text)}
+        changes: dict[str, Any] = {}
+        if params.max_new_tokens < MAX_NEW_TOKENS:
+            changes["max_new_tokens"] = max(1, params.max_new_tokens - answer.tokens_with_text)
         if prompt.token_ids and dialect.token_ids:
             changes["stop"] = ()  # a server that looks for them may send the text later than its token ids
         token_ids: Sequence[int] = answer.token_ids

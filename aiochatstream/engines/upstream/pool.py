@@ -126,6 +126,7 @@ class UpstreamPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._recovering.clear()
         for waiter in self._waiters:
             if not waiter.slot.done():
                 waiter.slot.set_result(None)
@@ -245,16 +246,21 @@ class UpstreamPool:
         if server.removed and not server.running:
             del self._servers[server.url]
             self._start(server.session.close())
-        elif server.state != "up" and server not in self._recovering:
-            self._start(self._recover(server))
+        elif server.state != "up":
+            self._start_recovery(server)
         if self.capacity != self._last_capacity:
             self._last_capacity = self.capacity
             self.on_capacity()
         self._serve_waiters()
 
+    def _start_recovery(self, server: UpstreamServer) -> None:
+        """Start to probe ``server`` unless that has begun: many answers report the same failure."""
+        if server not in self._recovering:
+            self._recovering.add(server)
+            self._start(self._recover(server))
+
     async def _recover(self, server: UpstreamServer) -> None:
         """Probe ``server`` until it is up, or no longer listed."""
-        self._recovering.add(server)
         try:
             while server.state != "up":
                 await asyncio.sleep(server.next_probe_seconds())
@@ -311,11 +317,15 @@ class UpstreamPool:
         return 0.0
 
     async def _hang_unless_alive(self, server: UpstreamServer) -> None:
-        """Take ``server`` out of use unless it responds to a probe: a long prefill is silent, too."""
+        """Take ``server`` out of use unless it responds to a probe, or sends data: a long prefill is silent, too."""
+        began = time.monotonic()
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 await dialects.probe(server.session, self._model)
         except PROBE_ERRORS as error:
+            seconds, _ = server.silence()
+            if seconds < time.monotonic() - began:
+                return
             server.hang(f"it has sent nothing for {self._stall:g} s; {_reason(error)}")
 
     async def _follow(self, source: Source) -> None:
@@ -327,7 +337,7 @@ class UpstreamPool:
     async def _refresh_from(self, source: Source) -> None:
         """Read ``source``, and start to probe new servers."""
         for server in await self._read(source):
-            self._start(self._recover(server))
+            self._start_recovery(server)
 
     async def _read(self, source: Source) -> list[UpstreamServer]:
         """Read the servers of ``source``, and return the new ones. If that fails, the former ones stay."""

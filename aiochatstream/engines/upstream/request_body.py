@@ -10,7 +10,7 @@ from typing import Any
 from aiochatstream.engines.base import Prompt
 from aiochatstream.engines.upstream.dialects import Dialect
 from aiochatstream.errors import BadRequest, InvalidValue
-from aiochatstream.params import GenerationParams
+from aiochatstream.params import MAX_NEW_TOKENS, GenerationParams
 
 CHAT_PATH = "/v1/chat/completions"
 TEXT_PATH = "/v1/completions"
@@ -35,10 +35,14 @@ OPTIONAL_PARAMS = (
 def param_fields(params: GenerationParams, dialect: Dialect) -> dict[str, Any]:
     """Return the fields of the parameters that somebody has set; the others are the server's own.
 
-    ``max_new_tokens`` is always among them. Greedy decoding is ``temperature`` 0: some servers refuse ``top_p`` 0.
+    ``max_new_tokens`` is among them unless it is the maximum: the server's own limit then applies, since many servers
+    refuse more than their context. Greedy decoding is ``temperature`` 0: some servers refuse ``top_p`` 0.
     """
     values = {name: getattr(params, name) for name in dialect.params if name in params.model_fields_set}
-    values["max_new_tokens"] = params.max_new_tokens
+    if params.max_new_tokens < MAX_NEW_TOKENS:
+        values["max_new_tokens"] = params.max_new_tokens
+    else:
+        values.pop("max_new_tokens", None)
     if values.get("top_p") == 0:
         del values["top_p"]
         values["temperature"] = 0.0

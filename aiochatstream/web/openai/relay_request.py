@@ -8,11 +8,12 @@ from pydantic import BaseModel
 
 from aiochatstream.engines.upstream.json_object import JsonObject
 from aiochatstream.engines.upstream.relay import RelayRequest
-from aiochatstream.errors import BadRequest
+from aiochatstream.errors import BadRequest, InvalidValue
 from aiochatstream.params import Flag
 from aiochatstream.runtime.served_model import affinity_of
 from aiochatstream.validation import STRICT
 from aiochatstream.web.json import dumps
+from aiochatstream.web.openai.completion_request import MAX_ANSWERS
 from aiochatstream.web.openai.endpoint_context import ApiRequest
 from aiochatstream.web.openai.keys import CONNECTION
 from aiochatstream.web.openai.request_models import Count
@@ -39,13 +40,16 @@ def read_relay_request(received: ApiRequest, path: str) -> RelayRequest:
         body = JsonObject(received.content.decode("utf-8-sig") or "{}")
     except ValueError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
+    answers = (fields.n or 1) * prompt_count(body.members.get("prompt"))
+    if answers > MAX_ANSWERS:
+        raise InvalidValue(f"prompt, n: must request 1 to {MAX_ANSWERS} answers in total, not {answers}.")
     owner = "" if received.owner.startswith(CONNECTION) else received.owner
     return RelayRequest(
         path=path,
         body=body,
         model=received.model,
         stream=bool(fields.stream),
-        answers=(fields.n or 1) * prompt_count(body.members.get("prompt")),
+        answers=answers,
         owner=received.owner,
         affinity=affinity_of(owner, *first_texts(body.members)),
     )

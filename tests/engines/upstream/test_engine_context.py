@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from aiochatstream import ChatStream, GenerationParams, Prompt
+from aiochatstream import ChatStream, GenerationParams, Limits, Prompt
 from aiochatstream.engines.upstream import UpstreamEngine
 from aiochatstream.errors import ContextLengthExceeded
 from tests.engines.upstream.engines import WORDS as FAKE_WORDS
@@ -95,6 +95,15 @@ async def test_a_long_answer_gets_what_the_prompt_leaves() -> None:
         await collect(engine, conversation(6), GenerationParams(max_new_tokens=5000))
         body = upstream.requests[-1].body
     assert 100 <= body["max_tokens"] <= 400
+
+
+async def test_without_a_known_context_the_server_limits_the_answer(start: StartServer, client_of: ClientOf) -> None:
+    limits = Limits(fill_context=True, context_len="max")
+    async with FakeUpstream(owned_by="llamacpp", words=WORDS) as upstream:
+        upstream.faults.append(Fault("reset", words=3))
+        server = await start(ChatStream(engine=UpstreamEngine(upstream.url), limits=limits))
+        await client_of(server).say("Hi")
+    assert [body.get("max_tokens") for _, _, body in upstream.requests] == [None, None], "also to continue the answer"
 
 
 async def test_a_conversation_never_ends_for_lack_of_room(start: StartServer, client_of: ClientOf) -> None:

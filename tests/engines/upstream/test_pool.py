@@ -122,6 +122,35 @@ async def test_a_failed_server_gets_no_requests_until_a_probe_succeeds(caplog: p
     assert len([text for text in messages(caplog) if "down" in text]) == 1
 
 
+async def test_a_server_that_sends_data_during_an_unanswered_probe_stays_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiochatstream.engines.upstream.pool.PROBE_SECONDS", 0.05)
+    async with ModelServer() as model_server, open_pool(model_server) as pool:
+        [server] = pool.servers
+        with await pool.acquire("key") as slot:
+            model_server.silent = True
+            probe = asyncio.create_task(pool._hang_unless_alive(server))
+            await until(lambda: model_server.probes == 2)
+            slot.heard(output=False)
+            await probe
+            assert server.is_up
+            await pool._hang_unless_alive(server)
+            assert (server.is_up, slot.hung) == (False, True)
+
+
+async def test_the_failures_of_many_answers_start_one_recovery() -> None:
+    async with ModelServer() as server, open_pool(server) as pool:
+        slots = await fill(pool)
+        tasks, probes = len(pool._tasks), server.probes
+        server.silent = True
+        for slot in slots:
+            slot.failed("connection reset.")
+            slot.release()
+        await until(lambda: server.probes > probes)
+        assert (len(pool._tasks), server.probes) == (tasks + 1, probes + 1)
+
+
 async def test_a_failure_that_a_probe_does_not_confirm_is_over_at_once() -> None:
     async with ModelServer() as server, open_pool(server) as pool:
         with await pool.acquire("key") as slot:

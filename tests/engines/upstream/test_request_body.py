@@ -10,6 +10,7 @@ from aiochatstream import GenerationParams, Prompt
 from aiochatstream.engines.upstream.dialects import DIALECTS, Dialect
 from aiochatstream.engines.upstream.request_body import cache_salt, check_params, request_of
 from aiochatstream.errors import BadRequest, InvalidValue
+from aiochatstream.params import MAX_NEW_TOKENS
 
 BY_NAME = {dialect.name: dialect for dialect in DIALECTS}
 MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
@@ -28,6 +29,7 @@ def test_only_parameters_that_somebody_has_set_are_sent() -> None:
     assert body("openai-compatible") == {**STREAM, "max_tokens": 256, "messages": MESSAGES}
     assert body("openai") == {**STREAM, "max_completion_tokens": 256, "messages": MESSAGES}
     assert body("vllm", GenerationParams(temperature=1.0))["temperature"] == 1.0
+    assert "max_tokens" not in body("vllm", GenerationParams(max_new_tokens=MAX_NEW_TOKENS))
 
 
 ALL = GenerationParams(

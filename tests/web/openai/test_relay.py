@@ -188,6 +188,15 @@ async def test_several_answers_use_as_many_slots(start: StartServer) -> None:
         await until(lambda: server.idle and not engine._pool.servers[0].running)
 
 
+@pytest.mark.parametrize("body", [{"prompt": ["a"] * 129, "n": 2}, {"prompt": [[1]] * 257}])
+async def test_a_request_for_too_many_answers_is_refused(start: StartServer, body: dict[str, Any]) -> None:
+    async with FakeUpstream(words=WORDS) as upstream:
+        server = await start(relay_to(upstream, slots=2))
+        reply = await post(server.url, "/v1/completions", {"model": "fake", **body})
+        assert (reply.status, upstream.requests) == (400, [])
+        assert "must request 1 to 256 answers in total" in reply.json["error"]["message"]
+
+
 async def test_more_answers_than_slots_start_with_the_first_slot(start: StartServer) -> None:
     async with FakeUpstream(words=WORDS) as upstream:
         server = await start(relay_to(upstream, slots=2, max_queue_size=1))
