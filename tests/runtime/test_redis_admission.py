@@ -467,9 +467,9 @@ async def test_three_processes_keep_the_cap_and_the_order(
     in_use = list(
         accumulate(1 if event == "begin" else -1 for event, _ in sorted(lines, key=lambda line: int(line[1])))
     )
-    assert max(in_use) == 50
+    assert max(in_use) <= 50
     waiting: list[str] = []
-    granted = 0
+    granted = most = 0
     for name, value in events:
         if name == "freed":
             granted -= int(value)
@@ -479,7 +479,8 @@ async def test_three_processes_keep_the_cap_and_the_order(
             assert granted + waiting.index(value) < 50, "a later ticket has the slot of an earlier one"
             waiting.remove(value)
             granted += 1
-    assert waiting == []
+            most = max(most, granted)
+    assert (waiting, most) == ([], 50)
 
 
 async def test_a_killed_front_loses_its_slots_and_places(
