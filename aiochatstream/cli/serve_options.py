@@ -130,6 +130,8 @@ def check(options: argparse.Namespace) -> list[ModelSource]:
         raise ValueError("--devices cannot be used with --device and --device-map.")
     if options.share_queue and options.session != "redis":
         raise ValueError("--share-queue needs --session redis.")
+    if options.share_queue and len(upstreams) < len(sources):
+        raise ValueError("--share-queue needs URLs: processes with a model of their own share no slots.")
     prompt_options.check_combination(options.prompt, options.chat_template)
     context_len, answer = options.context_len, options.max_new_tokens
     if None not in (context_len, answer) and context_len <= answer:

@@ -143,6 +143,9 @@ class BaseEngine:
     on_step: Callable[[StepKind, float], None] = staticmethod(lambda kind, seconds: None)
     """Callback after each forward pass, in any thread: its kind and its duration in seconds. Set by ChatStream."""
 
+    owned_by = "aiochatstream"
+    """Owner in the list of models, by which a server in front of this one knows what it understands."""
+
     server_id: str | None = None
     """Random id of an engine that forwards prompts to other servers, by which they detect loops; else None."""
 
@@ -234,6 +237,14 @@ class AsyncEngine(BaseEngine, ABC):
 
     on_capacity: Callable[[], None] = staticmethod(lambda: None)
     """Callback on the event loop after a change of :attr:`capacity` or :meth:`unavailable`. Set by ChatStream."""
+
+    other_load: Callable[[str], int] = staticmethod(lambda name: 0)
+    """Function that returns the number of answers that other processes run on a server, given its name. Set by
+    ChatStream if processes share a queue."""
+
+    def server_load(self) -> Mapping[str, int]:
+        """Return the number of answers on each of the engine's servers, by its name."""
+        return {}
 
     async def load(self, slots: int | None, context_len: int | None) -> None:
         """Prepare for generation. Called on the event loop when the application starts.

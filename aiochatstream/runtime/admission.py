@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from aiochatstream.errors import Draining, TooManyRequests
@@ -172,6 +172,16 @@ class Admission:
 
     async def close(self) -> None:
         """Stop sharing the queue. Called once, when all tickets are released."""
+
+    def share_load(self, load: Callable[[], Mapping[str, int]]) -> None:
+        """Tell processes that share the queue the number of answers on each server.
+
+        :param load: returns the numbers by the servers' names.
+        """
+
+    def other_load(self, name: str) -> int:
+        """Return the number of answers on a server that processes run which share the queue."""
+        return 0
 
     def resize(self, slots: int) -> None:
         """Change the number of slots. New ones are granted immediately; running answers keep theirs until they end.

@@ -125,6 +125,9 @@ class Runtime(ServedModel):
         self.state = "starting"
         self._stuck = 0
         self.admission = self._new_admission(slots, self.capacity.max_queue_size)
+        if isinstance(self.engine, AsyncEngine):
+            self.admission.share_load(self.engine.server_load)
+            self.engine.other_load = self.admission.other_load
         await self.admission.open()
         self._threads = DaemonExecutor(slots, "aiochatstream-generate")
         self._prompt_threads = DaemonExecutor(PROMPT_THREADS, "aiochatstream-prompt")

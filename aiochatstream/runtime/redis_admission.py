@@ -114,6 +114,9 @@ class RedisAdmission(Admission):
         """True while the tickets of this front are in the shared queue."""
         return self._connected and self._own_slots > 0
 
+    def share_load(self, load: Callable[[], Mapping[str, int]]) -> None:
+        self.load = load
+
     def other_load(self, name: str) -> int:
         """Return the number of answers that the other fronts ran on an upstream when they reported last."""
         return self._state.load.get(digest(name), 0) if self._connected else 0

@@ -65,8 +65,9 @@ class Stateless(Runtime):
             check_prompt_logprobs([prompt for prompt, _ in prompts], params, count)
             self.check_ready()  # a shutdown may have begun in the meantime
         except BaseException:
-            for turn, ticket in zip(turns, tickets, strict=True):
+            for ticket in reversed(tickets):
                 ticket.release()
+            for turn in turns:
                 await self._turns.cancel("", turn.message_id)
             raise
         replaces = is_chat and params.constraint is None  # a replacement could violate the constraint

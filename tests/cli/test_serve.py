@@ -133,6 +133,7 @@ def test_clients_choose_among_models_by_their_names(tmp_path: Path) -> None:
         (["--model", "a=b", "c"], "MODEL: must be absent with --model NAME=WHAT"),
         (["--upstream-model", "a"], "--upstream-model needs the URL of a server"),
         (["http://127.0.0.1:1", "--share-queue"], "--share-queue needs --session redis"),
+        (["--share-queue", "--session", "redis"], "--share-queue needs URLs"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(

@@ -7,7 +7,7 @@ only their own keys move. A server with more than its share of the answers passe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 from aiochatstream.engines.upstream.server import UpstreamServer
@@ -20,10 +20,17 @@ LOAD_SLACK = 4
 conversations would often move."""
 
 
-def choose(key: str, servers: Sequence[UpstreamServer]) -> UpstreamServer:
-    """Return the server of ``key`` among ``servers``, of which there is at least one."""
-    running, slots = sum(server.running for server in servers), sum(server.slots for server in servers)
-    light = [server for server in servers if server.running < load_bound(server, running + 1, slots)]
+def choose(
+    key: str, servers: Sequence[UpstreamServer], other_load: Callable[[str], int] = lambda name: 0
+) -> UpstreamServer:
+    """Return the server of ``key`` among ``servers``, of which there is at least one.
+
+    :param other_load: returns the number of answers of other fronts on a server, given its name.
+    """
+    running = [server.running + other_load(server.name) for server in servers]
+    total, slots = sum(running) + 1, sum(server.slots for server in servers)
+    loads = zip(servers, running, strict=True)
+    light = [server for server, answers in loads if answers < load_bound(server, total, slots)]
     return max(light, key=lambda server: _score(server, key))
 
 

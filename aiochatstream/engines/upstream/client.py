@@ -174,6 +174,8 @@ def raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any, 
     if refusal == "down":
         slot.failed(f"it has sent {reason}.")
         raise ServerFailed(reason)
+    if refusal == "broken_off":
+        raise ServerFailed(reason)
     if refusal == "busy":
         seconds = _seconds(retry_after)
         slot.busy(seconds)
@@ -235,6 +237,7 @@ async def count_tokens(server: UpstreamServer, messages: Sequence[Mapping[str, s
             asyncio.timeout(COUNT_SECONDS),
             server.session.request("POST", "/tokenize", json=body, raise_for_status=True) as response,
         ):
-            count = (await response.json(content_type=None)).get("count")
+            body = await server.session.read_json(response)
+            count = body.get("count") if isinstance(body, dict) else None
             return count if isinstance(count, int) and count > 0 else None
     return None

@@ -172,7 +172,7 @@ async def probe(session: UpstreamSession, model: str | None) -> Facts:
     list of models or lacks ``model``, and aiohttp.ClientError, OSError or TimeoutError if the connection fails.
     """
     async with session.request("GET", "/v1/models", raise_for_status=True) as response:
-        return read_models(await response.json(content_type=None), model)
+        return read_models(await session.read_json(response), model)
 
 
 def read_models(body: Any, name: str | None = None) -> Facts:
@@ -206,9 +206,10 @@ def _context_len(model: Mapping[str, Any]) -> int | None:
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
-Refusal = Literal["too_long", "busy", "draining", "down", "loop", "configuration", "request"]
+Refusal = Literal["too_long", "busy", "draining", "down", "broken_off", "loop", "configuration", "request"]
 """Meaning of an error: the prompt exceeds the context; all slots are busy; the server shuts down, or cannot answer at
-present; servers are each other's upstream; a wrong key, path or model name; any other error of the request."""
+present; a server behind it has failed in this answer; servers are each other's upstream; a wrong key, path or model
+name; any other error of the request."""
 
 TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "input_tokens"}
 TOO_LONG = re.compile(
@@ -244,6 +245,8 @@ def read_refusal(status: int, body: Any) -> Refusal:
         return "configuration"
     if status == 429:
         return "busy"
+    if "upstream_failed" in codes:
+        return "broken_off"
     if status == 503:
         if "draining" in codes:
             return "draining"

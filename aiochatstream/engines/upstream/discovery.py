@@ -17,6 +17,9 @@ from aiochatstream.engines.upstream.upstream import Upstream, validated_upstream
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Function that returns the IP addresses of a name and a port, or raises OSError."""
 
+MAX_SERVERS = 1000
+"""Maximum number of servers of a list."""
+
 READ_SECONDS = 5.0
 """Seconds to read a list, or the addresses of a name."""
 
@@ -75,7 +78,7 @@ class ListSource(Source):
                 asyncio.timeout(READ_SECONDS),
                 session.request("GET", self._path, raise_for_status=True) as response,
             ):
-                urls = _urls(await response.json(content_type=None))
+                urls = _urls(await session.read_json(response))
         finally:
             await session.close()
         return [self._server(url) for url in urls]
@@ -101,4 +104,6 @@ def _urls(body: Any) -> list[str]:
     urls = body.get("upstreams") if isinstance(body, dict) else body
     if not isinstance(urls, list) or not all(isinstance(url, str) and url.startswith("http") for url in urls):
         raise ValueError("the list: must be a JSON array of URLs such as http://host:8000.")
+    if len(urls) > MAX_SERVERS:
+        raise ValueError(f"the list: must have at most {MAX_SERVERS} URLs, not {len(urls)}.")
     return [*dict.fromkeys(validated_upstream(url).url for url in urls)]

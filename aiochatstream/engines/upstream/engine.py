@@ -28,6 +28,9 @@ BROKE_OFF = "The answer broke off: the server that generated it has failed."
 
 RELAY_BROKE_OFF = "The answer broke off: the server that generated it has failed. Send the request again."
 
+NEUTRAL_OWNER = "upstreams"
+"""Owner of a model in the list of models that stands for no dialect."""
+
 NO_CHUNKS: list[StreamChunk] = []
 """End of a stream."""
 
@@ -105,7 +108,7 @@ class UpstreamEngine(AsyncEngine):
             self.tokenizer = await asyncio.to_thread(self._load_tokenizer)
             self.vocab_size = len(self.tokenizer)
         self._context_len = context_len
-        self._pool.on_capacity = self._pool_changed
+        self._pool.on_capacity, self._pool.other_load = self._pool_changed, self.other_load
         await self._pool.open()
         self._pool_changed()
 
@@ -114,6 +117,15 @@ class UpstreamEngine(AsyncEngine):
 
     def unavailable(self) -> ChatStreamError | None:
         return self._pool.unavailable()
+
+    @property
+    def owned_by(self) -> str:  # type: ignore[override]  # it changes with the servers
+        """Owner that the servers report, as /v1 relays requests to them; a neutral one if they differ."""
+        owners = {next(iter(server.dialect.owners), NEUTRAL_OWNER) for server in self._pool.servers}
+        return owners.pop() if len(owners) == 1 else NEUTRAL_OWNER
+
+    def server_load(self) -> dict[str, int]:
+        return {server.name: server.running for server in self._pool.servers}
 
     def describe(self) -> dict[str, str]:
         servers = self._pool.servers

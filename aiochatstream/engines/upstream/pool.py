@@ -80,7 +80,10 @@ class UpstreamPool:
     """
 
     on_capacity: Callable[[], None] = staticmethod(lambda: None)
-    """Callback on the event loop after a change of :attr:`capacity`, and so of :meth:`unavailable`."""
+    """Callback on the event loop after a change of the servers that are up, and so of :attr:`capacity`."""
+
+    other_load: Callable[[str], int] = staticmethod(lambda name: 0)
+    """Function that returns the number of answers that other fronts run on a server, given its name."""
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class UpstreamPool:
         self._waiters: dict[_Waiter, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._recovering: set[UpstreamServer] = set()
-        self._last_capacity = 0
+        self._last_facts: list[tuple[str, str, int, int | None]] = []
         self._open = False
 
     async def open(self) -> None:
@@ -222,7 +225,8 @@ class UpstreamPool:
         servers = [server for server in self._servers.values() if server.accepts(over_slots=over_slots)]
         if not servers:
             return None
-        return choose(key, [server for server in servers if server not in avoid] or servers).new_slot()
+        candidates = [server for server in servers if server not in avoid] or servers
+        return choose(key, candidates, self.other_load).new_slot()
 
     def _serve_waiters(self) -> None:
         """Give free slots to the requests that wait, in their order."""
@@ -248,8 +252,9 @@ class UpstreamPool:
             self._start(server.session.close())
         elif server.state != "up":
             self._start_recovery(server)
-        if self.capacity != self._last_capacity:
-            self._last_capacity = self.capacity
+        facts = [(server.url, server.model, server.limit, server.context_len) for server in self.servers]
+        if facts != self._last_facts:
+            self._last_facts = facts
             self.on_capacity()
         self._serve_waiters()
 

@@ -23,8 +23,8 @@ MIN_BACK_OFF, MAX_BACK_OFF = 0.5, 30.0
 LOCAL_BACK_OFF = 2.0
 """Maximum seconds between two probes of a unix socket, which cost nothing."""
 
-BUSY_SECONDS, MAX_BUSY_SECONDS = 1.0, 5.0
-"""Seconds without new requests for a busy server that specifies none, and at most."""
+BUSY_SECONDS, MIN_BUSY_SECONDS, MAX_BUSY_SECONDS = 1.0, 0.1, 5.0
+"""Seconds without new requests for a busy server that specifies none, at least, and at most."""
 
 ServerState = Literal["new", "up", "down", "draining"]
 
@@ -113,6 +113,15 @@ class UpstreamServer:
 
     def probe_succeeded(self, facts: Facts) -> None:
         """Take the server into use."""
+        if self.state == "up" and facts != self._facts:
+            logger.warning(
+                "Upstream server %s has another model or context length now: %s, %s tokens.",
+                self.name,
+                facts.model,
+                facts.context_len,
+            )
+            self._facts = facts
+            self._on_change(self)
         self._facts = facts
         self._probes += self.state in ("down", "draining")
         if self.state != "up":
@@ -156,7 +165,7 @@ class UpstreamServer:
 
     def pause_requests(self, seconds: float | None) -> None:
         """Send no new requests for ``seconds``, or for the default if that is None."""
-        seconds = BUSY_SECONDS if seconds is None else max(0.0, min(MAX_BUSY_SECONDS, seconds))
+        seconds = BUSY_SECONDS if seconds is None else max(MIN_BUSY_SECONDS, min(MAX_BUSY_SECONDS, seconds))
         if self._busy is not None:
             self._busy.cancel()
         self._busy = asyncio.get_running_loop().call_later(seconds, self.resume_requests)

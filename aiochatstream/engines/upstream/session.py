@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,10 @@ the queue of the server's socket, and each then waits a second or more for the k
 
 KEEP_ALIVE = 4.0
 """Seconds to keep an idle connection: less than the 5 s after which uvicorn and llama.cpp close it."""
+
+
+MAX_JSON_BYTES = 1 << 20
+"""Maximum size of a list of models or servers, and of a count of tokens."""
 
 
 class UpstreamSession:
@@ -64,6 +69,18 @@ class UpstreamSession:
         """
         url = URL(self.base_url + path, encoded=True)
         return self._session.request(method, url, allow_redirects=False, **options)
+
+    async def read_json(self, response: aiohttp.ClientResponse) -> Any:
+        """Return the JSON of ``response``, of at most :data:`MAX_JSON_BYTES`. Raise ValueError if it is none."""
+        text = b""
+        while data := await response.content.readany():
+            text += data
+            if len(text) > MAX_JSON_BYTES:
+                raise ValueError(f"the response: must have at most {MAX_JSON_BYTES} bytes.")
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise ValueError("the response: must not be nested deeply.") from None
 
     def is_exposed_by(self, text: bytes) -> bool:
         """Return True if ``text`` contains the server's address or the API key."""

@@ -125,7 +125,7 @@ class EndpointContext:
             "id": name,
             "object": "model",
             "created": self.created,
-            "owned_by": "aiochatstream",
+            "owned_by": server.engine.owned_by,
             "root": own_name(server),
             "max_model_len": server.context_len,
         }

@@ -22,6 +22,7 @@ class ModelServer:
     def __init__(self, status: int = 200, port: int = 0) -> None:
         self.status, self.port = status, port
         self.probes = 0
+        self.context_len = 100
         self.silent = False
         self.headers: list[dict[str, str]] = []
 
@@ -53,7 +54,8 @@ class ModelServer:
         self.headers.append(dict(request.headers))
         if self.silent:
             await asyncio.Event().wait()
-        body = {"object": "list", "data": [{"id": "fake", "object": "model", "owned_by": "vllm", "max_model_len": 100}]}
+        model = {"id": "fake", "object": "model", "owned_by": "vllm", "max_model_len": self.context_len}
+        body = {"object": "list", "data": [model]}
         return web.json_response(body if self.status == 200 else {"error": {"message": "secret"}}, status=self.status)
 
 

@@ -10,7 +10,7 @@ from aiochatstream.engines.upstream.choice import choose
 
 
 def servers(**slots: int) -> list[Any]:
-    return [SimpleNamespace(url=f"http://{name}", slots=number, running=0) for name, number in slots.items()]
+    return [SimpleNamespace(name=name, url=f"http://{name}", slots=number, running=0) for name, number in slots.items()]
 
 
 KEYS = [f"user {number}" for number in range(2000)]
@@ -59,3 +59,10 @@ def test_a_share_is_proportional_to_the_slots() -> None:
     assert choose(key, group).url == small.url
     small.running = 10
     assert choose(key, group).url == large.url
+
+
+def test_answers_of_other_fronts_count() -> None:
+    group = servers(a=64, b=64)
+    key = next(key for key in KEYS if choose(key, group) is group[0])
+    assert choose(key, group, {"a": 20, "b": 20}.__getitem__) is group[0]
+    assert choose(key, group, {"a": 20, "b": 0}.__getitem__) is group[1]

@@ -152,3 +152,15 @@ async def test_metrics_name_each_upstream(start: StartServer, client_of: ClientO
     assert f"aiochatstream_upstream_failures_total{name} 1.0" in lines
     assert f"aiochatstream_upstream_up{name} 1.0" in lines
     assert "aiochatstream_upstream_resumptions_total 1.0" in lines
+
+
+async def test_a_front_of_a_front_continues_answers(start: StartServer, client_of: ClientOf) -> None:
+    async with FakeUpstream(Fault("reset", words=5), words=WORDS) as upstream:
+        inner = await start(chat_of(upstream.url))
+        models = await (await client_of(inner).session.get(f"{inner.url}/v1/models")).json()
+        assert models["data"][0]["owned_by"] == "vllm"
+        outer = await start(chat_of(inner.url))
+        events = await ask(client_of(outer), "Hello")
+        assert "".join(data["text"] for name, data in events if name == "delta") == answer_text(HELLO, WORDS)
+        assert events[-1][0] == "done"
+        assert inner.chat_stream.engine.unavailable() is None

@@ -486,6 +486,31 @@ async def test_a_server_that_comes_and_goes_serves_everybody(caplog: pytest.LogC
     assert len([text for text in messages(caplog) if "is down" in text]) == outages[flapping.url]
 
 
+async def test_a_server_with_another_context_length_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aiochatstream.engines.upstream.pool.IDLE_PROBE_SECONDS", 0.01)
+    lengths: list[int | None] = []
+    async with ModelServer() as server, open_pool(server) as pool:
+        pool.on_capacity = lambda: lengths.append(pool.servers[0].context_len)
+        server.context_len = 50
+        await until(lambda: bool(lengths))
+    assert lengths[0] == 50
+    assert messages(caplog) == [
+        f"Upstream server 127.0.0.1:{server.port} has another model or context length now: fake, 50 tokens."
+    ]
+
+
+async def test_a_busy_server_that_names_no_time_pauses_requests() -> None:
+    async with ModelServer() as server, open_pool(server) as pool:
+        with await pool.acquire("a") as slot:
+            slot.busy(0.0)
+        with pytest.raises(UpstreamUnavailable):
+            await pool.acquire("a")
+        with await pool.acquire("a", wait=PATIENCE):
+            pass
+
+
 async def test_requests_that_wait_end_with_the_pool() -> None:
     async with ModelServer() as server, open_pool(server, slots=1) as pool:
         slot = await pool.acquire("first")

@@ -32,6 +32,24 @@ def application() -> web.Application:
     return app
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [(b"[" * 100_000, "nested deeply|Expecting value"), (b" " * ((1 << 20) + 1), "at most 1048576 bytes")],
+)
+async def test_json_is_limited(body: bytes, message: str) -> None:
+    async def respond(request: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    app = web.Application()
+    app.router.add_get("/", respond)
+    async with serving(app) as url:
+        session = UpstreamSession(Upstream(url), connect=2)
+        async with session.request("GET", "/") as response:
+            with pytest.raises(ValueError, match=message):
+                await session.read_json(response)
+        await session.close()
+
+
 async def test_the_key_is_sent_and_neither_cookies_nor_proxies_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     async with serving(application()) as url:
