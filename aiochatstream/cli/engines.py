@@ -16,8 +16,11 @@ from aiochatstream.progress import LoadTime
 from aiochatstream.texts import Texts
 from aiochatstream.web.auth.secret_files import read_secrets
 
-URL = re.compile(r"(https?|dns\+https?|list\+https?)://|unix:")
+URL = re.compile(r"(https?|dns\+http|list\+https?)://|unix:")
 """Beginning of the URL of a server."""
+
+ADDRESS = re.compile(r"[\w.-]+:\d+(/|$)|[\w+]+://")
+"""Beginning of an address without a scheme, or with an unknown one: it is no model."""
 
 
 SLOTS_EACH = 64
@@ -58,6 +61,12 @@ def sources_of(options: argparse.Namespace) -> list[ModelSource]:
 def _source(name: str | None, targets: list[str]) -> ModelSource:
     if targets and all(map(URL.match, targets)):
         return ModelSource(name, urls=tuple(targets))
+    for target in targets:
+        if ADDRESS.match(target) and not URL.match(target):
+            raise ValueError(
+                "MODEL|URL: URLs must begin with http://, https://, dns+http://, list+http://, list+https:// or unix:, "
+                f"not {target!r}."
+            )
     if len(targets) > 1:
         raise ValueError(f"MODEL: must be one model, or URLs of servers, not {' '.join(targets)}.")
     return ModelSource(name, targets[0] if targets else None)

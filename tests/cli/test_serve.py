@@ -118,6 +118,9 @@ def test_clients_choose_among_models_by_their_names(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["http://127.0.0.1:1", "a-model"], "MODEL: must be one model, or URLs of servers, not http://127.0.0.1:1 a-m"),
+        (["localhost:8000"], "URLs must begin with http://, https://, dns+http://"),
+        (["ftp://localhost"], "URLs must begin with http://, https://, dns+http://"),
+        (["--model", "a=gpu1.example:80/v1"], "URLs must begin with http://, https://, dns+http://"),
         (["a", "b"], "MODEL: must be one model, or URLs of servers"),
         (["http://user:pass@127.0.0.1:1"], "upstreams: must be URLs without user names and passwords"),
         (["http://127.0.0.1:1", "--slots-each", "0"], "slots must be a whole number from 1 to 100,000, not 0"),
