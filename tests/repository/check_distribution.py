@@ -34,6 +34,8 @@ NEED_EXTRAS = (
     "aiochatstream.console.",
     "aiochatstream.conversations.redis_",
     "aiochatstream.engines.transformers",
+    "aiochatstream.runtime.redis_admission",
+    "aiochatstream.runtime.shared_queue",
     "aiochatstream.sessions.redis_",
 )
 """Prefixes of modules that cannot be imported without an extra."""
