@@ -240,7 +240,9 @@ async def test_failed_answer_is_committed_to_the_cookie(start: StartServer, visi
     async with chat.page.expect_response("**/commit") as response:
         await chat.send("Count")
     assert (await response.value).status == 200
-    await expect(chat.refusal).to_contain_text("The answer failed")
+    await chat.expect_state("interrupted")
+    await chat.page.reload()
+    await chat.expect_turns("Count", "1")
 
 
 def abort_connections(server: Server) -> None:

@@ -127,11 +127,11 @@ async def test_draining_server_refuses_messages_and_completes_running_answers(
 async def test_message_can_be_sent_again_after_an_engine_error(
     start: StartServer, visit: Visit, stepper: MakeStepper
 ) -> None:
-    engine = stepper(fail_at=1)
+    engine = stepper(fail_at=0)
     server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
     chat = ChatPage(await visit(server.url))
     await chat.send("Count")
-    engine.allow(2)
+    engine.allow(1)
     await expect(chat.refusal).to_contain_text("The answer failed")
     await expect(chat.unsent).to_have_text("Count")
     await expect(chat.turns).to_have_count(0)
@@ -139,6 +139,25 @@ async def test_message_can_be_sent_again_after_an_engine_error(
     engine.allow(2)
     await chat.page.get_by_role("button", name="Send again").click()
     await chat.expect_turns("Count", "1 2")
+
+
+async def test_text_before_an_engine_error_remains_and_can_be_continued(
+    start: StartServer, visit: Visit, stepper: MakeStepper
+) -> None:
+    engine = stepper(fail_at=1)
+    server = await start(ChatStream(engine=engine, params=GenerationParams(max_new_tokens=2)))
+    chat = ChatPage(await visit(server.url))
+    await chat.send("Count")
+    engine.allow(2)
+    await chat.expect_state("interrupted")
+    await chat.expect_turns("Count", "1")
+    await expect(chat.refusal).to_have_count(0)
+    await chat.page.reload()
+    await chat.expect_turns("Count", "1")
+    engine.fail_at = None
+    engine.allow(2)
+    await chat.page.get_by_role("button", name="Continue").click()
+    await chat.expect_turns("Count", "1 1 2")
 
 
 async def test_refusal_shows_the_detail_of_the_server_error(start: StartServer, visit: Visit) -> None:
