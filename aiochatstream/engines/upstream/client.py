@@ -174,6 +174,9 @@ def raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any, 
     if refusal == "down":
         slot.failed(f"it has sent {reason}.")
         raise ServerFailed(reason)
+    if refusal == "error":
+        slot.errored(f"it has sent {reason}.")
+        raise ServerFailed(reason)
     if refusal == "broken_off":
         raise ServerFailed(reason)
     if refusal == "busy":

@@ -206,9 +206,9 @@ def _context_len(model: Mapping[str, Any]) -> int | None:
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
-Refusal = Literal["too_long", "busy", "draining", "down", "broken_off", "loop", "configuration", "request"]
+Refusal = Literal["too_long", "busy", "draining", "down", "error", "broken_off", "loop", "configuration", "request"]
 """Meaning of an error: the prompt exceeds the context; all slots are busy; the server shuts down, or cannot answer at
-present; a server behind it has failed in this answer; servers are each other's upstream; a wrong key, path or model
+present; an error that the server or the request has caused; a server behind it has failed in this answer; servers are each other's upstream; a wrong key, path or model
 name; any other error of the request."""
 
 TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "input_tokens"}
@@ -251,7 +251,7 @@ def read_refusal(status: int, body: Any) -> Refusal:
         if "draining" in codes:
             return "draining"
         return "down" if codes & DOWN_CODES else "busy"
-    return "down" if status >= 500 else "request"
+    return "error" if status >= 500 else "request"
 
 
 def read_error_event(body: Any) -> Refusal:

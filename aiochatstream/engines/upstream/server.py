@@ -26,6 +26,10 @@ LOCAL_BACK_OFF = 2.0
 BUSY_SECONDS, MIN_BUSY_SECONDS, MAX_BUSY_SECONDS = 1.0, 0.1, 5.0
 """Seconds without new requests for a busy server that specifies none, at least, and at most."""
 
+MAX_ERRORS = 10
+"""Error responses (5xx) in succession after which a server is down. A few may be the fault of one client's request, which
+must not take the servers away from all others."""
+
 ServerState = Literal["new", "up", "down", "draining"]
 
 SENDING_SECONDS = 1.0
@@ -53,7 +57,7 @@ class UpstreamServer:
         self._answers: dict[UpstreamSlot, None] = {}  # in the order of their starts
         self._heard_at = 0.0
         self._on_trial = False
-        self._probes = 0
+        self._probes = self._errors = 0
         self._busy: asyncio.TimerHandle | None = None
         self._logged_misconfiguration = ""
 
@@ -156,6 +160,13 @@ class UpstreamServer:
             slot.hung = True
             slot.on_hung()
 
+    def note_error(self, reason: str) -> None:
+        """Note an error response. After :data:`MAX_ERRORS` without an answer between them, the server is down."""
+        self._errors += 1
+        if self._errors >= MAX_ERRORS:
+            self._errors = 0
+            self.fail(reason)
+
     def drain(self) -> None:
         """Send no new requests until a probe succeeds."""
         if self.state == "up":
@@ -217,6 +228,7 @@ class UpstreamServer:
 
     def _note_first_output(self, seconds: float) -> None:
         self.answers += 1
+        self._errors = 0
         self.first_output_seconds += seconds
         if self.state == "up":
             self._probes = 0
@@ -285,7 +297,7 @@ class UpstreamSlot:
         self.paused = True
 
     def failed(self, reason: str) -> None:
-        """Report a refused or reset connection, a status 5xx (except busy ones) or a broken stream: the server is down.
+        """Report a refused or reset connection, or a broken stream: the server is down.
 
         A probe brings it back: the first one is sent at once, then with a back-off of 0.5 to 30 s.
 
@@ -293,6 +305,14 @@ class UpstreamSlot:
         """
         if self._is_current:
             self.server.fail(reason)
+
+    def errored(self, reason: str) -> None:
+        """Report a status 5xx, or an error in a stream, which may be the fault of the request.
+
+        :param reason: for the log, without keys and texts.
+        """
+        if self._is_current:
+            self.server.note_error(reason)
 
     def busy(self, retry_after: float | None) -> None:
         """Report 429 or 503 of a server that is full: it gets no new requests for ``retry_after`` s, at most 5."""

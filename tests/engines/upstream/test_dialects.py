@@ -66,8 +66,8 @@ EXPECTED: dict[str, Refusal] = {
     "busy": "busy",
     "busy_retry_after": "busy",
     "draining": "draining",
-    "internal": "down",
-    "bad_gateway": "down",
+    "internal": "error",
+    "bad_gateway": "error",
 }
 
 
@@ -83,7 +83,7 @@ def test_each_error_response_has_a_meaning(kind: str) -> None:
         (503, {"error": {"code": "starting"}}, "down"),
         (503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}, "down"),
         (503, None, "busy"),
-        (500, "text", "down"),
+        (500, "text", "error"),
         (508, {"error": {"code": "loop_detected"}}, "loop"),
         (400, {"error": "stop: string too long"}, "request"),
         (400, {"error": {"message": "The prompt is too long: this model's context has 9 tokens."}}, "too_long"),
@@ -98,14 +98,14 @@ def test_other_error_responses(status: int, body: Any, refusal: Refusal) -> None
 @pytest.mark.parametrize(
     ("error", "refusal"),
     [
-        ({"message": "EngineCore died", "type": "InternalServerError", "code": 500}, "down"),
+        ({"message": "EngineCore died", "type": "InternalServerError", "code": 500}, "error"),
         ({"code": "context_length_exceeded"}, "too_long"),
         ({"code": "too_many_requests"}, "busy"),
         ({"code": "draining"}, "draining"),
         ({"code": "loop_detected"}, "loop"),
         ({"code": 400, "message": "bad"}, "request"),
-        ({"code": None}, "down"),
-        ("text", "down"),
+        ({"code": None}, "error"),
+        ("text", "error"),
     ],
 )
 def test_errors_in_streams(error: Any, refusal: Refusal) -> None:

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from aiochatstream.engines.upstream import attempts
+from aiochatstream.engines.upstream.server import MAX_ERRORS
 from aiochatstream.errors import (
     BadRequest,
     ChatStreamError,
@@ -25,10 +26,7 @@ FAILURES = (
     Fault("reset", "role"),
     Fault("end", "headers"),
     Fault("end", "role"),
-    Fault("internal"),
-    Fault("bad_gateway"),
     Fault("broken_json"),
-    Fault("error_event"),
     Fault("finish", finish_reason="abort"),
     Fault("finish", finish_reason=None),
 )
@@ -41,6 +39,22 @@ async def test_a_failure_before_the_first_text_is_tried_elsewhere_and_the_server
         assert (both.requests, both.outages) == (2, 1)
         assert both.engine.metrics()["upstream_retries_total"] == 1
     assert (answer.text, answer.usage[1]) == (answer_text(MESSAGES, WORDS), WORDS)
+
+
+@pytest.mark.parametrize("kind", ["internal", "bad_gateway", "error_event"])
+async def test_an_error_response_is_tried_elsewhere_and_several_in_succession_mean_down(kind: str) -> None:
+    async with two_upstreams(Fault(kind)) as both:
+        answer = await collect(both.engine)
+        assert (both.requests, both.outages) == (2, 0)
+        assert answer.text == answer_text(MESSAGES, WORDS)
+        both.first.faults.append(Fault(kind, times=1000))
+        for failed in range(1, MAX_ERRORS):
+            with pytest.raises(UpstreamFailed):
+                await collect(both.engine)
+            assert (both.requests, both.outages > 0) == (2 + 3 * failed, 3 * failed >= 2 * MAX_ERRORS - 1)
+            if both.outages:
+                return
+        raise AssertionError
 
 
 @pytest.mark.parametrize("stage", ["request", "headers", "role"])
