@@ -47,6 +47,10 @@ class ServerFailed(Exception):
     """Failure of a server, which the pool knows. Another server may answer."""
 
 
+class RequestFailed(ServerFailed):
+    """Failure of a server in one request, which does not mean that it is down."""
+
+
 class ServerBusy(Exception):
     """Server that is full or shuts down, which the pool knows. Another one, or the same one later, may answer.
 
@@ -96,6 +100,8 @@ async def stream_chunks(
         whole = True
     except ErrorEvent as event:
         raise_refusal(slot, read_error_event(event.body), "an error event", event.body, None)
+    except RequestFailed:
+        raise
     except ServerFailed as failure:
         slot.failed(str(failure))
         raise
@@ -176,9 +182,9 @@ def raise_refusal(slot: UpstreamSlot, refusal: Refusal, reason: str, body: Any, 
         raise ServerFailed(reason)
     if refusal == "error":
         slot.errored(f"it has sent {reason}.")
-        raise ServerFailed(reason)
+        raise RequestFailed(reason)
     if refusal == "broken_off":
-        raise ServerFailed(reason)
+        raise RequestFailed(reason)
     if refusal == "busy":
         seconds = _seconds(retry_after)
         slot.busy(seconds)

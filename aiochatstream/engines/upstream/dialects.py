@@ -208,8 +208,8 @@ def _context_len(model: Mapping[str, Any]) -> int | None:
 
 Refusal = Literal["too_long", "busy", "draining", "down", "error", "broken_off", "loop", "configuration", "request"]
 """Meaning of an error: the prompt exceeds the context; all slots are busy; the server shuts down, or cannot answer at
-present; an error that the server or the request has caused; a server behind it has failed in this answer; servers are each other's upstream; a wrong key, path or model
-name; any other error of the request."""
+present; the server or the request has caused an error; a server behind it has failed in this answer; servers are each
+other's upstream; a wrong key, path or model name; any other error of the request."""
 
 TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "input_tokens"}
 TOO_LONG = re.compile(

@@ -16,6 +16,7 @@ from aiochatstream.engines.base import Delta
 from aiochatstream.engines.upstream.client import (
     FAILURES,
     FINISH_REASONS,
+    RequestFailed,
     ServerFailed,
     close_response,
     raise_error_response,
@@ -159,6 +160,8 @@ class RelayAttempt:
             return usage
         except ErrorEvent as event:
             raise_refusal(self._slot, read_error_event(event.body), "an error event", event.body, None)
+        except RequestFailed:
+            raise
         except ServerFailed as failure:
             self._slot.failed(str(failure))
             raise

@@ -27,8 +27,8 @@ BUSY_SECONDS, MIN_BUSY_SECONDS, MAX_BUSY_SECONDS = 1.0, 0.1, 5.0
 """Seconds without new requests for a busy server that specifies none, at least, and at most."""
 
 MAX_ERRORS = 10
-"""Error responses (5xx) in succession after which a server is down. A few may be the fault of one client's request, which
-must not take the servers away from all others."""
+"""Error responses (5xx) in succession after which a server is down. A few may be the fault of one client's request,
+which must not take the servers away from all others."""
 
 ServerState = Literal["new", "up", "down", "draining"]
 

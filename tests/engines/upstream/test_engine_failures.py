@@ -48,13 +48,11 @@ async def test_an_error_response_is_tried_elsewhere_and_several_in_succession_me
         assert (both.requests, both.outages) == (2, 0)
         assert answer.text == answer_text(MESSAGES, WORDS)
         both.first.faults.append(Fault(kind, times=1000))
-        for failed in range(1, MAX_ERRORS):
+        while not both.outages:
+            assert both.requests < 2 + 2 * MAX_ERRORS + 3
             with pytest.raises(UpstreamFailed):
                 await collect(both.engine)
-            assert (both.requests, both.outages > 0) == (2 + 3 * failed, 3 * failed >= 2 * MAX_ERRORS - 1)
-            if both.outages:
-                return
-        raise AssertionError
+        assert both.requests >= 2 + MAX_ERRORS
 
 
 @pytest.mark.parametrize("stage", ["request", "headers", "role"])
@@ -150,10 +148,10 @@ LATE_FAILURES = (
 
 
 @pytest.mark.parametrize("fault", LATE_FAILURES, ids=str)
-async def test_a_failure_after_text_is_resumed_elsewhere_and_the_server_is_down(fault: Fault) -> None:
+async def test_a_failure_after_text_is_resumed_elsewhere(fault: Fault) -> None:
     async with two_upstreams(fault) as both:
         answer = await collect(both.engine)
-        assert (both.requests, both.outages) == (2, 1)
+        assert (both.requests, both.outages) == (2, int(fault.kind != "error_event"))
         assert both.engine.metrics()["upstream_resumptions_total"] == 1
     assert (answer.text, answer.usage[1], answer.finish_reasons) == (answer_text(MESSAGES, WORDS), WORDS, ["stop"])
 
@@ -164,7 +162,7 @@ async def test_a_failure_after_text_without_resuming_is_an_honest_error(fault: F
         answer = CollectedAnswer()
         with pytest.raises(UpstreamFailed, match="broke off") as raised:
             await collect(both.engine, answer=answer)
-        assert (both.requests, both.outages) == (1, 1)
+        assert (both.requests, both.outages) == (1, int(fault.kind != "error_event"))
     words = WORDS if fault.stage == "finish" else 5
     assert answer.text == answer_text(MESSAGES, WORDS)[: len(answer.text)]
     assert len(answer.text.split(" ")) == words
