@@ -14,12 +14,13 @@ import torch
 
 from aiochatstream.engines.base import StepKind
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
+from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
-from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.prefix_cache import SHARED, PrefixCache
 from aiochatstream.engines.transformers.request import Request
 from aiochatstream.engines.transformers.row_table import RowTable
@@ -78,10 +79,15 @@ class Batch:
 
     def metrics(self) -> dict[str, float]:
         """Return the current values for :meth:`Engine.metrics`."""
+        free, unused = self.prefix_cache.pool.free, self.prefix_cache.unused
+        used = self.kv_cache.blocks - free - unused
         return {
             "batch_size": len(self.rows.requests),
             "kv_cache_bytes": self.kv_cache.size,
-            "prefix_cache_bytes": self.prefix_cache.size,
+            "kv_cache_used_tokens": used * self.kv_cache.block_size,
+            "kv_cache_free_tokens": free * self.kv_cache.block_size,
+            "prefix_cache_tokens": unused * self.kv_cache.block_size,
+            "prefix_cache_bytes": unused * self.kv_cache.size // self.kv_cache.blocks,
             "prefix_cache_hits_total": self.rows.prefix_hits,
         }
 
@@ -115,7 +121,7 @@ class Batch:
 
     def share(self, prefix: list[int]) -> None:
         """Compute ``prefix`` and cache it for the prompts of all owners, if it fits."""
-        if len(prefix) <= min(self.prefix_cache.capacity, self.kv_cache.length):
+        if self.prefix_cache.max_blocks and len(prefix) <= self.kv_cache.length:
             for _ in self.submit(prefix, GenerationParams(max_new_tokens=1, temperature=0.0), owner=SHARED).steps():
                 pass
 
@@ -158,7 +164,7 @@ class Batch:
             with self.wake:
                 self.wake.wait_for(
                     lambda: self._arrivals or self.rows.requests or self._forgotten or self._closed,
-                    SWEEP_SECONDS if len(self.prefix_cache) else None,
+                    SWEEP_SECONDS if self.prefix_cache.unused else None,
                 )
                 if self._closed:
                     return
@@ -178,16 +184,16 @@ class Batch:
                     request.fail(RuntimeError(f"A step failed: {error!r}"))
 
     def _admit(self, arrivals: int) -> None:
-        """Admit the first ``arrivals`` waiting requests, as far as rows are free."""
+        """Admit the first ``arrivals`` waiting requests, in their order, as far as rows and blocks are free."""
         while arrivals and self.rows.free_rows:
-            arrivals -= 1
-            request = self._arrivals.popleft()
-            if request.cancelled:
-                continue
+            request = self._arrivals[0]
             try:
-                self.rows.admit(request)
+                if not request.cancelled and not self.rows.admit(request):
+                    return
             except Exception as error:  # noqa: BLE001 - most likely out of memory
                 request.fail(error)
+            self._arrivals.popleft()
+            arrivals -= 1
 
     def _step(self) -> None:
         """Run one forward pass, and sample a token for each row whose ids are all computed."""
@@ -200,7 +206,7 @@ class Batch:
             if not _is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)
-            self._free_memory(error)
+            self._shrink(error)
             return
         for request, chunk in plan:
             request.computed_tokens = chunk.end
@@ -219,13 +225,9 @@ class Batch:
         self._on_step("prefill" if any(len(chunk.ids) > 1 for chunk in chunks) else "decode", seconds)
         self._scheduler.record_step_time(seconds, chunks)
 
-    def _free_memory(self, error: Exception) -> None:
-        """Drop the prefix cache; if it is empty, fail the newest request."""
+    def _shrink(self, error: Exception) -> None:
+        """Fail the newest request."""
         size = len(self.rows.requests)
-        if self.prefix_cache.reserved:
-            logger.warning("Out of memory in a step of %d rows; dropping the prefix cache", size)
-            self.prefix_cache.clear(self.prefix_cache.capacity // 2)  # smaller from now on
-            return
         logger.warning("Out of memory in a step of %d rows; the newest request fails", size)
         for request in self.rows.requests[-1:]:
             request.fail(MemoryError(f"Out of memory in a step of {size} requests: {error}"))

@@ -9,9 +9,10 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.chunk import Chunk
+from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache
 from aiochatstream.engines.transformers.packed_forward import PackedForward
-from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.packed_step import PackedStep
 
 BATCHED_LAYERS = {"full_attention", "sliding_attention"}
 UNSUPPORTED_ROPES = {"dynamic", "longrope"}
@@ -45,9 +46,12 @@ class BatchCheck:
         self._check_architecture()
         self.layers, self._expected = self._compute_reference()
 
-    def verify(self, forward: PackedForward, *, native: bool = False) -> None:
+    def verify(self, forward: PackedForward, kernel: Kernel | None = None) -> None:
         """Compute the reference sequences as packed rows, in several chunks. Raise CannotBatch if results differ."""
-        cache = KVCache(self.layers, 2, CHECK_TOKENS, native=native)
+        cache = KVCache(self.layers, rows=2, length=CHECK_TOKENS, kernel=kernel)
+        blocks = cache.blocks_for(CHECK_TOKENS)
+        for row in range(2):  # blocks that are no neighbours, in any order
+            cache.assign(row, [*range(row, 2 * blocks, 2)][::-1])
         quantized = getattr(self._model, "is_quantized", False)
         tolerance = TOLERANCE_HALF if quantized else TOLERANCE.get(self._model.dtype, TOLERANCE_HALF)
         with torch.inference_mode():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiochatstream.engines.transformers.packed_step import TOKEN_MULTIPLE, Chunk, padded_size, round_up
+from aiochatstream.engines.transformers.chunk import TOKEN_MULTIPLE, Chunk, padded_size, round_up
 from aiochatstream.engines.transformers.request import Request
 
 PREFILL_BUDGET = (8, 256)
@@ -90,12 +90,12 @@ class Scheduler:
         self._halvings = 0
 
     def plan(self, requests: Sequence[Request]) -> list[tuple[Request, Chunk]]:
-        """Return the requests of the next step, each with its chunk: decoding requests in the order of their rows, then
+        """Return the requests of the next step, each with its chunk: decoding requests by descending length, then
         prompts in the order of ``requests``.
         """
         decoding = [request for request in requests if request.decoding]
         plan = [(request, Chunk(request.row, request.computed_tokens, request.ids[-1:])) for request in decoding]
-        plan.sort(key=lambda planned: planned[1].row)
+        plan.sort(key=lambda planned: -planned[1].end)  # similar lengths attend together
         budget, scored_budget = self._prefill_budget(len(requests), len(decoding)), MAX_SCORED_TOKENS
         for request in requests:
             scored = request.params.prompt_logprobs

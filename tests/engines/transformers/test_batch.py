@@ -68,7 +68,7 @@ def test_a_request_during_a_step_joins_the_next_step_and_all_rows_share_a_forwar
     manual_model.run_freely()
     assert first.read_all() == manual_model.answer(first.prompt, 3)
     assert second.read_all() == manual_model.answer(second.prompt, 2)
-    assert [lengths(step) for step in manual_model.steps] == [[(0, 3)], [(3, 1), (0, 5)], [(4, 1), (5, 1)]]
+    assert [lengths(step) for step in manual_model.steps] == [[(0, 3)], [(3, 1), (0, 5)], [(5, 1), (4, 1)]]
 
 
 def test_free_rows_are_reused_in_the_next_step_and_in_the_order_of_submission(
@@ -151,13 +151,17 @@ def test_metrics_report_rows_and_bytes(make_batch: MakeBatch, manual_model: OneL
     manual_model.wait_for_step()
     manual_model.step()
     assert batch.metrics()["batch_size"] == 2
+    assert batch.metrics()["kv_cache_used_tokens"] == 2 * 8, "for 4 + 2 - 1 tokens each"
     manual_model.run_freely()
     for request in requests:
         request.read_all()
     wait_until_idle(batch)
     batch.close()
-    assert batch.metrics()["kv_cache_bytes"] == 3 * 20 * TOKEN_BYTES
-    assert batch.metrics()["prefix_cache_bytes"] == 2 * 5 * TOKEN_BYTES
+    metrics = batch.metrics()
+    assert metrics["kv_cache_bytes"] == 3 * 20 * TOKEN_BYTES
+    assert (metrics["prefix_cache_tokens"], metrics["kv_cache_used_tokens"]) == (2 * 8, 0), "whole blocks"
+    assert metrics["prefix_cache_bytes"] == 2 * 8 * TOKEN_BYTES
+    assert metrics["kv_cache_free_tokens"] == 3 * 20 - 2 * 8
 
 
 def test_a_failed_step_fails_its_requests_and_later_ones_are_served(
@@ -205,21 +209,6 @@ def test_out_of_memory_fails_only_the_newest_request(
     assert [request.read_all() for request in old] == [manual_model.answer(request.prompt, 6) for request in old]
     later = Submission(batch, ids(5, 5), max_new_tokens=6)
     assert later.read_all() == manual_model.answer(later.prompt, 6)
-
-
-def test_out_of_memory_drops_the_prefix_cache_first(make_batch: MakeBatch, free_model: OneLayerModel) -> None:
-    batch = make_batch(free_model, prefix_tokens=10_000)
-    Submission(batch, ids(6, 1), max_new_tokens=4).read_all()
-    repeated = Submission(batch, ids(6, 1), max_new_tokens=4)
-    repeated.read_all()
-    assert repeated.request.cached_tokens == 5
-    errors = [MemoryError()]
-    free_model.error_for = lambda chunks: errors.pop() if errors else None
-    request = Submission(batch, ids(6, 2), max_new_tokens=4)
-    assert request.read_all() == free_model.answer(request.prompt, 4)
-    later = Submission(batch, ids(6, 1), max_new_tokens=4)
-    assert later.read_all() == free_model.answer(later.prompt, 4)
-    assert later.request.cached_tokens == 0
 
 
 def test_the_batch_survives_repeated_out_of_memory_errors(make_batch: MakeBatch, free_model: OneLayerModel) -> None:
