@@ -27,9 +27,9 @@ class KVCache:
     """Keys and values of all rows, allocated once and written in place.
 
     Each layer has two tensors [heads, tokens, head size]. Blocks of :attr:`block_size` neighbouring tokens are assigned
-    to rows by block tables: block ``n`` of a row has its tokens from position ``n * block_size`` on. So a row takes only
-    the memory that it needs, rows share the blocks of a common prefix, and nothing is moved when rows come and go. On a
-    CPU, memory that was never written is only reserved.
+    to rows by block tables: block ``n`` of a row has its tokens from position ``n * block_size`` on. So a row takes
+    only the memory that it needs, rows share the blocks of a common prefix, and nothing is moved when rows come and go.
+    On a CPU, memory that was never written is only reserved.
 
     :param like: keys and values of each layer, [1, heads, any length, head size], for shapes, dtypes and device. It is
         empty for a model without attention.

@@ -19,6 +19,7 @@ from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
 from aiochatstream.engines.transformers.sampler import Sampler
 from aiochatstream.engines.transformers.sampling import SampleFunction, sample
+from aiochatstream.engines.transformers.step_errors import is_usable
 from aiochatstream.params import GenerationParams
 
 PREFILL_TOKENS = 256
@@ -68,9 +69,6 @@ class SequentialDecoder:
     Raises ValueError if the model has no known kind of cache.
     """
 
-    stopped = False
-    """Never True: there is no thread that could end."""
-
     def __init__(
         self, model: Any, on_step: Callable[[StepKind, float], None], sample_tokens: SampleFunction = sample
     ) -> None:
@@ -85,6 +83,8 @@ class SequentialDecoder:
             hasattr(layer, "recurrent_states") for layer in cache.layers
         )
         self._model_lock = threading.Lock()
+        self.stopped = False
+        """True if the device cannot compute any more."""
 
     def submit(
         self,
@@ -125,7 +125,11 @@ class SequentialDecoder:
             options = {"use_cache": True, self._cache_name: cache}
             if self._has_logits_to_keep:
                 options["logits_to_keep"] = keep
-            output = self._model(input_ids=inputs, **options)
+            try:
+                output = self._model(input_ids=inputs, **options)
+            except Exception:
+                self.stopped = not is_usable(self._model.device)
+                raise
             logits: torch.Tensor = output.logits[0, -keep:]
             self._on_step("prefill" if len(ids) > 1 else "decode", time.perf_counter() - start)
         return logits
