@@ -197,6 +197,8 @@ class Batch:
         try:
             logits = self.forward(PackedStep(self.kv_cache, chunks, self._device, self._dtype))
         except Exception as error:
+            for request, _ in plan:  # states that some layers have already changed are computed again
+                request.computed_tokens = self.kv_cache.states.valid_tokens(request.row, request.computed_tokens)
             if not _is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)
@@ -242,7 +244,9 @@ class Batch:
             try:
                 for rows, position in ((logits[inner], chunk.start + 1), (logits[at : at + 1], chunk.end)):
                     tokens = request.ids[position : position + len(rows)]  # none after the prompt's last token
-                    request.prompt_logprobs += prompt_logprobs_of(rows, tokens, count)
+                    known = max(request.scored_tokens - position, 0)  # after a failed step
+                    request.prompt_logprobs += prompt_logprobs_of(rows[known:], tokens[known:], count)
+                    request.scored_tokens = max(request.scored_tokens, position + len(tokens))
             except Exception as error:  # noqa: BLE001 - out of memory or NaN
                 request.fail(error)
 

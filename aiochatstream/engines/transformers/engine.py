@@ -33,10 +33,12 @@ from aiochatstream.engines.transformers.generation_config import params_of
 from aiochatstream.engines.transformers.grammars import Grammars, Matcher
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.loading import cpu_supports
+from aiochatstream.engines.transformers.mixers import PackedMixer
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
+from aiochatstream.engines.transformers.state_cache import StateCache
 from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.errors import ChatStreamError, EngineStopped
 from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
@@ -305,11 +307,17 @@ class TransformersEngine(Engine):
         model = self._model
         implementation = model.config._attn_implementation
         forward = PackedForward(model)
+        mixers: list[PackedMixer] = []
         try:
-            check = BatchCheck(model, self._embeddings)
+            check = BatchCheck(model, self._embeddings, context_len)
+            mixers = check.mixers
             model.set_attn_implementation(attention.NAME)
+            for mixer in mixers:
+                mixer.install()
             check.verify(forward)
         except Exception as error:
+            for mixer in mixers:
+                mixer.remove()
             if model.config._attn_implementation != implementation:
                 model.set_attn_implementation(implementation)
             if isinstance(error, CannotBatch):
@@ -323,10 +331,9 @@ class TransformersEngine(Engine):
         like = check.layers
         token_bytes = sum(part[0, :, 0].nbytes for layer in like for part in layer)
         length = self._fit_context(context_len, token_bytes, rows, free)
-        kv_cache = KVCache(like, rows, length, native=self._compile)
-        prefix_cache = PrefixCache(
-            like, int(free * PREFIX_CACHE_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes
-        )
+        kv_cache = KVCache(like, rows, length, StateCache(check.states, rows), native=self._compile)
+        prefix_bytes = int(free * PREFIX_CACHE_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes
+        prefix_cache = PrefixCache(like, 0 if check.states else prefix_bytes)
         batch = Batch(
             forward,
             kv_cache,
@@ -350,6 +357,8 @@ class TransformersEngine(Engine):
         """
         max_bytes = int(free * KV_CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
         self.kv_token_bytes, self.max_kv_cache_bytes = token_bytes, max_bytes
+        if not token_bytes:  # the model has only states
+            return context_len
         length = min(context_len, max_bytes // (token_bytes * rows))
         if length < min(MIN_CONTEXT, context_len):
             raise ValueError(

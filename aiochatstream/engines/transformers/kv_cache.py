@@ -10,6 +10,7 @@ from math import prod
 import torch
 
 from aiochatstream.engines.transformers.cpu.native import COMPILER_FLAGS
+from aiochatstream.engines.transformers.state_cache import StateCache
 
 
 class KVCache:
@@ -18,22 +19,31 @@ class KVCache:
     Each layer has two tensors [rows, heads, length, head size]. On a CPU, memory that was never written is only
     reserved.
 
-    :param like: keys and values of each layer, [1, heads, any length, head size], for shapes and dtypes.
+    :param like: keys and values of each layer, [1, heads, any length, head size], for shapes and dtypes; an empty tuple
+        for a layer without.
+    :param states: states of the rows; None for a model without.
     :param native: True attends with compiled C++ for decoding rows, if it supports the device, dtype and shapes.
     """
 
     def __init__(
-        self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, length: int, *, native: bool = False
+        self,
+        like: Sequence[tuple[torch.Tensor, ...]],
+        rows: int,
+        length: int,
+        states: StateCache | None = None,
+        *,
+        native: bool = False,
     ) -> None:
         self.native = native and all(
             keys.device.type == "cpu" and keys.dtype == values.dtype in COMPILER_FLAGS and keys.shape == values.shape
-            for keys, values in like
+            for keys, values in filter(None, like)
         )
+        self.states = StateCache({}, rows) if states is None else states
         self.layers = [
             tuple(_zeros(part, rows, part.shape[1], length, part.shape[3]) for part in layer) for layer in like
         ]
         self.length = length
-        self._workspace = self.layers[0][0].new_empty(0)
+        self._workspace = next((layer[0].new_empty(0) for layer in self.layers if layer), torch.empty(0))
 
     @property
     def size(self) -> int:
@@ -47,7 +57,8 @@ class KVCache:
         return self._workspace[: prod(shape)].view(shape)
 
     def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` tokens of a row to another row."""
+        """Copy the first ``length`` tokens of a row, and its states, to another row."""
+        self.states.copy_row(source, target)
         for layer in self.layers:
             for part in layer:
                 part[target, :, :length] = part[source, :, :length]

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from aiochatstream.engines.transformers.cpu.native import decode_attention
 from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.state_cache import StepStates
 
 CALL_COST = 512
 """Cost of an additional kernel call, in cached tokens that could be attended to in the same time."""
@@ -93,6 +94,7 @@ class PackedStep:
     ids, positions: [1, tokens], of all tokens; padding follows them.
     output_positions: positions in the step of the tokens whose logits are needed: the last token of each chunk, then
         the other tokens of scored chunks.
+    states: states of the step's rows.
 
     :param chunks: at most one for each row; chunks of a single token are first, in the order of their rows.
     """
@@ -119,6 +121,7 @@ class PackedStep:
         tile = CPU_TILE if device.type == "cpu" else TILE
         for chunk, start in zip(chunks[len(singles) :], ends[len(singles) :], strict=False):
             self._groups += _tiles(chunk, start, tile, size)
+        self.states = StepStates(cache.states, chunks, device)
         self._calls: dict[Any, list[_AttentionCall]] = {}
         self._write_places: dict[int, torch.Tensor] = {}
 
@@ -132,12 +135,14 @@ class PackedStep:
         scale: float | None,
         window: int | None,
         softcap: float | None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Write the new keys and values to the KV cache, and attend.
 
         :param query: [heads, tokens, head size]
         :param key: and ``value``: [key-value heads, tokens, head size]
         :param window: maximum number of tokens that a token attends to, including itself; None for all.
+        :param sinks: [heads], a score of each head that takes a share of the attention without a value.
         :returns: [tokens, heads, head size]
         """
         keys, values = self._cache.layers[layer]
@@ -148,18 +153,22 @@ class PackedStep:
         if self._cache.native:
             function = decode_attention(query.shape[-1], sharing, keys.dtype)
             location: Any = keys, values, self._rows, self.positions, self._decoding
+            if sinks is not None:
+                raise NotImplementedError("attention sinks in C++")
             result = function(query, key, value, *location, scale=scale, window=window, softcap=softcap)
             results.append(result.view(-1, kv_heads, sharing, result.shape[-1]))
         else:
             self._write(keys, key)
             self._write(values, value)
         query = query.view(kv_heads, sharing, *query.shape[1:])  # heads that share keys and values are adjacent
-        for call in self._attention_calls(window, sharing, capped=softcap is not None):
+        if sinks is not None:
+            sinks = sinks.view(kv_heads, sharing, 1)
+        for call in self._attention_calls(window, sharing, multiply=softcap is not None or sinks is not None):
             queries = query[:, :, call.tokens]
             queries = queries.flatten(1, 2)[None] if call.single_row else queries.permute(2, 0, 1, 3)
             cached = keys[call.rows, :, call.seen], values[call.rows, :, call.seen]
             if call.multiply:
-                result = self._multiply(queries, *cached, call.mask, scale, softcap)
+                result = self._multiply(queries, *cached, call.mask, scale, softcap, sinks)
             else:
                 result = scaled_dot_product_attention(queries, *cached, attn_mask=call.mask, scale=scale)
             if call.single_row:
@@ -183,17 +192,24 @@ class PackedStep:
         """Windows of all :meth:`attend` calls so far."""
         return {window for window, *_ in self._calls}
 
-    def _attention_calls(self, window: int | None, sharing: int, *, capped: bool) -> list[_AttentionCall]:
-        """Return the calls of all groups, which are computed once for layers of the same kind."""
-        kind = window, sharing, capped
+    def _attention_calls(self, window: int | None, sharing: int, *, multiply: bool) -> list[_AttentionCall]:
+        """Return the calls of all groups, which are computed once for layers of the same kind.
+
+        :param multiply: whether torch's own attention cannot compute the layer.
+        """
+        kind = window, sharing, multiply
         if kind not in self._calls:
-            self._calls[kind] = [self._attention_call(group, window, sharing, capped=capped) for group in self._groups]
+            self._calls[kind] = [
+                self._attention_call(group, window, sharing, multiply=multiply) for group in self._groups
+            ]
         return self._calls[kind]
 
-    def _attention_call(self, group: _QueryGroup, window: int | None, sharing: int, *, capped: bool) -> _AttentionCall:
+    def _attention_call(
+        self, group: _QueryGroup, window: int | None, sharing: int, *, multiply: bool
+    ) -> _AttentionCall:
         longest, shortest = max(group.ends), min(group.ends)
         few = len(group.ends) * sharing * longest < FEW_SCORES
-        multiply = capped or (self._device.type == "cpu" and not few)
+        multiply = multiply or (self._device.type == "cpu" and not few)
         multiple = SEEN_MULTIPLE if multiply else 1
         first = 0 if window is None else max(0, shortest - window)
         seen = slice(first - first % multiple, min(round_up(longest, multiple), self._cache.length))
@@ -215,6 +231,7 @@ class PackedStep:
         mask: torch.Tensor,
         scale: float,
         softcap: float | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attend by matrix products, which on a CPU are faster than torch's attention.
 
@@ -223,20 +240,24 @@ class PackedStep:
 
         :param query: [rows, heads, queries, head size]
         :param key: and ``value``: [rows, heads, seen, head size]
+        :param sinks: [heads, query heads per key-value head, 1]
         """
         rows, heads, queries, _ = query.shape
         query = query.flatten(0, 1) * (scale if softcap is None else scale / softcap)
         key, value = key.flatten(0, 1), value.flatten(0, 1)
-        weights = self._cache.workspace(rows * heads, queries, key.shape[1])
+        all_weights = self._cache.workspace(rows * heads, queries, key.shape[1] + (sinks is not None))
+        weights = all_weights[..., : key.shape[1]]
         if queries < FEW_QUERIES:
             products = torch.bmm(key, query.transpose(1, 2)).transpose(1, 2)
         else:
             products = torch.bmm(query, key.transpose(1, 2), out=weights)
         if softcap is not None:
             products = products.tanh().mul_(softcap)
-        scores = weights.view(rows, heads, queries, -1)
-        torch.add(mask, products.view(scores.shape), out=scores)
-        torch.softmax(weights, dim=-1, out=weights)
+        scores = all_weights.view(rows, heads, queries, -1)
+        torch.add(mask, products.view(rows, heads, queries, -1), out=scores[..., : key.shape[1]])
+        if sinks is not None:
+            scores[..., -1] = sinks.expand(-1, -1, queries // sinks.shape[1]).flatten(1)
+        torch.softmax(all_weights, dim=-1, out=all_weights)
         return torch.bmm(weights, value).view(rows, heads, queries, -1)
 
 

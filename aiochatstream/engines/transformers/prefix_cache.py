@@ -55,7 +55,7 @@ class PrefixCache:
 
     def __init__(
         self,
-        like: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        like: Sequence[tuple[torch.Tensor, ...]],
         max_bytes: int,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -63,7 +63,7 @@ class PrefixCache:
         self._like = [part[0, :, 0] for layer in like for part in layer]
         self._token_bytes = sum(part.nbytes for part in self._like)
         self._clock = clock
-        self.clear(max_bytes // self._token_bytes)
+        self.clear(max_bytes // max(self._token_bytes, 1))
 
     def __len__(self) -> int:
         """Return the number of prefixes, without the shared one."""

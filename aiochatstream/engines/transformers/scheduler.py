@@ -98,7 +98,7 @@ class Scheduler:
         plan.sort(key=lambda planned: planned[1].row)
         budget, scored_budget = self._prefill_budget(len(requests), len(decoding)), MAX_SCORED_TOKENS
         for request in requests:
-            scored = request.params.prompt_logprobs
+            scored = request.params.prompt_logprobs and not request.has_output
             start = request.computed_tokens
             remaining, room = len(request.ids) - start, min(budget, scored_budget) if scored else budget
             if remaining > 1 and room > 1:

@@ -40,7 +40,13 @@ class Rows:
         return query, key, value
 
     def expected(
-        self, layer: int, chunk: Chunk, window: int | None, softcap: float | None, scale: float | None
+        self,
+        layer: int,
+        chunk: Chunk,
+        window: int | None,
+        softcap: float | None,
+        scale: float | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return the results [tokens, heads, head size] of a chunk."""
         result = torch.empty(len(chunk.ids), KV_HEADS * SHARING, SIZE, dtype=DOUBLE)
@@ -52,11 +58,14 @@ class Rows:
                 scores = keys @ self.queries[layer, chunk.row, head, at] * (SIZE**-0.5 if scale is None else scale)
                 if softcap is not None:
                     scores = (scores / softcap).tanh() * softcap
-                result[at - chunk.start, head] = scores.softmax(0) @ values
+                if sinks is not None:
+                    scores = torch.cat([scores, sinks[head, None]])
+                result[at - chunk.start, head] = scores.softmax(0)[: len(values)] @ values
         return result
 
 
 ALL_ROWS = Rows()
+SINKS = torch.linspace(-1, 3, KV_HEADS * SHARING, dtype=DOUBLE)
 
 
 def chunks_of(lengths: dict[int, int], counts: dict[int, int]) -> list[Chunk]:
@@ -73,19 +82,21 @@ token_counts = st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 5), min_
     schedule=st.lists(token_counts, min_size=1, max_size=8),
     window=st.sampled_from([None, 1, 3, LENGTH]),
     softcap=st.sampled_from([None, 2.0]),
+    sinks=st.sampled_from([None, SINKS]),
     scale=st.sampled_from([None, 0.3]),
     call_cost=st.sampled_from([0, 256]),  # a call for each row, or one for all
     few_scores=st.sampled_from([0, 40, 10_000]),  # matrix products, both, or torch's attention
     tile=st.sampled_from([2, 3, 64]),
 )
-@example([{0: 5, 3: 5}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], None, None, None, 256, 0, 64)
-@example([{0: 5, 3: 1}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], 2, 2.0, None, 0, 0, 2)
-@example([dict.fromkeys(range(ROWS), 5), dict.fromkeys(range(ROWS), 1)], 3, None, None, 256, 40, 3)
-@example([dict.fromkeys(range(ROWS), 5), {1: 1, 3: 1}], 1, 2.0, None, 256, 10_000, 64)
+@example([{0: 5, 3: 5}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], None, None, None, None, 256, 0, 64)
+@example([{0: 5, 3: 1}, {3: 1}, {0: 1, 3: 1}, {1: 1, 3: 1}], 2, 2.0, None, None, 0, 0, 2)
+@example([dict.fromkeys(range(ROWS), 5), dict.fromkeys(range(ROWS), 1)], 3, None, SINKS, None, 256, 40, 3)
+@example([dict.fromkeys(range(ROWS), 5), {1: 1, 3: 1}], 1, 2.0, SINKS, None, 256, 10_000, 64)
 def test_each_row_attends_only_to_its_own_tokens(
     schedule: list[dict[int, int]],
     window: int | None,
     softcap: float | None,
+    sinks: torch.Tensor | None,
     scale: float | None,
     call_cost: int,
     few_scores: int,
@@ -115,8 +126,9 @@ def test_each_row_attends_only_to_its_own_tokens(
                     scale=scale,
                     window=window,
                     softcap=softcap,
+                    sinks=sinks,
                 )[: sum(len(chunk.ids) for chunk in chunks)]
-                expected = [ALL_ROWS.expected(layer, chunk, window, softcap, scale) for chunk in chunks]
+                expected = [ALL_ROWS.expected(layer, chunk, window, softcap, scale, sinks) for chunk in chunks]
                 assert torch.allclose(actual, torch.cat(expected), atol=1e-5 if softcap else 1e-9)
             for chunk in chunks:
                 lengths[chunk.row] = chunk.end
