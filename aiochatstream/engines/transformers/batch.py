@@ -8,6 +8,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -235,6 +236,8 @@ class Batch:
         traceback.clear_frames(error.__traceback__)  # their local variables hold memory
         if is_out_of_memory(error):
             self._fail_newest(error, part)
+            for request, _ in part if self.kv_cache.states else ():  # the pass may have changed their states
+                request.computed_tokens = 0
             return []
         if not is_usable(self._device):
             raise error
@@ -247,7 +250,13 @@ class Batch:
             part[0][0].fail(RuntimeError(f"A step failed: {error!r}"))
             return []
         middle = len(part) // 2
-        return [half for half in (part[middle:], part[:middle]) if half]
+        return [self._restart(half) for half in (part[middle:], part[:middle]) if half]
+
+    def _restart(self, part: Plan) -> Plan:
+        """Return ``part``, with all tokens of rows whose states the failed pass may have changed."""
+        if not self.kv_cache.states:
+            return part
+        return [(request, replace(chunk, start=0, ids=request.ids[: chunk.end])) for request, chunk in part]
 
     def _complete(self, plan: Plan, logits: torch.Tensor) -> list[Request]:
         """Sample a token for each row whose ids are all computed, and return the requests of these rows."""
@@ -287,7 +296,9 @@ class Batch:
             try:
                 for rows, position in ((logits[inner], chunk.start + 1), (logits[at : at + 1], chunk.end)):
                     tokens = request.ids[position : position + len(rows)]  # none after the prompt's last token
-                    request.prompt_logprobs += prompt_logprobs_of(rows, tokens, count)
+                    known = max(request.scored_tokens - position, 0)  # after a failed step
+                    request.prompt_logprobs += prompt_logprobs_of(rows[known:], tokens[known:], count)
+                    request.scored_tokens = max(request.scored_tokens, position + len(tokens))
             except Exception as error:  # noqa: BLE001 - out of memory or NaN
                 request.fail(error)
 

@@ -34,10 +34,12 @@ from aiochatstream.engines.transformers.generation_config import params_of
 from aiochatstream.engines.transformers.grammars import Grammars, Matcher
 from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache, block_size_of, supports
 from aiochatstream.engines.transformers.loading import cpu_supports
+from aiochatstream.engines.transformers.mixers import PackedMixer
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
+from aiochatstream.engines.transformers.state_cache import StateCache
 from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.errors import ChatStreamError, EngineStopped
 from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
@@ -316,11 +318,17 @@ class TransformersEngine(Engine):
         model = self._model
         implementation = model.config._attn_implementation
         forward = PackedForward(model)
+        mixers: list[PackedMixer] = []
         try:
-            check = BatchCheck(model, self._embeddings)
+            check = BatchCheck(model, self._embeddings, context_len)
+            mixers = check.mixers
             model.set_attn_implementation(attention.NAME)
+            for mixer in mixers:
+                mixer.install()
             check.verify(forward)
         except Exception as error:
+            for mixer in mixers:
+                mixer.remove()
             if model.config._attn_implementation != implementation:
                 model.set_attn_implementation(implementation)
             if isinstance(error, CannotBatch):
@@ -335,10 +343,13 @@ class TransformersEngine(Engine):
         token_bytes = sum(part[0, :, 0].nbytes for layer in like for part in layer)
         block_size = block_size_of(kernel)
         length = self._fit_context(context_len, token_bytes, rows, block_size)
-        kv_cache = KVCache(like, rows=rows, length=length, tokens=self.kv_cache_tokens, kernel=kernel)
+        states = StateCache(check.states, rows)
+        kv_cache = KVCache(like, states, rows=rows, length=length, tokens=self.kv_cache_tokens, kernel=kernel)
         pool = BlockPool(kv_cache.blocks)
         max_bytes = self._prefix_cache_bytes
-        limit = pool.count if max_bytes is None else max_bytes // (token_bytes * block_size)
+        limit = pool.count if max_bytes is None else max_bytes // max(token_bytes * block_size, 1)
+        if states:
+            limit = 0
         batch = Batch(
             forward,
             kv_cache,
@@ -379,9 +390,11 @@ class TransformersEngine(Engine):
         free = free_bytes(self._model.device)
         max_bytes = int(free * KV_CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
         self.kv_token_bytes, self.max_kv_cache_bytes = token_bytes, max_bytes
-        blocks = max_bytes // (token_bytes * block_size)
-        if self._kv_cache_bytes is None:
-            blocks = min(blocks, rows * KV_CACHE_CONTEXTS * -(-context_len // block_size))
+        blocks = rows * -(-context_len // block_size)
+        if token_bytes:
+            blocks = max_bytes // (token_bytes * block_size)
+            if self._kv_cache_bytes is None:
+                blocks = min(blocks, rows * KV_CACHE_CONTEXTS * -(-context_len // block_size))
         self.kv_cache_tokens = blocks * block_size
         length = min(context_len, self.kv_cache_tokens)
         if length < (needed := min(max(MIN_CONTEXT, block_size), context_len)):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from aiochatstream.engines.transformers.cpu.native import BLOCK_SIZE, COMPILER_FLAGS
+from aiochatstream.engines.transformers.state_cache import StateCache
 
 Kernel = Literal["native", "varlen"]
 """Kernel that reads block tables: compiled C++ for decoding rows on a CPU, or torch's ``varlen_attn`` on CUDA."""
@@ -31,8 +32,9 @@ class KVCache:
     only the memory that it needs, rows share the blocks of a common prefix, and nothing is moved when rows come and go.
     On a CPU, memory that was never written is only reserved.
 
-    :param like: keys and values of each layer, [1, heads, any length, head size], for shapes, dtypes and device. It is
-        empty for a model without attention.
+    :param like: keys and values of each layer, [1, heads, any length, head size], for shapes, dtypes and device; an
+        empty tuple for a layer without.
+    :param states: states of the rows; None for a model without.
     :param rows: number of rows.
     :param length: maximum number of tokens of a row.
     :param tokens: number of tokens of all rows together, rounded up to blocks; None for full rows, which then have
@@ -42,13 +44,15 @@ class KVCache:
 
     def __init__(
         self,
-        like: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        like: Sequence[tuple[torch.Tensor, ...]],
+        states: StateCache | None = None,
         *,
         rows: int,
         length: int,
         tokens: int | None = None,
         kernel: Kernel | None = None,
     ) -> None:
+        self.states = StateCache({}, rows) if states is None else states
         self.kernel = kernel
         self.block_size = block_size_of(self.kernel)
         self.length = length
@@ -133,9 +137,9 @@ def block_size_of(kernel: Kernel | None) -> int:
     return VARLEN_BLOCK_SIZE if kernel == "varlen" else BLOCK_SIZE
 
 
-def supports(kernel: Kernel, like: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+def supports(kernel: Kernel, like: Sequence[tuple[torch.Tensor, ...]]) -> bool:
     """Return True if ``kernel`` supports all layers."""
-    return bool(like) and all(
+    return any(like) and all(
         keys.dtype == values.dtype
         and keys.shape == values.shape
         and (
@@ -145,7 +149,7 @@ def supports(kernel: Kernel, like: Sequence[tuple[torch.Tensor, torch.Tensor]]) 
             and keys.dtype in (torch.float16, torch.bfloat16)
             and keys.shape[3] <= VARLEN_HEAD_SIZE
         )
-        for keys, values in like
+        for keys, values in filter(None, like)
     )
 
 
