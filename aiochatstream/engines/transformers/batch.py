@@ -91,6 +91,7 @@ class Batch:
             "kv_cache_bytes": self.kv_cache.size,
             "kv_cache_used_tokens": used * self.kv_cache.block_size,
             "kv_cache_free_tokens": free * self.kv_cache.block_size,
+            "state_cache_bytes": self.kv_cache.states.size,
             "prefix_cache_tokens": unused * self.kv_cache.block_size,
             "prefix_cache_bytes": unused * self.kv_cache.size // self.kv_cache.blocks,
             "prefix_cache_hits_total": self.rows.prefix_hits,
