@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from aiochatstream.engines.base import StepKind, TokenLogprob
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
+from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
 from aiochatstream.engines.transformers.sampler import Sampler
@@ -121,7 +122,7 @@ class SequentialDecoder:
         """Append ``ids`` to ``cache``; return the logits [keep, vocabulary] of the last ``keep`` positions."""
         with self._model_lock:
             start = time.perf_counter()
-            inputs = torch.tensor([ids], device=self._model.device)
+            inputs = device_tensor([ids], self._model.device)
             options = {"use_cache": True, self._cache_name: cache}
             if self._has_logits_to_keep:
                 options["logits_to_keep"] = keep
