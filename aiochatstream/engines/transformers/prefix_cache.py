@@ -49,6 +49,7 @@ class CachedBlock:
     number: number of the block in the pool; -1 for the root.
     parent: None for the root, and for a block that no later prompt may use.
     users: number of running requests with this block.
+    queued: True if the block is in the heap of candidates for eviction.
     """
 
     owner: str
@@ -58,6 +59,7 @@ class CachedBlock:
     children: dict[str, _Siblings] = field(default_factory=dict)
     users: int = 0
     last_used: float = 0.0
+    queued: bool = False
 
     @property
     def evictable(self) -> bool:
@@ -110,7 +112,7 @@ class PrefixCache:
         self._tops: dict[str, set[CachedBlock]] = {}
         """Blocks of each owner whose parents are not the owner's."""
         self._heap: list[tuple[float, int, CachedBlock]] = []
-        """Candidates for eviction, with their last use; stale ones are skipped."""
+        """Candidates for eviction, each once, with their last use or an earlier one; stale ones are skipped."""
         self._numbers = itertools.count()
 
     def match(self, ids: Sequence[int], owner: str = "", shared_tokens: int = 0) -> PrefixMatch:
@@ -144,7 +146,8 @@ class PrefixCache:
                 if block.parent is None:
                     self.pool.release([block.number])
                 else:
-                    self._add_unused(block)
+                    self.unused += 1
+                    self._touch(block)
         self._limit()
 
     def can_reserve(self, count: int) -> bool:
@@ -228,6 +231,7 @@ class PrefixCache:
         for neighbour in siblings.neighbours(key):
             if neighbour.key.startswith(key):
                 self.pool.release([number])
+                self._touch(neighbour)
                 return neighbour
             if key.startswith(neighbour.key):  # incomplete, so it has no children
                 self._drop(neighbour)
@@ -237,17 +241,19 @@ class PrefixCache:
         siblings.nodes[key] = block
         if parent.owner != owner or parent is self._root:
             self._tops.setdefault(owner, set()).add(block)
-        self._add_unused(block)
+        self.unused += 1
+        self._touch(block)
         return block
 
-    def _add_unused(self, block: CachedBlock) -> None:
-        self.unused += 1
+    def _touch(self, block: CachedBlock) -> None:
+        """Record a use of ``block``."""
         block.last_used = math.inf if block.owner == SHARED else self._clock()
         self._push(block)
 
     def _push(self, block: CachedBlock) -> None:
         """Add ``block`` to the candidates for eviction, if it is one."""
-        if block.evictable:
+        if block.evictable and not block.queued:
+            block.queued = True
             heapq.heappush(self._heap, (block.last_used, next(self._numbers), block))
 
     def _limit(self) -> None:
@@ -262,7 +268,9 @@ class PrefixCache:
     def _evict_first(self) -> bool:
         """Remove the first candidate. Return False if it is stale."""
         last_used, _, block = heapq.heappop(self._heap)
+        block.queued = False
         if not block.evictable or block.last_used != last_used:
+            self._push(block)
             return False
         self._drop(block)
         return True
