@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ class _Queries:
     ends: for each token, the number of tokens in its row that it may attend to, including itself.
     """
 
-    tokens: slice
+    tokens: slice | torch.Tensor
     used: slice
     ends: tuple[int, ...]
 
@@ -101,7 +100,12 @@ class GroupedAttention:
     ) -> None:
         self._cache, self._device, self._dtype = cache, device, dtype
         singles = [chunk for chunk in chunks[first:] if len(chunk.ids) == 1]
-        self._sources = [*_group_singles(singles, first)]
+        self._sources = [*_group_singles(singles, first, device)]
+        self._groups = len(self._sources)
+        order = _by_length(singles)
+        places = sorted(range(len(order)), key=order.__getitem__)
+        self._places_of_singles = device_tensor(places, device)
+        """Place of each single token among the results of all groups."""
         start = first + len(singles)
         tile = CPU_TILE if device.type == "cpu" else TILE
         for chunk in chunks[start:]:
@@ -118,13 +122,14 @@ class GroupedAttention:
         window: int | None,
         softcap: float | None,
         sinks: torch.Tensor | None,
-    ) -> Iterator[torch.Tensor]:
-        """Yield the results of the tokens in their order, each [tokens, heads, head size].
+    ) -> list[torch.Tensor]:
+        """Return the results of the tokens in their order, each [tokens, heads, head size].
 
         :param query: [heads, tokens, head size], of the whole step.
         :param keys: and ``values``: of the layer in the cache, [key-value heads, tokens, head size].
         """
         kv_heads, heads = len(keys), len(query)
+        results = []
         query = query.view(kv_heads, heads // kv_heads, *query.shape[1:])  # heads with the same keys are adjacent
         for read in self._reads_of(window, heads // kv_heads, plain=softcap is None and sinks is None):
             key, value = (
@@ -142,7 +147,10 @@ class GroupedAttention:
                     result = scaled_dot_product_attention(queries, *seen, attn_mask=call.mask, scale=scale)
                 if one_row:
                     result = result.reshape(kv_heads, heads // kv_heads, -1, result.shape[-1]).transpose(1, 2)
-                yield result.transpose(0, 1)[call.queries.used].flatten(1, 2)
+                results.append(result.transpose(0, 1)[call.queries.used].flatten(1, 2))
+        if self._groups > 1 or len(self._places_of_singles) > 1:
+            results[: self._groups] = [torch.cat(results[: self._groups]).index_select(0, self._places_of_singles)]
+        return results
 
     def _reads_of(self, window: int | None, sharing: int, *, plain: bool) -> list[_Read]:
         """Return the reads of all sources, which are computed once for layers of the same kind."""
@@ -231,24 +239,30 @@ def _split_rows(cached: torch.Tensor, rows: int) -> torch.Tensor:
     return cached.view(heads, rows, tokens // rows, size) if rows > 1 else cached[:, None]
 
 
-def _group_singles(singles: Sequence[Chunk], first: int) -> Iterator[_Source]:
-    """Group neighbouring chunks, except if their lengths differ so much that another call costs less.
+def _by_length(chunks: Sequence[Chunk]) -> list[int]:
+    """Return the indices of ``chunks``, the longest rows first."""
+    return sorted(range(len(chunks)), key=lambda at: -chunks[at].end)
+
+
+def _group_singles(singles: Sequence[Chunk], first: int, device: torch.device) -> Iterator[_Source]:
+    """Group chunks of similar lengths, as long as what they see in vain costs less than another call.
 
     :param first: position of the first chunk in the step.
     """
-    cuts = [0]
-    longest = total = 0
-    for at, chunk in enumerate(singles):
-        longest, total = max(longest, chunk.end), total + chunk.end
-        if at and longest * (at + 1 - cuts[-1]) - total > CALL_COST:
-            cuts.append(at)
-            longest = total = chunk.end
-    for start, stop in pairwise([*cuts, len(singles)]):
-        group = singles[start:stop]
-        if group:
-            tokens = slice(first + start, first + stop)
-            queries = _Queries(tokens, slice(len(group)), tuple(chunk.end for chunk in group))
-            yield _Source(tuple(chunk.row for chunk in group), (queries,))
+    groups: list[list[int]] = []
+    wasted = 0
+    for at in _by_length(singles):
+        if groups:
+            wasted += singles[groups[-1][0]].end - singles[at].end
+        if not groups or wasted > CALL_COST:
+            groups.append([])
+            wasted = 0
+        groups[-1].append(at)
+    for group in groups:
+        chunks = [singles[at] for at in group]
+        tokens = device_tensor([first + at for at in group], device)
+        queries = _Queries(tokens, slice(len(group)), tuple(chunk.end for chunk in chunks))
+        yield _Source(tuple(chunk.row for chunk in chunks), (queries,))
 
 
 def _tiles(chunk: Chunk, start: int, tile: int, step_size: int) -> Iterator[_Queries]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import sys
 from collections.abc import Sequence
 from math import prod
 from typing import Literal
@@ -12,6 +10,8 @@ import numpy as np
 import torch
 
 from aiochatstream.engines.transformers.cpu.native import BLOCK_SIZE, COMPILER_FLAGS
+from aiochatstream.engines.transformers.device import lazy_zeros
+from aiochatstream.engines.transformers.state_cache import StateCache
 
 Kernel = Literal["native", "varlen"]
 """Kernel that reads block tables: compiled C++ for decoding rows on a CPU, or torch's ``varlen_attn`` on CUDA."""
@@ -27,12 +27,13 @@ class KVCache:
     """Keys and values of all rows, allocated once and written in place.
 
     Each layer has two tensors [heads, tokens, head size]. Blocks of :attr:`block_size` neighbouring tokens are assigned
-    to rows by block tables: block ``n`` of a row has its tokens from position ``n * block_size`` on. So a row takes only
-    the memory that it needs, rows share the blocks of a common prefix, and nothing is moved when rows come and go. On a
-    CPU, memory that was never written is only reserved.
+    to rows by block tables: block ``n`` of a row has its tokens from position ``n * block_size`` on. So a row takes
+    only the memory that it needs, rows share the blocks of a common prefix, and nothing is moved when rows come and go.
+    On a CPU, memory that was never written is only reserved.
 
-    :param like: keys and values of each layer, [1, heads, any length, head size], for shapes, dtypes and device. It is
-        empty for a model without attention.
+    :param like: keys and values of each layer, [1, heads, any length, head size], for shapes, dtypes and device; an
+        empty tuple for a layer without.
+    :param states: states of the rows; None for a model without.
     :param rows: number of rows.
     :param length: maximum number of tokens of a row.
     :param tokens: number of tokens of all rows together, rounded up to blocks; None for full rows, which then have
@@ -42,13 +43,15 @@ class KVCache:
 
     def __init__(
         self,
-        like: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        like: Sequence[tuple[torch.Tensor, ...]],
+        states: StateCache | None = None,
         *,
         rows: int,
         length: int,
         tokens: int | None = None,
         kernel: Kernel | None = None,
     ) -> None:
+        self.states = StateCache({}, rows) if states is None else states
         self.kernel = kernel
         self.block_size = block_size_of(self.kernel)
         self.length = length
@@ -56,7 +59,7 @@ class KVCache:
         self.blocks = rows * blocks_per_row if tokens is None else self.blocks_for(tokens)
         """Number of blocks."""
         self.layers = [
-            tuple(_zeros(part, part.shape[1], self.blocks * self.block_size, part.shape[3]) for part in layer)
+            tuple(lazy_zeros(part, part.shape[1], self.blocks * self.block_size, part.shape[3]) for part in layer)
             for layer in like
         ]
         self.tables = torch.zeros(rows, blocks_per_row, dtype=torch.int32)
@@ -133,9 +136,9 @@ def block_size_of(kernel: Kernel | None) -> int:
     return VARLEN_BLOCK_SIZE if kernel == "varlen" else BLOCK_SIZE
 
 
-def supports(kernel: Kernel, like: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+def supports(kernel: Kernel, like: Sequence[tuple[torch.Tensor, ...]]) -> bool:
     """Return True if ``kernel`` supports all layers."""
-    return bool(like) and all(
+    return any(like) and all(
         keys.dtype == values.dtype
         and keys.shape == values.shape
         and (
@@ -145,15 +148,5 @@ def supports(kernel: Kernel, like: Sequence[tuple[torch.Tensor, torch.Tensor]]) 
             and keys.dtype in (torch.float16, torch.bfloat16)
             and keys.shape[3] <= VARLEN_HEAD_SIZE
         )
-        for keys, values in like
+        for keys, values in filter(None, like)
     )
-
-
-def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
-    """Return zeros, whose memory on a CPU is allocated page by page when it is written."""
-    if like.device.type != "cpu" or sys.platform == "win32":
-        return like.new_zeros(*shape)
-    # numpy's zeros would be large pages, and each head's first token would allocate one
-    size = prod(shape) * like.element_size()
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)

@@ -16,6 +16,7 @@ from aiochatstream.engines.transformers.cpu.native import decode_attention
 from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.grouped_attention import GroupedAttention
 from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.state_cache import StepStates
 from aiochatstream.engines.transformers.varlen_attention import VarlenAttention
 
 
@@ -25,8 +26,9 @@ class PackedStep:
     ids, positions: [1, tokens], of all tokens; padding follows them.
     output_positions: positions in the step of the tokens whose logits are needed: the last token of each chunk, then
         the other tokens of scored chunks.
+    states: states of the step's rows.
 
-    :param chunks: at most one for each row. Chunks of a single token are first; those of similar length are neighbours.
+    :param chunks: at most one for each row; chunks of a single token are first.
     """
 
     def __init__(self, cache: KVCache, chunks: Sequence[Chunk], device: torch.device, dtype: torch.dtype) -> None:
@@ -47,6 +49,7 @@ class PackedStep:
             if chunk.scored:
                 outputs += range(end - len(chunk.ids), end - 1)
         self.output_positions = device_tensor(outputs, device)
+        self.states = StepStates(cache.states, chunks, device)
         places = np.concatenate([cache.places(chunk.row, chunk.start, chunk.end) for chunk in chunks])
         self._places = device_tensor(places, device)
         self._varlen = VarlenAttention(cache, chunks, device) if cache.kernel == "varlen" else None

@@ -7,12 +7,14 @@ import itertools
 import math
 import time
 from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from aiochatstream.engines.transformers.block_pool import BlockPool
+from aiochatstream.engines.transformers.state_cache import Snapshot, StateCache
 
 IDLE_SECONDS = 1800.0
 """Seconds after its last use when a block is evicted. This also covers expired sessions, closed connections and keys
@@ -50,6 +52,7 @@ class CachedBlock:
     parent: None for the root, and for a block that no later prompt may use.
     users: number of running requests with this block.
     queued: True if the block is in the heap of candidates for eviction.
+    snapshot: states after its last token, for a model with states.
     """
 
     owner: str
@@ -60,6 +63,7 @@ class CachedBlock:
     users: int = 0
     last_used: float = 0.0
     queued: bool = False
+    snapshot: Snapshot | None = None
 
     @property
     def evictable(self) -> bool:
@@ -71,11 +75,13 @@ class PrefixMatch:
     """The longest cached prefix of a prompt: complete blocks, and the first tokens of another one.
 
     partial: block whose first ``partial_tokens`` tokens continue ``blocks``.
+    snapshot: states after these tokens, for a model with states.
     """
 
     blocks: Sequence[CachedBlock] = ()
     partial: CachedBlock | None = None
     partial_tokens: int = 0
+    snapshot: Snapshot | None = None
 
     @property
     def used(self) -> list[CachedBlock]:
@@ -91,8 +97,11 @@ class PrefixCache:
     block that no other block continues is evicted first, and only when blocks are needed, unless it was idle for
     :data:`IDLE_SECONDS`.
 
+    Rows of a model with states continue only where a sequence has ended, because states cannot be shortened.
+
     :param pool: blocks for rows and for this cache.
     :param max_blocks: maximum number of blocks that only this cache uses; 0 disables it.
+    :param states: states of the model; None for a model without.
     :param clock: returns seconds; for tests.
     """
 
@@ -101,6 +110,7 @@ class PrefixCache:
         pool: BlockPool,
         block_size: int,
         max_blocks: int,
+        states: StateCache | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,12 +118,15 @@ class PrefixCache:
         self.unused = 0
         """Number of cached blocks without a running request."""
         self._block_size, self._block_bytes, self._clock = block_size, block_size * ID_BYTES, clock
+        self._states = states or None
         self._root = CachedBlock("", b"", -1, None)
         self._tops: dict[str, set[CachedBlock]] = {}
         """Blocks of each owner whose parents are not the owner's."""
         self._heap: list[tuple[float, int, CachedBlock]] = []
         """Candidates for eviction, each once, with their last use or an earlier one; stale ones are skipped."""
         self._numbers = itertools.count()
+        self._snapshots: OrderedDict[CachedBlock, None] = OrderedDict()
+        """Blocks with snapshots, least recently used first."""
 
     def match(self, ids: Sequence[int], owner: str = "", shared_tokens: int = 0) -> PrefixMatch:
         """Return the longest prefix of ``ids`` that ``owner`` may reuse.
@@ -121,16 +134,26 @@ class PrefixCache:
         :param shared_tokens: number of tokens at the beginning of ``ids`` that come from the server.
         """
         self.sweep()
-        key, parent = key_of(ids), self._root
+        parent = self._root
         blocks: list[CachedBlock] = []
-        for at, part in enumerate(self._parts(key)):
+        partial, tokens = None, 0
+        for at, part in enumerate(self._parts(key_of(ids))):
             siblings = parent.children.get(self._owner(at, owner, shared_tokens))
             child = None if siblings is None else siblings.nodes.get(part)
             if child is None or len(part) < self._block_bytes:
-                return PrefixMatch(blocks, *self._match_partially(parent, at, part, owner, shared_tokens))
+                partial, tokens = self._match_partially(parent, at, part, owner, shared_tokens)
+                break
             blocks.append(child)
             parent = child
-        return PrefixMatch(blocks)
+        if self._states is None:
+            return PrefixMatch(blocks, partial, tokens)
+        while partial is None and blocks and blocks[-1].snapshot is None:
+            blocks.pop()
+        last = partial or (blocks[-1] if blocks else None)
+        if last is None:
+            return PrefixMatch()
+        self._snapshots.move_to_end(last)
+        return PrefixMatch(blocks, partial, tokens, last.snapshot)
 
     def acquire(self, blocks: Sequence[CachedBlock]) -> None:
         """Keep ``blocks`` until :meth:`release`."""
@@ -150,9 +173,9 @@ class PrefixCache:
                     self._touch(block)
         self._limit()
 
-    def can_reserve(self, count: int) -> bool:
-        """Return True if :meth:`reserve` can free ``count`` blocks."""
-        return count <= self.pool.free + self.unused
+    def can_reserve(self, count: int, besides: Sequence[CachedBlock] = ()) -> bool:
+        """Return True if :meth:`reserve` can allocate ``count`` blocks without evicting ``besides``."""
+        return count <= self.pool.free + self.unused - sum(not block.users for block in besides)
 
     def reserve(self, count: int) -> list[int]:
         """Allocate ``count`` blocks, and evict as many as they need."""
@@ -167,12 +190,14 @@ class PrefixCache:
         blocks: Sequence[int],
         owner: str = "",
         shared_tokens: int = 0,
+        row: int | None = None,
     ) -> None:
         """Insert a sequence, and free those of its ``blocks`` that are empty or already cached.
 
         :param used: cached blocks at its beginning, in use by the caller.
         :param blocks: numbers of the blocks that follow them.
         :param shared_tokens: as in :meth:`match`.
+        :param row: row of the sequence, whose states are saved for a model with states.
         """
         parent = used[-1] if used else self._root
         parts = [*self._parts(key_of(ids))]
@@ -181,6 +206,8 @@ class PrefixCache:
                 parent = self._insert(parent, parts[at], block, self._owner(at, owner, shared_tokens))
             else:
                 self.pool.release([block])
+        if row is not None and parts and self.max_blocks:
+            self._save_states(parent, row)
         self._limit()
 
     def forget(self, owner: str) -> None:
@@ -193,6 +220,7 @@ class PrefixCache:
                 stack += (child for siblings in block.children.values() for child in siblings.nodes.values())
                 block.children.clear()
                 block.parent = None
+                self._drop_snapshot(block)
                 if not block.users:
                     self.unused -= 1
                     self.pool.release([block.number])
@@ -221,6 +249,8 @@ class PrefixCache:
             siblings = parent.children.get(name)
             for block in [] if siblings is None else siblings.neighbours(part):
                 length = min(limit, common_length(block.key, part))
+                if self._states is not None and (block.snapshot is None or length * ID_BYTES < len(block.key)):
+                    continue
                 if length > most:
                     best, most = block, length
         return best, most
@@ -279,8 +309,27 @@ class PrefixCache:
         """Remove an unused block without children."""
         self._unlink(block)
         block.parent = None
+        self._drop_snapshot(block)
         self.unused -= 1
         self.pool.release([block.number])
+
+    def _save_states(self, block: CachedBlock, row: int) -> None:
+        """Save the states of a row whose sequence ends with ``block``; drop the least recently used ones for them."""
+        if self._states is None or block.snapshot is not None:
+            return
+        snapshot = self._states.save(row)
+        if snapshot is None and self._snapshots:
+            self._drop_snapshot(next(iter(self._snapshots)))
+            snapshot = self._states.save(row)
+        if snapshot is not None:
+            block.snapshot = snapshot
+            self._snapshots[block] = None
+
+    def _drop_snapshot(self, block: CachedBlock) -> None:
+        if self._states is not None and block.snapshot is not None:
+            self._states.free(block.snapshot)
+            block.snapshot = None
+            del self._snapshots[block]
 
     def _unlink(self, block: CachedBlock) -> None:
         """Remove ``block`` from its parent's children."""

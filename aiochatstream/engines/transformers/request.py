@@ -21,6 +21,7 @@ class Request:
     end: maximum number of ids.
     computed_tokens: number of ids whose keys and values are in the row.
     cached_tokens: number of ids whose keys and values were loaded from the prefix cache.
+    scored_tokens: number of ids at the beginning that need no prompt logprobs, or have them.
     owner: only this user's later prompts may reuse the keys and values.
     shared_tokens: number of ids at the beginning for which the shared prefix may be used.
     cacheable: False if the keys and values must not be stored in the prefix cache.
@@ -49,6 +50,7 @@ class Request:
         self.blocks: list[int] = []
         self.cached_blocks: Sequence[CachedBlock] = ()
         self.computed_tokens = self.cached_tokens = 0
+        self.scored_tokens = 1
         self.cancelled = self.failed = False
         self.output: SimpleQueue[int | Exception | None] = SimpleQueue()
         self.logprobs: deque[TokenLogprob] = deque()

@@ -90,15 +90,15 @@ class Scheduler:
         self._halvings = 0
 
     def plan(self, requests: Sequence[Request]) -> list[tuple[Request, Chunk]]:
-        """Return the requests of the next step, each with its chunk: decoding requests by descending length, then
+        """Return the requests of the next step, each with its chunk: decoding requests in the order of their rows, then
         prompts in the order of ``requests``.
         """
         decoding = [request for request in requests if request.decoding]
         plan = [(request, Chunk(request.row, request.computed_tokens, request.ids[-1:])) for request in decoding]
-        plan.sort(key=lambda planned: -planned[1].end)  # similar lengths attend together
+        plan.sort(key=lambda planned: planned[1].row)
         budget, scored_budget = self._prefill_budget(len(requests), len(decoding)), MAX_SCORED_TOKENS
         for request in requests:
-            scored = request.params.prompt_logprobs
+            scored = request.params.prompt_logprobs and not request.has_output
             start = request.computed_tokens
             remaining, room = len(request.ids) - start, min(budget, scored_budget) if scored else budget
             if remaining > 1 and room > 1:

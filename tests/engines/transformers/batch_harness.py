@@ -125,7 +125,9 @@ class Submission:
 
     def read_all(self) -> list[int]:
         """Read the answer to its end and return all of its tokens."""
-        self.tokens += [token for token in self._steps if token is not None]
+        for token in self._steps:
+            if token is not None:
+                self.tokens.append(token)
         return self.tokens
 
     def close(self) -> None:

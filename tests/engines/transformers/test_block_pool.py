@@ -22,15 +22,16 @@ def test_no_block_is_allocated_for_a_count_of_zero() -> None:
     assert BlockPool(2).allocate(0) == []
 
 
-@given(st.data(), st.integers(1, 12))
-def test_no_block_is_allocated_twice_or_lost(data: st.DataObject, count: int) -> None:
+@given(st.integers(1, 12), st.lists(st.integers(-3, 5), max_size=12))
+def test_no_block_is_allocated_twice_or_lost(count: int, actions: list[int]) -> None:
+    """Positive actions allocate blocks, the others release earlier ones."""
     pool = BlockPool(count)
-    held: list[list[int]] = []
-    for _ in range(data.draw(st.integers(0, 12))):
-        if held and data.draw(st.booleans()):
-            pool.release(held.pop(data.draw(st.integers(0, len(held) - 1))))
-        else:
-            held.append(pool.allocate(data.draw(st.integers(0, pool.free))))
-        blocks = [block for one in held for block in one]
+    groups: list[list[int]] = []
+    for action in actions:
+        if action > 0:
+            groups.append(pool.allocate(min(action, pool.free)))
+        elif groups:
+            pool.release(groups.pop(action % len(groups)))
+        blocks = [block for group in groups for block in group]
         assert len(blocks) == len(set(blocks)) == count - pool.free
         assert set(blocks) <= set(range(count))
