@@ -134,26 +134,17 @@ class PrefixCache:
         :param shared_tokens: number of tokens at the beginning of ``ids`` that come from the server.
         """
         self.sweep()
-        parent = self._root
-        blocks: list[CachedBlock] = []
-        partial, tokens = None, 0
-        for at, part in enumerate(self._parts(key_of(ids))):
-            siblings = parent.children.get(self._owner(at, owner, shared_tokens))
-            child = None if siblings is None else siblings.nodes.get(part)
-            if child is None or len(part) < self._block_bytes:
-                partial, tokens = self._match_partially(parent, at, part, owner, shared_tokens)
-                break
-            blocks.append(child)
-            parent = child
-        if self._states is None:
-            return PrefixMatch(blocks, partial, tokens)
-        while partial is None and blocks and blocks[-1].snapshot is None:
+        parts = [*self._parts(key_of(ids))]
+        blocks = self._match_complete(parts, owner, shared_tokens)
+        while True:
+            partial, tokens = self._match_partially(blocks, parts, owner, shared_tokens)
+            last = partial or (blocks[-1] if blocks else None)
+            if self._states is None or last is None:
+                return PrefixMatch(blocks, partial, tokens)
+            if last.snapshot is not None:
+                self._snapshots.move_to_end(last)
+                return PrefixMatch(blocks, partial, tokens, last.snapshot)
             blocks.pop()
-        last = partial or (blocks[-1] if blocks else None)
-        if last is None:
-            return PrefixMatch()
-        self._snapshots.move_to_end(last)
-        return PrefixMatch(blocks, partial, tokens, last.snapshot)
 
     def acquire(self, blocks: Sequence[CachedBlock]) -> None:
         """Keep ``blocks`` until :meth:`release`."""
@@ -206,7 +197,7 @@ class PrefixCache:
                 parent = self._insert(parent, parts[at], block, self._owner(at, owner, shared_tokens))
             else:
                 self.pool.release([block])
-        if row is not None and parts and self.max_blocks:
+        if row is not None and len(used) < len(parts) and parent.key == parts[-1]:  # not a longer sequence
             self._save_states(parent, row)
         self._limit()
 
@@ -239,10 +230,27 @@ class PrefixCache:
         """Yield the part of each block."""
         return (key[start : start + self._block_bytes] for start in range(0, len(key), self._block_bytes))
 
+    def _match_complete(self, parts: Sequence[bytes], owner: str, shared_tokens: int) -> list[CachedBlock]:
+        """Return the blocks that contain the first of ``parts``, which are complete."""
+        blocks: list[CachedBlock] = []
+        parent = self._root
+        for at, part in enumerate(parts):
+            siblings = parent.children.get(self._owner(at, owner, shared_tokens))
+            child = None if siblings is None else siblings.nodes.get(part)
+            if child is None or len(part) < self._block_bytes:
+                break
+            blocks.append(child)
+            parent = child
+        return blocks
+
     def _match_partially(
-        self, parent: CachedBlock, at: int, part: bytes, owner: str, shared_tokens: int
+        self, blocks: Sequence[CachedBlock], parts: Sequence[bytes], owner: str, shared_tokens: int
     ) -> tuple[CachedBlock | None, int]:
-        """Return the block after ``parent`` with the longest match to ``part``, and the number of equal tokens."""
+        """Return the block after ``blocks`` with the longest match to its part, and the number of equal tokens."""
+        at = len(blocks)
+        if at == len(parts):
+            return None, 0
+        parent, part = blocks[-1] if blocks else self._root, parts[at]
         best: CachedBlock | None = None
         most = 0
         for name, limit in ((owner, self._block_size), (SHARED, shared_tokens - at * self._block_size)):

@@ -184,6 +184,34 @@ def test_forgetting_an_owner_frees_blocks_of_running_requests_at_their_end() -> 
     assert memory.match_length([1, 1, 2, 2, 9], "anna") == 4
 
 
+def test_rows_with_states_continue_only_where_a_sequence_has_ended() -> None:
+    memory = Memory(20, snapshots=2)
+    memory.store([1, 2, 3])
+    memory.store([1, 2, 4, 4, 5])
+    assert memory.match_length([1, 2, 3, 9]) == 3
+    assert memory.match_length([1, 2, 4, 4, 5, 9]) == 5
+    assert memory.match_length([1, 2, 4, 4, 9]) == memory.match_length([1, 2]) == 0
+    memory.match([1, 2, 3])
+    memory.store([6])
+    assert memory.match_length([1, 2, 4, 4, 5, 9]) == 0, "the least recently used states are kept"
+    assert [memory.match_length([1, 2, 3, 9]), memory.match_length([6, 9])] == [3, 1]
+
+
+def test_states_of_a_sequence_are_not_those_of_a_longer_one() -> None:
+    memory = Memory(20, snapshots=1)
+    memory.store([1, 2, 3, 4])
+    memory.store([5])  # drops the only other states
+    memory.store([1, 2, 3])
+    assert memory.match_length([1, 2, 3, 4, 5]) == 0
+
+
+def test_rows_with_states_continue_from_the_shared_prefix_if_another_sequence_is_more_similar() -> None:
+    memory = Memory(20, snapshots=2)
+    memory.store(PREFIX, SHARED)
+    memory.store([*PREFIX, 5, 6], "anna", shared_tokens=len(PREFIX))
+    assert memory.match_length([*PREFIX, 5, 7], "anna", shared_tokens=len(PREFIX)) == len(PREFIX)
+
+
 class CountedKey(bytes):
     """A key that counts its comparisons."""
 

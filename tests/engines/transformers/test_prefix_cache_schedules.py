@@ -37,9 +37,9 @@ class Running:
 class PrefixCacheMachine(RuleBasedStateMachine):
     """Requests come and go in any order. The model is the list of all sequences that were cached."""
 
-    @initialize(blocks=st.integers(3, 12), max_blocks=st.integers(0, 12))
-    def start(self, blocks: int, max_blocks: int) -> None:
-        self.memory = Memory(blocks, max_blocks)
+    @initialize(blocks=st.integers(3, 12), max_blocks=st.integers(0, 12), snapshots=st.none() | st.integers(0, 3))
+    def start(self, blocks: int, max_blocks: int, snapshots: int | None) -> None:
+        self.memory, self.snapshots = Memory(blocks, max_blocks, snapshots), snapshots
         self.cache, self.pool = self.memory.cache, self.memory.pool
         self.running: list[Running] = []
         self.stored: dict[str, list[list[int]]] = {"anna": [], "bob": [], SHARED: []}
@@ -74,10 +74,13 @@ class PrefixCacheMachine(RuleBasedStateMachine):
                 tokens = self.memory.tokens[block.number][: len(block.key) // ID_BYTES]
                 limit = shared - length if block.owner == SHARED != owner else BLOCK_SIZE
                 same = min(common(tokens, ids[length : length + BLOCK_SIZE]), max(limit, 0))
-                length += same if block.owner in (owner, SHARED) else 0
-                if same < BLOCK_SIZE or block.owner not in (owner, SHARED):
+                if block.owner not in (owner, SHARED):
                     break
-            in_tree = max(in_tree, length)
+                length += same
+                if self.snapshots is None or (block.snapshot is not None and same == len(tokens)):
+                    in_tree = max(in_tree, length)
+                if same < BLOCK_SIZE:
+                    break
         assert length_of(match) == in_tree
         own = max((common(stored, ids) for stored in self.stored[owner]), default=0)
         others = (common(stored, ids) for each in self.stored.values() for stored in each)
@@ -89,9 +92,8 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         request = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         if cached and request.cacheable:
             ids = request.ids[: max(computed, len(request.used) * BLOCK_SIZE)]
-            self.cache.insert(
-                ids, request.used, request.blocks, request.owner, self.shared_tokens(request.ids, request.owner)
-            )
+            shared_tokens = self.shared_tokens(request.ids, request.owner)
+            self.memory.insert(ids, request.used, request.blocks, request.owner, shared_tokens)
             self.stored[request.owner].append(ids)
         else:
             self.pool.release(request.blocks)
@@ -150,6 +152,9 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert not self.pool._is_free[numbers].any()
         assert all(block.users == users[block] for block in {*nodes, *users})
         assert self.cache.unused == sum(not block.users for block in nodes) <= self.cache.max_blocks
+        snapshots = [block.snapshot.slot for block in nodes if block.snapshot is not None]
+        free = self.memory.states._free
+        assert sorted([*snapshots, *free]) == [*range(1, 1 + (self.snapshots or 0))], "a snapshot is lost or used twice"
         for block in [self.cache._root, *nodes]:
             for siblings in block.children.values():
                 for first, second in zip(siblings.keys, siblings.keys[1:], strict=False):
