@@ -39,7 +39,7 @@ class PackedForward:
         inputs = [step.ids, step.positions, step.output_positions]
         if self._compiled:  # code for dynamic sizes requires sizes of 2 or more
             inputs = [part if part.shape[-1] > 1 else torch.cat((part, part), -1) for part in inputs]
-        with original_errors(), current_step(step):
+        with original_errors(), current_step(step), step.states.advance():
             return self._compute(*inputs)[: len(step.output_positions)]
 
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, output_positions: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aiochatstream.engines.transformers.packed_step import TOKEN_MULTIPLE, Chunk, padded_size, round_up
+from aiochatstream.engines.transformers.chunk import TOKEN_MULTIPLE, Chunk, padded_size, round_up
 from aiochatstream.engines.transformers.request import Request
 
 PREFILL_BUDGET = (8, 256)
@@ -166,7 +166,8 @@ class Scheduler:
         plan = []
         tokens, scored_budget = 0, MAX_SCORED_TOKENS
         for request in sorted(prompts, key=lambda request: (request is not first, request.remaining_tokens)):
-            start, remaining, scored = request.computed_tokens, request.remaining_tokens, request.params.prompt_logprobs
+            start, remaining = request.computed_tokens, request.remaining_tokens
+            scored = request.params.prompt_logprobs and not request.has_output
             count = min(remaining, budget - tokens, scored_budget if scored else budget)
             if 0 < tokens < count:
                 count = min(count, QUICK_TOKENS * self._factor - tokens)
