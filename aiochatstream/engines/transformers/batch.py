@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from aiochatstream.engines.transformers.request import Request
 from aiochatstream.engines.transformers.row_table import RowTable
 from aiochatstream.engines.transformers.sampling import SampleFunction, sample
 from aiochatstream.engines.transformers.scheduler import Scheduler
-from aiochatstream.engines.transformers.step_errors import is_out_of_memory, is_usable
+from aiochatstream.engines.transformers.step_errors import clear_frames, is_out_of_memory, is_usable
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)
@@ -166,7 +165,7 @@ class Batch:
             self._step_until_closed()
         except BaseException as error:  # for example SystemExit of a sampler
             logger.critical("The engine has stopped and cannot answer any more.", exc_info=True)
-            traceback.clear_frames(error.__traceback__)
+            clear_frames(error)
             reason = f"The engine has stopped: {error!r}"
             self.stopped = True
         with self.wake:
@@ -198,7 +197,7 @@ class Batch:
                 if not is_usable(self._device):
                     raise
                 logger.exception("A step failed")
-                traceback.clear_frames(error.__traceback__)  # their local variables hold memory
+                clear_frames(error)  # their local variables hold memory
                 for request in self.rows.requests:
                     request.fail(RuntimeError(f"A step failed: {error!r}"))
 
@@ -257,7 +256,7 @@ class Batch:
 
         :param is_first: whether the pass was the first one of its step.
         """
-        traceback.clear_frames(error.__traceback__)  # their local variables hold memory
+        clear_frames(error)  # their local variables hold memory
         if is_out_of_memory(error):
             self._fail_newest(error, part)
             for request, _ in part if self.kv_cache.states else ():  # the pass may have changed their states

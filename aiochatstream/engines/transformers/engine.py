@@ -40,6 +40,7 @@ from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
 from aiochatstream.engines.transformers.state_cache import StateCache
+from aiochatstream.engines.transformers.step_errors import clear_frames
 from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.errors import ChatStreamError, EngineStopped
 from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
@@ -128,6 +129,8 @@ class TransformersEngine(Engine):
         """Bytes of the keys and values of a token; None if unknown. Set by :meth:`load`."""
         self.max_kv_cache_bytes: int | None = None
         """Maximum size of the keys and values of all rows; None if unknown. Set by :meth:`load`."""
+        self._closed = False
+        self._model: Any = None
         self._grammars: Grammars | None = None
         self._answer_format: AnswerFormat | None = None
         self._own_template = response_template
@@ -147,6 +150,17 @@ class TransformersEngine(Engine):
         return self._eos_ids
 
     def load(self, slots: int, context_len: int | None) -> None:
+        self._closed = False
+        try:
+            self._load(slots, context_len)
+        except BaseException as error:
+            clear_frames(error)  # their local variables hold the model
+            self.close()
+            raise
+        if self._closed:  # while it was loading
+            self.close()
+
+    def _load(self, slots: int, context_len: int | None) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()
         if self._device is not None:
@@ -187,7 +201,9 @@ class TransformersEngine(Engine):
         self._warm_up(min(WARM_UP_TOKENS, min(length, self.max_context_len or length) - 2))
 
     def close(self) -> None:
-        self.decoder = None
+        """End the decode thread and release the model and the caches, also if an application keeps this object."""
+        self._closed = True
+        self.decoder = self._model = None
         if self._close_batch is not None:
             self._close_batch()
         if self._grammars is not None:
@@ -216,6 +232,8 @@ class TransformersEngine(Engine):
 
     def describe(self) -> dict[str, str]:
         model = self._model
+        if model is None:
+            return {}
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         dtype = str(model.dtype).removeprefix("torch.")
         return {

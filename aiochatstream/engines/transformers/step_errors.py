@@ -1,6 +1,8 @@
-"""Classification of the errors of forward passes."""
+"""Classification of the errors of forward passes, and the memory that errors hold."""
 
 from __future__ import annotations
+
+import traceback
 
 import torch
 
@@ -23,3 +25,10 @@ def is_usable(device: torch.device) -> bool:
         return device_tensor([0], device).add(1).tolist() == [1]
     except Exception:  # noqa: BLE001 - torch has no class of permanent errors
         return False
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Clear the local variables of the frames in the tracebacks of ``error`` and of its causes: they hold memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

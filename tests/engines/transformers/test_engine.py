@@ -38,6 +38,7 @@ from tests.engines.transformers.engine_harness import (
     tokens_of,
 )
 from tests.engines.transformers.tiny_models import (
+    ATTENTION,
     BATCHED,
     BYTES,
     SEQUENTIAL,
@@ -115,7 +116,7 @@ def test_concurrent_and_repeated_answers_of_every_family_are_those_of_generate(f
         answers = concurrent_answers(engine, prompts, max_new_tokens=16, ignore_eos=True)
         for ids, actual, generated in zip(prompts, answers, expected, strict=True):
             assert_same(plain, ids, actual, generated)
-    assert engine.metrics()["prefix_cache_hits_total"] >= 3
+    assert engine.metrics()["prefix_cache_hits_total"] >= (3 if family in ATTENTION else 0)
     engine.close()
 
 
