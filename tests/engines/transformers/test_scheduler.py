@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aiochatstream import GenerationParams
 from aiochatstream.engines.transformers import batch as batch_module
 from aiochatstream.engines.transformers import scheduler
-from aiochatstream.engines.transformers.packed_step import Chunk
+from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.request import Request
 from aiochatstream.engines.transformers.scheduler import ACCELERATOR_FACTOR, PREFILL_BUDGET, QUICK_TOKENS, Scheduler
 from tests.engines.transformers.batch_harness import MakeBatch, OneLayerModel, Submission, ids, lengths
