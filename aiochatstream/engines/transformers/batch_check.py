@@ -16,10 +16,11 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.chunk import Chunk
+from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache
 from aiochatstream.engines.transformers.mixers import MixerProbe, PackedMixer
 from aiochatstream.engines.transformers.packed_forward import PackedForward
-from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.plain_forward import PlainForward, are_close
 from aiochatstream.engines.transformers.state_cache import StateCache, StateKey
 
@@ -75,11 +76,14 @@ class BatchCheck:
             raise CannotBatch("its states cannot be continued by several tokens")
         self.mixers = [PackedMixer(module, output) for module, output in probe.outputs.items()]
 
-    def verify(self, forward: PackedForward, *, native: bool = False) -> None:
+    def verify(self, forward: PackedForward, kernel: Kernel | None = None) -> None:
         """Compute the reference sequences as packed rows, in several chunks. Raise CannotBatch if results differ."""
         if not self.layers:
             self.layers = self._find_layers(forward)
-        cache = KVCache(self.layers, 3, CHECK_TOKENS, StateCache(self.states, 3), native=native)
+        cache = KVCache(self.layers, StateCache(self.states, 3), rows=3, length=CHECK_TOKENS, kernel=kernel)
+        blocks = cache.blocks_for(CHECK_TOKENS)
+        for row in range(3):  # blocks that are no neighbours, in any order
+            cache.assign(row, [*range(row, 3 * blocks, 3)][::-1])
         with torch.inference_mode():
             for expected, logits in zip(self._expected, self._compute_packed(forward, cache), strict=True):
                 if not are_close(self._model, logits, expected):
@@ -103,7 +107,7 @@ class BatchCheck:
     @torch.inference_mode()
     def _find_layers(self, forward: PackedForward) -> list[tuple[torch.Tensor, ...]]:
         """Return the keys and values that each layer attends to. Its cache may have others, for example compressed."""
-        cache = KVCache([], 1, CHECK_TOKENS, StateCache(self.states, 1))
+        cache = KVCache([], StateCache(self.states, 1), rows=1, length=CHECK_TOKENS)
         step = _AttentionProbe(cache, [Chunk(0, 0, self._sequences[0])], self._model.device, self._model.dtype)
         forward(step)
         if not self._attention <= set(step.layers):

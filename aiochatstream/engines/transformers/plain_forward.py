@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from aiochatstream.engines.transformers.device import device_tensor
+
 CACHE_NAMES = ("past_key_values", "cache_params")
 """Names of the parameter with which modules and models receive their cache."""
 
@@ -34,7 +36,7 @@ class PlainForward:
     @torch.inference_mode()
     def __call__(self, ids: list[int], cache: DynamicCache, start: int = 0, keep: int = 1) -> torch.Tensor:
         """Append ``ids`` to a cache of ``start`` tokens; return the logits [keep, vocabulary] of the last positions."""
-        inputs = torch.tensor([ids, range(start, start + len(ids))], device=self._model.device)
+        inputs = device_tensor([ids, range(start, start + len(ids))], self._model.device)
         options = {"logits_to_keep": keep, "position_ids": inputs[1:]}  # some models would always count from 0
         options = {name: option for name, option in options.items() if name in self._accepted}
         output = self._model(input_ids=inputs[:1], use_cache=True, **{self._cache_name: cache}, **options)
@@ -59,5 +61,7 @@ def are_close(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Return True if logits of ``model`` differ only by rounding."""
     quantized = getattr(model, "is_quantized", False)
     tolerance = TOLERANCE_HALF if quantized else TOLERANCE.get(model.dtype, TOLERANCE_HALF)
-    difference, spread = (logits - expected).float().norm(), (expected - expected.mean()).float().norm()
+    difference, spread = (
+        torch.linalg.vector_norm(part.float()) for part in (logits - expected, expected - expected.mean())
+    )
     return bool(difference <= tolerance * spread)

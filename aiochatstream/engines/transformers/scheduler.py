@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiochatstream.engines.transformers.packed_step import TOKEN_MULTIPLE, Chunk, padded_size, round_up
+from aiochatstream.engines.transformers.chunk import TOKEN_MULTIPLE, Chunk, padded_size, round_up
 from aiochatstream.engines.transformers.request import Request
 
 PREFILL_BUDGET = (8, 256)

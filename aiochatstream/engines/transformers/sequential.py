@@ -18,6 +18,7 @@ from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logp
 from aiochatstream.engines.transformers.plain_forward import PlainForward
 from aiochatstream.engines.transformers.sampler import Sampler
 from aiochatstream.engines.transformers.sampling import SampleFunction, sample
+from aiochatstream.engines.transformers.step_errors import is_usable
 from aiochatstream.params import GenerationParams
 
 PREFILL_TOKENS = 256
@@ -70,16 +71,16 @@ class SequentialDecoder:
     Raises ValueError if the model has no known kind of cache.
     """
 
-    stopped = False
-    """Never True: there is no thread that could end."""
-
     def __init__(
         self, model: Any, on_step: Callable[[StepKind, float], None], sample_tokens: SampleFunction = sample
     ) -> None:
         self._forward, self._on_step, self._sample = PlainForward(model), on_step, sample_tokens
         has_states = any(hasattr(layer, "recurrent_states") for layer in self._forward.new_cache().layers)
         self._supports_chunks = not has_states or self._forward.continues_states(CHECK_IDS)
+        self._device = model.device
         self._model_lock = threading.Lock()
+        self.stopped = False
+        """True if the device cannot compute any more."""
 
     def submit(
         self,
@@ -99,7 +100,11 @@ class SequentialDecoder:
         def forward(ids: list[int], start: int, keep: int) -> torch.Tensor:
             with self._model_lock:
                 began = time.perf_counter()
-                logits = self._forward(ids, cache, start, keep)
+                try:
+                    logits = self._forward(ids, cache, start, keep)
+                except Exception:
+                    self.stopped = not is_usable(self._device)
+                    raise
                 self._on_step("prefill" if len(ids) > 1 else "decode", time.perf_counter() - began)
             return logits
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from aiochatstream.engines.transformers.device import device_tensor
-
-if TYPE_CHECKING:
-    from aiochatstream.engines.transformers.packed_step import Chunk
+from aiochatstream.engines.transformers.chunk import Chunk
+from aiochatstream.engines.transformers.device import device_tensor, lazy_zeros
 
 StateKey = tuple[str, int, int]
 """Kind of a state, "conv" or "recurrent", its layer, and its number in the layer."""
@@ -40,7 +38,7 @@ class StateCache:
     """
 
     def __init__(self, like: Mapping[StateKey, torch.Tensor], rows: int, snapshots: int = 0) -> None:
-        self.tensors = {key: state.new_zeros(rows + snapshots, *state.shape[1:]) for key, state in like.items()}
+        self.tensors = {key: lazy_zeros(state, rows + snapshots, *state.shape[1:]) for key, state in like.items()}
         self._tokens = [0] * rows
         self._free = list(range(rows, rows + snapshots))
 
@@ -49,9 +47,9 @@ class StateCache:
         return bool(self.tensors)
 
     @property
-    def slot_bytes(self) -> int:
-        """Size of the states of a row, or of a snapshot, in bytes."""
-        return sum(tensor[0].nbytes for tensor in self.tensors.values())
+    def size(self) -> int:
+        """Size in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def save(self, row: int) -> Snapshot | None:
         """Copy the states of a row; return None if no snapshot is free or the row has no tokens."""
@@ -69,17 +67,6 @@ class StateCache:
     def free(self, snapshot: Snapshot) -> None:
         """Make the slot of a snapshot, which was not freed before, available to later ones."""
         self._free.append(snapshot.slot)
-
-    def copy_row(self, source: int, target: int) -> None:
-        """Replace the states of a row by those of another row."""
-        self._copy(source, target)
-        self._tokens[target] = self._tokens[source]
-
-    def valid_tokens(self, row: int, computed_tokens: int) -> int:
-        """Return how many of the computed tokens of a row remain so after a failed step: all of them, or none if the
-        step may have changed some states.
-        """
-        return min(computed_tokens, self._tokens[row]) if self.tensors else computed_tokens
 
     @contextmanager
     def advance(self, chunks: Sequence[Chunk]) -> Iterator[None]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiochatstream.engines.transformers.packed_step import Chunk
+from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.state_cache import Mixer, RowStates, StateCache, StateKey, StepStates
 
 ROWS, SIZE, KERNEL = 4, 3, 2
@@ -107,16 +107,6 @@ def test_the_number_of_snapshots_is_limited_until_some_are_freed() -> None:
     assert cache.save(0) == first
 
 
-def test_a_copied_row_continues_where_the_other_does() -> None:
-    cache = StateCache(LIKE, ROWS)
-    inputs = torch.randn(ROWS, 6, SIZE, dtype=DOUBLE)
-    inputs[3] = inputs[1]
-    run_step(cache, [chunk_of(1, 0, 2)], inputs)
-    cache.copy_row(1, 3)
-    actual = run_step(cache, [chunk_of(3, 2, 1)], inputs)
-    assert torch.allclose(actual, expected_sums(inputs[3])[2:3])
-
-
 def test_rows_of_a_failed_step_must_start_again() -> None:
     cache = StateCache(LIKE, ROWS)
     inputs = torch.randn(ROWS, 6, SIZE, dtype=DOUBLE)
@@ -128,7 +118,6 @@ def test_rows_of_a_failed_step_must_start_again() -> None:
 
     with pytest.raises(MemoryError):
         run_step(cache, [chunk_of(1, 2, 1)], inputs, mixer=fail)
-    assert (cache.valid_tokens(0, 3), cache.valid_tokens(1, 2)) == (3, 0)
     with pytest.raises(ValueError, match=r"^row 1: the states are those of 0 tokens, not of 2"):
         run_step(cache, [chunk_of(1, 2, 1)], inputs)
     actual = run_step(cache, [chunk_of(0, 3, 1), chunk_of(1, 0, 3)], inputs)
@@ -139,11 +128,10 @@ def test_rows_of_a_failed_step_must_start_again() -> None:
 def test_models_without_states_have_an_empty_cache() -> None:
     cache = StateCache({}, ROWS, snapshots=1)
     assert not cache
-    assert cache.slot_bytes == 0
-    assert cache.valid_tokens(0, 7) == 7
+    assert cache.size == 0
     with StepStates(cache, [chunk_of(0, 7, 1)], CPU).advance():
         pass
 
 
-def test_the_size_of_a_slot_includes_all_states() -> None:
-    assert StateCache(LIKE, ROWS, snapshots=2).slot_bytes == (SIZE * KERNEL + SIZE) * 8
+def test_the_size_includes_all_states() -> None:
+    assert StateCache(LIKE, ROWS, snapshots=2).size == (ROWS + 2) * (SIZE * KERNEL + SIZE) * 8
