@@ -88,7 +88,11 @@ BAD_NAMES = {"told", "asked", "kept", "given", "found", "begun", "wanted", "mean
 class Module(NamedTuple):
     name: str
     path: Path
-    tree: ast.Module
+
+    @property
+    def tree(self) -> ast.Module:
+        """The syntax tree, which is parsed at each use: all trees together need half a gigabyte."""
+        return ast.parse(self.path.read_text())
 
 
 def modules_of(folder: Path) -> list[Module]:
@@ -98,7 +102,7 @@ def modules_of(folder: Path) -> list[Module]:
             continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        modules.append(Module(name, path, ast.parse(path.read_text())))
+        modules.append(Module(name, path))
     return modules
 
 

@@ -5,41 +5,45 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from aiochatstream.engines.base import StepKind
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
+from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
-from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.prefix_cache import SHARED, PrefixCache
 from aiochatstream.engines.transformers.request import Request
 from aiochatstream.engines.transformers.row_table import RowTable
 from aiochatstream.engines.transformers.sampling import SampleFunction, sample
 from aiochatstream.engines.transformers.scheduler import Scheduler
+from aiochatstream.engines.transformers.step_errors import clear_frames, is_out_of_memory, is_usable
 from aiochatstream.params import GenerationParams
 
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[PackedStep], torch.Tensor]
-"""Function that runs the model and returns the logits [tokens, vocabulary] at :attr:`PackedStep.output_positions`."""
+"""Function that runs the model and returns the logits [tokens, vocabulary] at :attr:`PackedStep.output_positions`.
+
+If it raises, the same tokens can be computed again: it may have written their keys and values, but nothing else."""
+
+Plan = list[tuple[Request, Chunk]]
+"""Requests of a forward pass, each with the tokens to compute."""
 
 CLOSE_SECONDS = 5.0
 """Seconds that :meth:`Batch.close` waits for the running step. A step that is stuck is abandoned."""
 
 SWEEP_SECONDS = 60.0
 """Interval between two checks for expired prefixes while the batch is idle."""
-
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "aoti_torch_empty")
-"""Parts of the messages of torch and of its compiled code, which raise RuntimeError on a CPU."""
 
 
 class Batch:
@@ -70,6 +74,7 @@ class Batch:
         self._scheduler = Scheduler(on_cpu=device.type == "cpu", max_step=max_step)
         self._arrivals: deque[Request] = deque()
         self._forgotten: set[str] = set()
+        self._logged_error = ""
         self.wake = threading.Condition()
         """Condition that wakes the thread. No step starts while it is held."""
         self._closed = self.stopped = False
@@ -78,10 +83,16 @@ class Batch:
 
     def metrics(self) -> dict[str, float]:
         """Return the current values for :meth:`Engine.metrics`."""
+        free, unused = self.prefix_cache.pool.free, self.prefix_cache.unused
+        used = self.kv_cache.blocks - free - unused
         return {
             "batch_size": len(self.rows.requests),
             "kv_cache_bytes": self.kv_cache.size,
-            "prefix_cache_bytes": self.prefix_cache.size,
+            "kv_cache_used_tokens": used * self.kv_cache.block_size,
+            "kv_cache_free_tokens": free * self.kv_cache.block_size,
+            "state_cache_bytes": self.kv_cache.states.size,
+            "prefix_cache_tokens": unused * self.kv_cache.block_size,
+            "prefix_cache_bytes": unused * self.kv_cache.size // self.kv_cache.blocks,
             "prefix_cache_hits_total": self.rows.prefix_hits,
         }
 
@@ -115,7 +126,7 @@ class Batch:
 
     def share(self, prefix: list[int]) -> None:
         """Compute ``prefix`` and cache it for the prompts of all owners, if it fits."""
-        if len(prefix) <= min(self.prefix_cache.capacity, self.kv_cache.length):
+        if self.prefix_cache.max_blocks and len(prefix) <= self.kv_cache.length:
             for _ in self.submit(prefix, GenerationParams(max_new_tokens=1, temperature=0.0), owner=SHARED).steps():
                 pass
 
@@ -141,7 +152,7 @@ class Batch:
             self._step_until_closed()
         except BaseException as error:  # for example SystemExit of a sampler
             logger.critical("The engine has stopped and cannot answer any more.", exc_info=True)
-            traceback.clear_frames(error.__traceback__)
+            clear_frames(error)
             reason = f"The engine has stopped: {error!r}"
             self.stopped = True
         with self.wake:
@@ -158,7 +169,7 @@ class Batch:
             with self.wake:
                 self.wake.wait_for(
                     lambda: self._arrivals or self.rows.requests or self._forgotten or self._closed,
-                    SWEEP_SECONDS if len(self.prefix_cache) else None,
+                    SWEEP_SECONDS if self.prefix_cache.unused else None,
                 )
                 if self._closed:
                     return
@@ -172,65 +183,108 @@ class Batch:
                 if self.rows.requests:
                     self._step()
             except Exception as error:
+                if not is_usable(self._device):
+                    raise
                 logger.exception("A step failed")
-                traceback.clear_frames(error.__traceback__)  # their local variables hold memory
+                clear_frames(error)  # their local variables hold memory
                 for request in self.rows.requests:
                     request.fail(RuntimeError(f"A step failed: {error!r}"))
 
     def _admit(self, arrivals: int) -> None:
-        """Admit the first ``arrivals`` waiting requests, as far as rows are free."""
+        """Admit the first ``arrivals`` waiting requests, in their order, as far as rows and blocks are free."""
         while arrivals and self.rows.free_rows:
-            arrivals -= 1
-            request = self._arrivals.popleft()
-            if request.cancelled:
-                continue
+            request = self._arrivals[0]
             try:
-                self.rows.admit(request)
+                if not request.cancelled and not self.rows.admit(request):
+                    return
             except Exception as error:  # noqa: BLE001 - most likely out of memory
                 request.fail(error)
+            self._arrivals.popleft()
+            arrivals -= 1
 
     def _step(self) -> None:
-        """Run one forward pass, and sample a token for each row whose ids are all computed."""
+        """Compute the planned tokens, usually in one forward pass, and sample the next tokens.
+
+        If the pass fails, halves of it are computed, and halves of these, until the rows that fail alone are found.
+        """
         plan = self._scheduler.plan(self.rows.requests)
-        chunks = [chunk for _, chunk in plan]
-        start = time.perf_counter()
-        try:
-            logits = self.forward(PackedStep(self.kv_cache, chunks, self._device, self._dtype))
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                raise
-            traceback.clear_frames(error.__traceback__)
-            self._free_memory(error)
-            return
+        parts, sampled = [plan], list[Request]()
+        while parts:
+            part = parts.pop()
+            start = time.perf_counter()
+            try:
+                logits = self.forward(
+                    PackedStep(self.kv_cache, [chunk for _, chunk in part], self._device, self._dtype)
+                )
+            except Exception as error:  # noqa: BLE001 - any row may have caused it
+                parts += self._divide(part, error, is_first=part is plan)
+            else:
+                sampled += self._complete(part, logits)
+                self._record_time(part, time.perf_counter() - start)
+        for request in self.rows.requests:
+            if request not in sampled:
+                request.output.put(None)
+
+    def _divide(self, part: Plan, error: Exception, *, is_first: bool) -> list[Plan]:
+        """Return the parts of a failed pass to compute; fail the request of a row that has failed alone.
+
+        A row without others is computed twice, because its error may be transient. Raise ``error`` if the device
+        cannot compute any more.
+
+        :param is_first: whether the pass was the first one of its step.
+        """
+        clear_frames(error)  # their local variables hold memory
+        if is_out_of_memory(error):
+            self._fail_newest(error, part)
+            for request, _ in part if self.kv_cache.states else ():  # the pass may have changed their states
+                request.computed_tokens = 0
+            return []
+        if not is_usable(self._device):
+            raise error
+        if is_first:
+            if repr(error) != self._logged_error:  # an error of a combination of rows recurs in each step
+                logger.error("A step of %d rows failed; computing parts of it", len(part), exc_info=error)
+            self._logged_error = repr(error)
+        elif len(part) == 1:
+            logger.error("A request fails, because its row cannot be computed: %r", error)
+            part[0][0].fail(RuntimeError(f"A step failed: {error!r}"))
+            return []
+        middle = len(part) // 2
+        return [self._restart(half) for half in (part[middle:], part[:middle]) if half]
+
+    def _restart(self, part: Plan) -> Plan:
+        """Return ``part``, with all tokens of rows whose states the failed pass may have changed."""
+        if not self.kv_cache.states:
+            return part
+        return [(request, replace(chunk, start=0, ids=request.ids[: chunk.end])) for request, chunk in part]
+
+    def _complete(self, plan: Plan, logits: torch.Tensor) -> list[Request]:
+        """Sample a token for each row whose ids are all computed, and return the requests of these rows."""
         for request, chunk in plan:
             request.computed_tokens = chunk.end
         self._add_prompt_logprobs(plan, logits)
         logits = logits[: len(plan)]
         complete = [at for at, (request, _) in enumerate(plan) if request.computed_tokens == len(request.ids)]
-        sampled = [plan[at][0] for at in complete]
-        if sampled:
+        requests = [plan[at][0] for at in complete]
+        if requests:
             if len(complete) < len(plan):
                 logits = logits[device_tensor(complete, self._device)]
-            self._add_tokens(sampled, logits)
-        for request in self.rows.requests:
-            if request not in sampled:
-                request.output.put(None)
-        seconds = time.perf_counter() - start
+            self._add_tokens(requests, logits)
+        return requests
+
+    def _record_time(self, plan: Plan, seconds: float) -> None:
+        chunks = [chunk for _, chunk in plan]
         self._on_step("prefill" if any(len(chunk.ids) > 1 for chunk in chunks) else "decode", seconds)
         self._scheduler.record_step_time(seconds, chunks)
 
-    def _free_memory(self, error: Exception) -> None:
-        """Drop the prefix cache; if it is empty, fail the newest request."""
-        size = len(self.rows.requests)
-        if self.prefix_cache.reserved:
-            logger.warning("Out of memory in a step of %d rows; dropping the prefix cache", size)
-            self.prefix_cache.clear(self.prefix_cache.capacity // 2)  # smaller from now on
-            return
+    def _fail_newest(self, error: Exception, plan: Plan) -> None:
+        """Fail the newest request of ``plan``."""
+        size = len(plan)
         logger.warning("Out of memory in a step of %d rows; the newest request fails", size)
-        for request in self.rows.requests[-1:]:
-            request.fail(MemoryError(f"Out of memory in a step of {size} requests: {error}"))
+        newest = max((request for request, _ in plan), key=self.rows.requests.index)
+        newest.fail(MemoryError(f"Out of memory in a step of {size} requests: {error}"))
 
-    def _add_prompt_logprobs(self, plan: Sequence[tuple[Request, Chunk]], logits: torch.Tensor) -> None:
+    def _add_prompt_logprobs(self, plan: Plan, logits: torch.Tensor) -> None:
         """Add the logprobs of the tokens that follow each token of scored chunks. An error fails only its request."""
         start = len(plan)
         for at, (request, chunk) in enumerate(plan):
@@ -242,7 +296,9 @@ class Batch:
             try:
                 for rows, position in ((logits[inner], chunk.start + 1), (logits[at : at + 1], chunk.end)):
                     tokens = request.ids[position : position + len(rows)]  # none after the prompt's last token
-                    request.prompt_logprobs += prompt_logprobs_of(rows, tokens, count)
+                    known = max(request.scored_tokens - position, 0)  # after a failed step
+                    request.prompt_logprobs += prompt_logprobs_of(rows[known:], tokens[known:], count)
+                    request.scored_tokens = max(request.scored_tokens, position + len(tokens))
             except Exception as error:  # noqa: BLE001 - out of memory or NaN
                 request.fail(error)
 
@@ -285,9 +341,3 @@ class Batch:
         else:
             for at, logprob in zip(places, logprobs, strict=True):
                 requests[at].logprobs.append(logprob)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)

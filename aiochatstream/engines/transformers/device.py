@@ -1,8 +1,11 @@
-"""Host-to-device copies."""
+"""Allocation, and host-to-device copies."""
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -20,3 +23,13 @@ def device_tensor(
     if device.type != "cuda":
         return host.to(device)
     return torch.empty_like(host, pin_memory=True).copy_(host).to(device, non_blocking=True)
+
+
+def lazy_zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Return zeros, whose memory on a CPU is allocated page by page when it is written."""
+    size = prod(shape) * like.element_size()
+    if like.device.type != "cpu" or sys.platform == "win32" or not size:
+        return like.new_zeros(*shape)
+    # numpy's zeros would be large pages, and each head's first token would allocate one
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)

@@ -13,42 +13,40 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from aiochatstream.engines.base import Delta, Engine, Prompt, TokenLogprob
 from aiochatstream.engines.token_sampler import TokenSampler
-from aiochatstream.engines.transformers import attention
+from aiochatstream.engines.transformers import attention, varlen_attention
 from aiochatstream.engines.transformers.answer_deltas import AnswerDeltas
 from aiochatstream.engines.transformers.answer_format import AnswerFormat, find_template
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.answer_reader import AnswerReader, PlainReader
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.batch_check import BatchCheck, CannotBatch, is_distributed
+from aiochatstream.engines.transformers.block_pool import BlockPool
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.cpu.prepacked_linear import prepack_linears
 from aiochatstream.engines.transformers.custom_sampler import sample_function
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.generation_config import params_of
 from aiochatstream.engines.transformers.grammars import Grammars, Matcher
-from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache, block_size_of, supports
 from aiochatstream.engines.transformers.loading import cpu_supports
+from aiochatstream.engines.transformers.memory_plan import MemoryPlan, plan_memory
+from aiochatstream.engines.transformers.mixers import PackedMixer
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
+from aiochatstream.engines.transformers.state_cache import StateCache
+from aiochatstream.engines.transformers.step_errors import clear_frames
 from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.errors import ChatStreamError, EngineStopped
 from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
 from aiochatstream.texts import format_bytes
 
 logger = logging.getLogger(__name__)
-
-KV_CACHE_SHARE, PREFIX_CACHE_SHARE = 0.5, 0.25
-"""Default maximum sizes of the caches, as shares of the memory that is free when the model is loaded."""
-
-MIN_CONTEXT = 16
-"""Minimum number of tokens per row."""
 
 WARM_UP_TOKENS = 40
 WARM_UP_PARAMS: tuple[dict[str, Any], ...] = (
@@ -71,10 +69,11 @@ class TransformersEngine(Engine):
         were distributed over several devices (``device_map``).
     :param optimize: True stores the weights of linear layers in the layout of the CPU's kernels. Weights that the
         embedding shares are then stored twice.
-    :param kv_cache_bytes: size of the keys and values of all rows, allocated at the start; with less than all rows
-        need, the context is shorter. None for as much as they need, at most half of the free memory.
-    :param prefix_cache_bytes: maximum size of the keys and values of earlier prompts and answers; 0 disables the cache.
-        None for a quarter of the memory that is free at the start.
+    :param kv_cache_bytes: size of the keys and values of all rows and of earlier prompts together, allocated at the
+        start. Each answer takes what its prompt and max_new_tokens need; answers for which no memory is left wait. A
+        context that does not fit is shortened. None for two contexts per row, at most half of the free memory.
+    :param prefix_cache_bytes: maximum part of it for earlier prompts and answers, which use only what no running answer
+        needs; 0 disables the cache. None for all of it.
     :param share_prefixes: True reuses the keys and values of other users' prompts. ``usage.cached_tokens`` and the time
         to the first token then reveal other users' texts. By default, users share only what the server puts before
         every conversation.
@@ -130,6 +129,8 @@ class TransformersEngine(Engine):
         """Bytes of the keys and values of a token; None if unknown. Set by :meth:`load`."""
         self.max_kv_cache_bytes: int | None = None
         """Maximum size of the keys and values of all rows; None if unknown. Set by :meth:`load`."""
+        self._closed = False
+        self._model: Any = None
         self._grammars: Grammars | None = None
         self._answer_format: AnswerFormat | None = None
         self._own_template = response_template
@@ -149,6 +150,17 @@ class TransformersEngine(Engine):
         return self._eos_ids
 
     def load(self, slots: int, context_len: int | None) -> None:
+        self._closed = False
+        try:
+            self._load(slots, context_len)
+        except BaseException as error:
+            clear_frames(error)  # their local variables hold the model
+            self.close()
+            raise
+        if self._closed:  # while it was loading
+            self.close()
+
+    def _load(self, slots: int, context_len: int | None) -> None:
         self.tokenizer = self._tokenizer_source()
         model = self._model_source()
         if self._device is not None:
@@ -184,12 +196,14 @@ class TransformersEngine(Engine):
             self.decoder = SequentialDecoder(model, self.on_step, self._sample)
             token_bytes = cache_token_bytes(text_config, model.dtype)
             if context_len is None and token_bytes:  # its caches grow with the answers, without a limit of their own
-                length = self._fit_context(length, token_bytes, slots, free_bytes(model.device))
+                length = self._plan_memory(length, slots, token_bytes).context_len
         self._grammars = Grammars(self.tokenizer, self.vocab_size, self._eos_ids)
         self._warm_up(min(WARM_UP_TOKENS, min(length, self.max_context_len or length) - 2))
 
     def close(self) -> None:
-        self.decoder = None
+        """End the decode thread and release the model and the caches, also if an application keeps this object."""
+        self._closed = True
+        self.decoder = self._model = None
         if self._close_batch is not None:
             self._close_batch()
         if self._grammars is not None:
@@ -203,6 +217,12 @@ class TransformersEngine(Engine):
         if self.decoder is not None:
             self.decoder.forget(owner)
 
+    def tokens_needed(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        if not isinstance(self.decoder, Batch):
+            return prompt_tokens + max_new_tokens
+        cache = self.decoder.kv_cache
+        return cache.blocks_for(prompt_tokens + max_new_tokens - 1) * cache.block_size
+
     def metrics(self) -> dict[str, float]:
         return {} if self.decoder is None else self.decoder.metrics()
 
@@ -212,6 +232,8 @@ class TransformersEngine(Engine):
 
     def describe(self) -> dict[str, str]:
         model = self._model
+        if model is None:
+            return {}
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         dtype = str(model.dtype).removeprefix("torch.")
         return {
@@ -305,11 +327,17 @@ class TransformersEngine(Engine):
         model = self._model
         implementation = model.config._attn_implementation
         forward = PackedForward(model)
+        mixers: list[PackedMixer] = []
         try:
-            check = BatchCheck(model, self._embeddings)
+            check = BatchCheck(model, self._embeddings, context_len)
+            mixers = check.mixers
             model.set_attn_implementation(attention.NAME)
+            for mixer in mixers:
+                mixer.install()
             check.verify(forward)
         except Exception as error:
+            for mixer in mixers:
+                mixer.remove()
             if model.config._attn_implementation != implementation:
                 model.set_attn_implementation(implementation)
             if isinstance(error, CannotBatch):
@@ -317,21 +345,25 @@ class TransformersEngine(Engine):
             raise CannotBatch(f"its forward pass does not accept packed rows: {error!r}") from error
         if self._optimize and model.device.type == "cpu":
             prepack_linears(model)
+        kernel = self._choose_kernel(check, forward)
         if self._compile:
-            forward = self._compile_forward(check)
-        free = free_bytes(model.device)
+            forward = self._compile_forward(check, kernel)
         like = check.layers
         token_bytes = sum(part[0, :, 0].nbytes for layer in like for part in layer)
-        length = self._fit_context(context_len, token_bytes, rows, free)
-        kv_cache = KVCache(like, rows, length, native=self._compile)
-        prefix_cache = PrefixCache(
-            like, int(free * PREFIX_CACHE_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes
+        block_size = block_size_of(kernel)
+        plan = self._plan_memory(
+            context_len, rows, token_bytes, block_size, state_bytes=sum(state.nbytes for state in check.states.values())
         )
+        states = StateCache(check.states, rows, plan.snapshots)
+        kv_cache = KVCache(like, states, rows=rows, length=plan.context_len, tokens=plan.tokens, kernel=kernel)
+        pool = BlockPool(kv_cache.blocks)
+        max_bytes = self._prefix_cache_bytes
+        limit = pool.count if max_bytes is None else max_bytes // max(token_bytes * block_size, 1)
         batch = Batch(
             forward,
             kv_cache,
             rows,
-            prefix_cache,
+            PrefixCache(pool, block_size, limit, states),
             model.device,
             model.dtype,
             self.on_step,
@@ -342,31 +374,49 @@ class TransformersEngine(Engine):
         self._close_batch = weakref.finalize(self, batch.close)
         return batch
 
-    def _fit_context(self, context_len: int, token_bytes: int, rows: int, free: int) -> int:
-        """Return ``context_len``, or the number of tokens for which the memory suffices.
+    def _choose_kernel(self, check: BatchCheck, forward: PackedForward) -> Kernel | None:
+        """Return the kernel of the device that reads block tables; None if there is none or it changes answers."""
+        kernel: Kernel | None = None
+        if self._model.device.type == "cpu":
+            kernel = "native"
+        elif self._model.device.type == "cuda" and varlen_attention.is_available():
+            kernel = "varlen"
+        if kernel is None or not supports(kernel, check.layers):
+            return None
+        try:
+            check.verify(forward, kernel)
+        except Exception as error:  # noqa: BLE001 - no compiler, or a device that the kernel does not support
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            logger.info("Attention by torch's operations: the %s kernel is not available (%s).", kernel, reason)
+            return None
+        return kernel
 
-        :param token_bytes: size of the keys and values of a token.
-        :param free: free memory of the device in bytes.
-        """
-        max_bytes = int(free * KV_CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
-        self.kv_token_bytes, self.max_kv_cache_bytes = token_bytes, max_bytes
-        length = min(context_len, max_bytes // (token_bytes * rows))
-        if length < min(MIN_CONTEXT, context_len):
-            raise ValueError(
-                f"kv_cache_bytes: must be at least {MIN_CONTEXT * token_bytes * rows} for {MIN_CONTEXT} tokens in each "
-                f"of {rows} rows, not {max_bytes}."
-            )
-        if length < context_len:
-            logger.warning("The KV cache limits the context to %d tokens instead of %d.", length, context_len)
-            self.max_context_len = length
-        return length
+    def _plan_memory(
+        self, context_len: int, rows: int, token_bytes: int, block_size: int = 1, state_bytes: int = 0
+    ) -> MemoryPlan:
+        """Return the sizes of the caches, and set the attributes that depend on them."""
+        plan = plan_memory(
+            self._model.device,
+            self._kv_cache_bytes,
+            rows=rows,
+            context_len=context_len,
+            token_bytes=token_bytes,
+            block_size=block_size,
+            state_bytes=state_bytes,
+            caches_prefixes=self._prefix_cache_bytes != 0,
+        )
+        self.kv_token_bytes, self.max_kv_cache_bytes, self.kv_cache_tokens = token_bytes, plan.max_bytes, plan.tokens
+        if plan.context_len < context_len:
+            logger.warning("The KV cache limits the context to %d tokens instead of %d.", plan.context_len, context_len)
+            self.max_context_len = plan.context_len
+        return plan
 
-    def _compile_forward(self, check: BatchCheck) -> PackedForward:
+    def _compile_forward(self, check: BatchCheck, kernel: Kernel | None) -> PackedForward:
         name = type(self._model).__name__
         logger.info("Compiling %s", name)
         try:
             forward = PackedForward(self._model, compiled=True)
-            check.verify(forward, native=True)
+            check.verify(forward, kernel)
         except Exception as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             requirements = "" if isinstance(error, CannotBatch) else f" {COMPILE_REQUIREMENTS}"
@@ -406,10 +456,3 @@ def move(model: Any, device: torch.device) -> Any:
         logger.warning("device: %s is ignored, because device_map distributed the layers of the model.", device)
         return model
     return model.to(device)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of ``device``."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -23,10 +23,10 @@ class PackedForward:
         self._model = model
         self._no_mask = torch.empty(1, 1, 1, 1, device=model.device)  # in four dimensions: the model creates no mask
         self._has_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._compiled, self._compute = compiled, self._run
+        self._compiled: Any = None
         if compiled:
             compile_: Any = torch.compile  # its types are incomplete
-            self._compute = compile_(
+            self._compiled = compile_(
                 self._run,
                 fullgraph=True,
                 dynamic=True,
@@ -39,8 +39,9 @@ class PackedForward:
         inputs = [step.ids, step.positions, step.output_positions]
         if self._compiled:  # code for dynamic sizes requires sizes of 2 or more
             inputs = [part if part.shape[-1] > 1 else torch.cat((part, part), -1) for part in inputs]
-        with original_errors(), current_step(step):
-            return self._compute(*inputs)[: len(step.output_positions)]
+        with original_errors(), current_step(step), step.states.advance():
+            logits: torch.Tensor = (self._compiled or self._run)(*inputs)
+            return logits[: len(step.output_positions)]
 
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, output_positions: torch.Tensor) -> torch.Tensor:
         output = self._model(

@@ -38,6 +38,7 @@ from tests.engines.transformers.engine_harness import (
     tokens_of,
 )
 from tests.engines.transformers.tiny_models import (
+    ATTENTION,
     BATCHED,
     BYTES,
     SEQUENTIAL,
@@ -110,12 +111,12 @@ def test_concurrent_and_repeated_answers_of_every_family_are_those_of_generate(f
     expected = [reference(plain, ids, 16) for ids in prompts]
     assert all(len(set(ids)) > 3 for ids in expected), "the answers of this model are too uniform"
     engine = load_engine(model, slots=3)
-    assert engine.metrics()["kv_cache_bytes"] > 0, "this model is not batched"
+    assert engine.batch_obstacle is None
     for _ in range(2):  # the second time with cached prefixes
         answers = concurrent_answers(engine, prompts, max_new_tokens=16, ignore_eos=True)
         for ids, actual, generated in zip(prompts, answers, expected, strict=True):
             assert_same(plain, ids, actual, generated)
-    assert engine.metrics()["prefix_cache_hits_total"] >= 3
+    assert engine.metrics()["prefix_cache_hits_total"] >= (3 if family in ATTENTION else 0)
     engine.close()
 
 
@@ -365,7 +366,7 @@ def test_a_small_kv_cache_shortens_the_context_and_logs_it(caplog: pytest.LogCap
         load_engine(tiny(), kv_cache_bytes=7 * token_bytes)
 
 
-@pytest.mark.parametrize("family", ["Qwen2", "GPT-OSS, with sinks"])
+@pytest.mark.parametrize("family", ["Qwen2", "Llama 4, with chunks"])
 def test_without_a_context_length_the_models_own_limit_applies_as_far_as_the_memory_allows(family: str) -> None:
     token_bytes = 6 * 2 * 16 * 4
     for options, expected in (({}, 2048), ({"kv_cache_bytes": 2 * 100 * token_bytes}, 100)):

@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from aiochatstream import GenerationParams
+from aiochatstream.engines.transformers import sequential
 from aiochatstream.engines.transformers.sequential import PREFILL_TOKENS, SequentialDecoder
 from tests.engines.transformers.tiny_models import SEQUENTIAL, reference, some_ids, tiny
 from tests.helpers import PATIENCE
@@ -123,3 +125,19 @@ def test_a_model_without_a_known_cache_is_an_error() -> None:
     model.forward = lambda input_ids: None
     with pytest.raises(ValueError, match=r"^Qwen2ForCausalLM cannot be served: it has no known kind of cache"):
         SequentialDecoder(model, lambda kind, seconds: None)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_an_error_stops_the_decoder_only_if_the_device_is_lost(
+    model: Any, decoder: SequentialDecoder, monkeypatch: pytest.MonkeyPatch, usable: bool
+) -> None:
+    def fail(module: torch.nn.Module, inputs: Any) -> None:
+        raise torch.AcceleratorError("CUDA error")
+
+    monkeypatch.setattr(sequential, "is_usable", lambda device: usable)
+    handle = model.get_output_embeddings().register_forward_pre_hook(fail)
+    with pytest.raises(torch.AcceleratorError):
+        tokens(decoder, some_ids(3))
+    assert decoder.stopped is not usable
+    handle.remove()
+    assert tokens(decoder, some_ids(3)) == reference(model, some_ids(3), 6)
