@@ -141,7 +141,7 @@ class Batch:
     def forget(self, owner: str) -> None:
         """Drop the cached prefixes of ``owner`` before any later prompt starts; do not cache running answers."""
         with self.wake:
-            for request in self._arrivals:
+            for request in [*self._arrivals]:  # a copy: the thread may admit requests during the loop
                 request.cacheable = request.cacheable and request.owner != owner
             self._forgotten.add(owner)
             self._has_news = True

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from aiochatstream.engines.transformers import scheduler
 from aiochatstream.engines.transformers.batch import Batch
+from aiochatstream.engines.transformers.request import Request
 from aiochatstream.engines.transformers.sampler import Sampler
 from tests.engines.transformers.batch_harness import (
     TOKEN_BYTES,
@@ -351,3 +352,34 @@ def unread_tokens(submission: Submission) -> Iterator[int]:
             return
         if step is not None:
             yield step
+
+
+def test_prefixes_can_be_forgotten_while_requests_are_admitted(
+    make_batch: MakeBatch, free_model: OneLayerModel
+) -> None:
+    batch = make_batch(free_model, rows=3)
+    begins, continues, ends = threading.Event(), threading.Event(), threading.Event()
+    admit = batch.rows.admit
+
+    def wait_and_admit(request: Request) -> bool:
+        begins.set()
+        assert continues.wait(PATIENCE)
+        if len(batch.rows.requests) == 2:
+            ends.set()
+        return admit(request)
+
+    class Owner(str):
+        """An owner whose comparison with those of requests lets the thread admit the requests."""
+
+        def __ne__(self, other: object) -> bool:
+            continues.set()
+            assert ends.wait(PATIENCE)
+            return True
+
+    batch.rows.admit = wait_and_admit  # type: ignore[method-assign]
+    with batch.wake:
+        submissions = [Submission(batch, ids(4, seed)) for seed in range(3)]
+    assert begins.wait(PATIENCE)
+    batch.forget(Owner("anna"))
+    for submission in submissions:
+        assert submission.read_all() == free_model.answer(submission.prompt, 4)
