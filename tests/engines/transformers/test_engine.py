@@ -698,3 +698,14 @@ def test_operations_that_the_device_does_not_support_are_an_error_at_load(monkey
                 engine.load(slots=1, context_len=64)
             engine.close()
     assert decode_threads() == before
+
+
+def test_a_prompt_without_an_answer_needs_the_blocks_of_an_answer_of_one_token() -> None:
+    engine = TransformersEngine(tiny(layers=1), BYTES, optimize=False)
+    engine.load(slots=2, context_len=256)
+    assert isinstance(engine.decoder, Batch)
+    block = engine.decoder.kv_cache.block_size
+    for prompt_tokens, needed in ((block, block), (block + 1, 2 * block)):
+        assert [engine.tokens_needed(prompt_tokens, length) for length in (0, 1)] == [needed, needed]
+    assert engine.tokens_needed(block, 2) == 2 * block
+    engine.close()
