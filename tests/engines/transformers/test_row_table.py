@@ -220,6 +220,7 @@ def test_a_row_with_nan_logits_fails_and_leaves_no_nan_in_the_cache(
         failing.read_all()
     assert first.read_all() == free_model.answer(first.prompt, 20)
     assert corrupted
+    assert is_finite(batch)
     free_model.change_logits = lambda chunks, logits: logits
     with batch.wake:  # in all blocks
         later = [Submission(batch, ids(3, seed), max_new_tokens=30) for seed in (4, 5)]
