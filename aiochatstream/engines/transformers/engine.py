@@ -221,7 +221,8 @@ class TransformersEngine(Engine):
         if not isinstance(self.decoder, Batch):
             return prompt_tokens + max_new_tokens
         cache = self.decoder.kv_cache
-        return cache.blocks_for(prompt_tokens + max_new_tokens - 1) * cache.block_size
+        # the last token is not read; to read a prompt only, a token is generated
+        return cache.blocks_for(prompt_tokens + max(1, max_new_tokens) - 1) * cache.block_size
 
     def metrics(self) -> dict[str, float]:
         return {} if self.decoder is None else self.decoder.metrics()

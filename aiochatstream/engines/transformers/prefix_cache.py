@@ -51,6 +51,7 @@ class CachedBlock:
     number: number of the block in the pool; -1 for the root.
     parent: None for the root, and for a block that no later prompt may use.
     users: number of running requests with this block.
+    queued: True if the block is in the heap of candidates for eviction.
     snapshot: states after its last token, for a model with states.
     """
 
@@ -61,6 +62,7 @@ class CachedBlock:
     children: dict[str, _Siblings] = field(default_factory=dict)
     users: int = 0
     last_used: float = 0.0
+    queued: bool = False
     snapshot: Snapshot | None = None
 
     @property
@@ -121,7 +123,7 @@ class PrefixCache:
         self._tops: dict[str, set[CachedBlock]] = {}
         """Blocks of each owner whose parents are not the owner's."""
         self._heap: list[tuple[float, int, CachedBlock]] = []
-        """Candidates for eviction, with their last use; stale ones are skipped."""
+        """Candidates for eviction, each once, with their last use or an earlier one; stale ones are skipped."""
         self._numbers = itertools.count()
         self._snapshots: OrderedDict[CachedBlock, None] = OrderedDict()
         """Blocks with snapshots, least recently used first."""
@@ -132,26 +134,17 @@ class PrefixCache:
         :param shared_tokens: number of tokens at the beginning of ``ids`` that come from the server.
         """
         self.sweep()
-        parent = self._root
-        blocks: list[CachedBlock] = []
-        partial, tokens = None, 0
-        for at, part in enumerate(self._parts(key_of(ids))):
-            siblings = parent.children.get(self._owner(at, owner, shared_tokens))
-            child = None if siblings is None else siblings.nodes.get(part)
-            if child is None or len(part) < self._block_bytes:
-                partial, tokens = self._match_partially(parent, at, part, owner, shared_tokens)
-                break
-            blocks.append(child)
-            parent = child
-        if self._states is None:
-            return PrefixMatch(blocks, partial, tokens)
-        while partial is None and blocks and blocks[-1].snapshot is None:
+        parts = [*self._parts(key_of(ids))]
+        blocks = self._match_complete(parts, owner, shared_tokens)
+        while True:
+            partial, tokens = self._match_partially(blocks, parts, owner, shared_tokens)
+            last = partial or (blocks[-1] if blocks else None)
+            if self._states is None or last is None:
+                return PrefixMatch(blocks, partial, tokens)
+            if last.snapshot is not None:
+                self._snapshots.move_to_end(last)
+                return PrefixMatch(blocks, partial, tokens, last.snapshot)
             blocks.pop()
-        last = partial or (blocks[-1] if blocks else None)
-        if last is None:
-            return PrefixMatch()
-        self._snapshots.move_to_end(last)
-        return PrefixMatch(blocks, partial, tokens, last.snapshot)
 
     def acquire(self, blocks: Sequence[CachedBlock]) -> None:
         """Keep ``blocks`` until :meth:`release`."""
@@ -167,7 +160,8 @@ class PrefixCache:
                 if block.parent is None:
                     self.pool.release([block.number])
                 else:
-                    self._add_unused(block)
+                    self.unused += 1
+                    self._touch(block)
         self._limit()
 
     def can_reserve(self, count: int, besides: Sequence[CachedBlock] = ()) -> bool:
@@ -203,7 +197,7 @@ class PrefixCache:
                 parent = self._insert(parent, parts[at], block, self._owner(at, owner, shared_tokens))
             else:
                 self.pool.release([block])
-        if row is not None and parts and self.max_blocks:
+        if row is not None and len(used) < len(parts) and parent.key == parts[-1]:  # not a longer sequence
             self._save_states(parent, row)
         self._limit()
 
@@ -236,10 +230,27 @@ class PrefixCache:
         """Yield the part of each block."""
         return (key[start : start + self._block_bytes] for start in range(0, len(key), self._block_bytes))
 
+    def _match_complete(self, parts: Sequence[bytes], owner: str, shared_tokens: int) -> list[CachedBlock]:
+        """Return the blocks that contain the first of ``parts``, which are complete."""
+        blocks: list[CachedBlock] = []
+        parent = self._root
+        for at, part in enumerate(parts):
+            siblings = parent.children.get(self._owner(at, owner, shared_tokens))
+            child = None if siblings is None else siblings.nodes.get(part)
+            if child is None or len(part) < self._block_bytes:
+                break
+            blocks.append(child)
+            parent = child
+        return blocks
+
     def _match_partially(
-        self, parent: CachedBlock, at: int, part: bytes, owner: str, shared_tokens: int
+        self, blocks: Sequence[CachedBlock], parts: Sequence[bytes], owner: str, shared_tokens: int
     ) -> tuple[CachedBlock | None, int]:
-        """Return the block after ``parent`` with the longest match to ``part``, and the number of equal tokens."""
+        """Return the block after ``blocks`` with the longest match to its part, and the number of equal tokens."""
+        at = len(blocks)
+        if at == len(parts):
+            return None, 0
+        parent, part = blocks[-1] if blocks else self._root, parts[at]
         best: CachedBlock | None = None
         most = 0
         for name, limit in ((owner, self._block_size), (SHARED, shared_tokens - at * self._block_size)):
@@ -258,6 +269,7 @@ class PrefixCache:
         for neighbour in siblings.neighbours(key):
             if neighbour.key.startswith(key):
                 self.pool.release([number])
+                self._touch(neighbour)
                 return neighbour
             if key.startswith(neighbour.key):  # incomplete, so it has no children
                 self._drop(neighbour)
@@ -267,17 +279,19 @@ class PrefixCache:
         siblings.nodes[key] = block
         if parent.owner != owner or parent is self._root:
             self._tops.setdefault(owner, set()).add(block)
-        self._add_unused(block)
+        self.unused += 1
+        self._touch(block)
         return block
 
-    def _add_unused(self, block: CachedBlock) -> None:
-        self.unused += 1
+    def _touch(self, block: CachedBlock) -> None:
+        """Record a use of ``block``."""
         block.last_used = math.inf if block.owner == SHARED else self._clock()
         self._push(block)
 
     def _push(self, block: CachedBlock) -> None:
         """Add ``block`` to the candidates for eviction, if it is one."""
-        if block.evictable:
+        if block.evictable and not block.queued:
+            block.queued = True
             heapq.heappush(self._heap, (block.last_used, next(self._numbers), block))
 
     def _limit(self) -> None:
@@ -292,7 +306,9 @@ class PrefixCache:
     def _evict_first(self) -> bool:
         """Remove the first candidate. Return False if it is stale."""
         last_used, _, block = heapq.heappop(self._heap)
+        block.queued = False
         if not block.evictable or block.last_used != last_used:
+            self._push(block)
             return False
         self._drop(block)
         return True
