@@ -175,21 +175,25 @@ def test_rows_of_a_step_with_a_transient_error_are_computed_again(
     pair: tuple[TransformersEngine, Any], fail: Fail
 ) -> None:
     engine, plain = pair
-    old = Submission(engine.decoder, some_ids(40), max_new_tokens=100)  # type: ignore[arg-type]
-    while not old.tokens:
-        old.next()
+    batch = engine.decoder
+    assert isinstance(batch, Batch)
+    old = [Submission(batch, some_ids(40, seed), max_new_tokens=100) for seed in range(2)]
+    while not all(running.tokens for running in old):
+        for running in old:
+            running.next()
     starts: list[bool] = []
 
-    def starts_beside_another(step: PackedStep) -> bool:
+    def starts_beside_others(step: PackedStep) -> bool:
         positions = step.positions[0].tolist()
-        starts.append(len(positions) == 2 and positions[1] == 0)
+        starts.append(len(positions) == 3 and positions[2] == 0)
         return starts[-1]
 
-    fail(engine, starts_beside_another, RuntimeError("a transient error"))
-    new = Submission(engine.decoder, some_ids(1, 1), max_new_tokens=10)  # type: ignore[arg-type]
-    assert_same(plain, new.prompt, new.read_all(), reference(plain, new.prompt, 10))
-    assert_same(plain, old.prompt, old.read_all(), reference(plain, old.prompt, 100))
-    assert any(starts), "the new row did not start beside another one"
+    fail(engine, starts_beside_others, RuntimeError("a transient error"))
+    new = Submission(batch, some_ids(1, 2), max_new_tokens=10)
+    for running in (new, *old):
+        tokens = running.read_all()
+        assert_same(plain, running.prompt, tokens, reference(plain, running.prompt, len(tokens)))
+    assert any(starts), "the new row did not start beside others"
 
 
 @pytest.mark.parametrize("failing_step", [2, 9])
