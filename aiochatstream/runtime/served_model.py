@@ -248,7 +248,7 @@ class ServedModel:
             chat_prompt.template_kwargs = self._template_arguments.values(params)
 
     def _shorten_answer(self, params: GenerationParams, prompt: Prompt) -> GenerationParams:
-        """Return ``params`` with at most the tokens that ``prompt`` leaves in the context, or that the memory allows."""
+        """Return ``params`` with at most the tokens that ``prompt`` leaves in the context or the memory allows."""
         left = self.context_len - len(prompt.token_ids)
         if self.limits.fill_context and "max_new_tokens" not in params.model_fields_set:
             left = min(left, self._fill_tokens)
