@@ -279,7 +279,8 @@ class Batch:
         """Return ``part``, with all tokens of rows whose states the failed pass may have changed."""
         if not self.kv_cache.states:
             return part
-        return [(request, replace(chunk, start=0, ids=request.ids[: chunk.end])) for request, chunk in part]
+        plan = [(request, replace(chunk, start=0, ids=request.ids[: chunk.end])) for request, chunk in part]
+        return sorted(plan, key=lambda planned: len(planned[1].ids) > 1)  # single tokens first
 
     def _complete(self, plan: Plan, logits: torch.Tensor) -> list[Request]:
         """Sample a token for each row whose ids are all computed, and return the requests of these rows."""
