@@ -32,6 +32,7 @@ from runners import Runner, engine_runner, measure_stall, plain_runner, step_s, 
 from step_profile import StepProfiler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.engine import TransformersEngine
 from aiochatstream.engines.transformers.loading import choose_device, choose_dtype, folder, locate
@@ -254,9 +255,11 @@ class EngineBench:
 
     def _profile(self) -> None:
         compiled = PackedForward(self._model, compiled=True) if self.options.compile else None
+        decoder = self._engine.decoder
+        kernel = decoder.kv_cache.kernel if isinstance(decoder, Batch) else None
         for rows in self.options.batches:
             progress(f"profile, {rows} rows")
-            profiler = StepProfiler(self._model, rows, self.options.profile_context, compiled)
+            profiler = StepProfiler(self._model, rows, self.options.profile_context, kernel, compiled)
             self.results.profiles.append(profiler.measure(self.options.steps))
 
     def _rounds(self, row: Row, measure: Callable[[Runner], list[float]], second: Row | None = None) -> None:

@@ -13,10 +13,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from aiochatstream import GenerationParams
+from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear
-from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache
 from aiochatstream.engines.transformers.packed_forward import PackedForward
-from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.sampler import Sampler
 from aiochatstream.engines.transformers.sampling import sample
 
@@ -27,10 +28,16 @@ WARM_UP = 3
 
 
 class StepProfiler:
-    """Profiler of decoding steps with an engine's model, in this thread, on rows of arbitrary tokens."""
+    """Profiler of decoding steps with an engine's model, in this thread, on rows of arbitrary tokens.
 
-    def __init__(self, model: Any, rows: int, context: int, compiled: PackedForward | None = None) -> None:
+    :param kernel: the engine's kernel for attention.
+    """
+
+    def __init__(
+        self, model: Any, rows: int, context: int, kernel: Kernel | None, compiled: PackedForward | None = None
+    ) -> None:
         self._model, self._forward, self._compiled = model, PackedForward(model), compiled
+        self._kernel: Kernel | None = kernel
         self._rows, self._context = rows, context
         self._linears = [layer for layer in model.modules() if isinstance(layer, PrepackedLinear | torch.nn.Linear)]
 
@@ -60,7 +67,7 @@ class StepProfiler:
     def _time_steps(self, forward: PackedForward, steps: int) -> float:
         samplers = self._samplers()
         times = []
-        for start, step in self._steps(steps, native=True):
+        for start, step in self._steps(steps):
             sample(forward(step), samplers, [[] for _ in samplers])
             times.append(time.perf_counter() - start)
         return median(times[WARM_UP:]) * 1000
@@ -68,9 +75,10 @@ class StepProfiler:
     def _samplers(self) -> list[Sampler]:
         return [Sampler(GenerationParams(max_new_tokens=1, temperature=0.0)) for _ in range(self._rows)]
 
-    def _steps(self, steps: int, *, native: bool = False) -> Iterator[tuple[float, _TimedStep]]:
+    def _steps(self, steps: int) -> Iterator[tuple[float, _TimedStep]]:
         """Yield the start of each step's preparation, and the step."""
-        cache = KVCache(self._layers(), self._rows, self._context + WARM_UP + steps, native=native)
+        length = self._context + WARM_UP + steps
+        cache = KVCache(self._layers(), rows=self._rows, length=length, kernel=self._kernel)
         for position in range(self._context, self._context + WARM_UP + steps):
             start = time.perf_counter()
             chunks = [Chunk(row, position, [position % 100]) for row in range(self._rows)]

@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 from aiochatstream import terminal
+from aiochatstream.cli.concurrency import default_slots
 from aiochatstream.console import model_options, prompt_options
 from aiochatstream.engines import AsyncEngine
 from aiochatstream.texts import Texts
-
-DEFAULT_SLOTS = 2
-"""Concurrent answers of each device."""
 
 FORWARDED = ("context_len", "max_new_tokens", "max_thinking_tokens", "temperature", "top_p")
 """Options of the servers with the values of this one, besides those of the model and its prompt."""
@@ -27,11 +25,13 @@ def engine_of(options: argparse.Namespace, model: str | None, url: str, texts: T
     from aiochatstream.engines.upstream.child_servers import ChildServers  # only for several devices
     from aiochatstream.engines.upstream.device_engine import DeviceEngine
 
-    slots = DEFAULT_SLOTS if options.concurrency is None else options.concurrency
+    def slots_of(device: str) -> int:
+        return default_slots(device) if options.concurrency is None else int(options.concurrency)
+
     children = ChildServers(
-        lambda device, socket: command_of(options, model, slots, device, socket),
+        lambda device, socket: command_of(options, model, slots_of(device), device, socket),
         options.devices.split(","),
-        slots=slots,
+        slots_of=slots_of,
     )
     terminal.write(texts.loading.format(model=model or texts.small_model, url=url), sys.stdout)
     return DeviceEngine(children)

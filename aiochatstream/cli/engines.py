@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from aiochatstream import terminal
 from aiochatstream.cli import device_options
+from aiochatstream.cli.concurrency import default_slots
 from aiochatstream.console import model_options, prompt_options
 from aiochatstream.engines import AsyncEngine, Engine, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.progress import LoadTime
@@ -86,6 +87,23 @@ def engine_of(options: argparse.Namespace, source: ModelSource, url: str, texts:
     mock = options.mock
     engine = _transformers_engine(options, source.model, url, texts) if mock is None else ScriptedEngine(mock)
     return engine if options.record is None else RecordingEngine(engine, options.record)
+
+
+def slots_of(options: argparse.Namespace, source: ModelSource) -> int | None:
+    """Return the number of concurrent answers of a model or of servers; None for the engine's own number.
+
+    Without ``--concurrency``, a model in this process is assumed to be batched. Raise ValueError if its device does not
+    exist.
+    """
+    if options.devices is not None:
+        return None
+    if options.concurrency is not None:
+        return int(options.concurrency)
+    if source.urls or options.mock is not None or options.replay is not None:
+        return None
+    from aiochatstream.engines.transformers import loading  # a slow import
+
+    return default_slots(loading.choose_device(vars(options).get("device", "auto")).type)
 
 
 def upstream_engine(

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiochatstream.cli.check_texts import CheckTexts
+from aiochatstream.cli.concurrency import default_slots
 from aiochatstream.console import model_options, prompt_options
 from aiochatstream.engines import Delta, Prompt
 from aiochatstream.extras import install_command
@@ -129,11 +130,12 @@ def check_speed(model: LoadedModel) -> CheckResult:
 
 
 def check_batching(model: LoadedModel) -> CheckResult:
-    """Report the reason why requests are not batched."""
+    """Report the number of concurrent answers of a server, and the reason why they are not batched."""
     reason = model.engine.batch_obstacle
+    slots = default_slots(model.engine.describe()["device"], batched=reason is None)
     if reason is None:
-        return model.result("batching", "ok", "batched")
-    return model.result("batching", "warning", "not_batched", reason=reason)
+        return model.result("batching", "ok", "batched", slots=slots)
+    return model.result("batching", "warning", "not_batched", slots=slots, reason=reason)
 
 
 def check_context(model: LoadedModel) -> CheckResult:

@@ -25,6 +25,7 @@ from aiochatstream.engines import RecordingEngine
 from aiochatstream.models import Models
 from aiochatstream.params import Limits
 from aiochatstream.prompts import ChatPrompt
+from aiochatstream.runtime.engine_runtime import DEFAULT_SLOTS
 from aiochatstream.texts import Texts, texts_for
 from aiochatstream.web.errors import json_error_middleware
 from aiochatstream.web.openai.keys import ApiKeys
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace) -> Exception | None:
         try:
             for chat_stream in chat_streams.values():
                 await chat_stream.wait_ready()
+                if options.concurrency is None and chat_stream.engine.batch_obstacle is not None:  # known only now
+                    chat_stream.admission.resize(DEFAULT_SLOTS)
         except Exception as error:  # noqa: BLE001 - loading a model may raise any error; the caller prints it
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
@@ -109,11 +112,12 @@ def _chat_stream(
 ) -> ChatStream:
     in_process = options.mock is None and options.replay is None and not source.urls and options.devices is None
     prompt_class_of = prompt_options.prompt_class_of(options.prompt, completes=True)
+    engine = engines.engine_of(options, source, url, texts)
     queue = serve_options.QUEUE_OF_UPSTREAMS if source.urls else serve_options.QUEUE
     chat_stream = ChatStream(
-        num_of_concurrent_executions=options.concurrency if options.devices is None else None,
+        num_of_concurrent_executions=engines.slots_of(options, source),
         max_queue_size=queue if options.queue is None else options.queue,
-        engine=engines.engine_of(options, source, url, texts),
+        engine=engine,
         chat_prompt_clazz=prompt_class_of if in_process else ChatPrompt,
         params=console_options.ModelParams.of(vars(options)),
         limits=Limits(

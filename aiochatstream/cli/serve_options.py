@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from aiochatstream.cli import engines, session_options
+from aiochatstream.cli.concurrency import CPU_SLOTS, CUDA_SLOTS
 from aiochatstream.cli.engines import SLOTS_EACH, ModelSource
 from aiochatstream.console import model_options, prompt_options
 
@@ -70,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency",
         type=int,
         metavar="N",
-        help="answers generated concurrently: by a model (2), by each of --devices (2), by all servers (no limit)",
+        help=f"answers generated concurrently: by a model, or by each of --devices ({CUDA_SLOTS} with CUDA, otherwise "
+        f"{CPU_SLOTS}), by all servers (no limit)",
     )
     add("--slots-each", type=int, metavar="N", help=f"answers that each server generates concurrently ({SLOTS_EACH})")
     add("--upstream-model", metavar="NAME", help="model of servers that have several")

@@ -133,8 +133,17 @@ class BaseEngine:
     max_context_len: int | None = None
     """Maximum number of tokens of prompt and answer together; None if unknown."""
 
+    kv_cache_tokens: int | None = None
+    """Number of tokens for which the engine has memory, of all running answers together, set by :meth:`load`; None for
+    no limit. The server starts an answer only when its :meth:`tokens_needed` fit, so a single answer of
+    :attr:`max_context_len` must fit."""
+
     vocab_size: int | None = None
     """Number of the model's token ids, set by :meth:`load`; None if unknown."""
+
+    batch_obstacle: str | None = None
+    """Reason why a model's answers are decoded one at a time, set by :meth:`load`; None if they are batched, and for an
+    engine without a model."""
 
     default_params: Mapping[str, Any] = MappingProxyType({})
     """The model's own values of numeric :class:`~aiochatstream.GenerationParams`, set by :meth:`load`. They replace the
@@ -162,6 +171,14 @@ class BaseEngine:
         The server is not ready meanwhile. Called on the event loop for each request.
         """
         return None
+
+    def tokens_needed(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        """Return the part of :attr:`kv_cache_tokens` that an answer occupies from its start to its end.
+
+        :param prompt_tokens: length of the prompt.
+        :param max_new_tokens: maximum length of the answer; 0 if the engine only reads the prompt.
+        """
+        return prompt_tokens + max_new_tokens
 
     def share(self, token_ids: list[int]) -> None:
         """Prepare for prompts that begin with ``token_ids``, which the server puts before every conversation.

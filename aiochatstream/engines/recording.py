@@ -67,10 +67,14 @@ class RecordingEngine(Engine):
         self._engine.load(slots, context_len)
         self.tokenizer, self.max_context_len = self._engine.tokenizer, self._engine.max_context_len
         self.vocab_size, self.response_template = self._engine.vocab_size, self._engine.response_template
-        self.default_params = self._engine.default_params
+        self.default_params, self.batch_obstacle = self._engine.default_params, self._engine.batch_obstacle
+        self.kv_cache_tokens = self._engine.kv_cache_tokens
 
     def close(self) -> None:
         self._engine.close()
+
+    def tokens_needed(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        return self._engine.tokens_needed(prompt_tokens, max_new_tokens)
 
     def share(self, token_ids: list[int]) -> None:
         self._engine.share(token_ids)

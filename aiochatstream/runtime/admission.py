@@ -1,4 +1,4 @@
-"""Admission control: slots, and a bounded first-in-first-out queue.
+"""Admission control: slots, the engine's memory, and a bounded first-in-first-out queue.
 
 All calls are made on the event loop; none blocks or needs a lock.
 """
@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from aiochatstream.errors import Draining, TooManyRequests
+from aiochatstream.runtime.holding_time import HoldingTime
 from aiochatstream.runtime.rotation import Rotation
+from aiochatstream.runtime.token_budget import TokenBudget
 from aiochatstream.runtime.waiting_line import WaitingLine
-
-ASSUMED_SECONDS = 5.0
-"""Assumed seconds of an answer, until the first answer has ended."""
-
-SMOOTHING = 0.2
-"""Weight of the newest holding time in the running mean behind Retry-After."""
 
 MAX_SLOTS = 100_000
 
@@ -46,6 +41,8 @@ class TicketGroup:
 class Ticket:
     """A slot, or a place in the queue. Created by :meth:`Admission.reserve`; :meth:`release` frees it.
 
+    After :meth:`claim`, it runs when it has a slot and memory.
+
     number: ascending number among the tickets of an Admission; those of a request are consecutive.
     """
 
@@ -53,6 +50,8 @@ class Ticket:
         self.number = number
         self._admission, self._group = admission, group
         self._enqueued = False
+        self._tokens: int | None = None
+        """Tokens that :meth:`claim` has claimed."""
         self._changed = asyncio.Event()
         self._refusal: Draining | None = None
         self._granted_at: float | None = None
@@ -66,8 +65,8 @@ class Ticket:
 
     @property
     def running(self) -> bool:
-        """True while this ticket holds a slot."""
-        return self._granted_at is not None and not self._released
+        """True while this ticket holds a slot, and the memory that it has claimed."""
+        return self in self._admission._running
 
     @property
     def position(self) -> int:
@@ -81,8 +80,8 @@ class Ticket:
             await self._changed.wait()
 
     async def positions(self) -> AsyncGenerator[int, None]:
-        """Yield the position in the queue, until the slot is granted or the ticket released: the first one, positions
-        up to :data:`FIRST_POSITIONS` immediately when they change, and others at most twice a second.
+        """Yield the position in the queue, until the ticket runs or is released: the first one, positions up to
+        :data:`FIRST_POSITIONS` immediately when they change, and others at most twice a second.
 
         Raise :class:`~aiochatstream.errors.Draining` if the queue is drained.
         """
@@ -106,8 +105,18 @@ class Ticket:
         if self.position != self._reported:
             self._changed.set()
 
+    def claim(self, tokens: int) -> None:
+        """Claim memory until the release. Called at most once, when the prompt is known.
+
+        The ticket waits if ``tokens`` do not fit beside those of the running tickets, or earlier ones wait for memory.
+        Without a budget of tokens, the call has no effect. Otherwise, raise ValueError if ``tokens`` exceed the budget,
+        and :class:`~aiochatstream.errors.Draining` after :meth:`Admission.drain`.
+        """
+        if not self._released:
+            self._admission._claim(self, tokens)
+
     def release(self, *, answered: bool = False) -> None:
-        """Leave the queue, or free the slot for the next ticket. Further calls have no effect.
+        """Leave the queue, or free slot and memory for the next tickets. Further calls have no effect.
 
         The next ticket of the same request, if there is one, enters the queue at its end.
 
@@ -122,6 +131,9 @@ class Ticket:
 class Admission:
     """Admission of requests: ``slots`` run, ``queue_size`` wait, and further ones are refused immediately.
 
+    With a budget of tokens (:meth:`limit_tokens`), a ticket that has a slot may wait for memory. It then precedes those
+    that wait for a slot, keeps its slot, and does not count for ``queue_size``.
+
     A release costs the same with 10 and with 10,000 tickets in the queue.
 
     :param slots: number of slots, 0 to :data:`MAX_SLOTS`. See :meth:`resize`.
@@ -134,12 +146,15 @@ class Admission:
         self._clock = clock
         self._running: set[Ticket] = set()
         self._waiting: WaitingLine[Ticket] = WaitingLine()
+        """Tickets that wait for a slot."""
+        self._memory: TokenBudget[Ticket] = TokenBudget()
+        """Memory of the tickets that have a slot and have claimed it."""
         self._numbers = itertools.count(1)
         self._reports: Rotation[Ticket] = Rotation(self._report_position)
         self._large = 0
         """Number of slots and places of requests with further tickets."""
         self._draining = False
-        self._mean_seconds: float | None = None
+        self._holding_time = HoldingTime()
         self._usual_slots = 1
         """Number of slots, or the last one above 0."""
         self.resize(slots)
@@ -149,17 +164,22 @@ class Admission:
 
     @property
     def running(self) -> int:
-        """Number of slots in use. It exceeds ``slots`` after :meth:`resize` to fewer, until answers have ended."""
+        """Number of tickets that run. It exceeds ``slots`` after :meth:`resize` to fewer, until answers have ended."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Length of the queue."""
-        return len(self._waiting)
+        """Length of the queue, including the tickets that wait for memory."""
+        return self.waiting_for_memory + len(self._waiting)
+
+    @property
+    def waiting_for_memory(self) -> int:
+        """Number of tickets that have a slot and wait for memory."""
+        return len(self._memory.waiting)
 
     @property
     def total_running(self) -> int:
-        """Number of slots in use, by all servers that share them."""
+        """Number of tickets that run, of all servers that share the slots."""
         return self.running
 
     @property
@@ -193,6 +213,13 @@ class Admission:
         check_slots(slots)
         self._set_slots(slots)
 
+    def limit_tokens(self, budget: int | None) -> None:
+        """Set the number of tokens that all running tickets together may claim. Called before the first claim.
+
+        :param budget: None for no limit.
+        """
+        self._memory.size = budget
+
     def check_room(self) -> None:
         """Raise the errors of :meth:`reserve_all`, and reserve nothing."""
         if self._draining:
@@ -221,18 +248,18 @@ class Admission:
     def drain(self) -> None:
         """Refuse new requests and those in the queue. Running answers continue."""
         self._draining = True
-        followers = [follower for ticket in (*self._running, *self._waiting) for follower in ticket._group.followers]
-        for ticket in (*followers, *self._waiting):
+        waiting = [*self._memory.waiting, *self._waiting]
+        followers = [follower for ticket in (*self._running, *waiting) for follower in ticket._group.followers]
+        for ticket in (*followers, *reversed(waiting)):  # the last ones first: none runs in the place of another
             ticket._refusal = self._draining_error()
             ticket.release()
 
     def retry_after(self) -> int:
-        """Return whole seconds, 1 to 600, until a place is likely to be free, from the times of recent answers.
+        """Return whole seconds, 1 to 600, until a slot is likely to be free, from the times of recent answers.
 
-        Without a slot, the number of slots before counts.
+        These include the time in which they waited for memory. Without a slot, the number of slots before counts.
         """
-        mean = ASSUMED_SECONDS if self._mean_seconds is None else self._mean_seconds
-        return min(600, max(1, math.ceil(mean * (self.total_waiting + 1) / self._usual_slots)))
+        return self._holding_time.retry_after(self.total_waiting - self.waiting_for_memory, self._usual_slots)
 
     def _set_slots(self, slots: int) -> None:
         self.slots = slots
@@ -241,7 +268,8 @@ class Admission:
 
     def _free(self) -> int:
         """Return the number of free slots and places; below 0 after :meth:`resize` to fewer slots."""
-        return max(0, self.slots - self.total_running) + self.queue_size - self.total_waiting
+        used = self.total_running + self.waiting_for_memory
+        return max(0, self.slots - used) + self.queue_size - (self.total_waiting - self.waiting_for_memory)
 
     def _full_error(self) -> TooManyRequests:
         return TooManyRequests(
@@ -297,26 +325,52 @@ class Admission:
         self._large += counted - group.counted
         group.counted = counted
 
+    def _claim(self, ticket: Ticket, tokens: int) -> None:
+        if self._memory.size is None:
+            return
+        if self._draining:
+            raise self._draining_error()
+        self._memory.check(tokens)
+        ticket._tokens = tokens
+        if ticket in self._running:
+            self._running.discard(ticket)
+            self._use_slot(ticket)
+            self._advance()
+
     def _advance(self) -> None:
-        """Grant the free slots, and report the first positions."""
-        while self._waiting and self.running < self.slots:
+        """Grant the free slots and memory, and report the first positions."""
+        while self._waiting and self.running + self.waiting_for_memory < self.slots:
             [ticket] = self._waiting.first(1)
             self._grant(ticket)
-        for ticket in self._waiting.first(FIRST_POSITIONS):
+        for ticket in self._memory.grant():
+            self._run(ticket)
+        first = self._memory.waiting.first(FIRST_POSITIONS)
+        for ticket in (*first, *self._waiting.first(FIRST_POSITIONS - len(first))):
             ticket._report()
 
     def _grant(self, ticket: Ticket) -> None:
         self._waiting.discard(ticket)
-        self._running.add(ticket)
         ticket._granted_at = self._clock()
+        self._use_slot(ticket)
+
+    def _use_slot(self, ticket: Ticket) -> None:
+        if ticket._tokens is None:
+            self._run(ticket)
+        else:
+            self._memory.enqueue(ticket, ticket._tokens)
+
+    def _run(self, ticket: Ticket) -> None:
+        self._running.add(ticket)
         ticket._changed.set()
 
     def _remove(self, ticket: Ticket) -> None:
         self._waiting.discard(ticket)
+        self._memory.discard(ticket)
         self._running.discard(ticket)
 
     def _position(self, ticket: Ticket) -> int:
-        return self._waiting.position(ticket)
+        position = self._waiting.position(ticket)
+        return self.waiting_for_memory + position if position else self._memory.waiting.position(ticket)
 
     def _report_position(self, ticket: Ticket) -> None:
         """Report the position of a ticket that is not among the first ones, in its turn."""
@@ -330,9 +384,7 @@ class Admission:
             return
         self._remove(ticket)
         if answered and ticket._granted_at is not None:
-            seconds = self._clock() - ticket._granted_at
-            mean = seconds if self._mean_seconds is None else self._mean_seconds
-            self._mean_seconds = mean + SMOOTHING * (seconds - mean)
+            self._holding_time.add(self._clock() - ticket._granted_at)
         group.places -= 1
         if group.followers:
             self._enqueue_follower(group)

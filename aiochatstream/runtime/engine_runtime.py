@@ -82,6 +82,7 @@ class Runtime(ServedModel):
         self.metrics = Metrics(
             running=lambda: self.admission.running,
             waiting=lambda: self.admission.waiting,
+            waiting_for_memory=lambda: self.admission.waiting_for_memory,
             engine=lambda: self.engine.metrics(),
             labelled=lambda: self.engine.labelled_metrics(),
         )
@@ -238,8 +239,14 @@ class Runtime(ServedModel):
         :param replacements: pairs of texts to replace in the answer.
         :param fields: further fields of the job, for a turn of a conversation.
         """
-        generate = functools.partial(self._generate, prompt, params, replacements)
-        return self._ticket_job(ticket, generate, prompt_tokens=len(prompt.token_ids), **fields)
+        prompt_tokens = len(prompt.token_ids)
+        return self._ticket_job(
+            ticket,
+            functools.partial(self._generate, prompt, params, replacements),
+            prompt_tokens=prompt_tokens,
+            tokens_needed=functools.partial(self.engine.tokens_needed, prompt_tokens, params.max_new_tokens),
+            **fields,
+        )
 
     def _ticket_job(
         self, ticket: Ticket, generate: Callable[[OnDelta], AnswerStream], *, prompt_tokens: int = 0, **fields: Any
@@ -319,6 +326,7 @@ class Runtime(ServedModel):
                 await self.engine.load(self.capacity.num_of_concurrent_executions, self._requested_context_len)
                 self._capacity_changed()
             await in_daemon_thread(self._load_model)
+            self.admission.limit_tokens(self.engine.kv_cache_tokens)
         except BaseException:
             self.state = "failed"
             raise

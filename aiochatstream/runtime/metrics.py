@@ -1,7 +1,8 @@
 """Prometheus metrics, named and measured like vLLM's.
 
 ========================================================== ============ ==============================================
-aiochatstream_num_requests_running, _waiting               gauge        slots in use, and length of the queue
+aiochatstream_num_requests_running, _waiting               gauge        running answers, and length of the queue
+aiochatstream_num_requests_waiting_for_memory              gauge        requests in the queue that have a slot
 aiochatstream_requests_refused_total {reason}              counter      refused requests, by error code
 aiochatstream_requests_finished_total {finished_reason}    counter      finish reason, or the error's code
 aiochatstream_prompt_tokens_total, _cached_tokens_total    counter      prompt tokens, and those from a cache
@@ -51,8 +52,9 @@ LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0
 class Metrics:
     """Metrics of one ChatStream, in their own registry.
 
-    :param running: returns the number of slots in use.
+    :param running: returns the number of running answers.
     :param waiting: returns the length of the queue.
+    :param waiting_for_memory: returns the number of requests in the queue that have a slot.
     :param engine: returns the current figures of the engine.
     :param labelled: returns those with labels.
     """
@@ -61,12 +63,14 @@ class Metrics:
         self,
         running: Callable[[], int],
         waiting: Callable[[], int],
+        waiting_for_memory: Callable[[], int],
         engine: Callable[[], dict[str, float]],
         labelled: Callable[[], list[LabelledMetric]],
     ) -> None:
         self._registry = CollectorRegistry()
-        self._gauge("num_requests_running", "Requests that hold a slot.", running)
-        self._gauge("num_requests_waiting", "Requests that wait for a slot.", waiting)
+        self._gauge("num_requests_running", "Requests that run.", running)
+        self._gauge("num_requests_waiting", "Requests that wait for a slot or for memory.", waiting)
+        self._gauge("num_requests_waiting_for_memory", "Requests with a slot that wait for memory.", waiting_for_memory)
         self._refused = self._counter("requests_refused", "Requests refused before any work.", "reason")
         self._finished = self._counter("requests_finished", "Requests that were accepted and ended.", "finished_reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")

@@ -68,6 +68,8 @@ class RedisAdmission(Admission):
     queue of its own. Answers that run at the beginning of the failure continue, so that more than the shared number of
     slots may be in use for their time. When Redis is available again, all tickets return to the shared queue.
 
+    There is no budget of tokens, because memory is each server's own.
+
     :param redis: a client of redis-py.
     :param name: name of the queue: 1 to 64 of A-Z a-z 0-9 - _ and dots.
     :param slots: number of slots of this front's own engine. See :meth:`resize`.
@@ -164,6 +166,9 @@ class RedisAdmission(Admission):
             if not request.result.cancelled() and request.result.exception() is None:
                 _release_all(request.result.result())
             raise
+
+    def limit_tokens(self, budget: int | None) -> None:
+        """Have no effect."""
 
     def drain(self) -> None:
         super().drain()

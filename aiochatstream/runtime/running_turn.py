@@ -59,6 +59,7 @@ class Job:
     prefix_thinking: thoughts before that text.
     prompt_tokens: length of the prompt.
     prompt_ids: token ids of the prompt, if the client requests token ids: the turn then emits them and the answer's.
+    tokens_needed: returns the tokens of the engine's memory that the answer needs.
     generate: starts the generation, and passes each delta to its argument.
     accepts_tool_calls: False if the client offers no tools; calls are then text.
     save: saves a conversation; None for an answer without a conversation.
@@ -77,6 +78,7 @@ class Job:
     prompt_tokens: int
     prompt_ids: Sequence[int] | None = None
     ticket: Ticket
+    tokens_needed: Callable[[], int] = lambda: 0
     generate: Callable[[OnDelta], AnswerStream]
     accepts_tool_calls: bool = False
     save: Callable[[Conversation], Awaitable[SaveResult]] | None = None
@@ -300,13 +302,14 @@ class RunningTurn:
     async def _wait_for_slot(self, job: Job) -> None:
         if self._stop_reason is not None:
             return
+        job.ticket.claim(job.tokens_needed())
         await job.ticket.wait_enqueued()
         try:
             async with asyncio.timeout(job.max_queue_wait), aclosing(job.ticket.positions()) as positions:
                 async for position in positions:
                     self._emit(Queued(position))
         except TimeoutError:
-            detail = f"No slot became free within {job.max_queue_wait:g} seconds."
+            detail = f"The answer could not start within {job.max_queue_wait:g} seconds."
             raise TooManyRequests(detail, job.retry_after()) from None
         self._granted = self._loop.time()
 

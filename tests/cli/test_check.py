@@ -142,7 +142,7 @@ SCREENS: dict[Callable[[Path], str], str] = {
 tiny-qwen3
   ok  weights            333 kB
   ok  device             cpu, float32: S tokens/s for one answer
-  ok  batching           answers are decoded together
+  ok  batching           answers are decoded together; serve runs 8 at a time
   ok  context            512 tokens, 512 bytes each; room for N answers of this length
   ok  chat template      system prompt, tools, thinking: auto, off, high
   ok  answers            begin with "<|im_start|>assistant\\n", end with "<|im_end|>"
@@ -158,7 +158,7 @@ Nothing is broken.
 tiny-harmony
   ok  weights            335 kB
   ok  device             cpu, float32: S tokens/s for one answer
-  ok  batching           answers are decoded together
+  ok  batching           answers are decoded together; serve runs 8 at a time
   ok  context            512 tokens, 512 bytes each; room for N answers of this length
   ok  chat template      system prompt, tools, thinking: auto, low, medium, high
   ok  answers            begin with "<|start|>assistant", end with "<|return|>"
@@ -174,7 +174,7 @@ Nothing is broken.
 tiny-python
   ok    weights            333 kB
   ok    device             cpu, float32: S tokens/s for one answer
-  ok    batching           answers are decoded together
+  ok    batching           answers are decoded together; serve runs 8 at a time
   ok    context            512 tokens, 512 bytes each; room for N answers of this length
   ok    chat template      system prompt, no tools, no thinking switch
   ok    answers            begin with "[assistant]", end with "</s>"
@@ -190,7 +190,7 @@ Nothing is broken.
 tiny-base
   ok    weights        333 kB
   ok    device         cpu, float32: S tokens/s for one answer
-  ok    batching       answers are decoded together
+  ok    batching       answers are decoded together; serve runs 8 at a time
   ok    context        512 tokens, 512 bytes each; room for N answers of this length
   note  chat template  none: only /v1/completions is available; choose a format with REMEDY
   ok    streamed text  Japanese, emoji and spaces as in the whole text (Qwen2Tokenizer)
@@ -204,7 +204,7 @@ SMALL_MODEL = """\
 {name}
   正常  重み                  量子化を解除: ディスク上 X MB、メモリー上 Y MB
   正常  デバイス              cpu、float32: 1 件の応答で S トークン/秒
-  正常  バッチ処理            応答をまとめて生成します
+  正常  バッチ処理            応答をまとめて生成します。serve では同時に 8 件です
   正常  コンテキスト          512 トークン、1 トークンあたり 46.1 kB。この長さの応答 N 件分のメモリーがあります
   正常  チャットテンプレート  システムプロンプトあり、ツールなし、思考の切り替えなし
   正常  応答                  "<|im_start|>assistant\\n" で始まり、"<|im_end|>" で終わります

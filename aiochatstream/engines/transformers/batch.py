@@ -13,12 +13,14 @@ import torch
 
 from aiochatstream.engines.base import StepKind
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
+from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.device import device_tensor
+from aiochatstream.engines.transformers.failed_rows import FailedRows, Plan
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
-from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.prefix_cache import SHARED, PrefixCache
 from aiochatstream.engines.transformers.request import Request
 from aiochatstream.engines.transformers.row_table import RowTable
@@ -33,9 +35,6 @@ Forward = Callable[[PackedStep], torch.Tensor]
 """Function that runs the model and returns the logits [tokens, vocabulary] at :attr:`PackedStep.output_positions`.
 
 If it raises, the same tokens can be computed again: it may have written their keys and values, but nothing else."""
-
-Plan = list[tuple[Request, Chunk]]
-"""Requests of a forward pass, each with the tokens to compute."""
 
 CLOSE_SECONDS = 5.0
 """Seconds that :meth:`Batch.close` waits for the running step. A step that is stuck is abandoned."""
@@ -72,6 +71,7 @@ class Batch:
         self._scheduler = Scheduler(on_cpu=device.type == "cpu", max_step=max_step)
         self._arrivals: deque[Request] = deque()
         self._forgotten: set[str] = set()
+        self._failed_rows = FailedRows()
         self._logged_error = ""
         self.wake = threading.Condition()
         """Condition that wakes the thread. No step starts while it is held."""
@@ -81,10 +81,15 @@ class Batch:
 
     def metrics(self) -> dict[str, float]:
         """Return the current values for :meth:`Engine.metrics`."""
+        free, unused = self.prefix_cache.pool.free, self.prefix_cache.unused
+        used = self.kv_cache.blocks - free - unused
         return {
             "batch_size": len(self.rows.requests),
             "kv_cache_bytes": self.kv_cache.size,
-            "prefix_cache_bytes": self.prefix_cache.size,
+            "kv_cache_used_tokens": used * self.kv_cache.block_size,
+            "kv_cache_free_tokens": free * self.kv_cache.block_size,
+            "prefix_cache_tokens": unused * self.kv_cache.block_size,
+            "prefix_cache_bytes": unused * self.kv_cache.size // self.kv_cache.blocks,
             "prefix_cache_hits_total": self.rows.prefix_hits,
         }
 
@@ -118,7 +123,7 @@ class Batch:
 
     def share(self, prefix: list[int]) -> None:
         """Compute ``prefix`` and cache it for the prompts of all owners, if it fits."""
-        if len(prefix) <= min(self.prefix_cache.capacity, self.kv_cache.length):
+        if self.prefix_cache.max_blocks and len(prefix) <= self.kv_cache.length:
             for _ in self.submit(prefix, GenerationParams(max_new_tokens=1, temperature=0.0), owner=SHARED).steps():
                 pass
 
@@ -161,7 +166,7 @@ class Batch:
             with self.wake:
                 self.wake.wait_for(
                     lambda: self._arrivals or self.rows.requests or self._forgotten or self._closed,
-                    SWEEP_SECONDS if len(self.prefix_cache) else None,
+                    SWEEP_SECONDS if self.prefix_cache.unused else None,
                 )
                 if self._closed:
                     return
@@ -183,64 +188,53 @@ class Batch:
                     request.fail(RuntimeError(f"A step failed: {error!r}"))
 
     def _admit(self, arrivals: int) -> None:
-        """Admit the first ``arrivals`` waiting requests, as far as rows are free."""
+        """Admit the first ``arrivals`` waiting requests, in their order, as far as rows and blocks are free."""
         while arrivals and self.rows.free_rows:
-            arrivals -= 1
-            request = self._arrivals.popleft()
-            if request.cancelled:
-                continue
+            request = self._arrivals[0]
             try:
-                self.rows.admit(request)
+                if not request.cancelled and not self.rows.admit(request):
+                    return
             except Exception as error:  # noqa: BLE001 - most likely out of memory
                 request.fail(error)
+            self._arrivals.popleft()
+            arrivals -= 1
 
     def _step(self) -> None:
-        """Compute the planned tokens, usually in one forward pass, and sample the next tokens.
-
-        If the pass fails, halves of it are computed, and halves of these, until the rows that fail alone are found.
-        """
-        plan = self._scheduler.plan(self.rows.requests)
-        parts, sampled = [plan], list[Request]()
-        while parts:
-            part = parts.pop()
-            start = time.perf_counter()
-            try:
-                logits = self.forward(
-                    PackedStep(self.kv_cache, [chunk for _, chunk in part], self._device, self._dtype)
-                )
-            except Exception as error:  # noqa: BLE001 - any row may have caused it
-                parts += self._divide(part, error, is_first=part is plan)
-            else:
-                sampled += self._complete(part, logits)
-                self._record_time(part, time.perf_counter() - start)
+        """Compute the planned tokens in one forward pass, and sample the next tokens."""
+        plan = self._scheduler.plan(self._failed_rows.next_group() or self.rows.requests)
+        chunks = [chunk for _, chunk in plan]
+        start = time.perf_counter()
+        try:
+            logits = self.forward(PackedStep(self.kv_cache, chunks, self._device, self._dtype))
+        except Exception as error:  # noqa: BLE001 - any row may have caused it
+            self._handle_error(error, plan)
+            sampled = []
+        else:
+            sampled = self._complete(plan, logits)
+            self._record_time(chunks, time.perf_counter() - start)
         for request in self.rows.requests:
             if request not in sampled:
                 request.output.put(None)
 
-    def _divide(self, part: Plan, error: Exception, *, is_first: bool) -> list[Plan]:
-        """Return the parts of a failed pass to compute; fail the request of a row that has failed alone.
+    def _handle_error(self, error: Exception, plan: Plan) -> None:
+        """Let the next steps compute the tokens of a failed pass, except those of a row that has failed alone.
 
-        A row without others is computed twice, because its error may be transient. Raise ``error`` if the device
-        cannot compute any more.
-
-        :param is_first: whether the pass was the first one of its step.
+        Raise ``error`` if the device cannot compute any more.
         """
         clear_frames(error)  # their local variables hold memory
+        for request, _ in plan if self.kv_cache.states else ():  # the pass may have changed their states
+            request.computed_tokens = 0
         if is_out_of_memory(error):
-            self._free_memory(error, part)
-            return []
+            self._fail_newest(error, plan)
+            return
         if not is_usable(self._device):
             raise error
-        if is_first:
-            if repr(error) != self._logged_error:  # an error of a combination of rows recurs in each step
-                logger.error("A step of %d rows failed; computing parts of it", len(part), exc_info=error)
-            self._logged_error = repr(error)
-        elif len(part) == 1:
+        if repr(error) != self._logged_error:  # an error of a combination of rows recurs in each step
+            logger.error("A step of %d rows failed; computing them in groups", len(plan), exc_info=error)
+        self._logged_error = repr(error)
+        if (request := self._failed_rows.add(plan)) is not None:
             logger.error("A request fails, because its row cannot be computed: %r", error)
-            part[0][0].fail(RuntimeError(f"A step failed: {error!r}"))
-            return []
-        middle = len(part) // 2
-        return [half for half in (part[middle:], part[:middle]) if half]
+            request.fail(RuntimeError(f"A step failed: {error!r}"))
 
     def _complete(self, plan: Plan, logits: torch.Tensor) -> list[Request]:
         """Sample a token for each row whose ids are all computed, and return the requests of these rows."""
@@ -256,18 +250,13 @@ class Batch:
             self._add_tokens(requests, logits)
         return requests
 
-    def _record_time(self, plan: Plan, seconds: float) -> None:
-        chunks = [chunk for _, chunk in plan]
+    def _record_time(self, chunks: Sequence[Chunk], seconds: float) -> None:
         self._on_step("prefill" if any(len(chunk.ids) > 1 for chunk in chunks) else "decode", seconds)
         self._scheduler.record_step_time(seconds, chunks)
 
-    def _free_memory(self, error: Exception, plan: Plan) -> None:
-        """Drop the prefix cache; if it is empty, fail the newest request of ``plan``."""
+    def _fail_newest(self, error: Exception, plan: Plan) -> None:
+        """Fail the newest request of ``plan``."""
         size = len(plan)
-        if self.prefix_cache.reserved:
-            logger.warning("Out of memory in a step of %d rows; dropping the prefix cache", size)
-            self.prefix_cache.clear(self.prefix_cache.capacity // 2)  # smaller from now on
-            return
         logger.warning("Out of memory in a step of %d rows; the newest request fails", size)
         newest = max((request for request, _ in plan), key=self.rows.requests.index)
         newest.fail(MemoryError(f"Out of memory in a step of {size} requests: {error}"))
@@ -284,7 +273,9 @@ class Batch:
             try:
                 for rows, position in ((logits[inner], chunk.start + 1), (logits[at : at + 1], chunk.end)):
                     tokens = request.ids[position : position + len(rows)]  # none after the prompt's last token
-                    request.prompt_logprobs += prompt_logprobs_of(rows, tokens, count)
+                    known = max(request.scored_tokens - position, 0)  # after a failed step
+                    request.prompt_logprobs += prompt_logprobs_of(rows[known:], tokens[known:], count)
+                    request.scored_tokens = max(request.scored_tokens, position + len(tokens))
             except Exception as error:  # noqa: BLE001 - out of memory or NaN
                 request.fail(error)
 

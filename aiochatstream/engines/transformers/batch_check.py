@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 
-from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.chunk import Chunk
+from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache
+from aiochatstream.engines.transformers.mixers import MixerProbe, PackedMixer
 from aiochatstream.engines.transformers.packed_forward import PackedForward
-from aiochatstream.engines.transformers.packed_step import Chunk, PackedStep
+from aiochatstream.engines.transformers.packed_step import PackedStep
+from aiochatstream.engines.transformers.plain_forward import PlainForward, are_close
+from aiochatstream.engines.transformers.state_cache import StateCache, StateKey
 
-BATCHED_LAYERS = {"full_attention", "sliding_attention"}
-UNSUPPORTED_ROPES = {"dynamic", "longrope"}
-"""Kinds of position embeddings that depend on the longest sequence of a batch."""
+CACHE_LAYERS = {
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+}
+"""transformers' layers of keys, values and states. Others, for example those of sparse attention, have more."""
 
 CHECK_TOKENS = 100
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
-TOLERANCE_HALF = 0.5
-"""Maximum difference of logits relative to their own spread, by dtype, and for half precision and quantised weights. In
-half precision, two correct computations differ by about 0.1, while unrelated logits differ by 1.4."""
 
 
 class CannotBatch(Exception):
@@ -31,64 +44,93 @@ class CannotBatch(Exception):
 class BatchCheck:
     """Reference results of a model, and the comparison of packed rows with them.
 
-    layers: keys and values of each layer, [1, heads, length, head size], for shapes and dtypes.
+    layers: keys and values of each layer, [1, heads, any length, head size], for shapes and dtypes; empty for layers
+        without. They are set by :meth:`verify`.
+    states: states of one sequence, [1, ...], for shapes and dtypes.
+    mixers: replacements of the modules that use states.
 
     Raises CannotBatch if the model's architecture is not supported.
+
+    :param context_len: maximum number of tokens in a sequence.
     """
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
+    def __init__(self, model: Any, vocab_size: int, context_len: int) -> None:
         self._model = model
         self._config = model.config.get_text_config(decoder=True)
         # repeated tokens would have much larger numerical errors
         ids = [at * 104_729 % min(vocab_size, 2**31) for at in range(3, 3 + CHECK_TOKENS)]
         self._sequences = ids, ids[1:60]
         self._check_architecture()
-        self.layers, self._expected = self._compute_reference()
+        for limit, reason in self._context_limits():
+            if context_len > limit:
+                raise CannotBatch(f"{reason} in contexts above {limit} tokens")
+        plain, probe = PlainForward(model), MixerProbe(model.config)
+        with probe.watch(model):
+            long = plain(self._sequences[0], probe)
+        self._expected = torch.cat([long, plain(self._sequences[1], plain.new_cache())])
+        self.layers: list[tuple[torch.Tensor, ...]] = []
+        self._attention, self.states = _parts(probe)
+        if probe.obstacle is not None:
+            raise CannotBatch(probe.obstacle)
+        if self.states and not plain.continues_states(ids):
+            raise CannotBatch("its states cannot be continued by several tokens")
+        self.mixers = [PackedMixer(module, output) for module, output in probe.outputs.items()]
 
-    def verify(self, forward: PackedForward, *, native: bool = False) -> None:
+    def verify(self, forward: PackedForward, kernel: Kernel | None = None) -> None:
         """Compute the reference sequences as packed rows, in several chunks. Raise CannotBatch if results differ."""
-        cache = KVCache(self.layers, 2, CHECK_TOKENS, native=native)
-        quantized = getattr(self._model, "is_quantized", False)
-        tolerance = TOLERANCE_HALF if quantized else TOLERANCE.get(self._model.dtype, TOLERANCE_HALF)
+        if not self.layers:
+            self.layers = self._find_layers(forward)
+        cache = KVCache(self.layers, StateCache(self.states, 3), rows=3, length=CHECK_TOKENS, kernel=kernel)
+        blocks = cache.blocks_for(CHECK_TOKENS)
+        for row in range(3):  # blocks that are no neighbours, in any order
+            cache.assign(row, [*range(row, 3 * blocks, 3)][::-1])
         with torch.inference_mode():
             for expected, logits in zip(self._expected, self._compute_packed(forward, cache), strict=True):
-                if not (logits - expected).float().norm() <= tolerance * (expected - expected.mean()).float().norm():
+                if not are_close(self._model, logits, expected):
                     raise CannotBatch("packed rows change its answers")
 
     def _compute_packed(self, forward: PackedForward, cache: KVCache) -> torch.Tensor:
+        """Return the last logits of each sequence. The rows are not neighbours, and both decode the last token."""
         long, short = self._sequences
-        device, dtype = self._model.device, self._model.dtype
-        first = PackedStep(cache, [Chunk(0, 0, long[:-1]), Chunk(1, 0, short[:40])], device, dtype)
-        forward(first)
-        if self._has_window() and first.windows == {None}:
-            raise CannotBatch("its attention does not pass on its window")
-        return forward(PackedStep(cache, [Chunk(0, len(long) - 1, long[-1:]), Chunk(1, 40, short[40:])], device, dtype))
-
-    def _check_architecture(self) -> None:
-        model, config = self._model, self._config
-        accepted = inspect.signature(model.forward).parameters
-        if not model._supports_attention_backend or "past_key_values" not in accepted:
-            raise CannotBatch("its attention cannot be replaced")
-        if is_distributed(model):
-            raise CannotBatch("its layers are on several devices")
-        if not set(getattr(config, "layer_types", None) or BATCHED_LAYERS) <= BATCHED_LAYERS:
-            raise CannotBatch("it has layers without attention or with chunked attention")
-        ropes = getattr(config, "rope_parameters", None) or {}
-        kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
-        if kinds & UNSUPPORTED_ROPES:
-            raise CannotBatch("its positions depend on the longest sequence")
+        steps = [
+            [Chunk(0, 0, long[:-2]), Chunk(2, 0, short[:40])],
+            [Chunk(0, len(long) - 2, long[-2:-1]), Chunk(2, 40, short[40:-1])],
+            [Chunk(0, len(long) - 1, long[-1:]), Chunk(2, len(short) - 1, short[-1:])],
+        ]
+        for chunks in steps:
+            step = PackedStep(cache, chunks, self._model.device, self._model.dtype)
+            logits = forward(step)
+            if self._has_window() and step.windows == {None}:
+                raise CannotBatch("its attention does not pass on its window")
+        return logits
 
     @torch.inference_mode()
-    def _compute_reference(self) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
-        """Return keys and values of each layer, and the last logits of each sequence."""
-        logits = []
-        for ids in self._sequences:
-            cache = DynamicCache(config=self._model.config)
-            inputs = torch.tensor([ids], device=self._model.device)
-            logits.append(self._model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0, -1])
-        if not all(isinstance(layer, DynamicLayer) and layer.keys is not None for layer in cache.layers):
-            raise CannotBatch("its cache does not consist of keys and values only")
-        return [(layer.keys, layer.values) for layer in cache.layers], logits
+    def _find_layers(self, forward: PackedForward) -> list[tuple[torch.Tensor, ...]]:
+        """Return the keys and values that each layer attends to. Its cache may have others, for example compressed."""
+        cache = KVCache([], StateCache(self.states, 1), rows=1, length=CHECK_TOKENS)
+        step = _AttentionProbe(cache, [Chunk(0, 0, self._sequences[0])], self._model.device, self._model.dtype)
+        forward(step)
+        if not self._attention <= set(step.layers):
+            raise CannotBatch("its attention cannot be replaced")
+        return [step.layers.get(layer, ()) for layer in range(max(step.layers, default=-1) + 1)]
+
+    def _check_architecture(self) -> None:
+        if not self._model._can_set_attn_implementation():
+            raise CannotBatch("its attention cannot be replaced")
+        if is_distributed(self._model):
+            raise CannotBatch("its layers are on several devices")
+
+    def _context_limits(self) -> Iterator[tuple[int, str]]:
+        """Yield the numbers of tokens up to which the model computes as one without chunks or scaled positions."""
+        config = self._config
+        if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+            yield config.attention_chunk_size, "its attention is chunked"
+        ropes = getattr(config, "rope_parameters", None) or {}
+        for rope in (ropes, *ropes.values()):
+            if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+                yield rope["original_max_position_embeddings"], "its positions depend on the longest sequence"
+            if isinstance(rope, dict) and rope.get("rope_type") == "dynamic":
+                yield config.max_position_embeddings, "its positions depend on the longest sequence"
 
     def _has_window(self) -> bool:
         """Return True if tokens of some layers attend only to a window of tokens before them."""
@@ -96,6 +138,38 @@ class BatchCheck:
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         return window is not None and "sliding_attention" in kinds
+
+
+class _AttentionProbe(PackedStep):
+    """Step that notes keys and values of each layer, [1, heads, tokens, head size], instead of attending."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.layers: dict[int, tuple[torch.Tensor, ...]] = {}
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        if layer in self.layers:
+            raise CannotBatch("its layers share a module of attention")
+        self.layers[layer] = key[None], value[None]
+        return value.new_zeros(query.shape[1], query.shape[0], value.shape[2])
+
+
+def _parts(cache: DynamicCache) -> tuple[set[int], dict[StateKey, torch.Tensor]]:
+    """Return the layers with keys and values, and all states. Raise CannotBatch if there are other parts."""
+    layers: set[int] = set()
+    states: dict[StateKey, torch.Tensor] = {}
+    for index, layer in enumerate(cache.layers):
+        if type(layer) not in CACHE_LAYERS:
+            raise CannotBatch(f"its cache has other parts than keys, values and states: {type(layer).__name__}")
+        if getattr(layer, "keys", None) is not None:
+            layers.add(index)
+        for kind in ("conv", "recurrent"):
+            for number, state in getattr(layer, f"{kind}_states", {}).items():
+                if state is not None:
+                    states[kind, index, number] = state
+    return layers, states
 
 
 def is_distributed(model: Any) -> bool:

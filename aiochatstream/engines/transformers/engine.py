@@ -18,25 +18,28 @@ import torch
 
 from aiochatstream.engines.base import Delta, Engine, Prompt, TokenLogprob
 from aiochatstream.engines.token_sampler import TokenSampler
-from aiochatstream.engines.transformers import attention
+from aiochatstream.engines.transformers import attention, varlen_attention
 from aiochatstream.engines.transformers.answer_deltas import AnswerDeltas
 from aiochatstream.engines.transformers.answer_format import AnswerFormat, find_template
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.answer_reader import AnswerReader, PlainReader
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.batch_check import BatchCheck, CannotBatch, is_distributed
+from aiochatstream.engines.transformers.block_pool import BlockPool
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.cpu.prepacked_linear import prepack_linears
 from aiochatstream.engines.transformers.custom_sampler import sample_function
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.generation_config import params_of
 from aiochatstream.engines.transformers.grammars import Grammars, Matcher
-from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache, block_size_of, supports
 from aiochatstream.engines.transformers.loading import cpu_supports
+from aiochatstream.engines.transformers.mixers import PackedMixer
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
+from aiochatstream.engines.transformers.state_cache import StateCache
 from aiochatstream.engines.transformers.step_errors import clear_frames
 from aiochatstream.engines.transformers.weights import weight_bytes
 from aiochatstream.errors import ChatStreamError, EngineStopped
@@ -45,8 +48,11 @@ from aiochatstream.texts import format_bytes
 
 logger = logging.getLogger(__name__)
 
-KV_CACHE_SHARE, PREFIX_CACHE_SHARE = 0.5, 0.25
-"""Default maximum sizes of the caches, as shares of the memory that is free when the model is loaded."""
+KV_CACHE_SHARE = 0.5
+"""Default maximum size of the keys and values, as a share of the memory that is free when the model is loaded."""
+
+KV_CACHE_CONTEXTS = 2
+"""Default maximum size of the keys and values in whole contexts per row: one for the row, one for earlier prompts."""
 
 MIN_CONTEXT = 16
 """Minimum number of tokens per row."""
@@ -72,10 +78,11 @@ class TransformersEngine(Engine):
         were distributed over several devices (``device_map``).
     :param optimize: True stores the weights of linear layers in the layout of the CPU's kernels. Weights that the
         embedding shares are then stored twice.
-    :param kv_cache_bytes: size of the keys and values of all rows, allocated at the start; with less than all rows
-        need, the context is shorter. None for as much as they need, at most half of the free memory.
-    :param prefix_cache_bytes: maximum size of the keys and values of earlier prompts and answers; 0 disables the cache.
-        None for a quarter of the memory that is free at the start.
+    :param kv_cache_bytes: size of the keys and values of all rows and of earlier prompts together, allocated at the
+        start. Each answer takes what its prompt and max_new_tokens need; answers for which no memory is left wait. A
+        context that does not fit is shortened. None for two contexts per row, at most half of the free memory.
+    :param prefix_cache_bytes: maximum part of it for earlier prompts and answers, which use only what no running answer
+        needs; 0 disables the cache. None for all of it.
     :param share_prefixes: True reuses the keys and values of other users' prompts. ``usage.cached_tokens`` and the time
         to the first token then reveal other users' texts. By default, users share only what the server puts before
         every conversation.
@@ -191,14 +198,14 @@ class TransformersEngine(Engine):
         length = limit if context_len is None else min(context_len, limit)
         try:
             self.decoder = self._create_batch(slots, length)
-        except CannotBatch as reason:
+        except CannotBatch as error:
             kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
-            logger.warning("%s cannot be batched (%s); requests are decoded one at a time.", kind, reason)
-            self.batch_obstacle = str(reason)
+            self.batch_obstacle = str(error)  # log records would keep the error itself, whose frames hold the model
+            logger.warning("%s cannot be batched (%s); requests are decoded one at a time.", kind, self.batch_obstacle)
             self.decoder = SequentialDecoder(model, self.on_step, self._sample)
             token_bytes = cache_token_bytes(text_config, model.dtype)
             if context_len is None and token_bytes:  # its caches grow with the answers, without a limit of their own
-                length = self._fit_context(length, token_bytes, slots, free_bytes(model.device))
+                length = self._fit_context(length, token_bytes, slots)
         self._grammars = Grammars(self.tokenizer, self.vocab_size, self._eos_ids)
         self._warm_up(min(WARM_UP_TOKENS, min(length, self.max_context_len or length) - 2))
 
@@ -218,6 +225,12 @@ class TransformersEngine(Engine):
     def forget(self, owner: str) -> None:
         if self.decoder is not None:
             self.decoder.forget(owner)
+
+    def tokens_needed(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        if not isinstance(self.decoder, Batch):
+            return prompt_tokens + max_new_tokens
+        cache = self.decoder.kv_cache
+        return cache.blocks_for(prompt_tokens + max_new_tokens - 1) * cache.block_size
 
     def metrics(self) -> dict[str, float]:
         return {} if self.decoder is None else self.decoder.metrics()
@@ -323,11 +336,17 @@ class TransformersEngine(Engine):
         model = self._model
         implementation = model.config._attn_implementation
         forward = PackedForward(model)
+        mixers: list[PackedMixer] = []
         try:
-            check = BatchCheck(model, self._embeddings)
+            check = BatchCheck(model, self._embeddings, context_len)
+            mixers = check.mixers
             model.set_attn_implementation(attention.NAME)
+            for mixer in mixers:
+                mixer.install()
             check.verify(forward)
         except Exception as error:
+            for mixer in mixers:
+                mixer.remove()
             if model.config._attn_implementation != implementation:
                 model.set_attn_implementation(implementation)
             if isinstance(error, CannotBatch):
@@ -335,21 +354,25 @@ class TransformersEngine(Engine):
             raise CannotBatch(f"its forward pass does not accept packed rows: {error!r}") from error
         if self._optimize and model.device.type == "cpu":
             prepack_linears(model)
+        kernel = self._choose_kernel(check, forward)
         if self._compile:
-            forward = self._compile_forward(check)
-        free = free_bytes(model.device)
+            forward = self._compile_forward(check, kernel)
         like = check.layers
         token_bytes = sum(part[0, :, 0].nbytes for layer in like for part in layer)
-        length = self._fit_context(context_len, token_bytes, rows, free)
-        kv_cache = KVCache(like, rows, length, native=self._compile)
-        prefix_cache = PrefixCache(
-            like, int(free * PREFIX_CACHE_SHARE) if self._prefix_cache_bytes is None else self._prefix_cache_bytes
-        )
+        block_size = block_size_of(kernel)
+        length = self._fit_context(context_len, token_bytes, rows, block_size)
+        states = StateCache(check.states, rows)
+        kv_cache = KVCache(like, states, rows=rows, length=length, tokens=self.kv_cache_tokens, kernel=kernel)
+        pool = BlockPool(kv_cache.blocks)
+        max_bytes = self._prefix_cache_bytes
+        limit = pool.count if max_bytes is None else max_bytes // max(token_bytes * block_size, 1)
+        if states:
+            limit = 0
         batch = Batch(
             forward,
             kv_cache,
             rows,
-            prefix_cache,
+            PrefixCache(pool, block_size, limit),
             model.device,
             model.dtype,
             self.on_step,
@@ -360,31 +383,53 @@ class TransformersEngine(Engine):
         self._close_batch = weakref.finalize(self, batch.close)
         return batch
 
-    def _fit_context(self, context_len: int, token_bytes: int, rows: int, free: int) -> int:
-        """Return ``context_len``, or the number of tokens for which the memory suffices.
+    def _choose_kernel(self, check: BatchCheck, forward: PackedForward) -> Kernel | None:
+        """Return the kernel of the device that reads block tables; None if there is none or it changes answers."""
+        kernel: Kernel | None = None
+        if self._model.device.type == "cpu":
+            kernel = "native"
+        elif self._model.device.type == "cuda" and varlen_attention.is_available():
+            kernel = "varlen"
+        if kernel is None or not supports(kernel, check.layers):
+            return None
+        try:
+            check.verify(forward, kernel)
+        except Exception as error:  # noqa: BLE001 - no compiler, or a device that the kernel does not support
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            logger.info("Attention by torch's operations: the %s kernel is not available (%s).", kernel, reason)
+            return None
+        return kernel
+
+    def _fit_context(self, context_len: int, token_bytes: int, rows: int, block_size: int = 1) -> int:
+        """Set the number of tokens of all rows together; return the maximum number of tokens of a row.
 
         :param token_bytes: size of the keys and values of a token.
-        :param free: free memory of the device in bytes.
         """
+        free = free_bytes(self._model.device)
         max_bytes = int(free * KV_CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
         self.kv_token_bytes, self.max_kv_cache_bytes = token_bytes, max_bytes
-        length = min(context_len, max_bytes // (token_bytes * rows))
-        if length < min(MIN_CONTEXT, context_len):
+        blocks = rows * -(-context_len // block_size)
+        if token_bytes:
+            blocks = max_bytes // (token_bytes * block_size)
+            if self._kv_cache_bytes is None:
+                blocks = min(blocks, rows * KV_CACHE_CONTEXTS * -(-context_len // block_size))
+        self.kv_cache_tokens = blocks * block_size
+        length = min(context_len, self.kv_cache_tokens)
+        if length < (needed := min(max(MIN_CONTEXT, block_size), context_len)):
             raise ValueError(
-                f"kv_cache_bytes: must be at least {MIN_CONTEXT * token_bytes * rows} for {MIN_CONTEXT} tokens in each "
-                f"of {rows} rows, not {max_bytes}."
+                f"kv_cache_bytes: must be at least {needed * token_bytes} for {needed} tokens, not {max_bytes}."
             )
         if length < context_len:
             logger.warning("The KV cache limits the context to %d tokens instead of %d.", length, context_len)
             self.max_context_len = length
         return length
 
-    def _compile_forward(self, check: BatchCheck) -> PackedForward:
+    def _compile_forward(self, check: BatchCheck, kernel: Kernel | None) -> PackedForward:
         name = type(self._model).__name__
         logger.info("Compiling %s", name)
         try:
             forward = PackedForward(self._model, compiled=True)
-            check.verify(forward, native=True)
+            check.verify(forward, kernel)
         except Exception as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             requirements = "" if isinstance(error, CannotBatch) else f" {COMPILE_REQUIREMENTS}"

@@ -39,7 +39,7 @@ class PackedForward:
         inputs = [step.ids, step.positions, step.output_positions]
         if self._compiled:  # code for dynamic sizes requires sizes of 2 or more
             inputs = [part if part.shape[-1] > 1 else torch.cat((part, part), -1) for part in inputs]
-        with original_errors(), current_step(step):
+        with original_errors(), current_step(step), step.states.advance():
             logits: torch.Tensor = (self._compiled or self._run)(*inputs)
             return logits[: len(step.output_positions)]
 

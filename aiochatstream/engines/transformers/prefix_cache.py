@@ -1,211 +1,295 @@
-"""Keys and values of finished sequences, for later prompts with the same prefix."""
+"""Blocks of finished sequences, for later prompts with the same prefix."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import time
-from bisect import bisect_left
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-MAX_PREFIXES = 4096
-"""Maximum number of cached prefixes, however short."""
+from aiochatstream.engines.transformers.block_pool import BlockPool
 
 IDLE_SECONDS = 1800.0
-"""Seconds after its last use when a prefix is dropped. This also covers expired sessions, closed connections and keys
+"""Seconds after its last use when a block is evicted. This also covers expired sessions, closed connections and keys
 that are no longer used."""
 
 SHARED = "shared"
-"""Owner of the shared prefix: the tokens that the server puts before every conversation."""
+"""Owner of the tokens that the server puts before every conversation. Their blocks are evicted last."""
 
-Parts = Sequence[torch.Tensor]
-"""Keys and values of one row, layer by layer, each [heads, tokens, head size]."""
+ID_BYTES = 4
+"""Bytes of a token id in a key."""
 
 
 @dataclass(eq=False, slots=True)
-class CachedPrefix:
-    """A sequence of tokens.
+class _Siblings:
+    """Nodes of one owner that continue the same tokens. None of their keys is a prefix of another one.
 
-    key: its ids as bytes that sort like the ids.
-    slots: index of each token in the cache's memory.
-    borrowed_slots: number of slots at the beginning that belong to the shared prefix.
-    last_used: time of the last use.
+    keys: sorted.
+    """
+
+    keys: list[bytes] = field(default_factory=list)
+    nodes: dict[bytes, CachedBlock] = field(default_factory=dict)
+
+    def neighbours(self, key: bytes) -> list[CachedBlock]:
+        """Return the nodes, at most two, before and after ``key`` in their order: the most similar ones."""
+        at = bisect_left(self.keys, key)
+        return [self.nodes[neighbour] for neighbour in self.keys[max(0, at - 1) : at + 1]]
+
+
+@dataclass(eq=False, slots=True)
+class CachedBlock:
+    """A block of a sequence, which continues the sequence of its parent.
+
+    key: ids of its tokens, as bytes that sort like the ids.
+    number: number of the block in the pool; -1 for the root.
+    parent: None for the root, and for a block that no later prompt may use.
+    users: number of running requests with this block.
     """
 
     owner: str
     key: bytes
-    slots: np.ndarray
-    borrowed_slots: int
-    last_used: float
+    number: int
+    parent: CachedBlock | None
+    children: dict[str, _Siblings] = field(default_factory=dict)
+    users: int = 0
+    last_used: float = 0.0
+
+    @property
+    def evictable(self) -> bool:
+        return self.parent is not None and not self.users and not self.children
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """The longest cached prefix of a prompt: complete blocks, and the first tokens of another one.
+
+    partial: block whose first ``partial_tokens`` tokens continue ``blocks``.
+    """
+
+    blocks: Sequence[CachedBlock] = ()
+    partial: CachedBlock | None = None
+    partial_tokens: int = 0
+
+    @property
+    def used(self) -> list[CachedBlock]:
+        """All blocks."""
+        return [*self.blocks] if self.partial is None else [*self.blocks, self.partial]
 
 
 class PrefixCache:
-    """Prefixes of at most ``max_bytes`` in total, separate for each owner. The least recently used is evicted first.
+    """Tree of cached blocks, and the pool that they come from.
 
-    All tokens are in one tensor per layer, so that neither memory maps nor fragmentation grow with the number of
-    prefixes. The prefixes of an owner are sorted, and none is a prefix of another: the longest match of a prompt is
-    adjacent to the prompt's position in this order.
+    Sequences that begin alike share their blocks, but only sequences of one owner, and the tokens that the server puts
+    before every conversation. A lookup costs the same with 10 and with 10,000 cached sequences. The least recently used
+    block that no other block continues is evicted first, and only when blocks are needed, unless it was idle for
+    :data:`IDLE_SECONDS`.
 
-    :param like: keys and values of each layer, [1, heads, any length, head size], for shapes, dtypes and device.
+    :param pool: blocks for rows and for this cache.
+    :param max_blocks: maximum number of blocks that only this cache uses; 0 disables it.
     :param clock: returns seconds; for tests.
     """
 
     def __init__(
         self,
-        like: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        max_bytes: int,
+        pool: BlockPool,
+        block_size: int,
+        max_blocks: int,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._like = [part[0, :, 0] for layer in like for part in layer]
-        self._token_bytes = sum(part.nbytes for part in self._like)
-        self._clock = clock
-        self.clear(max_bytes // self._token_bytes)
+        self.pool, self.max_blocks = pool, max_blocks
+        self.unused = 0
+        """Number of cached blocks without a running request."""
+        self._block_size, self._block_bytes, self._clock = block_size, block_size * ID_BYTES, clock
+        self._root = CachedBlock("", b"", -1, None)
+        self._tops: dict[str, set[CachedBlock]] = {}
+        """Blocks of each owner whose parents are not the owner's."""
+        self._heap: list[tuple[float, int, CachedBlock]] = []
+        """Candidates for eviction, with their last use; stale ones are skipped."""
+        self._numbers = itertools.count()
 
-    def __len__(self) -> int:
-        """Return the number of prefixes, without the shared one."""
-        return len(self._prefixes)
+    def match(self, ids: Sequence[int], owner: str = "", shared_tokens: int = 0) -> PrefixMatch:
+        """Return the longest prefix of ``ids`` that ``owner`` may reuse.
 
-    @property
-    def size(self) -> int:
-        """Size of the cached tokens in bytes."""
-        return (self.capacity - self._free) * self._token_bytes
-
-    @property
-    def reserved(self) -> bool:
-        """True if the memory is allocated."""
-        return bool(self._memory)
-
-    def clear(self, capacity: int) -> None:
-        """Drop all prefixes, including the shared one, and free the memory.
-
-        :param capacity: new maximum number of tokens.
-        """
-        self.capacity = self._free = capacity
-        self._memory: list[torch.Tensor] = []
-        self._stack = np.empty(0, np.int64)  # its first self._free elements are the free slots
-        self._prefixes: OrderedDict[CachedPrefix, None] = OrderedDict()  # least recently used first
-        self._by_owner: dict[str, list[CachedPrefix]] = {}
-        self._shared: CachedPrefix | None = None
-
-    def match(self, ids: Sequence[int], owner: str = "", shared_tokens: int = 0) -> tuple[CachedPrefix | None, int]:
-        """Return the prefix, of ``owner`` or shared, with the longest match to ``ids``, and the number of equal tokens.
-
-        :param shared_tokens: number of tokens at the beginning of ``ids`` for which the shared prefix may be used.
+        :param shared_tokens: number of tokens at the beginning of ``ids`` that come from the server.
         """
         self.sweep()
-        key = key_of(ids)
-        matches = [(prefix, common_length(prefix.key, key)) for prefix in self._neighbours(owner, key)]
-        if self._shared is not None:
-            matches.insert(0, (self._shared, min(shared_tokens, common_length(self._shared.key, key))))
-        best, length = max(matches, key=lambda match: match[1], default=(None, 0))
-        if best is None or not length:
-            return None, 0
-        self._touch(best)
-        return best, length
+        key, parent = key_of(ids), self._root
+        blocks: list[CachedBlock] = []
+        for at, part in enumerate(self._parts(key)):
+            siblings = parent.children.get(self._owner(at, owner, shared_tokens))
+            child = None if siblings is None else siblings.nodes.get(part)
+            if child is None or len(part) < self._block_bytes:
+                return PrefixMatch(blocks, *self._match_partially(parent, at, part, owner, shared_tokens))
+            blocks.append(child)
+            parent = child
+        return PrefixMatch(blocks)
 
-    def load(self, prefix: CachedPrefix, length: int, row: Parts) -> None:
-        """Copy the first ``length`` tokens of ``prefix`` to a row of the KV cache."""
-        slots = torch.from_numpy(prefix.slots[:length]).to(self._like[0].device)
-        for memory, part in zip(self._memory, row, strict=True):
-            part[:, :length] = memory.index_select(0, slots).transpose(0, 1)
+    def acquire(self, blocks: Sequence[CachedBlock]) -> None:
+        """Keep ``blocks`` until :meth:`release`."""
+        for block in blocks:
+            self.unused -= not block.users
+            block.users += 1
 
-    def store(self, ids: Sequence[int], row: Parts, owner: str = "", shared_tokens: int = 0) -> None:
-        """Store a sequence, unless it does not fit or is a prefix of another sequence of ``owner``.
+    def release(self, blocks: Sequence[CachedBlock]) -> None:
+        """End a use of ``blocks``."""
+        for block in reversed(blocks):
+            block.users -= 1
+            if not block.users:
+                if block.parent is None:
+                    self.pool.release([block.number])
+                else:
+                    self._add_unused(block)
+        self._limit()
 
-        :param row: keys and values of at least these tokens. Copied.
-        :param owner: SHARED drops all other prefixes first.
-        :param shared_tokens: as in :meth:`match`; tokens of the shared prefix are not copied.
+    def can_reserve(self, count: int) -> bool:
+        """Return True if :meth:`reserve` can free ``count`` blocks."""
+        return count <= self.pool.free + self.unused
+
+    def reserve(self, count: int) -> list[int]:
+        """Allocate ``count`` blocks, and evict as many as they need."""
+        while self.pool.free < count:
+            self._evict()
+        return self.pool.allocate(count)
+
+    def insert(
+        self,
+        ids: Sequence[int],
+        used: Sequence[CachedBlock],
+        blocks: Sequence[int],
+        owner: str = "",
+        shared_tokens: int = 0,
+    ) -> None:
+        """Insert a sequence, and free those of its ``blocks`` that are empty or already cached.
+
+        :param used: cached blocks at its beginning, in use by the caller.
+        :param blocks: numbers of the blocks that follow them.
+        :param shared_tokens: as in :meth:`match`.
         """
-        if owner == SHARED:
-            self.clear(self.capacity)
-        key = key_of(ids)
-        neighbours = self._neighbours(owner, key)
-        for neighbour in neighbours:
-            if neighbour.key.startswith(key):
-                self._touch(neighbour)
-                return
-        continued = next((neighbour for neighbour in neighbours if key.startswith(neighbour.key)), None)
-        shared = self._shared
-        borrowed = 0 if shared is None else min(shared_tokens, common_length(shared.key, key))
-        if len(ids) - borrowed > self.capacity - (0 if shared is None else len(shared.slots)):
-            return
-        self._reserve_memory()
-        slots = np.empty(0, np.int64) if shared is None else shared.slots[:borrowed]
-        if continued is not None:  # only the additional tokens are copied
-            slots, borrowed = continued.slots, continued.borrowed_slots
-            self._remove(continued)
-        try:
-            while len(self._prefixes) >= MAX_PREFIXES or self._free < len(ids) - len(slots):
-                self._drop(next(iter(self._prefixes)))
-            start = len(slots)
-            slots = np.concatenate((slots, self._allocate(len(ids) - start)))
-            places = torch.from_numpy(slots[start:]).to(self._like[0].device)
-            for memory, part in zip(self._memory, row, strict=True):
-                memory.index_copy_(0, places, part[:, start : len(ids)].transpose(0, 1))
-        except BaseException:
-            self._release(slots[borrowed:])
-            raise
-        self._insert(CachedPrefix(owner, key, slots, borrowed, self._clock()))
+        parent = used[-1] if used else self._root
+        parts = [*self._parts(key_of(ids))]
+        for at, block in enumerate(blocks, len(used)):
+            if at < len(parts) and self.max_blocks:
+                parent = self._insert(parent, parts[at], block, self._owner(at, owner, shared_tokens))
+            else:
+                self.pool.release([block])
+        self._limit()
 
     def forget(self, owner: str) -> None:
-        """Drop all prefixes of ``owner``."""
-        for prefix in list(self._by_owner.get(owner, ())):
-            self._drop(prefix)
+        """Drop all blocks of ``owner``; running requests keep theirs until they end."""
+        for top in self._tops.pop(owner, set()):
+            self._unlink(top)
+            stack = [top]
+            while stack:
+                block = stack.pop()
+                stack += (child for siblings in block.children.values() for child in siblings.nodes.values())
+                block.children.clear()
+                block.parent = None
+                if not block.users:
+                    self.unused -= 1
+                    self.pool.release([block.number])
 
     def sweep(self) -> None:
-        """Drop prefixes that were not used for ``IDLE_SECONDS``."""
+        """Evict blocks that were not used for ``IDLE_SECONDS``."""
         expiry = self._clock() - IDLE_SECONDS
-        while self._prefixes and (oldest := next(iter(self._prefixes))).last_used < expiry:
-            self._drop(oldest)
+        while self._heap and self._heap[0][0] < expiry:
+            self._evict_first()
 
-    def _neighbours(self, owner: str, key: bytes) -> list[CachedPrefix]:
-        """Return the prefixes of ``owner``, at most two, before and after ``key`` in their order."""
-        prefixes = self._by_owner.get(owner, [])
-        at = bisect_left(prefixes, key, key=lambda prefix: prefix.key)
-        return prefixes[max(0, at - 1) : at + 1]
+    def _owner(self, at: int, owner: str, shared_tokens: int) -> str:
+        """Return the owner of the block at an index of a sequence."""
+        return SHARED if (at + 1) * self._block_size <= shared_tokens else owner
 
-    def _touch(self, prefix: CachedPrefix) -> None:
-        if prefix is not self._shared:
-            prefix.last_used = self._clock()
-            self._prefixes.move_to_end(prefix)
+    def _parts(self, key: bytes) -> Iterator[bytes]:
+        """Yield the part of each block."""
+        return (key[start : start + self._block_bytes] for start in range(0, len(key), self._block_bytes))
 
-    def _insert(self, prefix: CachedPrefix) -> None:
-        if prefix.owner == SHARED:
-            self._shared = prefix
+    def _match_partially(
+        self, parent: CachedBlock, at: int, part: bytes, owner: str, shared_tokens: int
+    ) -> tuple[CachedBlock | None, int]:
+        """Return the block after ``parent`` with the longest match to ``part``, and the number of equal tokens."""
+        best: CachedBlock | None = None
+        most = 0
+        for name, limit in ((owner, self._block_size), (SHARED, shared_tokens - at * self._block_size)):
+            siblings = parent.children.get(name)
+            for block in [] if siblings is None else siblings.neighbours(part):
+                length = min(limit, common_length(block.key, part))
+                if length > most:
+                    best, most = block, length
+        return best, most
+
+    def _insert(self, parent: CachedBlock, key: bytes, number: int, owner: str) -> CachedBlock:
+        """Return the block after ``parent`` with the tokens of ``key``: a cached one, or else ``number``."""
+        siblings = parent.children.setdefault(owner, _Siblings())
+        for neighbour in siblings.neighbours(key):
+            if neighbour.key.startswith(key):
+                self.pool.release([number])
+                return neighbour
+            if key.startswith(neighbour.key):  # incomplete, so it has no children
+                self._drop(neighbour)
+                siblings = parent.children.setdefault(owner, siblings)
+        block = CachedBlock(owner, key, number, parent)
+        insort(siblings.keys, key)
+        siblings.nodes[key] = block
+        if parent.owner != owner or parent is self._root:
+            self._tops.setdefault(owner, set()).add(block)
+        self._add_unused(block)
+        return block
+
+    def _add_unused(self, block: CachedBlock) -> None:
+        self.unused += 1
+        block.last_used = math.inf if block.owner == SHARED else self._clock()
+        self._push(block)
+
+    def _push(self, block: CachedBlock) -> None:
+        """Add ``block`` to the candidates for eviction, if it is one."""
+        if block.evictable:
+            heapq.heappush(self._heap, (block.last_used, next(self._numbers), block))
+
+    def _limit(self) -> None:
+        while self.unused > self.max_blocks:
+            self._evict()
+
+    def _evict(self) -> None:
+        """Evict the least recently used of the unused blocks, of which there is at least one."""
+        while not self._evict_first():
+            pass
+
+    def _evict_first(self) -> bool:
+        """Remove the first candidate. Return False if it is stale."""
+        last_used, _, block = heapq.heappop(self._heap)
+        if not block.evictable or block.last_used != last_used:
+            return False
+        self._drop(block)
+        return True
+
+    def _drop(self, block: CachedBlock) -> None:
+        """Remove an unused block without children."""
+        self._unlink(block)
+        block.parent = None
+        self.unused -= 1
+        self.pool.release([block.number])
+
+    def _unlink(self, block: CachedBlock) -> None:
+        """Remove ``block`` from its parent's children."""
+        parent = block.parent
+        if parent is None:
             return
-        self._prefixes[prefix] = None
-        prefixes = self._by_owner.setdefault(prefix.owner, [])
-        prefixes.insert(bisect_left(prefixes, prefix.key, key=lambda other: other.key), prefix)
-
-    def _remove(self, prefix: CachedPrefix) -> None:
-        """Remove ``prefix`` from the index; its slots stay allocated."""
-        del self._prefixes[prefix]
-        prefixes = self._by_owner[prefix.owner]
-        del prefixes[bisect_left(prefixes, prefix.key, key=lambda other: other.key)]
-        if not prefixes:
-            del self._by_owner[prefix.owner]
-
-    def _drop(self, prefix: CachedPrefix) -> None:
-        self._remove(prefix)
-        self._release(prefix.slots[prefix.borrowed_slots :])
-
-    def _reserve_memory(self) -> None:
-        """Allocate the tensors of all tokens at the first use. In host memory, pages are committed when written."""
-        if not self._memory:
-            self._memory = [part.new_empty(self.capacity, *part.shape) for part in self._like]
-            self._stack = np.arange(self.capacity)[::-1].copy()
-
-    def _allocate(self, count: int) -> np.ndarray:
-        self._free -= count
-        return self._stack[self._free : self._free + count][::-1].copy()
-
-    def _release(self, slots: np.ndarray) -> None:
-        self._stack[self._free : self._free + len(slots)] = slots[::-1]
-        self._free += len(slots)
+        siblings = parent.children[block.owner]
+        del siblings.nodes[block.key]
+        del siblings.keys[bisect_left(siblings.keys, block.key)]
+        if not siblings.keys:
+            del parent.children[block.owner]
+        tops = self._tops.get(block.owner)
+        if tops is not None:
+            tops.discard(block)
+            if not tops:
+                del self._tops[block.owner]
+        self._push(parent)
 
 
 def key_of(ids: Sequence[int]) -> bytes:
@@ -215,7 +299,7 @@ def key_of(ids: Sequence[int]) -> bytes:
 
 def common_length(first: bytes, second: bytes) -> int:
     """Return the length of the common prefix of two keys, in ids."""
-    length = min(len(first), len(second)) // 4
+    length = min(len(first), len(second)) // ID_BYTES
     left, right = (np.frombuffer(key, np.uint32, length) for key in (first, second))
     differing = np.flatnonzero(left != right)
     return int(differing[0]) if len(differing) else length

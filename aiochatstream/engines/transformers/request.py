@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from queue import SimpleQueue
 
 from aiochatstream.engines.base import TokenLogprob
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.grammars import Matcher
+from aiochatstream.engines.transformers.prefix_cache import CachedBlock
 from aiochatstream.engines.transformers.sampler import Sampler
 from aiochatstream.params import GenerationParams
-
-SIZE_CLASS_TOKENS = 256
-"""Upper limit of the first size class in tokens; each further class doubles it."""
 
 
 class Request:
@@ -23,11 +21,13 @@ class Request:
     end: maximum number of ids.
     computed_tokens: number of ids whose keys and values are in the row.
     cached_tokens: number of ids whose keys and values were loaded from the prefix cache.
+    scored_tokens: number of ids at the beginning that need no prompt logprobs, or have them.
     owner: only this user's later prompts may reuse the keys and values.
     shared_tokens: number of ids at the beginning for which the shared prefix may be used.
     cacheable: False if the keys and values must not be stored in the prefix cache.
-    size_class: class of ``end``.
     row: row of the KV cache; -1 while waiting.
+    blocks: blocks of the KV cache that only this request uses, after ``cached_blocks``.
+    cached_blocks: blocks of the prefix cache at the beginning.
     output: token ids, None for each step without a token, and an exception if the request fails.
     logprobs: logprobs of the tokens, if requested; the reader of the tokens removes them.
     prompt_logprobs: the same for the prompt's tokens from the second one on.
@@ -45,10 +45,12 @@ class Request:
         self.owner, self.shared_tokens = owner, shared_tokens
         self.cacheable = True
         self.end = len(prompt) + params.max_new_tokens
-        self.size_class = (self.end // SIZE_CLASS_TOKENS).bit_length()
         self.sampler = Sampler(params, matcher)
         self.row = -1
+        self.blocks: list[int] = []
+        self.cached_blocks: Sequence[CachedBlock] = ()
         self.computed_tokens = self.cached_tokens = 0
+        self.scored_tokens = 1
         self.cancelled = self.failed = False
         self.output: SimpleQueue[int | Exception | None] = SimpleQueue()
         self.logprobs: deque[TokenLogprob] = deque()

@@ -1,21 +1,19 @@
-"""Assignment of requests to rows of the KV cache."""
+"""Assignment of requests to rows and blocks of the KV cache."""
 
 from __future__ import annotations
 
-import logging
+from bisect import insort
 from collections.abc import Collection
 
 from aiochatstream.engines.transformers.kv_cache import KVCache
-from aiochatstream.engines.transformers.prefix_cache import PrefixCache
+from aiochatstream.engines.transformers.prefix_cache import PrefixCache, PrefixMatch
 from aiochatstream.engines.transformers.request import Request
-
-logger = logging.getLogger(__name__)
 
 
 class RowTable:
-    """Requests in the rows of the KV cache, sorted by size class.
+    """Requests in the rows of the KV cache, each with the blocks that its prompt and answer need.
 
-    Rows of similar lengths are neighbours, because neighbours attend together, up to the length of the longest.
+    :param prefix_cache: cache in the blocks that no request uses.
     """
 
     def __init__(self, kv_cache: KVCache, prefix_cache: PrefixCache, rows: int) -> None:
@@ -25,33 +23,47 @@ class RowTable:
         self.free_rows = list(range(rows))
         self.prefix_hits = 0
 
-    def admit(self, request: Request) -> None:
-        """Assign a free row and load the cached prefix of the prompt. The row stays free if this raises."""
-        self.free_rows.sort(reverse=True)
-        request.row = self.free_rows.pop()
+    def admit(self, request: Request) -> bool:
+        """Assign a free row, the cached prefix of the prompt, and free blocks for the rest.
+
+        Return False, and change nothing, if there are not enough blocks until other requests end. If this raises, the
+        row and the blocks are free again.
+        """
+        match = self._match(request)
+        cache = self._prefix_cache
+        cache.acquire(match.used)
         try:
-            self._sort_rows(request)
-            if not request.params.prompt_logprobs:  # they need the logits of the whole prompt
-                self._load_prefix(request)
-        except Exception:
-            self.free_rows.append(request.row)
+            count = self._kv_cache.blocks_for(request.end - 1) - len(match.blocks)  # the last token is never computed
+            if match.partial is not None and not cache.can_reserve(count):  # it may be in one of the last blocks
+                cache.release([match.partial])
+                match = PrefixMatch(match.blocks)
+            admitted = cache.can_reserve(count)
+            if admitted:
+                self._start(request, match, cache.reserve(count))
+        except BaseException:
+            cache.release(match.blocks)
             raise
-        self.requests.append(request)
+        finally:
+            if match.partial is not None:
+                cache.release([match.partial])
+        if not admitted:
+            cache.release(match.blocks)
+        return admitted
 
     def retire_finished(self) -> None:
-        """Free the rows of finished requests and cache their keys and values for later prompts."""
+        """Free the rows of finished requests, and cache their blocks for later prompts."""
         for request in [request for request in self.requests if request.finished]:
             self.requests.remove(request)
-            self.free_rows.append(request.row)
-            computed = request.ids[: request.computed_tokens]
+            insort(self.free_rows, request.row)
             if request.failed or not request.has_output:  # a NaN would spread, even if it is masked
-                self._kv_cache.clear(request.row, len(request.ids))
-            elif computed and request.cacheable:
-                row = self._kv_cache.row(request.row)
-                try:
-                    self._prefix_cache.store(computed, row, request.owner, request.shared_tokens)
-                except Exception:  # most likely out of memory
-                    logger.warning("Could not cache the KV entries of a finished answer", exc_info=True)
+                self._kv_cache.clear(request.blocks)
+            if request.failed or not request.has_output or not request.cacheable:
+                self._prefix_cache.pool.release(request.blocks)
+            else:
+                computed = request.ids[: request.computed_tokens]
+                options = request.owner, request.shared_tokens
+                self._prefix_cache.insert(computed, request.cached_blocks, request.blocks, *options)
+            self._prefix_cache.release(request.cached_blocks)
 
     def forget(self, owners: Collection[str]) -> None:
         """Drop the cached prefixes of ``owners``, and do not cache their running requests."""
@@ -65,27 +77,25 @@ class RowTable:
         requests, self.requests = self.requests, []
         return requests
 
-    def _sort_rows(self, new: Request) -> None:
-        """Exchange the row of ``new``, which is free, with other rows until all are sorted by size class.
-
-        The other rows are already sorted: requests that leave do not change the order.
-        """
-        while True:
-            smaller = [other for other in self.requests if other.row > new.row and other.size_class < new.size_class]
-            larger = [other for other in self.requests if other.row < new.row and other.size_class > new.size_class]
-            if smaller:
-                other = min(smaller, key=lambda request: (request.size_class, -request.row))
-            elif larger:
-                other = max(larger, key=lambda request: (request.size_class, -request.row))
-            else:
-                return
-            self._kv_cache.copy_row(other.row, new.row, other.computed_tokens)
-            other.row, new.row = new.row, other.row
-
-    def _load_prefix(self, request: Request) -> None:
+    def _match(self, request: Request) -> PrefixMatch:
+        if request.params.prompt_logprobs:  # they need the logits of the whole prompt
+            return PrefixMatch()
         ids = request.ids[:-1]  # the last token is computed, for its logits
-        prefix, length = self._prefix_cache.match(ids, request.owner, request.shared_tokens)
-        if prefix is not None:
-            self._prefix_cache.load(prefix, length, self._kv_cache.row(request.row))
-            self.prefix_hits += 1
-        request.computed_tokens = request.cached_tokens = length
+        return self._prefix_cache.match(ids, request.owner, request.shared_tokens)
+
+    def _start(self, request: Request, match: PrefixMatch, blocks: list[int]) -> None:
+        """Assign a row with ``blocks`` after those of ``match``. If this raises, the blocks are free."""
+        row = self.free_rows[0]  # neighbouring rows are faster
+        try:
+            self._kv_cache.assign(row, [*(cached.number for cached in match.blocks), *blocks])
+            if match.partial is not None:
+                self._kv_cache.copy_block(match.partial.number, blocks[0], match.partial_tokens)
+        except BaseException:
+            self._prefix_cache.pool.release(blocks)
+            raise
+        request.row, request.blocks, request.cached_blocks = row, blocks, match.blocks
+        tokens = len(match.blocks) * self._kv_cache.block_size + match.partial_tokens
+        request.computed_tokens = request.cached_tokens = tokens
+        self.prefix_hits += tokens > 0
+        self.free_rows.pop(0)
+        self.requests.append(request)

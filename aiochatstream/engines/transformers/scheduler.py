@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiochatstream.engines.transformers.packed_step import TOKEN_MULTIPLE, Chunk, padded_size, round_up
+from aiochatstream.engines.transformers.chunk import TOKEN_MULTIPLE, Chunk, padded_size, round_up
 from aiochatstream.engines.transformers.request import Request
 
 PREFILL_BUDGET = (8, 256)
@@ -98,7 +98,7 @@ class Scheduler:
         plan.sort(key=lambda planned: planned[1].row)
         budget, scored_budget = self._prefill_budget(len(requests), len(decoding)), MAX_SCORED_TOKENS
         for request in requests:
-            scored = request.params.prompt_logprobs
+            scored = request.params.prompt_logprobs and not request.has_output
             start = request.computed_tokens
             remaining, room = len(request.ids) - start, min(budget, scored_budget) if scored else budget
             if remaining > 1 and room > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from collections import deque
@@ -11,12 +10,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from aiochatstream.engines.base import StepKind, TokenLogprob
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
+from aiochatstream.engines.transformers.plain_forward import PlainForward
 from aiochatstream.engines.transformers.sampler import Sampler
 from aiochatstream.engines.transformers.sampling import SampleFunction, sample
 from aiochatstream.engines.transformers.step_errors import is_usable
@@ -24,6 +23,9 @@ from aiochatstream.params import GenerationParams
 
 PREFILL_TOKENS = 256
 """Maximum number of prompt tokens per step, so that a disconnect is noticed during the prefill."""
+
+CHECK_IDS = list(range(3, 23))
+"""Tokens with which a model shows whether it can compute the chunks of a prompt one after the other."""
 
 
 class SequentialAnswer:
@@ -72,16 +74,10 @@ class SequentialDecoder:
     def __init__(
         self, model: Any, on_step: Callable[[StepKind, float], None], sample_tokens: SampleFunction = sample
     ) -> None:
-        accepted = inspect.signature(model.forward).parameters
-        names = [name for name in ("past_key_values", "cache_params") if name in accepted]
-        if not names:
-            raise ValueError(f"{type(model).__name__} cannot be served: it has no known kind of cache.")
-        self._model, self._on_step, self._sample, self._cache_name = model, on_step, sample_tokens, names[0]
-        self._has_logits_to_keep = "logits_to_keep" in accepted
-        cache = DynamicCache(config=model.config)
-        self._supports_chunks = not any(  # a recurrent state cannot be continued by several tokens
-            hasattr(layer, "recurrent_states") for layer in cache.layers
-        )
+        self._forward, self._on_step, self._sample = PlainForward(model), on_step, sample_tokens
+        has_states = any(hasattr(layer, "recurrent_states") for layer in self._forward.new_cache().layers)
+        self._supports_chunks = not has_states or self._forward.continues_states(CHECK_IDS)
+        self._device = model.device
         self._model_lock = threading.Lock()
         self.stopped = False
         """True if the device cannot compute any more."""
@@ -99,10 +95,18 @@ class SequentialDecoder:
         if params.prompt_logprobs and not self._supports_chunks:
             first, size = PREFILL_TOKENS, 1
         starts = [0, *range(first, len(prompt), size)]
-        cache = DynamicCache(config=self._model.config)
+        cache = self._forward.new_cache()
 
         def forward(ids: list[int], keep: int) -> torch.Tensor:
-            return self._forward(ids, cache, keep)
+            with self._model_lock:
+                start = time.perf_counter()
+                try:
+                    logits = self._forward(ids, cache, keep)
+                except Exception:
+                    self.stopped = not is_usable(self._device)
+                    raise
+                self._on_step("prefill" if len(ids) > 1 else "decode", time.perf_counter() - start)
+            return logits
 
         return SequentialAnswer(forward, self._sample, prompt, Sampler(params, matcher), starts)
 
@@ -115,24 +119,6 @@ class SequentialDecoder:
     def metrics(self) -> dict[str, float]:
         """Return no values."""
         return {}
-
-    @torch.inference_mode()
-    def _forward(self, ids: list[int], cache: DynamicCache, keep: int) -> torch.Tensor:
-        """Append ``ids`` to ``cache``; return the logits [keep, vocabulary] of the last ``keep`` positions."""
-        with self._model_lock:
-            start = time.perf_counter()
-            inputs = torch.tensor([ids], device=self._model.device)
-            options = {"use_cache": True, self._cache_name: cache}
-            if self._has_logits_to_keep:
-                options["logits_to_keep"] = keep
-            try:
-                output = self._model(input_ids=inputs, **options)
-            except Exception:
-                self.stopped = not is_usable(self._model.device)
-                raise
-            logits: torch.Tensor = output.logits[0, -keep:]
-            self._on_step("prefill" if len(ids) > 1 else "decode", time.perf_counter() - start)
-        return logits
 
 
 def cache_token_bytes(config: Any, dtype: torch.dtype) -> int | None:

@@ -54,7 +54,7 @@ class ChildServers:
 
     :param command_of: returns the command of a server, from its device and the path of its unix socket.
     :param devices: for example ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
-    :param slots: maximum number of concurrent answers of each server; None for the pool's.
+    :param slots_of: returns the maximum number of concurrent answers of a device's server; None for the pool's.
     :param stop_seconds: seconds that the servers have to end after SIGTERM, before they are killed.
 
     Raise ValueError with a sentence if a device is invalid.
@@ -65,7 +65,7 @@ class ChildServers:
         command_of: Callable[[str, Path], Sequence[str]],
         devices: Sequence[str],
         *,
-        slots: int | None = None,
+        slots_of: Callable[[str], int] | None = None,
         stop_seconds: float = 10.0,
     ) -> None:
         if isinstance(devices, str) or not devices or not all(re.fullmatch(r"[a-z]+(:\d+)?", name) for name in devices):
@@ -81,7 +81,10 @@ class ChildServers:
             self._environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // devices.count("cpu"))))
         self._closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self.upstreams = [Upstream(f"unix:{child.socket}", slots, name=child.name) for child in self._children]
+        self.upstreams = [
+            Upstream(f"unix:{child.socket}", None if slots_of is None else slots_of(child.device), name=child.name)
+            for child in self._children
+        ]
         """Sources of :class:`~aiochatstream.engines.upstream.pool.UpstreamPool`."""
 
     @property

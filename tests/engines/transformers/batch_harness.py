@@ -9,10 +9,12 @@ from collections.abc import Callable, Generator
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 
+from aiochatstream.engines.transformers import kv_cache
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.block_pool import BlockPool
 from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.request import Request
@@ -24,6 +26,9 @@ CPU, DOUBLE = torch.device("cpu"), torch.float64
 
 TOKEN_BYTES = 2 * SIZE * 8
 """Size of one token in the KV cache and in the prefix cache."""
+
+BLOCK_SIZE = 4
+"""Number of tokens in a block, few so that sequences have several blocks."""
 
 ChunkTokens = tuple[int, tuple[int, ...]]
 """Start of a chunk and its token ids."""
@@ -139,17 +144,22 @@ def batch_of(
     *,
     rows: int = 3,
     length: int = 64,
+    tokens: int | None = None,
     prefix_tokens: int = 0,
     max_step: float | None = None,
     on_step: Callable[..., None] = lambda kind, seconds: None,
 ) -> Batch:
     """Return a batch of the model.
 
+    :param tokens: capacity of the KV cache; None for full rows.
     :param prefix_tokens: capacity of the prefix cache.
     """
     like = [(torch.zeros(1, 1, 1, SIZE, dtype=DOUBLE),) * 2]
-    prefix_cache = PrefixCache(like, prefix_tokens * TOKEN_BYTES)
-    return Batch(model, KVCache(like, rows, length), rows, prefix_cache, CPU, DOUBLE, on_step, max_step)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv_cache, "BLOCK_SIZE", BLOCK_SIZE)
+        cache = kv_cache.KVCache(like, rows=rows, length=length, tokens=rows * length if tokens is None else tokens)
+    prefix_cache = PrefixCache(BlockPool(cache.blocks), BLOCK_SIZE, prefix_tokens // BLOCK_SIZE)
+    return Batch(model, cache, rows, prefix_cache, CPU, DOUBLE, on_step, max_step)
 
 
 def ids(length: int, seed: int = 0) -> list[int]:

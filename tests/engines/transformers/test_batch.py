@@ -67,7 +67,7 @@ def test_a_request_during_a_step_joins_the_next_step_and_all_rows_share_a_forwar
     manual_model.run_freely()
     assert first.read_all() == manual_model.answer(first.prompt, 3)
     assert second.read_all() == manual_model.answer(second.prompt, 2)
-    assert [lengths(step) for step in manual_model.steps] == [[(0, 3)], [(3, 1), (0, 5)], [(4, 1), (5, 1)]]
+    assert [lengths(step) for step in manual_model.steps] == [[(0, 3)], [(3, 1), (0, 5)], [(5, 1), (4, 1)]]
 
 
 def test_free_rows_are_reused_in_the_next_step_and_in_the_order_of_submission(
@@ -150,13 +150,17 @@ def test_metrics_report_rows_and_bytes(make_batch: MakeBatch, manual_model: OneL
     manual_model.wait_for_step()
     manual_model.step()
     assert batch.metrics()["batch_size"] == 2
+    assert batch.metrics()["kv_cache_used_tokens"] == 2 * 8, "for 4 + 2 - 1 tokens each"
     manual_model.run_freely()
     for request in requests:
         request.read_all()
     wait_until_idle(batch)
     batch.close()
-    assert batch.metrics()["kv_cache_bytes"] == 3 * 20 * TOKEN_BYTES
-    assert batch.metrics()["prefix_cache_bytes"] == 2 * 5 * TOKEN_BYTES
+    metrics = batch.metrics()
+    assert metrics["kv_cache_bytes"] == 3 * 20 * TOKEN_BYTES
+    assert (metrics["prefix_cache_tokens"], metrics["kv_cache_used_tokens"]) == (2 * 8, 0), "whole blocks"
+    assert metrics["prefix_cache_bytes"] == 2 * 8 * TOKEN_BYTES
+    assert metrics["kv_cache_free_tokens"] == 3 * 20 - 2 * 8
 
 
 @pytest.mark.parametrize("position", [0, 1, 2, 3])

@@ -365,7 +365,7 @@ def test_a_small_kv_cache_shortens_the_context_and_logs_it(caplog: pytest.LogCap
         load_engine(tiny(), kv_cache_bytes=7 * token_bytes)
 
 
-@pytest.mark.parametrize("family", ["Qwen2", "GPT-OSS, with sinks"])
+@pytest.mark.parametrize("family", ["Qwen2", "Llama 4, with chunks"])
 def test_without_a_context_length_the_models_own_limit_applies_as_far_as_the_memory_allows(family: str) -> None:
     token_bytes = 6 * 2 * 16 * 4
     for options, expected in (({}, 2048), ({"kv_cache_bytes": 2 * 100 * token_bytes}, 100)):

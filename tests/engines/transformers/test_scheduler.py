@@ -29,8 +29,8 @@ def test_long_prompts_are_read_in_chunks_while_others_decode_and_each_step_is_re
         [(0, 2)],
         [(2, 1), (0, 4)],
         [(3, 1), (4, 4)],
-        [(4, 1), (8, 1)],
-        [(5, 1), (9, 1)],
+        [(8, 1), (4, 1)],
+        [(9, 1), (5, 1)],
         [(6, 1)],
     ]
     batch.close()

@@ -69,7 +69,7 @@ def has_ended(pid: int) -> bool:
 async def test_a_killed_server_is_started_again_and_the_other_one_goes_on(
     start_children: StartChildren, processes: Callable[[], list[dict[str, Any]]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    children = await start_children("cuda:0", "cuda:1", slots=3)
+    children = await start_children("cuda:0", "cuda:1", slots_of=lambda device: 3)
     assert [upstream.name for upstream in children.upstreams] == ["cuda:0", "cuda:1"]
     async with open_pool(*children.upstreams) as pool:
         await until(lambda: pool.capacity == 6)

@@ -22,7 +22,9 @@ COMPILER_FLAGS = {torch.bfloat16: ["-DBFLOAT16"], torch.float32: []}
 """Flags for each supported dtype."""
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"]
 """Sums may be reordered; NaN stays NaN."""
-ARGUMENTS = [*[c_void_p] * 8, *[c_int64] * 13, *[c_float] * 2]
+BLOCK_SIZE = 16
+"""Number of tokens in a block of the KV cache."""
+ARGUMENTS = [*[c_void_p] * 11, *[c_int64] * 13, *[c_float] * 2]
 
 
 class DecodeAttention:
@@ -35,7 +37,9 @@ class DecodeAttention:
     """
 
     def __init__(self, size: int, sharing: int, dtype: torch.dtype) -> None:
-        self._function = _compile([f"-DSIZE={size}", f"-DSHARING={sharing}", *COMPILER_FLAGS[dtype]])
+        self._function = _compile(
+            [f"-DSIZE={size}", f"-DSHARING={sharing}", f"-DBLOCK={BLOCK_SIZE}", *COMPILER_FLAGS[dtype]]
+        )
 
     def __call__(
         self,
@@ -44,23 +48,28 @@ class DecodeAttention:
         value: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
+        places: torch.Tensor,
         rows: torch.Tensor,
         positions: torch.Tensor,
-        decoding: int,
+        tables: torch.Tensor,
         *,
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Write the keys and values of all tokens, and attend for the first ``decoding`` ones.
+        """Write the keys and values of all tokens, and attend for the first ``len(rows)`` ones.
 
         :param query: [heads, tokens, head size]
         :param key: and ``value``: [key-value heads, tokens, head size]
-        :param keys: and ``values``: the cache, [rows, key-value heads, length, head size].
-        :param rows: and ``positions``: row and position of each token in the cache. Padding may follow the tokens.
-        :param decoding: number of tokens that attend.
+        :param keys: and ``values``: the cache, [key-value heads, places, head size].
+        :param places: place of each token in the cache. Padding may follow the tokens.
+        :param rows: row of each token that attends.
+        :param positions: position in its row of each token.
+        :param tables: block tables of all rows, [rows, blocks], int32.
         :param window: maximum number of tokens that a token attends to, including itself; None for all.
-        :returns: [decoding, heads, head size]
+        :param sinks: a logit for each head without a value, [heads]; None for none.
+        :returns: [tokens that attend, heads, head size]
 
         Raise TypeError if the dtypes differ.
         """
@@ -69,17 +78,19 @@ class DecodeAttention:
                 f"dtypes differ: query {query.dtype}, key {key.dtype}, value {value.dtype}, cache {keys.dtype}"
             )
         query, key, value = (part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value))
-        result = query.new_empty(decoding, query.shape[0], query.shape[2])
+        result = query.new_empty(len(rows), query.shape[0], query.shape[2])
+        sinks = None if sinks is None else sinks.float().contiguous()
         self._function(
-            *(part.data_ptr() for part in (query, key, value, keys, values, result, rows, positions)),
+            *(part.data_ptr() for part in (query, key, value, keys, values, result, places, rows, positions, tables)),
+            None if sinks is None else sinks.data_ptr(),
             *(
                 torch.get_num_threads(),
+                len(places),
                 len(rows),
-                decoding,
                 len(key),
                 *(stride for part in (query, key, value) for stride in part.stride()[:2]),
             ),
-            *(*keys.stride()[:2], window or 0, scale, softcap or 0.0),
+            *(keys.stride(0), tables.stride(0), window or 0, scale, softcap or 0.0),
         )
         return result
 
