@@ -6,7 +6,7 @@ DOCS_STAMP := .venv/docs-installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 
-.PHONY: run test test-fast test-clients test-ray test-upstreams lint format docs dist bench bench-measure fuzz setup page-tools
+.PHONY: run test test-fast test-clients test-gpu gpu-wheels test-ray test-upstreams lint format docs dist bench bench-measure fuzz setup page-tools
 
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
@@ -27,6 +27,19 @@ test-clients: setup
 	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement tests/clients/requirements.txt
 	if command -v npm >/dev/null; then npm ci --prefix tests/clients --ignore-scripts; fi
 	.venv-clients/bin/python tests/clients/try_clients.py
+
+# the packages that the trial on a GPU needs besides torch, for this Python version
+gpu-wheels: setup
+	rm -rf gpu-wheels
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --constraint constraints.txt --wheel-dir gpu-wheels \
+		'.[transformers,constrained]'
+	rm -f gpu-wheels/aiochatstream-* gpu-wheels/torch-*
+
+# on a GPU, with the torch that is installed there and without a network; not in CI
+test-gpu:
+	$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-index --no-deps --upgrade \
+		--target .gpu-packages gpu-wheels/*.whl
+	PYTHONPATH=.gpu-packages:. $(PYTHON) -m tests.gpu.try_gpu $(ARGS)
 
 # servers on a Ray cluster, in an environment of its own; not in CI
 test-ray:

@@ -28,7 +28,7 @@ from common import (
     table,
     write_json,
 )
-from runners import Runner, engine_runner, measure_stall, plain_runner, step_s, token_times, ttft
+from runners import Runner, engine_runner, measure_beside, measure_stall, plain_runner, step_s, token_times, ttft
 from step_profile import StepProfiler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,11 +39,13 @@ from aiochatstream.engines.transformers.loading import choose_device, choose_dty
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 
 CONTEXT = 2048
-"""Maximum tokens of a row."""
-PARTS = ("prefill", "decode", "batch", "turns", "users", "stall", "profile")
+"""Maximum tokens of a row, unless the document of ``beside`` is longer."""
+PARTS = ("prefill", "decode", "batch", "turns", "users", "stall", "beside", "profile")
 TURN_TOKENS = 32
 """Tokens of the second turn's message."""
 FIRST_ANSWER_TOKENS = 4
+QUESTION_TOKENS, QUESTIONS = 30, 5
+"""Tokens of a question, and number of questions while a document is read."""
 
 HELP = """\
 ChatStream's engine and plain model.generate, with its own copy of the model, take turns (A B A B), --rounds times. They
@@ -60,6 +62,9 @@ cached. The figures are medians, with minimum and maximum in parentheses, and ra
   stall      effect of a new prompt on running answers (engine only): the 99th percentile of the gaps between their
              tokens during its prefill, and the median gap before. One round is not measured: oneDNN generates code for
              new sizes, so that the first long prompt of a server causes longer gaps
+  beside     TTFT of questions of 30 tokens and of a document (engine only), alone and beside each other: 5 questions
+             arrive one after another, at random moments while the document is read. A round has the median of its
+             questions, and the ratios are those of the same round
   profile    milliseconds of the parts of a decoding step, by rows: linear layers, attention with keys and values, rest
              of the model, sampling, preparation; and the time of all linear layers in a row without the parts between
              them. With --compile, the parts are those of an uncompiled step, because a compiled step cannot be divided;
@@ -96,6 +101,7 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     users: list[dict[str, float]] = field(default_factory=list)
     stalls: list[dict[str, float]] = field(default_factory=list)
+    besides: list[dict[str, float]] = field(default_factory=list)
     profiles: list[dict[str, float]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
@@ -110,7 +116,8 @@ class Results:
     def render(self) -> str:
         rows = [row for row in self.rows if row.plain]
         left_out = "".join(f"\n{sentence}" for sentence in self.left_out)
-        tables = "".join(figures_table(rows) for rows in (self.users, self.stalls, self.profiles) if rows)
+        figures = (self.users, self.stalls, self.besides, self.profiles)
+        tables = "".join(figures_table(rows) for rows in figures if rows)
         if not rows:
             return tables + left_out if tables else f"Nothing was measured.{left_out}"
         head = ("", "", "", "engine", "model.generate", "engine/plain", "floor", "engine/floor")
@@ -133,6 +140,7 @@ class Results:
             "floor_ms": self.floor_ms,
             "users": self.users,
             "stalls": self.stalls,
+            "besides": self.besides,
             "profiles": self.profiles,
             "left_out": self.left_out,
             "rows": [
@@ -162,7 +170,8 @@ class EngineBench:
         weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in model.parameters()}
         plain = copy.deepcopy(model)  # the engine modifies its model
         engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source), compile=self.options.compile)
-        engine.load(max(*self.options.batches, *self.options.stall_answers) + 1, CONTEXT)
+        context = max(CONTEXT, self.options.document + 1) if "beside" in self.options.parts else CONTEXT
+        engine.load(max(*self.options.batches, *self.options.stall_answers) + 1, context)
         self.limit = engine.max_context_len or sys.maxsize
         self._engine, self._model, self._vocabulary = (
             engine,
@@ -253,6 +262,34 @@ class EngineBench:
                 | {"ratio": p99_ms / p50_ms}
             )
 
+    def _beside(self) -> None:
+        for length in self._fitting("beside", [self.options.document], 1):
+            rounds = []
+            for turn in range(self.options.rounds):
+                progress(f"beside, {length} tokens, round {turn + 1} of {self.options.rounds}")
+                rounds.append(self._measure_beside(length))
+            medians = {name: median(figures[name] for figures in rounds) for name in rounds[0]}
+            self.results.besides.append({"tokens": length} | medians)
+
+    def _measure_beside(self, length: int) -> dict[str, float]:
+        question = median(self._ttft(QUESTION_TOKENS) for _ in range(QUESTIONS))
+        document = self._ttft(length)
+        questions = [self._ids(QUESTION_TOKENS) for _ in range(QUESTIONS)]
+        pauses = [self._random.uniform(0, document / QUESTIONS) for _ in questions]
+        answers, document_beside = measure_beside(self._engine, self._ids(length), questions, pauses)
+        question_beside = median(answers)
+        return {
+            "question alone, ms": question * 1000,
+            "question beside, ms": question_beside * 1000,
+            "question beside/alone": question_beside / question,
+            "document alone, ms": document * 1000,
+            "document beside, ms": document_beside * 1000,
+            "document beside/alone": document_beside / document,
+        }
+
+    def _ttft(self, length: int) -> float:
+        return ttft([[*token_times(self._engine, self._ids(length), 1)]])
+
     def _profile(self) -> None:
         compiled = PackedForward(self._model, compiled=True) if self.options.compile else None
         decoder = self._engine.decoder
@@ -341,6 +378,13 @@ def read_options() -> argparse.Namespace:
         default=[1, 4, 16],
         metavar="N,N",
         help="running answers, for stall (1,4,16)",
+    )
+    add(
+        "--document",
+        type=integer(1, 1_000_000),
+        default=6000,
+        metavar="N",
+        help="tokens of the document, for beside (6000)",
     )
     add(
         "--profile-context",

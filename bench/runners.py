@@ -100,6 +100,30 @@ def measure_stall(engine: Engine, prompts: list[list[int]], long_prompt: list[in
     )
 
 
+def measure_beside(
+    engine: Engine, document: list[int], questions: list[list[int]], pauses: list[float]
+) -> tuple[list[float], float]:
+    """Return the seconds to the first token of each question, which arrives while ``document`` is read, and of that.
+
+    :param pauses: seconds before each question, from the end of the answer before it.
+
+    Raise RuntimeError if the document was read before the last question was answered.
+    """
+    document_times: TokenTimes = []
+    thread = threading.Thread(
+        target=lambda: document_times.extend(token_times(engine, document, 1)), name="document", daemon=True
+    )
+    thread.start()
+    seconds = []
+    for question, pause in zip(questions, pauses, strict=True):
+        time.sleep(pause)
+        seconds.append(ttft([[*token_times(engine, question, 1)]]))
+    if len(document_times) > 1:
+        raise RuntimeError("The document was read before the last question was answered: it must be longer.")
+    thread.join()
+    return seconds, ttft([document_times])
+
+
 class TimingStreamer:
     """A streamer for model.generate, which passes the prompts first, then a token of each answer at a time."""
 

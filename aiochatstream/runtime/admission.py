@@ -250,7 +250,7 @@ class Admission:
         self._draining = True
         waiting = [*self._memory.waiting, *self._waiting]
         followers = [follower for ticket in (*self._running, *waiting) for follower in ticket._group.followers]
-        for ticket in (*followers, *reversed(waiting)):  # the last ones first: none runs in the place of another
+        for ticket in (*followers, *waiting):
             ticket._refusal = self._draining_error()
             ticket.release()
 

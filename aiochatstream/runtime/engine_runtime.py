@@ -28,7 +28,7 @@ from aiochatstream.runtime.daemon_threads import DaemonExecutor, in_daemon_threa
 from aiochatstream.runtime.events import Ended, Failed
 from aiochatstream.runtime.metrics import Metrics
 from aiochatstream.runtime.running_turn import ENDING_SECONDS, SAVE_SECONDS, Job, RunningTurn
-from aiochatstream.runtime.served_model import RuntimeConfig, ServedModel
+from aiochatstream.runtime.served_model import MIN_FILL_TOKENS, RuntimeConfig, ServedModel
 from aiochatstream.runtime.turns import Turns
 from aiochatstream.texts import texts_for
 
@@ -337,6 +337,8 @@ class Runtime(ServedModel):
         """Load the engine unless it is asynchronous, and set the properties that depend on its model. Blocking."""
         if isinstance(self.engine, Engine):
             self.engine.load(self._slots(), self._requested_context_len)
+        if self.engine.kv_cache_tokens is not None:
+            self._fill_tokens = max(MIN_FILL_TOKENS, self.engine.kv_cache_tokens // self._slots())
         self._set_up_model()
 
     def _log_failure(self, task: asyncio.Task[None]) -> None:

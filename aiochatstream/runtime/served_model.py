@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,9 @@ from aiochatstream.texts import Locale
 
 ANSWER_SHARE = 4
 """With ``fill_context``, turns are dropped to leave the context's length divided by this for the answer."""
+
+MIN_FILL_TOKENS = 2048
+"""Length that ``fill_context`` allows every answer, even if it is more than an equal share of the engine's memory."""
 
 PROBE = "Hello"
 PROBE_CONVERSATION = Conversation((Turn("1", "1", ""),))
@@ -84,6 +88,9 @@ class ServedModel:
         self._template_arguments: TemplateArguments | None = None
         """Arguments that the prompt class supports; None until the engine is loaded, and for an engine without a
         tokenizer, which receives all parameters itself."""
+        self._fill_tokens = sys.maxsize
+        """Maximum length of an answer with ``fill_context`` for which nobody has set another one: as all reserve their
+        memory, a whole context each would leave none for others. Set when the engine is loaded."""
         self._server_prefix: list[int] = []
         """Tokens at the beginning of every prompt; set when the engine is loaded."""
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling needs no secrecy
@@ -241,8 +248,10 @@ class ServedModel:
             chat_prompt.template_kwargs = self._template_arguments.values(params)
 
     def _shorten_answer(self, params: GenerationParams, prompt: Prompt) -> GenerationParams:
-        """Return ``params`` with at most the tokens that ``prompt`` leaves in the context."""
+        """Return ``params`` with at most the tokens that ``prompt`` leaves in the context or the memory allows."""
         left = self.context_len - len(prompt.token_ids)
+        if self.limits.fill_context and "max_new_tokens" not in params.model_fields_set:
+            left = min(left, self._fill_tokens)
         if self.engine.tokenizer is None or params.max_new_tokens <= left:
             return params
         return params.model_copy(update={"max_new_tokens": left})

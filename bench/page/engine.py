@@ -58,6 +58,7 @@ def write(section: Section, report: Report) -> None:
 
     tables = {
         "stalls": "Gaps between the tokens of running answers, before and during the prefill of a long prompt.",
+        "besides": "Time to the first token of short questions and of a long document, alone and beside each other.",
         "profiles": "Milliseconds of the parts of a decoding step, by rows in the batch: medians of the steps.",
     }
     for name, sentence in tables.items():

@@ -167,6 +167,7 @@ ENGINE = {
         engine_row("something new", "here", "pints", 2.0, 4.0),
     ],
     "stalls": [{"answers": 4, "p50 before, ms": 21.52, "ratio": 2.8}],
+    "besides": [{"tokens": 6000, "question alone, ms": 40.5, "question beside/alone": 1.8}],
     "profiles": [{"rows": 1, "step": 20.04, "linear layers": 15.5}, {"rows": 16, "step": 40.0, "linear layers": 25.0}],
 }
 
@@ -341,6 +342,8 @@ def test_scaling_shows_the_figures_of_the_json(lines: list[str], line: str) -> N
         "| 1 | 20.04 | 15.50 |",
         "| answers | p50 before, ms | ratio |",
         "| 4 | 21.52 | 2.80 |",
+        "| tokens | question alone, ms | question beside/alone |",
+        "| 6000 | 40.50 | 1.80 |",
         "A step at batch size 1 must read all weights once: 256 MiB at 32.0 GB/s, measured in the same run, take "
         "8.0 ms (the floor).",
     ],

@@ -36,7 +36,8 @@ def load() -> Iterator[Callable[..., LoadedModel]]:
 def test_a_model_that_cannot_be_batched_has_the_reason(load: Callable[..., LoadedModel]) -> None:
     model = load("Llama 4, with chunks")
     result = model_checks.check_batching(model)
-    assert (result.status, result.text.partition(":")[0]) == ("warning", "answers are decoded one at a time")
+    text = "answers are decoded one at a time, and serve runs 2"
+    assert (result.status, result.text.partition(":")[0], result.values["slots"]) == ("warning", text, 2)
     assert model_checks.check_context(model).text == "2048 tokens"
     assert model_checks.check_speed(model).status == "ok"
 

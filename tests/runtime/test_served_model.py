@@ -229,9 +229,11 @@ def serve(tokenizer: PreTrainedTokenizerBase) -> Serve:
         params: GenerationParams | None = None,
         has_tokenizer: bool = True,
         param_limits: ParamLimits | None = None,
+        kv_cache_tokens: int | None = None,
         **limits: Any,
     ) -> AsyncIterator[tuple[ChatStream, SilentEngine]]:
         engine = SilentEngine(tokenizer if has_tokenizer else None, limit, model_params)
+        engine.kv_cache_tokens = kv_cache_tokens
         async with ChatStream(
             engine=engine, params=params, param_limits=param_limits, limits=Limits(**limits)
         ) as chat_stream:
@@ -335,6 +337,20 @@ async def test_answers_fill_the_context_and_leave_three_quarters_for_the_history
         assert engine.lengths[-1][1] == 8
         with pytest.raises(InvalidValue, match=r"^params\.max_new_tokens: must be from 1 to 399 on this server\.$"):
             await say(chat_stream, "Hello", max_new_tokens=400)
+
+
+async def test_answers_of_unset_length_leave_memory_for_other_answers(serve: Serve) -> None:
+    async with serve(10_000, fill_context=True, context_len="max", kv_cache_tokens=12_000) as (chat_stream, engine):
+        await say(chat_stream, "Hello")
+        assert engine.lengths[-1][1] == 6000, "an equal share for each of two slots"
+        await say(chat_stream, "Hello", max_new_tokens=9000)
+        assert engine.lengths[-1][1] == 9000
+    async with serve(10_000, fill_context=True, context_len="max", kv_cache_tokens=3000) as (chat_stream, engine):
+        await say(chat_stream, "Hello")
+        assert engine.lengths[-1][1] == 2048
+    async with serve(400, fill_context=True, kv_cache_tokens=3000) as (chat_stream, engine):
+        await say(chat_stream, "Hello")
+        assert sum(engine.lengths[-1]) == 400
 
 
 async def test_a_servers_own_maximum_is_reserved_for_each_answer(serve: Serve) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,17 @@ class AnswerPhase:
             return _changed(np.full(self._mask_size, -1, np.int32), self._eos_ids, allowed=False)
         mask = self._matcher.mask
         return _changed(mask.copy(), self._open_ids[:1], allowed=True) if self._may_open else mask
+
+    @property
+    def ready(self) -> bool:
+        """True if :attr:`mask` does not wait."""
+        needs_matcher = self._matching and not self._forced and not self._marks
+        return not needs_matcher or self._matcher is None or self._matcher.ready
+
+    def on_ready(self, function: Callable[[], None]) -> None:
+        """Call ``function`` as soon as a mask of the grammar is ready, as :meth:`Matcher.on_ready`."""
+        if self._matcher is not None:
+            self._matcher.on_ready(function)
 
     def allows(self, token: int) -> bool:
         """Return True if ``token`` may follow."""

@@ -39,6 +39,9 @@ If it raises, the same tokens can be computed again: it may have written their k
 CLOSE_SECONDS = 5.0
 """Seconds that :meth:`Batch.close` waits for the running step. A step that is stuck is abandoned."""
 
+MASK_WAIT_SECONDS = 0.1
+"""Maximum duration of a step in which all answers wait for masks. Disconnects are noticed between steps."""
+
 SWEEP_SECONDS = 60.0
 """Interval between two checks for expired prefixes while the batch is idle."""
 
@@ -75,6 +78,8 @@ class Batch:
         self._logged_error = ""
         self.wake = threading.Condition()
         """Condition that wakes the thread. No step starts while it is held."""
+        self._has_news = False
+        """True after a call that the thread has not processed yet."""
         self._closed = self.stopped = False
         self._thread = threading.Thread(target=self._run, name="aiochatstream-decode", daemon=True)
         self._thread.start()
@@ -88,6 +93,7 @@ class Batch:
             "kv_cache_bytes": self.kv_cache.size,
             "kv_cache_used_tokens": used * self.kv_cache.block_size,
             "kv_cache_free_tokens": free * self.kv_cache.block_size,
+            "state_cache_bytes": self.kv_cache.states.size,
             "prefix_cache_tokens": unused * self.kv_cache.block_size,
             "prefix_cache_bytes": unused * self.kv_cache.size // self.kv_cache.blocks,
             "prefix_cache_hits_total": self.rows.prefix_hits,
@@ -114,10 +120,13 @@ class Batch:
                 f"do not fit into the context of {self.kv_cache.length}."
             )
         request = Request(prompt, params, matcher, owner, shared_tokens)
+        if matcher is not None:
+            matcher.on_ready(self._notify)
         with self.wake:
             if self._closed:
                 raise RuntimeError("The engine has stopped." if self.stopped else "The engine is closed.")
             self._arrivals.append(request)
+            self._has_news = True
             self.wake.notify()
         return request
 
@@ -133,15 +142,20 @@ class Batch:
             for request in self._arrivals:
                 request.cacheable = request.cacheable and request.owner != owner
             self._forgotten.add(owner)
+            self._has_news = True
             self.wake.notify()
 
     def close(self) -> None:
         """End the thread. Running and waiting requests fail."""
         with self.wake:
-            self._closed = True
+            self._closed = self._has_news = True
             self.wake.notify()
         if threading.current_thread() is not self._thread:  # the garbage collector may call this in the thread itself
             self._thread.join(CLOSE_SECONDS)
+
+    def _notify(self) -> None:
+        with self.wake:
+            self.wake.notify()
 
     def _run(self) -> None:
         reason = "The engine was closed."
@@ -164,10 +178,8 @@ class Batch:
             if not self.rows.requests:
                 release_idle_threads()
             with self.wake:
-                self.wake.wait_for(
-                    lambda: self._arrivals or self.rows.requests or self._forgotten or self._closed,
-                    SWEEP_SECONDS if self.prefix_cache.unused else None,
-                )
+                self.wake.wait_for(self._has_work, self._max_wait)
+                self._has_news = False
                 if self._closed:
                     return
                 arrivals = len(self._arrivals)  # later ones may depend on a request that is not retired yet
@@ -187,6 +199,17 @@ class Batch:
                 for request in self.rows.requests:
                     request.fail(RuntimeError(f"A step failed: {error!r}"))
 
+    def _has_work(self) -> bool:
+        can_admit = bool(self._arrivals) and not self.rows.requests
+        return self._has_news or can_admit or not all(request.waits_for_mask for request in self.rows.requests)
+
+    @property
+    def _max_wait(self) -> float | None:
+        """Seconds after which the thread continues without work; None for no limit."""
+        if self.rows.requests:
+            return MASK_WAIT_SECONDS
+        return SWEEP_SECONDS if self.prefix_cache.unused else None
+
     def _admit(self, arrivals: int) -> None:
         """Admit the first ``arrivals`` waiting requests, in their order, as far as rows and blocks are free."""
         while arrivals and self.rows.free_rows:
@@ -200,21 +223,25 @@ class Batch:
             arrivals -= 1
 
     def _step(self) -> None:
-        """Compute the planned tokens in one forward pass, and sample the next tokens."""
+        """Compute the planned tokens, and sample the next tokens of all rows that are ready."""
         plan = self._scheduler.plan(self._failed_rows.next_group() or self.rows.requests)
+        sampled = self._compute(plan) if plan else self._sample_ready([], torch.empty(0))
+        for request in self.rows.requests:
+            if request not in sampled:
+                request.output.put(None)
+
+    def _compute(self, plan: Plan) -> list[Request]:
+        """Run a forward pass, and return the requests that have a new token."""
         chunks = [chunk for _, chunk in plan]
         start = time.perf_counter()
         try:
             logits = self.forward(PackedStep(self.kv_cache, chunks, self._device, self._dtype))
         except Exception as error:  # noqa: BLE001 - any row may have caused it
             self._handle_error(error, plan)
-            sampled = []
-        else:
-            sampled = self._complete(plan, logits)
-            self._record_time(chunks, time.perf_counter() - start)
-        for request in self.rows.requests:
-            if request not in sampled:
-                request.output.put(None)
+            return []
+        sampled = self._complete(plan, logits)
+        self._record_time(chunks, time.perf_counter() - start)
+        return sampled
 
     def _handle_error(self, error: Exception, plan: Plan) -> None:
         """Let the next steps compute the tokens of a failed pass, except those of a row that has failed alone.
@@ -232,9 +259,10 @@ class Batch:
         if repr(error) != self._logged_error:  # an error of a combination of rows recurs in each step
             logger.error("A step of %d rows failed; computing them in groups", len(plan), exc_info=error)
         self._logged_error = repr(error)
-        if (request := self._failed_rows.add(plan)) is not None:
+        culprit = self._failed_rows.add(plan)
+        if culprit is not None:
             logger.error("A request fails, because its row cannot be computed: %r", error)
-            request.fail(RuntimeError(f"A step failed: {error!r}"))
+            culprit.fail(RuntimeError(f"A step failed: {error!r}"))
 
     def _complete(self, plan: Plan, logits: torch.Tensor) -> list[Request]:
         """Sample a token for each row whose ids are all computed, and return the requests of these rows."""
@@ -244,15 +272,34 @@ class Batch:
         logits = logits[: len(plan)]
         complete = [at for at, (request, _) in enumerate(plan) if request.computed_tokens == len(request.ids)]
         requests = [plan[at][0] for at in complete]
-        if requests:
-            if len(complete) < len(plan):
-                logits = logits[device_tensor(complete, self._device)]
-            self._add_tokens(requests, logits)
-        return requests
+        if 0 < len(complete) < len(plan):
+            logits = logits[device_tensor(complete, self._device)]
+        return self._sample_ready(requests, logits)
 
     def _record_time(self, chunks: Sequence[Chunk], seconds: float) -> None:
         self._on_step("prefill" if any(len(chunk.ids) > 1 for chunk in chunks) else "decode", seconds)
         self._scheduler.record_step_time(seconds, chunks)
+
+    def _sample_ready(self, requests: Sequence[Request], logits: torch.Tensor) -> list[Request]:
+        """Sample the next tokens of the rows whose masks are ready, and return their requests.
+
+        The logits of other rows wait for a later step, so that a slow grammar delays only its own answer.
+
+        :param requests: requests of the last pass, with their ``logits``.
+        """
+        late = [request for request in self.rows.requests if request.logits is not None and request.sampler.ready]
+        parts = [request.logits for request in late if request.logits is not None]
+        ready = [at for at, request in enumerate(requests) if request.sampler.ready]
+        for at in set(range(len(requests))).difference(ready):
+            requests[at].logits = logits[at : at + 1].clone()  # a compiled model reuses the memory of its results
+        if ready:
+            parts.append(logits if len(ready) == len(requests) else logits[device_tensor(ready, self._device)])
+        for request in late:
+            request.logits = None
+        sampled = late + [requests[at] for at in ready]
+        if sampled:
+            self._add_tokens(sampled, torch.cat(parts) if late else parts[0])
+        return sampled
 
     def _fail_newest(self, error: Exception, plan: Plan) -> None:
         """Fail the newest request of ``plan``."""

@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from aiochatstream.engines.base import Delta, Engine, Prompt, TokenLogprob
@@ -34,6 +33,7 @@ from aiochatstream.engines.transformers.generation_config import params_of
 from aiochatstream.engines.transformers.grammars import Grammars, Matcher
 from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache, block_size_of, supports
 from aiochatstream.engines.transformers.loading import cpu_supports
+from aiochatstream.engines.transformers.memory_plan import MemoryPlan, plan_memory
 from aiochatstream.engines.transformers.mixers import PackedMixer
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
@@ -47,15 +47,6 @@ from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
 from aiochatstream.texts import format_bytes
 
 logger = logging.getLogger(__name__)
-
-KV_CACHE_SHARE = 0.5
-"""Default maximum size of the keys and values, as a share of the memory that is free when the model is loaded."""
-
-KV_CACHE_CONTEXTS = 2
-"""Default maximum size of the keys and values in whole contexts per row: one for the row, one for earlier prompts."""
-
-MIN_CONTEXT = 16
-"""Minimum number of tokens per row."""
 
 WARM_UP_TOKENS = 40
 WARM_UP_PARAMS: tuple[dict[str, Any], ...] = (
@@ -205,7 +196,7 @@ class TransformersEngine(Engine):
             self.decoder = SequentialDecoder(model, self.on_step, self._sample)
             token_bytes = cache_token_bytes(text_config, model.dtype)
             if context_len is None and token_bytes:  # its caches grow with the answers, without a limit of their own
-                length = self._fit_context(length, token_bytes, slots)
+                length = self._plan_memory(length, slots, token_bytes).context_len
         self._grammars = Grammars(self.tokenizer, self.vocab_size, self._eos_ids)
         self._warm_up(min(WARM_UP_TOKENS, min(length, self.max_context_len or length) - 2))
 
@@ -230,7 +221,8 @@ class TransformersEngine(Engine):
         if not isinstance(self.decoder, Batch):
             return prompt_tokens + max_new_tokens
         cache = self.decoder.kv_cache
-        return cache.blocks_for(prompt_tokens + max_new_tokens - 1) * cache.block_size
+        # the last token is not read; to read a prompt only, a token is generated
+        return cache.blocks_for(prompt_tokens + max(1, max_new_tokens) - 1) * cache.block_size
 
     def metrics(self) -> dict[str, float]:
         return {} if self.decoder is None else self.decoder.metrics()
@@ -360,19 +352,19 @@ class TransformersEngine(Engine):
         like = check.layers
         token_bytes = sum(part[0, :, 0].nbytes for layer in like for part in layer)
         block_size = block_size_of(kernel)
-        length = self._fit_context(context_len, token_bytes, rows, block_size)
-        states = StateCache(check.states, rows)
-        kv_cache = KVCache(like, states, rows=rows, length=length, tokens=self.kv_cache_tokens, kernel=kernel)
+        plan = self._plan_memory(
+            context_len, rows, token_bytes, block_size, state_bytes=sum(state.nbytes for state in check.states.values())
+        )
+        states = StateCache(check.states, rows, plan.snapshots)
+        kv_cache = KVCache(like, states, rows=rows, length=plan.context_len, tokens=plan.tokens, kernel=kernel)
         pool = BlockPool(kv_cache.blocks)
         max_bytes = self._prefix_cache_bytes
         limit = pool.count if max_bytes is None else max_bytes // max(token_bytes * block_size, 1)
-        if states:
-            limit = 0
         batch = Batch(
             forward,
             kv_cache,
             rows,
-            PrefixCache(pool, block_size, limit),
+            PrefixCache(pool, block_size, limit, states),
             model.device,
             model.dtype,
             self.on_step,
@@ -400,29 +392,25 @@ class TransformersEngine(Engine):
             return None
         return kernel
 
-    def _fit_context(self, context_len: int, token_bytes: int, rows: int, block_size: int = 1) -> int:
-        """Set the number of tokens of all rows together; return the maximum number of tokens of a row.
-
-        :param token_bytes: size of the keys and values of a token.
-        """
-        free = free_bytes(self._model.device)
-        max_bytes = int(free * KV_CACHE_SHARE) if self._kv_cache_bytes is None else self._kv_cache_bytes
-        self.kv_token_bytes, self.max_kv_cache_bytes = token_bytes, max_bytes
-        blocks = rows * -(-context_len // block_size)
-        if token_bytes:
-            blocks = max_bytes // (token_bytes * block_size)
-            if self._kv_cache_bytes is None:
-                blocks = min(blocks, rows * KV_CACHE_CONTEXTS * -(-context_len // block_size))
-        self.kv_cache_tokens = blocks * block_size
-        length = min(context_len, self.kv_cache_tokens)
-        if length < (needed := min(max(MIN_CONTEXT, block_size), context_len)):
-            raise ValueError(
-                f"kv_cache_bytes: must be at least {needed * token_bytes} for {needed} tokens, not {max_bytes}."
-            )
-        if length < context_len:
-            logger.warning("The KV cache limits the context to %d tokens instead of %d.", length, context_len)
-            self.max_context_len = length
-        return length
+    def _plan_memory(
+        self, context_len: int, rows: int, token_bytes: int, block_size: int = 1, state_bytes: int = 0
+    ) -> MemoryPlan:
+        """Return the sizes of the caches, and set the attributes that depend on them."""
+        plan = plan_memory(
+            self._model.device,
+            self._kv_cache_bytes,
+            rows=rows,
+            context_len=context_len,
+            token_bytes=token_bytes,
+            block_size=block_size,
+            state_bytes=state_bytes,
+            caches_prefixes=self._prefix_cache_bytes != 0,
+        )
+        self.kv_token_bytes, self.max_kv_cache_bytes, self.kv_cache_tokens = token_bytes, plan.max_bytes, plan.tokens
+        if plan.context_len < context_len:
+            logger.warning("The KV cache limits the context to %d tokens instead of %d.", plan.context_len, context_len)
+            self.max_context_len = plan.context_len
+        return plan
 
     def _compile_forward(self, check: BatchCheck, kernel: Kernel | None) -> PackedForward:
         name = type(self._model).__name__
@@ -469,10 +457,3 @@ def move(model: Any, device: torch.device) -> Any:
         logger.warning("device: %s is ignored, because device_map distributed the layers of the model.", device)
         return model
     return model.to(device)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of ``device``."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiochatstream.engines.transformers.packed_step import Chunk
+from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.request import Request
 
 Plan = Sequence[tuple[Request, Chunk]]

@@ -90,6 +90,7 @@ class GrammarProcess:
         self._bounds = bounds
         self._numbers = itertools.count()
         self._requests: dict[int, _Request] = {}
+        self._messages: SimpleQueue[object] = SimpleQueue()
         self._finished: SimpleQueue[int] = SimpleQueue()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -103,12 +104,12 @@ class GrammarProcess:
             "stack_bytes": bounds.stack_bytes,
             "memory_bytes": 2 * bounds.memory_bytes,  # of address space, in case the monitor is late
         }
-        for function in (self._receive, self._monitor):
+        self._messages.put(setup)
+        for function in (self._send, self._receive, self._monitor):
             threading.Thread(target=function, name="aiochatstream-grammars", daemon=True).start()
-        self._write(setup)
 
     def request(self, name: RequestName, *arguments: object, cpu_seconds: float) -> Future[bytes]:
-        """Send a request and return the future of its reply; it raises Rejected or ProcessEnded.
+        """Send a request without waiting, and return the future of its reply; it raises Rejected or ProcessEnded.
 
         :param cpu_seconds: maximum processor time, counted from the start of the request in the process.
         """
@@ -124,7 +125,7 @@ class GrammarProcess:
         with suppress(Empty):
             while True:
                 finished.append(self._finished.get_nowait())
-        self._write([number, finished, name, *arguments])
+        self._messages.put([number, finished, name, *arguments])
         return request.reply
 
     def finish(self, answer: int) -> None:
@@ -135,11 +136,13 @@ class GrammarProcess:
         """Kill the process."""
         self._process.kill()
 
-    def _write(self, message: object) -> None:
-        body = json.dumps(message).encode()
-        with self._writing, suppress(OSError, ValueError):  # the process has ended; _receive handles that
-            self._stdin.write(len(body).to_bytes(4) + body)
-            self._stdin.flush()
+    def _send(self) -> None:
+        """Write messages until None. A process that starts or is busy may read them late."""
+        while (message := self._messages.get()) is not None:
+            body = json.dumps(message).encode()
+            with self._writing, suppress(OSError, ValueError):  # the process has ended; _receive handles that
+                self._stdin.write(len(body).to_bytes(4) + body)
+                self._stdin.flush()
 
     def _receive(self) -> None:
         while reply := _read(self._stdout):
@@ -150,6 +153,7 @@ class GrammarProcess:
             else:
                 request.reply.set_exception(Rejected(reply[5:].decode()))
         self._process.kill()
+        self._messages.put(None)
         with self._writing, suppress(OSError), self._process:  # close the pipes and wait
             pass
         with self._lock:

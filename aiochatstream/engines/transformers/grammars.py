@@ -9,8 +9,8 @@ import logging
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection
-from concurrent.futures import Future
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, wait
 from copy import copy
 from typing import Any
 
@@ -23,6 +23,7 @@ from aiochatstream.engines.transformers.grammar_process import (
     GrammarProcess,
     ProcessEnded,
     Rejected,
+    RequestName,
     SerialisedTokenizer,
 )
 from aiochatstream.errors import InvalidValue
@@ -79,24 +80,37 @@ class Matcher:
         self._grammars, self._constraint, self._number = grammars, constraint, number
         self._tokens: list[int] = []
         self._restarted_at = -1
+        self._on_ready: Callable[[], None] = lambda: None
         self._start()
 
     @property
+    def ready(self) -> bool:
+        """True if :attr:`mask` does not wait. If the process has ended, another one starts to compute the mask."""
+        has_ended = self._reply.done() and isinstance(self._reply.exception(), ProcessEnded)
+        if has_ended and len(self._tokens) != self._restarted_at:
+            self._restarted_at = len(self._tokens)
+            self._start()
+        return self._reply.done()
+
+    def on_ready(self, function: Callable[[], None]) -> None:
+        """Call ``function`` as soon as a mask is ready, the current one and all later ones, in any thread."""
+        self._on_ready = function
+        self._reply.add_done_callback(lambda _: function())
+
+    @property
     def mask(self) -> NDArray[np.int32]:
-        """Mask of the tokens that may follow: a bit per token, the first token in the lowest bit.
+        """Mask of the tokens that may follow: a bit per token, the first token in the lowest bit. Waits for it.
 
         Raise :class:`~aiochatstream.errors.InvalidValue` if the grammar has become too complex.
         """
+        while not self.ready:
+            wait([self._reply])
         try:
             return np.frombuffer(self._reply.result(), np.int32)
         except Rejected as error:
             raise InvalidValue(f"constraint: the answer cannot continue: {_one_line(str(error))}.") from None
-        except ProcessEnded:
-            if len(self._tokens) == self._restarted_at:  # twice at the same token, so this grammar is the cause
-                raise InvalidValue("constraint: the answer cannot continue: the grammar is too complex.") from None
-        self._restarted_at = len(self._tokens)
-        self._start()
-        return self.mask
+        except ProcessEnded:  # twice at the same token, so this grammar is the cause
+            raise InvalidValue("constraint: the answer cannot continue: the grammar is too complex.") from None
 
     def allows(self, token: int) -> bool:
         """Return True if ``token`` may follow."""
@@ -105,13 +119,18 @@ class Matcher:
     def advance(self, token: int) -> None:
         """Append ``token``, which must be allowed."""
         self._tokens.append(token)
-        self._reply = self._process.request("advance", self._number, token, cpu_seconds=MASK_CPU_SECONDS)
+        self._request("advance", self._number, token, cpu_seconds=MASK_CPU_SECONDS)
 
     def _start(self) -> None:
         self._process = self._grammars.process()
-        arguments = (self._number, self._constraint.kind, self._constraint.text, self._tokens)
-        self._reply = self._process.request("start", *arguments, cpu_seconds=COMPILE_CPU_SECONDS)
+        arguments = (self._number, self._constraint.kind, self._constraint.text, list(self._tokens))
+        self._request("start", *arguments, cpu_seconds=COMPILE_CPU_SECONDS)
         weakref.finalize(self, self._process.finish, self._number).atexit = False
+
+    def _request(self, name: RequestName, *arguments: object, cpu_seconds: float) -> None:
+        self._reply = self._process.request(name, *arguments, cpu_seconds=cpu_seconds)
+        function = self._on_ready  # without a reference to the matcher, whose end frees its state in the process
+        self._reply.add_done_callback(lambda _: function())
 
 
 class Grammars:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import sys
 from collections.abc import Sequence
 from math import prod
 from typing import Literal
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from aiochatstream.engines.transformers.cpu.native import BLOCK_SIZE, COMPILER_FLAGS
+from aiochatstream.engines.transformers.device import lazy_zeros
 from aiochatstream.engines.transformers.state_cache import StateCache
 
 Kernel = Literal["native", "varlen"]
@@ -60,7 +59,7 @@ class KVCache:
         self.blocks = rows * blocks_per_row if tokens is None else self.blocks_for(tokens)
         """Number of blocks."""
         self.layers = [
-            tuple(_zeros(part, part.shape[1], self.blocks * self.block_size, part.shape[3]) for part in layer)
+            tuple(lazy_zeros(part, part.shape[1], self.blocks * self.block_size, part.shape[3]) for part in layer)
             for layer in like
         ]
         self.tables = torch.zeros(rows, blocks_per_row, dtype=torch.int32)
@@ -151,13 +150,3 @@ def supports(kernel: Kernel, like: Sequence[tuple[torch.Tensor, ...]]) -> bool:
         )
         for keys, values in filter(None, like)
     )
-
-
-def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
-    """Return zeros, whose memory on a CPU is allocated page by page when it is written."""
-    if like.device.type != "cpu" or sys.platform == "win32":
-        return like.new_zeros(*shape)
-    # numpy's zeros would be large pages, and each head's first token would allocate one
-    size = prod(shape) * like.element_size()
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)

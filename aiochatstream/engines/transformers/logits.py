@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from transformers import NoRepeatNGramLogitsProcessor
 
 from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.sampler import Sampler
@@ -44,10 +44,8 @@ def apply_penalties(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Seq
         ]
         amounts = ((row, seen[row], [params[row].repetition_penalty]) for row in penalised)
         _update(logits, amounts, operation)
-    for row in rows:  # one by one: the processor requires rows of equal lengths
-        if params[row].no_repeat_ngram_size:
-            processor = NoRepeatNGramLogitsProcessor(params[row].no_repeat_ngram_size)
-            logits[row] = processor(device_tensor(seen[row], logits.device)[None], logits[row : row + 1])[0]
+    repeating = [(row, _repeating_tokens(seen[row], params[row].no_repeat_ngram_size), [-math.inf]) for row in rows]
+    _update(logits, repeating, _replace)
     counted = [_count_penalties(row, samplers[row]) for row in rows if samplers[row].has_count_penalties]
     _update(logits, counted, torch.sub)
     return logits
@@ -67,7 +65,7 @@ def apply_masks(logits: torch.Tensor, samplers: Sequence[Sampler], raw_logits: t
         return logits
     stacked = np.stack(list(masks.values())).view(np.uint8)
     bits = np.unpackbits(stacked, axis=1, count=logits.shape[-1], bitorder="little")
-    excluded = torch.from_numpy(bits == 0).to(logits.device)
+    excluded = device_tensor(bits == 0, logits.device, torch.bool)
     rows = device_tensor(list(masks), logits.device)
     masked = logits.index_select(0, rows).masked_fill(excluded, -torch.inf)
     none_left = masked.amax(dim=-1, keepdim=True) == -torch.inf
@@ -103,6 +101,18 @@ def _repeat(numbers: torch.Tensor, times: Sequence[int], size: int) -> torch.Ten
 
 def _divide(scores: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor:
     return torch.where(scores < 0, scores * penalties, scores / penalties)
+
+
+def _replace(scores: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+    return amounts
+
+
+def _repeating_tokens(ids: Sequence[int], size: int) -> Sequence[int]:
+    """Return the tokens that would repeat ``size`` tokens of ``ids``; none if ``size`` is 0."""
+    if not size:
+        return ()
+    before = ids[len(ids) - size + 1 :]
+    return [ids[at + size - 1] for at in range(len(ids) - size + 1) if ids[at : at + size - 1] == before]
 
 
 def _count_penalties(row: int, sampler: Sampler) -> Amounts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from aiochatstream.engines.base import TokenLogprob
@@ -29,10 +30,14 @@ def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], counts: Sequence[in
     scores = logits.float().log_softmax(dim=-1).clamp(min=MIN_LOGPROB)
     best, ids = scores.topk(min(max(counts), scores.shape[-1]))
     own = scores.gather(-1, device_tensor(tokens, scores.device)[:, None])
-    numbers = torch.cat((own, best), dim=-1).tolist()
+    numbers = torch.cat((own, best), dim=-1)
+    joined = torch.cat((numbers.view(torch.int32), ids.int()), dim=-1).cpu().numpy()  # the only wait for the device
+    values, best_ids = np.split(joined, [numbers.shape[1]], axis=1)
     return [
         TokenLogprob(token, logprob, tuple(zip(row_ids[:count], top[:count], strict=True)))
-        for token, count, (logprob, *top), row_ids in zip(tokens, counts, numbers, ids.tolist(), strict=True)
+        for token, count, (logprob, *top), row_ids in zip(
+            tokens, counts, values.view(np.float32).tolist(), best_ids.tolist(), strict=True
+        )
     ]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from aiochatstream.engines.transformers.device import device_tensor
+
 CACHE_NAMES = ("past_key_values", "cache_params")
 """Names of the parameter with which modules and models receive their cache."""
 
@@ -25,21 +27,20 @@ class PlainForward:
     """
 
     def __init__(self, model: Any) -> None:
-        accepted = inspect.signature(model.forward).parameters
-        names = [name for name in CACHE_NAMES if name in accepted]
+        self._accepted = inspect.signature(model.forward).parameters
+        names = [name for name in CACHE_NAMES if name in self._accepted]
         if not names:
             raise ValueError(f"{type(model).__name__} cannot be served: it has no known kind of cache.")
         self._model, self._cache_name = model, names[0]
-        self._has_logits_to_keep = "logits_to_keep" in accepted
 
     @torch.inference_mode()
-    def __call__(self, ids: list[int], cache: DynamicCache, keep: int = 1) -> torch.Tensor:
-        """Append ``ids`` to ``cache``; return the logits [keep, vocabulary] of the last ``keep`` positions."""
-        inputs = torch.tensor([ids], device=self._model.device)
-        options = {"use_cache": True, self._cache_name: cache}
-        if self._has_logits_to_keep:
-            options["logits_to_keep"] = keep
-        logits: torch.Tensor = self._model(input_ids=inputs, **options).logits[0, -keep:]
+    def __call__(self, ids: list[int], cache: DynamicCache, start: int = 0, keep: int = 1) -> torch.Tensor:
+        """Append ``ids`` to a cache of ``start`` tokens; return the logits [keep, vocabulary] of the last positions."""
+        inputs = device_tensor([ids, range(start, start + len(ids))], self._model.device)
+        options = {"logits_to_keep": keep, "position_ids": inputs[1:]}  # some models would always count from 0
+        options = {name: option for name, option in options.items() if name in self._accepted}
+        output = self._model(input_ids=inputs[:1], use_cache=True, **{self._cache_name: cache}, **options)
+        logits: torch.Tensor = output.logits[0, -keep:]
         return logits
 
     def new_cache(self) -> DynamicCache:
@@ -52,7 +53,7 @@ class PlainForward:
         Some modules with states ignore an earlier state if they compute several tokens.
         """
         cache, starts = self.new_cache(), [0, len(ids) // 3, len(ids)]
-        parts = [self(ids[start:end], cache) for start, end in pairwise(starts)]
+        parts = [self(ids[start:end], cache, start) for start, end in pairwise(starts)]
         return are_close(self._model, parts[-1], self(ids, self.new_cache()))
 
 
@@ -60,5 +61,7 @@ def are_close(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Return True if logits of ``model`` differ only by rounding."""
     quantized = getattr(model, "is_quantized", False)
     tolerance = TOLERANCE_HALF if quantized else TOLERANCE.get(model.dtype, TOLERANCE_HALF)
-    difference, spread = (logits - expected).float().norm(), (expected - expected.mean()).float().norm()
+    difference, spread = (
+        torch.linalg.vector_norm(part.float()) for part in (logits - expected, expected - expected.mean())
+    )
     return bool(difference <= tolerance * spread)

@@ -7,12 +7,14 @@ import itertools
 import math
 import time
 from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from aiochatstream.engines.transformers.block_pool import BlockPool
+from aiochatstream.engines.transformers.state_cache import Snapshot, StateCache
 
 IDLE_SECONDS = 1800.0
 """Seconds after its last use when a block is evicted. This also covers expired sessions, closed connections and keys
@@ -49,6 +51,8 @@ class CachedBlock:
     number: number of the block in the pool; -1 for the root.
     parent: None for the root, and for a block that no later prompt may use.
     users: number of running requests with this block.
+    queued: True if the block is in the heap of candidates for eviction.
+    snapshot: states after its last token, for a model with states.
     """
 
     owner: str
@@ -58,6 +62,8 @@ class CachedBlock:
     children: dict[str, _Siblings] = field(default_factory=dict)
     users: int = 0
     last_used: float = 0.0
+    queued: bool = False
+    snapshot: Snapshot | None = None
 
     @property
     def evictable(self) -> bool:
@@ -69,11 +75,13 @@ class PrefixMatch:
     """The longest cached prefix of a prompt: complete blocks, and the first tokens of another one.
 
     partial: block whose first ``partial_tokens`` tokens continue ``blocks``.
+    snapshot: states after these tokens, for a model with states.
     """
 
     blocks: Sequence[CachedBlock] = ()
     partial: CachedBlock | None = None
     partial_tokens: int = 0
+    snapshot: Snapshot | None = None
 
     @property
     def used(self) -> list[CachedBlock]:
@@ -89,8 +97,11 @@ class PrefixCache:
     block that no other block continues is evicted first, and only when blocks are needed, unless it was idle for
     :data:`IDLE_SECONDS`.
 
+    Rows of a model with states continue only where a sequence has ended, because states cannot be shortened.
+
     :param pool: blocks for rows and for this cache.
     :param max_blocks: maximum number of blocks that only this cache uses; 0 disables it.
+    :param states: states of the model; None for a model without.
     :param clock: returns seconds; for tests.
     """
 
@@ -99,6 +110,7 @@ class PrefixCache:
         pool: BlockPool,
         block_size: int,
         max_blocks: int,
+        states: StateCache | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,12 +118,15 @@ class PrefixCache:
         self.unused = 0
         """Number of cached blocks without a running request."""
         self._block_size, self._block_bytes, self._clock = block_size, block_size * ID_BYTES, clock
+        self._states = states or None
         self._root = CachedBlock("", b"", -1, None)
         self._tops: dict[str, set[CachedBlock]] = {}
         """Blocks of each owner whose parents are not the owner's."""
         self._heap: list[tuple[float, int, CachedBlock]] = []
-        """Candidates for eviction, with their last use; stale ones are skipped."""
+        """Candidates for eviction, each once, with their last use or an earlier one; stale ones are skipped."""
         self._numbers = itertools.count()
+        self._snapshots: OrderedDict[CachedBlock, None] = OrderedDict()
+        """Blocks with snapshots, least recently used first."""
 
     def match(self, ids: Sequence[int], owner: str = "", shared_tokens: int = 0) -> PrefixMatch:
         """Return the longest prefix of ``ids`` that ``owner`` may reuse.
@@ -119,16 +134,17 @@ class PrefixCache:
         :param shared_tokens: number of tokens at the beginning of ``ids`` that come from the server.
         """
         self.sweep()
-        key, parent = key_of(ids), self._root
-        blocks: list[CachedBlock] = []
-        for at, part in enumerate(self._parts(key)):
-            siblings = parent.children.get(self._owner(at, owner, shared_tokens))
-            child = None if siblings is None else siblings.nodes.get(part)
-            if child is None or len(part) < self._block_bytes:
-                return PrefixMatch(blocks, *self._match_partially(parent, at, part, owner, shared_tokens))
-            blocks.append(child)
-            parent = child
-        return PrefixMatch(blocks)
+        parts = [*self._parts(key_of(ids))]
+        blocks = self._match_complete(parts, owner, shared_tokens)
+        while True:
+            partial, tokens = self._match_partially(blocks, parts, owner, shared_tokens)
+            last = partial or (blocks[-1] if blocks else None)
+            if self._states is None or last is None:
+                return PrefixMatch(blocks, partial, tokens)
+            if last.snapshot is not None:
+                self._snapshots.move_to_end(last)
+                return PrefixMatch(blocks, partial, tokens, last.snapshot)
+            blocks.pop()
 
     def acquire(self, blocks: Sequence[CachedBlock]) -> None:
         """Keep ``blocks`` until :meth:`release`."""
@@ -144,12 +160,13 @@ class PrefixCache:
                 if block.parent is None:
                     self.pool.release([block.number])
                 else:
-                    self._add_unused(block)
+                    self.unused += 1
+                    self._touch(block)
         self._limit()
 
-    def can_reserve(self, count: int) -> bool:
-        """Return True if :meth:`reserve` can free ``count`` blocks."""
-        return count <= self.pool.free + self.unused
+    def can_reserve(self, count: int, besides: Sequence[CachedBlock] = ()) -> bool:
+        """Return True if :meth:`reserve` can allocate ``count`` blocks without evicting ``besides``."""
+        return count <= self.pool.free + self.unused - sum(not block.users for block in besides)
 
     def reserve(self, count: int) -> list[int]:
         """Allocate ``count`` blocks, and evict as many as they need."""
@@ -164,12 +181,14 @@ class PrefixCache:
         blocks: Sequence[int],
         owner: str = "",
         shared_tokens: int = 0,
+        row: int | None = None,
     ) -> None:
         """Insert a sequence, and free those of its ``blocks`` that are empty or already cached.
 
         :param used: cached blocks at its beginning, in use by the caller.
         :param blocks: numbers of the blocks that follow them.
         :param shared_tokens: as in :meth:`match`.
+        :param row: row of the sequence, whose states are saved for a model with states.
         """
         parent = used[-1] if used else self._root
         parts = [*self._parts(key_of(ids))]
@@ -178,6 +197,8 @@ class PrefixCache:
                 parent = self._insert(parent, parts[at], block, self._owner(at, owner, shared_tokens))
             else:
                 self.pool.release([block])
+        if row is not None and len(used) < len(parts) and parent.key == parts[-1]:  # not a longer sequence
+            self._save_states(parent, row)
         self._limit()
 
     def forget(self, owner: str) -> None:
@@ -190,6 +211,7 @@ class PrefixCache:
                 stack += (child for siblings in block.children.values() for child in siblings.nodes.values())
                 block.children.clear()
                 block.parent = None
+                self._drop_snapshot(block)
                 if not block.users:
                     self.unused -= 1
                     self.pool.release([block.number])
@@ -208,16 +230,35 @@ class PrefixCache:
         """Yield the part of each block."""
         return (key[start : start + self._block_bytes] for start in range(0, len(key), self._block_bytes))
 
+    def _match_complete(self, parts: Sequence[bytes], owner: str, shared_tokens: int) -> list[CachedBlock]:
+        """Return the blocks that contain the first of ``parts``, which are complete."""
+        blocks: list[CachedBlock] = []
+        parent = self._root
+        for at, part in enumerate(parts):
+            siblings = parent.children.get(self._owner(at, owner, shared_tokens))
+            child = None if siblings is None else siblings.nodes.get(part)
+            if child is None or len(part) < self._block_bytes:
+                break
+            blocks.append(child)
+            parent = child
+        return blocks
+
     def _match_partially(
-        self, parent: CachedBlock, at: int, part: bytes, owner: str, shared_tokens: int
+        self, blocks: Sequence[CachedBlock], parts: Sequence[bytes], owner: str, shared_tokens: int
     ) -> tuple[CachedBlock | None, int]:
-        """Return the block after ``parent`` with the longest match to ``part``, and the number of equal tokens."""
+        """Return the block after ``blocks`` with the longest match to its part, and the number of equal tokens."""
+        at = len(blocks)
+        if at == len(parts):
+            return None, 0
+        parent, part = blocks[-1] if blocks else self._root, parts[at]
         best: CachedBlock | None = None
         most = 0
         for name, limit in ((owner, self._block_size), (SHARED, shared_tokens - at * self._block_size)):
             siblings = parent.children.get(name)
             for block in [] if siblings is None else siblings.neighbours(part):
                 length = min(limit, common_length(block.key, part))
+                if self._states is not None and (block.snapshot is None or length * ID_BYTES < len(block.key)):
+                    continue
                 if length > most:
                     best, most = block, length
         return best, most
@@ -228,6 +269,7 @@ class PrefixCache:
         for neighbour in siblings.neighbours(key):
             if neighbour.key.startswith(key):
                 self.pool.release([number])
+                self._touch(neighbour)
                 return neighbour
             if key.startswith(neighbour.key):  # incomplete, so it has no children
                 self._drop(neighbour)
@@ -237,17 +279,19 @@ class PrefixCache:
         siblings.nodes[key] = block
         if parent.owner != owner or parent is self._root:
             self._tops.setdefault(owner, set()).add(block)
-        self._add_unused(block)
+        self.unused += 1
+        self._touch(block)
         return block
 
-    def _add_unused(self, block: CachedBlock) -> None:
-        self.unused += 1
+    def _touch(self, block: CachedBlock) -> None:
+        """Record a use of ``block``."""
         block.last_used = math.inf if block.owner == SHARED else self._clock()
         self._push(block)
 
     def _push(self, block: CachedBlock) -> None:
         """Add ``block`` to the candidates for eviction, if it is one."""
-        if block.evictable:
+        if block.evictable and not block.queued:
+            block.queued = True
             heapq.heappush(self._heap, (block.last_used, next(self._numbers), block))
 
     def _limit(self) -> None:
@@ -262,7 +306,9 @@ class PrefixCache:
     def _evict_first(self) -> bool:
         """Remove the first candidate. Return False if it is stale."""
         last_used, _, block = heapq.heappop(self._heap)
+        block.queued = False
         if not block.evictable or block.last_used != last_used:
+            self._push(block)
             return False
         self._drop(block)
         return True
@@ -271,8 +317,27 @@ class PrefixCache:
         """Remove an unused block without children."""
         self._unlink(block)
         block.parent = None
+        self._drop_snapshot(block)
         self.unused -= 1
         self.pool.release([block.number])
+
+    def _save_states(self, block: CachedBlock, row: int) -> None:
+        """Save the states of a row whose sequence ends with ``block``; drop the least recently used ones for them."""
+        if self._states is None or block.snapshot is not None:
+            return
+        snapshot = self._states.save(row)
+        if snapshot is None and self._snapshots:
+            self._drop_snapshot(next(iter(self._snapshots)))
+            snapshot = self._states.save(row)
+        if snapshot is not None:
+            block.snapshot = snapshot
+            self._snapshots[block] = None
+
+    def _drop_snapshot(self, block: CachedBlock) -> None:
+        if self._states is not None and block.snapshot is not None:
+            self._states.free(block.snapshot)
+            block.snapshot = None
+            del self._snapshots[block]
 
     def _unlink(self, block: CachedBlock) -> None:
         """Remove ``block`` from its parent's children."""

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from queue import SimpleQueue
 
+import torch
+
 from aiochatstream.engines.base import TokenLogprob
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.grammars import Matcher
@@ -28,6 +30,7 @@ class Request:
     row: row of the KV cache; -1 while waiting.
     blocks: blocks of the KV cache that only this request uses, after ``cached_blocks``.
     cached_blocks: blocks of the prefix cache at the beginning.
+    logits: logits [1, vocabulary] of the next token, while the mask of its grammar is computed.
     output: token ids, None for each step without a token, and an exception if the request fails.
     logprobs: logprobs of the tokens, if requested; the reader of the tokens removes them.
     prompt_logprobs: the same for the prompt's tokens from the second one on.
@@ -49,6 +52,7 @@ class Request:
         self.row = -1
         self.blocks: list[int] = []
         self.cached_blocks: Sequence[CachedBlock] = ()
+        self.logits: torch.Tensor | None = None
         self.computed_tokens = self.cached_tokens = 0
         self.scored_tokens = 1
         self.cancelled = self.failed = False
@@ -61,9 +65,19 @@ class Request:
         return self.sampler.params
 
     @property
+    def remaining_tokens(self) -> int:
+        """Number of ids that are not computed."""
+        return len(self.ids) - self.computed_tokens
+
+    @property
     def decoding(self) -> bool:
         """True if only the newest token is not computed."""
-        return len(self.ids) - self.computed_tokens == 1
+        return self.remaining_tokens == 1
+
+    @property
+    def waits_for_mask(self) -> bool:
+        """True if nothing can be done until the mask of the next token is ready."""
+        return self.logits is not None and not self.finished and not self.sampler.ready
 
     @property
     def finished(self) -> bool:
@@ -72,8 +86,8 @@ class Request:
 
     @property
     def has_output(self) -> bool:
-        """True if a token was sampled, which implies that all earlier logits were finite."""
-        return len(self.ids) + self.params.max_new_tokens > self.end
+        """True if tokens were sampled from all logits, which implies that they were finite."""
+        return self.logits is None and len(self.ids) + self.params.max_new_tokens > self.end
 
     def steps(self) -> Generator[int | None, None, None]:
         """Yield the tokens, ``max_new_tokens`` of them, and None for each step without one.

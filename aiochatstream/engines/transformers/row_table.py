@@ -30,25 +30,20 @@ class RowTable:
         row and the blocks are free again.
         """
         match = self._match(request)
-        cache = self._prefix_cache
-        cache.acquire(match.used)
+        if match.partial is not None and not self._fits(request, match):  # the block may be one of the last ones
+            match = PrefixMatch() if match.snapshot else PrefixMatch(match.blocks)
+        if not self._fits(request, match):
+            return False
+        self._prefix_cache.acquire(match.used)
         try:
-            count = self._kv_cache.blocks_for(request.end - 1) - len(match.blocks)  # the last token is never computed
-            if match.partial is not None and not cache.can_reserve(count):  # it may be in one of the last blocks
-                cache.release([match.partial])
-                match = PrefixMatch(match.blocks)
-            admitted = cache.can_reserve(count)
-            if admitted:
-                self._start(request, match, cache.reserve(count))
+            self._start(request, match, self._prefix_cache.reserve(self._missing_blocks(request, match)))
         except BaseException:
-            cache.release(match.blocks)
+            self._prefix_cache.release(match.blocks)
             raise
         finally:
             if match.partial is not None:
-                cache.release([match.partial])
-        if not admitted:
-            cache.release(match.blocks)
-        return admitted
+                self._prefix_cache.release([match.partial])
+        return True
 
     def retire_finished(self) -> None:
         """Free the rows of finished requests, and cache their blocks for later prompts."""
@@ -61,7 +56,7 @@ class RowTable:
                 self._prefix_cache.pool.release(request.blocks)
             else:
                 computed = request.ids[: request.computed_tokens]
-                options = request.owner, request.shared_tokens
+                options = request.owner, request.shared_tokens, request.row
                 self._prefix_cache.insert(computed, request.cached_blocks, request.blocks, *options)
             self._prefix_cache.release(request.cached_blocks)
 
@@ -83,6 +78,13 @@ class RowTable:
         ids = request.ids[:-1]  # the last token is computed, for its logits
         return self._prefix_cache.match(ids, request.owner, request.shared_tokens)
 
+    def _fits(self, request: Request, match: PrefixMatch) -> bool:
+        """Return True if there are enough blocks besides those of ``match``."""
+        return self._prefix_cache.can_reserve(self._missing_blocks(request, match), match.used)
+
+    def _missing_blocks(self, request: Request, match: PrefixMatch) -> int:
+        return self._kv_cache.blocks_for(request.end - 1) - len(match.blocks)  # the last token is never computed
+
     def _start(self, request: Request, match: PrefixMatch, blocks: list[int]) -> None:
         """Assign a row with ``blocks`` after those of ``match``. If this raises, the blocks are free."""
         row = self.free_rows[0]  # neighbouring rows are faster
@@ -90,6 +92,8 @@ class RowTable:
             self._kv_cache.assign(row, [*(cached.number for cached in match.blocks), *blocks])
             if match.partial is not None:
                 self._kv_cache.copy_block(match.partial.number, blocks[0], match.partial_tokens)
+            if match.snapshot is not None:
+                self._kv_cache.states.load(match.snapshot, row)
         except BaseException:
             self._prefix_cache.pool.release(blocks)
             raise

@@ -37,6 +37,11 @@ class Sampler:
         self.number = self._random.random()
         """Random number of the next draw, in [0, 1)."""
 
+    @property
+    def ready(self) -> bool:
+        """True if the next token can be drawn without waiting for its mask."""
+        return self.matcher is None or self.matcher.ready
+
     def advance(self, token: int) -> None:
         """Append ``token`` and advance to the next random number."""
         if self.has_penalties:

@@ -35,7 +35,7 @@ class SequentialAnswer:
 
     def __init__(
         self,
-        forward: Callable[[list[int], int], torch.Tensor],
+        forward: Callable[[list[int], int, int], torch.Tensor],
         sample_tokens: SampleFunction,
         prompt: list[int],
         sampler: Sampler,
@@ -50,7 +50,7 @@ class SequentialAnswer:
         """Yield the tokens, ``max_new_tokens`` of them, and None for each step without one."""
         sampler, params, ids = self._sampler, self._sampler.params, self._ids
         for start, end in pairwise([*self._starts, len(ids)]):
-            logits = self._forward(ids[start:end], end - start if params.prompt_logprobs else 1)
+            logits = self._forward(ids[start:end], start, end - start if params.prompt_logprobs else 1)
             if params.prompt_logprobs:
                 self.prompt_logprobs += prompt_logprobs_of(logits, ids[start + 1 : end + 1], params.logprobs or 0)
                 logits = logits[-1:]
@@ -62,7 +62,7 @@ class SequentialAnswer:
             ids += tokens
             yield ids[-1]
             if left:
-                logits = self._forward(ids[-1:], 1)
+                logits = self._forward(ids[-1:], len(ids) - 1, 1)
 
 
 class SequentialDecoder:
@@ -97,15 +97,15 @@ class SequentialDecoder:
         starts = [0, *range(first, len(prompt), size)]
         cache = self._forward.new_cache()
 
-        def forward(ids: list[int], keep: int) -> torch.Tensor:
+        def forward(ids: list[int], start: int, keep: int) -> torch.Tensor:
             with self._model_lock:
-                start = time.perf_counter()
+                began = time.perf_counter()
                 try:
-                    logits = self._forward(ids, cache, keep)
+                    logits = self._forward(ids, cache, start, keep)
                 except Exception:
                     self.stopped = not is_usable(self._device)
                     raise
-                self._on_step("prefill" if len(ids) > 1 else "decode", time.perf_counter() - start)
+                self._on_step("prefill" if len(ids) > 1 else "decode", time.perf_counter() - began)
             return logits
 
         return SequentialAnswer(forward, self._sample, prompt, Sampler(params, matcher), starts)

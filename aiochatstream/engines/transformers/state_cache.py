@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aiochatstream.engines.transformers.chunk import Chunk
-from aiochatstream.engines.transformers.device import device_tensor
+from aiochatstream.engines.transformers.device import device_tensor, lazy_zeros
 
 StateKey = tuple[str, int, int]
 """Kind of a state, "conv" or "recurrent", its layer, and its number in the layer."""
@@ -38,7 +38,7 @@ class StateCache:
     """
 
     def __init__(self, like: Mapping[StateKey, torch.Tensor], rows: int, snapshots: int = 0) -> None:
-        self.tensors = {key: state.new_zeros(rows + snapshots, *state.shape[1:]) for key, state in like.items()}
+        self.tensors = {key: lazy_zeros(state, rows + snapshots, *state.shape[1:]) for key, state in like.items()}
         self._tokens = [0] * rows
         self._free = list(range(rows, rows + snapshots))
 
@@ -47,9 +47,9 @@ class StateCache:
         return bool(self.tensors)
 
     @property
-    def slot_bytes(self) -> int:
-        """Size of the states of a row, or of a snapshot, in bytes."""
-        return sum(tensor[0].nbytes for tensor in self.tensors.values())
+    def size(self) -> int:
+        """Size in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def save(self, row: int) -> Snapshot | None:
         """Copy the states of a row; return None if no snapshot is free or the row has no tokens."""

@@ -109,10 +109,10 @@ class OneLayerModel:
 class Submission:
     """A submitted request, and the tokens that were read of its answer."""
 
-    def __init__(self, batch: Batch, prompt: list[int], **params: Any) -> None:
+    def __init__(self, batch: Batch, prompt: list[int], matcher: Any = None, **params: Any) -> None:
         self.prompt = prompt
         options = {"temperature": 0.0, "max_new_tokens": 4} | params
-        self.request: Request = batch.submit(prompt, GenerationParams(**options))
+        self.request: Request = batch.submit(prompt, GenerationParams(**options), matcher)
         self._steps: Generator[int | None, None, None] = self.request.steps()
         self.tokens: list[int] = []
 

@@ -67,7 +67,7 @@ def test_a_request_during_a_step_joins_the_next_step_and_all_rows_share_a_forwar
     manual_model.run_freely()
     assert first.read_all() == manual_model.answer(first.prompt, 3)
     assert second.read_all() == manual_model.answer(second.prompt, 2)
-    assert [lengths(step) for step in manual_model.steps] == [[(0, 3)], [(3, 1), (0, 5)], [(5, 1), (4, 1)]]
+    assert [lengths(step) for step in manual_model.steps] == [[(0, 3)], [(3, 1), (0, 5)], [(4, 1), (5, 1)]]
 
 
 def test_free_rows_are_reused_in_the_next_step_and_in_the_order_of_submission(

@@ -92,13 +92,23 @@ def test_halves_find_the_row_that_causes_an_error(
 def test_a_broken_model_fails_all_requests_in_few_passes(
     make_batch: MakeBatch, free_model: OneLayerModel, rows: int, passes: int
 ) -> None:
-    free_model.error_for = lambda chunks: ZeroDivisionError("row")
+    failures = 0
+
+    def error_for(chunks: list[ChunkTokens]) -> Exception | None:
+        nonlocal failures
+        breaks = len(chunks) == rows and all(len(tokens) == 1 for _, tokens in chunks)
+        failures += breaks or failures > 0
+        return ZeroDivisionError("row") if failures else None
+
+    free_model.error_for = error_for
     batch = make_batch(free_model, rows=rows, length=80)
-    submissions = submit(batch, rows)
-    for submission in submissions:
-        assert_fails(submission, 0)
-    assert len({id(submission.request.output) for submission in submissions}) == rows
-    assert len(free_model.steps) == passes
+    errors = []
+    for submission in submit(batch, rows, max_new_tokens=20):
+        with pytest.raises(RuntimeError, match="A step failed: ZeroDivisionError") as error:
+            submission.read_all()
+        errors.append(error.value)
+    assert len({id(error) for error in errors}) == rows, "each request has its own exception"
+    assert failures == passes
     free_model.error_for = lambda chunks: None
     assert_exact(free_model, submit(batch, rows))
 

@@ -56,6 +56,17 @@ def test_concurrent_and_repeated_answers_of_compiled_models_are_those_of_generat
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["LFM2", "Mamba 2"])
+def test_modules_with_states_are_not_compiled_but_their_models_are(family: str) -> None:
+    plain, engine = tiny(family, LAYERS), load_compiled(family)
+    prompts = [some_ids(length, seed) for seed, length in enumerate([1, 70, 300])]
+    answers = concurrent_answers(engine, prompts, max_new_tokens=12, ignore_eos=True)
+    for ids, actual in zip(prompts, answers, strict=True):
+        assert_same(plain, ids, actual, reference(plain, ids, 12))
+    engine.close()
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_out_of_memory_in_compiled_code_fails_only_the_newest_request(
     llama: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.failed_rows import FailedRows, Plan
-from aiochatstream.engines.transformers.packed_step import Chunk
 from aiochatstream.engines.transformers.request import Request
 from aiochatstream.params import GenerationParams
 

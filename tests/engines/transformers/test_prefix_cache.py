@@ -1,55 +1,32 @@
-"""Tests of the prefix cache: longest match, size limit, eviction and separation of owners."""
+"""Tests of the prefix cache: longest match, eviction, separation of owners and the cost of a lookup."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiochatstream.engines.transformers import prefix_cache
-from aiochatstream.engines.transformers.prefix_cache import IDLE_SECONDS, SHARED, PrefixCache, common_length, key_of
-
-TOKEN_BYTES = 16
-"""Size of a token: keys and values of one layer, two heads, one float32 each."""
-
-LIKE = [(torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1))]
-ROW_LENGTH = 16
-
-sequences = st.lists(st.integers(0, 2), min_size=1, max_size=8)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def cache_of(tokens: int, clock: Clock | None = None) -> PrefixCache:
-    return PrefixCache(LIKE, tokens * TOKEN_BYTES, clock=clock or Clock())
-
-
-def row_of(ids: list[int]) -> list[torch.Tensor]:
-    """Return keys and values that identify the ids."""
-    keys = torch.full((2, ROW_LENGTH, 1), torch.nan)
-    keys[:, : len(ids), 0] = torch.tensor(ids, dtype=torch.float32)
-    return [keys, -keys]
-
-
-def store(cache: PrefixCache, ids: list[int], owner: str = "", shared_tokens: int = 0) -> None:
-    cache.store(ids, row_of(ids), owner, shared_tokens)
-
-
-def match_length(cache: PrefixCache, ids: list[int], owner: str = "", shared_tokens: int = 0) -> int:
-    """Return the length of the match, and check its keys and values."""
-    prefix, length = cache.match(ids, owner, shared_tokens)
-    if prefix is not None:
-        keys, values = row = row_of([])
-        cache.load(prefix, length, row)
-        assert keys[0, :length, 0].tolist() == keys[1, :length, 0].tolist() == ids[:length]
-        assert torch.equal(values[:, :length], -keys[:, :length])
-    return length
+from aiochatstream.engines.transformers.prefix_cache import (
+    IDLE_SECONDS,
+    SHARED,
+    CachedBlock,
+    PrefixMatch,
+    common_length,
+    key_of,
+)
+from tests.engines.transformers.prefix_cache_harness import (
+    BLOCK_SIZE,
+    PREFIX,
+    Memory,
+    blocks_for,
+    common,
+    owners,
+    sequences,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,178 +34,264 @@ def match_length(cache: PrefixCache, ids: list[int], owner: str = "", shared_tok
     [([], [], 0), ([1], [], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2], 2), ([1, 2, 3], [1, 9, 3], 1), ([5], [6], 0)],
 )
 def test_common_length_is_that_of_the_common_prefix(first: list[int], second: list[int], length: int) -> None:
-    assert common_length(key_of(first), key_of(second)) == length
-    assert common_length(key_of(second), key_of(first)) == length
+    assert common(first, second) == common(second, first) == length
 
 
 def test_prefixes_are_separate_for_each_owner() -> None:
-    cache = cache_of(60)
-    store(cache, [1, 2, 3], "anna")
-    assert match_length(cache, [1, 2, 3], "anna") == 3
-    assert match_length(cache, [1, 2, 3], "bob") == match_length(cache, [1, 2, 3]) == 0
-    store(cache, [1, 2, 3, 4], "bob")
-    assert len(cache) == 2, "a prefix of another owner was replaced"
-    cache.forget("anna")
-    assert match_length(cache, [1, 2, 3], "anna") == 0
-    assert match_length(cache, [1, 2, 3], "bob") == 3
+    memory = Memory(20)
+    memory.store([1, 2, 3], "anna")
+    assert memory.match_length([1, 2, 3], "anna") == 3
+    assert memory.match_length([1, 2, 3], "bob") == memory.match_length([1, 2, 3]) == 0
+    memory.store([1, 2, 3, 4], "bob")
+    assert memory.cache.unused == 4, "a block of another owner was used"
+    memory.cache.forget("anna")
+    assert memory.match_length([1, 2, 3], "anna") == 0
+    assert memory.match_length([1, 2, 3], "bob") == 3
+    assert memory.cache.unused == 2
 
 
-def test_the_shared_prefix_is_used_for_every_owner_up_to_the_shared_tokens() -> None:
-    cache = cache_of(60)
-    store(cache, [7, 7, 7], SHARED)
+def test_the_shared_prefix_is_stored_once_and_used_for_every_owner_up_to_the_shared_tokens() -> None:
+    memory = Memory(40)
+    memory.store([7, 7, 7, 7, 7], SHARED)
     for owner in ("anna", "bob"):
-        assert match_length(cache, [7, 7, 7, 1], owner, shared_tokens=3) == 3
-        assert match_length(cache, [7, 7, 7, 1], owner, shared_tokens=2) == 2
-        assert match_length(cache, [7, 7, 7, 1], owner) == 0
-    store(cache, [7, 7, 7, 1, 2], "anna", shared_tokens=3)
-    assert cache.size == 5 * TOKEN_BYTES, "the shared prefix is stored twice"
-    assert match_length(cache, [7, 7, 7, 1, 2], "anna", shared_tokens=3) == 5
-    assert match_length(cache, [7, 7, 7, 1, 2], "bob", shared_tokens=3) == 3
-    cache.forget("anna")
-    assert match_length(cache, [7, 7, 7, 1, 2], "anna", shared_tokens=3) == 3
-    for at in range(40):
-        store(cache, [7, 7, 8, at], "carl", shared_tokens=2)
-    assert match_length(cache, [7, 7, 7, 1], "bob", shared_tokens=3) == 3, "the shared prefix was evicted"
+        assert memory.match_length([7, 7, 7, 7, 7, 1], owner, shared_tokens=5) == 5
+        assert memory.match_length([7, 7, 7, 7, 7, 1], owner, shared_tokens=3) == 3
+        assert memory.match_length([7, 7, 7, 7, 7, 1], owner) == 0
+        memory.store([7, 7, 7, 7, 7, 1, 2], owner, shared_tokens=5)
+        assert memory.match_length([7, 7, 7, 7, 7, 1, 2], owner, shared_tokens=5) == 7
+    assert memory.cache.unused == 3 + 2 * 2, "complete blocks of the shared prefix are stored twice"
+    assert memory.match_length([7, 7, 7, 7, 7, 1, 2], "carl", shared_tokens=5) == 5
+    memory.cache.forget("anna")
+    assert memory.match_length([7, 7, 7, 7, 7, 1, 2], "anna", shared_tokens=5) == 5
+    assert memory.match_length([7, 7, 7, 7, 7, 1, 2], "bob", shared_tokens=5) == 7
+
+
+def test_the_shared_prefix_is_evicted_last_and_cached_again_by_a_later_answer() -> None:
+    memory = Memory(8)
+    memory.store([7, 7, 7, 7], SHARED)
+    for at in range(20):
+        memory.store([7, 7, 7, 7, at, at], "anna", shared_tokens=4)
+        memory.store([at, 9, 9], "bob")
+    assert memory.match_length([7, 7, 7, 7, 1], "bob", shared_tokens=4) == 4
+    memory.pool.release(memory.cache.reserve(7))
+    assert memory.match_length([7, 7, 7, 7, 1], "bob", shared_tokens=4) == 2, "the last block is evicted first"
+    memory.pool.release(memory.cache.reserve(8))
+    assert memory.match_length([7, 7, 7, 7, 1], "bob", shared_tokens=4) == 0
+    memory.store([7, 7, 7, 7, 3], "anna", shared_tokens=4)
+    assert memory.match_length([7, 7, 7, 7, 1], "bob", shared_tokens=4) == 4
+    memory.clock.now = IDLE_SECONDS + 1
+    memory.cache.sweep()
+    assert memory.cache.unused == 2, "only the shared blocks do not expire"
 
 
 def test_an_empty_cache_and_an_empty_prompt_have_no_match() -> None:
-    cache = cache_of(60)
-    assert cache.match([1, 2]) == (None, 0)
-    store(cache, [1, 2])
-    assert cache.match([]) == (None, 0)
+    memory = Memory(20)
+    assert memory.match([1, 2]) == PrefixMatch([], None, 0)
+    memory.store([1, 2])
+    assert memory.match([]).used == []
 
 
-def test_the_longest_common_prefix_is_found() -> None:
-    cache = cache_of(60)
+def test_the_longest_common_prefix_is_matched() -> None:
+    memory = Memory(20)
     for ids in ([1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 7, 7, 7, 7]):
-        store(cache, ids)
-    assert match_length(cache, [1, 2, 3, 5, 9]) == 4
-    assert match_length(cache, [1, 2, 7]) == 3
-    assert match_length(cache, [2, 2, 7]) == 0
+        memory.store(ids)
+    assert memory.match_length([1, 2, 3, 5, 9]) == 4
+    assert memory.match_length([1, 2, 3, 9]) == 3
+    assert memory.match_length([1, 2, 7]) == 3
+    assert memory.match_length([1, 9]) == 1
+    assert memory.match_length([2, 2, 7]) == 0
 
 
 def test_a_sequence_replaces_the_one_that_it_continues() -> None:
-    cache = cache_of(60)
-    for ids in ([1, 2], [1, 9], [1, 2, 3], [1, 2, 3, 4], [1, 2]):
-        store(cache, ids)
-    assert len(cache) == 2
-    assert cache.size == 6 * TOKEN_BYTES
-    assert match_length(cache, [1, 9]) == 2
-    assert match_length(cache, [1, 2, 3, 4]) == 4
+    memory = Memory(20)
+    for ids in ([1, 2, 5], [1, 9], [1, 2, 5, 6], [1, 2, 5, 6, 3], [1, 2, 5], [1]):
+        memory.store(ids)
+    assert memory.cache.unused == 4, "[1, 2], [1, 9], [5, 6] and [3]"
+    assert memory.pool.free == 16
+    assert memory.match_length([1, 9]) == 2
+    assert memory.match_length([1, 2, 5, 6, 3]) == 5
 
 
-def test_the_least_recently_used_prefix_is_evicted_and_a_match_is_a_use() -> None:
-    cache = cache_of(6)
-    for ids in ([1, 1], [2, 2], [3, 3]):
-        store(cache, ids)
-    assert match_length(cache, [1, 1, 5]) == 2
-    store(cache, [4, 4])
-    assert [match_length(cache, [first, first]) for first in (1, 2, 3, 4)] == [2, 0, 2, 2]
+@pytest.mark.parametrize("use", ["match", "answer"])
+def test_the_least_recently_used_block_is_evicted_first(use: str) -> None:
+    memory = Memory(8)
+    for first in (1, 2, 3):
+        memory.store([first] * 4)
+    if use == "match":
+        memory.use([1] * 5)
+    else:
+        memory.store([1] * 4)
+    for count, lengths in ((3, [4, 2, 4]), (4, [4, 0, 4]), (5, [4, 0, 2]), (7, [2, 0, 0])):
+        memory.pool.release(memory.cache.reserve(count))
+        assert [memory.match_length([first] * 4) for first in (1, 2, 3)] == lengths
 
 
-def test_a_sequence_larger_than_the_cache_is_not_stored_and_evicts_nothing() -> None:
-    cache = cache_of(3)
-    store(cache, [1, 1, 1])
-    store(cache, [1, 1, 1, 1])
-    assert match_length(cache, [1, 1, 1, 1]) == 3
-    assert cache.size == 3 * TOKEN_BYTES
+def test_blocks_in_use_are_not_evicted() -> None:
+    memory = Memory(4, max_blocks=1)
+    memory.store([1, 1])
+    match = memory.match([1, 1, 2])
+    memory.cache.acquire(match.used)
+    memory.store([2, 2])
+    assert memory.cache.unused == 1
+    memory.clock.now = 2 * IDLE_SECONDS
+    memory.cache.sweep()
+    assert not memory.cache.can_reserve(4)
+    assert sorted([*memory.cache.reserve(3), match.blocks[0].number]) == [0, 1, 2, 3]
+    memory.cache.release(match.used)
+    assert memory.match_length([1, 1]) == 2
 
 
-def test_prefixes_that_are_not_used_expire() -> None:
-    clock = Clock()
-    cache = cache_of(60, clock)
-    store(cache, [7], SHARED)
-    store(cache, [1, 1], "session:1")
-    clock.now = IDLE_SECONDS - 1
-    store(cache, [2, 2], "session:2")
-    clock.now = IDLE_SECONDS + 1
-    cache.sweep()
-    assert cache.size == 3 * TOKEN_BYTES
-    assert [match_length(cache, ids, owner) for ids, owner in (([1, 1], "session:1"), ([2, 2], "session:2"))] == [0, 2]
-    assert match_length(cache, [7], shared_tokens=1) == 1
+def test_a_sequence_larger_than_the_cache_is_stored_up_to_its_size() -> None:
+    memory = Memory(20, max_blocks=3)
+    memory.store([1] * 4)
+    memory.store([2] * 9)
+    assert memory.cache.unused == 3
+    assert memory.match_length([2] * 9) == 6
+    assert memory.match_length([1] * 4) == 0
+    assert memory.pool.free == 17
 
 
-def test_the_number_of_prefixes_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_cache, "MAX_PREFIXES", 100)
-    cache = cache_of(100_000)
-    store(cache, [0, 0])
-    for at in range(1000):
-        store(cache, [at, 1, 2])
-        assert len(cache) <= 100
-    assert cache.size == 300 * TOKEN_BYTES
-    assert [match_length(cache, [at, 1, 2]) for at in (899, 900, 999)] == [0, 3, 3]
+def test_a_cache_without_capacity_stores_nothing() -> None:
+    memory = Memory(4, max_blocks=0)
+    memory.store([1, 1, 1])
+    assert (memory.cache.unused, memory.pool.free, memory.match_length([1, 1, 1])) == (0, 4, 0)
 
 
-def test_a_match_compares_only_neighbouring_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_are_not_used_expire() -> None:
+    memory = Memory(20)
+    memory.store([7, 7], SHARED)
+    memory.store([1, 1, 1], "session:1")
+    memory.clock.now = IDLE_SECONDS - 1
+    memory.store([2, 2], "session:2")
+    memory.clock.now = IDLE_SECONDS + 1
+    memory.cache.sweep()
+    assert memory.cache.unused == 2
+    assert [memory.match_length(ids, owner) for ids, owner in (([1, 1], "session:1"), ([2, 2], "session:2"))] == [0, 2]
+    assert memory.match_length([7, 7], shared_tokens=2) == 2
+
+
+def test_forgetting_an_owner_frees_blocks_of_running_requests_at_their_end() -> None:
+    memory = Memory(10)
+    memory.store([1, 1, 2, 2, 3], "anna")
+    match = memory.match([1, 1, 2, 2, 9], "anna")
+    memory.cache.acquire(match.used)
+    memory.cache.forget("anna")
+    assert (memory.cache.unused, memory.pool.free) == (0, 8)
+    assert memory.match_length([1, 1, 2, 2, 9], "anna") == 0
+    memory.store([1, 1, 2, 2], "anna")
+    memory.cache.release(match.used)
+    assert (memory.cache.unused, memory.pool.free) == (2, 8)
+    assert memory.match_length([1, 1, 2, 2, 9], "anna") == 4
+
+
+def test_rows_with_states_continue_only_where_a_sequence_has_ended() -> None:
+    memory = Memory(20, snapshots=2)
+    memory.store([1, 2, 3])
+    memory.store([1, 2, 4, 4, 5])
+    assert memory.match_length([1, 2, 3, 9]) == 3
+    assert memory.match_length([1, 2, 4, 4, 5, 9]) == 5
+    assert memory.match_length([1, 2, 4, 4, 9]) == memory.match_length([1, 2]) == 0
+    memory.match([1, 2, 3])
+    memory.store([6])
+    assert memory.match_length([1, 2, 4, 4, 5, 9]) == 0, "the least recently used states are kept"
+    assert [memory.match_length([1, 2, 3, 9]), memory.match_length([6, 9])] == [3, 1]
+
+
+def test_states_of_a_sequence_are_not_those_of_a_longer_one() -> None:
+    memory = Memory(20, snapshots=1)
+    memory.store([1, 2, 3, 4])
+    memory.store([5])  # drops the only other states
+    memory.store([1, 2, 3])
+    assert memory.match_length([1, 2, 3, 4, 5]) == 0
+
+
+def test_rows_with_states_continue_from_the_shared_prefix_if_another_sequence_is_more_similar() -> None:
+    memory = Memory(20, snapshots=2)
+    memory.store(PREFIX, SHARED)
+    memory.store([*PREFIX, 5, 6], "anna", shared_tokens=len(PREFIX))
+    assert memory.match_length([*PREFIX, 5, 7], "anna", shared_tokens=len(PREFIX)) == len(PREFIX)
+
+
+class CountedKey(bytes):
+    """A key that counts its comparisons."""
+
+    comparisons = 0
+
+    def __getitem__(self, part: Any) -> Any:
+        return CountedKey(super().__getitem__(part))
+
+    def __lt__(self, other: bytes) -> bool:
+        CountedKey.comparisons += 1
+        return super().__lt__(other)
+
+    def __gt__(self, other: bytes) -> bool:
+        CountedKey.comparisons += 1
+        return super().__gt__(other)
+
+    def __eq__(self, other: object) -> bool:
+        CountedKey.comparisons += 1
+        return super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+
+@pytest.mark.parametrize("branches", [10, 10_000])
+def test_a_lookup_among_many_sequences_compares_few_keys(monkeypatch: pytest.MonkeyPatch, branches: int) -> None:
     compared = []
 
-    def counted(first: bytes, second: bytes) -> int:
+    def counted_length(first: bytes, second: bytes) -> int:
         compared.append(first)
         return common_length(first, second)
 
-    monkeypatch.setattr(prefix_cache, "common_length", counted)
-    cache = cache_of(100_000)
-    for at in range(4000):
-        store(cache, [at, 1, 2])
+    monkeypatch.setattr(prefix_cache, "common_length", counted_length)
+    memory = Memory(branches + 1)
+    used: list[CachedBlock] = []
+    for at, block in enumerate([None, *memory.cache.reserve(branches)]):
+        if block is None:
+            memory.store([5, 5], "anna")
+            used = [*memory.match([5, 5], "anna").blocks]
+            memory.cache.acquire(used)
+        else:
+            memory.write([block], 1, [5, 5, at * 2, 0])
+            memory.cache.insert([5, 5, at * 2, 0], used, [block], "anna")
     compared.clear()
-    assert match_length(cache, [3000, 1, 3]) == 2
-    assert len(compared) <= 2
+    monkeypatch.setattr(prefix_cache, "key_of", lambda ids: CountedKey(key_of(ids)))
+    CountedKey.comparisons = 0
+    assert memory.match_length([5, 5, 6, 1], "anna") == 3
+    assert len(compared) <= 2, "token by token only with the neighbours"
+    assert 1 <= CountedKey.comparisons <= 3 + math.log2(branches)
 
 
-def test_a_failed_copy_does_not_lose_slots() -> None:
-    cache = cache_of(6)
-    store(cache, [1, 1])
-    with pytest.raises(IndexError):
-        cache.store([1, 1, 2, 2], [torch.zeros(2), torch.zeros(2)])
-    assert cache.size == 0
-    store(cache, [1, 2, 3, 4, 5, 6])
-    assert match_length(cache, [1, 2, 3, 4, 5, 6]) == 6
+def test_uses_of_a_block_need_no_memory() -> None:
+    memory = Memory(8)
+    memory.store(PREFIX, SHARED)
+    memory.store([2, 2, 2], "anna")
+    for _ in range(100):
+        memory.use([*PREFIX, 5], "anna", shared_tokens=len(PREFIX))
+        memory.use([2, 2, 2, 5], "anna")
+    assert len(memory.cache._heap) <= 8
 
 
-def test_clear_frees_the_memory_and_later_prefixes_are_complete() -> None:
-    cache = cache_of(10)
-    store(cache, [7], SHARED)
-    store(cache, [1, 2, 3])
-    cache.clear(5)
-    assert (cache.size, cache.reserved, match_length(cache, [7, 1], shared_tokens=1)) == (0, False, 0)
-    store(cache, [1, 2, 3, 4, 5])
-    assert match_length(cache, [1, 2, 3, 4, 5]) == 5
-
-
-owners = st.sampled_from(["anna", "bob"])
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(sequences, owners), max_size=12), sequences, st.integers(0, 40), st.integers(0, 3))
-def test_matches_are_exact_and_the_size_is_limited_for_any_sequences(
-    stored: list[tuple[list[int], str]], prompt: list[int], capacity: int, shared_length: int
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(sequences, owners), max_size=8), sequences, st.integers(0, 30), st.booleans())
+def test_matches_are_the_longest_common_prefixes_of_any_sequences(
+    stored: list[tuple[list[int], str]], prompt: list[int], max_blocks: int, share: bool
 ) -> None:
-    """Matches are the longest common prefix with the sequences of the owner and with the shared prefix."""
-    cache = cache_of(capacity)
-    prefix = [1] * shared_length
-    if shared_length:
-        store(cache, prefix, SHARED)
-
-    def shared(ids: list[int]) -> int:
-        return common_length(key_of(prefix), key_of(ids))
-
-    stored_prefix = shared_length if shared_length <= capacity else 0
+    memory = Memory(60, max_blocks)
+    prefix = PREFIX if share else []
+    if share:
+        memory.store(prefix, SHARED)
     for ids, owner in stored:
-        store(cache, ids, owner, shared(ids))
-        assert cache.size <= capacity * TOKEN_BYTES
-        fits = len(ids) - (shared(ids) if stored_prefix else 0) <= capacity - stored_prefix
-        assert not fits or match_length(cache, ids, owner, shared(ids)) == len(ids)
+        memory.store(ids, owner, common(prefix, ids))
+        assert memory.cache.unused <= max_blocks
+        assert memory.match_length(ids, owner, common(prefix, ids)) >= min(len(ids), max_blocks * BLOCK_SIZE) or share
+    fits = sum(blocks_for(len(ids)) for ids, _ in stored) + blocks_for(len(prefix)) <= max_blocks
     for owner in ("anna", "bob"):
-        length = match_length(cache, prompt, owner, shared(prompt))
-        own = [common_length(key_of(ids), key_of(prompt)) for ids, other in stored if other == owner]
-        longest = max([*own, shared(prompt) if stored_prefix else 0])
-        assert length <= longest
-        if sum(len(ids) for ids, _ in stored) + shared_length <= capacity:
-            assert length == longest
-    # all slots are distinct
-    prefixes = [match for ids, owner in stored if (match := cache.match(ids, owner)[0]) is not None]
-    slots = {slot for prefix in prefixes for slot in prefix.slots[prefix.borrowed_slots :].tolist()}
-    assert cache.size == (len(slots) + stored_prefix) * TOKEN_BYTES
-    for owner in ("anna", "bob"):
-        cache.forget(owner)
-    assert cache.size == stored_prefix * TOKEN_BYTES
+        length = memory.match_length(prompt, owner, common(prefix, prompt))
+        longest = max([common(ids, prompt) for ids, other in stored if other == owner], default=0)
+        longest = max(longest, common(prefix, prompt))
+        assert length == longest if fits else length <= longest
+    for owner in ("anna", "bob", SHARED):
+        memory.cache.forget(owner)
+    assert (memory.cache.unused, memory.pool.free) == (0, 60)

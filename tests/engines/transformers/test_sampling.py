@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from aiochatstream.engines.transformers import sampling
 from aiochatstream.engines.transformers.sampler import Sampler
 from aiochatstream.engines.transformers.sampling import sample
 from aiochatstream.params import GenerationParams
+from tests.engines.transformers.fake_devices import FakeDevice
 
 GRID = 4000
 BELOW_1 = 1 - 2**-53
@@ -219,62 +221,42 @@ def test_logits_of_other_dtypes_are_sampled_in_float32(dtype: torch.dtype) -> No
     assert sample(logits, [first], [[0]]) == sample(logits.float(), [second], [[0]])
 
 
-class SynchronisationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations that would wait for a GPU."""
+class AllowEvenTokens:
+    """The state of an answer in a grammar that excludes odd tokens."""
 
-    count = 0
+    forced_token = None
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket in (
-            torch.ops.aten._local_scalar_dense,
-            torch.ops.aten.is_nonzero,
-            torch.ops.aten.nonzero,
-            torch.ops.aten.equal,
-        )
-        return func(*args, **(kwargs or {}))
+    def __init__(self, vocabulary: int) -> None:
+        allowed = np.arange(-(-vocabulary // 32) * 32) % 2 == 0
+        self.mask = np.packbits(allowed, bitorder="little").view(np.int32)
+
+    def advance(self, token: int) -> None:
+        assert token % 2 == 0
 
 
-def test_sampling_does_not_wait_for_the_device() -> None:
-    samplers = [
-        sampler_of(**params, top_p=1)
-        for params in (
-            {"temperature": 0},
-            {"temperature": 0.9},
-            {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2},
-            {"min_p": 0.1, "typical_p": 0.9},
-            {"logit_bias": {3: 1}, "presence_penalty": 1},
-        )
-    ]
-    counter: Any = SynchronisationCounter()  # type: ignore[no-untyped-call]
-    with counter:  # (only a CPU checks once more whether the candidates reach top_p)
-        sample(torch.randn(5, 50), samplers, [[1], [2, 3], [4, 4, 4], [5], [6]])
-    assert counter.count == 0
-    with counter:
-        bool(torch.ones(1).any())
-    assert counter.count > 0, "the counter does not work"
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(any_params, st.booleans()), min_size=1, max_size=4), st.sampled_from([20, 2500]))
+def test_devices_draw_as_a_cpu_does_and_the_host_waits_only_once(
+    kind: Any, rows: list[tuple[dict[str, Any], bool]], vocabulary: int
+) -> None:
+    logits = torch.cat([logits_of(vocabulary, seed) for seed in range(len(rows))])
+    seen = [[1, 2, 1][: 1 + row] for row in range(len(rows))]
 
+    def samplers() -> list[Sampler]:
+        matchers: list[Any] = [AllowEvenTokens(vocabulary) if masked else None for _, masked in rows]
+        return [
+            Sampler(GenerationParams(**params), matcher) for (params, _), matcher in zip(rows, matchers, strict=True)
+        ]
 
-class NoFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A device without float64, such as MPS and some GPUs."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for part in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(part, torch.Tensor) and part.dtype == torch.float64:
-                raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it")
-        return result
-
-
-@settings(max_examples=30, deadline=None)
-@given(any_params, st.sampled_from([20, 2500]))
-def test_a_device_without_float64_draws_the_same(params: dict[str, Any], vocabulary: int) -> None:
-    logits = logits_of(vocabulary)
-    first, second = sampler_of(**params), sampler_of(**params)
-    expected = [sample(logits, [first], [[1, 2]]) for _ in range(3)]
-    with NoFloat64():  # type: ignore[no-untyped-call]
-        assert [sample(logits, [second], [[1, 2]]) for _ in range(3)] == expected
-        with pytest.raises(TypeError, match="float64"):
-            logits.double()
+    on_cpu, on_device = samplers(), samplers()
+    with FakeDevice(kind) as device:
+        copied = logits.to(device.device)
+        for _ in range(2):
+            device.waits.clear()
+            assert sample(copied, on_device, seen) == sample(logits, on_cpu, seen)
+            assert len(device.waits) == 1
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}], ids=str)

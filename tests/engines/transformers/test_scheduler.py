@@ -1,4 +1,4 @@
-"""Tests of the chunks that steps read, with the one-layer model."""
+"""Tests of the chunks that steps read, with the one-layer model, and of their shares, without a model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from aiochatstream import GenerationParams
 from aiochatstream.engines.transformers import batch as batch_module
 from aiochatstream.engines.transformers import scheduler
+from aiochatstream.engines.transformers.chunk import Chunk
+from aiochatstream.engines.transformers.request import Request
+from aiochatstream.engines.transformers.scheduler import ACCELERATOR_FACTOR, PREFILL_BUDGET, QUICK_TOKENS, Scheduler
 from tests.engines.transformers.batch_harness import MakeBatch, OneLayerModel, Submission, ids, lengths
+
+DOCUMENT, QUESTION = 6000, 30
+"""Tokens of prompts."""
+
+STEP_MS, TOKEN_MS = 25.0, 1.0
+"""Duration of a step without tokens, and of each token."""
 
 
 def test_long_prompts_are_read_in_chunks_while_others_decode_and_each_step_is_reported(
@@ -29,8 +41,8 @@ def test_long_prompts_are_read_in_chunks_while_others_decode_and_each_step_is_re
         [(0, 2)],
         [(2, 1), (0, 4)],
         [(3, 1), (4, 4)],
-        [(8, 1), (4, 1)],
-        [(9, 1), (5, 1)],
+        [(4, 1), (8, 1)],
+        [(5, 1), (9, 1)],
         [(6, 1)],
     ]
     batch.close()
@@ -115,3 +127,181 @@ def test_slow_steps_reduce_the_chunks_of_later_ones(
     request = Submission(make_batch(free_model), ids(40), max_new_tokens=1)
     assert request.read_all() == free_model.answer(request.prompt, 1)
     assert [length for step in free_model.steps for _, length in lengths(step)] == chunks
+
+
+class VirtualSteps:
+    """Steps of a scheduler without a model, on a virtual clock: a step takes a time of its own and a time per token.
+
+    clock: milliseconds.
+    first: number of prompt tokens that were computed until each request had its first token, from its arrival on.
+    """
+
+    def __init__(self, *, on_cpu: bool = True) -> None:
+        self._scheduler = Scheduler(on_cpu=on_cpu, max_step=None)
+        self.requests: list[Request] = []
+        self.prompt_tokens = 0
+        self.clock = 0.0
+        self.first: dict[Request, int] = {}
+        self._arrived: dict[Request, int] = {}
+
+    def add(self, prompt: int, answer: int = 1, **params: Any) -> Request:
+        request = Request([0] * prompt, GenerationParams(max_new_tokens=answer, temperature=0.0, **params))
+        request.row = next(row for row in range(10_000) if row not in [other.row for other in self.requests])
+        self._arrived[request] = self.prompt_tokens
+        self.requests.append(request)
+        return request
+
+    def step(self) -> list[tuple[Request, Chunk]]:
+        plan = self._scheduler.plan(self.requests)
+        self.prompt_tokens += sum(len(chunk.ids) for request, chunk in plan if not request.has_output)
+        for request, chunk in plan:
+            assert (chunk.row, chunk.start) == (request.row, request.computed_tokens)
+            assert chunk.ids == request.ids[chunk.start : chunk.end]
+            request.computed_tokens = chunk.end
+            if chunk.end == len(request.ids):
+                self.first.setdefault(request, self.prompt_tokens - self._arrived[request])
+                request.ids.append(0)
+        self.requests = [request for request in self.requests if not request.finished]
+        milliseconds = STEP_MS + TOKEN_MS * tokens_of(plan)
+        self._scheduler.record_step_time(milliseconds / 1000, [chunk for _, chunk in plan])
+        self.clock += milliseconds
+        return plan
+
+    def run_until_first_token(self, request: Request) -> int:
+        """Return the number of prompt tokens that were computed from the arrival of ``request`` to its first token."""
+        while request not in self.first:
+            assert self.step(), "a step without tokens"
+        return self.first[request]
+
+
+def tokens_of(plan: list[tuple[Request, Chunk]]) -> int:
+    return sum(len(chunk.ids) for _, chunk in plan)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_question_beside_a_document_is_read_in_the_next_step_which_remains_quick(on_cpu: bool) -> None:
+    steps = VirtualSteps(on_cpu=on_cpu)
+    document = steps.add(DOCUMENT)
+    steps.step()
+    question = steps.add(QUESTION)
+    plan = steps.step()
+    assert question in steps.first
+    assert tokens_of(plan) <= QUICK_TOKENS * (1 if on_cpu else ACCELERATOR_FACTOR)
+    assert steps.run_until_first_token(document) == DOCUMENT + QUESTION
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_steady_stream_of_questions_leaves_half_of_the_tokens_to_a_document(on_cpu: bool) -> None:
+    maximum = PREFILL_BUDGET[1] * (1 if on_cpu else ACCELERATOR_FACTOR)
+    steps = VirtualSteps(on_cpu=on_cpu)
+    document = steps.add(DOCUMENT)
+    questions = []
+    while document not in steps.first:
+        questions.append(steps.add(QUESTION))
+        steps.step()
+    assert steps.first[document] <= 2 * DOCUMENT + 2 * maximum
+    assert len(questions) > 10
+    waits = [steps.first[question] for question in questions[:-2]]
+    assert max(waits) <= maximum + 3 * QUESTION
+
+
+def test_questions_beside_a_document_take_twice_their_time_and_delay_it_by_less_than_a_third() -> None:
+    """Steps become short with the first question. Before it, longer ones take less time per token."""
+    alone = VirtualSteps()
+    alone.run_until_first_token(alone.add(DOCUMENT))
+    steps = VirtualSteps()
+    document = steps.add(DOCUMENT)
+    arrivals = [300.0 + 487.0 * number for number in range(13)]
+    ratios: list[float] = []
+    while document not in steps.first:
+        arrived = [moment for moment in arrivals[len(ratios) :] if moment <= steps.clock]
+        questions = [steps.add(QUESTION) for _ in arrived]
+        steps.step()
+        for moment, question in zip(arrived, questions, strict=True):
+            assert question in steps.first
+            ratios.append((steps.clock - moment) / (STEP_MS + TOKEN_MS * QUESTION))
+    first, *others = ratios
+    assert first < (STEP_MS + TOKEN_MS * PREFILL_BUDGET[1]) / (STEP_MS + TOKEN_MS * QUESTION) + 1
+    assert len(others) == 12
+    assert sum(others) / 12 < 2
+    assert max(others) < 3
+    assert steps.clock < 1.3 * alone.clock
+    steps.run_until_first_token(steps.add(scheduler.CALM_TOKENS))
+    later = steps.clock
+    steps.run_until_first_token(steps.add(DOCUMENT))
+    assert steps.clock - later == alone.clock
+
+
+def test_questions_that_arrive_together_share_steps() -> None:
+    steps = VirtualSteps()
+    questions = [steps.add(20 + 3 * number) for number in range(8)]
+    count = 0
+    while steps.requests:
+        steps.step()
+        count += 1
+    assert count == 2
+    assert set(steps.first) == set(questions)
+
+
+def test_the_oldest_of_equal_documents_is_finished_first() -> None:
+    """Each of them would be as late as the last one if they were read in turns."""
+    steps = VirtualSteps()
+    documents = [steps.add(1000) for _ in range(3)]
+    for number, document in enumerate(documents, 1):
+        assert steps.run_until_first_token(document) < number * 1000 + PREFILL_BUDGET[1]
+
+
+def test_prompts_beside_decoding_requests_are_read_in_turns_within_the_budget() -> None:
+    """The step time is unknown, so a step may have the minimum of prompt tokens only."""
+    steps = VirtualSteps()
+    decoding = [steps.add(5, 1000) for _ in range(3)]
+    steps.step()
+    document, question = steps.add(200), steps.add(QUESTION)
+    while document not in steps.first:
+        plan = steps.step()
+        assert [request for request, _ in plan[:3]] == decoding
+        assert [len(chunk.ids) for _, chunk in plan[:3]] == [1, 1, 1]
+        assert tokens_of(plan) <= 16
+    assert steps.first[question] <= 2 * QUESTION + 16
+    assert steps.first[document] == 200 + QUESTION
+
+
+PROMPTS = st.one_of(st.integers(1, 60), st.integers(1, 3000))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=st.lists(st.lists(st.tuples(PROMPTS, st.integers(1, 5)), max_size=3), max_size=60),
+    on_cpu=st.booleans(),
+)
+def test_no_prompt_waits_for_more_than_twice_the_tokens_before_it(
+    arrivals: list[list[tuple[int, int]]], on_cpu: bool
+) -> None:
+    maximum = PREFILL_BUDGET[1] * (1 if on_cpu else ACCELERATOR_FACTOR)
+    steps = VirtualSteps(on_cpu=on_cpu)
+    limits = {}
+    for prompts in arrivals:
+        for prompt, answer in prompts:
+            before = sum(other.remaining_tokens for other in steps.requests if not other.decoding)
+            limits[steps.add(prompt, answer)] = 2 * (before + prompt) + 3 * maximum
+        waiting = [request for request in steps.requests if request.remaining_tokens > 1]
+        decoding = [request for request in steps.requests if request.decoding]
+        plan = steps.step()
+        assert [request for request, _ in plan[: len(decoding)]] == sorted(decoding, key=lambda request: request.row)
+        assert all(len(chunk.ids) > 1 for _, chunk in plan[len(decoding) :])
+        assert tokens_of(plan[len(decoding) :]) <= maximum
+        assert len(plan) > len(decoding) or not waiting
+    while steps.requests:
+        assert steps.step()
+    assert [request for request, limit in limits.items() if steps.first[request] > limit] == []
+
+
+def test_prompts_whose_logprobs_are_computed_have_a_budget_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MAX_SCORED_TOKENS", 40)
+    steps = VirtualSteps()
+    for prompt, scored in ((100, True), (100, True), (90, False)):
+        steps.add(prompt, prompt_logprobs=scored, logprobs=0 if scored else None)
+    while steps.requests:
+        plan = steps.step()
+        assert sum(len(chunk.ids) for _, chunk in plan if chunk.scored) <= 40
+    assert steps.prompt_tokens == 290

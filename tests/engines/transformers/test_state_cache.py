@@ -128,10 +128,10 @@ def test_rows_of_a_failed_step_must_start_again() -> None:
 def test_models_without_states_have_an_empty_cache() -> None:
     cache = StateCache({}, ROWS, snapshots=1)
     assert not cache
-    assert cache.slot_bytes == 0
+    assert cache.size == 0
     with StepStates(cache, [chunk_of(0, 7, 1)], CPU).advance():
         pass
 
 
-def test_the_size_of_a_slot_includes_all_states() -> None:
-    assert StateCache(LIKE, ROWS, snapshots=2).slot_bytes == (SIZE * KERNEL + SIZE) * 8
+def test_the_size_includes_all_states() -> None:
+    assert StateCache(LIKE, ROWS, snapshots=2).size == (ROWS + 2) * (SIZE * KERNEL + SIZE) * 8

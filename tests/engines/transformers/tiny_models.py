@@ -150,6 +150,7 @@ HYBRID: dict[str, Callable[..., Any]] = {
         mamba_head_dim=8,
         n_groups=2,
         chunk_size=16,
+        rescale_prenorm_residual=False,
     ),
     "Falcon-H1": functools.partial(
         FalconH1Config, intermediate_size=64, num_key_value_heads=1, mamba_d_ssm=64, mamba_chunk_size=16, **MAMBA
