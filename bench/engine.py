@@ -302,7 +302,7 @@ class EngineBench:
         question = median(self._ttft(QUESTION_TOKENS) for _ in range(QUESTIONS))
         document = self._ttft(length)
         questions = [self._ids(QUESTION_TOKENS) for _ in range(QUESTIONS)]
-        pauses = [self._random.uniform(0, document / QUESTIONS) for _ in questions]
+        pauses = [self._random.uniform(0, document / QUESTIONS / 2) for _ in questions]
         answers, document_beside = measure_beside(self._engine, self._ids(length), questions, pauses)
         question_beside = median(answers)
         return {

@@ -15,7 +15,10 @@ aiochatstream_e2e_request_latency_seconds                  histogram    acceptan
 aiochatstream_prefill_step_time_seconds                    histogram    forward passes that read a prompt
 aiochatstream_decode_step_time_seconds                     histogram    forward passes that generate a token
 aiochatstream_batch_size                                   gauge        rows that the engine decodes together
-aiochatstream_kv_cache_bytes, _prefix_cache_bytes          gauge        keys and values of rows, and of earlier prompts
+aiochatstream_kv_cache_bytes                               gauge        keys and values of all tokens
+aiochatstream_kv_cache_used_tokens, _free_tokens           gauge        tokens of running answers, and of nobody
+aiochatstream_prefix_cache_tokens, _bytes                  gauge        tokens of earlier prompts and answers
+aiochatstream_state_cache_bytes                            gauge        states of rows and of earlier prompts
 aiochatstream_prefix_cache_hits_total                      counter      answers with a prompt prefix from the cache
 aiochatstream_sessions, _sessions_bytes                    gauge        conversations in memory, and their bytes
 aiochatstream_event_loop_lag_seconds                       histogram    delay of timers of the event loop

@@ -11,8 +11,12 @@ from tests.bench.script_runs import run
 
 def test_engine_and_plain_generate_and_the_floor_are_measured(tmp_path: Path) -> None:
     lengths = "--prompts 16,999999 --contexts 16 --batches 2 --histories 16 --stall-prompt 300 --stall-answers 2"
+<<<<<<< HEAD
     hybrids = "--hybrids lfm2 --hybrid-rows 1,2 --cached 2,300"
     options = f"{lengths} {hybrids} --document 3000 --steps 2 --rounds 1 --read-mib 64"
+=======
+    options = f"{lengths} --document 2000 --steps 2 --rounds 1 --read-mib 64"
+>>>>>>> i20
     result = run("engine.py", tmp_path, *options.split())
     assert result.code == 0, result.err
     rows = {(row["part"], row["unit"]): row for row in result.json["rows"]}
@@ -34,7 +38,7 @@ def test_engine_and_plain_generate_and_the_floor_are_measured(tmp_path: Path) ->
     assert (stall["answers"], stall["prompt"]) == (2, 300)
     assert stall["ratio"] == pytest.approx(stall["p99 during, ms"] / stall["p50 before, ms"])
     (beside,) = result.json["besides"]
-    assert beside["tokens"] == 3000
+    assert beside["tokens"] == 2000
     for name in ("question", "document"):
         ratio = beside[f"{name} beside, ms"] / beside[f"{name} alone, ms"]
         assert beside[f"{name} beside/alone"] == pytest.approx(ratio)

@@ -32,6 +32,10 @@ PATIENCE = 10.0
 """Seconds to wait for a row to become free."""
 
 EXACT_TOKENS = 24
+
+STEP_BYTES = 64 << 20
+"""Memory for a step: enough to decode, but not for 2,048 tokens of a prompt."""
+
 TIE = 1e-3
 """Difference of logits below which two tokens count as equally likely."""
 
@@ -91,7 +95,6 @@ class Answer:
 
     tokens: its token ids so far.
     first, end: times of the first token and of the end, in seconds after the start of the measurement.
-    started: event that is set at the first token.
     """
 
     def __init__(self, engine: TransformersEngine, ids: Sequence[int], new_tokens: int, **params: Any) -> None:
@@ -99,14 +102,12 @@ class Answer:
         self._deltas = engine.generate(Prompt([], list(ids), chat=False), GenerationParams(**options))
         self.tokens: list[int] = []
         self.first = self.end = 0.0
-        self.started = threading.Event()
 
     def read(self, limit: int | None = None, start: float = 0.0) -> list[int]:
         """Read to the end, or close the answer after ``limit`` tokens; return the tokens."""
         for delta in self._deltas:
             if delta.token_ids and not self.tokens:
                 self.first = time.perf_counter() - start
-                self.started.set()
             self.tokens += delta.token_ids
             if limit is not None and len(self.tokens) >= limit:
                 self._deltas.close()
@@ -187,24 +188,21 @@ class Trial:
 
     def out_of_memory(self) -> None:
         """Let a long prompt run out of memory: only this request fails, and it works when there is memory again."""
-        scale = self._scale
-        long = self._random_ids(scale.long_prompt, 1)
-        with (
-            self._engine(self._measured_model(), self._tokenizer(), slots=2) as engine,
-            ThreadPoolExecutor(1) as threads,
-        ):
-            short = Answer(engine, self._random_ids(20, 2), 64)
-            running = threads.submit(short.read)
-            assert short.started.wait(PATIENCE)
-            with self._memory_limit(engine):
+        short_ids, long_ids = self._random_ids(20, 2), self._random_ids(self._scale.long_prompt, 1)
+        short_params, long_params = (GenerationParams(max_new_tokens=count, temperature=0.0) for count in (64, 2))
+        with self._engine(self._measured_model(), self._tokenizer(), slots=2) as engine:
+            decoder: Any = engine.decoder
+            with self._memory_limit(decoder):
+                with decoder.wake:  # the first step has both prompts
+                    short, long = decoder.submit(short_ids, short_params), decoder.submit(long_ids, long_params)
                 try:
-                    Answer(engine, long, 2).read()
+                    list(long.steps())
                 except MemoryError as error:
                     self.report("out of memory", str(error).splitlines()[0][:100])
                 else:
                     raise AssertionError("the long prompt did not run out of memory")
-                assert len(running.result()) == 64
-            assert len(Answer(engine, long, 2).read()) == 2
+                assert len([token for token in short.steps() if token is not None]) == 64
+            assert len(Answer(engine, long_ids, 2).read()) == 2
 
     def speed(self) -> None:
         """Measure answers of a large model in bfloat16, beside ``model.generate``, and compiled."""
@@ -263,18 +261,18 @@ class Trial:
                 torch.cuda.empty_cache()
 
     @contextmanager
-    def _memory_limit(self, engine: TransformersEngine) -> Iterator[None]:
-        """Leave no memory for long prompts. On a CPU, steps with many tokens raise the error."""
+    def _memory_limit(self, decoder: Any) -> Iterator[None]:
+        """Leave no memory for steps with long prompts. On other devices than CUDA, such steps raise the error."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+            limit = torch.cuda.memory_reserved(self._device) + STEP_BYTES
             total = torch.cuda.get_device_properties(self._device).total_memory
-            torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total, self._device)
+            torch.cuda.set_per_process_memory_fraction(limit / total, self._device)
             try:
                 yield
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0, self._device)
             return
-        decoder: Any = engine.decoder
         forward = decoder.forward
 
         def limited(step: Any) -> torch.Tensor:

@@ -228,9 +228,9 @@ async def test_dropped_turns_are_counted(start_worker: StartWorker, client_of: C
     assert remaining > 3
 
 
-@pytest.mark.parametrize(("fails_at", "kept"), [(0, []), (1, ["two", "1 "])])
+@pytest.mark.parametrize(("fails_at", "saved"), [(0, []), (1, ["two", "1 "])])
 async def test_after_a_failure_every_worker_continues_with_the_text_that_there_was(
-    start_worker: StartWorker, client_of: ClientOf, stepper: MakeStepper, fails_at: int, kept: list[str]
+    start_worker: StartWorker, client_of: ClientOf, stepper: MakeStepper, fails_at: int, saved: list[str]
 ) -> None:
     engine = stepper()
     engine.allow(100)
@@ -241,9 +241,9 @@ async def test_after_a_failure_every_worker_continues_with_the_text_that_there_w
     assert last["error"]["error"] == "internal_server_error"
     assert (await commit(client, last["commit"]))[0] == 200
     other = moved(client, await start_worker())
-    assert await other.texts() == ["one", "1 2 ", *kept]
+    assert await other.texts() == ["one", "1 2 ", *saved]
     await committed(other, "three")
-    assert await other.texts() == ["one", "1 2 ", *kept, "three", "three "]
+    assert await other.texts() == ["one", "1 2 ", *saved, "three", "three "]
 
 
 async def test_a_commit_token_can_extend_an_older_cookie(start_worker: StartWorker, client_of: ClientOf) -> None:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.chunk import Chunk
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.device import device_tensor
+from aiochatstream.engines.transformers.failed_rows import FailedRows, Plan
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
@@ -35,9 +35,6 @@ Forward = Callable[[PackedStep], torch.Tensor]
 """Function that runs the model and returns the logits [tokens, vocabulary] at :attr:`PackedStep.output_positions`.
 
 If it raises, the same tokens can be computed again: it may have written their keys and values, but nothing else."""
-
-Plan = list[tuple[Request, Chunk]]
-"""Requests of a forward pass, each with the tokens to compute."""
 
 CLOSE_SECONDS = 5.0
 """Seconds that :meth:`Batch.close` waits for the running step. A step that is stuck is abandoned."""
@@ -77,6 +74,7 @@ class Batch:
         self._scheduler = Scheduler(on_cpu=device.type == "cpu", max_step=max_step)
         self._arrivals: deque[Request] = deque()
         self._forgotten: set[str] = set()
+        self._failed_rows = FailedRows()
         self._logged_error = ""
         self.wake = threading.Condition()
         """Condition that wakes the thread. No step starts while it is held."""
@@ -225,61 +223,46 @@ class Batch:
             arrivals -= 1
 
     def _step(self) -> None:
-        """Compute the planned tokens, usually in one forward pass, and sample the next tokens.
-
-        If the pass fails, halves of it are computed, and halves of these, until the rows that fail alone are found.
-        """
-        plan = self._scheduler.plan(self.rows.requests)
-        parts = [plan] if plan else []
-        sampled = [] if plan else self._sample_ready([], torch.empty(0))
-        while parts:
-            part = parts.pop()
-            start = time.perf_counter()
-            try:
-                logits = self.forward(
-                    PackedStep(self.kv_cache, [chunk for _, chunk in part], self._device, self._dtype)
-                )
-            except Exception as error:  # noqa: BLE001 - any row may have caused it
-                parts += self._divide(part, error, is_first=part is plan)
-            else:
-                sampled += self._complete(part, logits)
-                self._record_time(part, time.perf_counter() - start)
+        """Compute the planned tokens, and sample the next tokens of all rows that are ready."""
+        plan = self._scheduler.plan(self._failed_rows.next_group() or self.rows.requests)
+        sampled = self._compute(plan) if plan else self._sample_ready([], torch.empty(0))
         for request in self.rows.requests:
             if request not in sampled:
                 request.output.put(None)
 
-    def _divide(self, part: Plan, error: Exception, *, is_first: bool) -> list[Plan]:
-        """Return the parts of a failed pass to compute; fail the request of a row that has failed alone.
+    def _compute(self, plan: Plan) -> list[Request]:
+        """Run a forward pass, and return the requests that have a new token."""
+        chunks = [chunk for _, chunk in plan]
+        start = time.perf_counter()
+        try:
+            logits = self.forward(PackedStep(self.kv_cache, chunks, self._device, self._dtype))
+        except Exception as error:  # noqa: BLE001 - any row may have caused it
+            self._handle_error(error, plan)
+            return []
+        sampled = self._complete(plan, logits)
+        self._record_time(chunks, time.perf_counter() - start)
+        return sampled
 
-        A row without others is computed twice, because its error may be transient. Raise ``error`` if the device
-        cannot compute any more.
+    def _handle_error(self, error: Exception, plan: Plan) -> None:
+        """Let the next steps compute the tokens of a failed pass, except those of a row that has failed alone.
 
-        :param is_first: whether the pass was the first one of its step.
+        Raise ``error`` if the device cannot compute any more.
         """
         clear_frames(error)  # their local variables hold memory
+        for request, _ in plan if self.kv_cache.states else ():  # the pass may have changed their states
+            request.computed_tokens = 0
         if is_out_of_memory(error):
-            self._fail_newest(error, part)
-            for request, _ in part if self.kv_cache.states else ():  # the pass may have changed their states
-                request.computed_tokens = 0
-            return []
+            self._fail_newest(error, plan)
+            return
         if not is_usable(self._device):
             raise error
-        if is_first:
-            if repr(error) != self._logged_error:  # an error of a combination of rows recurs in each step
-                logger.error("A step of %d rows failed; computing parts of it", len(part), exc_info=error)
-            self._logged_error = repr(error)
-        elif len(part) == 1:
+        if repr(error) != self._logged_error:  # an error of a combination of rows recurs in each step
+            logger.error("A step of %d rows failed; computing them in groups", len(plan), exc_info=error)
+        self._logged_error = repr(error)
+        culprit = self._failed_rows.add(plan)
+        if culprit is not None:
             logger.error("A request fails, because its row cannot be computed: %r", error)
-            part[0][0].fail(RuntimeError(f"A step failed: {error!r}"))
-            return []
-        middle = len(part) // 2
-        return [self._restart(half) for half in (part[middle:], part[:middle]) if half]
-
-    def _restart(self, part: Plan) -> Plan:
-        """Return ``part``, with all tokens of rows whose states the failed pass may have changed."""
-        if not self.kv_cache.states:
-            return part
-        return [(request, replace(chunk, start=0, ids=request.ids[: chunk.end])) for request, chunk in part]
+            culprit.fail(RuntimeError(f"A step failed: {error!r}"))
 
     def _complete(self, plan: Plan, logits: torch.Tensor) -> list[Request]:
         """Sample a token for each row whose ids are all computed, and return the requests of these rows."""
@@ -293,8 +276,7 @@ class Batch:
             logits = logits[device_tensor(complete, self._device)]
         return self._sample_ready(requests, logits)
 
-    def _record_time(self, plan: Plan, seconds: float) -> None:
-        chunks = [chunk for _, chunk in plan]
+    def _record_time(self, chunks: Sequence[Chunk], seconds: float) -> None:
         self._on_step("prefill" if any(len(chunk.ids) > 1 for chunk in chunks) else "decode", seconds)
         self._scheduler.record_step_time(seconds, chunks)
 

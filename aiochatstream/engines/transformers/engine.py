@@ -189,10 +189,10 @@ class TransformersEngine(Engine):
         length = limit if context_len is None else min(context_len, limit)
         try:
             self.decoder = self._create_batch(slots, length)
-        except CannotBatch as reason:
+        except CannotBatch as error:
             kind = f"{type(model).__name__}{', not compiled,' if self._compile else ''}"
-            logger.warning("%s cannot be batched (%s); requests are decoded one at a time.", kind, reason)
-            self.batch_obstacle = str(reason)
+            self.batch_obstacle = str(error)  # log records would keep the error itself, whose frames hold the model
+            logger.warning("%s cannot be batched (%s); requests are decoded one at a time.", kind, self.batch_obstacle)
             self.decoder = SequentialDecoder(model, self.on_step, self._sample)
             token_bytes = cache_token_bytes(text_config, model.dtype)
             if context_len is None and token_bytes:  # its caches grow with the answers, without a limit of their own

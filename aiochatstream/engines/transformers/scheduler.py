@@ -150,16 +150,19 @@ class Scheduler:
         plan = [(request, Chunk(request.row, request.computed_tokens, request.ids[-1:])) for request in decoding]
         plan.sort(key=lambda planned: planned[1].row)
         prompts = [request for request in requests if request.remaining_tokens > 1]
-        chunks = self._plan_prompts(prompts, self._prefill_budget(len(prompts), len(decoding)))
+        budget = self._prefill_budget(len(prompts), len(decoding))
+        # a step that delays decoding requests is short already
+        chunks = self._plan_prompts(prompts, budget, budget if decoding else QUICK_TOKENS * self._factor)
         whole = [chunk.start == request.cached_tokens and chunk.end == len(request.ids) for request, chunk in chunks]
         started = [request.computed_tokens > request.cached_tokens for request in prompts]
         self._has_question = any(whole) and any(started)
         return plan + chunks
 
-    def _plan_prompts(self, prompts: Sequence[Request], budget: int) -> list[tuple[Request, Chunk]]:
+    def _plan_prompts(self, prompts: Sequence[Request], budget: int, fill: int) -> list[tuple[Request, Chunk]]:
         """Return chunks of at most ``budget`` tokens: of the shortest prompts, or first of the oldest in its turn.
 
-        A chunk does not more than double the tokens of those before it, unless the step remains quick.
+        :param fill: number of tokens up to which all prompts fill the step. Beyond it, a prompt is only added as a
+            whole, and if it does not more than double the tokens.
         """
         oldest = prompts[0] if prompts else None
         first = oldest if self._lead >= budget else None
@@ -169,8 +172,8 @@ class Scheduler:
             start, remaining = request.computed_tokens, request.remaining_tokens
             scored = request.params.prompt_logprobs and not request.has_output
             count = min(remaining, budget - tokens, scored_budget if scored else budget)
-            if 0 < tokens < count:
-                count = min(count, QUICK_TOKENS * self._factor - tokens)
+            if tokens and (count < remaining or count > tokens):
+                count = min(count, fill - tokens)
             if count >= min(remaining, PREFILL_BUDGET[0]):  # smaller chunks cost more time than they save
                 plan.append((request, Chunk(request.row, start, request.ids[start : start + count], scored)))
                 tokens += count

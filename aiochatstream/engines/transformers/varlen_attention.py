@@ -66,8 +66,8 @@ class VarlenAttention:
             block_table=self._tables,
         )
         if sinks is not None:  # the sink takes its share of the weights of each head
-            sums = sums.transpose(0, 1) if sums.shape[0] == len(query) else sums
-            result = result * torch.sigmoid(sums - sinks.float()).to(result.dtype)[..., None]
+            # torch's kernels return the sums [heads, tokens], whatever its documentation says
+            result = result * torch.sigmoid(sums.transpose(0, 1) - sinks.float()).to(result.dtype)[..., None]
         return result
 
 

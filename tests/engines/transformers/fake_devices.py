@@ -237,7 +237,62 @@ def _attend_on_mps(*tensors: Any, **options: Any) -> tuple[torch.Tensor, torch.T
     return result, query.new_empty(*query.shape[:-1], key.shape[-2])
 
 
+def _attend_by_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_offsets: torch.Tensor,
+    key_offsets: torch.Tensor,
+    max_queries: int,
+    max_keys: int,
+    is_causal: bool,
+    scale: float,
+    window: tuple[int, int],
+    enable_gqa: bool,
+    lengths: torch.Tensor,
+    tables: torch.Tensor,
+    num_splits: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the values of torch's FlashAttention with block tables, [tokens, heads, head size], and of its sums.
+
+    Arguments that FlashAttention does not support are errors.
+    """
+    assert query.dtype == key.dtype == value.dtype
+    assert query.dtype in (torch.float16, torch.bfloat16)
+    assert query.shape[2] in range(8, 257, 8)
+    assert key.shape[1] % 256 == 0
+    assert query.stride(2) == key.stride(3) == value.stride(3) == 1
+    assert {part.dtype for part in (query_offsets, key_offsets, lengths, tables)} == {torch.int32}
+    assert tables.is_contiguous()
+    assert enable_gqa
+    assert (is_causal, window[1]) == (window[0] < 0, 0)
+    result, sums = torch.zeros_like(query), torch.zeros(query.shape[1], len(query))
+    for row, length in enumerate(lengths.tolist()):
+        start, stop = query_offsets[row : row + 2].tolist()
+        assert stop - start <= max_queries
+        assert length <= min(max_keys, tables.shape[1] * key.shape[1])
+        assert length == key_offsets[row + 1] - key_offsets[row]
+        keys, values = (
+            part[tables[row].long()]
+            .flatten(0, 1)[:length]
+            .float()
+            .repeat_interleave(query.shape[1] // part.shape[2], 1)
+            for part in (key, value)
+        )
+        scores = torch.einsum("qhs,khs->hqk", query[start:stop].float(), keys) * scale
+        ends = torch.arange(length - (stop - start), length)[:, None]
+        positions = torch.arange(length)
+        hidden = positions > ends
+        if window[0] >= 0:
+            hidden |= positions < ends - window[0]
+        scores = scores.masked_fill(hidden, -torch.inf)
+        result[start:stop] = torch.einsum("hqk,khs->qhs", scores.softmax(-1), values).to(query.dtype)
+        sums[:, start:stop] = scores.logsumexp(-1)
+    return result, sums, torch.zeros(2, dtype=torch.uint64)
+
+
 EMULATIONS: dict[str, Callable[..., Any]] = {
+    "torch_attn::_varlen_attn": _attend_by_blocks,
     "aten::_scaled_dot_product_attention_math_for_mps": _attend_on_mps,
 }
 """Functions for the values of operations that have no kernel for a CPU, by the operation's name."""

@@ -7,12 +7,16 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from aiochatstream import Constraint, Delta, GenerationParams, Prompt, TokenSampler
+from aiochatstream.engines.transformers.answer_format import AnswerFormat
+from aiochatstream.engines.transformers.answer_phase import AnswerPhase
+from aiochatstream.engines.transformers.grammars import Matcher
 from tests.engines.transformers.engine_harness import load_engine, tokens_of
 from tests.engines.transformers.scripted_answers import (
     ENDS,
@@ -215,3 +219,27 @@ def test_a_constraint_begins_in_harmonys_final_channel(harmony: ScriptedModel, w
 def test_a_constraint_holds_from_the_beginning_of_a_plain_text(qwen: ScriptedModel) -> None:
     deltas = qwen.answer("<think>", THINKING_PROMPT, chat=False, constraint=YES_OR_NO)
     assert end_of(text_of(deltas), "") in ("yes", "no")
+
+
+def test_only_content_waits_for_the_mask_of_its_grammar() -> None:
+    """The first token may begin the content instead of a thought, so its mask is needed."""
+    answer_format = AnswerFormat(MARKED, QWEN)
+    grammar = SimpleNamespace(ready=False, advance=lambda token: None, allows=lambda token: False)
+    params = GenerationParams(max_new_tokens=9)
+    phase = AnswerPhase(
+        answer_format,
+        Prompt([], ids_of(QWEN_PROMPT)),
+        params,
+        cast(Matcher, grammar),
+        ids_of("<|im_end|>"),
+        len(MARKED),
+    )
+    assert not phase.ready
+    grammar.ready = True
+    assert phase.ready
+    grammar.ready = False
+    readiness = []
+    for token in ids_of("<think>ab</think>\n\n"):
+        phase.advance(token)
+        readiness.append(phase.ready)
+    assert readiness == [True] * (len(readiness) - 1) + [False]

@@ -262,6 +262,10 @@ PARAMS: list[dict[str, Any]] = [
 ]
 
 
+LENGTH = 40
+"""Maximum number of tokens of a request."""
+
+
 @st.composite
 def schedules(draw: st.DrawFn) -> list[PlannedRequest]:
     """Requests with common prefixes."""
@@ -276,15 +280,22 @@ def schedules(draw: st.DrawFn) -> list[PlannedRequest]:
     return requests
 
 
-@settings(max_examples=40, deadline=None)
-@given(schedules(), st.integers(1, 4), st.sampled_from([2, 5, 512]), st.sampled_from([0, 25, 1000]))
-def test_answers_are_independent_of_the_schedule(
-    schedule: list[PlannedRequest], rows: int, chunk: int, prefix_tokens: int
+@settings(max_examples=20, deadline=None)
+@given(
+    schedule=schedules(),
+    rows=st.integers(1, 4),
+    chunk=st.sampled_from([2, 5, 512]),
+    tokens=st.sampled_from([LENGTH, LENGTH + 16, 4 * LENGTH]),
+    prefix_tokens=st.sampled_from([0, 25, 1000]),
+)
+def test_answers_are_independent_of_the_schedule_and_of_the_memory(
+    schedule: list[PlannedRequest], rows: int, chunk: int, tokens: int, prefix_tokens: int
 ) -> None:
     model, lone_model = OneLayerModel(waits=True), OneLayerModel()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "PREFILL_BUDGET", (chunk, chunk))
-        batch, lone = batch_of(model, rows=rows, prefix_tokens=prefix_tokens), batch_of(lone_model, rows=1)
+        batch = batch_of(model, rows=rows, length=LENGTH, tokens=tokens, prefix_tokens=prefix_tokens)
+        lone = batch_of(lone_model, rows=1)
         try:
             run(schedule, model, batch, rows, prefix_tokens)
             for planned in schedule:
@@ -292,8 +303,8 @@ def test_answers_are_independent_of_the_schedule(
                 if not planned.params:
                     assert expected == lone_model.answer(planned.prompt, planned.count)
                 if planned.submission.request.cancelled and planned.cancel_at is not None:
-                    tokens = list(unread_tokens(planned.submission))
-                    assert tokens == expected[: len(tokens)]
+                    read = list(unread_tokens(planned.submission))
+                    assert read == expected[: len(read)]
                 else:
                     assert planned.submission.read_all() == expected
         finally:
@@ -301,6 +312,7 @@ def test_answers_are_independent_of_the_schedule(
             batch.close()
             lone.close()
     assert sorted(batch.rows.free_rows) == list(range(rows)), "a row was lost"
+    assert batch.prefix_cache.pool.free + batch.prefix_cache.unused == batch.kv_cache.blocks, "a block was lost"
     assert batch.metrics()["batch_size"] == 0
 
 

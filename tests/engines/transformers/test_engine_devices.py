@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from aiochatstream.engines.transformers import TransformersEngine, engine
 from aiochatstream.engines.transformers.batch import Batch
@@ -44,16 +45,16 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             run(batch)
 
     monkeypatch.setattr(Batch, "_run", run_on_device)
-    monkeypatch.setattr(engine, "free_bytes", lambda device: 1 << 24)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 28, 1 << 30))
     monkeypatch.setattr(engine, "WARM_UP_PARAMS", ())  # imitation is slow
     with device:
         yield device
 
 
-def load(family: str, device: FakeDevice, **options: Any) -> tuple[TransformersEngine, list[int]]:
+def load(family: str, device: FakeDevice, dtype: torch.dtype = torch.float32) -> tuple[TransformersEngine, list[int]]:
     """Return an engine on ``device``, and a list that it fills with the number of waits in each step."""
     waits: list[int] = []
-    loaded = TransformersEngine(tiny(family, LAYERS.get(family, 1)), BYTES, device.device, **options)
+    loaded = TransformersEngine(tiny(family, LAYERS.get(family, 1)).to(dtype), BYTES, device.device)
 
     def record(kind: str, seconds: float) -> None:
         waits.append(len(device.waits))
@@ -81,7 +82,7 @@ def test_answers_are_those_of_generate(device: FakeDevice, family: str) -> None:
 
 
 def test_the_host_waits_once_per_step(device: FakeDevice) -> None:
-    loaded, waits = load("Llama", device, prefix_cache_bytes=0)
+    loaded, waits = load("Llama", device)
     on_cpu = TransformersEngine(tiny("Llama", 1), BYTES)
     on_cpu.load(slots=len(REQUESTS), context_len=256)
     requests = [(some_ids(20, seed), options | {"max_new_tokens": NEW_TOKENS}) for seed, options in enumerate(REQUESTS)]
@@ -90,6 +91,16 @@ def test_the_host_waits_once_per_step(device: FakeDevice) -> None:
     assert set(waits) == {1}
     loaded.close()
     on_cpu.close()
+
+
+def test_the_host_waits_once_per_step_in_half_precision(device: FakeDevice) -> None:
+    loaded, waits = load("Llama", device, torch.bfloat16)
+    assert isinstance(loaded.decoder, Batch)
+    assert loaded.decoder.kv_cache.kernel == ("varlen" if device.device.type == "cuda" else None)
+    answers = concurrent_answers(loaded, [some_ids(20, seed) for seed in range(3)], max_new_tokens=3, ignore_eos=True)
+    assert [len(tokens) for tokens in answers] == [3, 3, 3]
+    assert set(waits) == {1}
+    loaded.close()
 
 
 def test_logprobs_are_those_of_a_cpu(device: FakeDevice) -> None:

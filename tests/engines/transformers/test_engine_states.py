@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 
 from aiochatstream import GenerationParams, Prompt
 from aiochatstream.engines.transformers import TransformersEngine, scheduler
+from aiochatstream.engines.transformers.attention import running_step
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.mixers import PackedMixer
-from tests.engines.transformers.engine_harness import answer, concurrent_answers, deltas_of, load_engine
+from aiochatstream.engines.transformers.packed_step import PackedStep
+from tests.engines.transformers.batch_harness import Submission, wait_until_idle
+from tests.engines.transformers.engine_harness import answer, concurrent_answers, load_engine
 from tests.engines.transformers.tiny_models import HYBRID, STATES, assert_same, reference, some_ids, tiny
 
 ROWS = 3
@@ -32,6 +36,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[TransformersEngine, A
     assert engine.batch_obstacle is None
     yield engine, plain
     assert isinstance(engine.decoder, Batch)
+    wait_until_idle(engine.decoder)
     assert sorted(engine.decoder.rows.free_rows) == list(range(ROWS)), "a row was lost"
     engine.close()
 
@@ -111,61 +116,111 @@ def test_repeated_and_continued_prompts_have_the_same_answers(pair: tuple[Transf
         assert_same(plain, ids, actual, reference(plain, ids, 9))
 
 
+Fail = Callable[[TransformersEngine, Callable[[PackedStep], bool], Exception], None]
+
+
 @pytest.fixture
-def failing_mixer(monkeypatch: pytest.MonkeyPatch) -> list[MemoryError]:
-    """Errors that the calls of the last mixer raise, the last ones first; an empty list for no error."""
-    errors: list[MemoryError] = []
-    compute, names = PackedMixer.compute, set[int]()
+def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
+    """Function that lets the last module with states of an engine raise an error in the first step that a function of
+    the step selects.
+    """
 
-    def fail(mixer: PackedMixer, *arguments: Any) -> torch.Tensor:
-        names.add(id(mixer))
-        result = compute(mixer, *arguments)
-        if errors and id(mixer) == max(names):
-            raise errors.pop()
-        return result
+    def fail(engine: TransformersEngine, select: Callable[[PackedStep], bool], error: Exception) -> None:
+        forwards = [getattr(module.forward, "__self__", None) for module in engine._model.modules()]
+        mixer = [forward for forward in forwards if isinstance(forward, PackedMixer)][-1]
+        compute, steps, errors = mixer.compute, list[PackedStep](), [error]
 
-    monkeypatch.setattr(PackedMixer, "compute", fail)
-    return errors
+        def compute_or_fail(*arguments: Any) -> torch.Tensor:
+            result = compute(*arguments)
+            step = running_step()
+            assert step is not None
+            if not steps or step is not steps[-1]:  # the module is called for each group of rows
+                steps.append(step)
+                if errors and select(step):
+                    raise errors.pop()
+            return result
+
+        monkeypatch.setattr(mixer, "compute", compute_or_fail)
+
+    return fail
 
 
+def step_number(number: int) -> Callable[[PackedStep], bool]:
+    """Return a function that selects a step, the next one being 1."""
+    steps = itertools.count(1)
+    return lambda step: next(steps) == number
+
+
+@pytest.mark.parametrize("failing_step", [1, 2, 3, 9])
 def test_states_of_a_failed_step_are_computed_again(
-    pair: tuple[TransformersEngine, Any], failing_mixer: list[MemoryError]
+    pair: tuple[TransformersEngine, Any],
+    fail: Fail,
+    failing_step: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "PREFILL_BUDGET", (16, 16))
+    engine, plain = pair
+    batch = engine.decoder
+    assert isinstance(batch, Batch)
+    with batch.wake:
+        old = Submission(batch, some_ids(40), max_new_tokens=20)
+        newest = Submission(batch, some_ids(9, 1), max_new_tokens=20)
+        fail(engine, step_number(failing_step), MemoryError("none left"))
+    with pytest.raises(MemoryError, match="Out of memory in a step of "):
+        newest.read_all()
+    assert_same(plain, some_ids(40), old.read_all(), reference(plain, some_ids(40), 20))
+
+
+def test_rows_of_a_step_with_a_transient_error_are_computed_again(
+    pair: tuple[TransformersEngine, Any], fail: Fail
 ) -> None:
     engine, plain = pair
-    running = Answer(engine, some_ids(40), 20)
-    running.read(6)
-    assert running.tokens
-    newest = Answer(engine, some_ids(9, 1), 20)
-    newest.read(3)
-    failing_mixer.append(MemoryError("none left"))
-    with pytest.raises(MemoryError, match="Out of memory in a step of "):
-        newest.read(1000)
-    assert not failing_mixer
-    running.read(1000)
-    running.assert_exact(plain)
-    assert len(running.tokens) == 20
+    batch = engine.decoder
+    assert isinstance(batch, Batch)
+    old = [Submission(batch, some_ids(40, seed), max_new_tokens=100) for seed in range(2)]
+    while not all(running.tokens for running in old):
+        for running in old:
+            running.next()
+    starts: list[bool] = []
+
+    def starts_beside_others(step: PackedStep) -> bool:
+        positions = step.positions[0].tolist()
+        starts.append(len(positions) == 3 and positions[2] == 0)
+        return starts[-1]
+
+    fail(engine, starts_beside_others, RuntimeError("a transient error"))
+    new = Submission(batch, some_ids(1, 2), max_new_tokens=10)
+    for running in (new, *old):
+        tokens = running.read_all()
+        assert_same(plain, running.prompt, tokens, reference(plain, running.prompt, len(tokens)))
+    assert any(starts), "the new row did not start beside others"
 
 
+@pytest.mark.parametrize("failing_step", [2, 9])
 def test_prompt_logprobs_are_complete_after_a_failed_step(
-    pair: tuple[TransformersEngine, Any], failing_mixer: list[MemoryError], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[TransformersEngine, Any],
+    fail: Fail,
+    failing_step: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine, _ = pair
     monkeypatch.setattr(scheduler, "PREFILL_BUDGET", (16, 16))
-    params: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True, "prompt_logprobs": True, "logprobs": 0}
-    expected = [logprob for delta in deltas_of(engine, some_ids(40), **params) for logprob in delta.logprobs]
-    assert len(expected) == 46
-    for steps in (1, 4):
-        options = GenerationParams(temperature=0, **params)
-        deltas = engine.generate(Prompt([], some_ids(40)), options)
-        actual = [logprob for _, delta in zip(range(steps), deltas, strict=False) for logprob in delta.logprobs]
-        newest = Answer(engine, some_ids(9, 1), 20)
-        newest.read(1)
-        failing_mixer.append(MemoryError("none left"))
-        with pytest.raises(MemoryError):
-            newest.read(1000)
-        actual += [logprob for delta in deltas for logprob in delta.logprobs]
-        assert [logprob.token_id for logprob in actual] == [logprob.token_id for logprob in expected]
-        assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(actual, expected, strict=True))
+    engine, _ = pair
+    batch = engine.decoder
+    assert isinstance(batch, Batch)
+    options: dict[str, Any] = {"max_new_tokens": 12, "prompt_logprobs": True, "logprobs": 0}
+    alone = Submission(batch, some_ids(40), **options)
+    alone.read_all()
+    with batch.wake:
+        old = Submission(batch, some_ids(40), **options)
+        newest = Submission(batch, some_ids(9, 1), max_new_tokens=20)
+        fail(engine, step_number(failing_step), MemoryError("none left"))
+    with pytest.raises(MemoryError):
+        newest.read_all()
+    assert old.read_all() == alone.tokens
+    expected, actual = ([*answer.request.prompt_logprobs, *answer.request.logprobs] for answer in (alone, old))
+    assert [logprob.token_id for logprob in actual] == [logprob.token_id for logprob in expected]
+    assert len(actual) == 39 + 12
+    assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(actual, expected, strict=True))
 
 
 def test_more_requests_than_rows_are_answered_one_after_the_other(pair: tuple[TransformersEngine, Any]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aiochatstream.engines.transformers import chunk as chunk_module
 from aiochatstream.engines.transformers import grouped_attention, kv_cache
 from aiochatstream.engines.transformers.chunk import Chunk
-from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache
 from aiochatstream.engines.transformers.packed_step import PackedStep
 
 ROWS, LENGTH, LAYERS, KV_HEADS, SHARING, SIZE = 4, 24, 2, 2, 3, 5
@@ -74,14 +74,15 @@ ALL_ROWS = Rows()
 SINKS = torch.linspace(-2, 2, KV_HEADS * SHARING, dtype=DOUBLE)
 
 
-def cache_of(block_size: int = 4, order: int | None = None) -> KVCache:
+def cache_of(block_size: int = 4, order: int | None = None, kernel: Kernel | None = None) -> KVCache:
     """Return a cache with tokens of earlier requests.
 
     :param order: seed of a random order of all blocks; None for neighbours.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv_cache, "BLOCK_SIZE", block_size)
-        cache = KVCache(LIKE, rows=ROWS, length=LENGTH)
+        for name in ("BLOCK_SIZE", "VARLEN_BLOCK_SIZE"):
+            patch.setattr(kv_cache, name, block_size)
+        cache = KVCache(LIKE, rows=ROWS, length=LENGTH, kernel=kernel)
     for layer in cache.layers:
         for part in layer:
             part.fill_(1e3)

@@ -84,7 +84,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert length_of(match) == in_tree
         own = max((common(stored, ids) for stored in self.stored[owner]), default=0)
         others = (common(stored, ids) for each in self.stored.values() for stored in each)
-        assert in_tree <= max(own, min(shared, max(others, default=0)))
+        assert in_tree <= max(own, min(common(PREFIX, ids), max(others, default=0)))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), cached=st.booleans(), computed=st.integers(0, 12))

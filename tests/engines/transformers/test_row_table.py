@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from aiochatstream.engines.transformers import request as request_module
 from aiochatstream.engines.transformers import scheduler
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.prefix_cache import PrefixCache
-from tests.engines.transformers.batch_harness import MakeBatch, OneLayerModel, Submission, ids, lengths
+from aiochatstream.engines.transformers.kv_cache import KVCache
+from tests.engines.transformers.batch_harness import (
+    MakeBatch,
+    OneLayerModel,
+    Submission,
+    ids,
+    lengths,
+    wait_until_idle,
+)
 from tests.helpers import PATIENCE
 
 
@@ -21,24 +27,116 @@ def is_finite(batch: Batch) -> bool:
     return all(bool(part.isfinite().all()) for layer in batch.kv_cache.layers for part in layer)
 
 
-def test_rows_of_similar_lengths_are_neighbours_and_keep_their_tokens_when_they_move(
-    make_batch: MakeBatch, manual_model: OneLayerModel, monkeypatch: pytest.MonkeyPatch
+def close(batch: Batch) -> None:
+    """Close an idle batch, which has all its rows and blocks."""
+    wait_until_idle(batch)
+    batch.close()
+    assert batch.rows.free_rows == sorted({*batch.rows.free_rows}), "a row is free twice"
+    assert len(batch.rows.free_rows) == len(batch.kv_cache.tables), "a row is lost"
+    assert batch.prefix_cache.pool.free + batch.prefix_cache.unused == batch.kv_cache.blocks, "a block is lost"
+
+
+def places_of(batch: Batch, submission: Submission, position: int) -> int:
+    """Return the place of a token of a running request in the KV cache."""
+    return int(batch.kv_cache.places(submission.request.row, position, position + 1)[0])
+
+
+def test_a_request_needs_only_the_memory_of_its_prompt_and_answer(
+    make_batch: MakeBatch, manual_model: OneLayerModel
 ) -> None:
-    monkeypatch.setattr(request_module, "SIZE_CLASS_TOKENS", 16)
-    batch = make_batch(manual_model, rows=6, length=80)
-    requests = []
-    for seed, length in enumerate([60, 5, 20, 7, 50, 3]):  # one per step, so that the others are decoding already
-        requests.append(Submission(batch, ids(length, seed), max_new_tokens=9))
-        if not seed:
-            manual_model.wait_for_step()
-        manual_model.step()
-    manual_model.step()
-    sizes = [request.size_class for request in sorted(batch.rows.requests, key=lambda request: request.row)]
-    assert sizes == sorted(sizes)
-    assert len(set(sizes)) == 4
+    batch = make_batch(manual_model, rows=16, length=64, tokens=4 * 64)
+    with batch.wake:
+        requests = [Submission(batch, ids(5, seed), max_new_tokens=12) for seed in range(16)]
+    manual_model.wait_for_step()
+    assert len(manual_model.steps[0]) == 16
+    assert batch.metrics()["kv_cache_free_tokens"] == 0
     manual_model.run_freely()
-    for request in requests:
-        assert request.read_all() == manual_model.answer(request.prompt, 9)
+    assert [request.read_all() for request in requests] == [manual_model.answer(ids(5, seed), 12) for seed in range(16)]
+    close(batch)
+
+
+def test_a_request_may_fill_the_whole_cache_and_evicts_all_prefixes(
+    make_batch: MakeBatch, free_model: OneLayerModel
+) -> None:
+    batch = make_batch(free_model, rows=2, length=32, tokens=32, prefix_tokens=1000)
+    for seed in range(3):
+        Submission(batch, ids(9, seed), max_new_tokens=3).read_all()
+    assert batch.metrics()["prefix_cache_tokens"] > 0
+    request = Submission(batch, ids(20, 9), max_new_tokens=13)
+    assert request.read_all() == free_model.answer(request.prompt, 13)
+    repeated = Submission(batch, ids(9, 2), max_new_tokens=3)
+    assert repeated.read_all() == free_model.answer(repeated.prompt, 3)
+    assert repeated.request.cached_tokens == 0
+    close(batch)
+
+
+def test_requests_wait_for_memory_in_their_order_and_run_when_others_end(
+    make_batch: MakeBatch, manual_model: OneLayerModel
+) -> None:
+    batch = make_batch(manual_model, rows=4, length=64, tokens=64)
+    running = Submission(batch, ids(25, 1), max_new_tokens=4)
+    manual_model.wait_for_step()
+    large, small = Submission(batch, ids(30, 2), max_new_tokens=9), Submission(batch, ids(1, 3), max_new_tokens=2)
+    manual_model.run_freely()
+    for request in (running, large, small):
+        assert request.read_all() == manual_model.answer(request.prompt, request.request.params.max_new_tokens)
+    starts = [[start for start, _ in step] for step in manual_model.steps]
+    assert starts[:5] == [[0], [25], [26], [27], [0, 0]]
+    close(batch)
+
+
+def test_a_waiting_request_that_is_cancelled_makes_way_for_later_ones(
+    make_batch: MakeBatch, manual_model: OneLayerModel
+) -> None:
+    batch = make_batch(manual_model, rows=4, length=64, tokens=64)
+    running = Submission(batch, ids(25, 1), max_new_tokens=8)
+    manual_model.wait_for_step()
+    large, small = Submission(batch, ids(30, 2), max_new_tokens=9), Submission(batch, ids(1, 3), max_new_tokens=2)
+    manual_model.step()
+    large.cancel()
+    manual_model.step()
+    assert lengths(manual_model.steps[-1]) == [(26, 1), (0, 1)]
+    manual_model.run_freely()
+    assert small.read_all() == manual_model.answer(small.prompt, 2)
+    assert running.read_all() == manual_model.answer(running.prompt, 8)
+    close(batch)
+
+
+def test_a_partly_cached_block_is_given_up_if_its_memory_is_needed(
+    make_batch: MakeBatch, free_model: OneLayerModel
+) -> None:
+    batch = make_batch(free_model, rows=2, length=16, tokens=16, prefix_tokens=1000)
+    Submission(batch, ids(6), max_new_tokens=1).read_all()
+    request = Submission(batch, [*ids(5), 7, 7], max_new_tokens=10)
+    assert request.read_all() == free_model.answer(request.prompt, 10)
+    assert request.request.cached_tokens == 4
+    shorter = Submission(batch, [*ids(5), 7, 7], max_new_tokens=5)
+    assert shorter.read_all() == free_model.answer(request.prompt, 5)
+    assert shorter.request.cached_tokens == 6
+    close(batch)
+
+
+def test_running_requests_keep_the_prefixes_that_others_evict_or_forget(
+    make_batch: MakeBatch, manual_model: OneLayerModel
+) -> None:
+    batch = make_batch(manual_model, rows=2, length=32, tokens=32, prefix_tokens=1000)
+    manual_model.allow(2)
+    first = Submission(batch, ids(9), max_new_tokens=2)
+    first.read_all()
+    following = Submission(batch, [*ids(9), 3], max_new_tokens=7)
+    for _ in range(3):
+        manual_model.wait_for_step()
+    other = Submission(batch, ids(13, 5), max_new_tokens=4)
+    manual_model.step(2)
+    batch.forget("")
+    manual_model.run_freely()
+    assert following.read_all() == manual_model.answer(following.prompt, 7)
+    assert other.read_all() == manual_model.answer(other.prompt, 4)
+    assert following.request.cached_tokens == 9
+    repeated = Submission(batch, ids(9), max_new_tokens=2)
+    assert repeated.read_all() == first.tokens
+    assert repeated.request.cached_tokens == 0
+    close(batch)
 
 
 def test_the_next_turn_computes_only_its_new_tokens_and_a_repeated_prompt_only_the_last(
@@ -86,26 +184,32 @@ def test_a_request_that_follows_a_cancelled_answer_reuses_its_tokens(
     assert following[0].request.cached_tokens >= 6
 
 
-def test_answers_larger_than_the_prefix_cache_are_not_stored(make_batch: MakeBatch, free_model: OneLayerModel) -> None:
-    batch = make_batch(free_model, prefix_tokens=5)
-    Submission(batch, ids(9), max_new_tokens=2).read_all()
-    batch.close()
-    assert not batch.prefix_cache.reserved
-    assert batch.metrics()["prefix_cache_bytes"] == 0
+def test_an_answer_larger_than_the_prefix_cache_is_stored_up_to_its_size(
+    make_batch: MakeBatch, free_model: OneLayerModel
+) -> None:
+    batch = make_batch(free_model, prefix_tokens=9)
+    Submission(batch, ids(9), max_new_tokens=5).read_all()
+    following = Submission(batch, ids(12), max_new_tokens=5)
+    assert following.read_all() == free_model.answer(following.prompt, 5)
+    assert following.request.cached_tokens == 8
+    close(batch)
+    assert batch.metrics()["prefix_cache_tokens"] == 8
 
 
 def test_a_row_with_nan_logits_fails_and_leaves_no_nan_in_the_cache(
     make_batch: MakeBatch, free_model: OneLayerModel
 ) -> None:
-    batch = make_batch(free_model, rows=2)
+    batch = make_batch(free_model, rows=2, tokens=64, prefix_tokens=1000)
+    corrupted: list[int] = []
 
     def corrupt(chunks: list[Any], logits: torch.Tensor) -> torch.Tensor:
         for at, (start, tokens) in enumerate(chunks):
             if start + len(tokens) == 7:
                 logits[at] = torch.nan
+                corrupted.append(places_of(batch, failing, 6))
                 for layer in batch.kv_cache.layers:
                     for part in layer:
-                        part[1, :, 6] = torch.nan
+                        part[:, corrupted[-1]] = torch.nan
         return logits
 
     free_model.change_logits = corrupt
@@ -115,56 +219,59 @@ def test_a_row_with_nan_logits_fails_and_leaves_no_nan_in_the_cache(
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
         failing.read_all()
     assert first.read_all() == free_model.answer(first.prompt, 20)
-    free_model.change_logits = lambda chunks, logits: logits
-    with batch.wake:
-        later = [Submission(batch, ids(3, seed), max_new_tokens=9) for seed in (4, 5)]
-    assert [request.read_all() for request in later] == [free_model.answer(request.prompt, 9) for request in later]
+    assert corrupted
     assert is_finite(batch)
+    free_model.change_logits = lambda chunks, logits: logits
+    with batch.wake:  # in all blocks
+        later = [Submission(batch, ids(3, seed), max_new_tokens=30) for seed in (4, 5)]
+    assert [request.read_all() for request in later] == [free_model.answer(request.prompt, 30) for request in later]
+    assert is_finite(batch)
+    close(batch)
 
 
 def test_a_row_that_is_cancelled_before_its_logits_are_checked_leaves_no_nan_in_the_cache(
     make_batch: MakeBatch, manual_model: OneLayerModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "PREFILL_BUDGET", (2, 4))
-    batch = make_batch(manual_model, rows=1, prefix_tokens=1000)
+    batch = make_batch(manual_model, rows=1, length=16, prefix_tokens=1000)
     cancelled = Submission(batch, ids(12, 1), max_new_tokens=5)
     manual_model.wait_for_step()
     cancelled.cancel()
     for layer in batch.kv_cache.layers:
         for part in layer:
-            part[0, :, 11] = torch.nan
+            part[:, places_of(batch, cancelled, 7)] = torch.nan
     manual_model.run_freely()
-    request = Submission(batch, cancelled.prompt[:6], max_new_tokens=3)  # does not reach position 11
-    assert request.read_all() == manual_model.answer(request.prompt, 3)
+    request = Submission(batch, cancelled.prompt[:6], max_new_tokens=2)  # does not reach position 7, in its last block
+    assert request.read_all() == manual_model.answer(request.prompt, 2)
     assert request.request.cached_tokens == 0
     assert is_finite(batch)
+    close(batch)
 
 
-@pytest.mark.parametrize("method", ["load", "store"])
-def test_errors_of_the_prefix_cache_do_not_affect_other_rows(
+@pytest.mark.parametrize("method", ["assign", "copy_block"])
+def test_a_request_that_cannot_be_admitted_fails_alone_and_loses_no_memory(
     make_batch: MakeBatch, manual_model: OneLayerModel, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    batch = make_batch(manual_model, rows=2, prefix_tokens=1000)
+    batch = make_batch(manual_model, rows=2, tokens=64, prefix_tokens=1000)
     with batch.wake:
         long = Submission(batch, ids(2, 1), max_new_tokens=12)
-        short = Submission(batch, ids(5, 2), max_new_tokens=2)
+        short = Submission(batch, ids(6, 2), max_new_tokens=2)
     manual_model.wait_for_step()
-    manual_model.step()
+    manual_model.step(3)
+    assert short.read_all() == manual_model.answer(short.prompt, 2)
 
     def fail(*args: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(PrefixCache, method, fail)
+        patch.setattr(KVCache, method, fail)
+        failing = Submission(batch, short.prompt, max_new_tokens=2)
         manual_model.step(2)
-        assert short.read_all() == manual_model.answer(short.prompt, 2)
-        repeated = Submission(batch, short.prompt, max_new_tokens=2)
-        manual_model.step(3)
     manual_model.run_freely()
+    with pytest.raises(MemoryError):
+        failing.read_all()
     assert long.read_all() == manual_model.answer(long.prompt, 12)
-    if method == "load":
-        with pytest.raises(MemoryError):
-            repeated.read_all()
-    else:
-        assert repeated.read_all() == short.tokens
-    assert Submission(batch, ids(5, 3), max_new_tokens=2).read_all() == manual_model.answer(ids(5, 3), 2)
+    repeated = Submission(batch, short.prompt, max_new_tokens=2)
+    assert repeated.read_all() == short.tokens
+    assert repeated.request.cached_tokens == 5
+    close(batch)
