@@ -114,6 +114,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def show_figure(value: float | str) -> str:
+    """Return a cell of a table."""
+    return value if isinstance(value, str) else f"{value:.2f}".removesuffix(".00")
+
+
 def progress(sentence: str, *, live: bool = False) -> None:
     """Report progress on stderr. With ``live``, overwrite the line before, if stderr is a terminal."""
     overwrite = live and sys.stderr.isatty()

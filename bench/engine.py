@@ -7,13 +7,14 @@ import copy
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
 import torch
 import transformers
+from cache_memory import measure_chats, measure_lookups
 from common import (
     FAILED,
     INTERRUPTED,
@@ -25,12 +26,14 @@ from common import (
     new_parser,
     progress,
     run_script,
+    show_figure,
     table,
     write_json,
 )
+from random_models import HYBRIDS, hybrid_model
 from runners import Runner, engine_runner, measure_beside, measure_stall, plain_runner, step_s, token_times, ttft
 from step_profile import StepProfiler
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
 
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
@@ -40,7 +43,7 @@ from aiochatstream.engines.transformers.packed_forward import PackedForward
 
 CONTEXT = 2048
 """Maximum tokens of a row, unless the document of ``beside`` is longer."""
-PARTS = ("prefill", "decode", "batch", "turns", "users", "stall", "beside", "profile")
+PARTS = ("prefill", "decode", "batch", "turns", "users", "stall", "beside", "profile", "hybrid", "lookup", "memory")
 TURN_TOKENS = 32
 """Tokens of the second turn's message."""
 FIRST_ANSWER_TOKENS = 4
@@ -69,6 +72,13 @@ cached. The figures are medians, with minimum and maximum in parentheses, and ra
              of the model, sampling, preparation; and the time of all linear layers in a row without the parts between
              them. With --compile, the parts are those of an uncompiled step, because a compiled step cannot be divided;
              its total is reported as well
+  hybrid     milliseconds per step of random hybrid models of some 100 million parameters (engine only), by rows, and
+             the growth over the first number of rows, which has its turn in the same round
+  lookup     microseconds of a lookup in the prefix cache alone, by the number of cached sequences: 64 tokens of one
+             owner, of which the first 24 are equal; for prompts that continue one of them, and for others. The ratios
+             are those to the first number, in the same round
+  memory     tokens of memory that 16 short chats (30 tokens and an answer of 32) take while they run together (engine
+             only), with kv_cache_bytes for 4 whole contexts
   floor      milliseconds to read all weights once, a lower bound of a step at batch size 1: their bytes divided by the
              memory bandwidth, which is the best of --rounds reads of --read-mib MiB in this run
 
@@ -103,11 +113,31 @@ class Results:
     stalls: list[dict[str, float]] = field(default_factory=list)
     besides: list[dict[str, float]] = field(default_factory=list)
     profiles: list[dict[str, float]] = field(default_factory=list)
+    hybrids: list[dict[str, float | str]] = field(default_factory=list)
+    lookups: list[dict[str, float]] = field(default_factory=list)
+    chats: list[dict[str, float]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     @property
     def floor_ms(self) -> float:
         return self.weight_bytes / self.bandwidth * 1000 if self.bandwidth else 0.0
+
+    @property
+    def figures(self) -> dict[str, Sequence[Mapping[str, float | str]]]:
+        """Tables of the parts without plain ``model.generate``."""
+        return {
+            "users": self.users,
+            "stalls": self.stalls,
+            "besides": self.besides,
+            "profiles": self.profiles,
+            "hybrids": self.hybrids,
+            "lookups": self.lookups,
+            "chats": self.chats,
+        }
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(row.plain for row in self.rows) and not any(self.figures.values())
 
     def new_row(self, part: str, at: str, unit: str) -> Row:
         self.rows.append(Row(part, at, unit))
@@ -116,8 +146,7 @@ class Results:
     def render(self) -> str:
         rows = [row for row in self.rows if row.plain]
         left_out = "".join(f"\n{sentence}" for sentence in self.left_out)
-        figures = (self.users, self.stalls, self.besides, self.profiles)
-        tables = "".join(figures_table(rows) for rows in figures if rows)
+        tables = "".join(figures_table(rows) for rows in self.figures.values() if rows)
         if not rows:
             return tables + left_out if tables else f"Nothing was measured.{left_out}"
         head = ("", "", "", "engine", "model.generate", "engine/plain", "floor", "engine/floor")
@@ -138,10 +167,7 @@ class Results:
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_s": self.bandwidth,
             "floor_ms": self.floor_ms,
-            "users": self.users,
-            "stalls": self.stalls,
-            "besides": self.besides,
-            "profiles": self.profiles,
+            **self.figures,
             "left_out": self.left_out,
             "rows": [
                 {
@@ -173,6 +199,7 @@ class EngineBench:
         context = max(CONTEXT, self.options.document + 1) if "beside" in self.options.parts else CONTEXT
         engine.load(max(*self.options.batches, *self.options.stall_answers) + 1, context)
         self.limit = engine.max_context_len or sys.maxsize
+        self._source = source
         self._engine, self._model, self._vocabulary = (
             engine,
             model,
@@ -299,6 +326,62 @@ class EngineBench:
             profiler = StepProfiler(self._model, rows, self.options.profile_context, kernel, compiled)
             self.results.profiles.append(profiler.measure(self.options.steps))
 
+    def _hybrid(self) -> None:
+        rows = self.options.hybrid_rows
+        for name in self.options.hybrids:
+            model = hybrid_model(name, self._model.dtype).to(self._model.device)
+            parameters = sum(weight.numel() for weight in model.parameters())
+            engine = TransformersEngine(model, ByT5Tokenizer(), compile=self.options.compile)
+            engine.load(max(rows), CONTEXT)
+            try:
+                if engine.batch_obstacle is not None:
+                    self.results.left_out.append(f"hybrid {name} is skipped: {engine.batch_obstacle}")
+                    continue
+                times = self._time_hybrid(name, engine, int(model.config.vocab_size))
+            finally:
+                engine.close()
+            for at, count in enumerate(rows):
+                growth = median(turn[at] / turn[0] for turn in times)
+                figures = {
+                    "parameters, M": parameters / 1e6,
+                    "rows": count,
+                    "step, ms": median(turn[at] for turn in times),
+                }
+                self.results.hybrids.append({"hybrid": name, **figures, "growth": growth})
+
+    def _time_hybrid(self, name: str, engine: TransformersEngine, vocabulary: int) -> list[list[float]]:
+        """Return the milliseconds of a step for each number of rows, in each round."""
+        runner = engine_runner(engine)
+        times: list[list[float]] = []
+        for turn in range(self.options.rounds + 1):
+            progress(f"hybrid, {name}, round {turn} of {self.options.rounds}")
+            steps = [
+                step_s(runner([self._ids(8, vocabulary) for _ in range(count)], self.options.steps + 1)) * 1000
+                for count in self.options.hybrid_rows
+            ]
+            if turn:  # oneDNN is slow with sizes that are new
+                times.append(steps)
+        return times
+
+    def _lookup(self) -> None:
+        progress(f"lookup, {max(self.options.cached)} sequences")
+        self.results.lookups += measure_lookups(self.options.cached, self.options.rounds, self._random)
+
+    def _memory(self) -> None:
+        progress("memory")
+
+        def create_engine(kv_cache_bytes: int) -> TransformersEngine:
+            model = AutoModelForCausalLM.from_pretrained(self._source, dtype=self._model.dtype).to(self._model.device)
+            return TransformersEngine(
+                model, self._engine.tokenizer, kv_cache_bytes=kv_cache_bytes, compile=self.options.compile
+            )
+
+        token_bytes, context = self._engine.kv_token_bytes, min(CONTEXT, self.limit)
+        if token_bytes is None or self._engine.batch_obstacle is not None:
+            self.results.left_out.append(f"memory is skipped: {self._engine.batch_obstacle}")
+            return
+        self.results.chats.append(measure_chats(create_engine, context, token_bytes, self._ids))
+
     def _rounds(self, row: Row, measure: Callable[[Runner], list[float]], second: Row | None = None) -> None:
         for turn in range(self.options.rounds):
             progress(f"{row.part}, {row.at}, round {turn + 1} of {self.options.rounds}")
@@ -307,8 +390,8 @@ class EngineBench:
                     if target is not None:
                         getattr(target, name).append(value)
 
-    def _ids(self, length: int) -> list[int]:
-        return [self._random.randrange(self._vocabulary) for _ in range(length)]
+    def _ids(self, length: int, vocabulary: int | None = None) -> list[int]:
+        return [self._random.randrange(vocabulary or self._vocabulary) for _ in range(length)]
 
     def _fitting(self, part: str, lengths: list[int], more: int) -> list[int]:
         """Return the lengths that fit into the model's context, with ``more`` tokens. Record the others."""
@@ -320,9 +403,9 @@ class EngineBench:
         return [length for length in lengths if length + more <= self.limit]
 
 
-def figures_table(rows: list[dict[str, float]]) -> str:
+def figures_table(rows: Sequence[Mapping[str, float | str]]) -> str:
     """Return a table of ``rows``, after an empty line."""
-    cells = [tuple(f"{value:.2f}".removesuffix(".00") for value in row.values()) for row in rows]
+    cells = [tuple(map(show_figure, row.values())) for row in rows]
     return "\n\n" + table(tuple(rows[0]), cells)
 
 
@@ -400,6 +483,21 @@ def read_options() -> argparse.Namespace:
         metavar="N,N",
         help="tokens of the histories, for turns and users (200,800,1600)",
     )
+    add("--hybrids", nargs="+", choices=tuple(HYBRIDS), default=tuple(HYBRIDS), help="models, for hybrid (all)")
+    add(
+        "--hybrid-rows",
+        type=counts,
+        default=[1, 4, 16],
+        metavar="N,N",
+        help="concurrent answers, for hybrid (1,4,16)",
+    )
+    add(
+        "--cached",
+        type=integers(1, 100_000),
+        default=[10, 10_000],
+        metavar="N,N",
+        help="cached sequences, for lookup (10,10000)",
+    )
     add("--steps", type=integer(1, 100_000), default=16, metavar="N", help="steps of an answer (16)")
     add("--rounds", type=integer(1, 1000), default=3, metavar="N", help="rounds of each runner (3)")
     add("--read-mib", type=integer(1, 65_536), default=512, metavar="N", help="MiB to read for the floor (512)")
@@ -440,7 +538,7 @@ def main() -> int:
     versions["torch_threads"] = str(torch.get_num_threads())
     hidden = ("located",)
     write_json(options, "engine", results.to_json(), interrupted=code == INTERRUPTED, hidden=hidden, **versions)
-    return code or (OK if any(row.plain for row in results.rows) else FAILED)
+    return code or (FAILED if results.is_empty else OK)
 
 
 def first_line(error: Exception) -> str:

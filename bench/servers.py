@@ -28,7 +28,8 @@ import psutil
 from aiohttp import web
 from server_process import STOP_SECONDS
 
-from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
+from aiochatstream import ChatStream, Engine, GenerationParams, Limits, MemoryStorage
+from aiochatstream.prompts.presets import ChatPromptCyberAgentOpenCalm
 
 START_SECONDS = 180.0
 """Maximum seconds until a server is ready. The first load of the small model converts it."""
@@ -167,6 +168,22 @@ def engine(kind: str, chunks: int) -> Callable[[Messages, GenerationParams], Ite
     return {"chunks": immediate, "hold": hold, "paced": paced, "words": words, "markdown": markdown}[kind]
 
 
+def tiny_engine(family: str, context: int, memory_contexts: int | None) -> Engine:
+    """Return an engine with a tiny random model, and memory for ``memory_contexts`` whole contexts if it is set."""
+    import torch
+    from random_models import tiny_model, token_bytes
+    from transformers import ByT5Tokenizer
+
+    from aiochatstream.engines.transformers.engine import TransformersEngine
+    from aiochatstream.engines.transformers.memory_plan import SNAPSHOT_SHARE
+
+    torch.set_num_threads(1)
+    model = tiny_model(family, context)
+    share = 1.0 if family == "llama" else 1 - SNAPSHOT_SHARE  # the rest is for states
+    size = None if memory_contexts is None else int(memory_contexts * context * token_bytes(model.config) / share)
+    return TransformersEngine(model, ByT5Tokenizer(), kv_cache_bytes=size)
+
+
 def timestamped_chunk() -> str:
     """Return a chunk with the time in ns, by a clock that all processes of a machine share."""
     return f"{time.monotonic_ns()}{MARK} "
@@ -225,6 +242,13 @@ def chat_app(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
 
         model, tokenizer = loaders(None)
         chat_stream = ChatStream(model=model, tokenizer=tokenizer, **limits)
+    elif options.kind == "tiny":
+        chat_stream = ChatStream(
+            engine=tiny_engine(options.family, options.context, options.memory_contexts),
+            chat_prompt_clazz=ChatPromptCyberAgentOpenCalm,
+            params=GenerationParams(max_new_tokens=64, temperature=0.0),
+            **limits,
+        )
     else:
         max_new_tokens = max(256, options.chunks + 1)
         chat_stream = ChatStream(
@@ -307,11 +331,14 @@ async def wait_for_stdin_end() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=[*ENGINES, "model", *BARE])
+    parser.add_argument("kind", choices=[*ENGINES, "model", "tiny", *BARE])
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--queue", type=int, default=5)
     parser.add_argument("--chunks", type=int, default=200)
     parser.add_argument("--format", choices=["text", "sse"], default="text", help="format of a bare server")
+    parser.add_argument("--family", default="llama", help="family of a tiny model")
+    parser.add_argument("--context", type=int, default=512, help="context of a tiny model")
+    parser.add_argument("--memory-contexts", type=int, metavar="N", help="kv_cache_bytes of a tiny model, in contexts")
     parser.add_argument("--profile", metavar="FILE", help="write a cProfile of the event loop's thread")
     options = parser.parse_args()
     profile = cProfile.Profile() if options.profile else None

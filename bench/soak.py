@@ -22,6 +22,7 @@ from checks import Check, Sample, memory_growth, render_checks, render_traffic
 from common import FAILED, INTERRUPTED, OK, WRONG_USE, integer, new_parser, number, progress, run_script, write_json
 from servers import new_event_loop, running_server
 from soak_client import ExpectedHistory, SoakClient
+from soak_pressure import CONTEXT, MEMORY_CONTEXTS, Pressure
 from stalled_connections import StalledConnections
 
 from aiochatstream.bench.plan import Plan
@@ -32,6 +33,8 @@ MIN_REQUESTS = 1000
 """Minimum requests of an interrupted run for a result."""
 SAMPLES = 120
 """Memory samples in a run."""
+FAMILIES = ("llama", "lfm2")
+"""Tiny models of --pressure: with keys and values only, and with states as well."""
 PREFIX_CACHE = re.compile(r"^aiochatstream_prefix_cache_bytes (\S+)$", re.MULTILINE)
 MAX_MORE_FILES = 5
 MAX_MORE_THREADS = 5
@@ -76,6 +79,11 @@ start concurrently, on /chat_stream and then on /v1/chat/completions, whose clie
 0.2 s. Without URL, the script starts a server whose engine echoes without a model. With a --queue as large as
 --hang-ups, it accepts all these streams.
 
+With --pressure, the server has a tiny random model in float32 (llama has keys and values only, lfm2 states as well),
+memory for 4 contexts of 512 tokens, and 16 slots. As many more clients as slots send fixed prompts, of which some
+continue each other and some fill the context, and disconnect during 3 of 10 answers. Before, a server without this
+limit answers the same prompts, one at a time.
+
 checks (exit code 0 if all pass, 1 otherwise):
   server errors     responses with status 500 or above, except refusals: must be 0
   broken answers    incomplete or invalid answers, without a disconnect by the client: must be 0
@@ -91,6 +99,11 @@ checks (exit code 0 if all pass, 1 otherwise):
                     subtracted. Other caches grow in the first minutes: run longer
   open files        increase between start and end: at most 5
   threads           increase between the first turns of the clients and the end: at most 5
+  answers           with --pressure: answers to fixed prompts that differ from those without pressure, as far as they
+                    were read, or fail: must be 0, and at least one answer compared
+  memory in use     with --pressure: tokens that running answers occupy at the end: must be 0
+  memory lost       with --pressure: tokens that are neither free nor cached at the end: must be 0
+  no pressure       with --pressure: 1 if no request ever waited for memory: must be 0
   end               seconds until a server that the script started exits, while stalled clients are connected: at
                     most 25
 Unknown values (a server at a URL requires --pid for its process, memory, files and threads) are reported as not
@@ -103,7 +116,14 @@ exit codes: 0 all passed; 1 a check failed; 2 wrong use, or no server; 130 Ctrl-
 class Soak:
     """One soak test: its traffic and its results."""
 
-    def __init__(self, options: argparse.Namespace, url: str, process: psutil.Process | None) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        url: str,
+        process: psutil.Process | None,
+        pressure: Pressure | None = None,
+    ) -> None:
+        self.pressure = pressure
         self.options, self.url, self.process = options, url.rstrip("/"), process
         self.counts: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
@@ -162,6 +182,8 @@ class Soak:
             async with asyncio.TaskGroup() as users:
                 for client in clients:
                     users.create_task(self._run_client(client))
+                for _ in range(self.options.slots if self.pressure is not None else 0):
+                    users.create_task(self._run_fixed_prompts(connector))
             monitor.cancel()
 
     async def _run_client(self, client: SoakClient) -> None:
@@ -176,6 +198,22 @@ class Soak:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self.reasons[f"{action}: {type(error).__name__}"] += 1
                 await asyncio.sleep(0.1)
+
+    async def _run_fixed_prompts(self, connector: aiohttp.TCPConnector) -> None:
+        """Send fixed prompts until the deadline, first one that fills the context: not all of these fit at once."""
+        number: int | None = -1
+        async with aiohttp.ClientSession(connector=connector, connector_owner=False) as session:
+            while self.pressure is not None and (number is not None or time.monotonic() < self._deadline):
+                self.requests += 1
+                self.counts["fixed prompt"] += 1
+                try:
+                    result = await self.pressure.ask(session, self.url, number)
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    self.reasons[f"fixed prompt: {type(error).__name__}"] += 1
+                    result = "failed"
+                number = None
+                if result in ("refused", "failed"):
+                    await asyncio.sleep(0.02 + 0.2 * self._random.random())
 
     async def _execute(self, client: SoakClient, action: str) -> None:
         if action == "bad input":
@@ -275,7 +313,10 @@ class Soak:
                 aiohttp.ClientSession(connector=connector, connector_owner=False) as session,
                 session.get(f"{self.url}/metrics", timeout=aiohttp.ClientTimeout(10)) as response,
             ):
-                match = PREFIX_CACHE.search(await response.text())
+                text = await response.text()
+                if self.pressure is not None:
+                    self.pressure.record_gauges(text)
+                match = PREFIX_CACHE.search(text)
                 return int(float(match[1])) if match else 0
         except (aiohttp.ClientError, TimeoutError, OSError):
             return 0
@@ -321,6 +362,7 @@ class Soak:
                     self.rest_s[path] = time.monotonic() - start
         for client in clients:
             await self._check_history(client)
+        await self._prefix_cache_bytes(connector)
 
     async def _wait_idle(self, connector: aiohttp.TCPConnector) -> None:
         deadline = time.monotonic() + self.options.settle
@@ -402,6 +444,7 @@ class Soak:
                 Check(f"rest, {path}", self.rest_s.get(path), self.options.settle, "seconds")
                 for path in DISCONNECT_BODIES
             ),
+            *([] if self.pressure is None else self.pressure.checks()),
             Check("memory", memory_growth(self.samples), self.options.max_growth, "KiB per 1,000 requests"),
             Check("open files", None if files is None else files - self.files, MAX_MORE_FILES),
             Check("threads", None if threads is None else threads - self.threads, MAX_MORE_THREADS),
@@ -418,10 +461,10 @@ def read_options() -> argparse.Namespace:
     add("url", nargs="?", metavar="URL", help="a running server (default: start a server without a model)")
     add("--pid", type=integer(1, 2**31), metavar="N", help="process of URL, for memory, files and threads")
     add("--minutes", type=number(0.005, 10_000), default=2.0, metavar="M", help="duration of the traffic (2)")
-    add("--clients", type=integer(1, 1000), default=32, metavar="N", help="concurrent clients (32)")
+    add("--clients", type=integer(1, 1000), metavar="N", help="concurrent clients (32; with --pressure 16)")
     add("--turns", type=integer(1, 1000), default=8, metavar="N", help="messages of a conversation (8)")
-    add("--slots", type=integer(1, 1024), default=4, metavar="N", help="slots of the started server (4)")
-    add("--queue", type=integer(0, 10_000), default=12, metavar="N", help="queue of the started server (12)")
+    add("--slots", type=integer(1, 1024), metavar="N", help="slots of the started server (4; with --pressure 16)")
+    add("--queue", type=integer(0, 10_000), metavar="N", help="queue of the started server (12; with --pressure 24)")
     add(
         "--settle",
         type=number(0, 3600),
@@ -436,6 +479,7 @@ def read_options() -> argparse.Namespace:
         metavar="N",
         help="streams that disconnect at the end (200)",
     )
+    add("--pressure", choices=FAMILIES, help="start a server with a tiny model and little memory")
     add("--seed", type=integer(0, 2**31), default=0, metavar="N", help="seed of the traffic (0)")
     add(
         "--max-growth",
@@ -447,6 +491,11 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.pid is not None and options.url is None:
         parser.error("--pid requires a URL: the process of the started server is known")
+    if options.pressure is not None and options.url is not None:
+        parser.error("--pressure starts its own server, so it does not accept a URL")
+    for name, usual, with_pressure in (("clients", 32, 16), ("slots", 4, 16), ("queue", 12, 24)):
+        if getattr(options, name) is None:
+            setattr(options, name, usual if options.pressure is None else with_pressure)
     if options.url is not None:
         try:
             Plan(url=options.url, extra_body={})
@@ -466,17 +515,38 @@ def target_server(options: argparse.Namespace) -> Iterator[tuple[str, psutil.Pro
                 raise ValueError(f"--pid {options.pid}: no such process.") from None
             yield options.url, process
             return
-        arguments = ("--slots", str(options.slots), "--queue", str(options.queue), "--chunks", "24")
-        server = stack.enter_context(running_server("words", *arguments))
+        arguments = ("--slots", str(options.slots), "--queue", str(options.queue))
+        if options.pressure is None:
+            server = stack.enter_context(running_server("words", *arguments, "--chunks", "24"))
+        else:
+            memory = ("--memory-contexts", str(MEMORY_CONTEXTS))
+            server = stack.enter_context(running_server("tiny", *arguments, *tiny_options(options), *memory))
         yield server.url, server.process
+
+
+def tiny_options(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the options of a server with a tiny model."""
+    return "--family", options.pressure, "--context", str(CONTEXT)
+
+
+def read_pressure(options: argparse.Namespace) -> Pressure | None:
+    """Return the fixed prompts with their answers without pressure, if --pressure is set."""
+    if options.pressure is None:
+        return None
+    progress("asking a server without pressure")
+    pressure = Pressure(random.Random(options.seed))  # noqa: S311 - not security-relevant
+    with running_server("tiny", *tiny_options(options)) as server:
+        asyncio.run(pressure.read_expected(server.url))
+    return pressure
 
 
 def main() -> int:
     options = read_options()
     code, soak = OK, None
     try:
+        pressure = read_pressure(options)
         with target_server(options) as (url, process):
-            soak = Soak(options, url, process)
+            soak = Soak(options, url, process, pressure)
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 try:
                     runner.run(soak.run())
@@ -502,6 +572,8 @@ def main() -> int:
     for path, rest in soak.rest_s.items():
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in soak.disconnects[path].most_common())
         print(f"{path}, {options.hang_ups} concurrent streams ({outcomes}): idle and answering after {rest:.2f} s")
+    if pressure is not None:
+        print(pressure.render())
     results = {
         "verdict": {
             "holds": passed,
@@ -515,6 +587,7 @@ def main() -> int:
         "rest_s": soak.rest_s,
         "hung_up": soak.disconnects,
         "samples": [asdict(sample) for sample in soak.samples],
+        "pressure": None if pressure is None else pressure.to_json(),
     }
     write_json(options, "soak", results, interrupted=code == INTERRUPTED)
     return code or (OK if passed else FAILED)

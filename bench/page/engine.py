@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from common import Spread
+from common import Spread, show_figure
 
 from aiochatstream.bench.charts import COLOURS, Axis, Chart, Series, line_chart
 from page.section import Report, Section
@@ -60,13 +60,14 @@ def write(section: Section, report: Report) -> None:
         "stalls": "Gaps between the tokens of running answers, before and during the prefill of a long prompt.",
         "besides": "Time to the first token of short questions and of a long document, alone and beside each other.",
         "profiles": "Milliseconds of the parts of a decoding step, by rows in the batch: medians of the steps.",
+        "hybrids": "Milliseconds of a decoding step of random hybrid models, by rows, and their growth.",
+        "lookups": "Microseconds of a lookup in the prefix cache, by the number of cached sequences.",
+        "chats": "Memory of short chats that run together, in tokens, with `kv_cache_bytes` for four whole contexts.",
     }
     for name, sentence in tables.items():
         if rows := report.get(name, []):
             section.paragraph(sentence)
-            section.table(
-                tuple(rows[0]), [tuple(f"{value:.2f}".removesuffix(".00") for value in row.values()) for row in rows]
-            )
+            section.table(tuple(rows[0]), [tuple(map(show_figure, row.values())) for row in rows])
 
 
 def _has_floor(row: dict[str, Any]) -> bool:

@@ -11,7 +11,12 @@ from tests.bench.script_runs import run
 
 def test_engine_and_plain_generate_and_the_floor_are_measured(tmp_path: Path) -> None:
     lengths = "--prompts 16,999999 --contexts 16 --batches 2 --histories 16 --stall-prompt 300 --stall-answers 2"
+<<<<<<< HEAD
+    hybrids = "--hybrids lfm2 --hybrid-rows 1,2 --cached 2,300"
+    options = f"{lengths} {hybrids} --document 3000 --steps 2 --rounds 1 --read-mib 64"
+=======
     options = f"{lengths} --document 2000 --steps 2 --rounds 1 --read-mib 64"
+>>>>>>> i20
     result = run("engine.py", tmp_path, *options.split())
     assert result.code == 0, result.err
     rows = {(row["part"], row["unit"]): row for row in result.json["rows"]}
@@ -44,6 +49,21 @@ def test_engine_and_plain_generate_and_the_floor_are_measured(tmp_path: Path) ->
     assert 0 < profile["linear layers alone"] < step
     parts = ("linear layers", "attention", "rest of the model", "sampling", "preparing")
     assert sum(profile[part] for part in parts) == pytest.approx(step)
+    single, pair = result.json["hybrids"]
+    assert (single["hybrid"], single["rows"], pair["rows"]) == ("lfm2", 1, 2)
+    assert single["parameters, M"] == pytest.approx(108, abs=1)
+    assert single["growth"] == 1
+    assert pair["growth"] == pytest.approx(pair["step, ms"] / single["step, ms"])
+    few, many = result.json["lookups"]
+    assert (few["sequences"], many["sequences"]) == (2, 300)
+    for kind in ("cached prompt", "new prompt"):
+        assert many[f"{kind}, ratio"] == pytest.approx(many[f"{kind}, us"] / few[f"{kind}, us"])
+    (chats,) = result.json["chats"]
+    assert (chats["chats"], chats["at once"]) == (16, 16)
+    assert chats["longest answer, tokens"] >= 2048
+    assert chats["KV cache, tokens"] == 4 * 2048
+    assert 0 < chats["in use, tokens"] <= 16 * 64  # prompts of 30 tokens and answers of 32 in blocks of 16
+    assert "in use/whole" in result.out
     assert "the floor of a step" in result.out
     assert result.json["left_out"] == [
         "prefill of 999999 tokens is skipped: the model's limit is 8192 tokens, including 1 more"

@@ -168,6 +168,9 @@ ENGINE = {
     ],
     "stalls": [{"answers": 4, "p50 before, ms": 21.52, "ratio": 2.8}],
     "besides": [{"tokens": 6000, "question alone, ms": 40.5, "question beside/alone": 1.8}],
+    "hybrids": [{"hybrid": "lfm2", "rows": 16, "step, ms": 91.5, "growth": 1.75}],
+    "lookups": [{"sequences": 10000, "new prompt, us": 39.25, "new prompt, ratio": 1.25}],
+    "chats": [{"chats": 16, "KV cache, tokens": 8192, "in use, tokens": 1024, "in use/whole": 0.03}],
     "profiles": [{"rows": 1, "step": 20.04, "linear layers": 15.5}, {"rows": 16, "step": 40.0, "linear layers": 25.0}],
 }
 
@@ -344,6 +347,9 @@ def test_scaling_shows_the_figures_of_the_json(lines: list[str], line: str) -> N
         "| 4 | 21.52 | 2.80 |",
         "| tokens | question alone, ms | question beside/alone |",
         "| 6000 | 40.50 | 1.80 |",
+        "| lfm2 | 16 | 91.50 | 1.75 |",
+        "| 10000 | 39.25 | 1.25 |",
+        "| 16 | 8192 | 1024 | 0.03 |",
         "A step at batch size 1 must read all weights once: 256 MiB at 32.0 GB/s, measured in the same run, take "
         "8.0 ms (the floor).",
     ],

@@ -34,6 +34,21 @@ def test_a_correct_server_passes(tmp_path: Path) -> None:
     assert " requests, " in result.err
 
 
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_answers_are_exact_with_little_memory(tmp_path: Path, family: str) -> None:
+    options = ("--pressure", family, "--minutes", "0.02", "--clients", "4", "--hang-ups", "20")
+    result = run("soak.py", tmp_path, *options, "--max-growth", "1e9", "--settle", "60")
+    assert result.code == 0, result.out + result.err
+    assert set(check_results(result.json).values()) == {"ok"}
+    assert {"answers", "memory in use", "memory lost", "no pressure"} <= check_results(result.json).keys()
+    pressure = result.json["pressure"]
+    assert pressure["answers"]["exact"] >= 16
+    assert 4 * 512 - 16 <= pressure["cache_tokens"] <= 4 * 512 + 64
+    assert pressure["peaks"]["kv_cache_used_tokens"] <= pressure["cache_tokens"]
+    assert pressure["peaks"]["num_requests_waiting_for_memory"] > 0
+    assert "answers to fixed prompts: " in result.out
+
+
 def test_a_leaky_server_fails_each_check(tmp_path: Path) -> None:
     with running([PYTHON, "-m", "tests.bench.leaky_server"], tmp_path / "server", forked=True) as server:
         url = server.wait_for(lambda: server.out.strip(), "URL")
@@ -68,6 +83,7 @@ def test_a_killed_server_fails_immediately(tmp_path: Path) -> None:
         (["http://127.0.0.1:9"], "cannot connect: Connection refused"),
         (["http://127.0.0.1:9", "--pid", "2147483647"], "--pid 2147483647: no such process."),
         (["--pid", "5"], "--pid requires a URL"),
+        (["http://127.0.0.1:9", "--pressure", "llama"], "--pressure starts its own server"),
     ],
 )
 def test_wrong_use_is_an_error_of_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
