@@ -11,12 +11,8 @@ from tests.bench.script_runs import run
 
 def test_engine_and_plain_generate_and_the_floor_are_measured(tmp_path: Path) -> None:
     lengths = "--prompts 16,999999 --contexts 16 --batches 2 --histories 16 --stall-prompt 300 --stall-answers 2"
-<<<<<<< HEAD
     hybrids = "--hybrids lfm2 --hybrid-rows 1,2 --cached 2,300"
-    options = f"{lengths} {hybrids} --document 3000 --steps 2 --rounds 1 --read-mib 64"
-=======
-    options = f"{lengths} --document 2000 --steps 2 --rounds 1 --read-mib 64"
->>>>>>> i20
+    options = f"{lengths} {hybrids} --document 2000 --steps 2 --rounds 1 --read-mib 64"
     result = run("engine.py", tmp_path, *options.split())
     assert result.code == 0, result.err
     rows = {(row["part"], row["unit"]): row for row in result.json["rows"]}
