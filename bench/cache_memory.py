@@ -107,7 +107,7 @@ def measure_chats(
         return {
             "chats": CHATS,
             "at once": fullest["batch_size"],
-            "longest answer, tokens": engine.max_context_len or 0,
+            "context, tokens": context,
             "KV cache, tokens": engine.kv_cache_tokens or 0,
             "in use, tokens": used,
             "whole contexts, tokens": whole,

@@ -33,7 +33,7 @@ from common import (
 from random_models import HYBRIDS, hybrid_model
 from runners import Runner, engine_runner, measure_beside, measure_stall, plain_runner, step_s, token_times, ttft
 from step_profile import StepProfiler
-from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
@@ -331,7 +331,7 @@ class EngineBench:
         for name in self.options.hybrids:
             model = hybrid_model(name, self._model.dtype).to(self._model.device)
             parameters = sum(weight.numel() for weight in model.parameters())
-            engine = TransformersEngine(model, ByT5Tokenizer(), compile=self.options.compile)
+            engine = TransformersEngine(model, self._engine.tokenizer, compile=self.options.compile)
             engine.load(max(rows), CONTEXT)
             try:
                 if engine.batch_obstacle is not None:
