@@ -9,7 +9,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from aiochatstream.engines.transformers.grammars import Grammars, Matcher
 from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache, block_size_of, supports
 from aiochatstream.engines.transformers.loading import cpu_supports
 from aiochatstream.engines.transformers.memory_plan import MemoryPlan, plan_memory
-from aiochatstream.engines.transformers.mixers import PackedMixer
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
@@ -135,6 +134,8 @@ class TransformersEngine(Engine):
         self._answer_format: AnswerFormat | None = None
         self._own_template = response_template
         self._close_batch: weakref.finalize[..., Any] | None = None
+        self._restore_model = ExitStack()
+        """Restores the model's own attention and modules with states."""
         self._max_step = None if max_step_ms is None else max_step_ms / 1000
         self._sample = sample_function(token_sampler)
         release_idle_threads()  # this thread has most likely created the model
@@ -206,6 +207,7 @@ class TransformersEngine(Engine):
         self.decoder = self._model = None
         if self._close_batch is not None:
             self._close_batch()
+        self._restore_model.close()
         if self._grammars is not None:
             self._grammars.close()
 
@@ -326,24 +328,21 @@ class TransformersEngine(Engine):
     def _create_batch(self, rows: int, context_len: int) -> Batch:
         """Set the model up for batching. Raise CannotBatch, which leaves the model unchanged."""
         model = self._model
-        implementation = model.config._attn_implementation
         forward = PackedForward(model)
-        mixers: list[PackedMixer] = []
-        try:
-            check = BatchCheck(model, self._embeddings, context_len)
-            mixers = check.mixers
-            model.set_attn_implementation(attention.NAME)
-            for mixer in mixers:
-                mixer.install()
-            check.verify(forward)
-        except Exception as error:
-            for mixer in mixers:
-                mixer.remove()
-            if model.config._attn_implementation != implementation:
-                model.set_attn_implementation(implementation)
-            if isinstance(error, CannotBatch):
+        with ExitStack() as restore:
+            try:
+                check = BatchCheck(model, self._embeddings, context_len)
+                restore.callback(model.set_attn_implementation, model.config._attn_implementation)
+                model.set_attn_implementation(attention.NAME)
+                for mixer in check.mixers:
+                    restore.callback(mixer.remove)
+                    mixer.install()
+                check.verify(forward)
+            except CannotBatch:
                 raise
-            raise CannotBatch(f"its forward pass does not accept packed rows: {error!r}") from error
+            except Exception as error:
+                raise CannotBatch(f"its forward pass does not accept packed rows: {error!r}") from error
+            self._restore_model = restore.pop_all()
         if self._optimize and model.device.type == "cpu":
             prepack_linears(model)
         kernel = self._choose_kernel(check, forward)

@@ -120,6 +120,22 @@ def test_concurrent_and_repeated_answers_of_every_family_are_those_of_generate(f
     engine.close()
 
 
+@pytest.mark.parametrize("family", ["GPT-OSS, with sinks", "LFM2"])
+def test_a_model_is_restored_by_close_and_can_be_loaded_again(family: str) -> None:
+    model, plain = tiny(family), tiny(family)
+    expected = reference(plain, some_ids(9), 8)
+    for _ in range(2):
+        engine = load_engine(model, optimize=False)
+        assert engine.batch_obstacle is None
+        assert_same(
+            plain, some_ids(9), tokens_of(deltas_of(engine, some_ids(9), max_new_tokens=8, ignore_eos=True)), expected
+        )
+        engine.close()
+        assert model.config._attn_implementation == plain.config._attn_implementation
+        assert not any("forward" in vars(module) for module in model.modules())
+        assert reference(model, some_ids(9), 8) == expected
+
+
 @pytest.mark.parametrize("family", SEQUENTIAL)
 def test_models_that_cannot_be_batched_decode_sequentially_and_log_a_warning(
     family: str, caplog: pytest.LogCaptureFixture
