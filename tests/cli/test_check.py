@@ -218,6 +218,7 @@ SMALL_MODEL = """\
 """
 
 
+@pytest.mark.slow  # the engine compiles its attention
 @pytest.mark.parametrize("save", SCREENS, ids=lambda save: save.__name__)
 def test_the_screen_of_a_tiny_model(save: Callable[[Path], str], tmp_path: Path, printed: Callable[[], str]) -> None:
     assert run(save(tmp_path), "--trust-remote-code") == 0
