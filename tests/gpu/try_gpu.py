@@ -33,8 +33,8 @@ PATIENCE = 10.0
 
 EXACT_TOKENS = 24
 
-STEP_BYTES = 64 << 20
-"""Memory for a step: enough to decode, but not for 2,048 tokens of a prompt."""
+LIMIT_POSITION = 100
+"""Position that a short answer does not reach."""
 
 TIE = 1e-3
 """Difference of logits below which two tokens count as equally likely."""
@@ -262,22 +262,15 @@ class Trial:
 
     @contextmanager
     def _memory_limit(self, decoder: Any) -> Iterator[None]:
-        """Leave no memory for steps with long prompts. On other devices than CUDA, such steps raise the error."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-            limit = torch.cuda.memory_reserved(self._device) + STEP_BYTES
-            total = torch.cuda.get_device_properties(self._device).total_memory
-            torch.cuda.set_per_process_memory_fraction(limit / total, self._device)
-            try:
-                yield
-            finally:
-                torch.cuda.set_per_process_memory_fraction(1.0, self._device)
-            return
+        """Let steps run out of memory from position `LIMIT_POSITION` on, whatever the sizes of their chunks."""
         forward = decoder.forward
 
         def limited(step: Any) -> torch.Tensor:
-            if step.ids.shape[1] > 100:
-                raise torch.OutOfMemoryError("imitated")
+            if step.positions.max() >= LIMIT_POSITION:
+                if self._device.type != "cuda":
+                    raise torch.OutOfMemoryError("imitated")
+                total = torch.cuda.get_device_properties(self._device).total_memory
+                torch.empty(total, dtype=torch.int8, device=self._device)
             logits: torch.Tensor = forward(step)
             return logits
 

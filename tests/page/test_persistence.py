@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
@@ -9,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from aiochatstream import ChatStream, CookieStorage, GenerationParams
 from tests.helpers import Server, running_server, until
@@ -157,6 +158,28 @@ async def test_offline_message_can_be_sent_again_when_online(start: StartServer,
     await expect(chat.unsent).to_have_text("two")
     await chat.page.context.set_offline(False)
     await chat.page.get_by_role("button", name="Send again").click()
+    await chat.expect_turns("one", "one", "two", "two")
+
+
+async def test_late_history_does_not_hide_a_newer_answer(start: StartServer, visit: Visit) -> None:
+    server = await start(ChatStream(engine=echo_chunks))
+    chat = ChatPage(await visit(server.url))
+    await chat.ask("one")
+    requested, released, requests = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def late(route: Route) -> None:
+        requests.append(route.request.url)
+        response = await route.fetch()
+        requested.set()
+        await released.wait()
+        await route.fulfill(response=response)
+
+    await chat.page.route("**/history*", late)
+    await chat.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    await requested.wait()
+    await chat.ask("two")
+    released.set()
+    await until(lambda: len(requests) == 2)  # the first response is outdated
     await chat.expect_turns("one", "one", "two", "two")
 
 

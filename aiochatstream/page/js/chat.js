@@ -47,6 +47,10 @@ export class Chat extends EventTarget {
   events = [];
   /** @type {number | null} the conversation's turn number on the server */
   #turnNumber = null;
+  /** Number of requests that were begun or ended: history from before the last of them is outdated. */
+  #changes = 0;
+  /** Number of requests for the history. */
+  #loads = 0;
   #pollTimer = 0;
   #stopping = Promise.resolve();
   #closed = false;
@@ -98,22 +102,33 @@ export class Chat extends EventTarget {
   }
 
   /**
-   * Load the history. While another tab receives an answer, the history is polled.
+   * Load the history. While another tab receives an answer, the history is polled. Only the newest request for it counts.
    * @param {boolean} [abandonLost] continue without a last answer that no server has
    */
   async load(abandonLost = false) {
     clearTimeout(this.#pollTimer);
+    this.#loads += 1;
+    const [changes, loads] = [this.#changes, this.#loads];
+    const result = await this.#history(abandonLost);
+    if (this.busy || this.#closed || loads !== this.#loads) return;
+    if (changes !== this.#changes) {
+      await this.load();
+      return;
+    }
+    if (result instanceof ApiError) this.#loadFailed(result);
+    else this.#applyHistory(result.turn, result.messages);
+    this.#changed();
+  }
+
+  /** @param {boolean} abandonLost */
+  async #history(abandonLost) {
     try {
       await this.#commit();
-      const { turn, messages } = await this.#api.history(this.id, abandonLost);
-      if (this.busy || this.#closed) return;
-      this.#applyHistory(turn, messages);
+      return await this.#api.history(this.id, abandonLost);
     } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      if (this.busy || this.#closed) return;
-      this.#loadFailed(error);
+      if (error instanceof ApiError) return error;
+      throw error;
     }
-    this.#changed();
   }
 
   /** Continue without the last answer, and repeat the request that was refused because of it. */
@@ -159,6 +174,7 @@ export class Chat extends EventTarget {
     this.turns = after;
     turn.state = "waiting";
     this.busy = turn;
+    this.#changes += 1;
     this.position = 0;
     this.events = [];
     this.#abort = new AbortController();
@@ -178,11 +194,12 @@ export class Chat extends EventTarget {
         this.#finish(turn, done);
       }
       this.#delivery.resetRetries();
-      this.busy = null;
+      this.#end();
       this.#changed();
-      if (!this.loaded || (this.#store.cookiesWork === null && done.stored !== false)) await this.load();
+      const unconfirmed = this.#store.cookiesWork === null && done.stored !== false;
+      if (!this.loaded || done.dropped_turns || unconfirmed) await this.load();
     } catch (error) {
-      this.busy = null;
+      this.#end();
       if (this.#closed) return;
       const failure = error instanceof ApiError ? error : new ApiError(0, "unreachable", String(error));
       const decided = failure.fromServer && !retry;
@@ -201,6 +218,11 @@ export class Chat extends EventTarget {
       const loadsLater = failure.code === STOPPED || failure.code === CLEARED; // stop() and clear() load the history
       if (!loadsLater && (!decided || !this.loaded)) await this.load();
     }
+  }
+
+  #end() {
+    this.busy = null;
+    this.#changes += 1;
   }
 
   /** Stop the running answer; the text so far remains. */
@@ -385,10 +407,7 @@ export class Chat extends EventTarget {
     } else {
       this.#store.setUnsent(this.id, null);
     }
-    if (done.dropped_turns) {
-      this.dispatchEvent(new Event("turns-dropped"));
-      void this.load();
-    }
+    if (done.dropped_turns) this.dispatchEvent(new Event("turns-dropped"));
     if (done.stored === false) this.dispatchEvent(new Event("not-stored"));
   }
 
