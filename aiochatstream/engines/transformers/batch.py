@@ -19,7 +19,7 @@ from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.failed_rows import FailedRows, Plan
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.engines.transformers.kv_cache import KVCache
-from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
+from aiochatstream.engines.transformers.logprobs import prompt_logprobs_of
 from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.prefix_cache import SHARED, PrefixCache
 from aiochatstream.engines.transformers.request import Request
@@ -333,11 +333,12 @@ class Batch:
             tokens: list[Any] = self._sample(logits, samplers, seen)
         except Exception:  # noqa: BLE001 - any of the rows may have caused it
             tokens = [self._sample_one(request, logits[at : at + 1]) for at, request in enumerate(requests)]
-        self._add_logprobs(requests, logits, tokens)
         for request, token in zip(requests, tokens, strict=True):
             if isinstance(token, Exception):
                 request.fail(token)
             else:
+                if request.sampler.logprob is not None:
+                    request.logprobs.append(request.sampler.logprob)
                 request.ids.append(token)
                 request.output.put(token)
 
@@ -346,22 +347,3 @@ class Batch:
             return self._sample(logits, [request.sampler], [request.ids])[0]
         except Exception as error:  # noqa: BLE001
             return error
-
-    def _add_logprobs(self, requests: Sequence[Request], logits: torch.Tensor, tokens: list[Any]) -> None:
-        """Add logprobs to the requests that want them. If this fails, their tokens are replaced by the exception."""
-        places = [
-            at
-            for at, (request, token) in enumerate(zip(requests, tokens, strict=True))
-            if request.params.logprobs is not None and not isinstance(token, Exception)
-        ]
-        if not places:
-            return
-        counts = [requests[at].params.logprobs or 0 for at in places]
-        try:
-            logprobs = logprobs_of(logits[device_tensor(places, self._device)], [tokens[at] for at in places], counts)
-        except Exception as error:  # noqa: BLE001 - most likely out of memory
-            for at in places:
-                tokens[at] = error
-        else:
-            for at, logprob in zip(places, logprobs, strict=True):
-                requests[at].logprobs.append(logprob)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from aiochatstream.engines.token_sampler import TokenSampler
+from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.logits import INVALID_LOGITS, apply_masks
 from aiochatstream.engines.transformers.sampler import Sampler
-from aiochatstream.engines.transformers.sampling import SampleFunction, sample
+from aiochatstream.engines.transformers.sampling import SampleFunction, finish_draw, sample
 
 
 def sample_function(token_sampler: TokenSampler | None) -> SampleFunction:
@@ -41,8 +42,6 @@ def sample_function(token_sampler: TokenSampler | None) -> SampleFunction:
         for sampler, token in zip(samplers, tokens, strict=True):
             if sampler.matcher is not None and not sampler.matcher.allows(token):
                 raise ValueError(f"token_sampler: must not return {token}, which the answer's constraint excludes.")
-        for sampler, token in zip(samplers, tokens, strict=True):
-            sampler.advance(token)
-        return tokens
+        return finish_draw(device_tensor(tokens, logits.device), logits, samplers)
 
     return custom_sample

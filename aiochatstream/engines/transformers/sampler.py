@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from aiochatstream.engines.base import TokenLogprob
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.grammars import Matcher
 from aiochatstream.params import GenerationParams
@@ -36,14 +37,17 @@ class Sampler:
         self._random = random.Random(params.seed)  # noqa: S311 - a language model's draws need no secrecy
         self.number = self._random.random()
         """Random number of the next draw, in [0, 1)."""
+        self.logprob: TokenLogprob | None = None
+        """Logprob of the newest token, if ``params.logprobs`` is set."""
 
     @property
     def ready(self) -> bool:
         """True if the next token can be drawn without waiting for its mask."""
         return self.matcher is None or self.matcher.ready
 
-    def advance(self, token: int) -> None:
+    def advance(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Append ``token`` and advance to the next random number."""
+        self.logprob = logprob
         if self.has_penalties:
             self.counts[token] += 1
         if self.matcher is not None:

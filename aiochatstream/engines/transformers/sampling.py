@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import TypicalLogitsWarper
 
+from aiochatstream.engines.base import TokenLogprob
 from aiochatstream.engines.transformers.device import device_tensor
 from aiochatstream.engines.transformers.logits import INVALID_LOGITS, apply_masks, apply_penalties
+from aiochatstream.engines.transformers.logprobs import read_scores, score_tokens
 from aiochatstream.engines.transformers.sampler import Sampler
 
 CANDIDATES = 1024
@@ -22,6 +24,9 @@ CANDIDATES = 1024
 WEIGHT_BITS, NUMBER_BITS, LOW_BITS = 52, 32, 24
 """Bits of integers in a draw: the sum of all weights of a row, the random number, and the lower of the two parts of the
 sum. Their product is computed in these two parts to avoid overflow."""
+
+INVALID = -1
+"""Id in place of a token where logits are not finite."""
 
 SampleFunction = Callable[[torch.Tensor, Sequence[Sampler], Sequence[Sequence[int]]], list[int]]
 """Type of :func:`sample`: a function of logits, samplers and token ids of all rows that returns the next tokens."""
@@ -32,12 +37,13 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
     """Return the next token of each row.
 
     :param logits: [rows, vocabulary], of the last position.
-    :param samplers: one for each row; advanced unless an error is raised.
+    :param samplers: one for each row; advanced, with the logprob if it is wanted, unless an error is raised.
     :param seen: token ids of each row so far, prompt and answer.
 
     Raise FloatingPointError if logits are not finite, InvalidValue if a grammar has become too complex. No sampler has
     changed then, so the call can be repeated.
     """
+    logits_of_model = logits
     logits = apply_masks(apply_penalties(logits, samplers, seen), samplers, logits)
     drawn = _argmax(logits)
     invalid = ~logits.gather(-1, drawn[:, None])[:, 0].isfinite()
@@ -53,12 +59,34 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[Seq
             places = device_tensor(rows, logits.device)
             scores = logits.index_select(0, places) / temperatures
             drawn[places] = _draw_from_all(scores, chosen) if uses_all_tokens else _draw_from_best(scores, chosen)
-    tokens: list[int]
-    tokens, faults = torch.stack((drawn, invalid.long())).tolist()  # the only synchronisation with the device
-    if any(faults):
+    return finish_draw(drawn.where(~invalid, INVALID), logits_of_model, samplers)
+
+
+def finish_draw(drawn: torch.Tensor, logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """Return the drawn tokens and advance ``samplers``.
+
+    :param drawn: [rows], :data:`INVALID` for rows whose logits are not finite.
+    :param logits: [rows, vocabulary], as the model returned them.
+
+    Raise FloatingPointError if a token is invalid; no sampler has changed then.
+    """
+    scored = [row for row, sampler in enumerate(samplers) if sampler.params.logprobs is not None]
+    counts = [samplers[row].params.logprobs or 0 for row in scored]
+    results = [drawn.int()]
+    if scored:
+        places = device_tensor(scored, drawn.device)
+        scores = score_tokens(logits[places], drawn[places].clamp(min=0), max(counts))
+        results.append(scores.flatten())
+    numbers = torch.cat(results).cpu().numpy()  # the only wait for the device
+    tokens: list[int] = numbers[: len(samplers)].tolist()
+    if INVALID in tokens:
         raise FloatingPointError(INVALID_LOGITS)
-    for sampler, token in zip(samplers, tokens, strict=True):
-        sampler.advance(token)
+    logprobs: dict[int, TokenLogprob] = {}
+    if scored:
+        rows = numbers[len(samplers) :].reshape(len(scored), -1)
+        logprobs = dict(zip(scored, read_scores(rows, [tokens[row] for row in scored], counts), strict=True))
+    for row, (sampler, token) in enumerate(zip(samplers, tokens, strict=True)):
+        sampler.advance(token, logprobs.get(row))
     return tokens
 
 

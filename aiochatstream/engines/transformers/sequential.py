@@ -14,7 +14,7 @@ import torch
 from aiochatstream.engines.base import StepKind, TokenLogprob
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.grammars import Matcher
-from aiochatstream.engines.transformers.logprobs import logprobs_of, prompt_logprobs_of
+from aiochatstream.engines.transformers.logprobs import prompt_logprobs_of
 from aiochatstream.engines.transformers.plain_forward import PlainForward
 from aiochatstream.engines.transformers.sampler import Sampler
 from aiochatstream.engines.transformers.sampling import SampleFunction, sample
@@ -56,10 +56,9 @@ class SequentialAnswer:
                 logits = logits[-1:]
             yield None
         for left in reversed(range(params.max_new_tokens)):
-            tokens = self._sample(logits, [sampler], [ids])
-            if params.logprobs is not None:
-                self.logprobs += logprobs_of(logits, tokens, [params.logprobs])
-            ids += tokens
+            ids += self._sample(logits, [sampler], [ids])
+            if sampler.logprob is not None:
+                self.logprobs.append(sampler.logprob)
             yield ids[-1]
             if left:
                 logits = self._forward(ids[-1:], len(ids) - 1, 1)

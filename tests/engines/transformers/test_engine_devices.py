@@ -27,7 +27,7 @@ NEW_TOKENS = 5
 
 REQUESTS: list[dict[str, Any]] = [
     {"temperature": 0.0},
-    {"temperature": 1.0, "seed": 1},
+    {"temperature": 1.0, "seed": 1, "logprobs": 2},
     {"temperature": 1.0, "seed": 2, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95},
     {"temperature": 0.0, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "presence_penalty": 0.5},
     {"temperature": 0.7, "seed": 3, "logit_bias": {70: 2.0}, "repetition_penalty_method": "subtractive"},
@@ -88,6 +88,7 @@ def test_the_host_waits_once_per_step(device: FakeDevice) -> None:
     requests = [(some_ids(20, seed), options | {"max_new_tokens": NEW_TOKENS}) for seed, options in enumerate(REQUESTS)]
     answers, expected = concurrent_deltas(loaded, requests), concurrent_deltas(on_cpu, requests)
     assert [tokens_of(deltas) for deltas in answers] == [tokens_of(deltas) for deltas in expected]
+    assert sum(len(delta.logprobs) for delta in answers[1]) == NEW_TOKENS
     assert set(waits) == {1}
     loaded.close()
     on_cpu.close()

@@ -13,7 +13,7 @@ import torch
 
 from aiochatstream import Delta, Engine, FunctionEngine, GenerationParams, RecordingEngine, ReplayEngine, ScriptedEngine
 from aiochatstream.engines import TokenLogprob
-from aiochatstream.engines.transformers import TransformersEngine, batch, scheduler, sequential
+from aiochatstream.engines.transformers import TransformersEngine, sampling, scheduler, sequential
 from aiochatstream.engines.transformers.logprobs import logprobs_of
 from aiochatstream.errors import InvalidValue
 from tests.engines.transformers.engine_harness import deltas_of, load_engine, tokens_of
@@ -162,7 +162,7 @@ def test_an_error_in_logprobs_fails_only_the_answers_with_logprobs(monkeypatch: 
     engine = load_engine(tiny(), context_len=64)
     ids = some_ids(12)
     expected = tokens_of(token_deltas_of(engine, ids, ignore_eos=True))
-    monkeypatch.setattr(batch, "logprobs_of", fail)
+    monkeypatch.setattr(sampling, "score_tokens", fail)
     start = threading.Barrier(2)
 
     def request(logprobs: int | None) -> list[Delta]:
