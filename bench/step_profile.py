@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from aiochatstream import GenerationParams
 from aiochatstream.engines.transformers.chunk import Chunk
-from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear
+from aiochatstream.engines.transformers.cpu.packed_linear import PackedLinear
 from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.packed_step import PackedStep
@@ -39,7 +39,7 @@ class StepProfiler:
         self._model, self._forward, self._compiled = model, PackedForward(model), compiled
         self._kernel: Kernel | None = kernel
         self._rows, self._context = rows, context
-        self._linears = [layer for layer in model.modules() if isinstance(layer, PrepackedLinear | torch.nn.Linear)]
+        self._linears = [layer for layer in model.modules() if isinstance(layer, PackedLinear | torch.nn.Linear)]
 
     @torch.inference_mode()
     def measure(self, steps: int) -> dict[str, float]:

@@ -8,9 +8,12 @@ from typing import Literal, get_args
 
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
+Quantize = Literal["int8"]
 
 DEVICE_MAPS: tuple[DeviceMap, ...] = get_args(DeviceMap)
 DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
+QUANTIZE_NAMES: tuple[Quantize, ...] = get_args(Quantize)
+"""Values of ``TransformersEngine(quantize=...)``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
 from aiochatstream.engines.transformers import TransformersEngine, answer_deltas, choose_dtype, sampling, scheduler
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear
+from aiochatstream.engines.transformers.cpu.packed_linear import PackedLinear
 from aiochatstream.engines.transformers.engine import is_on
 from aiochatstream.engines.transformers.scheduler import PREFILL_BUDGET
 from tests.engines.tokenizers import BYTE_FALLBACK
@@ -268,8 +268,8 @@ def test_optimize_replaces_linear_layers_without_changing_answers() -> None:
     state = models[0].state_dict()
     assert state.keys() == plain.state_dict().keys()
     assert all(torch.equal(weight, state[name]) for name, weight in plain.state_dict().items())
-    assert not any(isinstance(module, PrepackedLinear) for module in models[0].modules())
-    assert any(isinstance(module, PrepackedLinear) for module in models[1].modules())
+    assert not any(isinstance(module, PackedLinear) for module in models[0].modules())
+    assert any(isinstance(module, PackedLinear) for module in models[1].modules())
     expected = reference(plain, some_ids(40))
     for engine, model in zip(engines, models, strict=True):
         assert answer(engine, some_ids(40)) == expected

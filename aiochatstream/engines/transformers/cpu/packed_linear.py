@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import TypeGuard
 from weakref import WeakValueDictionary
@@ -16,13 +17,15 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers with the same input, which models call one after another."""
 
 
-class PrepackedLinear(nn.Module):
-    """A linear layer in oneDNN's layout. Only for inference on a CPU."""
+class PackedLinear(nn.Module):
+    """A linear layer with packed weights. Only for inference on a CPU."""
 
-    def __init__(self, weights: PrepackedWeights, index: int) -> None:
+    def __init__(self, weights: PackedWeights, index: int) -> None:
         super().__init__()
         self._weights, self._index = weights, index
         self.in_features, self.out_features = weights.in_features, weights.sizes[index]
+        for name, tensor in weights.tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -37,25 +40,43 @@ class PrepackedLinear(nn.Module):
         return self._weights.apply(inputs, self._index)
 
 
-class PrepackedWeights:
+class PackedWeights(ABC):
     """The weights of linear layers with the same input. The first call computes the results of all of them."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         self.in_features = linears[0].in_features
         self.sizes = [linear.out_features for linear in linears]
-        weight = torch.cat([linear.weight.detach() for linear in linears])
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        self._bias = torch.cat(biases) if biases else None
+        self.bias = torch.cat(biases) if biases else None
+        """Biases of all layers, [outputs]."""
         self._latest: tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None = None
         self._number = next(_numbers)
-        _prepacked[self._number] = self
+        _packed[self._number] = self
+
+    @abstractmethod
+    def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the concatenated results of all layers."""
+
+    @property
+    @abstractmethod
+    def plain(self) -> tuple[torch.Tensor, ...]:
+        """Copies of the weights, each [out, in]."""
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Tensors that become buffers of the layers, by name."""
+        return {}
+
+    @property
+    def biases(self) -> Sequence[torch.Tensor | None]:
+        """Bias of each layer."""
+        return [None] * len(self.sizes) if self.bias is None else torch.split_with_sizes(self.bias, self.sizes)
 
     def apply(self, inputs: torch.Tensor, index: int) -> torch.Tensor:
         """Return the result of the layer at ``index``."""
         latest = self._latest
         if latest is None or latest[0] is not inputs:
-            if torch.compiler.is_compiling():  # torch.compile does not support weights in oneDNN's layout
+            if torch.compiler.is_compiling():  # torch.compile does not support packed weights
                 product = torch.ops.aiochatstream.linear(inputs, self._number, sum(self.sizes))
             else:
                 product = self.multiply(inputs)
@@ -63,29 +84,31 @@ class PrepackedWeights:
         self._latest = latest if index + 1 < len(self.sizes) else None
         return latest[1][index]
 
+
+class OneDNNWeights(PackedWeights):
+    """The weights of linear layers in oneDNN's layout."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__(linears)
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
     @property
     def plain(self) -> tuple[torch.Tensor, ...]:
-        """Copies of the weights, each [out, in]."""
         return torch.split_with_sizes(self._weight.to_dense(), self.sizes)
 
-    @property
-    def biases(self) -> Sequence[torch.Tensor | None]:
-        """Bias of each layer."""
-        return [None] * len(self.sizes) if self._bias is None else torch.split_with_sizes(self._bias, self.sizes)
-
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the concatenated results of all layers."""
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self.bias, "none", [], "")
         return product
 
 
 _numbers = count()
-_prepacked: WeakValueDictionary[int, PrepackedWeights] = WeakValueDictionary()
+_packed: WeakValueDictionary[int, PackedWeights] = WeakValueDictionary()
 
 
 def _linear(inputs: torch.Tensor, number: int, size: int) -> torch.Tensor:
-    """Call :meth:`PrepackedWeights.multiply` of the numbered weights; ``size`` is the size of its last dimension."""
-    return _prepacked[number].multiply(inputs)
+    """Call :meth:`PackedWeights.multiply` of the numbered weights; ``size`` is the size of its last dimension."""
+    return _packed[number].multiply(inputs)
 
 
 register(
@@ -95,32 +118,44 @@ register(
 )
 
 
-@torch.no_grad()
 def prepack_linears(model: nn.Module) -> int:
-    """Replace the linear layers of ``model`` in place; return their number.
+    """Convert the linear layers of ``model`` to oneDNN's layout in place, like :func:`pack_linears`.
 
-    Their plain weights are freed, unless an embedding shares them. Quantised layers, and layers of a dtype without
-    kernels on this CPU, are not replaced.
+    Layers of a dtype without kernels on this CPU are not replaced.
     """
     supported = {dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if _can_prepack(dtype)}
+    return pack_linears(model, OneDNNWeights, supported)
+
+
+@torch.no_grad()
+def pack_linears(
+    model: nn.Module, pack: Callable[[Sequence[nn.Linear]], PackedWeights], dtypes: Collection[torch.dtype]
+) -> int:
+    """Replace the linear layers of ``model`` on the CPU in place; return their number.
+
+    Their plain weights are freed, unless an embedding shares them. Quantised layers are not replaced.
+
+    :param pack: converts the weights of layers with the same input.
+    :param dtypes: dtypes of the layers to replace.
+    """
     count = 0
     for parent in list(model.modules()):
         plain = {
             name: child
             for name, child in parent.named_children()
-            if _is_plain(child) and child.weight.device.type == "cpu" and child.weight.dtype in supported
+            if is_plain(child) and child.weight.device.type == "cpu" and child.weight.dtype in dtypes
         }
         siblings = [names for names in SIBLINGS if _are_compatible([plain.get(name) for name in names])]
         singles = [(name,) for name in plain if not any(name in names for names in siblings)]
         for names in (*siblings, *singles):
-            weights = PrepackedWeights([plain[name] for name in names])
+            weights = pack([plain[name] for name in names])
             for index, name in enumerate(names):
-                setattr(parent, name, PrepackedLinear(weights, index))
+                setattr(parent, name, PackedLinear(weights, index))
         count += len(plain)
     return count
 
 
-def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Return True for a linear layer whose class, forward pass and weight are torch's own.
 
     Quantisation libraries replace either of them: the class (bitsandbytes, GPTQ), the forward pass of an object
@@ -137,7 +172,7 @@ def _are_compatible(linears: Sequence[nn.Linear | None]) -> bool:
 
 def _can_prepack(dtype: torch.dtype) -> bool:
     try:
-        PrepackedWeights([nn.Linear(16, 16, dtype=dtype)]).apply(torch.zeros(1, 16, dtype=dtype), 0)
+        OneDNNWeights([nn.Linear(16, 16, dtype=dtype)]).apply(torch.zeros(1, 16, dtype=dtype), 0)
     except (RuntimeError, AttributeError):  # no kernel for this dtype, or torch is built without oneDNN
         return False
     return True

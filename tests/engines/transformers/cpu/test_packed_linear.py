@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from aiochatstream.engines.transformers.cpu.prepacked_linear import PrepackedLinear, PrepackedWeights, prepack_linears
+from aiochatstream.engines.transformers.cpu.packed_linear import OneDNNWeights, PackedLinear, prepack_linears
 from tests.engines.transformers.test_weights import Int8Weight
 
 
@@ -19,7 +19,7 @@ def test_a_prepacked_layer_has_the_results_of_the_plain_one(tokens: int, bias: b
     plain = nn.Linear(48, 20, bias=bias)
     inputs = torch.randn(1, tokens, 48)
     with torch.inference_mode():
-        assert torch.allclose(PrepackedWeights([plain]).apply(inputs, 0), plain(inputs), atol=1e-5)
+        assert torch.allclose(OneDNNWeights([plain]).apply(inputs, 0), plain(inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -62,7 +62,7 @@ def test_weight_and_bias_of_a_prepacked_layer_can_be_read() -> None:
         assert torch.allclose(adapted(inputs), expected, atol=1e-5)
     for name, (weight, bias) in before.items():
         layer = model[name]
-        assert isinstance(layer, PrepackedLinear)
+        assert isinstance(layer, PackedLinear)
         assert layer.bias is not None
         assert torch.equal(layer.weight, weight)
         assert torch.equal(layer.bias, bias)
@@ -75,7 +75,7 @@ def test_only_plain_linear_layers_are_replaced() -> None:
     nested = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     model = nn.ModuleDict({"nested": nested, "own": Subclass(8, 8), "norm": nn.LayerNorm(8)})
     assert prepack_linears(model) == 1
-    assert isinstance(nested[0], PrepackedLinear)
+    assert isinstance(nested[0], PackedLinear)
     assert type(model["own"]) is Subclass
     assert [name for name, _ in model.named_parameters()] == ["own.weight", "own.bias", "norm.weight", "norm.bias"]
 
