@@ -32,7 +32,7 @@ from aiochatstream.cli.serve import HANDLER_ARGS, OPENAI_PREFIX, SHUTDOWN_TIMEOU
 from aiochatstream.console.options import ModelParams
 from aiochatstream.console.prompt_options import prompt_class_of
 from aiochatstream.engines import Engine
-from aiochatstream.engines.load_options import DeviceMap, DTypeName, LoadOptions
+from aiochatstream.engines.load_options import DeviceMap, DTypeName, LoadOptions, Quantize
 from aiochatstream.extras import requires_extra
 from aiochatstream.params import Limits, MaxNewTokens, ServerOptions
 from aiochatstream.texts import texts_for
@@ -88,7 +88,7 @@ class AppArguments(ServerOptions):
     context_len, max_new_tokens: tokens of prompt and answer, and of an answer; None for as many as model and memory
         allow.
     compile: True compiles the model.
-    device, dtype, device_map, revision, trust_remote_code, adapter: see :class:`LoadOptions`.
+    device, dtype, device_map, revision, trust_remote_code, quantize, adapter: see :class:`LoadOptions`.
     """
 
     model_config = ConfigDict(strict=False, coerce_numbers_to_str=True)
@@ -109,6 +109,7 @@ class AppArguments(ServerOptions):
     device_map: DeviceMap | None = None
     revision: str | None = None
     trust_remote_code: Switch = False
+    quantize: Quantize | None = None
     adapter: Path | None = None
 
     @model_validator(mode="after")
@@ -259,7 +260,8 @@ def _chat_stream(arguments: AppArguments) -> ChatStream:
 def _engine(arguments: AppArguments) -> Engine:
     from aiochatstream.engines.transformers import TransformersEngine, loading  # a slow import
 
-    return TransformersEngine(*loading.loaders(arguments.model, arguments.load_options()), compile=arguments.compile)
+    loaders = loading.loaders(arguments.model, arguments.load_options())
+    return TransformersEngine(*loaders, compile=arguments.compile, quantize=arguments.quantize)
 
 
 def _listen(host: str, ports: range) -> socket.socket:

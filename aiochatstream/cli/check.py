@@ -66,9 +66,10 @@ def _check(options: argparse.Namespace) -> tuple[str, list[CheckResult]]:
     texts = texts_for(options.locale)
     prompt_options.check_combination(options.prompt, options.chat_template)
     prompt_class_of = prompt_options.prompt_class_of(options.prompt, completes=True)
-    load_model, load_tokenizer = loading.loaders(options.model, model_options.load_options(vars(options)))
+    load_options = model_options.load_options(vars(options))
+    load_model, load_tokenizer = loading.loaders(options.model, load_options)
     load_tokenizer = prompt_options.with_chat_template(load_tokenizer, options.chat_template)
-    engine = TransformersEngine(load_model, load_tokenizer)
+    engine = TransformersEngine(load_model, load_tokenizer, quantize=load_options.quantize)
     name = options.model or texts.small_model
     try:
         with show_progress(texts.loading_name.format(name=name)):

@@ -136,7 +136,8 @@ def _transformers_engine(options: argparse.Namespace, name: str | None, url: str
             loading,
         )
 
-    model, tokenizer = loading.loaders(name, model_options.load_options(vars(options)))
+    load_options = model_options.load_options(vars(options))
+    model, tokenizer = loading.loaders(name, load_options)
     model = LoadTime(name=texts.loading_name.format(name=name or texts.small_model), fn=model).__call__
     tokenizer = prompt_options.with_chat_template(tokenizer, options.chat_template)
-    return TransformersEngine(model, tokenizer, compile=options.compile)
+    return TransformersEngine(model, tokenizer, compile=options.compile, quantize=load_options.quantize)

@@ -92,7 +92,8 @@ async def _open_model(options: dict[str, Any], texts: Texts) -> AsyncIterator[Ba
     name = source or texts.small_model
     prompt_options.check_combination(options.get("prompt"), options.get("chat_template"))
     prompt_class_of = prompt_options.prompt_class_of(options.get("prompt"))
-    load_model, load_tokenizer = loading.loaders(source, model_options.load_options(options))
+    load_options = model_options.load_options(options)
+    load_model, load_tokenizer = loading.loaders(source, load_options)
     load_tokenizer = prompt_options.with_chat_template(load_tokenizer, options.get("chat_template"))
     async with AsyncExitStack() as stack:
         try:
@@ -100,7 +101,9 @@ async def _open_model(options: dict[str, Any], texts: Texts) -> AsyncIterator[Ba
                 chat_stream = ChatStream(
                     num_of_concurrent_executions=1,
                     max_queue_size=0,
-                    engine=TransformersEngine(load_model, load_tokenizer, compile="compile" in options),
+                    engine=TransformersEngine(
+                        load_model, load_tokenizer, compile="compile" in options, quantize=load_options.quantize
+                    ),
                     chat_prompt_clazz=prompt_class_of,
                     params=ModelParams.of(options),
                     limits=Limits(

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from aiochatstream.engines.load_options import DEVICE_MAPS, DTYPE_NAMES, LoadOptions
+from aiochatstream.engines.load_options import DEVICE_MAPS, DTYPE_NAMES, QUANTIZE_NAMES, LoadOptions
 from aiochatstream.texts import Texts, format_bytes
 
 NAMES = tuple(field.name for field in fields(LoadOptions))
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
 
     add("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="device of the model (default: auto)")
     add("--dtype", choices=DTYPE_NAMES, help="data type of the model (default: auto)")
+    add("--quantize", choices=QUANTIZE_NAMES, help="convert linear layers to int8 (CPU, g++): faster, in less memory")
     add("--device-map", choices=DEVICE_MAPS, help="distribute the layers over several devices, in place of --device")
     add("--revision", metavar="REV", help="branch, tag or commit of a HuggingFace id")
     add("--trust-remote-code", action="store_true", help="run the Python code that the model contains")

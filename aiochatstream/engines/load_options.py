@@ -26,6 +26,7 @@ class LoadOptions:
         whole model on ``device``.
     :param revision: branch, tag or commit of a HuggingFace id.
     :param trust_remote_code: True runs the Python code that the checkpoint contains.
+    :param quantize: see :class:`TransformersEngine`, to which it is passed. ``dtype`` auto is float32 then.
     :param adapter: folder of a LoRA, which is merged into the weights.
     """
 
@@ -34,14 +35,19 @@ class LoadOptions:
     device_map: DeviceMap | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    quantize: Quantize | None = None
     adapter: Path | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("dtype", self.dtype, DTYPE_NAMES),
+            ("quantize", self.quantize or QUANTIZE_NAMES[0], QUANTIZE_NAMES),
             ("device_map", self.device_map or "auto", DEVICE_MAPS),
         ):
             if value not in choices:
-                raise ValueError(f"{name}: must be {', '.join(choices[:-1])} or {choices[-1]}, not {value}.")
+                listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+                raise ValueError(f"{name}: must be {listed}, not {value}.")
+        if self.device_map is not None and self.quantize is not None:
+            raise ValueError("quantize: must be absent with device_map, which distributes the layers.")
         if self.device_map is not None and self.device != "auto":
             raise ValueError(f"device: must be auto with device_map, which places the layers, not {self.device}.")

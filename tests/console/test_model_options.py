@@ -30,9 +30,10 @@ def test_every_option_reaches_its_field() -> None:
         dtype="float16", device_map="auto", revision="v1", trust_remote_code=True, adapter=Path("folder/lora")
     )
     assert model_options.load_options(vars(parse("--device cuda:1"))) == LoadOptions(device="cuda:1")
+    assert model_options.load_options(vars(parse("--quantize int8"))) == LoadOptions(quantize="int8")
 
 
-@pytest.mark.parametrize("arguments", ["--device-map cpu", "--dtype int8"])
+@pytest.mark.parametrize("arguments", ["--device-map cpu", "--dtype int8", "--quantize int4"])
 def test_unknown_choices_are_refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse(arguments)

@@ -13,6 +13,11 @@ from aiochatstream.engines.load_options import LoadOptions
     ("options", "message"),
     [
         ({"dtype": "int8"}, "dtype: must be auto, float32, float16 or bfloat16, not int8."),
+        ({"quantize": "int4"}, "quantize: must be int8, not int4."),
+        (
+            {"quantize": "int8", "device_map": "auto"},
+            "quantize: must be absent with device_map, which distributes the layers.",
+        ),
         ({"device_map": "cpu"}, "device_map: must be auto, balanced, balanced_low_0 or sequential, not cpu."),
         (
             {"device_map": "auto", "device": "cuda"},
@@ -21,7 +26,7 @@ from aiochatstream.engines.load_options import LoadOptions
     ],
 )
 def test_invalid_options_are_an_error_with_the_choices(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=r"^d") as error:
+    with pytest.raises(ValueError, match=r"^[dq]") as error:
         LoadOptions(**options)
     assert str(error.value) == message
 

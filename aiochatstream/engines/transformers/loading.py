@@ -94,7 +94,10 @@ def loaders(source: str | None, options: LoadOptions = DEFAULTS) -> tuple[Callab
     if options.revision is not None and Path(located).exists():
         raise ValueError(f"revision: must be absent for a folder or file, such as {located}.")
     device = choose_device(options.device)
-    dtype = choose_dtype(device, options.dtype)
+    if options.quantize and device.type != "cpu":
+        raise ValueError(f"quantize: {options.quantize} requires the device cpu, not {device}.")
+    # around int8 layers, float32 is exact and costs little
+    dtype = torch.float32 if options.quantize and options.dtype == "auto" else choose_dtype(device, options.dtype)
     if options.adapter is not None:
         check_adapter(options.adapter)
     hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}

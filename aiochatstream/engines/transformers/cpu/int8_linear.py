@@ -1,8 +1,8 @@
 """Linear layers and embeddings in int8, by a C++ kernel that is compiled at the first use.
 
-The weights of an output have a scale of their own. The inputs of a token are rounded to 16-bit integers: AVX2 multiplies
-them as fast as 8-bit ones, and no outliers are lost. Products are sums of integers, so that a token's result is the same
-with any other tokens in the step.
+The weights of an output have a scale of their own. The inputs of a token are rounded to 16-bit integers: AVX2
+multiplies them as fast as 8-bit ones, and no outliers are lost. Products are sums of integers, so that a token's result
+is the same with any other tokens in the step.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Int8Weights(PackedWeights):
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
         if inputs.dtype != self._dtype or inputs.shape[-1] != self.in_features:
             raise TypeError(
-                f"inputs: must be [*, {self.in_features}] in {self._dtype}, not {inputs.dtype}{[*inputs.shape]}."
+                f"inputs: must be [*, {self.in_features}] in {self._dtype}, not {[*inputs.shape]} in {inputs.dtype}."
             )
         return multiply(self._function, inputs, self._rows, self._bias_sum)
 

@@ -1,0 +1,78 @@
+"""Tests of engines with quantize="int8": exactness, memory, and errors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from aiochatstream.engines.transformers import TransformersEngine, engine
+from aiochatstream.engines.transformers.cpu import int8_linear
+from aiochatstream.engines.transformers.cpu.int8_linear import quantize_linears
+from tests.engines.transformers.engine_harness import answer, concurrent_answers, load_engine
+from tests.engines.transformers.tiny_models import BYTES, assert_same, question, reference, some_ids, tiny
+
+pytestmark = pytest.mark.slow  # the kernel is compiled
+
+CAPITAL = "The capital of France is Paris."
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma 3", "LFM2", "Mamba"])
+def test_answers_are_those_of_generate_with_the_same_weights(family: str) -> None:
+    plain = copy.deepcopy(tiny(family))
+    quantize_linears(plain)
+    loaded = load_engine(tiny(family), slots=4, context_len=512, quantize="int8")
+    assert (loaded.batch_obstacle is None) == (family != "Mamba")
+    prompts = [some_ids(length, seed) for seed, length in enumerate((1, 40, 200))]
+    for _ in range(2):  # the second time with cached prefixes
+        answers = concurrent_answers(loaded, prompts, max_new_tokens=16, ignore_eos=True)
+        for ids, actual in zip(prompts, answers, strict=True):
+            assert_same(plain, ids, actual, reference(plain, ids, 16))
+    loaded.close()
+
+
+def test_the_small_model_gives_the_same_answer_alone_and_in_company(untouched_model: Any, tokenizer: Any) -> None:
+    own = copy.deepcopy(untouched_model, {id(weight): weight for weight in untouched_model.parameters()})
+    loaded = load_engine(own, tokenizer, slots=4, context_len=512, quantize="int8")
+    described = loaded.describe()
+    assert described["dtype"] == "float32, int8"
+    ids = question(tokenizer, "What is the capital of France?")
+    alone = answer(loaded, ids, max_new_tokens=12)
+    company = [question(tokenizer, text) for text in ("Count to nine.", "Write a story.")]
+    assert concurrent_answers(loaded, [ids, *company], max_new_tokens=12)[0] == alone
+    assert tokenizer.decode(alone, skip_special_tokens=True).startswith(CAPITAL)
+    loaded.close()
+
+
+def test_weights_are_about_a_quarter_of_those_in_float32() -> None:
+    sizes = []
+    for quantize in (None, "int8"):
+        loaded = load_engine(tiny("Llama"), quantize=quantize)
+        sizes.append(loaded._weight_bytes)
+        loaded.close()
+    assert sizes[1] < 0.4 * sizes[0], "norms are a considerable part of a tiny model"
+
+
+def test_other_names_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^quantize: must be None or int8, not 'int4'\.$"):
+        TransformersEngine(tiny(), BYTES, quantize="int4")  # type: ignore[arg-type]
+
+
+def test_a_quantised_checkpoint_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "quantization_method", lambda config: "awq")
+    with pytest.raises(ValueError, match=r"^quantize: must be absent for a checkpoint that is quantised \(awq\)\.$"):
+        load_engine(tiny(), quantize="int8")
+
+
+def test_a_missing_compiler_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setattr(int8_linear, "kernel", int8_linear.kernel.__wrapped__)  # without functions of other tests
+    with pytest.raises(RuntimeError, match=r"^quantize: int8 requires g\+\+ \(.*/nowhere/c\+\+.*\)\.$"):
+        load_engine(tiny(), quantize="int8")
+
+
+def test_a_model_in_half_precision_is_an_error_that_names_the_dtypes() -> None:
+    with pytest.raises(ValueError, match=r"^quantize: int8 requires a model in float32 or bfloat16, not float16\.$"):
+        load_engine(tiny().to(torch.float16), quantize="int8")
