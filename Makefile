@@ -82,12 +82,13 @@ bench: setup
 # takes long, and wants a machine that has nothing else to do
 bench-measure: setup
 	$(BIN)/python bench/compare.py --rounds 2 --json bench/results/compare.json
-	$(BIN)/python bench/compare.py ours ours-compiled vllm --concurrency 1,4,8,16,32 --rounds 2 \
+	$(BIN)/python bench/compare.py ours ours-compiled ours-int8 vllm --concurrency 1,4,8,16,32 --rounds 2 \
 		--json bench/results/compare-compile.json
 	$(BIN)/python bench/overhead.py --json bench/results/overhead.json
 	$(BIN)/python bench/scaling.py --json bench/results/scaling.json
 	$(BIN)/python bench/engine.py --json bench/results/engine.json
 	$(BIN)/python bench/engine.py --compile --json bench/results/engine-compile.json
+	$(BIN)/python bench/quality.py --json bench/results/quality.json
 	$(BIN)/python bench/browser.py --json bench/results/browser.json
 	$(BIN)/python bench/soak.py --json bench/results/soak.json
 	$(BIN)/python bench/report.py

@@ -35,6 +35,7 @@ from runners import Runner, engine_runner, measure_beside, measure_stall, plain_
 from step_profile import StepProfiler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aiochatstream.engines.load_options import QUANTIZE_NAMES
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.engine import TransformersEngine
@@ -195,7 +196,8 @@ class EngineBench:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(device)).to(device)
         weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in model.parameters()}
         plain = copy.deepcopy(model)  # the engine modifies its model
-        engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source), compile=self.options.compile)
+        options = {"compile": self.options.compile, "quantize": self.options.quantize}
+        engine = TransformersEngine(model, AutoTokenizer.from_pretrained(source), **options)
         context = max(CONTEXT, self.options.document + 1) if "beside" in self.options.parts else CONTEXT
         engine.load(max(*self.options.batches, *self.options.stall_answers) + 1, context)
         self.limit = engine.max_context_len or sys.maxsize
@@ -425,6 +427,7 @@ def read_options() -> argparse.Namespace:
     add = parser.add_argument
     lengths, counts = integers(1, 1_000_000), integers(1, 256)
     add("--model", metavar="M", help="HuggingFace id, folder or .gguf file (default: the small model)")
+    add("--quantize", choices=QUANTIZE_NAMES, help="convert the engine's linear layers to int8")
     add("--compile", action="store_true", help="compile the engine's model (compile=True)")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure (default: all)")
     add(

@@ -91,6 +91,12 @@ OURS = Peer(
 
 PRESETS = {
     "ours": OURS,
+    "ours-int8": replace(
+        OURS,
+        title="aiochatstream --quantize int8",
+        command=f"{OURS.command.replace(' --dtype bfloat16', '')} --quantize int8",
+        note="slots for all clients",
+    ),
     "ours-compiled": replace(
         OURS,
         title="aiochatstream --compile",

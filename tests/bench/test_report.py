@@ -14,7 +14,7 @@ import pytest
 from tests.processes import PYTHON, ROOT, Finished, finish
 
 RESULTS = ROOT / "bench" / "results"
-NAMES = ("compare", "overhead", "scaling", "engine", "browser", "soak")
+NAMES = ("compare", "overhead", "scaling", "engine", "quality", "browser", "soak")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -190,6 +190,26 @@ SOAK = {
     "samples": [{"requests": 10, "rss": 60 * 2**20}, {"requests": 100, "rss": 70 * 2**20}],
 }
 
+QUALITY = {
+    "questions": ["Which | one?"],
+    "results": [
+        {
+            "precision": "float32",
+            **dict.fromkeys(("kl_mean", "kl_p99", "same_top")),
+            "nll": 2.75,
+            "answers": ["This\none."],
+        },
+        {
+            "precision": "int8",
+            "kl_mean": 0.00451,
+            "kl_p99": 0.0271,
+            "same_top": 0.9632,
+            "nll": 2.76,
+            "answers": ["That."],
+        },
+    ],
+}
+
 BROWSER = {
     "rounds": [
         {"first_paint_ms": 100.4, "first_bytes": 123456, "long_tasks": 0, "something_new": 0.25},
@@ -226,6 +246,7 @@ REPORTS: dict[str, dict[str, Any]] = {
     "overhead": OVERHEAD,
     "scaling": SCALING,
     "engine": ENGINE,
+    "quality": QUALITY,
     "browser": BROWSER,
     "soak": SOAK,
 }
@@ -387,6 +408,19 @@ def test_browser_shows_the_figures_of_the_json(lines: list[str], line: str) -> N
     assert line in lines
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "| precision | KL mean | KL p99 | same most likely token | negative log likelihood |",
+        "| float32 |  |  |  | 2.750 |",
+        "| int8 | 0.0045 | 0.027 | 0.963 | 2.760 |",
+        "| Which \\| one? | This one. | That. |",
+    ],
+)
+def test_quality_shows_the_figures_and_answers_of_the_json(lines: list[str], line: str) -> None:
+    assert line in lines
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_section_shows_date_machine_and_command(lines: list[str], name: str) -> None:
     assert f"python bench/{name}.py --rounds 3" in lines
@@ -452,13 +486,14 @@ def test_a_missing_file_is_replaced_by_the_command_that_measures_it(tmp_path: Pa
     write_json(tmp_path, "soak", interrupted=True)
     assert run_report(tmp_path).returncode == 0
     page = (tmp_path / "README.md").read_text()
-    assert page.count("Not measured yet.") == 7
+    assert page.count("Not measured yet.") == 8
     for command in (
         "compare.py --rounds 2",
         "overhead.py",
         "scaling.py",
         "engine.py",
         "engine.py --compile",
+        "quality.py",
         "browser.py",
     ):
         assert f"python bench/{command} --json bench/results/" in page
