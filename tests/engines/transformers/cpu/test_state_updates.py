@@ -38,7 +38,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def packed(*parts: torch.Tensor) -> list[torch.Tensor]:
     """Return the parts, [rows, ...], as views of a single tensor, as modules split the results of a layer."""
     joint = torch.cat([part.flatten(1) for part in parts], 1)
-    views = joint.split([part[0].numel() for part in parts], 1)
+    views = torch.split_with_sizes(joint, [part[0].numel() for part in parts], 1)
     return [view.view(part.shape) for view, part in zip(views, parts, strict=True)]
 
 
