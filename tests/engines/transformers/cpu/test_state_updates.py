@@ -44,9 +44,9 @@ def packed(*parts: torch.Tensor) -> list[torch.Tensor]:
 
 def assert_states(actual: SlotStates, before: torch.Tensor, expected: torch.Tensor) -> None:
     """Assert that the states of the rows are the ``expected`` ones, and other slots are as before."""
-    wanted = before.clone()
-    wanted[actual.slots] = expected
-    torch.testing.assert_close(actual.tensor, wanted, atol=1e-5, rtol=1e-4)
+    all_states = before.clone()
+    all_states[actual.slots] = expected
+    torch.testing.assert_close(actual.tensor, all_states, atol=1e-5, rtol=1e-4)
     others = [slot for slot in range(SLOTS) if slot not in actual.slots.tolist()]
     assert torch.equal(actual.tensor[others], before[others])
 
