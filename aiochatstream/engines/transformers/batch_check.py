@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.packed_step import PackedStep
 from aiochatstream.engines.transformers.plain_forward import PlainForward, are_close
 from aiochatstream.engines.transformers.state_cache import StateCache, StateKey
+
+logger = logging.getLogger(__name__)
 
 CACHE_LAYERS = {
     DummyLayer,
@@ -88,6 +91,20 @@ class BatchCheck:
             for expected, logits in zip(self._expected, self._compute_packed(forward, cache), strict=True):
                 if not are_close(self._model, logits, expected):
                     raise CannotBatch("packed rows change its answers")
+
+    def use_updates(self, forward: PackedForward) -> None:
+        """Update the states of decoding rows by compiled functions, unless they are missing or change answers."""
+        for mixer in self.mixers:
+            mixer.use_updates()
+        if not any(mixer.updates_in_slots for mixer in self.mixers):
+            return
+        try:
+            self.verify(forward)
+        except Exception as error:  # noqa: BLE001 - no compiler, or a module that reads the states itself
+            for mixer in self.mixers:
+                mixer.use_reference()
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            logger.info("States by torch's operations: the compiled updates are not available (%s).", reason)
 
     def _compute_packed(self, forward: PackedForward, cache: KVCache) -> torch.Tensor:
         """Return the last logits of each sequence. The rows are not neighbours, and both decode the last token."""

@@ -355,6 +355,8 @@ class TransformersEngine(Engine):
             except Exception as error:
                 raise CannotBatch(f"its forward pass does not accept packed rows: {error!r}") from error
             self._restore_model = restore.pop_all()
+        if model.device.type == "cpu":
+            check.use_updates(forward)
         if self._optimize and model.device.type == "cpu":
             prepack_linears(model)
         kernel = self._choose_kernel(check, forward)

@@ -7,7 +7,7 @@ forward pass is replaced: in packed steps, it computes each row with the row's o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from aiochatstream.engines.transformers.attention import running_step
+from aiochatstream.engines.transformers.cpu.state_updates import with_updates
 from aiochatstream.engines.transformers.custom_ops import register
 from aiochatstream.engines.transformers.plain_forward import CACHE_NAMES
 from aiochatstream.engines.transformers.state_cache import RowStates
@@ -101,6 +102,8 @@ class PackedMixer:
         self.size, self.dtype = output.shape[-1], output.dtype
         self._number = next(_numbers)
         _mixers[self._number] = self
+        self._updating: Callable[..., torch.Tensor] | None = None
+        self._updated_kinds: frozenset[str] = frozenset()
 
     def install(self) -> None:
         """Replace the forward pass."""
@@ -112,9 +115,27 @@ class PackedMixer:
         if self._replacement is not None:
             self._module.forward = self._replacement
 
+    @property
+    def updates_in_slots(self) -> bool:
+        """Return True if compiled functions update the states of decoding rows in their slots."""
+        return self._updating is not None
+
+    def use_updates(self) -> None:
+        """Update the states of decoding rows in their slots, if the module calls a function that can be replaced."""
+        if self._replacement is None:
+            forward, self._updated_kinds = with_updates(self._module)
+            self._updating = forward if self._updated_kinds else None
+
+    def use_reference(self) -> None:
+        """Update the states of all rows by transformers' functions."""
+        self._updating = None
+
     def compute(self, hidden: torch.Tensor, states: RowStates) -> torch.Tensor:
         """Run the module's own forward pass on rows, [rows, tokens, size], with the same number of tokens."""
-        result: torch.Tensor = self._forward(hidden, **{self._cache_name: states})
+        forward = self._forward
+        if self._updating is not None and hidden.shape[1] == 1:
+            forward, states.kinds_in_slots = self._updating, self._updated_kinds
+        result: torch.Tensor = forward(hidden, **{self._cache_name: states})
         return result
 
     def _call(self, *arguments: Any, **options: Any) -> Any:

@@ -6,7 +6,7 @@ to exactly the tokens that were computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -91,24 +91,41 @@ class StateCache:
             tensor[target] = tensor[source]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotStates:
+    """States of some rows in the tensor of all, for functions that update them there.
+
+    tensor: [slots, ...].
+    slots: slot of each row, in host memory.
+    """
+
+    tensor: torch.Tensor
+    slots: torch.Tensor
+
+
 class RowStates:
     """The part of transformers' cache that modules with states use, for the rows of one call.
 
     :param rows: neighbouring rows, whose states are changed in place, or any rows, whose states are copied until
         :meth:`write`.
+    :param numbers: the rows.
     """
 
-    def __init__(self, tensors: Mapping[StateKey, torch.Tensor], rows: slice | torch.Tensor) -> None:
-        self._tensors, self._rows = tensors, rows
+    def __init__(
+        self, tensors: Mapping[StateKey, torch.Tensor], rows: slice | torch.Tensor, numbers: Sequence[int] = ()
+    ) -> None:
+        self._tensors, self._rows, self._numbers = tensors, rows, numbers
         self._states: dict[StateKey, torch.Tensor] = {}
+        self.kinds_in_slots: Container[str] = ()
+        """Kinds of states that are returned as :class:`SlotStates`."""
 
-    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor:
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Any:
         """Return the latest inputs of a convolution, [rows, channels, kernel size]."""
-        return self._state("conv", layer_idx, state_idx)
+        return self._find("conv", layer_idx, state_idx)
 
-    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor:
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Any:
         """Return a recurrent state, [rows, ...]."""
-        return self._state("recurrent", layer_idx, state_idx)
+        return self._find("recurrent", layer_idx, state_idx)
 
     def update_conv_state(
         self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **options: Any
@@ -120,9 +137,11 @@ class RowStates:
         return inputs
 
     def update_recurrent_state(
-        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **options: Any
-    ) -> torch.Tensor:
-        """Replace a recurrent state."""
+        self, recurrent_states: torch.Tensor | SlotStates, layer_idx: int, state_idx: int = 0, **options: Any
+    ) -> torch.Tensor | SlotStates:
+        """Replace a recurrent state, unless it was updated in its slots."""
+        if isinstance(recurrent_states, SlotStates):
+            return recurrent_states
         return self._state("recurrent", layer_idx, state_idx).copy_(recurrent_states)
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
@@ -138,6 +157,11 @@ class RowStates:
         if not isinstance(self._rows, slice):
             for key, state in self._states.items():
                 self._tensors[key].index_copy_(0, self._rows, state)
+
+    def _find(self, kind: str, layer: int, number: int) -> torch.Tensor | SlotStates:
+        if kind in self.kinds_in_slots:
+            return SlotStates(self._tensors[kind, layer, number], torch.tensor(self._numbers))
+        return self._state(kind, layer, number)
 
     def _state(self, *key: Any) -> torch.Tensor:
         if key not in self._states:
@@ -171,16 +195,18 @@ class StepStates:
         """
         results = []
         if end := len(self._singles):
-            results.append(self._call(mixer, hidden[0, :end, None], self._rows)[None, :, 0])
+            results.append(self._call(mixer, hidden[0, :end, None], self._rows, self._singles)[None, :, 0])
         for chunk in self._chunks[end:]:
             start, end = end, end + len(chunk.ids)
             results.append(self._call(mixer, hidden[:, start:end], slice(chunk.row, chunk.row + 1)))
         if padding := hidden.shape[1] - end:
             results.append(results[0].new_zeros(1, padding, results[0].shape[2]))
-        return torch.cat(results, dim=1)
+        return torch.cat(results, dim=1) if len(results) > 1 else results[0].contiguous()
 
-    def _call(self, mixer: Mixer, hidden: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
-        states = RowStates(self._cache.tensors, rows)
+    def _call(
+        self, mixer: Mixer, hidden: torch.Tensor, rows: slice | torch.Tensor, numbers: Sequence[int] = ()
+    ) -> torch.Tensor:
+        states = RowStates(self._cache.tensors, rows, numbers)
         result = mixer(hidden, states)
         states.write()
         return result

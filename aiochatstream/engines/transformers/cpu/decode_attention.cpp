@@ -4,52 +4,19 @@
 // (BFLOAT16, or else float), and the number of tokens in a block of the cache (BLOCK). All arithmetic is in float.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
+#include "numbers.h"
+
 #ifdef BFLOAT16
-using Number = std::uint16_t;
+using Number = bfloat16;
 #else
 using Number = float;
 #endif
 
 static constexpr std::int64_t AHEAD = 32 / BLOCK;  // blocks to prefetch: processors do not predict this access pattern
 static constexpr int LINE = 64 / sizeof(Number);  // numbers in a cache line
-
-static inline float wide(Number number) {
-#ifdef BFLOAT16
-    const std::uint32_t bits = std::uint32_t(number) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-#else
-    return number;
-#endif
-}
-
-static inline Number narrow(float value) {
-#ifdef BFLOAT16
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return std::isnan(value) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to the nearest, ties to even
-#else
-    return value;
-#endif
-}
-
-// exp(power): a power of two from its bits, times some terms of the series. Vectorised, unlike std::exp. NaN stays NaN.
-static inline float exponential(float power) {
-    const float within = std::min(88.0f, power > -87.0f ? power : -87.0f);
-    const float whole = std::nearbyint(within * 1.44269504f);
-    const float x = within - whole * 0.69314575f - whole * 1.42860677e-6f;
-    const float series = 1 + x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))));
-    const std::int32_t bits = (std::int32_t(whole) + 127) << 23;
-    float two;
-    std::memcpy(&two, &bits, sizeof two);
-    return std::isnan(power) ? power : two * series;
-}
 
 // Attends for the first `decoding` tokens of a step. Token t has position positions[t] in row rows[t].
 //
@@ -138,6 +105,6 @@ extern "C" void attend(const Number* query, const Number* key, const Number* val
             for (int head = 0; head < SHARING; ++head)
                 for (int at = 0; at < SIZE; ++at)
                     result[((token * groups + group) * SHARING + head) * SIZE + at] =
-                        narrow(mixed[head][at] / totals[head]);
+                        narrow<Number>(mixed[head][at] / totals[head]);
         }
 }

@@ -7,21 +7,17 @@ longest row and take several times as long as reading the cache from memory.
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import tempfile
-from collections.abc import Callable
-from ctypes import CDLL, c_float, c_int64, c_void_p
+from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from aiochatstream.engines.transformers.cpu.compiler import compile_library
+
 SOURCE = Path(__file__).with_name("decode_attention.cpp")
 COMPILER_FLAGS = {torch.bfloat16: ["-DBFLOAT16"], torch.float32: []}
 """Flags for each supported dtype."""
-FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"]
-"""Sums may be reordered; NaN stays NaN."""
 BLOCK_SIZE = 16
 """Number of tokens in a block of the KV cache."""
 ARGUMENTS = [*[c_void_p] * 11, *[c_int64] * 13, *[c_float] * 2]
@@ -37,9 +33,10 @@ class DecodeAttention:
     """
 
     def __init__(self, size: int, sharing: int, dtype: torch.dtype) -> None:
-        self._function = _compile(
-            [f"-DSIZE={size}", f"-DSHARING={sharing}", f"-DBLOCK={BLOCK_SIZE}", *COMPILER_FLAGS[dtype]]
-        )
+        macros = [f"-DSIZE={size}", f"-DSHARING={sharing}", f"-DBLOCK={BLOCK_SIZE}", *COMPILER_FLAGS[dtype]]
+        function: Any = compile_library(SOURCE, macros).attend
+        function.argtypes, function.restype = ARGUMENTS, None
+        self._function = function
 
     def __call__(
         self,
@@ -96,21 +93,3 @@ class DecodeAttention:
 
 
 decode_attention = functools.cache(DecodeAttention)
-
-
-def _compile(macros: list[str]) -> Callable[..., None]:
-    compiler = os.environ.get("CXX") or "g++"
-    with tempfile.TemporaryDirectory() as scratch:
-        object_file, library = str(Path(scratch) / "attention.o"), str(Path(scratch) / "attention.so")
-        # linked separately, so that torch's OpenMP library is not loaded twice
-        for command in (
-            [compiler, *FLAGS, *macros, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", object_file],
-            [compiler, "-shared", object_file, "-o", library],
-        ):
-            result = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
-            if result.returncode:
-                raise OSError(result.stderr.strip().partition("\n")[0] or f"{compiler} failed")
-        function: Any = CDLL(library).attend
-    function.argtypes, function.restype = ARGUMENTS, None
-    typed: Callable[..., None] = function
-    return typed
