@@ -50,7 +50,12 @@ class PackedStep:
                 outputs += range(end - len(chunk.ids), end - 1)
         self.output_positions = device_tensor(outputs, device)
         self.states = StepStates(cache.states, chunks, device)
-        places = np.concatenate([cache.places(chunk.row, chunk.start, chunk.end) for chunk in chunks])
+        places = np.concatenate([cache.new_places(chunk.row, chunk.start, chunk.end) for chunk in chunks])
+        new = np.flatnonzero(places >= 0)
+        self._new: slice | torch.Tensor = slice(self._tokens)
+        """Tokens whose keys and values are written to the cache."""
+        if cache.kernel != "native" and len(new) < len(places):
+            self._new, places = device_tensor(new, device), places[new]
         self._places = device_tensor(places, device)
         self._varlen = VarlenAttention(cache, chunks, device) if cache.kernel == "varlen" else None
         self._decoding = sum(len(chunk.ids) == 1 for chunk in chunks) if cache.kernel == "native" else 0
@@ -88,7 +93,7 @@ class PackedStep:
             results.append(result)
         else:
             for cached, new in ((keys, key), (values, value)):
-                cached.index_copy_(1, self._places, new[:, : self._tokens])
+                cached.index_copy_(1, self._places, new[:, self._new])
         if self._varlen is not None and softcap is None:
             results.append(self._varlen.attend(query, keys, values, scale, window, sinks))
         else:

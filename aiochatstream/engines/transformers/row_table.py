@@ -89,7 +89,8 @@ class RowTable:
         """Assign a row with ``blocks`` after those of ``match``. If this raises, the blocks are free."""
         row = self.free_rows[0]  # neighbouring rows are faster
         try:
-            self._kv_cache.assign(row, [*(cached.number for cached in match.blocks), *blocks])
+            cached = [block.number for block in match.blocks]
+            self._kv_cache.assign(row, cached + blocks, shared=len(cached))
             if match.partial is not None:
                 self._kv_cache.copy_block(match.partial.number, blocks[0], match.partial_tokens)
             if match.snapshot is not None:

@@ -260,7 +260,7 @@ def test_a_request_that_cannot_be_admitted_fails_alone_and_loses_no_memory(
     manual_model.step(3)
     assert short.read_all() == manual_model.answer(short.prompt, 2)
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
