@@ -11,6 +11,7 @@ import torch
 from aiochatstream.engines.transformers import scheduler
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from tests.engines.transformers.batch_harness import (
     MakeBatch,
     OneLayerModel,
@@ -274,4 +275,41 @@ def test_a_request_that_cannot_be_admitted_fails_alone_and_loses_no_memory(
     repeated = Submission(batch, short.prompt, max_new_tokens=2)
     assert repeated.read_all() == short.tokens
     assert repeated.request.cached_tokens == 5
+    close(batch)
+
+
+@pytest.mark.parametrize(("owner", "method"), [(KVCache, "clear"), (PrefixCache, "_save_states")])
+def test_a_request_that_cannot_be_retired_loses_no_memory_and_fails_no_other(
+    make_batch: MakeBatch,
+    manual_model: OneLayerModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    method: str,
+) -> None:
+    monkeypatch.setattr(scheduler, "PREFILL_BUDGET", (4, 4))
+    batch = make_batch(manual_model, rows=2, tokens=64, prefix_tokens=1000)
+    manual_model.allow(4)
+    first = Submission(batch, ids(9), max_new_tokens=2)
+    first.read_all()
+    following = Submission(batch, ids(9) + ids(8, 1), max_new_tokens=1)
+    for _ in range(5):
+        manual_model.wait_for_step()
+    assert following.request.cached_blocks
+    original, failures = getattr(owner, method), list[int]()
+
+    def fail(*args: Any) -> None:
+        if not failures:
+            failures.append(1)
+            raise MemoryError
+        original(*args)
+
+    monkeypatch.setattr(owner, method, fail)
+    if method == "clear":
+        following.cancel()
+    manual_model.run_freely()
+    repeated = Submission(batch, ids(9), max_new_tokens=2)
+    assert repeated.read_all() == first.tokens
+    assert repeated.request.cached_tokens == 8
+    assert "could not be cached or cleared" in caplog.text
     close(batch)
