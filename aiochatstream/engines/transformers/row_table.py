@@ -25,6 +25,8 @@ class RowTable:
         """Requests in the order of their admission."""
         self.free_rows = list(range(rows))
         self.prefix_hits = 0
+        self._waiting: Request | None = None
+        """Request for which there were not enough blocks; None since a request was retired."""
 
     def admit(self, request: Request) -> bool:
         """Assign a free row, the cached prefix of the prompt, and free blocks for the rest.
@@ -32,10 +34,13 @@ class RowTable:
         Return False, and change nothing, if there are not enough blocks until other requests end. If this raises, the
         row and the blocks are free again.
         """
+        if request is self._waiting:  # blocks become available and are cached only when a request is retired
+            return False
         match = self._match(request)
         if match.partial is not None and not self._fits(request, match):  # the block may be one of the last ones
             match = PrefixMatch() if match.snapshot else PrefixMatch(match.blocks)
         if not self._fits(request, match):
+            self._waiting = request
             return False
         self._prefix_cache.acquire(match.used)
         try:
@@ -86,6 +91,7 @@ class RowTable:
         is_valid = request.has_output and not request.failed
         if not is_valid:  # a NaN would spread, even if it is masked
             self._kv_cache.clear(request.blocks)
+        self._waiting = None
         self.requests.remove(request)
         insort(self.free_rows, request.row)
         try:

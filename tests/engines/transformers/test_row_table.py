@@ -11,7 +11,7 @@ import torch
 from aiochatstream.engines.transformers import scheduler
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.kv_cache import KVCache
-from aiochatstream.engines.transformers.prefix_cache import PrefixCache
+from aiochatstream.engines.transformers.prefix_cache import PrefixCache, PrefixMatch
 from tests.engines.transformers.batch_harness import (
     MakeBatch,
     OneLayerModel,
@@ -83,6 +83,32 @@ def test_requests_wait_for_memory_in_their_order_and_run_when_others_end(
         assert request.read_all() == manual_model.answer(request.prompt, request.request.params.max_new_tokens)
     starts = [[start for start, _ in step] for step in manual_model.steps]
     assert starts[:5] == [[0], [25], [26], [27], [0, 0]]
+    close(batch)
+
+
+def test_a_waiting_request_is_compared_with_the_cache_again_only_when_another_one_ends(
+    make_batch: MakeBatch, manual_model: OneLayerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch(manual_model, rows=4, length=64, tokens=64, prefix_tokens=1000)
+    with batch.wake:
+        longer = Submission(batch, ids(9, 1), max_new_tokens=20)
+        shorter = Submission(batch, ids(9, 3), max_new_tokens=8)
+    manual_model.wait_for_step()
+    matches: list[int] = []
+    match = batch.prefix_cache.match
+
+    def count(ids: list[int], owner: str, shared_tokens: int) -> PrefixMatch:
+        matches.append(len(manual_model.steps))
+        return match(ids, owner, shared_tokens)
+
+    monkeypatch.setattr(batch.prefix_cache, "match", count)
+    waiting = Submission(batch, ids(9, 3) + ids(21, 4), max_new_tokens=5)
+    manual_model.step(12)
+    assert matches == [1, 8]
+    assert [start for start, _ in manual_model.steps[8]] == [16, 8]
+    manual_model.run_freely()
+    for request in (longer, shorter, waiting):
+        assert request.read_all() == manual_model.answer(request.prompt, request.request.params.max_new_tokens)
     close(batch)
 
 
