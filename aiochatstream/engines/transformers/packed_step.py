@@ -6,6 +6,7 @@ the step's size. Each token attends to the keys and values of its own row in the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,7 +61,12 @@ class PackedStep:
         self._varlen = VarlenAttention(cache, chunks, device) if cache.kernel == "varlen" else None
         self._decoding = sum(len(chunk.ids) == 1 for chunk in chunks) if cache.kernel == "native" else 0
         self._rows = torch.tensor([chunk.row for chunk in chunks[: self._decoding]])
-        self._grouped = GroupedAttention(cache, chunks, self._decoding, size, device, dtype)
+        self._new_grouped = functools.partial(GroupedAttention, cache, chunks, self._decoding, size, device, dtype)
+
+    @functools.cached_property
+    def _grouped(self) -> GroupedAttention:
+        """Attention that the kernels do not compute. On CUDA, most models never need its tensors."""
+        return self._new_grouped()
 
     def attend(
         self,
