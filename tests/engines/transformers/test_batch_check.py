@@ -70,6 +70,15 @@ def test_a_load_with_another_context_leaves_nothing_of_the_one_before() -> None:
         engine.close()
 
 
+def test_a_model_that_computes_single_tokens_otherwise_is_batched() -> None:
+    model = tiny("Nemotron-H", 3)  # limits the length of time steps only in longer chunks
+    plain, ids = copy.deepcopy(model), some_ids(40)
+    engine = load_engine(model)
+    assert engine.batch_obstacle is None
+    assert_same(plain, ids, answer(engine, ids, max_new_tokens=12, ignore_eos=True), reference(plain, ids, 12))
+    engine.close()
+
+
 def test_sinks_that_attention_ignores_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     attend = PackedStep.attend
 
