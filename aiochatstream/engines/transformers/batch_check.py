@@ -47,6 +47,8 @@ class CannotBatch(Exception):
 class BatchCheck:
     """Reference results of a model, and the comparison of packed rows with them.
 
+    The reference computes the last tokens one by one, because some models compute single tokens slightly otherwise.
+
     layers: keys and values of each layer, [1, heads, any length, head size], for shapes and dtypes; empty for layers
         without. They are set by :meth:`verify`.
     states: states of one sequence, [1, ...], for shapes and dtypes.
@@ -68,9 +70,14 @@ class BatchCheck:
             if context_len > limit:
                 raise CannotBatch(f"{reason} in contexts above {limit} tokens")
         plain, probe = PlainForward(model), MixerProbe(model.config)
+        long, short = self._sequences
         with probe.watch(model):
-            long = plain(self._sequences[0], probe)
-        self._expected = torch.cat([long, plain(self._sequences[1], plain.new_cache())])
+            plain(long[:-2], probe)
+            plain(long[-2:-1], probe, len(long) - 2)
+            expected = [plain(long[-1:], probe, len(long) - 1)]
+        cache = plain.new_cache()
+        plain(short[:-1], cache)
+        self._expected = torch.cat([*expected, plain(short[-1:], cache, len(short) - 1)])
         self.layers: list[tuple[torch.Tensor, ...]] = []
         self._attention, self.states = _parts(probe)
         if probe.obstacle is not None:

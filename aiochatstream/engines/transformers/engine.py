@@ -162,6 +162,7 @@ class TransformersEngine(Engine):
 
     def load(self, slots: int, context_len: int | None) -> None:
         self._closed = False
+        self.batch_obstacle = self.kv_token_bytes = self.max_kv_cache_bytes = self.kv_cache_tokens = None
         try:
             self._load(slots, context_len)
         except BaseException as error:

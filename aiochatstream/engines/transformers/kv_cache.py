@@ -66,6 +66,7 @@ class KVCache:
         """Block tables of all rows, in host memory."""
         self._tables = self.tables.numpy()
         self._sizes = [blocks_per_row] * rows
+        self._shared = [0] * rows
         if tokens is None:
             self._tables[:] = np.arange(self.blocks).reshape(rows, blocks_per_row)
         self._workspaces: dict[str, torch.Tensor] = {}
@@ -79,11 +80,14 @@ class KVCache:
         """Return the number of blocks for ``tokens`` tokens of a row."""
         return -(-tokens // self.block_size)
 
-    def assign(self, row: int, blocks: Sequence[int]) -> None:
-        """Assign ``blocks``, at least one, to a row."""
+    def assign(self, row: int, blocks: Sequence[int], shared: int = 0) -> None:
+        """Assign ``blocks``, at least one, to a row.
+
+        :param shared: number of blocks at the beginning that other rows read as well.
+        """
         self._tables[row, : len(blocks)] = blocks
         self._tables[row, len(blocks) :] = blocks[-1]  # so that reading too much reads no other row
-        self._sizes[row] = len(blocks)
+        self._sizes[row], self._shared[row] = len(blocks), shared
 
     def row_length(self, row: int) -> int:
         """Return the number of tokens in the blocks of a row."""
@@ -95,6 +99,14 @@ class KVCache:
         blocks = self._tables[row, first : self.blocks_for(stop)].astype(np.int64)
         places = (blocks[:, None] * self.block_size + np.arange(self.block_size)).ravel()
         return places[start - first * self.block_size : stop - first * self.block_size]
+
+    def new_places(self, row: int, start: int, stop: int) -> np.ndarray:
+        """Return :meth:`places`, and -1 for tokens in shared blocks, whose keys and values must not change: in another
+        step, they differ by rounding.
+        """
+        places = self.places(row, start, stop)
+        places[: max(0, self._shared[row] * self.block_size - start)] = -1
+        return places
 
     def read(self, part: torch.Tensor, places: slice | torch.Tensor, name: str) -> torch.Tensor:
         """Return keys or values at ``places``, [heads, tokens, head size]: a view for a slice, else a copy.

@@ -6,6 +6,7 @@ the step's size. Each token attends to the keys and values of its own row in the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,12 +51,22 @@ class PackedStep:
                 outputs += range(end - len(chunk.ids), end - 1)
         self.output_positions = device_tensor(outputs, device)
         self.states = StepStates(cache.states, chunks, device)
-        places = np.concatenate([cache.places(chunk.row, chunk.start, chunk.end) for chunk in chunks])
+        places = np.concatenate([cache.new_places(chunk.row, chunk.start, chunk.end) for chunk in chunks])
+        new = np.flatnonzero(places >= 0)
+        self._new: slice | torch.Tensor = slice(self._tokens)
+        """Tokens whose keys and values are written to the cache."""
+        if cache.kernel != "native" and len(new) < len(places):
+            self._new, places = device_tensor(new, device), places[new]
         self._places = device_tensor(places, device)
         self._varlen = VarlenAttention(cache, chunks, device) if cache.kernel == "varlen" else None
         self._decoding = sum(len(chunk.ids) == 1 for chunk in chunks) if cache.kernel == "native" else 0
         self._rows = torch.tensor([chunk.row for chunk in chunks[: self._decoding]])
-        self._grouped = GroupedAttention(cache, chunks, self._decoding, size, device, dtype)
+        self._new_grouped = functools.partial(GroupedAttention, cache, chunks, self._decoding, size, device, dtype)
+
+    @functools.cached_property
+    def _grouped(self) -> GroupedAttention:
+        """Attention that the kernels do not compute. On CUDA, most models never need its tensors."""
+        return self._new_grouped()
 
     def attend(
         self,
@@ -88,7 +99,7 @@ class PackedStep:
             results.append(result)
         else:
             for cached, new in ((keys, key), (values, value)):
-                cached.index_copy_(1, self._places, new[:, : self._tokens])
+                cached.index_copy_(1, self._places, new[:, self._new])
         if self._varlen is not None and softcap is None:
             results.append(self._varlen.attend(query, keys, values, scale, window, sinks))
         else:

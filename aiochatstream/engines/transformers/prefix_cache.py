@@ -215,6 +215,9 @@ class PrefixCache:
                 if not block.users:
                     self.unused -= 1
                     self.pool.release([block.number])
+        if len(self._heap) > 2 * self.pool.count:  # most of the blocks are forgotten
+            self._heap = [candidate for candidate in self._heap if self._is_candidate(candidate[2])]
+            heapq.heapify(self._heap)
 
     def sweep(self) -> None:
         """Evict blocks that were not used for ``IDLE_SECONDS``."""
@@ -287,6 +290,11 @@ class PrefixCache:
         """Record a use of ``block``."""
         block.last_used = math.inf if block.owner == SHARED else self._clock()
         self._push(block)
+
+    def _is_candidate(self, block: CachedBlock) -> bool:
+        """Return True if ``block`` remains in the heap."""
+        block.queued = block.evictable
+        return block.queued
 
     def _push(self, block: CachedBlock) -> None:
         """Add ``block`` to the candidates for eviction, if it is one."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import insort
 from collections.abc import Collection
 
 from aiochatstream.engines.transformers.kv_cache import KVCache
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache, PrefixMatch
 from aiochatstream.engines.transformers.request import Request
+
+logger = logging.getLogger(__name__)
 
 
 class RowTable:
@@ -22,6 +25,8 @@ class RowTable:
         """Requests in the order of their admission."""
         self.free_rows = list(range(rows))
         self.prefix_hits = 0
+        self._waiting: Request | None = None
+        """Request for which there were not enough blocks; None since a request was retired."""
 
     def admit(self, request: Request) -> bool:
         """Assign a free row, the cached prefix of the prompt, and free blocks for the rest.
@@ -29,10 +34,13 @@ class RowTable:
         Return False, and change nothing, if there are not enough blocks until other requests end. If this raises, the
         row and the blocks are free again.
         """
+        if request is self._waiting:  # blocks become available and are cached only when a request is retired
+            return False
         match = self._match(request)
         if match.partial is not None and not self._fits(request, match):  # the block may be one of the last ones
             match = PrefixMatch() if match.snapshot else PrefixMatch(match.blocks)
         if not self._fits(request, match):
+            self._waiting = request
             return False
         self._prefix_cache.acquire(match.used)
         try:
@@ -46,19 +54,12 @@ class RowTable:
         return True
 
     def retire_finished(self) -> None:
-        """Free the rows of finished requests, and cache their blocks for later prompts."""
+        """Free the rows of finished requests, and cache their blocks for later prompts. Errors are logged."""
         for request in [request for request in self.requests if request.finished]:
-            self.requests.remove(request)
-            insort(self.free_rows, request.row)
-            if request.failed or not request.has_output:  # a NaN would spread, even if it is masked
-                self._kv_cache.clear(request.blocks)
-            if request.failed or not request.has_output or not request.cacheable:
-                self._prefix_cache.pool.release(request.blocks)
-            else:
-                computed = request.ids[: request.computed_tokens]
-                options = request.owner, request.shared_tokens, request.row
-                self._prefix_cache.insert(computed, request.cached_blocks, request.blocks, *options)
-            self._prefix_cache.release(request.cached_blocks)
+            try:
+                self._retire(request)
+            except Exception:  # most likely out of memory, which must not fail the running requests
+                logger.exception("The keys and values of a finished request could not be cached or cleared")
 
     def forget(self, owners: Collection[str]) -> None:
         """Drop the cached prefixes of ``owners``, and do not cache their running requests."""
@@ -85,11 +86,30 @@ class RowTable:
     def _missing_blocks(self, request: Request, match: PrefixMatch) -> int:
         return self._kv_cache.blocks_for(request.end - 1) - len(match.blocks)  # the last token is never computed
 
+    def _retire(self, request: Request) -> None:
+        """Free the row of a finished request. If this raises, row and blocks are either free or still the request's."""
+        is_valid = request.has_output and not request.failed
+        if not is_valid:  # a NaN would spread, even if it is masked
+            self._kv_cache.clear(request.blocks)
+        self._waiting = None
+        self.requests.remove(request)
+        insort(self.free_rows, request.row)
+        try:
+            if is_valid and request.cacheable:
+                computed = request.ids[: request.computed_tokens]
+                options = request.owner, request.shared_tokens, request.row
+                self._prefix_cache.insert(computed, request.cached_blocks, request.blocks, *options)
+            else:
+                self._prefix_cache.pool.release(request.blocks)
+        finally:
+            self._prefix_cache.release(request.cached_blocks)
+
     def _start(self, request: Request, match: PrefixMatch, blocks: list[int]) -> None:
         """Assign a row with ``blocks`` after those of ``match``. If this raises, the blocks are free."""
         row = self.free_rows[0]  # neighbouring rows are faster
         try:
-            self._kv_cache.assign(row, [*(cached.number for cached in match.blocks), *blocks])
+            cached = [block.number for block in match.blocks]
+            self._kv_cache.assign(row, cached + blocks, shared=len(cached))
             if match.partial is not None:
                 self._kv_cache.copy_block(match.partial.number, blocks[0], match.partial_tokens)
             if match.snapshot is not None:

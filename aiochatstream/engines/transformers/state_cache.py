@@ -55,8 +55,9 @@ class StateCache:
         """Copy the states of a row; return None if no snapshot is free or the row has no tokens."""
         if not self._free or not self._tokens[row]:
             return None
-        snapshot = Snapshot(self._free.pop(), self._tokens[row])
+        snapshot = Snapshot(self._free[-1], self._tokens[row])
         self._copy(row, snapshot.slot)
+        self._free.pop()
         return snapshot
 
     def load(self, snapshot: Snapshot, row: int) -> None:

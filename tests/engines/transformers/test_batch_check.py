@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.packed_step import PackedStep
-from tests.engines.transformers.engine_harness import concurrent_answers, load_engine
-from tests.engines.transformers.tiny_models import SEQUENTIAL, assert_same, reference, some_ids, tiny
+from tests.engines.transformers.engine_harness import answer, concurrent_answers, load_engine
+from tests.engines.transformers.tiny_models import BYTES, SEQUENTIAL, assert_same, reference, some_ids, tiny
 
 REASONS = {
     "BLOOM, with slopes for positions": "its attention cannot be replaced",
@@ -57,6 +58,25 @@ def test_scaled_positions_are_batched_in_contexts_in_which_they_are_not_scaled(r
 def test_positions_that_depend_on_the_longest_sequence_are_the_reason_in_longer_contexts() -> None:
     model = tiny("Llama", 2, rope_parameters=LONGROPE, max_position_embeddings=1024)
     assert obstacle_of(model, 129) == "its positions depend on the longest sequence in contexts above 128 tokens"
+
+
+def test_a_load_with_another_context_leaves_nothing_of_the_one_before() -> None:
+    engine = TransformersEngine(tiny("Llama", 2, rope_parameters=LONGROPE, max_position_embeddings=1024), BYTES)
+    for context_len, batched in ((128, True), (256, False), (128, True)):
+        engine.load(slots=2, context_len=context_len)
+        assert (engine.batch_obstacle is None) is batched
+        assert (engine.kv_cache_tokens is not None) is batched
+        assert len(answer(engine, some_ids(9), max_new_tokens=4, ignore_eos=True)) == 4
+        engine.close()
+
+
+def test_a_model_that_computes_single_tokens_otherwise_is_batched() -> None:
+    model = tiny("Nemotron-H", 3)  # limits the length of time steps only in longer chunks
+    plain, ids = copy.deepcopy(model), some_ids(40)
+    engine = load_engine(model)
+    assert engine.batch_obstacle is None
+    assert_same(plain, ids, answer(engine, ids, max_new_tokens=12, ignore_eos=True), reference(plain, ids, 12))
+    engine.close()
 
 
 def test_sinks_that_attention_ignores_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -104,6 +105,28 @@ def test_answers_are_those_of_generate_in_any_schedule_and_no_memory_is_lost(
         run.finish()
     for entry in run.entries:
         assert_exact(model, entry)
+    assert_nothing_lost(run)
+
+
+@pytest.mark.parametrize("kernel", [0, 1])
+def test_a_row_that_is_computed_again_does_not_change_the_blocks_that_others_read(
+    model: TinyModel, kernel: int
+) -> None:
+    run = Run(model, Memory(rows=2, blocks=16, max_blocks=16, snapshots=2, kernel=kernel))
+    with closing(run.batch):
+        first = TEXTS[0][:37]
+        run.submit(first, 3, "anna")
+        run.step(3)
+        run.submit(first + model.answer(first)[:3] + TEXTS[1][:9], 3, "anna", failures=1)
+        request = run.entries[-1].request
+        shared = [block.number for block in request.cached_blocks]
+        assert len(shared) == 2
+        places = [block * 16 + at for block in shared for at in range(16)]
+        parts = [part for layer in run.batch.kv_cache.layers for part in layer]
+        before = [part[:, places].clone() for part in parts]
+        run.finish()
+        assert all(torch.equal(part[:, places], copy) for part, copy in zip(parts, before, strict=True))
+    assert_exact(model, run.entries[-1])
     assert_nothing_lost(run)
 
 

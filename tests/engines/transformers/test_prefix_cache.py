@@ -50,6 +50,20 @@ def test_prefixes_are_separate_for_each_owner() -> None:
     assert memory.cache.unused == 2
 
 
+def test_forgotten_blocks_do_not_accumulate_and_all_others_are_evicted_in_order() -> None:
+    memory = Memory(8)
+    memory.store([1, 1, 1], "bob")
+    for at in range(100):
+        memory.store([at] * 8, "anna")
+        memory.cache.forget("anna")
+        assert len(memory.cache._heap) <= 2 * memory.pool.count
+    memory.store([2, 2, 2], "bob")
+    assert memory.match_length([1, 1, 1], "bob") == 3
+    memory.pool.release(memory.cache.reserve(6))
+    assert memory.match_length([1, 1, 1], "bob") == 0
+    assert memory.match_length([2, 2, 2], "bob") == 3
+
+
 def test_the_shared_prefix_is_stored_once_and_used_for_every_owner_up_to_the_shared_tokens() -> None:
     memory = Memory(40)
     memory.store([7, 7, 7, 7, 7], SHARED)

@@ -11,6 +11,7 @@ import torch
 from aiochatstream.engines.transformers import scheduler
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.kv_cache import KVCache
+from aiochatstream.engines.transformers.prefix_cache import PrefixCache, PrefixMatch
 from tests.engines.transformers.batch_harness import (
     MakeBatch,
     OneLayerModel,
@@ -82,6 +83,32 @@ def test_requests_wait_for_memory_in_their_order_and_run_when_others_end(
         assert request.read_all() == manual_model.answer(request.prompt, request.request.params.max_new_tokens)
     starts = [[start for start, _ in step] for step in manual_model.steps]
     assert starts[:5] == [[0], [25], [26], [27], [0, 0]]
+    close(batch)
+
+
+def test_a_waiting_request_is_compared_with_the_cache_again_only_when_another_one_ends(
+    make_batch: MakeBatch, manual_model: OneLayerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch(manual_model, rows=4, length=64, tokens=64, prefix_tokens=1000)
+    with batch.wake:
+        longer = Submission(batch, ids(9, 1), max_new_tokens=20)
+        shorter = Submission(batch, ids(9, 3), max_new_tokens=8)
+    manual_model.wait_for_step()
+    matches: list[int] = []
+    match = batch.prefix_cache.match
+
+    def count(ids: list[int], owner: str, shared_tokens: int) -> PrefixMatch:
+        matches.append(len(manual_model.steps))
+        return match(ids, owner, shared_tokens)
+
+    monkeypatch.setattr(batch.prefix_cache, "match", count)
+    waiting = Submission(batch, ids(9, 3) + ids(21, 4), max_new_tokens=5)
+    manual_model.step(12)
+    assert matches == [1, 8]
+    assert [start for start, _ in manual_model.steps[8]] == [16, 8]
+    manual_model.run_freely()
+    for request in (longer, shorter, waiting):
+        assert request.read_all() == manual_model.answer(request.prompt, request.request.params.max_new_tokens)
     close(batch)
 
 
@@ -260,7 +287,7 @@ def test_a_request_that_cannot_be_admitted_fails_alone_and_loses_no_memory(
     manual_model.step(3)
     assert short.read_all() == manual_model.answer(short.prompt, 2)
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
@@ -274,4 +301,41 @@ def test_a_request_that_cannot_be_admitted_fails_alone_and_loses_no_memory(
     repeated = Submission(batch, short.prompt, max_new_tokens=2)
     assert repeated.read_all() == short.tokens
     assert repeated.request.cached_tokens == 5
+    close(batch)
+
+
+@pytest.mark.parametrize(("owner", "method"), [(KVCache, "clear"), (PrefixCache, "_save_states")])
+def test_a_request_that_cannot_be_retired_loses_no_memory_and_fails_no_other(
+    make_batch: MakeBatch,
+    manual_model: OneLayerModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    method: str,
+) -> None:
+    monkeypatch.setattr(scheduler, "PREFILL_BUDGET", (4, 4))
+    batch = make_batch(manual_model, rows=2, tokens=64, prefix_tokens=1000)
+    manual_model.allow(4)
+    first = Submission(batch, ids(9), max_new_tokens=2)
+    first.read_all()
+    following = Submission(batch, ids(9) + ids(8, 1), max_new_tokens=1)
+    for _ in range(5):
+        manual_model.wait_for_step()
+    assert following.request.cached_blocks
+    original, failures = getattr(owner, method), list[int]()
+
+    def fail(*args: Any) -> None:
+        if not failures:
+            failures.append(1)
+            raise MemoryError
+        original(*args)
+
+    monkeypatch.setattr(owner, method, fail)
+    if method == "clear":
+        following.cancel()
+    manual_model.run_freely()
+    repeated = Submission(batch, ids(9), max_new_tokens=2)
+    assert repeated.read_all() == first.tokens
+    assert repeated.request.cached_tokens == 8
+    assert "could not be cached or cleared" in caplog.text
     close(batch)

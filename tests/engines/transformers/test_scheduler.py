@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,9 @@ from tests.engines.transformers.batch_harness import MakeBatch, OneLayerModel, S
 
 DOCUMENT, QUESTION = 6000, 30
 """Tokens of prompts."""
+
+QUESTIONS = 5
+"""Number of questions beside a document, as in bench/engine.py."""
 
 STEP_MS, TOKEN_MS = 25.0, 1.0
 """Duration of a step without tokens, and of each token."""
@@ -211,23 +215,26 @@ def test_questions_beside_a_document_take_twice_their_time_and_delay_it_by_less_
     alone = VirtualSteps()
     alone.run_until_first_token(alone.add(DOCUMENT))
     later: list[float] = []
+    medians: list[float] = []
     for offset in range(0, 800, 16):
         steps = VirtualSteps()
         document = steps.add(DOCUMENT)
         ratios: list[float] = []
         while document not in steps.first:
             moment = 300.0 + offset + 800.0 * len(ratios)
-            question = steps.add(QUESTION) if moment <= steps.clock and len(ratios) < 7 else None
+            question = steps.add(QUESTION) if moment <= steps.clock and len(ratios) < QUESTIONS else None
             steps.step()
             if question is not None:
                 assert question in steps.first
                 ratios.append((steps.clock - moment) / question_ms)
-        assert len(ratios) == 7
+        assert len(ratios) == QUESTIONS
         assert ratios[0] <= (STEP_MS + TOKEN_MS * PREFILL_BUDGET[1]) / question_ms + 1
         assert max(ratios[1:]) <= 3
         assert steps.clock < 1.3 * alone.clock
         later += ratios[1:]
-    assert sum(later) / len(later) <= 2
+        medians.append(median(ratios))
+    assert sum(later) / len(later) <= 1.9
+    assert sum(medians) / len(medians) <= 2
 
 
 def test_steps_are_long_again_when_no_question_has_arrived_for_a_while() -> None:

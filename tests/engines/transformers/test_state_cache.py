@@ -107,6 +107,16 @@ def test_the_number_of_snapshots_is_limited_until_some_are_freed() -> None:
     assert cache.save(0) == first
 
 
+def test_a_snapshot_that_cannot_be_copied_remains_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = StateCache(LIKE, ROWS, snapshots=1)
+    run_step(cache, [chunk_of(0, 0, 3)], torch.zeros(ROWS, 3, SIZE, dtype=DOUBLE))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "tensors", {CONV: None})
+        with pytest.raises(TypeError):
+            cache.save(0)
+    assert cache.save(0) is not None
+
+
 def test_rows_of_a_failed_step_must_start_again() -> None:
     cache = StateCache(LIKE, ROWS)
     inputs = torch.randn(ROWS, 6, SIZE, dtype=DOUBLE)

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.varlen import AuxRequest
 
-from aiochatstream.engines.transformers import kv_cache, varlen_attention
+from aiochatstream.engines.transformers import kv_cache, packed_step, varlen_attention
+from aiochatstream.engines.transformers.grouped_attention import GroupedAttention
 from aiochatstream.engines.transformers.packed_step import PackedStep
 from tests.engines.transformers.test_packed_step import (
     ALL_ROWS,
@@ -131,6 +132,24 @@ def test_each_row_attends_only_to_its_own_tokens(
             assert not actual[len(expected) :].any(), "the padding is not zero"
         lengths |= {chunk.row: chunk.end for chunk in chunks}
     assert plain_attention.calls == (0 if softcap else LAYERS * len(schedule)), "one call for all rows"
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_other_attention_is_prepared_only_for_layers_that_the_function_does_not_compute(
+    plain_attention: PlainVarlenAttention, monkeypatch: pytest.MonkeyPatch, softcap: float | None
+) -> None:
+    prepared: list[GroupedAttention] = []
+
+    def prepare(*arguments: Any) -> GroupedAttention:
+        prepared.append(GroupedAttention(*arguments))
+        return prepared[-1]
+
+    monkeypatch.setattr(packed_step, "GroupedAttention", prepare)
+    chunks = chunks_of(dict.fromkeys(range(ROWS), 0), dict.fromkeys(range(ROWS), 5))
+    step = PackedStep(cache_of(kernel="varlen"), chunks, CPU, DOUBLE)
+    for layer in range(LAYERS):
+        step.attend(layer, *ALL_ROWS.packed(layer, chunks, step.ids.shape[1]), scale=None, window=None, softcap=softcap)
+    assert len(prepared) == (0 if softcap is None else 1)
 
 
 def test_the_blocks_are_those_of_flash_attention() -> None:

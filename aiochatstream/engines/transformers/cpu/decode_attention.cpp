@@ -22,7 +22,8 @@ static constexpr int LINE = 64 / sizeof(Number);  // numbers in a cache line
 //
 // query [groups * SHARING, tokens, SIZE], key and value [groups, tokens, SIZE] have strides for a head and for a token.
 // The cache, keys and values [groups, places, SIZE], has a stride for a group. New keys and values are written to
-// places[t]. Blocks of BLOCK neighbouring places have the tokens of rows, as tables [rows, blocks] say.
+// places[t] unless that is negative. Blocks of BLOCK neighbouring places have the tokens of rows, as tables
+// [rows, blocks] say.
 // result [decoding, groups * SHARING, SIZE]. Each token attends to `window` tokens, including itself; 0 means all.
 // sinks: null, or for each head a logit without a value.
 extern "C" void attend(const Number* query, const Number* key, const Number* value, Number* keys, Number* values,
@@ -34,7 +35,7 @@ extern "C" void attend(const Number* query, const Number* key, const Number* val
                        std::int64_t cache_group, std::int64_t table_row, std::int64_t window, float scale,
                        float softcap) {
     for (std::int64_t token = 0; token < tokens; ++token)
-        for (std::int64_t group = 0; group < groups; ++group) {
+        for (std::int64_t group = 0; group < groups && places[token] >= 0; ++group) {
             const std::int64_t place = group * cache_group + places[token] * SIZE;
             std::memcpy(keys + place, key + group * key_head + token * key_token, SIZE * sizeof(Number));
             std::memcpy(values + place, value + group * value_head + token * value_token, SIZE * sizeof(Number));

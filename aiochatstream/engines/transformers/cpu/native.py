@@ -60,7 +60,7 @@ class DecodeAttention:
         :param query: [heads, tokens, head size]
         :param key: and ``value``: [key-value heads, tokens, head size]
         :param keys: and ``values``: the cache, [key-value heads, places, head size].
-        :param places: place of each token in the cache. Padding may follow the tokens.
+        :param places: place of each token in the cache; -1 for one that is not written. Padding may follow the tokens.
         :param rows: row of each token that attends.
         :param positions: position in its row of each token.
         :param tables: block tables of all rows, [rows, blocks], int32.
