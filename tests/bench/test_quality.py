@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.bench.script_runs import run
-from tests.engines.transformers.checkpoints import save_model
-from tests.engines.transformers.tiny_models import BYTES
+from tests.engines.transformers.checkpoints import save_gguf
 
 
 @pytest.mark.slow
 def test_precisions_are_compared_with_float32(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model")
-    BYTES.save_pretrained(model)
+    model = save_gguf(tmp_path / "model.gguf")
     result = run("quality.py", tmp_path, "--model", str(model), "--tokens", "16", "--max-tokens", "2", forked=True)
     assert result.code == 0, result.err
     float32, bfloat16, int8 = result.json["results"]
