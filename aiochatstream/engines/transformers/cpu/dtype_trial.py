@@ -6,7 +6,6 @@ many tokens, of which the time to the first token consists, take several times a
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -16,9 +15,9 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
@@ -26,7 +25,7 @@ from platformdirs import user_cache_path
 from torch import nn
 
 from aiochatstream.engines.transformers.cpu.openmp import single_thread
-from aiochatstream.engines.transformers.cpu.prepacked_linear import SIBLINGS, prepack_linears
+from aiochatstream.engines.transformers.cpu.prepacked_linear import SIBLINGS
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +57,10 @@ VERSION = 1
 """Number that increases with each change of the measurement."""
 
 
+Layer = Callable[[torch.Tensor], torch.Tensor]
+"""Function that computes a linear layer."""
+
+
 class LinearShape(NamedTuple):
     """Shape of linear layers.
 
@@ -79,7 +82,7 @@ TYPICAL_SHAPES = (LinearShape(1024, 1536, 24), LinearShape(1024, 8192, 24), Line
 def linear_shapes(model: Any) -> tuple[LinearShape, ...]:
     """Return the shapes of the linear layers of a language model, also if it is on the device ``meta``.
 
-    Layers that :func:`prepack_linears` combines count as one. A model without linear layers has typical shapes.
+    Layers that the engine combines count as one. A model without linear layers has typical shapes.
     """
     head = model.get_output_embeddings()
     shapes = Counter[tuple[int, int, bool]]()
@@ -187,15 +190,16 @@ def _step_seconds(shapes: Sequence[LinearShape], dtype: torch.dtype) -> list[flo
     would falsify the times.
     """
     sizes = [min(shape.outputs, max(1, MAX_WEIGHTS // shape.inputs)) for shape in shapes]
-    layers = [nn.Linear(shape.inputs, size, bias=False, dtype=dtype) for shape, size in zip(shapes, sizes, strict=True)]
-    weights = sum(layer.weight.nbytes for layer in layers)
+    linears = [
+        nn.Linear(shape.inputs, size, bias=False, dtype=dtype) for shape, size in zip(shapes, sizes, strict=True)
+    ]
+    weights = sum(linear.weight.nbytes for linear in linears)
     copies = min(MEASURED_BYTES // weights + 1, max(shape.layers for shape in shapes))
-    models = [nn.ModuleList(map(copy.deepcopy, layers)) for _ in range(copies)]
-    for model in models:
-        prepack_linears(model)
+    models = [[_pack(linear) for linear in linears] for _ in range(copies)]
     result = []
     for tokens in (1, BATCH, CHUNK):
-        seconds = _layer_seconds(models[:1] if tokens == CHUNK else models, tokens, dtype)
+        inputs = [torch.ones(tokens, shape.inputs, dtype=dtype) for shape in shapes]
+        seconds = _layer_seconds(models[:1] if tokens == CHUNK else models, inputs)
         result.append(
             sum(
                 shortest * shape.layers * shape.outputs / size
@@ -206,14 +210,28 @@ def _step_seconds(shapes: Sequence[LinearShape], dtype: torch.dtype) -> list[flo
     return result
 
 
-def _layer_seconds(models: Sequence[nn.ModuleList], tokens: int, dtype: torch.dtype) -> list[float]:
-    """Return the shortest time of each layer. Each of ``models`` has all layers."""
-    layers = [cast("Sequence[nn.Linear]", model) for model in models]
-    inputs = [torch.ones(tokens, layer.in_features, dtype=dtype) for layer in layers[0]]
+def _pack(linear: nn.Linear) -> Layer:
+    """Return a packed copy of a layer, as :class:`PrepackedWeights` packs it; a layer without kernels as it is.
+
+    It gets no number: those of the engine's layers are in compiled code, and must not depend on earlier measurements.
+    """
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+    except (RuntimeError, AttributeError):
+        return linear
+    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, weight, None, "none", [], "")
+
+
+def _layer_seconds(models: Sequence[Sequence[Layer]], inputs: Sequence[torch.Tensor]) -> list[float]:
+    """Return the shortest time of each layer.
+
+    :param models: copies of all layers.
+    :param inputs: input of each layer.
+    """
     shortest = [float("inf")] * len(inputs)
     with single_thread():
-        for model in layers * ROUNDS:
-            for at, layer in enumerate(model):
+        for layers in [*models] * ROUNDS:
+            for at, layer in enumerate(layers):
                 start = time.perf_counter()
                 layer(inputs[at])
                 shortest[at] = min(shortest[at], time.perf_counter() - start)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -105,21 +105,19 @@ def test_a_dtype_without_kernels_is_never_chosen(monkeypatch: pytest.MonkeyPatch
 
 
 def test_times_are_extrapolated_to_all_layers_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[list[tuple[Any, ...]]] = []
+    measured = []
 
-    def seconds(models: list[torch.nn.ModuleList], tokens: int, dtype: torch.dtype) -> list[float]:
-        measured.append([(len(models), layer.out_features, tokens) for layer in models[0]])
+    def seconds(models: Sequence[Sequence[dtype_trial.Layer]], inputs: Sequence[torch.Tensor]) -> list[float]:
+        outputs = [layer(part).shape[-1] for layer, part in zip(models[0], inputs, strict=True)]
+        measured.append((len(models), len(inputs[0]), outputs))
         return [1.0, 10.0]
 
     monkeypatch.setattr(dtype_trial, "_layer_seconds", seconds)
-    head = 10.0 * 2**20 / (dtype_trial.MAX_WEIGHTS // 32)
-    assert dtype_trial._step_seconds(SHAPES, torch.float32) == [2.0 + head, 2.0 + head, 2.0]
     size = dtype_trial.MAX_WEIGHTS // 32
-    assert measured == [
-        [(2, 64, 1), (2, size, 1)],
-        [(2, 64, dtype_trial.BATCH), (2, size, dtype_trial.BATCH)],
-        [(1, 64, dtype_trial.CHUNK), (1, size, dtype_trial.CHUNK)],
-    ]
+    head = 10.0 * 2**20 / size
+    assert dtype_trial._step_seconds(SHAPES, torch.float32) == [2.0 + head, 2.0 + head, 2.0]
+    sizes = [64, size]
+    assert measured == [(2, 1, sizes), (2, dtype_trial.BATCH, sizes), (1, dtype_trial.CHUNK, sizes)]
 
 
 def test_real_layers_are_measured_in_a_single_thread_and_the_other_threads_return() -> None:
@@ -138,3 +136,12 @@ def test_layers_that_the_engine_combines_count_as_one() -> None:
     assert [shape.outputs for shape in shapes if shape.is_head] == [config.vocab_size]
     prepack_linears(model)
     assert linear_shapes(model) == dtype_trial.TYPICAL_SHAPES
+
+
+def test_without_kernels_for_packed_weights_plain_layers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> torch.Tensor:
+        raise RuntimeError("no kernel")
+
+    linear = torch.nn.Linear(4, 4)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", fail)
+    assert dtype_trial._pack(linear) is linear
