@@ -124,9 +124,15 @@ def check_speed(model: LoadedModel) -> CheckResult:
         return model.result("device", "broken", "cannot_decode", reason=str(error))
     speed = float(f"{(len(times) - 1) / (times[-1] - times[0]):.3g}")
     values = {"speed": speed, "device": description["device"], "dtype": description["dtype"]}
+    if not engine.linear_shapes:
+        return model.result("device", "ok", "speed", **values)
+    from aiochatstream.engines.transformers.cpu import dtype_trial  # loaded together with the model
+
+    seconds = dtype_trial.seconds_by_dtype(engine.linear_shapes)
+    values |= {f"{name}_seconds": float(f"{time:.2g}") for name, time in seconds.items()}
     if engine.has_slow_dtype:
         return model.result("device", "warning", "slow_dtype", **values)
-    return model.result("device", "ok", "speed", **values)
+    return model.result("device", "ok", "speed_cpu", **values)
 
 
 def check_batching(model: LoadedModel) -> CheckResult:

@@ -23,7 +23,7 @@ import torch
 from cryptography.fernet import Fernet
 from filelock import FileLock
 from platformdirs import user_cache_path
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 from aiochatstream.engines.transformers import loading
 from tests.engines.transformers.checkpoints import save_gguf, save_model, save_sarashina_tokenizer
@@ -79,7 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def test_the_announcement_lists_model_device_queue_and_context(server: Process) -> None:
     rows = dict(re.findall(r"^  (\w+) {2,}(.+)$", server.out, re.MULTILINE))
     device = loading.choose_device()
-    dtype = loading.choose_dtype(device)
+    dtype = loading.choose_dtype(device, config=AutoConfig.from_pretrained(loading.small_model()))
     assert "SmolLM2-135M-Instruct" in rows["model"]
     assert rows["device"].startswith(f"{device}")
     if isinstance(dtype, torch.dtype):

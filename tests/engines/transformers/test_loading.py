@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
 
 from aiochatstream.engines.load_options import LoadOptions
 from aiochatstream.engines.transformers import loading
+from aiochatstream.engines.transformers.cpu import dtype_trial
+from aiochatstream.engines.transformers.cpu.dtype_trial import LinearShape
 
 
 def test_without_a_source_the_small_model_is_located() -> None:
@@ -114,24 +116,67 @@ def test_an_unavailable_device_is_an_error_that_names_the_others(
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "cpu", "dtype"),
+    ("name", "device", "dtype"),
     [
-        ("auto", "cuda", {}, "auto"),
-        ("auto", "mps", {}, torch.float16),
-        ("auto", "cpu", {"avx2": True, "avx512_bf16": False}, torch.float32),
-        ("auto", "cpu", {"avx512_bf16": True}, torch.bfloat16),
-        ("auto", "cpu", {"amx_bf16": True}, torch.bfloat16),
-        ("auto", "cpu", {"bf16": True}, torch.bfloat16),
-        ("float32", "cuda", {}, torch.float32),
-        ("float16", "cpu", {}, torch.float16),
-        ("bfloat16", "cpu", {}, torch.bfloat16),
+        ("auto", "cuda", "auto"),
+        ("auto", "mps", torch.float16),
+        ("float32", "cuda", torch.float32),
+        ("float16", "cpu", torch.float16),
+        ("bfloat16", "cpu", torch.bfloat16),
     ],
 )
-def test_the_dtype_is_the_requested_one_or_the_fastest_of_the_device(
-    monkeypatch: pytest.MonkeyPatch, name: str, device: str, cpu: dict[str, bool], dtype: Any
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+def test_the_dtype_is_the_requested_one_or_that_of_the_device(name: str, device: str, dtype: Any) -> None:
     assert loading.choose_dtype(torch.device(device), name) == dtype
+
+
+CONFIG = Qwen2Config(
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    dtype="float16",
+)
+SHAPES = (
+    LinearShape(32, 16, 3),
+    LinearShape(16, 64, 3),  # gate and up
+    LinearShape(16, 64, 1, is_head=True),
+    LinearShape(16, 48, 3),  # query, key and value
+    LinearShape(16, 16, 3),
+)
+
+
+def test_on_a_cpu_the_dtype_is_measured_with_the_shapes_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any
+) -> None:
+    AutoModelForCausalLM.from_config(CONFIG).save_pretrained(tmp_path)
+    measured = []
+
+    def seconds(shapes: Any, dtype: torch.dtype) -> float:
+        measured.append((shapes, dtype))
+        return fastest is not dtype
+
+    monkeypatch.setattr(dtype_trial, "answer_seconds", seconds)
+    for fastest in (torch.float32, torch.bfloat16):
+        model = loading.loaders(str(tmp_path), LoadOptions(device="cpu"))[0]()
+        assert model.dtype == fastest
+    assert measured == [(SHAPES, torch.float32), (SHAPES, torch.bfloat16)] * 2
+    assert loading.choose_dtype(torch.device("cpu")) == torch.bfloat16
+    assert measured[-1] == (dtype_trial.TYPICAL_SHAPES, torch.bfloat16)
+
+
+def test_code_of_a_checkpoint_is_not_run_to_measure_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PreTrainedConfig(auto_map={"AutoModelForCausalLM": "owner/repository--code.Model"})
+    measured = []
+
+    def seconds(shapes: Any, dtype: torch.dtype) -> float:
+        measured.append(shapes)
+        return 1.0
+
+    monkeypatch.setattr(dtype_trial, "answer_seconds", seconds)
+    loading.choose_dtype(torch.device("cpu"), config=config)
+    assert measured == [dtype_trial.TYPICAL_SHAPES] * 2
 
 
 def test_the_loaders_load_model_and_tokenizer_of_a_folder(tmp_path: Path, tokenizer: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 PAUSE_SOFT = 1
 
@@ -17,3 +18,17 @@ def release_idle_threads() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):  # an OpenMP other than GNU's or LLVM's, or none
         ctypes.CDLL(None).omp_pause_resource_all(PAUSE_SOFT)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Compute without OpenMP threads in the calling thread. Other threads are not affected."""
+    threads = 0
+    with suppress(OSError, AttributeError, TypeError):
+        threads = ctypes.CDLL(None).omp_get_max_threads()
+        ctypes.CDLL(None).omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads:
+            ctypes.CDLL(None).omp_set_num_threads(threads)
