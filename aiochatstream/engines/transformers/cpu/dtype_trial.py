@@ -10,8 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import re
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +24,7 @@ from torch import nn
 
 from aiochatstream.engines.transformers.cpu.openmp import single_thread
 from aiochatstream.engines.transformers.cpu.packed_linear import SIBLINGS
+from aiochatstream.engines.transformers.cpu.processor import describe_processor
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ def answer_seconds(shapes: Sequence[LinearShape], dtype: torch.dtype) -> float:
     They are measured once, in about a second, and stored in the user's cache folder. Several processes may call this
     concurrently: one measures, the others wait.
     """
-    machine = [_cpu_name(), dict(torch.cpu.get_capabilities()), torch.__version__, VERSION]
+    machine = [*describe_processor(), torch.__version__, VERSION]
     key = json.dumps([*machine, str(dtype), shapes])
     folder = user_cache_path("aiochatstream") / "dtypes"
     file = folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
@@ -146,16 +145,6 @@ def answer_seconds(shapes: Sequence[LinearShape], dtype: torch.dtype) -> float:
     except OSError as error:
         logger.debug("Times of linear layers are not stored: %s", error)
         return _measure(shapes, dtype)
-
-
-def _cpu_name() -> str:
-    """Return the processor's name with the numbers of its model."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return platform.processor()
-    fields = re.findall(r"^(?:model name|cpu family|model|stepping|CPU part)\s*: (.*)$", text, re.MULTILINE)
-    return ", ".join(dict.fromkeys(fields)) or platform.processor()
 
 
 def _read(file: Path) -> float | None:
