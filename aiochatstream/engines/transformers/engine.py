@@ -19,13 +19,12 @@ import torch
 from aiochatstream.engines.base import Delta, Engine, Prompt, TokenLogprob
 from aiochatstream.engines.load_options import QUANTIZE_NAMES, Quantize
 from aiochatstream.engines.token_sampler import TokenSampler
-from aiochatstream.engines.transformers import attention, varlen_attention
 from aiochatstream.engines.transformers.answer_deltas import AnswerDeltas
 from aiochatstream.engines.transformers.answer_format import AnswerFormat, find_template
 from aiochatstream.engines.transformers.answer_phase import AnswerPhase
 from aiochatstream.engines.transformers.answer_reader import AnswerReader, PlainReader
 from aiochatstream.engines.transformers.batch import Batch
-from aiochatstream.engines.transformers.batch_check import BatchCheck, CannotBatch, is_distributed
+from aiochatstream.engines.transformers.batch_check import CannotBatch, is_distributed
 from aiochatstream.engines.transformers.block_pool import BlockPool
 from aiochatstream.engines.transformers.cpu.dtype_trial import LinearShape, is_slow, linear_shapes
 from aiochatstream.engines.transformers.cpu.int8_linear import quantize_linears
@@ -35,9 +34,9 @@ from aiochatstream.engines.transformers.custom_sampler import sample_function
 from aiochatstream.engines.transformers.detokenizing import detokenizer
 from aiochatstream.engines.transformers.generation_config import params_of
 from aiochatstream.engines.transformers.grammars import Grammars, Matcher
-from aiochatstream.engines.transformers.kv_cache import Kernel, KVCache, block_size_of, supports
+from aiochatstream.engines.transformers.kv_cache import KVCache, block_size_of
 from aiochatstream.engines.transformers.memory_plan import MemoryPlan, plan_memory
-from aiochatstream.engines.transformers.packed_forward import PackedForward
+from aiochatstream.engines.transformers.packed_model import PackedModel
 from aiochatstream.engines.transformers.prefix_cache import PrefixCache
 from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
@@ -57,8 +56,6 @@ WARM_UP_PARAMS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1},
 )
 """Parameters of answers that are generated at load: the first passes are slow, and device errors appear early."""
-
-COMPILE_REQUIREMENTS = "It requires torch 2.13 and, on a CPU, Linux with g++ and the Python headers."
 
 
 class TransformersEngine(Engine):
@@ -345,36 +342,18 @@ class TransformersEngine(Engine):
     def _create_batch(self, rows: int, context_len: int) -> Batch:
         """Set the model up for batching. Raise CannotBatch, which leaves the model unchanged."""
         model = self._model
-        forward = PackedForward(model)
-        with ExitStack() as restore:
-            try:
-                check = BatchCheck(model, self._embeddings, context_len)
-                restore.callback(model.set_attn_implementation, model.config._attn_implementation)
-                model.set_attn_implementation(attention.NAME)
-                for mixer in check.mixers:
-                    restore.callback(mixer.remove)
-                    mixer.install()
-                check.verify(forward)
-            except CannotBatch:
-                raise
-            except Exception as error:
-                raise CannotBatch(f"its forward pass does not accept packed rows: {error!r}") from error
-            self._restore_model = restore.pop_all()
-        if model.device.type == "cpu":
-            check.use_updates(forward)
+        packed = PackedModel(model, self._embeddings, context_len)
+        self._restore_model.callback(packed.restore)
         if self._optimize and model.device.type == "cpu":
             prepack_linears(model)
-        kernel = self._choose_kernel(check, forward)
-        if self._compile:
-            forward = self._compile_forward(check, kernel)
-        like = check.layers
-        token_bytes = sum(part[0, :, 0].nbytes for layer in like for part in layer)
+        kernel = packed.choose_kernel()
+        forward = packed.compile(kernel) if self._compile else packed.forward
+        token_bytes = sum(part[0, :, 0].nbytes for layer in packed.layers for part in layer)
         block_size = block_size_of(kernel)
-        plan = self._plan_memory(
-            context_len, rows, token_bytes, block_size, state_bytes=sum(state.nbytes for state in check.states.values())
-        )
-        states = StateCache(check.states, rows, plan.snapshots)
-        kv_cache = KVCache(like, states, rows=rows, length=plan.context_len, tokens=plan.tokens, kernel=kernel)
+        state_bytes = sum(state.nbytes for state in packed.states.values())
+        plan = self._plan_memory(context_len, rows, token_bytes, block_size, state_bytes)
+        states = StateCache(packed.states, rows, plan.snapshots)
+        kv_cache = KVCache(packed.layers, states, rows=rows, length=plan.context_len, tokens=plan.tokens, kernel=kernel)
         pool = BlockPool(kv_cache.blocks)
         max_bytes = self._prefix_cache_bytes
         limit = pool.count if max_bytes is None else max_bytes // max(token_bytes * block_size, 1)
@@ -392,23 +371,6 @@ class TransformersEngine(Engine):
         # also at the interpreter's exit, which torch's threads do not survive
         self._close_batch = weakref.finalize(self, batch.close)
         return batch
-
-    def _choose_kernel(self, check: BatchCheck, forward: PackedForward) -> Kernel | None:
-        """Return the kernel of the device that reads block tables; None if there is none or it changes answers."""
-        kernel: Kernel | None = None
-        if self._model.device.type == "cpu":
-            kernel = "native"
-        elif self._model.device.type == "cuda" and varlen_attention.is_available():
-            kernel = "varlen"
-        if kernel is None or not supports(kernel, check.layers):
-            return None
-        try:
-            check.verify(forward, kernel)
-        except Exception as error:  # noqa: BLE001 - no compiler, or a device that the kernel does not support
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            logger.info("Attention by torch's operations: the %s kernel is not available (%s).", kernel, reason)
-            return None
-        return kernel
 
     def _plan_memory(
         self, context_len: int, rows: int, token_bytes: int, block_size: int = 1, state_bytes: int = 0
@@ -429,18 +391,6 @@ class TransformersEngine(Engine):
             logger.warning("The KV cache limits the context to %d tokens instead of %d.", plan.context_len, context_len)
             self.max_context_len = plan.context_len
         return plan
-
-    def _compile_forward(self, check: BatchCheck, kernel: Kernel | None) -> PackedForward:
-        name = type(self._model).__name__
-        logger.info("Compiling %s", name)
-        try:
-            forward = PackedForward(self._model, compiled=True)
-            check.verify(forward, kernel)
-        except Exception as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            requirements = "" if isinstance(error, CannotBatch) else f" {COMPILE_REQUIREMENTS}"
-            raise RuntimeError(f"compile: {name} cannot be compiled ({reason}).{requirements}") from error
-        return forward
 
     def _quantize_model(self) -> None:
         """Convert linear layers to int8. Raise ValueError if that is impossible, RuntimeError if the compiler fails."""
