@@ -24,6 +24,7 @@ from aiochatstream import ChatStream
 from aiochatstream.engines.transformers import small_model
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, Stepper, running_server
 from tests.redis_server import RedisServer, running_redis
+from tests.small_engine import SmallEngine
 
 pytest_plugins = ["tests.slow"]
 
@@ -76,7 +77,19 @@ def untouched_model(model_folder: str) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def model(untouched_model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy with the same weights, which engines may modify."""
-    return copy.deepcopy(untouched_model, {id(weight): weight for weight in untouched_model.parameters()})
+    return copy_of(untouched_model)
+
+
+@pytest.fixture(scope="session")
+def small_engine(untouched_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[SmallEngine]:
+    """Yield a loaded engine of the small model, for tests of everything but the start of a server."""
+    engine = SmallEngine(copy_of(untouched_model), tokenizer)
+    yield engine
+    engine.unload()
+
+
+def copy_of(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
 @pytest.fixture(scope="session")

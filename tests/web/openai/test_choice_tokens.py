@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import Client, ClientOf, StartServer, echo
+from tests.small_engine import SmallEngine
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -19,11 +20,9 @@ TOKENS = 32
 
 
 @pytest.fixture
-async def client(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Client:
+async def client(start: StartServer, client_of: ClientOf, small_engine: SmallEngine) -> Client:
     params = GenerationParams(max_new_tokens=TOKENS, temperature=0.0)
-    return client_of(await start(ChatStream(model=model, tokenizer=tokenizer, params=params)))
+    return client_of(await start(ChatStream(engine=small_engine, params=params)))
 
 
 async def ask(client: Client, path: str, **body: Any) -> dict[str, Any]:

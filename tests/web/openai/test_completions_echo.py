@@ -16,6 +16,7 @@ from aiochatstream.web.openai import completions
 from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import BYTES, tiny
 from tests.helpers import MakeStepper, Server, StartServer, until
+from tests.small_engine import SmallEngine
 from tests.web.openai.helpers import OpenAIClientOf
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -24,9 +25,9 @@ CONTEXT, CONTINUATION = "The capital of 日本🗼 is", " Tokyo, a city."
 
 
 @pytest.fixture
-async def served(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
+async def served(start: StartServer, small_engine: SmallEngine) -> Server:
     chat_stream = ChatStream(
-        model=model, tokenizer=tokenizer, num_of_concurrent_executions=2, params=GenerationParams(max_new_tokens=8)
+        engine=small_engine, num_of_concurrent_executions=2, params=GenerationParams(max_new_tokens=8)
     )
     return await start(chat_stream)
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import ClientOf, Server, StartServer
+from tests.small_engine import SmallEngine
 from tests.web.openai.helpers import OpenAIClientOf, tool
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # loops are tested without a model
@@ -48,11 +49,10 @@ NAMED: ChatCompletionNamedToolChoiceParam = {"type": "function", "function": {"n
 
 
 @pytest.fixture
-async def served(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
+async def served(start: StartServer, small_engine: SmallEngine) -> Server:
     return await start(
         ChatStream(
-            model=model,
-            tokenizer=tokenizer,
+            engine=small_engine,
             num_of_concurrent_executions=4,
             params=GenerationParams(max_new_tokens=64, temperature=0.0),
         )
