@@ -22,14 +22,14 @@ async def server(start: StartServer, small_engine: SmallEngine) -> Server:
     return await start(
         ChatStream(
             engine=small_engine,
-            params=GenerationParams(temperature=0, max_new_tokens=24),
+            params=GenerationParams(temperature=0, max_new_tokens=12),
             max_queue_size=8,
         )
     )
 
 
 def reference(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_new_tokens: int = 24
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_new_tokens: int = 12
 ) -> list[int]:
     """Return the token ids of a greedy answer from ``model.generate``."""
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -110,10 +110,10 @@ async def test_text_of_any_script_is_preserved(
 ) -> None:
     client = client_of(server)
     chunks = []
-    async with client.post(user_input=text) as response:
+    async with client.post(user_input=text, params={"max_new_tokens": 10}) as response:
         async for chunk, _ in response.content.iter_chunks():
             chunks.append(chunk.decode())  # fails on an incomplete character
-    ids = reference(untouched_model, tokenizer, [{"role": "user", "content": text}])
+    ids = reference(untouched_model, tokenizer, [{"role": "user", "content": text}], max_new_tokens=10)
     assert "".join(chunks) == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
     assert await client.texts() == [text, "".join(chunks)]
 
@@ -132,11 +132,11 @@ async def test_a_stop_string_ends_the_answer_and_is_never_sent_in_part(server: S
 
 
 async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Server, client_of: ClientOf) -> None:
-    answer = await client_of(server).say(QUESTION, params={"max_new_tokens": 17, "ignore_eos": True})
-    assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 17)
+    answer = await client_of(server).say(QUESTION, params={"max_new_tokens": 11, "ignore_eos": True})
+    assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 11)
     natural = await client_of(server).say(QUESTION)
     assert natural["finish_reason"] == "stop"
-    assert natural["usage"]["completion_tokens"] < 24
+    assert natural["usage"]["completion_tokens"] < 12
 
 
 async def test_an_event_stream_contains_start_deltas_and_done(server: Server, client_of: ClientOf) -> None:
