@@ -11,8 +11,9 @@ PAGE_TOOLS := tests/page/node_modules/.package-lock.json
 run: setup
 	@$(BIN)/aiochatstream serve $(ARGS)
 
-# two processes; all tests of a file run in one of them and share its fixtures
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# two processes; all tests of a file run in one of them and share its fixtures. Python stores bytecode, whatever the
+# environment says: hundreds of processes import the package
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: setup page-tools
 	$(PYTEST) $(ARGS)

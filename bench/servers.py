@@ -21,15 +21,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp_session
 import psutil
 from aiohttp import web
 from server_process import STOP_SECONDS
 
-from aiochatstream import ChatStream, Engine, GenerationParams, Limits, MemoryStorage
-from aiochatstream.prompts.presets import ChatPromptCyberAgentOpenCalm
+if TYPE_CHECKING:
+    from aiochatstream import ChatStream, Engine, GenerationParams
 
 START_SECONDS = 180.0
 """Maximum seconds until a server is ready. The first load of the small model converts it."""
@@ -236,6 +236,9 @@ def bare_app(wire_format: str, chunk_count: int, kind: str) -> web.Application:
 
 def chat_app(options: argparse.Namespace) -> tuple[web.Application, ChatStream]:
     """Return an application with the whole stack of aiochatstream."""
+    from aiochatstream import ChatStream, GenerationParams, Limits, MemoryStorage
+    from aiochatstream.prompts.presets import ChatPromptCyberAgentOpenCalm
+
     limits: dict[str, Any] = {"num_of_concurrent_executions": options.slots, "max_queue_size": options.queue}
     if options.kind == "model":
         from aiochatstream.engines.transformers.loading import loaders

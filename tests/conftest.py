@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import shutil
 import signal
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
@@ -24,6 +26,7 @@ from aiochatstream import ChatStream
 from aiochatstream.engines.transformers import small_model
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, Stepper, running_server
 from tests.redis_server import RedisServer, running_redis
+from tests.small_engine import SmallEngine
 
 pytest_plugins = ["tests.slow"]
 
@@ -49,6 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # torch's threads wait in busy loops, which makes short answers slower on few cores
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for programs that tests start
+    if "COMPILER_CACHE" not in os.environ and shutil.which("g++"):  # also for workers and programs
+        cache = TemporaryDirectory()
+        config.add_cleanup(cache.cleanup)
+        os.environ["COMPILER_CACHE"] = cache.name
+        os.environ["PATH"] = f"{Path(__file__).parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -76,7 +84,19 @@ def untouched_model(model_folder: str) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def model(untouched_model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy with the same weights, which engines may modify."""
-    return copy.deepcopy(untouched_model, {id(weight): weight for weight in untouched_model.parameters()})
+    return copy_of(untouched_model)
+
+
+@pytest.fixture(scope="session")
+def small_engine(untouched_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[SmallEngine]:
+    """Yield a loaded engine of the small model, for tests of everything but the start of a server."""
+    engine = SmallEngine(copy_of(untouched_model), tokenizer)
+    yield engine
+    engine.unload()
+
+
+def copy_of(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from aiochatstream import (
 from aiochatstream.conversations.conversation import Conversation
 from aiochatstream.moved_options import MOVED
 from tests.helpers import echo, until
+from tests.small_engine import SmallEngine
 
 
 @pytest.mark.parametrize(
@@ -137,18 +138,18 @@ async def test_a_context_longer_than_the_models_is_refused_at_startup(start: Any
 
 
 async def test_a_prompt_class_that_does_not_match_the_model_is_refused_at_startup(
-    start: Any, model: Any, tokenizer: Any
+    start: Any, small_engine: SmallEngine
 ) -> None:
     class Broken(AbstractChatPrompt):
         def create_prompt(self) -> str:
             raise ValueError("no such format")
 
     with pytest.raises(ValueError, match="no such format"):
-        await start(ChatStream(model=model, tokenizer=tokenizer, chat_prompt_clazz=Broken))
+        await start(ChatStream(engine=small_engine, chat_prompt_clazz=Broken))
 
 
 async def test_a_custom_prompt_class_writes_the_prompt_and_stops_at_its_strings(
-    start: Any, client_of: Any, model: Any, tokenizer: Any
+    start: Any, client_of: Any, small_engine: SmallEngine, tokenizer: Any
 ) -> None:
     class Plain(AbstractChatPrompt):
         def create_prompt(self) -> str:
@@ -158,8 +159,7 @@ async def test_a_custom_prompt_class_writes_the_prompt_and_stops_at_its_strings(
             return ["\n"]
 
     chat_stream = ChatStream(
-        model=model,
-        tokenizer=tokenizer,
+        engine=small_engine,
         chat_prompt_clazz=Plain,
         params=GenerationParams(temperature=0, max_new_tokens=32),
     )

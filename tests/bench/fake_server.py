@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from tests.bench.scripted_server import delta, done
+from tests.bench.events import delta, done
 
 
 def main() -> None:

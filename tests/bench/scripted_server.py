@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from aiochatstream.bench.command import LoadTest
 from aiochatstream.bench.load import LoadRun
 from aiochatstream.bench.plan import Plan
 from aiochatstream.bench.request import Clock
+from tests.bench.events import delta, done
 from tests.helpers import until
 
 
@@ -125,19 +125,6 @@ async def measure(server: ScriptedServer, **changes: Any) -> LoadRun:
     test = LoadTest(plan(server.url, **changes), server.time.clock, progress=False)
     await test.run()
     return test.runs[-1]
-
-
-def event(name: str, **data: object) -> str:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-def delta(text: str) -> str:
-    return event("delta", text=text)
-
-
-def done(tokens: int, queue_s: float = 0.0) -> str:
-    usage = {"prompt_tokens": 10, "cached_tokens": 4, "completion_tokens": tokens}
-    return event("done", finish_reason="stop", usage=usage, timing={"queue_s": queue_s, "ttft_s": 0, "total_s": 0})
 
 
 async def answer(exchange: Exchange, words: int = 2, tokens: int | None = None) -> web.StreamResponse:

@@ -21,7 +21,8 @@ from aiochatstream import ChatStream, GenerationParams
 from aiochatstream.bench.exports import parameters
 from aiochatstream.bench.html import page
 from aiochatstream.cli.main import main
-from tests.bench.scripted_server import Exchange, answer, delta, plan, scripted
+from tests.bench.events import delta
+from tests.bench.scripted_server import Exchange, answer, plan, scripted
 from tests.helpers import StartServer, echo, until
 
 

@@ -1,4 +1,4 @@
-"""bench/engine.py, as a user runs it, with the small model."""
+"""bench/engine.py, as a user runs it, with a tiny model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.bench.script_runs import run
+from tests.engines.transformers.checkpoints import save_model
+from tests.engines.transformers.tiny_models import BYTES
 
 
 def test_engine_and_plain_generate_and_the_floor_are_measured(tmp_path: Path) -> None:
     lengths = "--prompts 16,999999 --contexts 16 --batches 2 --histories 16 --stall-prompt 300 --stall-answers 2"
     hybrids = "--hybrids lfm2 --hybrid-rows 1,2 --cached 2,300"
     options = f"{lengths} {hybrids} --document 2000 --steps 2 --rounds 1 --read-mib 64"
-    result = run("engine.py", tmp_path, *options.split())
+    model = save_model(tmp_path / "model", max_position_embeddings=8192)
+    BYTES.save_pretrained(model)
+    result = run("engine.py", tmp_path, "--model", str(model), *options.split())
     assert result.code == 0, result.err
     rows = {(row["part"], row["unit"]): row for row in result.json["rows"]}
     assert set(rows) == {

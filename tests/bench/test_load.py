@@ -17,7 +17,8 @@ from aiochatstream.bench.load import KindSchedule, LoadRun, RequestBudget, arriv
 from aiochatstream.bench.metrics import summarize
 from aiochatstream.bench.prompts import Prompts
 from aiochatstream.bench.request import Clock, RequestOutcome, RequestRecord
-from tests.bench.scripted_server import Exchange, answer, delta, done, measure, plan, scripted
+from tests.bench.events import delta, done
+from tests.bench.scripted_server import Exchange, answer, measure, plan, scripted
 from tests.helpers import until
 
 OUTCOMES: list[RequestOutcome] = ["completed", "refused"]

@@ -6,7 +6,8 @@ from aiochatstream.bench import plots, table
 from aiochatstream.bench.metrics import Distribution, meets_goodput, summarize
 from aiochatstream.bench.request import RequestRecord
 from aiochatstream.bench.tokens import set_token_counts
-from tests.bench.scripted_server import Exchange, answer, delta, done, measure, plan, scripted
+from tests.bench.events import delta, done
+from tests.bench.scripted_server import Exchange, answer, measure, plan, scripted
 
 
 def completed(*arrivals: float, end: float, tokens: int | None = None, text: str = "") -> RequestRecord:

@@ -13,17 +13,8 @@ from aiohttp import web
 
 from aiochatstream.bench.command import LoadTest
 from aiochatstream.bench.metrics import summarize
-from tests.bench.scripted_server import (
-    Exchange,
-    Script,
-    ScriptedServer,
-    answer,
-    delta,
-    done,
-    measure,
-    plan,
-    scripted,
-)
+from tests.bench.events import delta, done
+from tests.bench.scripted_server import Exchange, Script, ScriptedServer, answer, measure, plan, scripted
 
 
 async def sse(exchange: Exchange) -> None:

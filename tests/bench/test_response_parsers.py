@@ -18,7 +18,7 @@ from aiochatstream.bench.response_parsers import (
     ServerStats,
     TextParser,
 )
-from tests.bench.scripted_server import delta, done, event
+from tests.bench.events import delta, done, event
 
 TEXTS = ["東京", "は", " a\n", "b", "é!"]
 

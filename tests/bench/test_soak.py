@@ -37,7 +37,7 @@ def test_a_correct_server_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "lfm2"])
 def test_answers_are_exact_with_little_memory(tmp_path: Path, family: str) -> None:
     options = ("--pressure", family, "--minutes", "0.02", "--hang-ups", "20")
-    result = run("soak.py", tmp_path, *options, "--max-growth", "1e9", "--settle", "60")
+    result = run("soak.py", tmp_path, *options, "--max-growth", "1e9", "--settle", "60", forked=True)
     assert result.code == 0, result.out + result.err
     assert set(check_results(result.json).values()) == {"ok"}
     assert {"answers", "memory in use", "memory lost", "no pressure"} <= check_results(result.json).keys()

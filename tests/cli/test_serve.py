@@ -27,7 +27,7 @@ WORDS = 40
 def upstream(folder: Path, **settings: object) -> Iterator[tuple[str, Process]]:
     """Yield the URL and the process of a server with an answer of ``WORDS`` words."""
     command = [PYTHON, "-m", "tests.fake_upstream", "--settings", json.dumps({"words": WORDS, **settings})]
-    with running(command, folder) as process:
+    with running(command, folder, forked=True) as process:
         yield process.wait_for(lambda: process.out.strip() or None, "URL"), process
 
 

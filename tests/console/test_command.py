@@ -33,11 +33,11 @@ async def chat(*arguments: str) -> Process:
     )
 
 
-async def run_filter(text: str, *arguments: str, forked: bool = True) -> tuple[int, str, str]:
+async def run_filter(text: str, *arguments: str) -> tuple[int, str, str]:
     """Return the exit code, stdout and stderr."""
     command = [PYTHON, "-m", "aiochatstream", "chat", *arguments]
     env = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-    ended = await asyncio.to_thread(finish, command, text, env=env, forked=forked)
+    ended = await asyncio.to_thread(finish, command, text, env=env, forked=True)
     return ended.returncode, ended.stdout, ended.stderr
 
 
@@ -138,7 +138,7 @@ async def test_a_closed_stdout_ends_the_command_quietly(start: Start) -> None:
 async def test_a_model_in_this_process_answers(model_folder: str) -> None:
     question = "What is the capital of France?\n"
     options = ("--max-new-tokens", "8", "--temperature", "0")
-    code, out, err = await run_filter(question, model_folder, *options, forked=False)
+    code, out, err = await run_filter(question, model_folder, *options)
     assert code == 0, err
     assert "Paris" in out
     assert out.count("\n") == 1

@@ -85,7 +85,7 @@ def test_the_example_starts_and_finishes_its_answers_on_sigterm(gunicorn: StartG
     ask_when_listening(process, f"{url}/chat_stream", QUESTION)
     assert "Paris" in process.wait_for(answer, "answer")
 
-    long: dict[str, Any] = {"user_input": "Count to one hundred.", "params": {"max_new_tokens": 48, "ignore_eos": True}}
+    long: dict[str, Any] = {"user_input": "Count to one hundred.", "params": {"max_new_tokens": 24, "ignore_eos": True}}
 
     async def talk(client: Client) -> None:
         async with (
@@ -106,7 +106,7 @@ def test_the_example_starts_and_finishes_its_answers_on_sigterm(gunicorn: StartG
         name, done = seen[-1]
         assert name == "done"
         assert done["finish_reason"] == "length"
-        assert done["usage"]["completion_tokens"] == 48
+        assert done["usage"]["completion_tokens"] == 24
         assert len(seen) - before > 10, "the answer was over before the signal came"
         assert text
 

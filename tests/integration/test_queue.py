@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatPrompt, ChatStream, GenerationParams, Limits
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, sse_events, until
+from tests.small_engine import SmallEngine
 
 pytestmark = pytest.mark.both_loops
 
@@ -49,7 +49,7 @@ async def test_a_burst_fills_exactly_the_slots_and_the_queue(
 
 
 async def test_a_refused_request_is_not_tokenized(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, client_of: ClientOf, small_engine: SmallEngine
 ) -> None:
     tokenized = []
 
@@ -60,8 +60,7 @@ async def test_a_refused_request_is_not_tokenized(
 
     server = await start(
         ChatStream(
-            model=model,
-            tokenizer=tokenizer,
+            engine=small_engine,
             num_of_concurrent_executions=1,
             max_queue_size=0,
             chat_prompt_clazz=RecordingPrompt,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import (
     ChatStream,
@@ -16,9 +15,9 @@ from aiochatstream import (
     GenerationParams,
     RecordingEngine,
     ReplayEngine,
-    TransformersEngine,
 )
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, sse_events, until
+from tests.small_engine import SmallEngine
 
 QUESTIONS = ["What is the capital of France?", "日本の首都はどこですか？"]
 
@@ -52,12 +51,10 @@ async def converse(client: Client) -> list[Any]:
 
 
 @pytest.fixture
-async def recorded(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> list[Any]:
+async def recorded(start: StartServer, client_of: ClientOf, small_engine: SmallEngine, tmp_path: Path) -> list[Any]:
     """Return the answers of the small model, whose recordings are in tmp_path."""
     chat_stream = ChatStream(
-        engine=RecordingEngine(TransformersEngine(model, tokenizer), tmp_path),
+        engine=RecordingEngine(small_engine, tmp_path),
         params=GenerationParams(temperature=0, max_new_tokens=16),
     )
     server = await start(chat_stream)

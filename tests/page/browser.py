@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from playwright.async_api import BrowserContext, ConsoleMessage, Request, Response, WebError
@@ -23,8 +24,11 @@ TIMEOUT_MS = 30_000
 """Milliseconds to wait for an expected state of the page."""
 
 
-def record_problems(context: BrowserContext, url: str, problems: list[str]) -> None:
-    """Add the problems of all pages of ``context`` to ``problems``; the pages must have the origin of ``url``."""
+def record_problems(context: BrowserContext, url: str, problems: list[str]) -> Callable[[], None]:
+    """Add the problems of all pages of ``context`` to ``problems``; the pages must have the origin of ``url``.
+
+    Return a function that ends the recording.
+    """
     origin = urlsplit(url)[:2]
 
     def on_console(message: ConsoleMessage) -> None:
@@ -44,7 +48,12 @@ def record_problems(context: BrowserContext, url: str, problems: list[str]) -> N
         if response.status >= 400 and response.request.resource_type != "fetch":
             problems.append(f"{response.status} for {response.url}")
 
-    context.on("console", on_console)
-    context.on("weberror", on_error)
-    context.on("request", on_request)
-    context.on("response", on_response)
+    listeners = {"console": on_console, "weberror": on_error, "request": on_request, "response": on_response}
+    for event, listener in listeners.items():
+        context.on(event, listener)  # type: ignore[call-overload]
+
+    def end() -> None:
+        for event, listener in listeners.items():
+            context.remove_listener(event, listener)
+
+    return end

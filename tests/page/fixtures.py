@@ -26,9 +26,9 @@ class ContextOptions(TypedDict, total=False):
 
 
 class Visit(Protocol):
-    """Opens a URL as a new user: each call has its own cookies and storage."""
+    """Opens a URL as a new user: each call has its own cookies and storage. With ``clock``, the test sets the time."""
 
-    async def __call__(self, url: str, **options: Unpack[ContextOptions]) -> Page: ...
+    async def __call__(self, url: str, *, clock: bool = False, **options: Unpack[ContextOptions]) -> Page: ...
 
 
 class StartServer(Protocol):

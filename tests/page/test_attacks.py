@@ -55,6 +55,7 @@ async def test_attacks_in_the_history_are_harmless(start: StartServer, visit: Vi
     server = await start(ChatStream(engine=echo_chunks, params=GenerationParams(max_new_tokens=100_000)))
     chat = ChatPage(await visit(server.url))
     context = chat.page.context
+    pages = context.pages
     for attack in ATTACKS.values():
         answer = await context.request.post(
             f"{server.url}/chat_stream", data={"user_input": attack}, headers={"Accept": "application/json"}
@@ -63,7 +64,7 @@ async def test_attacks_in_the_history_are_harmless(start: StartServer, visit: Vi
     await chat.page.reload()
     await expect(chat.turns).to_have_count(len(ATTACKS))
     assert await chat.page.evaluate(VIOLATIONS) == []
-    assert context.pages == [chat.page]
+    assert context.pages == pages
     await expect(chat.message).to_be_visible()
 
 

@@ -13,19 +13,18 @@ from tests.helpers import until
 from tests.page.chat_page import ChatPage
 from tests.page.engines import echo_chunks, numbered_answers
 from tests.page.fixtures import MakeStepper, StartServer, Visit
+from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
 pytestmark = pytest.mark.asyncio(loop_scope="session", loop_factories=["asyncio"])
 
 
 async def test_answer_of_a_real_model_grows_on_the_page(
-    start: StartServer, visit: Visit, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, visit: Visit, small_engine: SmallEngine
 ) -> None:
-    server = await start(
-        ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=12, temperature=0.0))
-    )
+    server = await start(ChatStream(engine=small_engine, params=GenerationParams(max_new_tokens=12, temperature=0.0)))
     chat = ChatPage(await visit(server.url))
     await chat.page.evaluate(
         """() => {

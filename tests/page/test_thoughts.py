@@ -61,8 +61,7 @@ async def test_seconds_are_counted_while_the_model_thinks(
     start: StartServer, visit: Visit, delta_stepper: MakeDeltaStepper
 ) -> None:
     engine = delta_stepper(thought("Hm"), Delta("Yes", (1,)), thought("wait"), thought("no"), Delta("No", (2,)), END)
-    page = await visit((await start(ChatStream(engine=engine))).url)
-    await page.clock.install()
+    page = await visit((await start(ChatStream(engine=engine))).url, clock=True)
     chat = ChatPage(page)
     await chat.send("Go")
     await chat.expect_state("waiting")

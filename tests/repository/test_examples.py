@@ -1,7 +1,7 @@
 """Each example; the first one is printed in the README.
 
 The simple server, the mock server and the console run as programs. The applications of the others run in the tests'
-process, with the tests' model: each program would load one of its own.
+process, with a tiny model: each program would load the small model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.engines.transformers.tiny_models import tiny
 from tests.fake_answers import answer_text
 from tests.fake_upstream import FakeUpstream
 from tests.helpers import Client, browser, serving
@@ -88,7 +89,7 @@ async def wait_ready(url: str) -> None:
 
 
 @contextmanager
-def example(name: str, folder: Path, *, forked: bool = False, **env: str) -> Iterator[Process]:
+def example(name: str, folder: Path) -> Iterator[Process]:
     """The example, started as a program, in an empty folder, and ready."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -96,7 +97,7 @@ def example(name: str, folder: Path, *, forked: bool = False, **env: str) -> Ite
             probe.bind(("127.0.0.1", 8080))
         except OSError:
             pytest.skip("port 8080, which the examples use, is taken on this machine")
-    with running([PYTHON, str(ROOT / "examples" / name)], folder, cwd=folder, env=env, forked=forked) as process:
+    with running([PYTHON, str(ROOT / "examples" / name)], folder, cwd=folder, forked=True) as process:
         ask_when_listening(process, URL)
         yield process
         assert process.end(signal.SIGINT) == 0
@@ -128,7 +129,7 @@ def test_mock_answers_in_turn(tmp_path: Path) -> None:
             assert answers[0] != answers[1]
             assert all(answers)
 
-    with example("mock_server.py", tmp_path, forked=True):
+    with example("mock_server.py", tmp_path):
         asyncio.run(talk())
 
 
@@ -161,10 +162,10 @@ ServeExample = Callable[[str], AbstractAsyncContextManager[str]]
 
 
 @pytest.fixture
-def serve_example(model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServeExample:
+def serve_example(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServeExample:
     """``async with serve_example(name) as url`` serves the application of an example from an empty folder."""
     models = ModuleType("simple_server")
-    vars(models).update(model=lambda: model, tokenizer=lambda: tokenizer)
+    vars(models).update(model=lambda: tiny(vocab_size=len(tokenizer)), tokenizer=lambda: tokenizer)
     monkeypatch.setitem(sys.modules, "simple_server", models)
     monkeypatch.chdir(tmp_path)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,9 +92,24 @@ class Module(NamedTuple):
     path: Path
 
     @property
-    def tree(self) -> ast.Module:
-        """The syntax tree, which is parsed at each use: all trees together need 150 MB."""
-        return ast.parse(self.path.read_text())
+    def place(self) -> str:
+        """The path in the repository."""
+        return str(self.path.relative_to(ROOT))
+
+
+@dataclass
+class Contents:
+    """The parts of a module that tests compare. (All syntax trees together need 150 MB.)
+
+    docstrings: line and text of each docstring, those after assignments too.
+    names: line and name of each definition, parameter and assignment.
+    """
+
+    text: str
+    imports: set[str] = field(default_factory=set)
+    docstrings: list[tuple[int, str]] = field(default_factory=list)
+    names: list[tuple[int, str]] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
 
 def modules_of(folder: Path) -> list[Module]:
@@ -111,18 +128,47 @@ NAMES = {module.name for module in MODULES}
 ALL_MODULES = [*MODULES, *modules_of(TESTS), *modules_of(ROOT / "bench"), *modules_of(ROOT / "examples")]
 
 
-def imports_of(module: Module) -> set[str]:
-    """Return the modules of the package that ``module`` imports anywhere, also for type checkers only."""
-    imported = set()
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            imported |= names & NAMES
-            if names - NAMES and node.module in NAMES:
-                imported.add(node.module)
-        elif isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names} & NAMES
-    return imported - {module.name}
+@functools.cache
+def contents_of(module: Module) -> Contents:
+    contents = Contents(module.path.read_text())
+    tree = ast.parse(contents.text)
+    contents.classes += [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in ast.walk(tree):
+        contents.imports |= imports_of(node)
+        contents.docstrings += docstrings_of(node)
+        contents.names += [(node.lineno, name) for name in names_of(node)]  # type: ignore[attr-defined]
+    return contents
+
+
+def imports_of(node: ast.AST) -> set[str]:
+    """Return the modules of the package that a statement imports, also for type checkers only."""
+    if isinstance(node, ast.ImportFrom) and node.module is not None:
+        names = {f"{node.module}.{alias.name}" for alias in node.names}
+        return names & NAMES | ({node.module} & NAMES if names - NAMES else set())
+    return {alias.name for alias in node.names} & NAMES if isinstance(node, ast.Import) else set()
+
+
+def docstrings_of(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the docstring of a definition, and those of the assignments in it."""
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return
+    if text := ast.get_docstring(node):
+        yield getattr(node, "lineno", 1), text
+    for before, after in zip(node.body, node.body[1:], strict=False):
+        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if is_text and isinstance(before, ast.Assign | ast.AnnAssign):
+            yield after.lineno, str(after.value.value)  # type: ignore[attr-defined]
+
+
+def names_of(node: ast.AST) -> list[str]:
+    """Return the name that a node defines or assigns."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return [node.id]
+    if isinstance(node, ast.arg):
+        return [node.arg]
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    return [node.attr] if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) else []
 
 
 def room_of(name: str) -> str:
@@ -130,28 +176,11 @@ def room_of(name: str) -> str:
     return name.split(".")[1]
 
 
-def docstrings() -> Iterator[tuple[str, str]]:
-    """Yield each docstring of the repository, those after assignments too, with its place."""
-    for module in ALL_MODULES:
-        where = str(module.path.relative_to(ROOT))
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node)
-                if text:
-                    yield f"{where}:{getattr(node, 'lineno', 1)}", text
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            for before, after in zip(node.body, node.body[1:], strict=False):
-                is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                if is_text and isinstance(before, ast.Assign | ast.AnnAssign):
-                    yield f"{where}:{after.lineno}", str(after.value.value)  # type: ignore[attr-defined]
-
-
 def test_imports_point_down() -> None:
     climbs = []
     for module in MODULES[1:]:  # not aiochatstream/__init__.py, which names all public objects
         here = room_of(module.name)
-        for imported in imports_of(module) - {"aiochatstream"}:
+        for imported in contents_of(module).imports - {module.name, "aiochatstream"}:
             there = room_of(imported)
             if here != there and FLOORS[there] >= FLOORS[here]:
                 climbs.append(f"{module.name} -> {imported}")
@@ -159,7 +188,9 @@ def test_imports_point_down() -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    arrows = {module.name: imports_of(module) for module in MODULES if module.name != "aiochatstream"}
+    arrows = {
+        module.name: contents_of(module).imports - {module.name} for module in MODULES if module.name != "aiochatstream"
+    }
     while True:
         leaves = {name for name, imported in arrows.items() if not imported & arrows.keys()}
         if not leaves:
@@ -177,7 +208,13 @@ def test_a_floor_imports_only_the_packages_that_it_needs(name: str) -> None:
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
-    assert [f"{where}: {text.splitlines()[0]}" for where, text in docstrings() if OPENERS.match(text)] == []
+    bad = [
+        f"{module.place}:{line}: {text.splitlines()[0]}"
+        for module in ALL_MODULES
+        for line, text in contents_of(module).docstrings
+        if OPENERS.match(text)
+    ]
+    assert bad == []
 
 
 @pytest.mark.parametrize("words", BAD_WORDS)
@@ -185,38 +222,29 @@ def test_sentences_have_no_words_that_need_a_second_reading(words: str) -> None:
     pattern = re.compile(words)
     pages = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
     hits = []
-    for path in [*(module.path for module in ALL_MODULES), *pages]:
-        lines = [] if path == Path(__file__) else path.read_text().splitlines()
-        hits += [
-            f"{path.relative_to(ROOT)}:{at}: {line.strip()}" for at, line in enumerate(lines, 1) if pattern.search(line)
-        ]
+    texts = {module.place: contents_of(module).text for module in ALL_MODULES if module.path != Path(__file__)}
+    for place, text in {**texts, **{str(page.relative_to(ROOT)): page.read_text() for page in pages}}.items():
+        if pattern.search(text):
+            hits += [f"{place}:{at}: {line}" for at, line in enumerate(text.splitlines(), 1) if pattern.search(line)]
     assert hits == []
 
 
 def test_names_are_nouns_and_verbs() -> None:
-    bad = []
-    for module in ALL_MODULES:
-        for node in ast.walk(module.tree):
-            names: list[str] = []
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                names = [node.id]
-            elif isinstance(node, ast.arg):
-                names = [node.arg]
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names = [node.name]
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                names = [node.attr]
-            where = f"{module.path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
-            bad += [f"{where}: {name}" for name in names if name.strip("_") in BAD_NAMES]
+    bad = [
+        f"{module.place}:{line}: {name}"
+        for module in ALL_MODULES
+        for line, name in contents_of(module).names
+        if name.strip("_") in BAD_NAMES
+    ]
     assert bad == []
 
 
 def test_a_name_belongs_to_one_class() -> None:
     places: dict[str, list[str]] = {}
     for module in MODULES:
-        for node in module.tree.body if not module.name.startswith("aiochatstream.compat") else ():  # repeats names
-            if isinstance(node, ast.ClassDef):
-                places.setdefault(node.name, []).append(module.name)
+        if not module.name.startswith("aiochatstream.compat"):  # which repeats names
+            for name in contents_of(module).classes:
+                places.setdefault(name, []).append(module.name)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 

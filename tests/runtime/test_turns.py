@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError, ClientResponse
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import (
     AbstractChatPrompt,
@@ -41,6 +40,7 @@ from tests.helpers import (
     sse_events,
     until,
 )
+from tests.small_engine import SmallEngine
 
 pytestmark = pytest.mark.both_loops
 
@@ -360,13 +360,13 @@ async def test_an_engine_function_that_yields_other_than_text_is_an_error(
 
 
 async def test_a_prompt_class_error_is_a_500_and_releases_the_place(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, client_of: ClientOf, small_engine: SmallEngine
 ) -> None:
     class Broken(AbstractChatPrompt):
         def create_prompt(self) -> str:
             return next(iter([self.message][: self.message == "Hello"]))  # StopIteration after the trial at start-up
 
-    server = await start(ChatStream(model=model, tokenizer=tokenizer, chat_prompt_clazz=Broken))
+    server = await start(ChatStream(engine=small_engine, chat_prompt_clazz=Broken))
     async with client_of(server).post(user_input="hi") as response:
         assert response.status == 500
     assert server.idle
@@ -608,11 +608,9 @@ async def test_history_contains_the_whole_answer_during_a_continuation(
 
 
 async def test_the_model_continues_its_own_text(
-    start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client_of: ClientOf
+    start: StartServer, small_engine: SmallEngine, client_of: ClientOf
 ) -> None:
-    chat_stream = ChatStream(
-        model=model, tokenizer=tokenizer, params=GenerationParams(temperature=0, max_new_tokens=24)
-    )
+    chat_stream = ChatStream(engine=small_engine, params=GenerationParams(temperature=0, max_new_tokens=24))
     client = client_of(await start(chat_stream))
     question = "What is the capital of France?"
     whole = (await client.say(question))["text"]

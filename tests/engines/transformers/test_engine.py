@@ -50,6 +50,7 @@ from tests.engines.transformers.tiny_models import (
 )
 from tests.helpers import PATIENCE
 from tests.processes import PYTHON, finish
+from tests.small_engine import SmallEngine
 
 MAX_CHUNK = PREFILL_BUDGET[1]
 """Maximum number of tokens in a chunk of a prompt."""
@@ -63,10 +64,8 @@ def tiny_engine() -> Iterator[TransformersEngine]:
 
 
 @pytest.fixture(scope="module")
-def real_engine(model: Any, tokenizer: Any) -> Iterator[TransformersEngine]:
-    engine = load_engine(model, tokenizer)
-    yield engine
-    engine.close()
+def real_engine(small_engine: SmallEngine) -> TransformersEngine:
+    return small_engine
 
 
 @pytest.mark.parametrize("text", ["What is the capital of France?", "こんにちは", "Count from 1 to 9."])

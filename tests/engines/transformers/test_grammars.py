@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ from tests.engines.transformers.engine_harness import (
 )
 from tests.engines.transformers.tiny_models import question, reference, tiny
 from tests.helpers import PATIENCE, echo
+from tests.small_engine import SLOTS, SmallEngine
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llguidance") is None,
@@ -48,14 +49,11 @@ class City(BaseModel):
 
 CITY = Constraint.json_schema(City.model_json_schema())
 DIGITS = Constraint("regex", r"[0-9]{3}-[0-9]{4}")
-SLOTS = 10
 
 
 @pytest.fixture(scope="module")
-def engine(model: Any, tokenizer: Any) -> Iterator[TransformersEngine]:
-    engine = load_engine(model, tokenizer, slots=SLOTS, context_len=512)
-    yield engine
-    engine.close()
+def engine(small_engine: SmallEngine) -> TransformersEngine:
+    return small_engine
 
 
 @pytest.fixture(scope="module")

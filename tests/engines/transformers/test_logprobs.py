@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from aiochatstream.errors import InvalidValue
 from tests.engines.transformers.engine_harness import deltas_of, load_engine, tokens_of
 from tests.engines.transformers.tiny_models import question, some_ids, tiny
 from tests.helpers import PATIENCE, echo
+from tests.small_engine import SmallEngine
 
 
 @pytest.fixture(scope="module")
-def real_engine(model: Any, tokenizer: Any) -> Iterator[TransformersEngine]:
-    engine = load_engine(model, tokenizer, slots=3, context_len=512)
-    yield engine
-    engine.close()
+def real_engine(small_engine: SmallEngine) -> TransformersEngine:
+    return small_engine
 
 
 def token_deltas_of(engine: TransformersEngine, ids: list[int], **params: Any) -> list[Delta]:

@@ -12,24 +12,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams, Limits
 from tests.helpers import ClientOf, Server, StartServer, sse_events
+from tests.small_engine import SmallEngine
 
 QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture
-async def server(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
+async def server(start: StartServer, small_engine: SmallEngine) -> Server:
     return await start(
         ChatStream(
-            model=model,
-            tokenizer=tokenizer,
-            params=GenerationParams(temperature=0, max_new_tokens=24),
+            engine=small_engine,
+            params=GenerationParams(temperature=0, max_new_tokens=12),
             max_queue_size=8,
         )
     )
 
 
 def reference(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_new_tokens: int = 24
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_new_tokens: int = 12
 ) -> list[int]:
     """Return the token ids of a greedy answer from ``model.generate``."""
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -40,7 +40,7 @@ def reference(
 
 
 async def test_the_streamed_answer_equals_the_output_of_generate(
-    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    server: Server, client_of: ClientOf, untouched_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chunks = []
     async with client_of(server).post(user_input=QUESTION) as response:
@@ -48,14 +48,14 @@ async def test_the_streamed_answer_equals_the_output_of_generate(
         assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
         async for chunk, _ in response.content.iter_chunks():
             chunks.append(chunk.decode())
-    ids = reference(model, tokenizer, [{"role": "user", "content": QUESTION}])
+    ids = reference(untouched_model, tokenizer, [{"role": "user", "content": QUESTION}])
     assert "".join(chunks) == tokenizer.decode(ids, skip_special_tokens=True)
     assert "Paris" in "".join(chunks)
     assert len(chunks) > 1
 
 
 async def test_the_prompt_of_a_second_turn_contains_the_first(
-    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    server: Server, client_of: ClientOf, untouched_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(server)
     first = await client.say(QUESTION)
@@ -65,7 +65,7 @@ async def test_the_prompt_of_a_second_turn_contains_the_first(
         {"role": "assistant", "content": first["text"]},
         {"role": "user", "content": "Say that again, shorter."},
     ]
-    ids = reference(model, tokenizer, messages)
+    ids = reference(untouched_model, tokenizer, messages)
     assert second["text"] == tokenizer.decode(ids, skip_special_tokens=True)
     assert await client.texts() == [QUESTION, first["text"], "Say that again, shorter.", second["text"]]
 
@@ -106,14 +106,14 @@ async def test_regenerate_answers_the_last_message_again_and_replaces_the_answer
 
 @pytest.mark.parametrize("text", ["日本の首都はどこですか？", "Say this back to me: 🍣👨‍👩‍👧‍👦🇯🇵", "नमस्ते"])
 async def test_text_of_any_script_is_preserved(
-    server: Server, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
+    server: Server, client_of: ClientOf, untouched_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> None:
     client = client_of(server)
     chunks = []
-    async with client.post(user_input=text) as response:
+    async with client.post(user_input=text, params={"max_new_tokens": 10}) as response:
         async for chunk, _ in response.content.iter_chunks():
             chunks.append(chunk.decode())  # fails on an incomplete character
-    ids = reference(model, tokenizer, [{"role": "user", "content": text}])
+    ids = reference(untouched_model, tokenizer, [{"role": "user", "content": text}], max_new_tokens=10)
     assert "".join(chunks) == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
     assert await client.texts() == [text, "".join(chunks)]
 
@@ -132,11 +132,11 @@ async def test_a_stop_string_ends_the_answer_and_is_never_sent_in_part(server: S
 
 
 async def test_max_new_tokens_and_ignore_eos_count_exactly(server: Server, client_of: ClientOf) -> None:
-    answer = await client_of(server).say(QUESTION, params={"max_new_tokens": 17, "ignore_eos": True})
-    assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 17)
+    answer = await client_of(server).say(QUESTION, params={"max_new_tokens": 11, "ignore_eos": True})
+    assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 11)
     natural = await client_of(server).say(QUESTION)
     assert natural["finish_reason"] == "stop"
-    assert natural["usage"]["completion_tokens"] < 24
+    assert natural["usage"]["completion_tokens"] < 12
 
 
 async def test_an_event_stream_contains_start_deltas_and_done(server: Server, client_of: ClientOf) -> None:
@@ -167,14 +167,13 @@ async def test_every_format_has_the_headers_of_the_protocol(server: Server, clie
 
 
 async def test_a_seeded_server_repeats_its_sequence_of_answers(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, client_of: ClientOf, small_engine: SmallEngine
 ) -> None:
     sequences = []
     for _ in range(2):
         server = await start(
             ChatStream(
-                model=model,
-                tokenizer=tokenizer,
+                engine=small_engine,
                 params=GenerationParams(max_new_tokens=8),
                 seed=7,
                 limits=Limits(context_len=512),
@@ -187,11 +186,10 @@ async def test_a_seeded_server_repeats_its_sequence_of_answers(
 
 
 async def test_old_turns_are_dropped_from_the_prompt_before_the_context_is_full(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, client_of: ClientOf, small_engine: SmallEngine
 ) -> None:
     chat_stream = ChatStream(
-        model=model,
-        tokenizer=tokenizer,
+        engine=small_engine,
         params=GenerationParams(temperature=0, max_new_tokens=4),
         limits=Limits(context_len=128),
     )
@@ -206,10 +204,10 @@ async def test_old_turns_are_dropped_from_the_prompt_before_the_context_is_full(
 
 
 async def test_a_message_that_exceeds_the_context_is_a_413_with_the_excess(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, client_of: ClientOf, small_engine: SmallEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     chat_stream = ChatStream(
-        model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4), limits=Limits(context_len=64)
+        engine=small_engine, params=GenerationParams(max_new_tokens=4), limits=Limits(context_len=64)
     )
     server = await start(chat_stream)
     client = client_of(server)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import AbstractChatPrompt, ChatStream, Feedback, GenerationParams
 from aiochatstream.runtime.chat import MAX_PROMPT_TEXTS
 from tests.helpers import ClientOf, StartServer, echo, until
+from tests.small_engine import SmallEngine
 
 
 class PlainPrompt(AbstractChatPrompt):
@@ -25,8 +25,7 @@ class PlainPrompt(AbstractChatPrompt):
 async def test_the_callback_receives_the_rating_the_answer_and_its_prompt(
     start: StartServer,
     client_of: ClientOf,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    small_engine: SmallEngine,
     asynchronous: bool,
 ) -> None:
     received: list[Feedback] = []
@@ -40,8 +39,7 @@ async def test_the_callback_receives_the_rating_the_answer_and_its_prompt(
 
     callback = coroutine if asynchronous else sync
     chat_stream = ChatStream(
-        model=model,
-        tokenizer=tokenizer,
+        engine=small_engine,
         chat_prompt_clazz=PlainPrompt,
         params=GenerationParams(max_new_tokens=4),
         on_feedback=callback,

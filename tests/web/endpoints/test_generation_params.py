@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from cryptography.fernet import Fernet
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, ConversationStore, GenerationParams, MemoryConversationStore, MemoryStorage
 from aiochatstream.engines.transformers import TransformersEngine
@@ -21,6 +21,7 @@ from aiochatstream.sessions.session_storage import MAX_COOKIE_BYTES
 from tests.engines.transformers.tiny_models import tiny
 from tests.helpers import Client, ClientOf, MakeStepper, Server, StartServer, echo, until
 from tests.prompts.templates import QWEN, with_template
+from tests.small_engine import SmallEngine
 
 KEY = Fernet.generate_key()
 STORAGES: dict[str, Callable[[], AbstractStorage]] = {
@@ -390,11 +391,9 @@ async def test_settings_keep_the_cookie_within_the_limit_of_browsers(start: Star
 
 
 async def test_a_bias_for_an_unknown_token_is_refused_in_requests(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, client_of: ClientOf, small_engine: SmallEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    client = client_of(
-        await start(ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=2)))
-    )
+    client = client_of(await start(ChatStream(engine=small_engine, params=GenerationParams(max_new_tokens=2))))
     sentence = "logit_bias: token id 49152 is out of range; the vocabulary has 49152 tokens."
     assert await refusal(client, logit_bias={"49152": 1}) == sentence
     async with client.post(user_input="hi", params={"logit_bias": {"7": 1, "49152": 1}}) as response:
@@ -405,11 +404,9 @@ async def test_a_bias_for_an_unknown_token_is_refused_in_requests(
     assert (await client.say("hi", params={"logit_bias": {str(token): 100}}))["text"] == " Paris Paris"
 
 
-async def test_a_bias_for_an_unknown_token_is_refused_at_startup(
-    start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+async def test_a_bias_for_an_unknown_token_is_refused_at_startup(start: StartServer, small_engine: SmallEngine) -> None:
     with pytest.raises(ValueError, match=r"^logit_bias: token id 49152 is out of range"):
-        await start(ChatStream(model=model, tokenizer=tokenizer, params=GenerationParams(logit_bias={49152: 1})))
+        await start(ChatStream(engine=small_engine, params=GenerationParams(logit_bias={49152: 1})))
 
 
 async def test_the_ranges_are_computed_once(

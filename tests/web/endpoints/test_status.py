@@ -8,10 +8,11 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import psutil
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, Delta, Engine, GenerationParams, Limits, Prompt
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, role_of, until
+from tests.small_engine import SmallEngine
 
 ALL = {"user": role_of("nothing")}
 """Roles that allow all endpoints. By default, browsers may not read prompts and the machine's memory."""
@@ -94,12 +95,10 @@ async def test_the_memory_of_all_gpus_is_reported(start: StartServer, client_of:
 
 
 async def test_get_prompt_returns_the_prompt_of_the_model(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, client_of: ClientOf, small_engine: SmallEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     client = client_of(
-        await start(
-            ChatStream(client_roles=ALL, model=model, tokenizer=tokenizer, params=GenerationParams(max_new_tokens=4))
-        )
+        await start(ChatStream(client_roles=ALL, engine=small_engine, params=GenerationParams(max_new_tokens=4)))
     )
     assert await get(client, "/get_prompt") == {"success": False, "message": "no prompt", "prompt": None}
     await client.say("one & two, 三")
@@ -132,14 +131,13 @@ async def test_the_prompt_of_an_engine_without_a_tokenizer_is_its_messages(
 
 
 async def test_the_prompt_is_available_for_a_message_that_nearly_fills_the_context(
-    start: StartServer, client_of: ClientOf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: StartServer, client_of: ClientOf, small_engine: SmallEngine
 ) -> None:
     client = client_of(
         await start(
             ChatStream(
                 client_roles=ALL,
-                model=model,
-                tokenizer=tokenizer,
+                engine=small_engine,
                 limits=Limits(context_len=128),
                 params=GenerationParams(max_new_tokens=64),
             )

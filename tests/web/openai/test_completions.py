@@ -6,7 +6,7 @@ import openai
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from aiochatstream import ChatStream, GenerationParams
+from aiochatstream import ChatStream, GenerationParams, Limits
 from aiochatstream.prompts.presets.base_model import ChatPromptCyberAgentOpenCalm
 from tests.engines.tokenizers import BYTE_FALLBACK
 from tests.engines.transformers.tiny_models import BYTES, tiny
@@ -14,10 +14,17 @@ from tests.helpers import StartServer, echo
 from tests.web.openai.helpers import HI, OpenAIClientOf
 
 
-def tiny_chat_stream(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int = 1) -> ChatStream:
+def tiny_chat_stream(
+    tokenizer: PreTrainedTokenizerBase, max_new_tokens: int = 1, context_len: int | None = None
+) -> ChatStream:
     """Return a ChatStream with a tiny model whose prompts are plain texts."""
-    params = GenerationParams(max_new_tokens=max_new_tokens, temperature=0.0)
-    return ChatStream(model=tiny(), tokenizer=tokenizer, chat_prompt_clazz=ChatPromptCyberAgentOpenCalm, params=params)
+    return ChatStream(
+        model=tiny(),
+        tokenizer=tokenizer,
+        chat_prompt_clazz=ChatPromptCyberAgentOpenCalm,
+        params=GenerationParams(max_new_tokens=max_new_tokens, temperature=0.0),
+        limits=Limits(context_len=context_len),
+    )
 
 
 async def test_each_prompt_of_a_completion_has_n_answers(start: StartServer, openai_of: OpenAIClientOf) -> None:
@@ -41,6 +48,17 @@ async def test_a_completion_continues_within_a_text(start: StartServer, openai_o
     for token, text in ((space, " "), (a, "a")):
         answer = await openai_of(server).completions.create(model="", prompt="ab", logit_bias={str(token): 100})
         assert answer.choices[0].text == text
+
+
+async def test_an_answer_or_a_prompt_may_fill_the_context(start: StartServer, openai_of: OpenAIClientOf) -> None:
+    create = openai_of(await start(tiny_chat_stream(BYTES, max_new_tokens=32, context_len=64))).completions.create
+    for requested in (openai.omit, 4000):
+        answer = await create(model="", prompt=[100] * 62, max_tokens=requested)
+        assert answer.usage is not None
+        assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (2, "length")
+    full = await create(model="", prompt=[100] * 64, max_tokens=0)
+    assert full.usage is not None
+    assert full.usage.prompt_tokens == 64
 
 
 async def test_an_answer_of_lone_bytes_agrees_with_its_logprobs(start: StartServer, openai_of: OpenAIClientOf) -> None:

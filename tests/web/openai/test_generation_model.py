@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams
 from tests.helpers import ClientOf, Server, StartServer
+from tests.small_engine import SmallEngine
 from tests.web.openai.helpers import OpenAIClientOf, tool
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # loops are tested without a model
@@ -48,11 +49,10 @@ NAMED: ChatCompletionNamedToolChoiceParam = {"type": "function", "function": {"n
 
 
 @pytest.fixture
-async def served(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
+async def served(start: StartServer, small_engine: SmallEngine) -> Server:
     return await start(
         ChatStream(
-            model=model,
-            tokenizer=tokenizer,
+            engine=small_engine,
             num_of_concurrent_executions=4,
             params=GenerationParams(max_new_tokens=64, temperature=0.0),
         )
@@ -177,13 +177,6 @@ async def test_invalid_prompts_are_refused_before_generation(served: Server, ope
     assert served.idle
 
 
-async def test_an_answer_may_fill_the_context(served: Server, openai_of: OpenAIClientOf) -> None:
-    create = openai_of(served).completions.create
-    for requested in (openai.omit, 4000):
-        answer = await create(model="", prompt=" a" * 2046, max_tokens=requested, extra_body={"ignore_eos": True})
-        assert (usage_of(answer).completion_tokens, answer.choices[0].finish_reason) == (2, "length")
-
-
 class City(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -197,7 +190,7 @@ async def test_complete_answers_conform_to_their_schema(served: Server, openai_o
     schema["properties"]["tags"]["items"]["maxLength"] = 6
     client = openai_of(served)
     complete = 0
-    for seed in range(0, 20, 4):
+    for seed in (0, 4):
         answer = await client.chat.completions.create(
             model="",
             messages=MESSAGES,
@@ -214,7 +207,7 @@ async def test_complete_answers_conform_to_their_schema(served: Server, openai_o
             if choice.finish_reason == "stop":
                 City.model_validate_json(choice.message.content or "", strict=True)
                 complete += 1
-    assert complete >= 10
+    assert complete >= 4
     digit = await client.responses.create(
         model="",
         input="One digit.",

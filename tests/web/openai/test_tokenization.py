@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream
 from tests.helpers import Client, ClientOf, Server, StartServer, echo
+from tests.small_engine import SmallEngine
 from tests.web.openai.helpers import tool
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -18,8 +19,8 @@ MESSAGES = [{"role": "user", "content": "Grüße 🤔"}]
 
 
 @pytest.fixture
-async def server(start: StartServer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Server:
-    return await start(ChatStream(model=model, tokenizer=tokenizer, max_queue_size=0))
+async def server(start: StartServer, small_engine: SmallEngine) -> Server:
+    return await start(ChatStream(engine=small_engine, max_queue_size=0))
 
 
 async def post(client: Client, path: str, **body: Any) -> tuple[int, Any]:

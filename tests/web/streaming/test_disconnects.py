@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aiochatstream import ChatStream, GenerationParams, Limits
-from aiochatstream.engines.transformers import TransformersEngine
 from aiochatstream.engines.transformers.batch import Batch
 from aiochatstream.runtime.running_turn import RunningTurn
 from tests.helpers import Client, ClientOf, MakeStepper, StartServer, echo, post_bytes, sse_events, until
+from tests.small_engine import SmallEngine
 from tests.web.raw_requests import sending
 
 pytestmark = pytest.mark.both_loops
@@ -100,17 +99,15 @@ async def test_a_disconnect_during_prefill_stops_it_within_one_chunk(
     start: StartServer,
     client_of: ClientOf,
     leave_after: LeaveAfter,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    small_engine: SmallEngine,
+    monkeypatch: pytest.MonkeyPatch,
     handler_cancellation: bool,
 ) -> None:
-    chat_stream = ChatStream(model=model, tokenizer=tokenizer, num_of_concurrent_executions=1, max_queue_size=0)
+    chat_stream = ChatStream(engine=small_engine, num_of_concurrent_executions=1, max_queue_size=0)
     server = await start(chat_stream, handler_cancellation=handler_cancellation)
     pieces: list[int] = []
     go_on = threading.Semaphore(0)
-    engine = chat_stream.engine
-    assert isinstance(engine, TransformersEngine)
-    batch = engine.decoder
+    batch = small_engine.decoder
     assert isinstance(batch, Batch)
     forward = batch.forward
 
@@ -119,7 +116,7 @@ async def test_a_disconnect_during_prefill_stops_it_within_one_chunk(
         go_on.acquire()
         return forward(step)
 
-    batch.forward = slow_forward
+    monkeypatch.setattr(batch, "forward", slow_forward)
 
     async def ask() -> None:
         async with client_of(server).post(user_input="word " * 1200) as response:
