@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-import shutil
 import signal
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
@@ -52,11 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # torch's threads wait in busy loops, which makes short answers slower on few cores
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for programs that tests start
-    if "COMPILER_CACHE" not in os.environ and shutil.which("g++"):  # also for workers and programs
-        cache = TemporaryDirectory()
-        config.add_cleanup(cache.cleanup)
-        os.environ["COMPILER_CACHE"] = cache.name
-        os.environ["PATH"] = f"{Path(__file__).parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
