@@ -36,8 +36,8 @@ def test_answers_are_those_of_generate_with_the_same_weights(family: str) -> Non
 def test_the_small_model_gives_the_same_answer_alone_and_in_company(untouched_model: Any, tokenizer: Any) -> None:
     own = copy.deepcopy(untouched_model, {id(weight): weight for weight in untouched_model.parameters()})
     loaded = load_engine(own, tokenizer, slots=4, context_len=512, quantize="int8")
-    described = loaded.describe()
-    assert described["dtype"] == "float32, int8"
+    assert loaded.batch_obstacle is None
+    assert loaded.describe()["dtype"] == "float32, int8"
     ids = question(tokenizer, "What is the capital of France?")
     alone = answer(loaded, ids, max_new_tokens=12)
     company = [question(tokenizer, text) for text in ("Count to nine.", "Write a story.")]
