@@ -26,7 +26,8 @@ class LoadOptions:
         whole model on ``device``.
     :param revision: branch, tag or commit of a HuggingFace id.
     :param trust_remote_code: True runs the Python code that the checkpoint contains.
-    :param quantize: see :class:`TransformersEngine`, to which it is passed. ``dtype`` auto is float32 then.
+    :param quantize: see :class:`TransformersEngine`, to which it is passed. ``dtype`` is that
+        of the weights until their conversion.
     :param adapter: folder of a LoRA, which is merged into the weights.
     """
 

@@ -42,7 +42,7 @@ from aiochatstream.engines.transformers.requirements import quantization_method
 from aiochatstream.engines.transformers.sequential import SequentialDecoder, cache_token_bytes
 from aiochatstream.engines.transformers.state_cache import StateCache
 from aiochatstream.engines.transformers.step_errors import clear_frames
-from aiochatstream.engines.transformers.weights import weight_bytes
+from aiochatstream.engines.transformers.weights import has_int8, weight_bytes
 from aiochatstream.errors import ChatStreamError, EngineStopped
 from aiochatstream.params import DEFAULT_CONTEXT_LEN, GenerationParams
 from aiochatstream.texts import format_bytes
@@ -68,9 +68,9 @@ class TransformersEngine(Engine):
         were distributed over several devices (``device_map``).
     :param optimize: True stores the weights of linear layers in the layout of the CPU's kernels. Weights that the
         embedding shares are then stored twice.
-    :param quantize: "int8" stores the weights of linear layers, and of an embedding that shares them, in int8 with a
-        scale for each output: a quarter of the memory of float32, and faster answers. Requires a CPU with AVX2, g++,
-        and a model in float32 or bfloat16.
+    :param quantize: "int8" stores the weights of linear layers and of the embedding in int8 with a scale for each
+        output: a quarter of the memory of float32, and faster answers. The rest of the model becomes
+        float32. Requires a CPU with AVX2, and g++.
     :param kv_cache_bytes: size of the keys and values of all rows and of earlier prompts together, allocated at the
         start. Each answer takes what its prompt and max_new_tokens need; answers for which no memory is left wait. A
         context that does not fit is shortened. None for two contexts per row, at most half of the free memory.
@@ -396,14 +396,14 @@ class TransformersEngine(Engine):
         """Convert linear layers to int8. Raise ValueError if that is impossible, RuntimeError if the compiler fails."""
         if self.quantization is not None:
             raise ValueError(f"quantize: must be absent for a checkpoint that is quantised ({self.quantization}).")
+        self.quantization = self._quantize
+        if has_int8(self._model):  # an earlier load has converted it
+            return
         start = time.perf_counter()
         try:
             count = quantize_linears(self._model)
         except OSError as error:
             raise RuntimeError(f"quantize: int8 requires g++ ({error}).") from error
-        if not count:
-            raise ValueError(f"quantize: {type(self._model).__name__} has no linear layers.")
-        self.quantization = self._quantize
         logger.info("Converted %d linear layers to int8 in %.1f s", count, time.perf_counter() - start)
 
     def _warm_up(self, prompt_tokens: int) -> None:

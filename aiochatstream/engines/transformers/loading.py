@@ -106,7 +106,7 @@ def loaders(source: str | None, options: LoadOptions = DEFAULTS) -> tuple[Callab
 
     def load_dtype(path: str) -> Any:
         if options.quantize and options.dtype == "auto":
-            return torch.float32  # around int8 layers, it is exact and costs little
+            return "auto"  # as little memory as possible until the conversion
         is_measured = options.dtype == "auto" and device.type == "cpu"
         return choose_dtype(device, options.dtype, AutoConfig.from_pretrained(path, **hub) if is_measured else None)
 

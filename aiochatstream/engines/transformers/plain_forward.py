@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from aiochatstream.engines.transformers.device import device_tensor
+from aiochatstream.engines.transformers.weights import has_int8
 
 CACHE_NAMES = ("past_key_values", "cache_params")
 """Names of the parameter with which modules and models receive their cache."""
@@ -61,7 +62,7 @@ class PlainForward:
 def are_close(model: Any, logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Return True if logits of ``model`` differ only by rounding."""
     tolerance = TOLERANCE_HALF if getattr(model, "is_quantized", False) else TOLERANCE.get(model.dtype, TOLERANCE_HALF)
-    if any(buffer.dtype == torch.int8 for buffer in model.buffers()):
+    if has_int8(model):
         tolerance = max(tolerance, TOLERANCE_INT8)
     difference, spread = (
         torch.linalg.vector_norm(part.float()) for part in (logits - expected, expected - expected.mean())

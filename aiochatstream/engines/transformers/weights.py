@@ -13,6 +13,11 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(map(_bytes_of, chain(model.parameters(), model.buffers())))
 
 
+def has_int8(model: nn.Module) -> bool:
+    """Return True if layers of ``model`` were converted to int8."""
+    return any(buffer.dtype == torch.int8 for buffer in model.buffers())
+
+
 def _bytes_of(tensor: torch.Tensor) -> int:
     """Return the bytes of a tensor, or of the tensors that it consists of: torchao's report the size of plain ones."""
     flatten = getattr(tensor, "__tensor_flatten__", None)

@@ -55,6 +55,17 @@ def test_weights_are_about_a_quarter_of_those_in_float32() -> None:
     assert sizes[1] < 0.4 * sizes[0], "norms are a considerable part of a tiny model"
 
 
+def test_a_closed_engine_can_be_loaded_again() -> None:
+    loaded = load_engine(tiny(), quantize="int8")
+    ids = some_ids(30)
+    before = answer(loaded, ids)
+    loaded.close()
+    loaded.load(2, 512)
+    assert loaded.describe()["dtype"] == "float32, int8"
+    assert answer(loaded, ids) == before
+    loaded.close()
+
+
 def test_other_names_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"^quantize: must be None or int8, not 'int4'\.$"):
         TransformersEngine(tiny(), BYTES, quantize="int4")  # type: ignore[arg-type]
@@ -73,6 +84,12 @@ def test_a_missing_compiler_is_an_error_that_names_it(monkeypatch: pytest.Monkey
         load_engine(tiny(), quantize="int8")
 
 
-def test_a_model_in_half_precision_is_an_error_that_names_the_dtypes() -> None:
-    with pytest.raises(ValueError, match=r"^quantize: int8 requires a model in float32 or bfloat16, not float16\.$"):
-        load_engine(tiny().to(torch.float16), quantize="int8")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_has_the_answers_of_its_weights_in_float32(dtype: torch.dtype) -> None:
+    loaded = load_engine(tiny().to(dtype), quantize="int8")
+    converted = load_engine(tiny().to(dtype).float(), quantize="int8")
+    ids = some_ids(30)
+    assert loaded.describe()["dtype"] == "float32, int8"
+    assert answer(loaded, ids) == answer(converted, ids)
+    loaded.close()
+    converted.close()

@@ -11,14 +11,6 @@
 #include <cstring>
 #include <immintrin.h>
 
-#include "numbers.h"
-
-#ifdef BFLOAT16
-using Number = bfloat16;
-#else
-using Number = float;
-#endif
-
 constexpr int OUTPUTS = 16;     // of a panel
 constexpr int TOKEN_BLOCK = 48;  // a multiple of TOKENS
 constexpr float TINY = 1e-30f;   // inputs below are 0: their scale would not be finite
@@ -72,16 +64,16 @@ static inline void store(int32_t *target, Sums sums) {
 #endif
 
 // Rounds the inputs of a token to integers of at most `limit`; returns their scale, which is NaN unless all are finite.
-static float quantize(const Number *inputs, int16_t *integers, int64_t size, int64_t padded_size, float limit) {
+static float quantize(const float *inputs, int16_t *integers, int64_t size, int64_t padded_size, float limit) {
     float largest = 0, faults = 0;
     for (int64_t at = 0; at < size; at++) {
-        float value = wide(inputs[at]);
+        float value = inputs[at];
         largest = largest > std::fabs(value) ? largest : std::fabs(value);
         faults += value * 0;
     }
     bool is_usable = faults == 0 && largest > TINY;
     float factor = is_usable ? limit / largest : 0;
-    for (int64_t at = 0; at < size; at++) integers[at] = is_usable ? int16_t(std::rint(wide(inputs[at]) * factor)) : 0;
+    for (int64_t at = 0; at < size; at++) integers[at] = is_usable ? int16_t(std::rint(inputs[at] * factor)) : 0;
     for (int64_t at = size; at < padded_size; at++) integers[at] = 0;
     return largest / limit + faults;
 }
@@ -116,8 +108,8 @@ static inline int64_t smaller(int64_t first, int64_t second) { return first < se
 
 // inputs: [tokens, size]; bias: [output_size] or null; outputs: [tokens, output_size].
 // integers: [tokens, size rounded up to pairs] and input_scales: [tokens], of which the contents are overwritten.
-extern "C" void linear(const Number *inputs, const int8_t *weights, const float *scales, const float *bias,
-                       Number *outputs, int16_t *integers, float *input_scales, int64_t threads, int64_t tokens,
+extern "C" void linear(const float *inputs, const int8_t *weights, const float *scales, const float *bias,
+                       float *outputs, int16_t *integers, float *input_scales, int64_t threads, int64_t tokens,
                        int64_t size, int64_t output_size, float limit) {
     int64_t pairs = (size + 1) / 2;
     int64_t panels = (output_size + OUTPUTS - 1) / OUTPUTS;
@@ -139,11 +131,11 @@ extern "C" void linear(const Number *inputs, const int8_t *weights, const float 
                     int64_t rows = smaller(TOKENS, end - token);
                     multiply_some<TOKENS>(rows, panel_weights, integers + token * 2 * pairs, pairs, sums);
                     for (int64_t row = 0; row < rows; row++) {
-                        Number *result = outputs + (token + row) * output_size + output;
+                        float *result = outputs + (token + row) * output_size + output;
                         float scale = input_scales[token + row];
                         for (int64_t at = 0; at < count; at++) {
                             float value = float(sums[row][at]) * (scale * scales[output + at]);
-                            result[at] = narrow<Number>(bias ? value + bias[output + at] : value);
+                            result[at] = bias ? value + bias[output + at] : value;
                         }
                     }
                 }

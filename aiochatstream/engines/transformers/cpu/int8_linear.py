@@ -15,16 +15,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
 
 from aiochatstream.engines.transformers.cpu.compiler import compile_library
 from aiochatstream.engines.transformers.cpu.packed_linear import PackedWeights, is_plain, pack_linears
 
 SOURCE = Path(__file__).with_name("int8_linear.cpp")
-MACROS = {torch.float32: [], torch.bfloat16: ["-DBFLOAT16"]}
-"""Compiler options for each supported dtype."""
+DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+"""Dtypes of weights that are converted."""
 ARGUMENTS: list[Any] = [*[c_void_p] * 7, *[c_int64] * 4, c_float]
 PANEL = 16
 """Number of outputs whose weights are stored together."""
+CHUNK = 2**10
+"""Number of rows that are rounded together, a multiple of :data:`PANEL`."""
 MAX_WEIGHT, MAX_INPUT, MAX_SUM = 127, 2**15 - 1, 2**31 - 1
 """Largest integers: of weights, of inputs, and of a sum of their products."""
 CHECK_SIZES = 50, 7, 5
@@ -40,123 +44,135 @@ class Int8Rows:
     def __init__(self, rows: torch.Tensor) -> None:
         self.count, self.size = rows.shape
         self.scales = rows.abs().amax(dim=1).float().div_(MAX_WEIGHT)
-        integers = (rows.float() / self.scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
-        padded = nn.functional.pad(integers.to(torch.int8), (0, self.size % 2, 0, -self.count % PANEL))
-        self.packed = padded.view(-1, PANEL, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
-        """[panels, pairs of columns, rows of a panel, 2], int8"""
+        panels, pairs = -(-self.count // PANEL), -(-self.size // 2)
+        self.packed = torch.empty(panels, pairs, PANEL, 2, dtype=torch.int8)
+        """[panels, pairs of columns, rows of a panel, 2]"""
+        divisors = self.scales.clamp(min=torch.finfo(torch.float32).tiny)
+        for start in range(0, self.count, CHUNK):  # the part in float32 needs memory
+            part = (rows[start : start + CHUNK].float() / divisors[start : start + CHUNK, None]).round_()
+            padded = nn.functional.pad(part.to(torch.int8), (0, self.size % 2, 0, -len(part) % PANEL))
+            panel = start // PANEL
+            self.packed[panel : panel + len(padded) // PANEL] = padded.view(-1, PANEL, pairs, 2).transpose(1, 2)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Tensors that hold the numbers, by name."""
         return {"packed": self.packed, "scales": self.scales}
 
-    def take(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return rows, [*indices, columns]."""
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return rows, [*indices, columns], float32."""
         integers = self.packed[indices // PANEL, :, indices % PANEL].flatten(-2)[..., : self.size]
-        return (integers * self.scales[indices][..., None]).to(dtype)
+        return integers * self.scales[indices][..., None]
+
+    def take_all(self) -> torch.Tensor:
+        """Return all rows, [rows, columns], float32."""
+        return self.take(torch.arange(self.count))
 
 
 class Int8Weights(PackedWeights):
-    """The weights of linear layers in int8.
+    """The weights of linear layers in int8. Inputs and results are float32.
 
     :param rows: their weights, if they are in int8 already.
     """
 
     def __init__(self, linears: Sequence[nn.Linear], rows: Int8Rows | None = None) -> None:
         super().__init__(linears)
-        weights = [linear.weight.detach() for linear in linears]
-        self._dtype = weights[0].dtype
-        self._rows = Int8Rows(torch.cat(weights)) if rows is None else rows
-        self._bias_sum = None if self.bias is None else self.bias.float()
-        self._function = kernel(self._dtype)
+        self.bias = None if self.bias is None else self.bias.float()
+        self._rows = Int8Rows(torch.cat([linear.weight.detach() for linear in linears])) if rows is None else rows
+        self._function = kernel()
 
     @property
     def plain(self) -> tuple[torch.Tensor, ...]:
-        return torch.split_with_sizes(self._rows.take(torch.arange(self._rows.count), self._dtype), self.sizes)
+        return torch.split_with_sizes(self._rows.take_all(), self.sizes)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        return self._rows.tensors | ({} if self._bias_sum is None else {"bias_sum": self._bias_sum})
+        return self._rows.tensors | ({} if self.bias is None else {"biases": self.bias})
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
-        if inputs.dtype != self._dtype or inputs.shape[-1] != self.in_features:
+        if inputs.dtype != torch.float32 or inputs.shape[-1] != self.in_features:
             raise TypeError(
-                f"inputs: must be [*, {self.in_features}] in {self._dtype}, not {[*inputs.shape]} in {inputs.dtype}."
+                f"inputs: must be [*, {self.in_features}] in float32, not {[*inputs.shape]} in {inputs.dtype}."
             )
-        return multiply(self._function, inputs, self._rows, self._bias_sum)
+        return multiply(self._function, inputs, self._rows, self.bias)
 
 
 class Int8Embedding(nn.Module):
-    """An embedding in int8."""
+    """An embedding in int8. Its results are float32.
+
+    :param embedding: its module. One of a subclass, which for example scales the rows, computes with the rows that it
+        needs. It loses its weights.
+    """
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        self._dtype = embedding.weight.dtype
         self.rows = Int8Rows(embedding.weight.detach())
         for name, tensor in self.rows.tensors.items():
             self.register_buffer(name, tensor, persistent=False)
+        self._subclass = None if type(embedding) is nn.Embedding else embedding
+        embedding.weight = nn.Parameter(torch.empty(0, self.embedding_dim), requires_grad=False)
 
     @property
     def weight(self) -> torch.Tensor:
         """A copy of the plain weight."""
-        return self.rows.take(torch.arange(self.num_embeddings), self._dtype)
+        return self.rows.take_all()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.rows.take(ids, self._dtype)
+        rows = self.rows.take(ids.flatten())
+        if self._subclass is None:
+            return rows.view(*ids.shape, self.embedding_dim)
+        results: torch.Tensor = functional_call(
+            self._subclass, {"weight": rows}, (torch.arange(len(rows)).view_as(ids),)
+        )
+        return results
 
 
 @torch.no_grad()
 def quantize_linears(model: nn.Module) -> int:
-    """Replace the linear layers of ``model`` in place, and plain embeddings that share their weights; return the number
-    of linear layers.
+    """Convert the linear layers of ``model`` in place, and its input embedding; return the number of linear layers.
 
-    Quantised layers, and experts whose weights are no linear layers, remain. Raise ValueError if the model or the CPU
-    is not supported, OSError if there is no C++ compiler.
+    The rest of the model becomes float32. Quantised layers, and experts whose weights are no linear layers, are not
+    converted. Raise ValueError if the device or the CPU is not supported, or if most weights could not be converted;
+    OSError if there is no C++ compiler.
     """
-    check_support(model)
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise ValueError(f"quantize: int8 requires a model on a CPU, not on {device}.")
+    if not torch.cpu.get_capabilities().get("avx2"):
+        raise ValueError("quantize: int8 requires an x86 CPU with AVX2, which this one is not.")
+    language_model: Any = model if isinstance(model, PreTrainedModel) else None
+    embedding = language_model and language_model.get_input_embeddings()
+    layers = [module for module in model.modules() if is_plain(module) or module is embedding]
+    convertible = {id(layer.weight): layer.weight.numel() for layer in layers}
+    if 2 * sum(convertible.values()) < sum(parameter.numel() for parameter in model.parameters()):
+        raise ValueError(f"quantize: most weights of {type(model).__name__} are not in linear layers.")
     shared: dict[int, Int8Rows] = {}
-    linear_weights = {id(module.weight) for module in model.modules() if is_plain(module)}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Embedding and id(child.weight) in linear_weights:
-                embedding = Int8Embedding(child)
-                shared[id(child.weight)] = embedding.rows
-                setattr(parent, name, embedding)
+    if isinstance(embedding, nn.Embedding):
+        weight = embedding.weight  # until its layers are converted
+        language_model.set_input_embeddings(converted := Int8Embedding(embedding))
+        shared[id(weight)] = converted.rows
 
     def pack(linears: Sequence[nn.Linear]) -> Int8Weights:
         return Int8Weights(linears, shared.get(id(linears[0].weight)))
 
-    return pack_linears(model, pack, set(MACROS))
-
-
-def check_support(model: nn.Module) -> None:
-    """Raise ValueError if weights of ``model`` are on another device, of another dtype, or the CPU has no AVX2."""
-    weight = next(model.parameters())
-    if weight.device.type != "cpu":
-        raise ValueError(f"quantize: int8 requires a model on a CPU, not on {weight.device}.")
-    if weight.dtype not in MACROS:
-        names = [str(dtype).removeprefix("torch.") for dtype in (*MACROS, weight.dtype)]
-        raise ValueError(f"quantize: int8 requires a model in {names[0]} or {names[1]}, not {names[2]}.")
-    if not torch.cpu.get_capabilities().get("avx2"):
-        raise ValueError("quantize: int8 requires an x86 CPU with AVX2, which this one is not.")
+    count = pack_linears(model, pack, DTYPES)
+    model.float()
+    return count
 
 
 @functools.cache
-def kernel(dtype: torch.dtype) -> Any:
-    """Return the compiled function for inputs of ``dtype``.
+def kernel() -> Any:
+    """Return the compiled function.
 
     Raise OSError if the compiler is missing or fails, RuntimeError if the function computes wrong results.
     """
-    function = compile_library(SOURCE, MACROS[dtype]).linear
+    function = compile_library(SOURCE).linear
     function.argtypes, function.restype = ARGUMENTS, None
     size, outputs, tokens = CHECK_SIZES
-    inputs, weight = (
-        torch.arange(count * size, dtype=torch.float32).view(count, size).sin() for count in (tokens, outputs)
-    )
-    rows, inputs = Int8Rows(weight), inputs.to(dtype)
-    expected = inputs.float() @ rows.take(torch.arange(outputs), torch.float32).T
-    if not torch.allclose(multiply(function, inputs, rows, None).float(), expected, rtol=2**-7, atol=1e-2):
+    inputs = torch.arange(tokens * size).view(tokens, size).sin()
+    rows = Int8Rows(torch.arange(outputs * size).view(outputs, size).cos())
+    if not torch.allclose(multiply(function, inputs, rows, None), inputs @ rows.take_all().T, atol=1e-2):
         raise RuntimeError("quantize: the kernel for int8 computes wrong results on this CPU.")
     return function
 
