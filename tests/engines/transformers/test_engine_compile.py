@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from aiochatstream.engines.transformers import TransformersEngine
+from aiochatstream.engines.transformers.cpu.int8_linear import quantize_linears
 from aiochatstream.engines.transformers.cpu.native import decode_attention
 from aiochatstream.engines.transformers.packed_step import PackedStep
 from tests.engines.transformers.engine_harness import answer, concurrent_answers, load_engine
@@ -22,8 +23,8 @@ LAYERS = 2
 """Number of layers of the models: the fewest for which one of Gemma 2 has a window and another has none."""
 
 
-def load_compiled(family: str) -> TransformersEngine:
-    return load_engine(tiny(family, LAYERS), slots=3, context_len=1024, compile=True)
+def load_compiled(family: str, **options: Any) -> TransformersEngine:
+    return load_engine(tiny(family, LAYERS), slots=3, context_len=1024, compile=True, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +61,17 @@ def test_concurrent_and_repeated_answers_of_compiled_models_are_those_of_generat
 @pytest.mark.parametrize("family", ["LFM2", "Mamba 2"])
 def test_modules_with_states_are_not_compiled_but_their_models_are(family: str) -> None:
     plain, engine = tiny(family, LAYERS), load_compiled(family)
+    prompts = [some_ids(length, seed) for seed, length in enumerate([1, 70, 300])]
+    answers = concurrent_answers(engine, prompts, max_new_tokens=12, ignore_eos=True)
+    for ids, actual in zip(prompts, answers, strict=True):
+        assert_same(plain, ids, actual, reference(plain, ids, 12))
+    engine.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_answers_of_a_compiled_model_in_int8_are_those_of_generate_with_the_same_weights() -> None:
+    plain, engine = tiny("Llama", LAYERS), load_compiled("Llama", quantize="int8")
+    quantize_linears(plain)
     prompts = [some_ids(length, seed) for seed, length in enumerate([1, 70, 300])]
     answers = concurrent_answers(engine, prompts, max_new_tokens=12, ignore_eos=True)
     for ids, actual in zip(prompts, answers, strict=True):
