@@ -140,7 +140,7 @@ def main() -> int:
         return 2
     try:
         results = compare(source, tuple(options.precisions), options.tokens, options.max_tokens)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         progress(f"quality.py: {error}")
         return FAILED
     print(table(["precision", "KL mean", "KL p99", "same top", "nll"], rows(results)))

@@ -124,7 +124,7 @@ def check_speed(model: LoadedModel) -> CheckResult:
         return model.result("device", "broken", "cannot_decode", reason=str(error))
     speed = float(f"{(len(times) - 1) / (times[-1] - times[0]):.3g}")
     values = {"speed": speed, "device": description["device"], "dtype": description["dtype"]}
-    if not engine.linear_shapes:
+    if not engine.linear_shapes or engine.quantization:
         return model.result("device", "ok", "speed", **values)
     from aiochatstream.engines.transformers.cpu import dtype_trial  # loaded together with the model
 

@@ -101,12 +101,11 @@ class BatchCheck:
 
     def use_updates(self, forward: PackedForward) -> None:
         """Update the states of decoding rows by compiled functions, unless they are missing or change answers."""
-        for mixer in self.mixers:
-            mixer.use_updates()
-        if not any(mixer.updates_in_slots for mixer in self.mixers):
-            return
         try:
-            self.verify(forward)
+            for mixer in self.mixers:
+                mixer.use_updates()
+            if any(mixer.updates_in_slots for mixer in self.mixers):
+                self.verify(forward)
         except Exception as error:  # noqa: BLE001 - no compiler, or a module that reads the states itself
             for mixer in self.mixers:
                 mixer.use_reference()

@@ -177,7 +177,7 @@ class TransformersEngine(Engine):
         if self._device is not None:
             model = move(model, torch.device(self._device))
         self._model = model.eval()
-        self.quantization = quantization_method(model.config.to_dict())
+        self.quantization = "int8" if has_int8(model) else quantization_method(model.config.to_dict())
         self.linear_shapes = linear_shapes(model) if model.device.type == "cpu" else ()
         measured = self._quantize is None and bool(self.linear_shapes)
         self.has_slow_dtype = measured and is_slow(self.linear_shapes, model.dtype)
@@ -394,16 +394,16 @@ class TransformersEngine(Engine):
 
     def _quantize_model(self) -> None:
         """Convert linear layers to int8. Raise ValueError if that is impossible, RuntimeError if the compiler fails."""
-        if self.quantization is not None:
-            raise ValueError(f"quantize: must be absent for a checkpoint that is quantised ({self.quantization}).")
-        self.quantization = self._quantize
         if has_int8(self._model):  # an earlier load has converted it
             return
+        if self.quantization is not None:
+            raise ValueError(f"quantize: must be absent for a checkpoint that is quantised ({self.quantization}).")
         start = time.perf_counter()
         try:
             count = quantize_linears(self._model)
         except OSError as error:
-            raise RuntimeError(f"quantize: int8 requires g++ ({error}).") from error
+            raise RuntimeError(f"quantize: int8 requires code that g++ cannot compile here ({error}).") from error
+        self.quantization = self._quantize
         logger.info("Converted %d linear layers to int8 in %.1f s", count, time.perf_counter() - start)
 
     def _warm_up(self, prompt_tokens: int) -> None:

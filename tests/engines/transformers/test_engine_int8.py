@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import OlmoConfig, OlmoForCausalLM
 
 from aiochatstream.engines.transformers import TransformersEngine, engine
 from aiochatstream.engines.transformers.cpu import int8_linear
-from aiochatstream.engines.transformers.cpu.int8_linear import quantize_linears
+from aiochatstream.engines.transformers.cpu.int8_linear import Int8Rows, quantize_linears
 from tests.engines.transformers.engine_harness import answer, concurrent_answers, load_engine
 from tests.engines.transformers.tiny_models import BYTES, assert_same, question, reference, some_ids, tiny
 
@@ -55,6 +56,30 @@ def test_weights_are_about_a_quarter_of_those_in_float32() -> None:
     assert sizes[1] < 0.4 * sizes[0], "norms are a considerable part of a tiny model"
 
 
+@pytest.mark.parametrize("family", ["Mamba 2", "Gemma 3"])
+def test_no_step_computes_a_plain_weight(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, computed = load_engine(tiny(family), quantize="int8"), list[Int8Rows]()
+    take_all = Int8Rows.take_all
+
+    def count_and_take(rows: Int8Rows) -> torch.Tensor:
+        computed.append(rows)
+        return take_all(rows)
+
+    monkeypatch.setattr(Int8Rows, "take_all", count_and_take)
+    assert len(answer(loaded, some_ids(20), max_new_tokens=4, ignore_eos=True)) == 4
+    assert not computed, "a model reads the dtype of a weight, for example"
+    loaded.close()
+
+
+def test_a_model_without_other_parameters_is_converted() -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = OlmoConfig(**sizes, num_attention_heads=2, eos_token_id=None, pad_token_id=0)
+    loaded = load_engine(OlmoForCausalLM(config).eval(), quantize="int8", context_len=128)
+    assert loaded.describe()["dtype"] == "float32, int8"
+    assert len(answer(loaded, some_ids(20), max_new_tokens=4, ignore_eos=True)) == 4
+    loaded.close()
+
+
 def test_a_closed_engine_can_be_loaded_again() -> None:
     loaded = load_engine(tiny(), quantize="int8")
     ids = some_ids(30)
@@ -80,8 +105,16 @@ def test_a_quantised_checkpoint_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_missing_compiler_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/c++")
     monkeypatch.setattr(int8_linear, "kernel", int8_linear.kernel.__wrapped__)  # without functions of other tests
-    with pytest.raises(RuntimeError, match=r"^quantize: int8 requires g\+\+ \(.*/nowhere/c\+\+.*\)\.$"):
-        load_engine(tiny(), quantize="int8")
+    model, ids = tiny(), some_ids(20)
+    plain = copy.deepcopy(model)
+    message = r"^quantize: int8 requires code that g\+\+ cannot compile here \(.*/nowhere/c\+\+.*\)\.$"
+    with pytest.raises(RuntimeError, match=message):
+        load_engine(model, quantize="int8")
+    monkeypatch.undo()
+    unchanged = load_engine(model)
+    assert unchanged.describe()["dtype"] == "float32"
+    assert_same(plain, ids, answer(unchanged, ids, max_new_tokens=8, ignore_eos=True), reference(plain, ids, 8))
+    unchanged.close()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

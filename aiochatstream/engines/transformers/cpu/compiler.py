@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,37 +25,51 @@ FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fass
 def compile_library(source: Path, macros: Sequence[str] = ()) -> CDLL:
     """Return the library of ``source``, compiled once, into the user's cache folder. Its OpenMP threads are torch's.
 
+    If other users can write to the cache folder, or it cannot be used, the code is compiled for this process only.
+
     Raise OSError if the compiler is missing or fails.
 
     :param macros: options of the compiler, for example ``-DSIZE=64``.
     """
-    command = [os.environ.get("CXX") or "g++", *FLAGS, *macros]
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    options = [*FLAGS, *macros]
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
-    key = json.dumps([command, texts, describe_processor()])
-    file = user_cache_path("aiochatstream") / "code" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.so"
+    key = json.dumps([compiler, options, texts, describe_processor()])
+    folder = user_cache_path("aiochatstream") / "code"
+    file = folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.so"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.is_absolute() and all(map(_is_private, (folder, folder.parent))):
+            return _cached_library(compiler, options, source, file)
+    with tempfile.TemporaryDirectory() as scratch:
+        return CDLL(str(_compile(compiler, options, source, Path(scratch))))
+
+
+def _is_private(path: Path) -> bool:
+    """Return True if no other user can change ``path``."""
+    if sys.platform == "win32":  # the user's own folder is private
+        return True
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _cached_library(compiler: Sequence[str], options: Sequence[str], source: Path, file: Path) -> CDLL:
     with suppress(OSError):  # not compiled yet, or damaged
         return CDLL(str(file))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=file.parent)
-    except OSError:  # there is no cache folder
-        scratch = tempfile.TemporaryDirectory()
-        file = Path(scratch.name) / "library.so"
-    with scratch:
-        compiled = _compile(command, source, Path(scratch.name))
-        compiled.replace(file)
-        return CDLL(str(file))
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        _compile(compiler, options, source, Path(scratch)).replace(file)
+    return CDLL(str(file))
 
 
-def _compile(command: Sequence[str], source: Path, folder: Path) -> Path:
+def _compile(compiler: Sequence[str], options: Sequence[str], source: Path, folder: Path) -> Path:
     object_file, library = folder / "code.o", folder / "code.so"
     # linked separately, so that torch's OpenMP library is not loaded twice
     for step in (
-        [*command, "-fopenmp", "-fPIC", "-c", str(source), "-o", str(object_file)],
-        [command[0], "-shared", str(object_file), "-o", str(library)],
+        [*compiler, *options, "-fopenmp", "-fPIC", "-c", str(source), "-o", str(object_file)],
+        [*compiler, "-shared", str(object_file), "-o", str(library)],
     ):
         result = subprocess.run(step, capture_output=True, text=True)  # noqa: S603
         if result.returncode:
-            lines = result.stderr.strip().splitlines() or [f"{command[0]} failed"]
+            lines = result.stderr.strip().splitlines() or [f"{shlex.join(compiler)} failed"]
             raise OSError(next((line for line in lines if " error: " in line), lines[0]))
     return library

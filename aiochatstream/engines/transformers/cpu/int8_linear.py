@@ -19,6 +19,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from aiochatstream.engines.transformers.cpu.compiler import compile_library
+from aiochatstream.engines.transformers.cpu.lazy_weight import LazyWeight
 from aiochatstream.engines.transformers.cpu.packed_linear import PackedWeights, is_plain, pack_linears
 
 SOURCE = Path(__file__).with_name("int8_linear.cpp")
@@ -43,11 +44,13 @@ class Int8Rows:
 
     def __init__(self, rows: torch.Tensor) -> None:
         self.count, self.size = rows.shape
-        self.scales = rows.abs().amax(dim=1).float().div_(MAX_WEIGHT)
+        scales = rows.abs().amax(dim=1).float().div_(MAX_WEIGHT)
+        # a parameter, because a model's device and dtype are those of its parameters
+        self.scales = nn.Parameter(scales, requires_grad=False)
         panels, pairs = -(-self.count // PANEL), -(-self.size // 2)
         self.packed = torch.empty(panels, pairs, PANEL, 2, dtype=torch.int8)
         """[panels, pairs of columns, rows of a panel, 2]"""
-        divisors = self.scales.clamp(min=torch.finfo(torch.float32).tiny)
+        divisors = scales.clamp(min=torch.finfo(torch.float32).tiny)
         for start in range(0, self.count, CHUNK):  # the part in float32 needs memory
             part = (rows[start : start + CHUNK].float() / divisors[start : start + CHUNK, None]).round_()
             padded = nn.functional.pad(part.to(torch.int8), (0, self.size % 2, 0, -len(part) % PANEL))
@@ -78,6 +81,7 @@ class Int8Weights(PackedWeights):
     def __init__(self, linears: Sequence[nn.Linear], rows: Int8Rows | None = None) -> None:
         super().__init__(linears)
         self.bias = None if self.bias is None else self.bias.float()
+        self.dtype = torch.float32
         self._rows = Int8Rows(torch.cat([linear.weight.detach() for linear in linears])) if rows is None else rows
         self._function = kernel()
 
@@ -108,15 +112,22 @@ class Int8Embedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
         self.rows = Int8Rows(embedding.weight.detach())
-        for name, tensor in self.rows.tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("packed", self.rows.packed, persistent=False)
+        self.scales = self.rows.scales
         self._subclass = None if type(embedding) is nn.Embedding else embedding
         embedding.weight = nn.Parameter(torch.empty(0, self.embedding_dim), requires_grad=False)
 
     @property
     def weight(self) -> torch.Tensor:
-        """A copy of the plain weight."""
-        return self.rows.take_all()
+        """The plain weight, computed when it is read."""
+        if torch.compiler.is_compiling():  # unused results are not computed
+            return self.rows.take_all()
+        return LazyWeight(
+            (self.num_embeddings, self.embedding_dim),
+            torch.float32,
+            self.rows.take_all,
+            lambda index: self.rows.take(torch.tensor(index)),
+        )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = self.rows.take(ids.flatten())
@@ -143,15 +154,18 @@ def quantize_linears(model: nn.Module) -> int:
         raise ValueError("quantize: int8 requires an x86 CPU with AVX2, which this one is not.")
     language_model: Any = model if isinstance(model, PreTrainedModel) else None
     embedding = language_model and language_model.get_input_embeddings()
-    layers = [module for module in model.modules() if is_plain(module) or module is embedding]
-    convertible = {id(layer.weight): layer.weight.numel() for layer in layers}
-    if 2 * sum(convertible.values()) < sum(parameter.numel() for parameter in model.parameters()):
+    if 2 * _count_convertible(model, embedding) < sum(parameter.numel() for parameter in model.parameters()):
         raise ValueError(f"quantize: most weights of {type(model).__name__} are not in linear layers.")
+    kernel()  # may raise an error; nothing is converted yet
     shared: dict[int, Int8Rows] = {}
     if isinstance(embedding, nn.Embedding):
         weight = embedding.weight  # until its layers are converted
-        language_model.set_input_embeddings(converted := Int8Embedding(embedding))
+        converted = Int8Embedding(embedding)
         shared[id(weight)] = converted.rows
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if child is embedding and parent is not converted:
+                    setattr(parent, name, converted)
 
     def pack(linears: Sequence[nn.Linear]) -> Int8Weights:
         return Int8Weights(linears, shared.get(id(linears[0].weight)))
@@ -159,6 +173,13 @@ def quantize_linears(model: nn.Module) -> int:
     count = pack_linears(model, pack, DTYPES)
     model.float()
     return count
+
+
+def _count_convertible(model: nn.Module, embedding: nn.Module | None) -> int:
+    """Return the number of weights of linear layers and of the embedding; shared ones count once."""
+    layers = (module for module in model.modules() if is_plain(module) or module is embedding)
+    weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear | nn.Embedding)]
+    return sum({id(weight): weight.numel() for weight in weights if weight.dtype in DTYPES}.values())
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from aiochatstream.engines.transformers.cpu.lazy_weight import LazyWeight
 from aiochatstream.engines.transformers.custom_ops import register
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -24,13 +25,19 @@ class PackedLinear(nn.Module):
         super().__init__()
         self._weights, self._index = weights, index
         self.in_features, self.out_features = weights.in_features, weights.sizes[index]
+        self._dtype = weights.dtype
         for name, tensor in weights.tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor, persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:
-        """A copy of the plain weight, for modules around the layer that read it (for example LoRA, its dtype)."""
-        return self._weights.plain[self._index]
+        """The plain weight, computed when it is read, for models that read it (for example its dtype)."""
+        if torch.compiler.is_compiling():  # unused results are not computed
+            return self._weights.plain[self._index]
+        return LazyWeight((self.out_features, self.in_features), self._dtype, lambda: self._weights.plain[self._index])
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -44,7 +51,7 @@ class PackedWeights(ABC):
     """The weights of linear layers with the same input. The first call computes the results of all of them."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        self.in_features = linears[0].in_features
+        self.in_features, self.dtype = linears[0].in_features, linears[0].weight.dtype
         self.sizes = [linear.out_features for linear in linears]
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         self.bias = torch.cat(biases) if biases else None
@@ -64,7 +71,7 @@ class PackedWeights(ABC):
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Tensors that become buffers of the layers, by name."""
+        """Parameters and buffers of the layers, by name."""
         return {}
 
     @property
@@ -139,7 +146,8 @@ def pack_linears(
     :param dtypes: dtypes of the layers to replace.
     """
     count = 0
-    for parent in list(model.modules()):
+    parents = [module for module in model.modules() if next(module.children(), None) is not None]
+    for parent in parents:  # a list of all modules would keep the plain weights
         plain = {
             name: child
             for name, child in parent.named_children()

@@ -47,6 +47,8 @@ def update_convolution(
         raise TypeError(f"dtypes: inputs {hidden_states.dtype}, weights {weight.dtype}, state {states.dtype}")
     if activation not in (None, "silu", "swish"):
         raise ValueError(f"activation: must be silu or None, not {activation!r}.")
+    if states.shape[2] < weight.shape[1] - 1:
+        raise ValueError(f"conv_state: must have {weight.shape[1] - 1} inputs, not {states.shape[2]}.")
     inputs, weight = _flat_rows(hidden_states, states.dtype), weight.contiguous()
     rows, channels = inputs.shape
     result = inputs.new_empty(rows, channels, 1)
@@ -76,6 +78,8 @@ def update_delta_rule(
     """
     rows, _, heads, value_size = value.shape
     key_heads, key_size = key.shape[2:]
+    if heads % key_heads:
+        raise ValueError(f"value: must have a multiple of {key_heads} heads, not {heads}.")
     queries, keys, values = (_flat_rows(part) for part in (query, key, value))
     gates, betas = (part.float().contiguous() for part in (g, beta))
     result = values.new_empty(rows, 1, heads, value_size)

@@ -26,7 +26,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def cached(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache").rglob("*"))[1:]
+    return sorted((tmp_path / "cache" / "code").glob("*"))
 
 
 @pytest.mark.slow
@@ -57,6 +57,31 @@ def test_a_damaged_file_is_compiled_again(source: Path, tmp_path: Path) -> None:
 def test_without_a_cache_folder_code_is_compiled_all_the_same(source: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("not a folder")
     assert compile_library(source).add(5) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", ["cache", "cache/code"])
+def test_a_folder_that_others_can_write_to_is_not_used(source: Path, tmp_path: Path, shared: str) -> None:
+    compile_library(source)
+    (file,) = cached(tmp_path)
+    file.unlink()
+    (tmp_path / shared).chmod(0o777)
+    assert compile_library(source).add(5) == 6
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_relative_folder_is_not_used(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compiler, "user_cache_path", lambda name: Path("~/.cache"))
+    assert compile_library(source).add(5) == 6
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.slow
+def test_a_compiler_with_options_is_called_with_them(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++ -DOFFSET=4")
+    assert compile_library(source).add(5) == 9
 
 
 @pytest.mark.slow

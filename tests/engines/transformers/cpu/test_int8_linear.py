@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import weakref
 from typing import Any
 
 import pytest
@@ -128,6 +129,21 @@ def test_a_model_is_converted_with_its_embedding(embedding_class: type[nn.Embedd
     assert torch.equal(head.weight, embedding.weight) == shares
     assert torch.allclose(key_layer.k_proj.weight, key, atol=0.01)
     assert weight_bytes(model) < before * 0.33, "weights are there twice, or in float32"
+
+
+def test_plain_weights_are_freed_during_the_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleList([nn.Sequential(nn.Linear(8, 8)) for _ in range(4)])
+    weights = [weakref.ref(weight) for name, weight in model.named_parameters() if name.endswith("weight")]
+    alive = []
+    create = Int8Rows.__init__
+
+    def count_and_create(rows: Int8Rows, numbers: torch.Tensor) -> None:
+        alive.append(sum(weight() is not None for weight in weights))
+        create(rows, numbers)
+
+    monkeypatch.setattr(Int8Rows, "__init__", count_and_create)
+    quantize_linears(model)
+    assert alive == [4, 3, 2, 1]
 
 
 def test_the_rest_of_a_model_becomes_float32() -> None:
