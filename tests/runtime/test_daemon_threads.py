@@ -35,8 +35,9 @@ def test_jobs_beyond_the_number_of_threads_wait() -> None:
     assert thread_count() == 2
     may_end.set()
     assert [future.result(PATIENCE) for future in futures] == [0, 1, 2, 3]
+    assert any_daemon_thread()
     executor.shutdown()
-    assert not any_daemon_thread()
+    assert thread_count() == 0
     with pytest.raises(RuntimeError, match="shut down"):
         executor.submit(job, 0)
 
