@@ -94,7 +94,7 @@ EN = CheckTexts(
     cannot_decode="the model cannot decode: {reason}",
     speed="{device}, {dtype}: {speed} tokens/s for one answer",
     speed_cpu="{device}, {dtype}: {speed} tokens/s for one answer "
-    "(linear layers of a typical answer: {float32_seconds} s in float32, {bfloat16_seconds} s in bfloat16)",
+    "(a typical answer: {float32_seconds} s in float32, {bfloat16_seconds} s in bfloat16)",
     slow_dtype="{device}, {dtype}: {speed} tokens/s for one answer; on this CPU, --dtype float32 is faster",
     batched="answers are decoded together; serve runs {slots} at a time",
     not_batched="answers are decoded one at a time, and serve runs {slots}: {reason}",
@@ -154,7 +154,7 @@ JA = CheckTexts(
     cannot_decode="デコードできません: {reason}",
     speed="{device}、{dtype}: 1 件の応答で {speed} トークン/秒",
     speed_cpu="{device}、{dtype}: 1 件の応答で {speed} トークン/秒"
-    "（標準的な応答の線形層の計算: float32 {float32_seconds} 秒、bfloat16 {bfloat16_seconds} 秒）",
+    "（標準的な応答: float32 {float32_seconds} 秒、bfloat16 {bfloat16_seconds} 秒）",
     slow_dtype="{device}、{dtype}: 1 件の応答で {speed} トークン/秒。この CPU では --dtype float32 の方が高速です",
     batched="応答をまとめて生成します。serve では同時に {slots} 件です",
     not_batched="応答を 1 件ずつ生成します。serve では同時に {slots} 件です: {reason}",

@@ -142,7 +142,7 @@ SCREENS: dict[Callable[[Path], str], str] = {
     save_qwen: """\
 tiny-qwen3
   ok  weights            333 kB
-  ok  device             cpu, float32: S tokens/s for one answer (linear layers of a typical answer: T s in float32, T s in bfloat16)
+  ok  device             cpu, float32: S tokens/s for one answer (a typical answer: T s in float32, T s in bfloat16)
   ok  batching           answers are decoded together; serve runs 8 at a time
   ok  context            512 tokens, 512 bytes each; room for N answers of this length
   ok  chat template      system prompt, tools, thinking: auto, off, high
@@ -158,7 +158,7 @@ Nothing is broken.
     save_harmony: """\
 tiny-harmony
   ok  weights            335 kB
-  ok  device             cpu, float32: S tokens/s for one answer (linear layers of a typical answer: T s in float32, T s in bfloat16)
+  ok  device             cpu, float32: S tokens/s for one answer (a typical answer: T s in float32, T s in bfloat16)
   ok  batching           answers are decoded together; serve runs 8 at a time
   ok  context            512 tokens, 512 bytes each; room for N answers of this length
   ok  chat template      system prompt, tools, thinking: auto, low, medium, high
@@ -174,7 +174,7 @@ Nothing is broken.
     save_python: """\
 tiny-python
   ok    weights            333 kB
-  ok    device             cpu, float32: S tokens/s for one answer (linear layers of a typical answer: T s in float32, T s in bfloat16)
+  ok    device             cpu, float32: S tokens/s for one answer (a typical answer: T s in float32, T s in bfloat16)
   ok    batching           answers are decoded together; serve runs 8 at a time
   ok    context            512 tokens, 512 bytes each; room for N answers of this length
   ok    chat template      system prompt, no tools, no thinking switch
@@ -190,7 +190,7 @@ Nothing is broken.
     save_base: """\
 tiny-base
   ok    weights        333 kB
-  ok    device         cpu, float32: S tokens/s for one answer (linear layers of a typical answer: T s in float32, T s in bfloat16)
+  ok    device         cpu, float32: S tokens/s for one answer (a typical answer: T s in float32, T s in bfloat16)
   ok    batching       answers are decoded together; serve runs 8 at a time
   ok    context        512 tokens, 512 bytes each; room for N answers of this length
   note  chat template  none: only /v1/completions is available; choose a format with REMEDY
@@ -204,7 +204,7 @@ Nothing is broken.
 SMALL_MODEL = """\
 {name}
   正常  重み                  量子化を解除: ディスク上 X MB、メモリー上 Y MB
-  正常  デバイス              cpu、float32: 1 件の応答で S トークン/秒（標準的な応答の線形層の計算: float32 T 秒、bfloat16 T 秒）
+  正常  デバイス              cpu、float32: 1 件の応答で S トークン/秒（標準的な応答: float32 T 秒、bfloat16 T 秒）
   正常  バッチ処理            応答をまとめて生成します。serve では同時に 8 件です
   正常  コンテキスト          512 トークン、1 トークンあたり 46.1 kB。この長さの応答 N 件分のメモリーがあります
   正常  チャットテンプレート  システムプロンプトあり、ツールなし、思考の切り替えなし

@@ -38,19 +38,22 @@ def compile_library(source: Path, macros: Sequence[str] = ()) -> CDLL:
     folder = user_cache_path("aiochatstream") / "code"
     file = folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.so"
     with suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.is_absolute() and all(map(_is_private, (folder, folder.parent))):
+        if _is_private(folder):
             return _cached_library(compiler, options, source, file)
     with tempfile.TemporaryDirectory() as scratch:
         return CDLL(str(_compile(compiler, options, source, Path(scratch))))
 
 
-def _is_private(path: Path) -> bool:
-    """Return True if no other user can change ``path``."""
+def _is_private(folder: Path) -> bool:
+    """Create ``folder`` if it is missing; return True if no other user can change or replace it."""
+    if not folder.is_absolute():  # there is no home folder
+        return False
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if sys.platform == "win32":  # the user's own folder is private
         return True
-    status = path.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+    status, parent = folder.stat(), folder.parent.stat()
+    # members of the user's group may write to the parent: a folder that they put there would be theirs
+    return status.st_uid == parent.st_uid == os.getuid() and not status.st_mode & 0o022 and not parent.st_mode & 0o002
 
 
 def _cached_library(compiler: Sequence[str], options: Sequence[str], source: Path, file: Path) -> CDLL:

@@ -17,6 +17,9 @@ class LazyWeight(torch.Tensor):
     :param take: returns the row with an index.
     """
 
+    compute: Callable[[], torch.Tensor]
+    take_row: Callable[[int], torch.Tensor] | None
+
     @staticmethod
     def __new__(
         cls,
@@ -27,16 +30,8 @@ class LazyWeight(torch.Tensor):
     ) -> LazyWeight:
         make: Any = torch.Tensor._make_wrapper_subclass
         weight: LazyWeight = make(cls, size, dtype=dtype)
+        weight.compute, weight.take_row = compute, take
         return weight
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        dtype: torch.dtype,
-        compute: Callable[[], torch.Tensor],
-        take: Callable[[int], torch.Tensor] | None = None,
-    ) -> None:
-        self.compute, self.take_row = compute, take
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
